@@ -1,0 +1,1 @@
+"""The `tokenspool` command, and the composition root: the one place that knows API, worker, Redis and LLM together."""
