@@ -25,7 +25,7 @@ check: ## Format, lint and type checks, and the deployment files
 
 chaos: ## The longer tier: real processes killed and stopped under load
 	@scripts/set-up dev model
-	@scripts/test -m chaos $(ARGS)
+	@scripts/test -n 0 -m chaos $(ARGS)
 
 bench: ## Measure the figures of the README on this machine
 	@scripts/set-up dev model
