@@ -1,0 +1,1 @@
+"""What a job is: pure modules that the API, the workers and the command line share."""

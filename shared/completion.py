@@ -1,0 +1,155 @@
+"""A completion: the answer that one attempt's Messages events add up to.
+
+Pure. The worker feeds it each event that the upstream sent; only a stream that ended with ``message_stop`` and a stop
+reason is a whole answer (the official SDK reports a broken-off one as a success, measured on 0.75 and 2.12).
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from shared.job import Usage
+
+
+class GarbledStream(Exception):
+    """The upstream sent what no Messages stream contains: a retryable failure."""
+
+
+class _Delta(msgspec.Struct):
+    type: str
+    text: str | None = None
+
+
+class _ContentBlockDelta(msgspec.Struct):
+    index: int
+    delta: _Delta
+
+
+_content_block_delta: Final = msgspec.json.Decoder(_ContentBlockDelta)
+_any_object: Final = msgspec.json.Decoder(dict[str, Any])
+
+_JOINED: Final = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
+"""Delta type → the member of the block that grows by it."""
+
+
+class Completion:
+    """Grows event by event; ``result`` is what the job will show."""
+
+    def __init__(self) -> None:
+        self.has_content = False
+        self.is_stopped = False
+        self._message: dict[str, Any] | None = None
+        self._blocks: dict[int, _Block] = {}
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the model stopped, once it said so."""
+        return self._message.get("stop_reason") if self._message else None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this may be called a success: ``message_stop`` was seen, and a stop reason before it."""
+        return self.is_stopped and self.stop_reason is not None
+
+    def add(self, name: str, data: bytes) -> tuple[int, str] | None:
+        """Take one event in. Returns (block index, text) if it is a text delta.
+
+        Raises GarbledStream if the event does not fit.
+        """
+        try:
+            if name == "content_block_delta":
+                return self._add_delta(data)
+            self._add_other(name, data)
+        except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+            raise GarbledStream(f"a {name if name.isidentifier() else 'nameless'} event does not fit") from error
+        return None
+
+    def _add_delta(self, data: bytes) -> tuple[int, str] | None:
+        event = _content_block_delta.decode(data)
+        block = self._blocks[event.index]
+        self.has_content = True
+        if event.delta.type == "text_delta":
+            if event.delta.text is None:
+                raise KeyError("text")
+            block.text.append(event.delta.text)
+            return event.index, event.delta.text
+        block.add(_any_object.decode(data)["delta"])
+        return None
+
+    def _add_other(self, name: str, data: bytes) -> None:
+        event = _any_object.decode(data)
+        if name == "message_start":
+            message = dict(event["message"])
+            message["usage"] = dict(message.get("usage") or {})
+            self._message, self._blocks = message, {}
+        elif name == "content_block_start":
+            self._started()
+            self._blocks[int(event["index"])] = _Block(dict(event["content_block"]))
+        elif name == "content_block_stop":
+            self._blocks[int(event["index"])].close()
+        elif name == "message_delta":
+            message = self._started()
+            message.update(event["delta"])
+            message["usage"].update({k: v for k, v in (event.get("usage") or {}).items() if v is not None})
+        elif name == "message_stop":
+            self._started()
+            self.is_stopped = True
+
+    def _started(self) -> dict[str, Any]:
+        if self._message is None:
+            raise KeyError("message_start")
+        return self._message
+
+    @property
+    def usage(self) -> Usage:
+        """As the upstream reported it so far."""
+        reported = self._message["usage"] if self._message else {}
+        return Usage(**{name: int(reported.get(name) or 0) for name in Usage.__struct_fields__})
+
+    def message(self) -> dict[str, Any]:
+        """The Messages API's own object, whole."""
+        message = self._started()
+        return {**message, "content": [block.whole() for _, block in sorted(self._blocks.items())]}
+
+    def result(self) -> bytes:
+        """The job's ``result`` as JSON: ``{"text", "stop_reason", "message"}``."""
+        message = self.message()
+        text = "".join(block["text"] for block in message["content"] if block.get("type") == "text")
+        return msgspec.json.encode({"text": text, "stop_reason": message["stop_reason"], "message": message})
+
+
+class _Block:
+    """One content block. Unknown kinds survive as their start event gave them."""
+
+    def __init__(self, start: dict[str, Any]) -> None:
+        self.start = start
+        self.text: list[str] = []
+        self._joined: dict[str, list[str]] = {}
+        self._partial_json: list[str] = []
+        self._citations: list[Any] = []
+
+    def add(self, delta: dict[str, Any]) -> None:
+        kind = delta["type"]
+        if member := _JOINED.get(kind):
+            self._joined.setdefault(member, []).append(str(delta[member]))
+        elif kind == "input_json_delta":
+            self._partial_json.append(str(delta["partial_json"]))
+        elif kind == "citations_delta":
+            self._citations.append(delta["citation"])
+
+    def close(self) -> None:
+        """The block's end. Raises DecodeError if a tool's input is not JSON."""
+        joined = "".join(self._partial_json)
+        if joined.strip():
+            self.start["input"] = msgspec.json.decode(joined)
+        self._partial_json = []
+
+    def whole(self) -> dict[str, Any]:
+        block = dict(self.start)
+        if self.text:
+            block["text"] = str(block.get("text") or "") + "".join(self.text)
+        for member, parts in self._joined.items():
+            block[member] = str(block.get(member) or "") + "".join(parts)
+        if self._citations:
+            block["citations"] = [*(block.get("citations") or []), *self._citations]
+        return block

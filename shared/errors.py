@@ -1,0 +1,173 @@
+"""The one error tree.
+
+TokenspoolError
+├── SettingsError                    a setting is wrong; the message is the sentence to print
+├── IllegalTransition                the life cycle has no such step (a bug of ours, never a user's)
+└── Problem                          what an API caller is told; rendered as RFC 9457 by api/errors.py
+    ├── InvalidRequest      400      body, query or header; names the fields, never their content
+    ├── InvalidCursor       400
+    ├── Unauthenticated     401
+    ├── Forbidden           403
+    ├── NotFound            404      absent and foreign ids alike
+    ├── MethodNotAllowed    405
+    ├── NotAcceptable       406
+    ├── NotEnded            409      only an ended job can be erased or retried
+    ├── TooLarge            413
+    ├── UnsupportedMediaType 415
+    ├── IdempotencyKeyReused 422
+    ├── QueueFull           503 ┐
+    ├── StorageFull         503 │    with Retry-After
+    ├── StorageUnavailable  503 ┘
+    └── InternalError       500
+
+How a job failed is not an exception but a value: ``JobError``, stored in the record.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+
+class TokenspoolError(Exception):
+    """Base of every error that we raise on purpose."""
+
+
+class SettingsError(TokenspoolError):
+    """One sentence: the variable, what was expected, what it was."""
+
+
+class IllegalTransition(TokenspoolError):
+    """A state change that the table of the life cycle does not have."""
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """One field that is not valid. ``pointer`` is a JSON pointer as a URI fragment (RFC 6901), or a header's name."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(TokenspoolError):
+    """An answer to an API caller. ``detail`` never holds content of the request."""
+
+    status = 500
+    code = "internal_error"
+    title = "Something went wrong on our side"
+    retry_after_s: int | None = None
+
+    def __init__(self, detail: str = "", *, errors: Sequence[FieldError] = (), retry_after_s: int | None = None) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or f"{self.title}."
+        self.errors = tuple(errors)
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(Problem):
+    """The body, the query or a header is not valid."""
+
+    status, code, title = 400, "invalid_request", "The request is not valid"
+
+
+class InvalidCursor(Problem):
+    """A cursor or ``Last-Event-ID`` that we never gave out."""
+
+    status, code, title = 400, "invalid_cursor", "The cursor is not valid"
+
+
+class Unauthenticated(Problem):
+    """No valid API key."""
+
+    status, code, title = 401, "unauthenticated", "A valid API key is needed"
+
+
+class Forbidden(Problem):
+    """The key lacks the scope."""
+
+    status, code, title = 403, "forbidden", "This key may not do that"
+
+
+class NotFound(Problem):
+    """Absent, or somebody else's: the caller cannot tell which."""
+
+    status, code, title = 404, "not_found", "There is no such thing here"
+
+
+class MethodNotAllowed(Problem):
+    """The path exists, the method does not."""
+
+    status, code, title = 405, "method_not_allowed", "This path has no such method"
+
+
+class NotAcceptable(Problem):
+    """Nothing that the caller accepts is offered."""
+
+    status, code, title = 406, "not_acceptable", "None of the accepted media types is offered"
+
+
+class NotEnded(Problem):
+    """The job has not ended yet."""
+
+    status, code, title = 409, "not_ended", "The job has not ended"
+
+
+class TooLarge(Problem):
+    """The body is over its limit."""
+
+    status, code, title = 413, "too_large", "The request is too large"
+
+
+class UnsupportedMediaType(Problem):
+    """Not JSON, or compressed."""
+
+    status, code, title = 415, "unsupported_media_type", "The media type is not supported"
+
+
+class IdempotencyKeyReused(Problem):
+    """The key was used with another body."""
+
+    status, code, title = 422, "idempotency_key_reused", "The Idempotency-Key was used with another body"
+
+
+class QueueFull(Problem):
+    """As many jobs wait as may wait."""
+
+    status, code, title, retry_after_s = 503, "queue_full", "The queue is full", 10
+
+
+class StorageFull(Problem):
+    """Redis is near or at its ``maxmemory``."""
+
+    status, code, title, retry_after_s = 503, "storage_full", "The storage is full", 30
+
+
+class StorageUnavailable(Problem):
+    """Redis did not answer in time. Whether a write happened is unknown: repeat it with its Idempotency-Key."""
+
+    status, code, title, retry_after_s = 503, "storage_unavailable", "The storage does not answer", 2
+
+
+class InternalError(Problem):
+    """A bug of ours."""
+
+
+class JobError(msgspec.Struct, frozen=True):
+    """Why a job did not succeed: ``job.error``, and a value in the worker. Never holds prompt or answer."""
+
+    code: str
+    """One of JOB_ERROR_CODES."""
+    message: str
+    retryable: bool
+    upstream_status: int | None = None
+
+
+JOB_ERROR_CODES: dict[str, str] = {
+    "upstream_rejected": "The LLM refused the request as invalid.",
+    "upstream_auth": "The LLM refused our credentials.",
+    "upstream_rate_limited": "The LLM's rate limit held for longer than the job may take.",
+    "upstream_overloaded": "The LLM was overloaded on every attempt.",
+    "upstream_error": "The LLM failed on every attempt.",
+    "upstream_truncated": "The LLM's answer broke off on every attempt.",
+    "timeout": "The job was not done within its timeout_s.",
+    "worker_lost": "The workers that ran the job died repeatedly.",
+}

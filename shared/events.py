@@ -1,0 +1,103 @@
+"""What is written to a job's log and told to its followers: event names, ids, and the form on the pub/sub channel.
+
+The log holds the upstream's own Messages events as they are, and ours between them. An event's id is
+``<epoch>-<seq>``: the epoch is made at claim, seq counts from 0 without holes; it is the entry id of the Redis stream,
+the fence, the order and the SSE ``id:`` in one.
+"""
+
+import re
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+import msgspec
+
+from shared.job import TERMINAL_STATES
+
+
+class OurEvent(StrEnum):
+    """Events that are ours. The terminal ones are named after the states."""
+
+    QUEUED = "queued"
+    """Made by the relay from the record, without an id: ``{job_id, queue_position}``."""
+    STARTED = "started"
+    """Always seq 0 of a claim: ``{attempt}``."""
+    RETRY = "retry"
+    """The attempt failed and another follows: ``{attempt, reason, delay_ms}``."""
+    RESET = "reset"
+    """Throw away all text so far: ``{attempt, reason}``, reason one of RESET_REASONS."""
+    SNAPSHOT = "snapshot"
+    """Made by the relay when the log is gone: ``{text}`` replaces all text so far."""
+    DELTA = "delta"
+    """``format=text`` only, made by the relay from the upstream's text deltas: ``{text}``."""
+
+
+TERMINAL_EVENTS: Final = frozenset(state.value for state in TERMINAL_STATES)
+
+RESET_REASONS: Final = ("worker_lost", "upstream_failed", "drained", "cursor_trimmed", "log_rolled_back")
+
+
+class EventId(NamedTuple):
+    """``<epoch>-<seq>``; compares as Redis compares stream ids."""
+
+    epoch: int
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.seq}"
+
+
+class Event(NamedTuple):
+    """One entry of a log."""
+
+    id: EventId | None
+    """None for what the relay makes itself."""
+    name: str
+    data: bytes
+    """One line of JSON."""
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing follows."""
+        return self.name in TERMINAL_EVENTS
+
+
+_CURSOR: Final = re.compile(r"(\d{1,15})-(\d{1,10})", re.ASCII)
+
+
+def parse_cursor(text: str) -> EventId | None:
+    """The event id in ``Last-Event-ID``, or None if it cannot be one of ours."""
+    match = _CURSOR.fullmatch(text)
+    return EventId(int(match[1]), int(match[2])) if match else None
+
+
+def decode_published(message: bytes) -> list[Event]:
+    """The events of one message on a job's channel.
+
+    ``<epoch>-<seq>`` of the first, then name and data of each, all separated by line feeds (data is one line of JSON).
+    """
+    first, *rest = message.split(b"\n")
+    epoch_text, _, seq_text = first.partition(b"-")
+    epoch, seq = int(epoch_text), int(seq_text)
+    return [
+        Event(EventId(epoch, seq + index // 2), rest[index].decode(), rest[index + 1]) for index in range(0, len(rest), 2)
+    ]
+
+
+class _TextDelta(msgspec.Struct):
+    type: str = ""
+    text: str = ""
+
+
+class _ContentBlockDelta(msgspec.Struct):
+    delta: _TextDelta
+
+
+_delta_decoder: Final = msgspec.json.Decoder(_ContentBlockDelta)
+
+
+def text_of(event: Event) -> str | None:
+    """The text that a ``content_block_delta`` adds to the answer, or None if it adds none."""
+    if event.name != "content_block_delta":
+        return None
+    delta = _delta_decoder.decode(event.data).delta
+    return delta.text if delta.type == "text_delta" else None

@@ -1,0 +1,173 @@
+"""A job: its states, the table of its life cycle, its record, its id.
+
+TRANSITIONS is the only place that says which state may follow which. The Redis scripts are given the allowed source
+states from it and spell none themselves; the picture in the documentation is drawn from it.
+"""
+
+import secrets
+import time
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+
+from shared.errors import IllegalTransition, JobError
+
+
+class JobState(StrEnum):
+    """Where a job is."""
+
+    QUEUED = "queued"
+    """Waits for a worker, for its ``not_before``, or for its next attempt. CLAIM moves it on, CANCEL or EXPIRE end it."""
+    RUNNING = "running"
+    """A worker holds its lease. FINISH or CANCEL end it; RELEASE, or REAP when the worker died, put it back."""
+    SUCCEEDED = "succeeded"
+    """The whole answer is in ``result``. For ever."""
+    FAILED = "failed"
+    """``error`` says why. For ever."""
+    CANCELLED = "cancelled"
+    """The caller ended it. For ever."""
+    EXPIRED = "expired"
+    """It did not start within ``expires_in_s``. For ever."""
+
+
+class Step(StrEnum):
+    """What can happen to a job."""
+
+    CLAIM = "claim"
+    RELEASE = "release"
+    REAP = "reap"
+    SUCCEED = "succeed"
+    FAIL = "fail"
+    LOSE = "lose"
+    TIME_OUT = "time_out"
+    EXPIRE = "expire"
+    CANCEL = "cancel"
+
+
+TERMINAL_STATES: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
+
+TRANSITIONS: Final[dict[Step, tuple[frozenset[JobState], JobState]]] = {
+    Step.CLAIM: (frozenset({JobState.QUEUED}), JobState.RUNNING),
+    Step.RELEASE: (frozenset({JobState.RUNNING}), JobState.QUEUED),
+    Step.REAP: (frozenset({JobState.RUNNING}), JobState.QUEUED),
+    Step.SUCCEED: (frozenset({JobState.RUNNING}), JobState.SUCCEEDED),
+    Step.FAIL: (frozenset({JobState.RUNNING}), JobState.FAILED),
+    Step.LOSE: (frozenset({JobState.RUNNING}), JobState.FAILED),
+    Step.TIME_OUT: (frozenset({JobState.QUEUED}), JobState.FAILED),
+    Step.EXPIRE: (frozenset({JobState.QUEUED}), JobState.EXPIRED),
+    Step.CANCEL: (frozenset({JobState.QUEUED, JobState.RUNNING}), JobState.CANCELLED),
+}
+"""Step → (the states it may start from, the state it leads to)."""
+
+
+def next_state(state: JobState, step: Step) -> JobState:
+    """The state after ``step``. Raises IllegalTransition, and changes nothing, if the table has no such step."""
+    sources, target = TRANSITIONS[step]
+    if state not in sources:
+        raise IllegalTransition(f"a {state} job cannot {step}")
+    return target
+
+
+class Priority(StrEnum):
+    """The band in which a job waits. Batch items are ``low``."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+BANDS: Final = tuple(Priority)
+"""Highest first: the order in which CLAIM looks."""
+
+
+class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What never changes after submit, but for the request itself. Written by SUBMIT; one JSON field of the record."""
+
+    model: str
+    """As asked; ``result.message.model`` is the one that answered."""
+    priority: Priority = Priority.NORMAL
+    timeout_s: int = 600
+    """From the first start, over all attempts and waits."""
+    max_attempts: int = 3
+    """Upstream failures that are allowed, plus one. Takeovers and drains are not counted."""
+    not_before_ms: int | None = None
+    metadata: dict[str, str] = {}
+    batch_id: str | None = None
+    custom_id: str | None = None
+    retry_of: str | None = None
+    prompt_hash: str = ""
+    """sha-256 of the request, first 12 hex digits: what logs carry in place of a prompt."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens as the upstream reported them for the attempt that gave the result."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A job as its record stands. Times are milliseconds since 1970 by Redis's clock."""
+
+    id: str
+    tenant: str
+    state: JobState
+    spec: JobSpec
+    created_ms: int
+    expires_ms: int
+    """When it ends as ``expired`` if it never started."""
+    attempts: int = 0
+    """Upstream calls begun."""
+    epoch: int = 0
+    """Of the newest claim, or of the script that wrote last without one."""
+    started_ms: int | None = None
+    """First claim."""
+    first_token_ms: int | None = None
+    """When the first content of the attempt that gave the result was there."""
+    ended_ms: int | None = None
+    end_id: str | None = None
+    """The id of the terminal event; a follower whose cursor this is has seen everything."""
+    error: JobError | None = None
+    usage: Usage | None = None
+    cost_usd: float | None = None
+    result: msgspec.Raw | None = None
+    """``{"text", "stop_reason", "message"}`` as stored by FINISH; None unless succeeded and asked for."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the state is terminal."""
+        return self.state in TERMINAL_STATES
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """A job about to be born."""
+
+    id: str
+    tenant: str
+    spec: JobSpec
+    request: bytes
+    """The upstream request as JSON, without ``stream``. The prompt is stored here, and nowhere else."""
+    idempotency_key: str | None = None
+    fingerprint: str = ""
+    """Of the parsed body: equal JSON is the same body."""
+
+
+_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_id(prefix: str) -> str:
+    """``job_01m84bdq4t7w9k2p5x8r3n6v0c``: 48 bits of milliseconds, then 80 random bits, in Crockford's base 32.
+
+    Sorts by time of birth, and cannot be guessed.
+    """
+    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    return f"{prefix}_" + "".join([_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5)])
+
+
+def decode_result(raw: bytes) -> dict[str, Any]:
+    """The stored result as plain data."""
+    decoded: dict[str, Any] = msgspec.json.decode(raw)
+    return decoded

@@ -1,0 +1,146 @@
+"""Every setting: its environment variable, unit, default, and when to change it.
+
+Read once, by the ``main`` of a process, and passed down; no other module looks at the environment. The table in the
+documentation is generated from this class.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.errors import SettingsError
+
+_PREFIX = "TOKENSPOOL_"
+
+Seconds = Annotated[float, Field(gt=0, le=604_800)]
+Bytes = Annotated[int, Field(ge=1024, le=4 << 30)]
+
+
+class Auth(StrEnum):
+    """Who may call."""
+
+    KEYS = "keys"
+    OFF = "off"
+
+
+class Settings(BaseSettings):
+    """The defaults work on a laptop."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, extra="ignore", frozen=True, populate_by_name=True, env_ignore_empty=True
+    )
+
+    redis_url: str = Field("redis://127.0.0.1:6379/0", pattern=r"^(redis|rediss|unix)://")
+    """Any Redis >= 6.2 or Valkey: ``redis://``, ``rediss://`` or ``unix://``. Change it: always, in production."""
+    redis_timeout_s: Seconds = 1.5
+    """How long an API call waits for Redis before it answers 503."""
+    auth: Auth = Auth.KEYS
+    """``keys``, or ``off``: then the ``X-Tenant`` header names the tenant. Never ``off`` on an open network."""
+    model: str = Field("claude-sonnet-4-6", min_length=1, max_length=256)
+    """The model of a request that names none."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Logs never hold a prompt, an answer or a key, at any level."""
+
+    max_queued: int = Field(1_000_000, ge=1)
+    """Jobs that may wait; one more is refused with 503. Lower it when Redis is small: a waiting job costs about 2 KB plus
+    its prompt."""
+    tenant_running_jobs: int = Field(0, ge=0)
+    """Jobs of one tenant that may run at once, over all workers; more wait. 0 is no limit."""
+    max_body_bytes: Bytes = 32 << 20
+    """Larger request bodies are refused with 413."""
+    max_prompt_chars: int = Field(16_000_000, ge=1)
+    """Longer ``prompt`` members are refused with 400."""
+    memory_high_water: float = Field(0.8, gt=0, le=1)
+    """Share of Redis's ``maxmemory`` above which submits are refused with 503, so that running jobs can finish."""
+
+    log_retention_s: Seconds = 3_600
+    """How long the events of an ended job can be replayed."""
+    result_retention_s: Seconds = 604_800
+    """How long an ended job and its result can be read; afterwards 404."""
+    idempotency_retention_s: Seconds = 86_400
+    """An Idempotency-Key is remembered for its job's life, and at least this long after its end."""
+
+    concurrency: int = Field(100, ge=1, le=500)
+    """Jobs that one worker runs at once. They wait for the LLM most of the time: raise it until a core is busy."""
+    low_priority_share: float = Field(0.75, gt=0, le=1)
+    """Share of a worker's slots that ``low`` jobs (batch items) may fill; the rest is kept for the others."""
+    lease_s: float = Field(8, ge=0.5, le=600)
+    """A worker that is silent for this long is taken for dead, and its jobs run elsewhere. Renewed four times as often."""
+    drain_s: float | None = Field(None, ge=0, le=86_400)
+    """How long a worker goes on after SIGTERM before it hands its jobs back. Unset: the longest timeout_s of its jobs,
+    plus 20 s."""
+
+    provider: Literal["anthropic"] = "anthropic"
+    """Which kind of upstream answers."""
+    anthropic_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("ANTHROPIC_API_KEY", "anthropic_api_key"))
+    """Workers need it; the API does not."""
+    anthropic_base_url: str = Field(
+        "https://api.anthropic.com",
+        pattern=r"^https?://",
+        validation_alias=AliasChoices("ANTHROPIC_BASE_URL", "anthropic_base_url"),
+    )
+    """Change it for a gateway, or any server that speaks the Messages API."""
+    connect_timeout_s: Seconds = 5
+    """To open a connection to the upstream."""
+    first_token_timeout_s: Seconds = 120
+    """From the request to the first content; pings do not count."""
+    content_idle_timeout_s: Seconds = 60
+    """Between two pieces of content; pings do not count."""
+    upstream_retry_base_s: Seconds = 0.5
+    """The first backoff's ceiling; it doubles with each attempt, with full jitter."""
+    upstream_retry_cap_s: Seconds = 60
+    """No backoff and no honoured Retry-After is longer."""
+
+    sse_ping_s: Seconds = 15
+    """Comment frames that keep proxies from closing a silent stream."""
+    sse_buffer_bytes: Bytes = 1 << 20
+    """What may wait for a slow follower; beyond it the connection is cut, and resumes by its id."""
+    sse_idle_probe_s: Seconds = 1.5
+    """After this silence the relay looks into the log, in case the last message was lost on the way."""
+    shutdown_grace_s: Seconds = 5
+    """How long the API lets its requests end after SIGTERM; followers are told to reconnect at once."""
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings of this process, from the environment; ``overrides`` win.
+
+    Raises SettingsError, whose message is one sentence naming the variable, what was expected and what it was.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error)) from None
+
+
+def variable_of(field_name: str) -> str:
+    """The environment variable that sets a field."""
+    alias = Settings.model_fields[field_name].validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else _PREFIX + field_name.upper()
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    variable = variable_of(name) if name in Settings.model_fields else name
+    expected = _EXPECTED.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
+    expected = expected.format(**first.get("ctx", {}))
+    was = "" if "key" in name.lower() else f", but is {str(first['input'])[:80]!r}"
+    return f"{variable} must be {expected}{was}."
+
+
+_EXPECTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+    "string_pattern_mismatch": "a URL that matches {pattern}",
+    "string_too_short": "a text of at least {min_length} characters",
+    "string_too_long": "a text of at most {max_length} characters",
+}

@@ -1,0 +1,50 @@
+"""The single place that knows Redis URLs and redis-py's connection objects.
+
+redis-py opens a connection (TLS, unix sockets, ACL, database) and encodes and parses for it; pools, retries and its
+PubSub class are not used: see commands.py and subscriber.py for why.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.exceptions import (
+    BusyLoadingError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+
+from shared.errors import Problem, StorageFull, StorageUnavailable
+
+MakeConnection = Callable[[], AbstractConnection]
+
+CONNECT_TIMEOUT_S = 1.0
+
+FOREIGN_ERRORS = (RedisError, OSError, EOFError, TimeoutError)
+"""What connecting, sending and reading can raise; refused connections surface as a builtin OSError (redis-py 5.3.1)."""
+
+
+def connection_maker(url: str, *, name: str) -> MakeConnection:
+    """Makes unopened connections that name themselves ``name`` in ``CLIENT LIST``."""
+    pool: ConnectionPool[Any] = ConnectionPool.from_url(
+        url,
+        client_name=name,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        lib_name=None,
+        lib_version=None,
+        **({} if url.startswith("unix:") else {"socket_keepalive": True}),
+    )
+    return pool.make_connection
+
+
+def problem_of(error: BaseException) -> Problem:
+    """Our error for one of redis-py's. The message never quotes a command: it may hold a prompt."""
+    if isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and "OOM" in str(error)[:40]):
+        return StorageFull("Redis is at its maxmemory.")
+    if isinstance(error, (BusyLoadingError, ReadOnlyError)):
+        return StorageUnavailable("Redis is not ready to write.")
+    if isinstance(error, ResponseError):
+        return StorageUnavailable(f"Redis refused a command ({str(error).split(' ', 1)[0][:20]}).")
+    return StorageUnavailable()

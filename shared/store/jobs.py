@@ -1,0 +1,244 @@
+"""Jobs as records: born, read, listed, cancelled, expired, erased. Every call names the tenant, and sees nobody else's."""
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from shared.errors import IdempotencyKeyReused, JobError, NotEnded, NotFound, QueueFull
+from shared.job import TERMINAL_STATES, Job, JobSpec, JobState, Step, Submission, Usage
+from shared.settings import Settings
+from shared.store import keys
+from shared.store.commands import Commands
+from shared.store.idempotency import key_hash
+from shared.store.script import script, sources, target
+
+_FIELDS: Final = (
+    "tenant", "state", "spec", "created_ms", "expires_ms", "attempts", "epoch", "started_ms", "first_token_ms", "ended_ms", "end_id",
+    "error", "usage", "cost_usd",
+)  # fmt: skip
+
+_FLOWS_COUNTED: Final = 100
+"""Flows that a queue position looks at before it scales up: 1 µs of Redis each."""
+
+_PAGE_SCANNED: Final = 200
+_PAGES_SCANNED: Final = 25
+"""A filtered list looks at 5,000 jobs at most; then the page is short and ``next`` goes on."""
+
+TIMEOUT_ERROR: Final = JobError("timeout", "The job was not done within its timeout_s.", retryable=True)
+
+
+class Created(NamedTuple):
+    """A new job stands."""
+
+    created_ms: int
+    expires_ms: int
+    queue_position: int | None
+
+
+class Replayed(NamedTuple):
+    """The Idempotency-Key has its job already."""
+
+    job_id: str
+
+
+class Page(NamedTuple):
+    """Jobs, newest first, and where the next page begins."""
+
+    jobs: list[Job]
+    next_after: str | None
+
+
+def retention_ms(settings: Settings) -> tuple[int, int, int]:
+    """Log, result, idempotency record: as every script that ends a job takes them."""
+    return (
+        int(settings.log_retention_s * 1000),
+        int(settings.result_retention_s * 1000),
+        int(settings.idempotency_retention_s * 1000),
+    )
+
+
+def overdue_arguments(settings: Settings) -> tuple[str | int | bytes, ...]:
+    """How CLAIM and EXPIRE end what waited too long."""
+    return (
+        sources(Step.EXPIRE),
+        target(Step.EXPIRE),
+        sources(Step.TIME_OUT),
+        target(Step.TIME_OUT),
+        msgspec.json.encode(TIMEOUT_ERROR),
+        *retention_ms(settings),
+    )
+
+
+class Jobs:
+    """The records of a shard."""
+
+    def __init__(self, commands: Commands, settings: Settings) -> None:
+        self._commands = commands
+        self._settings = settings
+
+    async def submit(self, submission: Submission, *, expires_in_s: int) -> Created | Replayed:
+        """A job is born, in one step with its idempotency record and its place in the queue.
+
+        Called again with the same key and body it finds the first job, and changes nothing.
+        Raises IdempotencyKeyReused, QueueFull, StorageFull, StorageUnavailable.
+        """
+        spec = submission.spec
+        reply = await self._commands.run(
+            script("submit"),
+            submission.id,
+            submission.tenant,
+            keys.flow_of(spec.priority, submission.tenant, spec.model),
+            JobState.QUEUED,
+            submission.request,
+            msgspec.json.encode(spec),
+            spec.timeout_s * 1000,
+            expires_in_s * 1000,
+            "" if spec.not_before_ms is None else spec.not_before_ms,
+            key_hash(submission.idempotency_key) if submission.idempotency_key else "",
+            submission.fingerprint,
+            self._settings.max_queued,
+            _FLOWS_COUNTED,
+        )
+        match reply:
+            case [b"created", created_ms, expires_ms, position]:
+                return Created(int(created_ms), int(expires_ms), position if position > 0 else None)
+            case [b"replayed", job_id]:
+                return Replayed(job_id.decode())
+            case [b"reused"]:
+                raise IdempotencyKeyReused
+            case _:
+                raise QueueFull
+
+    async def get(self, job_id: str, tenant: str, *, with_result: bool = False) -> Job:
+        """The job as it stands; an overdue one ends first. Raises NotFound, for foreign ids too."""
+        (found,) = await self.get_many([job_id], tenant, with_result=with_result)
+        if found is None:
+            raise NotFound
+        return found
+
+    async def get_many(self, job_ids: Sequence[str], tenant: str, *, with_result: bool = False) -> list[Job | None]:
+        """As ``get``, in one round trip; None for each that is not there."""
+        if not job_ids:
+            return []
+        replies = [self._commands.call("HMGET", keys.job(job_id), *_FIELDS) for job_id in job_ids]
+        results = [self._commands.call("GET", keys.result(job_id)) for job_id in job_ids] if with_result else []
+        overdue = self._commands.run(script("expire"), 0, *overdue_arguments(self._settings), *job_ids)
+        records = [await reply for reply in replies]
+        raws = [await raw for raw in results] or [None] * len(job_ids)
+        ended, _ = await overdue
+        if ended:
+            return await self.get_many(job_ids, tenant, with_result=with_result)
+        return [
+            _job_of(job_id, record, raw) if record[0] == tenant.encode() else None
+            for job_id, record, raw in zip(job_ids, records, raws, strict=True)
+        ]
+
+    async def request_of(self, job_id: str, tenant: str) -> tuple[Job, bytes]:
+        """The job and the upstream request that it was submitted with. Raises NotFound."""
+        reply = self._commands.call("HGET", keys.job(job_id), "request")
+        job = await self.get(job_id, tenant)
+        return job, await reply or b"{}"
+
+    async def positions(self, job_ids: Sequence[str]) -> list[int | None]:
+        """The queue position of each: 1 starts next; None if it waits in no flow."""
+        if not job_ids:
+            return []
+        reply = await self._commands.run(script("locate"), _FLOWS_COUNTED, *job_ids)
+        return [position if position > 0 else None for position in reply]
+
+    async def list(self, tenant: str, *, after: str | None, limit: int, state: JobState | None, batch_id: str | None) -> Page:
+        """The tenant's jobs, newest first. With a filter a page may be short of ``limit`` and still have a next."""
+        found: list[Job] = []
+        filtered = state is not None or batch_id is not None
+        last = after
+        for _ in range(_PAGES_SCANNED if filtered else 2):
+            start = f"({last}" if last else "+"
+            count = _PAGE_SCANNED if filtered else limit + 1
+            members = await self._commands.call(
+                "ZREVRANGEBYLEX", keys.index(tenant), start, "-", "LIMIT", 0, count
+            )
+            ids = [member.decode() for member in members]
+            for job_id, job in zip(ids, await self.get_many(ids, tenant), strict=True):
+                if job is not None and state in (None, job.state) and batch_id in (None, job.spec.batch_id):
+                    if len(found) == limit:
+                        return Page(found, found[-1].id)
+                    found.append(job)
+                last = job_id
+            if len(ids) < count:
+                return Page(found, None)
+        return Page(found, last)
+
+    async def cancel(self, job_id: str, tenant: str) -> bool:
+        """Ends the job at once. False if it had ended before. Raises NotFound."""
+        reply = await self._commands.run(
+            script("cancel"), job_id, tenant, sources(Step.CANCEL), target(Step.CANCEL), *retention_ms(self._settings)
+        )
+        if reply < 0:
+            raise NotFound
+        return bool(reply)
+
+    async def erase(self, job_id: str, tenant: str) -> None:
+        """Prompt, log and result are gone. Raises NotFound, NotEnded."""
+        reply = await self._commands.run(script("erase"), job_id, tenant, ",".join(sorted(TERMINAL_STATES)))
+        if reply < 0:
+            raise NotFound
+        if not reply:
+            raise NotEnded
+
+    async def expire(self, most: int = 200) -> tuple[int, float | None]:
+        """Ends queued jobs whose time is over. Returns how many, and the seconds until the next."""
+        ended, next_ms = await self._commands.run(script("expire"), most, *overdue_arguments(self._settings))
+        return ended, None if int(next_ms) < 0 else int(next_ms) / 1000
+
+    async def sweep(self, cursor: int, *, steps: int = 20) -> tuple[int, int]:
+        """Looks at some thousand records for strays: not ended, and neither waiting nor running. Expected: 0.
+
+        Returns (how many, the cursor to go on from; 0 after the last record).
+        """
+        strays = 0
+        for _ in range(steps):
+            reply_cursor, names = await self._commands.call("SCAN", cursor, "MATCH", keys.job("*"), "COUNT", 500)
+            cursor = int(reply_cursor)
+            ids = [name.decode().removeprefix(keys.job("")) for name in names]
+            looks = [
+                (
+                    self._commands.call("HGET", keys.job(job_id), "state"),
+                    self._commands.call("ZSCORE", keys.plain("waiting"), job_id),
+                    self._commands.call("ZSCORE", keys.plain("running"), job_id),
+                )
+                for job_id in ids
+            ]
+            for state, waiting, running in looks:
+                name = await state
+                is_nowhere = (await waiting, await running) == (None, None)
+                strays += bool(name) and name.decode() not in TERMINAL_STATES and is_nowhere
+            if cursor == 0:
+                break
+        return strays, cursor
+
+
+def _job_of(job_id: str, record: list[Any], raw_result: bytes | None) -> Job:
+    (tenant, state, spec, created_ms, expires_ms, attempts, epoch, started_ms, first_token_ms, ended_ms, end_id, error, usage, cost) = record
+    return Job(
+        id=job_id,
+        tenant=tenant.decode(),
+        state=JobState(state.decode()),
+        spec=msgspec.json.decode(spec, type=JobSpec),
+        created_ms=int(created_ms),
+        expires_ms=int(expires_ms),
+        attempts=int(attempts or 0),
+        epoch=int(epoch or 0),
+        started_ms=_int(started_ms),
+        first_token_ms=_int(first_token_ms),
+        ended_ms=_int(ended_ms),
+        end_id=end_id.decode() if end_id else None,
+        error=msgspec.json.decode(error, type=JobError) if error else None,
+        usage=msgspec.json.decode(usage, type=Usage) if usage else None,
+        cost_usd=float(cost) if cost else None,
+        result=msgspec.Raw(raw_result) if raw_result else None,
+    )
+
+
+def _int(value: bytes | None) -> int | None:
+    return int(value) if value else None

@@ -1,0 +1,107 @@
+"""Every key and channel: its name, what it holds, and its TTL or why it has none.
+
+KEYS is the one list. The Python functions and the Lua functions of the scripts are both made from it. All that is a
+tenant's carries the tenant's shard tag (``{0}``, the only one built now), so that each script stays in one slot.
+"""
+
+from typing import Final
+
+SHARD: Final = "ts:{0}:"
+"""Prefix of every key of the shard; handed to the scripts as KEYS[1]."""
+
+KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
+    # name: (arguments, what it is and how long it lives)
+    "job": (("id",), "hash: the record. No TTL until the job ends, then the result's retention."),
+    "result": (("id",), "string: the result as JSON. Written at the end, with the result's retention."),
+    "log": (("id",), "stream: the events. Made by the first claim; no TTL until the job ends, then the log's retention."),
+    "idempotency": (("tenant", "hash"), "hash: fingerprint, job. No TTL until its job ends, then its retention."),
+    "index": (("tenant",), "zset of ids, by name: the tenant's jobs. No TTL: each submit drops entries whose record is gone."),
+    "flow": (("flow",), "zset id → place: the waiting jobs of one band, tenant and model. Gone when empty."),
+    "ready": (("band",), "zset flow → virtual start tag: the flows that have jobs. Gone when empty."),
+    "tags": (("band",), "zset flow → last tag: empty flows whose tag is ahead of the clock. CLAIM drops the others."),
+    "clock": (("band",), "number: the band's virtual time. No TTL: it must never fall, and is a few bytes."),
+    "places": ((), "number: the last place given out. No TTL: places order the queue, and it is a few bytes."),
+    "picks": ((), "number: jobs picked so far, for the one in eight of a lower band. No TTL: a few bytes."),
+    "waiting": ((), "zset id → when it ends by itself (ms): every queued job. Gone when empty."),
+    "deferred": ((), "zset id → when it is due (ms): queued jobs that are not in a flow yet. Gone when empty."),
+    "running": ((), "zset id → when its lease expires (ms). Gone when empty."),
+    "tenant_running": (("tenant",), "set of ids: the tenant's running jobs. Gone when empty."),
+    "alive": ((), "number: when a worker last called (ms), one hour TTL."),
+    "grace": ((), "number: no lease is reaped before this (ms), its TTL one lease."),
+    "hungry": ((), "flag: a worker has free slots and found nothing more, one minute TTL."),
+    "worker": (("name",), "hash: what a worker says of itself; its TTL a few leases."),
+    "llm": ((), "string: what the workers last saw of the LLM, as JSON; one hour TTL."),
+}
+
+CHANNELS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
+    "events": (("id",), "the events of one job as they are appended, in the form of shared/events.py."),
+    "wake": ((), "empty messages: a job is ready, and some worker was hungry."),
+    "control": ((), "``cancel <id>``: to whichever worker runs it."),
+}
+
+
+def _name(kind: str, *arguments: str) -> str:
+    return SHARD + ":".join((kind, *arguments))
+
+
+def job(job_id: str) -> str:
+    """The record."""
+    return _name("job", job_id)
+
+
+def result(job_id: str) -> str:
+    """The result."""
+    return _name("result", job_id)
+
+
+def log(job_id: str) -> str:
+    """The event log."""
+    return _name("log", job_id)
+
+
+def index(tenant: str) -> str:
+    """The tenant's jobs."""
+    return _name("index", tenant)
+
+
+def idempotency(tenant: str, key_hash: str) -> str:
+    """The record of an Idempotency-Key."""
+    return _name("idempotency", tenant, key_hash)
+
+
+def worker(name: str) -> str:
+    """What a worker says of itself."""
+    return _name("worker", name)
+
+
+def events(job_id: str) -> str:
+    """The channel of a job's events."""
+    return _name("events", job_id)
+
+
+def plain(kind: str) -> str:
+    """A key or channel without arguments."""
+    arguments, _ = (KEYS | CHANNELS)[kind]
+    if arguments:
+        raise ValueError(f"{kind} needs {arguments}")
+    return _name(kind)
+
+
+def flow_of(band: str, tenant: str, model: str) -> str:
+    """The name of a flow. Neither a band nor a tenant has a colon in it; a model may."""
+    return f"{band}:{tenant}:{model}"
+
+
+def flow(flow_name: str) -> str:
+    """The waiting jobs of a flow."""
+    return _name("flow", flow_name)
+
+
+def lua_functions() -> str:
+    """``key_job(id)``, ``channel_events(id)`` and so on, for the head of every script."""
+    lines = []
+    for prefix, names in (("key", KEYS), ("channel", CHANNELS)):
+        for kind, (arguments, _) in names.items():
+            parts = " .. ':' .. ".join((f"KEYS[1] .. '{kind}'", *arguments))
+            lines.append(f"local function {prefix}_{kind}({', '.join(arguments)}) return {parts} end")
+    return "\n".join(lines)

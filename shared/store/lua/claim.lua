@@ -1,0 +1,118 @@
+-- CLAIM: gives a worker the next jobs, in the fair order, each with an epoch and its `started` event.
+-- ARGV: worker, lease_ms, how many, how many of the lowest band, tenant's running limit (0: none), may take a suspect (1/0),
+--       counted takeovers that make a suspect, source states, target state,
+--       then as in EXPIRE: states to expire from, expired, states to time out from, failed, timeout error, retentions (3)
+-- Returns {ms until something is due or -1, claim...}, claim = {id, tenant, epoch, now, attempt, next seq, started_ms,
+--       timeout_ms, created_ms, failures, takeovers, request, spec}
+local worker, lease_ms, count, low_count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local tenant_limit, suspects_left, suspect_at = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local sources, target = ARGV[8], ARGV[9]
+stamp_alive(lease_ms)
+
+for _, id in ipairs(call('ZRANGEBYSCORE', key_deferred(), '-inf', int(now), 'LIMIT', 0, 200)) do
+  call('ZREM', key_deferred(), id)
+  local job = call('HMGET', key_job(id), 'flow', 'place')
+  if job[1] then enqueue(id, job[1], job[2]) end
+end
+
+local bands = {}
+for band in string.gmatch(BANDS, '[^,]+') do bands[#bands + 1] = band end
+local lowest = bands[#bands]
+local passed_over = {}
+
+-- The lowest flow of a band that may start a job, and that job. Suspects are looked past, 32 deep.
+local function first_of(band)
+  if band == lowest and low_count <= 0 then return nil end
+  local offset = 0
+  while offset < 500 do
+    local page = call('ZRANGE', key_ready(band), offset, offset + 9)
+    if #page == 0 then return nil end
+    for _, flow in ipairs(page) do
+      local tenant = string.match(flow, '^[^:]+:([^:]+)')
+      if not passed_over[flow]
+          and (tenant_limit == 0 or call('SCARD', key_tenant_running(tenant)) < tenant_limit) then
+        local id = call('ZRANGE', key_flow(flow), 0, 0)[1]
+        if suspects_left > 0 or tonumber(call('HGET', key_job(id), 'takeovers') or 0) < suspect_at then return flow, id end
+        for _, other in ipairs(call('ZRANGE', key_flow(flow), 1, 32)) do
+          if tonumber(call('HGET', key_job(other), 'takeovers') or 0) < suspect_at then return flow, other end
+        end
+        passed_over[flow] = true
+      end
+    end
+    offset = offset + 10
+  end
+end
+
+-- Highest band first; one pick in eight starts at the next lower band that has work.
+local function pick()
+  local flow, id, band
+  local lower = call('INCR', key_picks()) % 8 == 0
+  for _, name in ipairs(bands) do
+    local candidate, candidate_id = first_of(name)
+    if candidate then
+      local was_found = flow ~= nil
+      flow, id, band = candidate, candidate_id, name
+      if was_found or not lower then break end
+    end
+  end
+  return flow, id, band
+end
+
+-- The flow pays for the start: band's clock = max(clock, tag), flow's tag = max(clock, tag) + 1.
+local function charge(flow, band, id)
+  local tag = tonumber(call('ZSCORE', key_ready(band), flow))
+  local clock = math.max(tonumber(call('GET', key_clock(band)) or 0), tag)
+  call('SET', key_clock(band), int(clock))
+  call('ZREM', key_flow(flow), id)
+  if call('EXISTS', key_flow(flow)) == 1 then
+    call('ZADD', key_ready(band), int(clock + 1), flow)
+  else
+    call('ZREM', key_ready(band), flow)
+    call('ZADD', key_tags(band), int(clock + 1), flow)
+  end
+  call('ZREMRANGEBYSCORE', key_tags(band), '-inf', int(clock))
+end
+
+local function start(id)
+  local record = key_job(id)
+  local job = call('HMGET', record, 'tenant', 'epoch', 'attempts', 'published', 'reset_reason', 'started_ms',
+    'timeout_ms', 'created_ms', 'failures', 'takeovers', 'request', 'spec')
+  local epoch, attempt = next_epoch(job[2]), tonumber(job[3] or 0) + 1
+  local started_ms = job[6] or int(now)
+  call('HSET', record, 'state', target, 'epoch', int(epoch), 'claim_epoch', int(epoch), 'worker', worker,
+    'attempts', int(attempt), 'started_ms', started_ms)
+  call('ZADD', key_running(), int(now + lease_ms), id)
+  call('SADD', key_tenant_running(job[1]), id)
+  call('ZREM', key_waiting(), id)
+  local events = {'started', '{"attempt":' .. int(attempt) .. '}'}
+  if job[4] then
+    events[3], events[4] = 'reset', '{"attempt":' .. int(attempt) .. ',"reason":"' .. (job[5] or 'worker_lost') .. '"}'
+    call('HDEL', record, 'published', 'reset_reason')
+  end
+  append(id, epoch, 0, true, events)
+  if tonumber(job[10] or 0) >= suspect_at then suspects_left = suspects_left - 1 end
+  return {id, job[1], int(epoch), int(now), int(attempt), int(#events / 2), started_ms, job[7], job[8],
+    job[9] or '0', job[10] or '0', job[11], job[12]}
+end
+
+local reply, touched = {-1}, 0
+while #reply <= count and touched < 500 do
+  local flow, id, band = pick()
+  if not flow then break end
+  touched = touched + 1
+  local state = call('HGET', key_job(id), 'state')
+  if not state or not contains(sources, state) then
+    dequeue(id, flow) -- erased, or ended by a path that did not leave: never run
+  elseif tonumber(call('ZSCORE', key_waiting(), id) or 0) <= now then
+    end_overdue(id, ARGV[10], ARGV[11], ARGV[12], ARGV[13], ARGV[14], {ARGV[15], ARGV[16], ARGV[17]})
+  else
+    charge(flow, band, id)
+    if band == lowest then low_count = low_count - 1 end
+    reply[#reply + 1] = start(id)
+  end
+end
+if #reply <= count then call('SET', key_hungry(), 1, 'EX', 60) end
+
+local due = call('ZRANGE', key_deferred(), 0, 0, 'WITHSCORES')[2]
+if due then reply[1] = int(math.max(0, tonumber(due) - now)) end
+return reply

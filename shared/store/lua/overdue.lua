@@ -1,0 +1,13 @@
+-- Ends a queued job whose time is over: expired if it never started, else failed by its timeout.
+local function end_overdue(id, expire_sources, expired, time_out_sources, failed, timeout_error, retention)
+  local job = call('HMGET', key_job(id), 'state', 'tenant', 'flow', 'epoch', 'started_ms')
+  local sources = job[5] and time_out_sources or expire_sources
+  if not job[1] or not contains(sources, job[1]) then
+    call('ZREM', key_waiting(), id)
+    return false
+  end
+  leave(id, job[2], job[3])
+  local extra = job[5] and {'error', timeout_error} or {}
+  end_job(id, job[5] and failed or expired, next_epoch(job[4]), 0, retention, extra)
+  return true
+end

@@ -1,0 +1,41 @@
+-- REAP: jobs whose lease expired go back to their old place; at the last takeover they fail instead.
+-- ARGV: lease_ms, how many, source states, queued, counted takeovers that fail a job, failed, error, retentions (3)
+-- Returns {ms until the next lease expires or -1, id, what became of it ('back' or 'failed'), ...}
+local lease_ms = tonumber(ARGV[1])
+write_without_memory()
+stamp_alive(lease_ms)
+local reply = {-1}
+local grace = tonumber(call('GET', key_grace()) or 0)
+if now < grace then
+  reply[1] = int(grace - now)
+  return reply
+end
+for _, id in ipairs(call('ZRANGEBYSCORE', key_running(), '-inf', int(now), 'LIMIT', 0, ARGV[2])) do
+  local job = call('HMGET', key_job(id), 'state', 'tenant', 'flow', 'place', 'epoch', 'started_ms', 'timeout_ms',
+    'confirmed', 'takeovers', 'attempts')
+  if not job[1] or not contains(ARGV[3], job[1]) then
+    call('ZREM', key_running(), id)
+  else
+    local takeovers = tonumber(job[9] or 0)
+    if job[8] then
+      takeovers = takeovers + 1
+      call('HSET', key_job(id), 'takeovers', int(takeovers))
+    else -- the worker died before it began: no attempt was made
+      call('HSET', key_job(id), 'attempts', int(math.max(0, tonumber(job[10] or 1) - 1)))
+    end
+    if takeovers >= tonumber(ARGV[5]) then
+      leave(id, job[2], job[3])
+      end_job(id, ARGV[6], next_epoch(job[5]), 0, {ARGV[8], ARGV[9], ARGV[10]}, {'error', ARGV[7]})
+      reply[#reply + 1] = id
+      reply[#reply + 1] = 'failed'
+    else
+      call('HSET', key_job(id), 'state', ARGV[4], 'reset_reason', 'worker_lost')
+      put_back(id, job[2], job[3], job[4], int(tonumber(job[6]) + tonumber(job[7])))
+      reply[#reply + 1] = id
+      reply[#reply + 1] = 'back'
+    end
+  end
+end
+local expiry = call('ZRANGE', key_running(), 0, 0, 'WITHSCORES')[2]
+if expiry then reply[1] = int(math.max(0, tonumber(expiry) - now)) end
+return reply

@@ -1,0 +1,38 @@
+-- SUBMIT: a job is born, once per Idempotency-Key.
+-- ARGV: id, tenant, flow, state, request, spec, timeout_ms, expires_in_ms, not_before_ms or '', idempotency hash or '',
+--       fingerprint, most waiting jobs, most flows to count for the position
+-- Returns {'created', created_ms, expires_ms, position} | {'replayed', job id} | {'reused'} | {'full'}
+local id, tenant, flow, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local not_before = tonumber(ARGV[9])
+if ARGV[10] ~= '' then
+  local known = call('HMGET', key_idempotency(tenant, ARGV[10]), 'fingerprint', 'job')
+  if known[2] then
+    if known[1] ~= ARGV[11] then return {'reused'} end
+    return {'replayed', known[2]}
+  end
+end
+if call('ZCARD', key_waiting()) >= tonumber(ARGV[12]) then return {'full'} end
+
+local place = call('INCR', key_places())
+local expires = math.max(now, not_before or 0) + tonumber(ARGV[8])
+call('HSET', key_job(id), 'state', state, 'tenant', tenant, 'flow', flow, 'place', place, 'created_ms', int(now),
+  'expires_ms', int(expires), 'timeout_ms', ARGV[7], 'request', ARGV[5], 'spec', ARGV[6])
+if ARGV[10] ~= '' then
+  call('HSET', key_job(id), 'idempotency', ARGV[10])
+  call('HSET', key_idempotency(tenant, ARGV[10]), 'fingerprint', ARGV[11], 'job', id)
+end
+-- The index has no TTL; instead each submit drops up to two of its oldest entries whose record is gone.
+for _, oldest in ipairs(call('ZRANGE', key_index(tenant), 0, 1)) do
+  if call('EXISTS', key_job(oldest)) == 1 then break end
+  call('ZREM', key_index(tenant), oldest)
+end
+call('ZADD', key_index(tenant), 0, id)
+call('ZADD', key_waiting(), int(expires), id)
+if not_before and not_before > now then
+  call('ZADD', key_deferred(), int(not_before), id)
+  wake()
+  return {'created', int(now), int(expires), -1}
+end
+enqueue(id, flow, place)
+wake()
+return {'created', int(now), int(expires), position(flow, call('ZCARD', key_flow(flow)), tonumber(ARGV[13]))}

@@ -1,0 +1,236 @@
+"""The queue as a worker sees it: claims, leases, the dead, and the end.
+
+A claim is fenced by its epoch: whatever a worker says of a job carries it, and Redis refuses all but the newest.
+"""
+
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from shared.errors import JobError
+from shared.events import RESET_REASONS
+from shared.job import JobSpec, JobState, Step, Usage
+from shared.settings import Settings
+from shared.store import keys
+from shared.store.commands import Commands
+from shared.store.jobs import overdue_arguments, retention_ms
+from shared.store.script import script, sources, target
+
+SUSPECT_TAKEOVERS: Final = 2
+"""A job whose workers died this often runs alone among such jobs on its worker."""
+FATAL_TAKEOVERS: Final = 3
+"""One more, and it fails: it may be what kills them."""
+
+WORKER_LOST: Final = JobError("worker_lost", "The workers that ran the job died repeatedly.", retryable=False)
+
+_REAPED_AT_ONCE: Final = 100
+
+
+class Claim(NamedTuple):
+    """A job that is this worker's until its lease ends. Times are milliseconds by Redis's clock."""
+
+    id: str
+    tenant: str
+    epoch: int
+    claimed_ms: int
+    attempt: int
+    """Upstream calls begun, this one included."""
+    next_seq: int
+    """Behind the events that CLAIM wrote."""
+    started_ms: int
+    timeout_ms: int
+    created_ms: int
+    failures: int
+    """Upstream failures so far: what ``max_attempts`` bounds."""
+    takeovers: int
+    request: bytes
+    spec: JobSpec
+
+
+class Reaped(NamedTuple):
+    """What REAP did."""
+
+    next_expiry_s: float | None
+    back: list[str]
+    failed: list[str]
+
+
+class Finished(StrEnum):
+    """What Redis says to a FINISH."""
+
+    ENDED = "ended"
+    ALREADY = "already"
+    """This very claim ended it before: the first answer was lost."""
+    REFUSED = "refused"
+    """The claim is over, or somebody ended the job: the result is dropped."""
+    BEHIND = "behind"
+    """The log lost a tail: append it again first."""
+
+
+class FinishReply(NamedTuple):
+    """With the seq that the log takes, if BEHIND."""
+
+    outcome: Finished
+    expected_seq: int = 0
+
+
+class Ending(NamedTuple):
+    """How a claim's job ends."""
+
+    step: Step
+    """SUCCEED or FAIL."""
+    result: bytes = b""
+    usage: Usage | None = None
+    first_token_ms: int | None = None
+    error: JobError | None = None
+
+
+class Queue:
+    """The queue of a shard."""
+
+    def __init__(self, commands: Commands, settings: Settings) -> None:
+        self._commands = commands
+        self._settings = settings
+        self._lease_ms = int(settings.lease_s * 1000)
+
+    async def claim(self, worker: str, *, count: int, low_count: int, takes_suspect: bool) -> tuple[list[Claim], float | None]:
+        """Up to ``count`` jobs, ``low_count`` of them from the lowest band. Also: seconds until a deferred job is due."""
+        due_ms, *claims = await self._commands.run(
+            script("claim"),
+            worker,
+            self._lease_ms,
+            count,
+            low_count,
+            self._settings.tenant_running_jobs,
+            int(takes_suspect),
+            SUSPECT_TAKEOVERS,
+            sources(Step.CLAIM),
+            target(Step.CLAIM),
+            *overdue_arguments(self._settings),
+        )
+        return [_claim_of(fields) for fields in claims], _seconds(due_ms)
+
+    async def renew(self, claims: Iterable[tuple[str, int]]) -> list[str]:
+        """Renews the leases of (id, epoch) pairs. Returns the ids that are no longer theirs."""
+        arguments: list[str | int] = []
+        for job_id, epoch in claims:
+            arguments += (job_id, epoch)
+        lost = await self._commands.run(script("renew"), self._lease_ms, sources(Step.SUCCEED), *arguments)
+        return [job_id.decode() for job_id in lost]
+
+    async def reap(self) -> Reaped:
+        """Takes jobs from the dead: back to their places, or failed at the last takeover."""
+        next_ms, *became = await self._commands.run(
+            script("reap"),
+            self._lease_ms,
+            _REAPED_AT_ONCE,
+            sources(Step.REAP),
+            target(Step.REAP),
+            FATAL_TAKEOVERS,
+            target(Step.LOSE),
+            msgspec.json.encode(WORKER_LOST),
+            *retention_ms(self._settings),
+        )
+        pairs = list(zip(became[::2], became[1::2], strict=True))
+        return Reaped(
+            _seconds(next_ms),
+            [job_id.decode() for job_id, what in pairs if what == b"back"],
+            [job_id.decode() for job_id, what in pairs if what == b"failed"],
+        )
+
+    async def release(
+        self, claim: Claim, *, reason: str, delay_s: float = 0, failures: int = 0, retry_event: bytes = b""
+    ) -> bool:
+        """Gives the job back, now or in ``delay_s``. ``reason`` is what a later ``reset`` will say. False: not ours."""
+        assert reason in RESET_REASONS
+        reply = await self._commands.run(
+            script("release"),
+            claim.id,
+            claim.epoch,
+            sources(Step.RELEASE),
+            target(Step.RELEASE),
+            int(delay_s * 1000),
+            failures,
+            reason,
+            retry_event,
+        )
+        return bool(reply)
+
+    async def finish(self, claim: Claim, ending: Ending, *, seq: int) -> FinishReply:
+        """The job ends: state, result and terminal event (at ``seq``) in one step. Safe to repeat."""
+        fields: list[str | bytes | int] = []
+        if ending.usage is not None:
+            fields += ("usage", msgspec.json.encode(ending.usage))
+        if ending.first_token_ms is not None:
+            fields += ("first_token_ms", ending.first_token_ms)
+        if ending.error is not None:
+            fields += ("error", msgspec.json.encode(ending.error))
+        outcome, *rest = await self._commands.run(
+            script("finish"),
+            claim.id,
+            claim.epoch,
+            sources(ending.step),
+            target(ending.step),
+            seq,
+            ending.result,
+            *retention_ms(self._settings),
+            *fields,
+        )
+        finished = Finished(outcome.decode())
+        return FinishReply(finished, int(rest[0]) if finished is Finished.BEHIND else 0)
+
+    async def announce(self, worker: str, facts: dict[str, str | int]) -> None:
+        """The worker says that it lives, and what it does; forgotten after a few leases."""
+        flat: Sequence[str | int] = [part for pair in facts.items() for part in pair]
+        key = keys.worker(worker)
+        seen = self._commands.call("HSET", key, *flat)
+        await self._commands.call("PEXPIRE", key, self._lease_ms * 3)
+        await seen
+
+    async def withdraw(self, worker: str) -> None:
+        """The worker leaves."""
+        await self._commands.call("DEL", keys.worker(worker))
+
+    async def workers(self) -> list[dict[str, str]]:
+        """What the living workers say of themselves."""
+        found: list[dict[str, str]] = []
+        cursor: Any = 0
+        for _ in range(1000):
+            cursor, names = await self._commands.call("SCAN", cursor, "MATCH", keys.worker("*"), "COUNT", 1000)
+            for name in names:
+                flat = await self._commands.call("HGETALL", name)
+                found.append({flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)})
+            if int(cursor) == 0:
+                break
+        return found
+
+    async def depth(self) -> dict[JobState, int]:
+        """How many jobs wait, and how many run."""
+        queued = self._commands.call("ZCARD", keys.plain("waiting"))
+        running = self._commands.call("ZCARD", keys.plain("running"))
+        return {JobState.QUEUED: await queued, JobState.RUNNING: await running}
+
+
+def _claim_of(fields: list[Any]) -> Claim:
+    (job_id, tenant, epoch, claimed_ms, attempt, next_seq, started_ms, timeout_ms, created_ms, failures, takeovers, request, spec) = fields
+    return Claim(
+        id=job_id.decode(),
+        tenant=tenant.decode(),
+        epoch=int(epoch),
+        claimed_ms=int(claimed_ms),
+        attempt=int(attempt),
+        next_seq=int(next_seq),
+        started_ms=int(started_ms),
+        timeout_ms=int(timeout_ms),
+        created_ms=int(created_ms),
+        failures=int(failures),
+        takeovers=int(takeovers),
+        request=request,
+        spec=msgspec.json.decode(spec, type=JobSpec),
+    )
+
+
+def _seconds(milliseconds: Any) -> float | None:
+    return None if int(milliseconds) < 0 else int(milliseconds) / 1000

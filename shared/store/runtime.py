@@ -1,0 +1,92 @@
+"""What a process needs of Redis, opened by one context manager: the same for API, worker, command line and tests."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from shared.errors import StorageFull, StorageUnavailable
+from shared.settings import Settings
+from shared.store.commands import Commands
+from shared.store.connect import MakeConnection, connection_maker
+from shared.store.jobs import Jobs
+from shared.store.log import Log
+from shared.store.queue import Queue
+from shared.store.script import NAMES, script
+from shared.store.subscriber import Subscriber
+
+_MEMORY_LOOK_S = 1.0
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Lives as long as the process's main."""
+
+    settings: Settings
+    commands: Commands
+    jobs: Jobs
+    log: Log
+    queue: Queue
+    memory: "Memory"
+    make_connection: MakeConnection
+
+    def subscriber(self, *, on_message: Callable[[str, bytes], None], on_confirmed: Callable[[str], None]) -> Subscriber:
+        """A pub/sub connection of its own; open it with ``async with``."""
+        return Subscriber(self.make_connection, on_message=on_message, on_confirmed=on_confirmed)
+
+    async def ping(self) -> bool:
+        """Whether Redis answers now."""
+        try:
+            return bool(await self.commands.call("PING"))
+        except StorageUnavailable:
+            return False
+
+
+class Memory:
+    """How full Redis is, looked at once a second: submits stop before running jobs would lack memory."""
+
+    def __init__(self, commands: Commands, high_water: float) -> None:
+        self._commands = commands
+        self._high_water = high_water
+        self.is_full = False
+
+    def admit(self) -> None:
+        """Raises StorageFull above the high-water mark."""
+        if self.is_full:
+            raise StorageFull("Redis holds as much as it may; finished jobs make room as they age.")
+
+    async def look(self) -> None:
+        """Reads ``INFO memory``. A server that does not tell (fakeredis), or is away, counts as not full."""
+        try:
+            text = await self._commands.call("INFO", "memory")
+        except StorageUnavailable:
+            self.is_full = False
+            return
+        facts = dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
+        most = int(facts.get("maxmemory", 0))
+        self.is_full = most > 0 and int(facts.get("used_memory", 0)) > self._high_water * most
+
+    async def watch(self) -> None:
+        """For ever."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_MEMORY_LOOK_S)
+
+
+@contextlib.asynccontextmanager
+async def open_runtime(
+    settings: Settings, *, process_name: str, timeout_s: float | None = None, make_connection: MakeConnection | None = None
+) -> AsyncIterator[Runtime]:
+    """Opens; never fails because Redis is away. ``timeout_s`` is how long a command may take, by default as the API waits."""
+    connect = make_connection or connection_maker(settings.redis_url, name=process_name)
+    scripts = [script(name) for name in NAMES]
+    async with Commands(connect, timeout_s=timeout_s or settings.redis_timeout_s, scripts=scripts) as commands:
+        yield Runtime(
+            settings=settings,
+            commands=commands,
+            jobs=Jobs(commands, settings),
+            log=Log(commands),
+            queue=Queue(commands, settings),
+            memory=Memory(commands, settings.memory_high_water),
+            make_connection=connect,
+        )

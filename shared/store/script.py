@@ -1,0 +1,52 @@
+"""The Lua scripts: each is one change that must be true as a whole. Their texts lie in ``lua/``.
+
+A script is its own file behind the functions that it shares with others; keys come from keys.py. Names of states are
+never spelled in Lua: they arrive as arguments, from the table of the life cycle.
+"""
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from typing import Final, NamedTuple
+
+from shared.job import BANDS, TRANSITIONS, Step
+from shared.store import keys
+
+_SHARED_PARTS: Final[dict[str, tuple[str, ...]]] = {
+    "submit": ("position",),
+    "locate": ("position",),
+    "claim": ("overdue",),
+    "expire": ("overdue",),
+}
+
+NAMES: Final = (
+    "submit", "locate", "claim", "renew", "reap", "release", "append", "finish", "cancel", "expire", "erase",
+)  # fmt: skip
+
+
+class Script(NamedTuple):
+    """A script as Redis is given it."""
+
+    name: str
+    text: bytes
+    sha: str
+
+
+@cache
+def script(name: str) -> Script:
+    """The script of that name, assembled once per process."""
+    parts = ("prelude", *_SHARED_PARTS.get(name, ()), name)
+    folder = files("shared.store") / "lua"
+    head = f"local BANDS = '{','.join(BANDS)}'\n{keys.lua_functions()}\n"
+    text = (head + "\n".join((folder / f"{part}.lua").read_text() for part in parts)).encode()
+    return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
+
+
+def sources(step: Step) -> str:
+    """The states that a step may start from, as the scripts take them."""
+    return ",".join(sorted(TRANSITIONS[step][0]))
+
+
+def target(step: Step) -> str:
+    """The state that a step leads to."""
+    return TRANSITIONS[step][1].value

@@ -1,0 +1,156 @@
+"""One pub/sub connection for a process, owned by one task.
+
+Pub/sub is for latency and is never trusted: a dropped connection loses what was published meanwhile, without a sign.
+The sign is made here: ``on_confirmed`` is called for a channel whenever its subscription stands (again), and whoever
+reads the channel then looks into the log.
+
+redis-py's PubSub class is not used: concurrent first subscribes each check out a connection and orphan all but one
+(measured on 5.3.1 and 8.1.0), and ``get_message`` costs a timeout object and several tasks' switches per message.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Self
+
+from redis.asyncio.connection import AbstractConnection
+
+from shared.store.connect import CONNECT_TIMEOUT_S, FOREIGN_ERRORS, MakeConnection
+
+_PING_S = 5.0
+_SILENCE_S = 11.0
+_RECONNECT_S = (0.02, 0.05, 0.1, 0.25, 0.5)
+_CHANNELS_PER_COMMAND = 500
+"""After a drop all channels come back, in portions: each portion's followers repair before the next floods in."""
+
+
+class Subscriber:
+    """Subscribe and unsubscribe at will; messages and confirmations arrive by callback, in order."""
+
+    def __init__(
+        self,
+        make_connection: MakeConnection,
+        *,
+        on_message: Callable[[str, bytes], None],
+        on_confirmed: Callable[[str], None],
+    ) -> None:
+        self._make_connection = make_connection
+        self._on_message = on_message
+        self._on_confirmed = on_confirmed
+        self._wanted: dict[str, None] = {}
+        self._standing: set[str] = set()
+        self._unsent: deque[tuple[str, str]] = deque()
+        self._asked = asyncio.Event()
+        self._connection: AbstractConnection | None = None
+        self._heard_s = 0.0
+        self._owner: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._owner = asyncio.create_task(self._run(), name="redis subscriptions")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._owner:
+            self._owner.cancel()
+            await asyncio.wait([self._owner])
+
+    def subscribe(self, channel: str) -> None:
+        """Asks for a channel; ``on_confirmed`` says when it stands. Again is harmless."""
+        if channel not in self._wanted:
+            self._wanted[channel] = None
+            self._unsent.append(("SUBSCRIBE", channel))
+            self._asked.set()
+
+    def unsubscribe(self, channel: str) -> None:
+        """Lets a channel go. Again is harmless."""
+        if channel in self._wanted:
+            del self._wanted[channel]
+            self._standing.discard(channel)
+            self._unsent.append(("UNSUBSCRIBE", channel))
+            self._asked.set()
+
+    def stands(self, channel: str) -> bool:
+        """Whether messages of the channel arrive right now."""
+        return channel in self._standing
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._serve_one_connection()
+            except FOREIGN_ERRORS:
+                pass
+            except BaseExceptionGroup as errors:
+                if errors.split(FOREIGN_ERRORS)[1] is not None:
+                    raise
+            failures = 0 if self._standing else failures + 1
+            self._standing.clear()
+            await asyncio.sleep(_RECONNECT_S[min(failures, len(_RECONNECT_S) - 1)])
+
+    async def _serve_one_connection(self) -> None:
+        connection = self._make_connection()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await connection.connect()
+            self._heard_s = asyncio.get_running_loop().time()
+            self._unsent.clear()
+            self._unsent.extend(("SUBSCRIBE", channel) for channel in self._wanted)
+            self._asked.set()
+            self._connection = connection
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._write(connection), name="redis subscribes")
+                group.create_task(self._read(connection), name="redis messages")
+                group.create_task(self._watch(connection), name="redis pings")
+        finally:
+            self._connection = None
+            try:
+                await connection.disconnect(nowait=True)
+            except FOREIGN_ERRORS:
+                pass
+
+    async def _write(self, connection: AbstractConnection) -> None:
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            requests = list(self._unsent)
+            self._unsent.clear()
+            commands = list(_grouped(requests))
+            if commands:
+                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            frame = await connection.read_response(disconnect_on_error=False)
+            self._heard_s = loop.time()
+            if not isinstance(frame, list) or len(frame) < 3:
+                continue  # a pong
+            kind, channel = frame[0], frame[1].decode()
+            if kind == b"message":
+                self._on_message(channel, frame[2])
+            elif kind == b"subscribe" and channel in self._wanted:
+                self._standing.add(channel)
+                self._on_confirmed(channel)
+
+    async def _watch(self, connection: AbstractConnection) -> None:
+        """A half-open connection is silent for ever: ping it, and drop it when nothing is heard."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_PING_S)
+            if loop.time() - self._heard_s > _SILENCE_S:
+                raise TimeoutError
+            if self._standing:
+                await connection.send_packed_command(connection.pack_command("PING"), check_health=False)
+
+
+def _grouped(requests: Iterable[tuple[str, str]]) -> Iterable[tuple[str, ...]]:
+    """Neighbours of the same verb in one command."""
+    verb, channels = "", list[str]()
+    for next_verb, channel in requests:
+        if next_verb != verb or len(channels) == _CHANNELS_PER_COMMAND:
+            if channels:
+                yield verb, *channels
+            verb, channels = next_verb, []
+        channels.append(channel)
+    if channels:
+        yield verb, *channels
