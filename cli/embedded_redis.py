@@ -86,9 +86,24 @@ class EmbeddedRedis:
         return f"redis://{_HOST}:{self.port}/0"
 
     @property
+    def child(self) -> Child:
+        """Its process; another one after a restart."""
+        if self._child is None:
+            raise EmbeddedRedisError("The embedded Redis was not started.")
+        return self._child
+
+    @property
     def pid(self) -> int:
         """The server's own process id."""
-        return self._running_child().pid
+        return self.child.pid
+
+    @property
+    def version(self) -> str:
+        """What answers: "Valkey 9.1.2" or "Redis 7.0.15"."""
+        told = dict(line.split(":", 1) for line in self._ask(b"INFO server\r\n").decode().splitlines() if ":" in line)
+        if "valkey_version" in told:
+            return f"Valkey {told['valkey_version']}"
+        return f"Redis {told.get('redis_version', '')}".strip()
 
     @property
     def is_running(self) -> bool:
@@ -138,7 +153,7 @@ class EmbeddedRedis:
 
     def kill(self) -> None:
         """SIGKILL: what a crash looks like."""
-        self._running_child().kill()
+        self.child.kill()
 
     def restart(self) -> None:
         """Start again at the same address on the same files, after ``stop``, ``kill`` or a crash."""
@@ -151,11 +166,6 @@ class EmbeddedRedis:
         self._unlock_directory()
         if self._is_temporary:
             shutil.rmtree(self.directory, ignore_errors=True)
-
-    def _running_child(self) -> Child:
-        if self._child is None:
-            raise EmbeddedRedisError("The embedded Redis was not started.")
-        return self._child
 
     def _lock_directory(self) -> None:
         """Own the directory. The server inherits the lock, so it is held until both of us are gone."""
@@ -216,7 +226,7 @@ class EmbeddedRedis:
 
     def _wait_until_it_answers(self) -> bool:
         """Whether it came up. As long as it lives and says that it reads its file, we wait."""
-        child = self._running_child()
+        child = self.child
         deadline = time.monotonic() + 30
         while child.exit_code is None and time.monotonic() < deadline:
             reply = self._ask(b"INFO server\r\n")

@@ -1,0 +1,111 @@
+"""The `tokenspool` command: its table of contents. Each command reads its options here and is written in a file of its own.
+
+What a command needs is imported when it runs: `tokenspool --help` and `submit` must not wait for a web framework, and
+only the `worker` process ever imports an LLM SDK.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.errors import CommandError
+
+app = typer.Typer(
+    name="tokenspool",
+    help="A durable job queue and token stream in front of an LLM. Settings are TOKENSPOOL_* environment variables.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Port = Annotated[int, typer.Option(min=0, max=65_535, help="The port to listen on; 0 takes a free one.")]
+Url = Annotated[str, typer.Option(envvar="TOKENSPOOL_URL", help="Where the API is.")]
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+@app.command()
+def dev(
+    port: Port = 8000,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes.")] = 1,
+    data_dir: Annotated[Path, typer.Option(help="Where the jobs and the logs are kept.")] = Path(".tokenspool"),
+    simulator: Annotated[bool, typer.Option("--simulator", help="Answer with the scripted stand-in.")] = False,
+) -> None:
+    """Run all of it on this machine: Redis, an LLM, the API and workers. Ctrl-C stops it; the jobs stay."""
+    from cli.dev import run_dev
+
+    run_dev(port=port, workers=workers, data_dir=data_dir, simulator=simulator)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Port = 8000,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow no authentication on an open network.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="API processes that share the port.")] = 1,
+    socket_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run the API."""
+    from cli.serve import run_api
+
+    run_api(host=host, port=port, insecure=insecure, processes=processes, socket_fd=socket_fd)
+
+
+@app.command()
+def worker(
+    concurrency: Annotated[int | None, typer.Option(help="Jobs at once; default TOKENSPOOL_CONCURRENCY.")] = None,
+    drain_s: Annotated[
+        float | None, typer.Option(help="Seconds to go on after SIGTERM before jobs are handed back.")
+    ] = None,
+) -> None:
+    """Run a worker. SIGTERM lets its jobs end first; a second one hands them back at once."""
+    from cli.serve import run_one_worker
+
+    run_one_worker(concurrency=concurrency, drain_s=drain_s)
+
+
+@app.command()
+def simulator(
+    port: Port = 9100,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Run the scripted stand-in for the Anthropic API."""
+    from cli.serve import run_simulator
+
+    run_simulator(host=host, port=port)
+
+
+@app.command()
+def submit(
+    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print the answer as it comes.")] = False,
+    model: Annotated[str | None, typer.Option(help="Default: the API's TOKENSPOOL_MODEL.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Submit a prompt and print the job's id, or with --follow its answer."""
+    from cli.submit import submit_prompt
+
+    submit_prompt(prompt, follow=follow, model=model, max_tokens=max_tokens, url=url)
+
+
+@app.command()
+def follow(
+    job_id: Annotated[str, typer.Argument(help="The id that submit printed.")],
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Print a job's answer as it comes. Exit code 0 only when the job succeeded."""
+    from cli.follow import follow_job
+
+    follow_job(job_id, url=url)
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    try:
+        app()
+    except CommandError as error:
+        print(f"tokenspool: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

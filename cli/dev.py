@@ -1,0 +1,358 @@
+"""`tokenspool dev`: Redis, an LLM, the API and workers on one machine, each a process of its own, supervised by this one.
+
+What dies is brought back; Ctrl-C stops everything in the order in which nothing is lost, Redis last. The jobs live in
+the data directory, so the next start finds them.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cli.child import Child, start_child
+from cli.embedded_redis import DirectoryInUseError, EmbeddedRedis, EmbeddedRedisError
+from cli.errors import CommandError
+from cli.local_model import MODEL, SLOTS, find_weights
+from cli.serve import bind, read_settings
+from cli.supervisor import Interrupted, Service, Supervisor
+
+_HOST = "127.0.0.1"
+_SIMULATED_MODEL = "simulated"
+# What an upstream's credentials may be called; the API gets none of them, and our own upstreams none of the user's.
+_UPSTREAM_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL")
+
+Environment = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """The LLM that answers: how the screen names it, its process if it is ours, and what the others must know of it."""
+
+    label: str
+    service: Service | None
+    api_environment: Mapping[str, str]
+    worker_environment: Mapping[str, str]
+
+
+def run_dev(*, port: int, workers: int, data_dir: Path, simulator: bool) -> None:
+    """Run until Ctrl-C or SIGTERM. Raises CommandError when something cannot be had, and leaves nothing running."""
+    settings = read_settings()
+    if os.environ.get("TOKENSPOOL_AUTH") and settings.auth != "off":
+        raise CommandError("API keys do not exist yet: unset TOKENSPOOL_AUTH, or set it to off.", 2)
+    listener = bind(_HOST, port)
+    _make_directory(data_dir)
+    redis = EmbeddedRedis(data_dir / "redis", unix_socket=True)
+    with contextlib.closing(redis), contextlib.closing(listener), Supervisor(say) as supervisor:
+        try:
+            with contextlib.suppress(Interrupted):
+                _run(supervisor, redis, listener, workers=workers, simulator=simulator, data_dir=data_dir)
+        finally:
+            if supervisor.stop_requested:
+                say("stopping; the jobs stay")
+            supervisor.stop_everything()
+
+
+def _run(
+    supervisor: Supervisor,
+    redis: EmbeddedRedis,
+    listener: socket.socket,
+    *,
+    workers: int,
+    simulator: bool,
+    data_dir: Path,
+) -> None:
+    """Start everything, each after what it needs, show the screen and keep it running."""
+    say("starting Redis")
+    redis_service = _redis_service(redis)
+    supervisor.start([redis_service])
+    logs = _make_logs_directory(data_dir)
+    upstream = _start_upstream(supervisor, logs, simulator=simulator, workers=workers)
+    say("starting the API and " + ("1 worker" if workers == 1 else f"{workers} workers"))
+    url = f"http://{_HOST}:{listener.getsockname()[1]}"
+    common = {
+        **_environment_without(*_UPSTREAM_VARIABLES),
+        "TOKENSPOOL_AUTH": "off",
+        "TOKENSPOOL_REDIS_URL": redis.url,
+        "PYTHONUNBUFFERED": "1",
+    }
+    api = _api_service(listener, {**common, **upstream.api_environment}, logs, url)
+    worker_services = [
+        _worker_service(number, {**common, **upstream.worker_environment}, logs, url, workers)
+        for number in range(1, workers + 1)
+    ]
+    supervisor.start([api, *worker_services])
+    print(_screen(url, redis, redis_service, upstream, api, worker_services, data_dir, logs), flush=True)
+    supervisor.watch()
+
+
+# --- the processes -------------------------------------------------------------------------------------------------
+
+
+def _redis_service(redis: EmbeddedRedis) -> Service:
+    def start() -> Child:
+        try:
+            redis.start()
+        except DirectoryInUseError:
+            raise CommandError(
+                f"{redis.directory.parent} is in use by another `tokenspool dev`: stop that one, or choose another "
+                "directory with --data-dir."
+            ) from None
+        except EmbeddedRedisError as error:
+            raise CommandError(str(error)) from None
+        return redis.child
+
+    return Service("Redis", start, log_path=redis.log_path, stop_round=4, stops_unhurried=True, stop_timeout_s=60)
+
+
+def _start_upstream(supervisor: Supervisor, logs: Path, *, simulator: bool, workers: int) -> Upstream:
+    """The Anthropic API if there is a key, else the local model, else the simulator; started and ready."""
+    if not simulator and os.environ.get("ANTHROPIC_API_KEY"):
+        return _anthropic()
+    if not simulator:
+        if find_weights() is None:
+            say("the local model is not installed here (`make run` tries to); the simulator answers instead")
+        else:
+            say(f"starting {MODEL}")
+            upstream = _local_model(logs, workers)
+            if _try_to_start(supervisor, upstream):
+                return upstream
+            say("the simulator answers instead")
+    say("starting the simulator")
+    upstream = _simulator(logs)
+    supervisor.start([upstream.service] if upstream.service is not None else [])
+    return upstream
+
+
+def _try_to_start(supervisor: Supervisor, upstream: Upstream) -> bool:
+    if upstream.service is None:
+        return True
+    try:
+        supervisor.start([upstream.service])
+    except CommandError as error:
+        say(str(error))
+        supervisor.stop([upstream.service])
+        return False
+    return True
+
+
+def _anthropic() -> Upstream:
+    base_url = os.environ.get("ANTHROPIC_BASE_URL")
+    return Upstream(
+        label="the Anthropic API" + (f" at {base_url}" if base_url else "") + " (ANTHROPIC_API_KEY is set)",
+        service=None,
+        api_environment={},
+        worker_environment={name: os.environ[name] for name in _UPSTREAM_VARIABLES if name in os.environ},
+    )
+
+
+def _local_model(logs: Path, workers: int) -> Upstream:
+    port = _free_port()
+    key = secrets.token_urlsafe(24)
+    environment = {**_environment_without(*_UPSTREAM_VARIABLES), "ANTHROPIC_API_KEY": key, "PYTHONUNBUFFERED": "1"}
+    service = _service(
+        MODEL,
+        ["-m", "cli.local_model", str(port)],
+        environment,
+        logs / "model.log",
+        is_ready=lambda: _status(f"http://{_HOST}:{port}", "/health") == 200,
+        stop_round=3,
+    )
+    model = os.environ.get("TOKENSPOOL_MODEL") or MODEL
+    # As many jobs at once as it has slots: the others had better wait where their place in the queue can be seen.
+    concurrency = os.environ.get("TOKENSPOOL_CONCURRENCY") or str(max(1, SLOTS // max(1, workers)))
+    return Upstream(
+        label=f"{MODEL}, a small real model on this machine; set ANTHROPIC_API_KEY for Claude",
+        service=service,
+        api_environment={"TOKENSPOOL_MODEL": model},
+        worker_environment={
+            "TOKENSPOOL_MODEL": model,
+            "TOKENSPOOL_CONCURRENCY": concurrency,
+            "ANTHROPIC_API_KEY": key,
+            "ANTHROPIC_BASE_URL": f"http://{_HOST}:{port}",
+        },
+    )
+
+
+def _simulator(logs: Path) -> Upstream:
+    port = _free_port()
+    service = _service(
+        "the simulator",
+        ["-m", "cli", "simulator", "--port", str(port)],
+        _environment_without(*_UPSTREAM_VARIABLES),
+        logs / "simulator.log",
+        is_ready=lambda: _status(f"http://{_HOST}:{port}", "/") is not None,
+        stop_round=3,
+    )
+    model = os.environ.get("TOKENSPOOL_MODEL") or _SIMULATED_MODEL
+    return Upstream(
+        label="the simulator: scripted text, no model",
+        service=service,
+        api_environment={"TOKENSPOOL_MODEL": model},
+        worker_environment={
+            "TOKENSPOOL_MODEL": model,
+            "ANTHROPIC_API_KEY": "simulated",
+            "ANTHROPIC_BASE_URL": f"http://{_HOST}:{port}",
+        },
+    )
+
+
+def _api_service(listener: socket.socket, environment: Environment, logs: Path, url: str) -> Service:
+    # We hold the listening socket: while the API is brought back, new connections wait instead of being refused.
+    return _service(
+        "the API",
+        ["-m", "cli", "serve", "--socket-fd", str(listener.fileno())],
+        environment,
+        logs / "api.log",
+        is_ready=lambda: _status(url, "/health/ready") == 200,
+        stop_round=2,
+        pass_fd=listener.fileno(),
+    )
+
+
+def _worker_service(number: int, environment: Environment, logs: Path, url: str, workers: int) -> Service:
+    return _service(
+        f"worker {number}",
+        ["-m", "cli", "worker"],
+        environment,
+        logs / f"worker-{number}.log",
+        is_ready=lambda: _workers_up(url) >= workers,
+        stop_round=1,
+    )
+
+
+def _service(
+    name: str,
+    arguments: list[str],
+    environment: Environment,
+    log_path: Path,
+    *,
+    is_ready: Callable[[], bool],
+    stop_round: int,
+    pass_fd: int | None = None,
+) -> Service:
+    def start() -> Child:
+        with log_path.open("ab") as log:
+            return start_child(
+                name,
+                [sys.executable, *arguments],
+                output=log,
+                environment=environment,
+                pass_fds=[] if pass_fd is None else [pass_fd],
+            )
+
+    return Service(name, start, is_ready=is_ready, log_path=log_path, stop_round=stop_round)
+
+
+def _environment_without(*names: str) -> Environment:
+    return {name: value for name, value in os.environ.items() if name not in names}
+
+
+# --- asking them ---------------------------------------------------------------------------------------------------
+
+
+def _workers_up(url: str) -> int:
+    """How many workers the API counts as alive."""
+    health = _get_json(url, "/health")
+    workers = health.get("workers", 0)
+    return int(workers) if isinstance(workers, int | float) else 0
+
+
+def _status(url: str, path: str) -> int | None:
+    """The HTTP status of a GET, None when nobody answers within a second."""
+    try:
+        with contextlib.closing(_connection(url)) as connection:
+            connection.request("GET", path)
+            return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+def _get_json(url: str, path: str) -> dict[str, Any]:
+    try:
+        with contextlib.closing(_connection(url)) as connection:
+            connection.request("GET", path)
+            body = json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _connection(url: str) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(url.removeprefix("http://"), timeout=1)
+
+
+def _free_port() -> int:
+    with contextlib.closing(bind(_HOST, 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# --- what the person sees ------------------------------------------------------------------------------------------
+
+
+def say(line: str) -> None:
+    """One line of news, with the time of day: it may come hours after the one before."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+def _screen(
+    url: str,
+    redis: EmbeddedRedis,
+    redis_service: Service,
+    upstream: Upstream,
+    api: Service,
+    workers: list[Service],
+    data_dir: Path,
+    logs: Path,
+) -> str:
+    rows = [
+        ("API", url, f"pid {api.pid}"),
+        ("workers", str(len(workers)), "pid " + ", ".join(str(worker.pid) for worker in workers) if workers else ""),
+        ("Redis", redis.version, f"pid {redis_service.pid}"),
+        ("LLM", upstream.label, f"pid {upstream.service.pid}" if upstream.service else ""),
+        ("jobs", f"{data_dir}/ (kept when this stops)", ""),
+        ("logs", f"{_shown(logs)}/", ""),
+    ]
+    table = "\n".join(f"  {name:<8} {what}{'   ' + pid if pid else ''}" for name, what, pid in rows)
+    return f"""
+tokenspool is running. Ctrl-C stops it.
+
+{table}
+
+Try, in another terminal:
+
+  curl -N {url}/v1/jobs -H 'Accept: text/event-stream' -d '{{"prompt": "Why is the sky blue?"}}'
+  curl -s {url}/v1/jobs -H 'Prefer: wait=30' -d '{{"prompt": "Write a haiku about queues."}}'
+  curl -s {url}/v1/jobs?limit=3
+"""
+
+
+def _shown(path: Path) -> str:
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
+
+
+def _make_directory(data_dir: Path) -> None:
+    """The data directory, which only this user can read: it holds prompts."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise CommandError(f"{data_dir} cannot be used as the data directory: {error.strerror}.") from None
+
+
+def _make_logs_directory(data_dir: Path) -> Path:
+    """With the logs of the last run moved aside. Only when Redis has locked the directory: they may be another's."""
+    logs = data_dir / "logs"
+    logs.mkdir(exist_ok=True)
+    for log in logs.glob("*.log"):
+        log.replace(log.with_suffix(".log.1"))
+    return logs

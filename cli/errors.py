@@ -1,0 +1,13 @@
+"""What ends a command early.
+
+CommandError: one sentence for standard error and an exit code, never a traceback. 1 means that it could not be done, 2
+that the command, a setting or the environment is wrong.
+"""
+
+
+class CommandError(Exception):
+    """The sentence says what happened and what to do next."""
+
+    def __init__(self, sentence: str, exit_code: int = 1) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code

@@ -1,0 +1,161 @@
+"""`tokenspool follow`: a job's answer on standard output as it comes, through broken connections and dead workers.
+
+Every event is printed once: a reconnect says which it saw last. News about the work goes to standard error.
+"""
+
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+
+from cli.api_client import nobody_answers, open_client, refusal
+from cli.errors import CommandError
+from cli.event_stream import Event, EventReader
+from cli.terminal import printable, tell
+
+_ENDINGS = ("succeeded", "failed", "cancelled", "expired")
+# The job goes on without us, so there is no hurry; but nobody watches a screen that long.
+_GIVE_UP_AFTER_S = 300
+_LONGEST_PAUSE_S = 10.0
+_WORTH_WAITING = (429, 502, 503, 504)
+
+
+class _Answer:
+    """The text on standard output; knows whether the line it is in has begun."""
+
+    def __init__(self) -> None:
+        self._line_has_begun = False
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")  # half a surrogate pair is no reason to fail
+
+    def write(self, text: str) -> None:
+        text = printable(text)
+        if text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self._line_has_begun = not text.endswith("\n")
+
+    def end_line(self) -> None:
+        if self._line_has_begun:
+            self.write("\n")
+
+
+def follow_job(job_id: str, *, url: str) -> None:
+    """Print the answer. Raises CommandError unless the job succeeds."""
+    with open_client(url) as client:
+        follow_with(client, job_id, url)
+
+
+def follow_with(client: httpx2.Client, job_id: str, url: str) -> None:
+    """As follow_job, with a client that is open already."""
+    answer = _Answer()
+    try:
+        for event in _events(client, job_id, url):
+            _show(event, answer)
+    except KeyboardInterrupt:
+        answer.end_line()
+        raise CommandError(f"Stopped following; the job goes on: tokenspool follow {job_id}", 130) from None
+    except BrokenPipeError:
+        # The reader of our output is gone, as in `| head`. Python must not stumble over it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise CommandError("Nobody reads the output any more.", 141) from None
+
+
+def _show(event: Event, answer: _Answer) -> None:
+    """One event, as a person wants to see it. Raises CommandError at an end that is no success."""
+    data = _object(event.data)
+    match event.name:
+        case "delta":
+            answer.write(str(data.get("text", "")))
+        case "queued" if data.get("queue_position"):
+            tell(f"waiting, place {data['queue_position']} in the queue")
+        case "retry":
+            answer.end_line()
+            tell("the LLM failed; the call is made again")
+        case "reset":
+            answer.end_line()
+            tell(f"the text starts again ({data.get('reason', 'unknown')})")
+        case "snapshot":
+            answer.end_line()
+            answer.write(str(data.get("text", "")))
+        case "succeeded":
+            answer.end_line()
+        case "failed":
+            answer.end_line()
+            error = data.get("error") or {}
+            raise CommandError(printable(f"The job failed: {error.get('message')} ({error.get('code')})"))
+        case "cancelled" | "expired":
+            answer.end_line()
+            raise CommandError("The job was cancelled." if event.name == "cancelled" else "The job expired unstarted.")
+        case _:
+            pass  # queued at the front, started, and what later versions may add
+
+
+def _events(client: httpx2.Client, job_id: str, url: str) -> Iterator[Event]:
+    """Every event once, up to the one that ends the job, over as many connections as it takes."""
+    last_event_id = ""
+    heard_at = time.monotonic()
+    has_answered = False
+    pause_s = 0.5
+    while True:
+        reader = EventReader()
+        try:
+            with client.stream("GET", f"/v1/jobs/{job_id}/events", headers=_headers(last_event_id)) as response:
+                if response.status_code == 204:
+                    yield _ending(client, job_id)
+                    return
+                if response.status_code != 200:
+                    response.read()
+                    if response.status_code not in _WORTH_WAITING:
+                        raise refusal(response)
+                    pause_s = _retry_after_s(response, pause_s)
+                else:
+                    has_answered = True
+                    for chunk in response.iter_bytes():
+                        heard_at = time.monotonic()
+                        for event in reader.feed(chunk):
+                            last_event_id = event.last_event_id or last_event_id
+                            yield event
+                            if event.name in _ENDINGS:
+                                return
+                    pause_s = (reader.retry_ms or 500) / 1000
+        except httpx2.TransportError as error:
+            if not has_answered and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+                raise nobody_answers(url) from None
+        if time.monotonic() - heard_at > _GIVE_UP_AFTER_S:
+            raise CommandError(f"{url} has been away for too long; the job goes on: tokenspool follow {job_id}")
+        tell("the connection is lost; following again")
+        time.sleep(random.uniform(0.5, 1) * min(pause_s, _LONGEST_PAUSE_S))
+        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+
+def _headers(last_event_id: str) -> dict[str, str]:
+    headers = {"Accept": "text/event-stream"}
+    return {**headers, "Last-Event-ID": last_event_id} if last_event_id else headers
+
+
+def _ending(client: httpx2.Client, job_id: str) -> Event:
+    """The end of a job of which we saw everything but how it ended."""
+    response = client.get(f"/v1/jobs/{job_id}", params={"result": "false"})
+    if response.status_code != 200:
+        raise refusal(response)
+    job = response.json()
+    return Event(str(job["status"]), json.dumps(job), "")
+
+
+def _retry_after_s(response: httpx2.Response, otherwise_s: float) -> float:
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isascii() and value.isdigit() else otherwise_s
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

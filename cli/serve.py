@@ -1,0 +1,168 @@
+"""The processes of a deployment, each in the foreground: API, worker, simulator.
+
+They read their settings from the environment here and pass them down. A wrong setting ends the process with exit code 2
+and one sentence.
+"""
+
+import ipaddress
+import math
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from shared.settings import Settings
+
+# Longer request heads than this are nobody's; uvicorn's own default for h11, said here because httptools has none.
+_MAX_HEAD_BYTES = 64 << 10
+_BACKLOG = 2048
+
+
+def run_api(*, host: str, port: int, insecure: bool, processes: int, socket_fd: int | None) -> None:
+    """Serve the API until SIGTERM or Ctrl-C. ``socket_fd`` is a listening socket that a supervisor holds for us."""
+    settings = read_settings()
+    refuse_open_network_without_keys(settings, host, insecure=insecure)
+    listener = socket.socket(fileno=socket_fd) if socket_fd is not None else bind(host, port)
+    if processes == 1:
+        _serve(settings, listener)
+    else:
+        _serve_by_processes(listener, host=host, insecure=insecure, processes=processes)
+
+
+def run_one_worker(*, concurrency: int | None, drain_s: float | None) -> None:
+    """Work until SIGTERM, then drain. Options that were not given come from the environment."""
+    given = {"concurrency": concurrency, "drain_s": drain_s}
+    settings = read_settings(**{name: value for name, value in given.items() if value is not None})
+    allow_many_connections()
+    from worker.app import run_worker
+
+    run_worker(settings)
+
+
+def run_simulator(*, host: str, port: int) -> None:
+    """Play the Anthropic API until SIGTERM or Ctrl-C."""
+    allow_many_connections()
+    bind(host, port).close()  # a taken port is one sentence, not uvicorn's traceback
+    from simulator.app import serve
+
+    with suppress(KeyboardInterrupt):
+        serve(host, port)
+
+
+def read_settings(**overrides: Any) -> "Settings":
+    """The settings of this process. Raises CommandError with the sentence that names the wrong one."""
+    from shared.errors import SettingsError
+    from shared.settings import load_settings
+
+    try:
+        return load_settings(**overrides)
+    except SettingsError as error:
+        raise CommandError(str(error), exit_code=2) from None
+
+
+def refuse_open_network_without_keys(settings: "Settings", host: str, *, insecure: bool) -> None:
+    """Raise CommandError unless everybody who can reach the API may use it as anybody."""
+    if settings.auth != "off":
+        raise CommandError("API keys do not exist yet: start it with TOKENSPOOL_AUTH=off, on a closed network.", 2)
+    if not is_loopback(host) and not insecure:
+        raise CommandError(
+            f"TOKENSPOOL_AUTH=off lets everybody who reaches {host} act as any tenant: listen on 127.0.0.1, or say "
+            "--insecure if the network is closed.",
+            2,
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches ``host``. A name other than localhost may point anywhere."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, not yet listening. Raises CommandError when it is taken or is none of ours."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise CommandError(f"{host} is no address to listen on: {error.strerror}.", 2) from None
+    # A server that ended a moment ago leaves connections in TIME_WAIT; they are no reason to refuse.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise CommandError(f"Port {port} on {host} cannot be had ({error.strerror}): choose one with --port.") from None
+    return listener
+
+
+def allow_many_connections() -> None:
+    """Raise the soft limit of open files to the hard one: each follower and each upstream call is a file."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _serve(settings: "Settings", listener: socket.socket) -> None:
+    import uvicorn
+
+    from api.app import create_app
+    from shared.telemetry import configure_logging
+
+    configure_logging(settings.log_level)
+    allow_many_connections()
+    config = uvicorn.Config(
+        create_app(settings),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s) + 1,
+    )
+    server = uvicorn.Server(config)
+    # uvicorn raises the signal that stopped it once more when it has finished; ours turns that into a clean exit.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _nothing)
+    server.run(sockets=[listener])
+    if not server.started:
+        sys.exit(1)
+
+
+def _nothing(_number: int, _frame: object) -> None:
+    """A signal that has been dealt with."""
+
+
+def _serve_by_processes(listener: socket.socket, *, host: str, insecure: bool, processes: int) -> None:
+    from cli.child import Child, start_child
+    from cli.supervisor import Interrupted, Service, Supervisor
+
+    command = [sys.executable, "-m", "cli", "serve", "--host", host, "--socket-fd", str(listener.fileno())]
+    if insecure:
+        command.append("--insecure")
+
+    def starter(name: str) -> Callable[[], Child]:
+        return lambda: start_child(name, command, output=sys.stderr.buffer, pass_fds=[listener.fileno()])
+
+    names = [f"API process {number}" for number in range(1, processes + 1)]
+    services = [Service(name, starter(name), stop_timeout_s=30) for name in names]
+    with Supervisor(lambda line: print(f"tokenspool: {line}", file=sys.stderr)) as supervisor:
+        try:
+            with suppress(Interrupted):
+                supervisor.start(services)
+                supervisor.watch()
+        finally:
+            supervisor.stop_everything()
