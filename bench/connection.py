@@ -1,0 +1,156 @@
+"""One raw HTTP/1.1 connection of the load client: a request out, a head and a body in.
+
+It carries one request at a time, is kept alive between them, and costs a few microseconds a read, so
+that what is measured is the server. Bodies are chunked, counted or ended by the close.
+Used by every load of `bench/load.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+BodyReader = Callable[[bytes, float], None]
+"""Called with whole pieces of the body and the CLOCK_MONOTONIC second at which they were read."""
+
+
+class Broken(Exception):
+    """The connection ended, or the server broke HTTP, before the answer was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    status: int
+    fields: bytes  # the header lines as they came
+
+    def field(self, name: bytes) -> bytes | None:
+        """The value of the first field of that name, which is given in lower case."""
+        position = self.fields.lower().find(b"\r\n" + name + b":")
+        if position < 0:
+            return None
+        return self.fields[position + len(name) + 3 :].split(b"\r\n", 1)[0].strip()
+
+
+class Connection(asyncio.Protocol):
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._received = b""
+        self._head: Head | None = None
+        self._chunked = False
+        self._body_left_bytes: int | None = None
+        self._read_body: BodyReader = _ignore
+        self._answer: asyncio.Future[Head] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def send(self, request: bytes, read_body: BodyReader | None = None) -> asyncio.Future[Head]:
+        """Write one request; the future holds the head once the whole body has been read.
+
+        Raises Broken through the future. Only one request may be under way.
+        """
+        assert self._transport is not None
+        assert self._answer is None
+        self._read_body = read_body or _ignore
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return self._answer
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's do not inherit from asyncio's
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._transport = None
+        if self._answer is None:
+            return
+        if self._head is not None and not self._chunked and self._body_left_bytes is None:
+            self._complete()  # framed by the close
+        else:
+            self._break_off("the connection ended before the answer did")
+
+    def data_received(self, data: bytes) -> None:
+        now_s = time.monotonic()
+        if self._received:
+            data = self._received + data
+            self._received = b""
+        if self._head is None:
+            head_end = data.find(b"\r\n\r\n")
+            if head_end < 0:
+                self._received = data
+                return
+            self._begin_body(data[:head_end])
+            data = data[head_end + 4 :]
+        if self._chunked:
+            self._read_chunks(data, now_s)
+        else:
+            self._read_counted(data, now_s)
+
+    def _begin_body(self, head: bytes) -> None:
+        status_line, _, _ = head.partition(b"\r\n")
+        self._head = Head(int(status_line.split(b" ", 2)[1]), head)
+        self._chunked = self._head.field(b"transfer-encoding") == b"chunked"
+        length = self._head.field(b"content-length")
+        self._body_left_bytes = None if length is None else int(length)
+        if self._head.status in (204, 304):
+            self._body_left_bytes = 0
+
+    def _read_chunks(self, data: bytes, now_s: float) -> None:
+        pieces = []
+        position = 0
+        last_seen = False
+        while (line_end := data.find(b"\r\n", position)) >= 0:
+            start = line_end + 2
+            end = start + int(data[position:line_end].partition(b";")[0], 16)
+            if len(data) < end + 2:
+                break
+            position = end + 2
+            if start == end:
+                last_seen = True
+                break
+            pieces.append(data[start:end])
+        self._received = data[position:]
+        if pieces:
+            self._read_body(pieces[0] if len(pieces) == 1 else b"".join(pieces), now_s)
+        if last_seen:
+            self._complete()
+
+    def _read_counted(self, data: bytes, now_s: float) -> None:
+        if data:
+            self._read_body(data, now_s)
+        if self._body_left_bytes is not None:
+            self._body_left_bytes -= len(data)
+            if self._body_left_bytes <= 0:
+                self._complete()
+
+    def _complete(self) -> None:
+        answer, head = self._answer, self._head
+        self._answer = self._head = None
+        assert head is not None
+        if head.field(b"connection") == b"close":
+            self.close()
+        if answer is not None and not answer.done():
+            answer.set_result(head)
+
+    def _break_off(self, reason: str) -> None:
+        answer = self._answer
+        self._answer = self._head = None
+        if answer is not None and not answer.done():
+            answer.set_exception(Broken(reason))
+
+
+def _ignore(_: bytes, __: float) -> None:
+    return
+
+
+async def connect(port: int) -> Connection:
+    loop = asyncio.get_running_loop()
+    _, connection = await asyncio.wait_for(loop.create_connection(Connection, "127.0.0.1", port), timeout=10)
+    return connection
