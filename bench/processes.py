@@ -1,0 +1,152 @@
+"""The processes of a measured system: started on loopback, counted, and ended by their own ids.
+
+None outlives the `with` block that started it, nor the bench. Their output goes to a file, whose end is shown when one
+does not come up.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cli.child import Child, start_child
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+READY_TIMEOUT_S = 20
+END_TIMEOUT_S = 8
+
+
+class NotReady(Exception):
+    """A process ended or stayed silent instead of answering; the message holds the end of its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a set of processes had used by a moment; subtract two for a window."""
+
+    at_s: float  # CLOCK_MONOTONIC
+    cpu_s: Mapping[str, float]  # user and system time by role
+    client_cpu_s: float  # this process, which is the load client
+    machine_busy_s: float  # all cores, every process of the machine
+    stolen_s: float  # all cores, given to others by the host of a virtual machine
+
+
+def usage(roles: Mapping[str, Sequence[int]]) -> Usage:
+    """`roles` maps a role to the ids of its processes; their children are counted with them."""
+    machine = psutil.cpu_times()
+    return Usage(
+        time.monotonic(),
+        {role: sum(_cpu_s(pid) for pid in pids) for role, pids in roles.items()},
+        time.process_time(),
+        machine.user + machine.nice + machine.system + machine.irq + machine.softirq,
+        machine.steal,
+    )
+
+
+def _cpu_s(pid: int) -> float:
+    total_s = 0.0
+    for process in _tree(pid):
+        times = process.cpu_times()
+        total_s += times.user + times.system
+    return total_s
+
+
+def resident_bytes(pids: Sequence[int]) -> int:
+    return sum(process.memory_info().rss for pid in pids for process in _tree(pid))
+
+
+def connections_to(pids: Sequence[int], port: int) -> int:
+    """How many TCP connections these processes hold to a port of this machine."""
+    return sum(
+        bool(connection.raddr) and connection.raddr.port == port
+        for pid in pids
+        for process in _tree(pid)
+        for connection in process.net_connections(kind="tcp")
+    )
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+@contextmanager
+def running(command: Sequence[str], environment: Mapping[str, str], ready_port: int | None = None) -> Iterator[int]:
+    """Run a command (an absolute path and its arguments) until the block ends; yields its process id.
+
+    With `ready_port`, waits until `GET /health/ready` there gives any HTTP answer but 503; raises NotReady if it does
+    not. Ended by SIGTERM, then by SIGKILL, and with this process, however that ends.
+    """
+    with tempfile.TemporaryFile(mode="w+b") as output:
+        child = start_child(command[0], command, output=output, environment={**_environment(), **environment})
+        try:
+            if ready_port is not None:
+                try:
+                    _wait_until_ready(child, ready_port)
+                except NotReady as not_ready:
+                    output.seek(0)
+                    tail = output.read()[-2000:].decode(errors="replace")
+                    raise NotReady(f"{' '.join(command)}: {not_ready}\n{tail}") from None
+            yield child.pid
+        finally:
+            child.stop(END_TIMEOUT_S)
+
+
+def _wait_until_ready(child: Child, port: int) -> None:
+    deadline_s = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        if child.exit_code is not None:
+            raise NotReady(f"ended with {child.exit_code} before it was ready")
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+        try:
+            connection.request("GET", "/health/ready")
+            if connection.getresponse().status != 503:
+                return
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.05)
+    raise NotReady(f"not ready within {READY_TIMEOUT_S} s")
+
+
+def _environment() -> dict[str, str]:
+    """Our own environment without what would steer a measured system, proxies included."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("TOKENSPOOL_", "ANTHROPIC_", "OPENAI_", "OTEL_"))
+        and not name.lower().endswith("_proxy")
+    }
+
+
+def python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def on_cores(cores: set[int]) -> Iterator[None]:
+    """Processes started in this block, and this process meanwhile, stay on these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
