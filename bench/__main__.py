@@ -1,0 +1,154 @@
+"""`python -m bench`: measure every row of the design's section 7, print the table, keep the figures.
+
+Ends everything that it started, also on Ctrl-C, on SIGTERM and at its own deadline. The exit status
+is 0 when all that was asked for was measured, whether or not a target was met; it is 1 when requests
+failed, because such a row has no figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import uvloop
+
+from bench import measure, systems, table
+from bench.machine import describe, machine
+from bench.processes import REPOSITORY, NotReady
+from bench.table import figure
+
+DEADLINE_S = 900
+HISTORY = REPOSITORY / ".tokenspool" / "bench"
+MEASUREMENTS = ("first-token", "load", "burst", "submits", "followers")
+SYSTEMS = {"in-request": systems.IN_REQUEST, "arq": systems.ARQ, "tokenspool": systems.TOKENSPOOL}
+
+
+def main() -> int:
+    arguments = _arguments()
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGALRM, _interrupt)
+    signal.alarm(DEADLINE_S)
+    _raise_open_files()
+    # A collection in the load client would be booked as the measured system's delay.
+    gc.disable()
+
+    effort = measure.QUICK if arguments.quick else measure.Effort()
+    if arguments.rounds is not None:
+        effort = dataclasses.replace(effort, rounds=arguments.rounds)
+    only = arguments.only or list(MEASUREMENTS)
+    samples = measure.Samples()
+    start_s = time.monotonic()
+    failure: str | None = None
+    try:
+        names = [name for name in SYSTEMS if name not in arguments.without and (name != "arq" or arguments.with_arq)]
+        _measure(only, names, effort, samples)
+    except (measure.Failed, NotReady) as failed:
+        failure = str(failed)
+    this_machine = machine()
+    _say("")
+    for line in [*table.render(samples), *_trust(samples), *describe(this_machine)]:
+        print(line)
+    path = _keep(samples, effort, this_machine)
+    print(f"{time.monotonic() - start_s:.0f} s; every round's figures: {path.relative_to(REPOSITORY)}")
+    if failure:
+        print(f"FAILED: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the figures of the README.")
+    parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="this measurement (may be repeated)")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds of each measurement; medians are shown")
+    parser.add_argument("--quick", action="store_true", help="one short round of each, for a first look")
+    parser.add_argument(
+        "--without", action="append", choices=SYSTEMS, default=[], help="leave this system out (may be repeated)"
+    )
+    parser.add_argument("--with-arq", action="store_true", help="add the column of arq with its defaults")
+    return parser.parse_args()
+
+
+def _measure(only: Sequence[str], names: Sequence[str], effort: measure.Effort, samples: measure.Samples) -> None:
+    with_tokenspool = "tokenspool" in names
+    streamed: dict[str, Callable[[list[systems.System], systems.Upstream], Coroutine[None, None, None]]] = {
+        "first-token": lambda columns, _: measure.first_token(columns, effort, samples),
+        "load": lambda columns, upstream: measure.steady_load(columns, upstream, effort, samples),
+        "burst": lambda columns, _: measure.burst(columns, effort, samples),
+    }
+    if wanted := [name for name in streamed if name in only]:
+        with ExitStack() as stack:
+            _say("starting the systems")
+            upstream = stack.enter_context(systems.upstream())
+            columns = measure.start([SYSTEMS[name] for name in names], upstream, stack)
+            uvloop.run(measure.warm_up(columns))
+            for name in wanted:
+                _say(f"measuring {name}")
+                uvloop.run(streamed[name](columns, upstream))
+    if "submits" in only:
+        _say("measuring submits")
+        measure.submits(with_tokenspool, effort, samples)
+    if "followers" in only:
+        _say("measuring followers")
+        measure.followers(with_tokenspool, effort, samples)
+
+
+def _trust(samples: measure.Samples) -> list[str]:
+    """How far the load client, the stand-in and other processes were from being the limit."""
+    if not samples.client_share:
+        return []
+    shares = {
+        "load client": samples.client_share,
+        "stand-in": samples.upstream_share,
+        "processes outside the bench": samples.strangers_share,
+        "stolen by the host": samples.stolen_share,
+    }
+    busiest = ", ".join(f"{who} {max(share):.0%}" for who, share in shares.items())
+    slowest, fastest = figure(max(samples.loop_ms), "ms"), figure(min(samples.loop_ms), "ms")
+    return [
+        f"of a core, at most: {busiest}",
+        f"a million turns of a Python loop took {fastest} to {slowest}: how the machine's speed drifted meanwhile",
+    ]
+
+
+def _keep(samples: measure.Samples, effort: measure.Effort, this_machine: dict[str, object]) -> Path:
+    at = datetime.now(UTC)
+    HISTORY.mkdir(parents=True, exist_ok=True)
+    path = HISTORY / f"{at:%Y-%m-%dT%H-%M-%SZ}.json"
+    record = {
+        "at": at.isoformat(timespec="seconds"),
+        "machine": this_machine,
+        "effort": dataclasses.asdict(effort),
+        **samples.record(),
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _raise_open_files() -> None:
+    """10,000 followers are as many sockets here and in the API, which inherits the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _interrupt(signal_number: int, _: FrameType | None) -> NoReturn:
+    raise SystemExit(f"the bench was ended by {signal.Signals(signal_number).name}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The table of the design's section 7, as text: figures, targets, met or missed.
+
+Pure: it turns samples into lines. Every row says its unit and the bound that was set for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bench import systems
+from bench.measure import Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    key: str  # of the samples
+    label: str
+    unit: str
+    bound: Literal["at most", "at least"]
+    target: float  # for tokenspool
+    anchor: tuple[str, float] | None = None
+    """A column measured in the same run, and its figure on the machine for which the target was set."""
+
+    def is_met(self, value: float) -> bool:
+        return value <= self.target if self.bound == "at most" else value >= self.target
+
+
+ROWS = (
+    Row("first-token", "added time to first token, one client, p50", "ms", "at most", 3, (systems.IN_REQUEST, 2.9)),
+    Row("cpu", "CPU per request, all processes of the system", "ms", "at most", 4, (systems.IN_REQUEST, 11.4)),
+    Row("requests", "requests/s, 200 clients", "", "at least", 165, (systems.IN_REQUEST, 82)),
+    Row("burst", "first token p50, 200 clients at once", "ms", "at most", 150, (systems.IN_REQUEST, 1_336)),
+    Row("delivery-p50", "token delivery p50, 200 clients", "ms", "at most", 20),
+    Row("delivery-p99", "token delivery p99, 200 clients", "ms", "at most", 60),
+    Row("submits", "submits/s on one API core", "", "at least", 3_000, ("echo endpoint", 6_890)),
+    Row("memory", "memory per idle SSE client, one process", "KB", "at most", 40),
+    Row("connections", "connections to Redis meanwhile", "", "at most", 5),
+)
+COLUMNS = (systems.ALONE, systems.IN_REQUEST, systems.ARQ, systems.TOKENSPOOL)
+
+
+def render(samples: Samples) -> list[str]:
+    columns = [
+        column
+        for column in COLUMNS
+        if column == systems.TOKENSPOOL or any(column in values for values in samples.values.values())
+    ]
+    lines = [["", *columns, "target", ""]]
+    for row in ROWS:
+        if row.key not in samples.values:
+            continue
+        cells = [figure(samples.median(row.key, column), row.unit) for column in columns]
+        measured = samples.median(row.key, systems.TOKENSPOOL)
+        verdict = "" if measured is None else "met" if row.is_met(measured) else "MISSED"
+        sign = "≤" if row.bound == "at most" else "≥"
+        lines.append([row.label, *cells, f"{sign} {figure(row.target, row.unit)}", verdict])
+    return [*_aligned(lines), "", *_beside(samples)]
+
+
+def figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    digits = 0 if abs(value) >= 100 or value == int(value) else 1
+    return f"{value:,.{digits}f} {unit}".strip()
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column in {0, len(line) - 1} else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _relative(samples: Samples) -> list[str]:
+    """The figures as shares of a column of the same run: what a slow hour of the machine does not change."""
+    parts = []
+    for row in ROWS:
+        if row.anchor is None:
+            continue
+        column, then = row.anchor
+        measured, now = samples.median(row.key, systems.TOKENSPOOL), samples.median(row.key, column)
+        if measured is not None and now:
+            share, target = measured / now, row.target / then
+            is_met = row.is_met(share * then)
+            parts.append(f"{row.key} {share:.2f} ({'met' if is_met else 'MISSED'}: target {target:.2f} of {column})")
+    return ["relative to the same run: " + ", ".join(parts)] if parts else []
+
+
+def _beside(samples: Samples) -> list[str]:
+    """What stands beside the table: references, where the CPU goes, and what to trust."""
+    lines = [*_relative(samples)]
+    for key, label in (("submits", "submits/s"), ("memory", "KB an idle SSE client")):
+        references = {
+            column: samples.median(key, column) for column in samples.values.get(key, {}) if column not in COLUMNS
+        }
+        if references:
+            listed = ", ".join(f"{column} {figure(value, '')}" for column, value in references.items())
+            lines.append(f"{label}, references: {listed}")
+    for column in COLUMNS[1:]:
+        roles = {
+            key.removeprefix("cpu of "): samples.median(key, column)
+            for key in samples.values
+            if key.startswith("cpu of ") and column in samples.values[key]
+        }
+        if len(roles) > 1:
+            listed = ", ".join(f"{role} {figure(value, 'ms')}" for role, value in roles.items())
+            lines.append(f"CPU per request of {column}: {listed}")
+    return [*lines, *samples.notes]
