@@ -18,6 +18,9 @@ TokenspoolError
     ├── QueueFull           503 ┐
     ├── StorageFull         503 │    with Retry-After
     ├── StorageUnavailable  503 ┘
+    ├── UpstreamRateLimited 429 ┐
+    ├── UpstreamFailed      502 │    how the job behind a /complete ended; the code is the job's own
+    ├── UpstreamTimeout     504 ┘
     └── InternalError       500
 
 How a job failed is not an exception but a value: ``JobError``, stored in the record.
@@ -145,6 +148,29 @@ class StorageUnavailable(Problem):
     """Redis did not answer in time. Whether a write happened is unknown: repeat it with its Idempotency-Key."""
 
     status, code, title, retry_after_s = 503, "storage_unavailable", "The storage does not answer", 2
+
+
+class UpstreamFailed(Problem):
+    """The job behind a call that waits for its answer did not succeed. ``code`` is one of JOB_ERROR_CODES."""
+
+    status, code, title = 502, "upstream_error", "The LLM gave no answer"
+
+    def __init__(self, detail: str = "", *, code: str | None = None) -> None:
+        super().__init__(detail)
+        if code is not None:
+            self.code = code
+
+
+class UpstreamRateLimited(UpstreamFailed):
+    """The LLM's rate limit held for longer than the caller may wait."""
+
+    status, code, title, retry_after_s = 429, "upstream_rate_limited", "The LLM's rate limit is reached", 10
+
+
+class UpstreamTimeout(UpstreamFailed):
+    """The answer was not whole in time."""
+
+    status, code, title = 504, "timeout", "The LLM did not answer in time"
 
 
 class InternalError(Problem):
