@@ -107,5 +107,6 @@ def main() -> None:
     try:
         app()
     except CommandError as error:
-        print(f"tokenspool: {error}", file=sys.stderr)
+        if str(error):
+            print(f"tokenspool: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -20,7 +20,7 @@ from typing import Any
 from cli.child import Child, start_child
 from cli.embedded_redis import DirectoryInUseError, EmbeddedRedis, EmbeddedRedisError
 from cli.errors import CommandError
-from cli.local_model import MODEL, SLOTS, find_weights
+from cli.local_model import MODEL, SLOTS, find_weights, openmp_environment
 from cli.serve import bind, read_settings
 from cli.supervisor import Interrupted, Service, Supervisor
 
@@ -156,7 +156,12 @@ def _anthropic() -> Upstream:
 def _local_model(logs: Path, workers: int) -> Upstream:
     port = _free_port()
     key = secrets.token_urlsafe(24)
-    environment = {**_environment_without(*_UPSTREAM_VARIABLES), "ANTHROPIC_API_KEY": key, "PYTHONUNBUFFERED": "1"}
+    environment = {
+        **_environment_without(*_UPSTREAM_VARIABLES),
+        **openmp_environment(logs.parent / "lib"),
+        "ANTHROPIC_API_KEY": key,
+        "PYTHONUNBUFFERED": "1",
+    }
     service = _service(
         MODEL,
         ["-m", "cli.local_model", str(port)],

@@ -1,12 +1,12 @@
 """What ends a command early.
 
 CommandError: one sentence for standard error and an exit code, never a traceback. 1 means that it could not be done, 2
-that the command, a setting or the environment is wrong.
+that the command, a setting or the environment is wrong; 130 and 141 mean what a shell means by them.
 """
 
 
 class CommandError(Exception):
-    """The sentence says what happened and what to do next."""
+    """The sentence says what happened and what to do next; an empty one is not printed."""
 
     def __init__(self, sentence: str, exit_code: int = 1) -> None:
         super().__init__(sentence)

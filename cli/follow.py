@@ -63,7 +63,7 @@ def follow_with(client: httpx2.Client, job_id: str, url: str) -> None:
     except BrokenPipeError:
         # The reader of our output is gone, as in `| head`. Python must not stumble over it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise CommandError("Nobody reads the output any more.", 141) from None
+        raise CommandError("", 141) from None
 
 
 def _show(event: Event, answer: _Answer) -> None:

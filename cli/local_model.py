@@ -4,6 +4,8 @@ It speaks the Messages API, loads in a second and answers with some 45 tokens/s 
 `python -m cli.local_model PORT` is that process; it wants the key in ANTHROPIC_API_KEY from its callers.
 """
 
+import contextlib
+import ctypes
 import importlib.util
 import os
 import signal
@@ -29,6 +31,30 @@ def find_weights() -> Path | None:
         for weights in sorted(Path(folder).glob("*.gguf")):
             return weights
     return None
+
+
+def openmp_environment(folder: Path) -> dict[str, str]:
+    """What its process needs in its environment to find an OpenMP library; nothing where the machine has one.
+
+    llama.cpp wants libgomp.so.1, which comes with a compiler and is missing on a bare Debian. One of our wheels carries
+    it under another name; ``folder`` gets a link with the right one.
+    """
+    if sys.platform != "linux":
+        return {}
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libgomp.so.1")
+        return {}
+    package = importlib.util.find_spec("pykdtree")
+    for location in (package.submodule_search_locations or []) if package is not None else []:
+        for library in Path(location).parent.glob("pykdtree.libs/libgomp*"):
+            folder.mkdir(parents=True, exist_ok=True)
+            link = folder / "libgomp.so.1"
+            link.unlink(missing_ok=True)
+            link.symlink_to(library)
+            return {
+                "LD_LIBRARY_PATH": ":".join(filter(None, [str(folder.absolute()), os.environ.get("LD_LIBRARY_PATH")]))
+            }
+    return {}
 
 
 def serve_model(weights: Path, port: int, key: str) -> None:

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -110,12 +111,21 @@ def make_venv() -> None:
     shutil.rmtree(VENV, ignore_errors=True)
     if run([sys.executable, "-m", "venv", VENV]).returncode == 0:
         return
-    # Debian's python3 comes without ensurepip; its pip, if there, can fill an environment from outside.
+    # Debian's python3 comes without ensurepip. Its pip can fill an environment from outside; so can the wheel of pip
+    # that another of its packages carries, which takes no root to unpack.
     shutil.rmtree(VENV, ignore_errors=True)
-    without_pip = run([sys.executable, "-m", "venv", "--without-pip", VENV])
-    if without_pip.returncode == 0:
-        filled = run([sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", PYTHON, "install", "pip"])
-        if filled.returncode == 0:
+    if run([sys.executable, "-m", "venv", "--without-pip", VENV]).returncode == 0:
+        outside: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "--python",
+            PYTHON,
+            "install",
+            "pip",
+        ]
+        if run(outside).returncode == 0 or install_pip_from_debian():
             return
     shutil.rmtree(VENV, ignore_errors=True)
     message = (
@@ -123,6 +133,21 @@ def make_venv() -> None:
         "(Debian: apt-get install python3-venv) or name another Python with PYTHON=/path/to/python."
     )
     raise SetUpError(message)
+
+
+def install_pip_from_debian() -> bool:
+    """Whether pip could be had out of Debian's package python3-pip-whl, which is not installed for it."""
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        if run(["apt-get", "download", "--quiet", "python3-pip-whl"], folder).returncode != 0:
+            return False
+        for package in Path(folder).glob("*.deb"):
+            run(["dpkg-deb", "--extract", package, folder])
+        for wheel in Path(folder).glob("usr/share/python-wheels/pip-*.whl"):
+            if run([PYTHON, wheel / "pip", "install", "--no-index", wheel]).returncode == 0:
+                return True
+    return False
 
 
 def install(part: str, key: str) -> None:
@@ -164,10 +189,10 @@ def pip(part: str, *arguments: str | Path) -> None:
         raise SetUpError(message)
 
 
-def run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
+def run(command: list[str | Path], folder: str | Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
-        cwd=ROOT,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
