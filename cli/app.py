@@ -102,6 +102,21 @@ def follow(
     follow_job(job_id, url=url)
 
 
+@app.command(hidden=True)
+def probe(
+    what: Annotated[str, typer.Argument(help="api or worker.")],
+    port: Port = 8000,
+) -> None:
+    """Exit code 0 when the process in this container is up: for health checks."""
+    from cli.probe import probe_api, probe_worker
+    from cli.serve import read_settings
+
+    if what == "api":
+        probe_api(port)
+    else:
+        probe_worker(read_settings())
+
+
 def main() -> None:
     """The entry point of the console script."""
     try:

@@ -5,8 +5,6 @@ the data directory, so the next start finds them.
 """
 
 import contextlib
-import http.client
-import json
 import os
 import secrets
 import socket
@@ -15,14 +13,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cli.child import Child, start_child
 from cli.embedded_redis import DirectoryInUseError, EmbeddedRedis, EmbeddedRedisError
 from cli.errors import CommandError
 from cli.local_model import MODEL, SLOTS, find_weights, openmp_environment
+from cli.probe import http_status, worker_lives
 from cli.serve import bind, read_settings
 from cli.supervisor import Interrupted, Service, Supervisor
+from shared.settings import Settings
 
 _HOST = "127.0.0.1"
 _SIMULATED_MODEL = "simulated"
@@ -83,9 +82,10 @@ def _run(
         "TOKENSPOOL_REDIS_URL": redis.url,
         "PYTHONUNBUFFERED": "1",
     }
-    api = _api_service(listener, {**common, **upstream.api_environment}, logs, url)
+    settings = read_settings(redis_url=redis.url)
+    api = _api_service(listener, {**common, **upstream.api_environment}, logs)
     worker_services = [
-        _worker_service(number, {**common, **upstream.worker_environment}, logs, url, workers)
+        _worker_service(number, settings, {**common, **upstream.worker_environment}, logs)
         for number in range(1, workers + 1)
     ]
     supervisor.start([api, *worker_services])
@@ -167,7 +167,7 @@ def _local_model(logs: Path, workers: int) -> Upstream:
         ["-m", "cli.local_model", str(port)],
         environment,
         logs / "model.log",
-        is_ready=lambda: _status(f"http://{_HOST}:{port}", "/health") == 200,
+        is_ready=lambda: http_status(_HOST, port, "/health") == 200,
         stop_round=3,
     )
     model = os.environ.get("TOKENSPOOL_MODEL") or MODEL
@@ -193,7 +193,7 @@ def _simulator(logs: Path) -> Upstream:
         ["-m", "cli", "simulator", "--port", str(port)],
         _environment_without(*_UPSTREAM_VARIABLES),
         logs / "simulator.log",
-        is_ready=lambda: _status(f"http://{_HOST}:{port}", "/") is not None,
+        is_ready=lambda: http_status(_HOST, port, "/") is not None,
         stop_round=3,
     )
     model = os.environ.get("TOKENSPOOL_MODEL") or _SIMULATED_MODEL
@@ -209,28 +209,30 @@ def _simulator(logs: Path) -> Upstream:
     )
 
 
-def _api_service(listener: socket.socket, environment: Environment, logs: Path, url: str) -> Service:
+def _api_service(listener: socket.socket, environment: Environment, logs: Path) -> Service:
+    port = listener.getsockname()[1]
     # We hold the listening socket: while the API is brought back, new connections wait instead of being refused.
     return _service(
         "the API",
         ["-m", "cli", "serve", "--socket-fd", str(listener.fileno())],
         environment,
         logs / "api.log",
-        is_ready=lambda: _status(url, "/health/ready") == 200,
+        is_ready=lambda: http_status(_HOST, port, "/health/ready") == 200,
         stop_round=2,
         pass_fd=listener.fileno(),
     )
 
 
-def _worker_service(number: int, environment: Environment, logs: Path, url: str, workers: int) -> Service:
-    return _service(
+def _worker_service(number: int, settings: Settings, environment: Environment, logs: Path) -> Service:
+    service = _service(
         f"worker {number}",
         ["-m", "cli", "worker"],
         environment,
         logs / f"worker-{number}.log",
-        is_ready=lambda: _workers_up(url) >= workers,
+        is_ready=lambda: worker_lives(settings, service.pid),
         stop_round=1,
     )
+    return service
 
 
 def _service(
@@ -258,40 +260,6 @@ def _service(
 
 def _environment_without(*names: str) -> Environment:
     return {name: value for name, value in os.environ.items() if name not in names}
-
-
-# --- asking them ---------------------------------------------------------------------------------------------------
-
-
-def _workers_up(url: str) -> int:
-    """How many workers the API counts as alive."""
-    health = _get_json(url, "/health")
-    workers = health.get("workers", 0)
-    return int(workers) if isinstance(workers, int | float) else 0
-
-
-def _status(url: str, path: str) -> int | None:
-    """The HTTP status of a GET, None when nobody answers within a second."""
-    try:
-        with contextlib.closing(_connection(url)) as connection:
-            connection.request("GET", path)
-            return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
-        return None
-
-
-def _get_json(url: str, path: str) -> dict[str, Any]:
-    try:
-        with contextlib.closing(_connection(url)) as connection:
-            connection.request("GET", path)
-            body = json.loads(connection.getresponse().read())
-    except (OSError, http.client.HTTPException, ValueError):
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
-def _connection(url: str) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(url.removeprefix("http://"), timeout=1)
 
 
 def _free_port() -> int:
