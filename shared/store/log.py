@@ -1,7 +1,8 @@
 """The event log of a job: appended by the claim that holds it, read by anyone who follows."""
 
+import asyncio
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.events import Event, EventId
 from shared.job import Step
@@ -12,6 +13,18 @@ from shared.store.script import script, sources
 REFUSED: Final = -1
 
 _START: Final = EventId(0, 0)
+_RUNNING: Final = sources(Step.SUCCEED)
+
+
+class Reach(NamedTuple):
+    """How far a job has come."""
+
+    newest_claim: EventId | None
+    """Where the newest attempt begins."""
+    end_id: EventId | None
+    """The terminal event's id, once the job has ended; the log may be gone by then."""
+    top: EventId | None
+    """The last event in the log; None if there is no log, yet or any more."""
 
 
 class Log:
@@ -20,7 +33,7 @@ class Log:
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
 
-    async def append(
+    def append(
         self,
         job_id: str,
         epoch: int,
@@ -30,19 +43,19 @@ class Log:
         published: bool,
         attempts: int = 0,
         failures: int = 0,
-    ) -> int:
+    ) -> "asyncio.Future[int]":
         """Adds (name, data) events from ``first_seq`` on; those that the log holds already are passed over.
 
-        Returns the seq that the log takes next: less than expected if it lost a tail, REFUSED if the claim is over.
-        ``attempts`` and ``failures`` are written to the record when an attempt begins inside the claim.
+        Gives the seq that the log takes next: less than expected if it lost a tail, REFUSED if the claim is over.
+        ``attempts`` and ``failures`` are written to the record when an attempt begins inside the claim. Sent in the
+        order of the calls; not a coroutine, since a task per flush would cost more than the flush.
         """
         arguments: list[str | bytes | int] = []
         for name, data in events:
             arguments += (name, data)
-        reply: int = await self._commands.run(
-            script("append"), job_id, epoch, sources(Step.SUCCEED), first_seq, int(published), attempts, failures, *arguments
+        return self._commands.run(
+            script("append"), job_id, epoch, _RUNNING, first_seq, int(published), attempts, failures, *arguments
         )
-        return reply
 
     async def read(self, job_id: str, *, after: EventId | None = None, start: EventId = _START, count: int = 1000) -> list[Event]:
         """Events in order: those behind ``after``, or those from ``start`` on."""
@@ -50,19 +63,22 @@ class Log:
         entries = await self._commands.call("XRANGE", keys.log(job_id), first, "+", "COUNT", count)
         return [_event_of(entry_id, fields) for entry_id, fields in entries]
 
-    async def newest_claim(self, job_id: str) -> EventId | None:
-        """Where the newest attempt begins, or None if none has."""
-        epoch = await self._commands.call("HGET", keys.job(job_id), "claim_epoch")
-        return EventId(int(epoch), 0) if epoch else None
-
-    async def tops(self, job_ids: Sequence[str]) -> list[EventId | None]:
-        """The id of the last event of each log, in one round trip."""
-        replies = [self._commands.call("XREVRANGE", keys.log(job_id), "+", "-", "COUNT", 1) for job_id in job_ids]
-        return [_id_of(entries[0][0]) if (entries := await reply) else None for reply in replies]
+    async def probe(self, job_ids: Sequence[str]) -> list[Reach | None]:
+        """How far each log goes, in one command; None for a job that is gone."""
+        replies = await self._commands.run(script("probe"), *job_ids)
+        return [_reach_of(*reply) if reply else None for reply in replies]
 
 
 def _event_of(entry_id: bytes, fields: list[bytes]) -> Event:
     return Event(_id_of(entry_id), fields[0].decode(), fields[1])
+
+
+def _reach_of(claim_epoch: bytes, end_id: bytes, top: bytes) -> Reach:
+    return Reach(
+        EventId(int(claim_epoch), 0) if claim_epoch else None,
+        _id_of(end_id) if end_id else None,
+        _id_of(top) if top else None,
+    )
 
 
 def _id_of(entry_id: bytes) -> EventId:

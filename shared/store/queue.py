@@ -206,6 +206,15 @@ class Queue:
                 break
         return found
 
+    async def tell_llm_state(self, state: bytes) -> None:
+        """What a worker last saw of the LLM: ``{"state", "since_ms"}``. Forgotten after an hour without traffic."""
+        await self._commands.call("SET", keys.plain("llm"), state, "EX", 3600)
+
+    async def llm_state(self) -> bytes | None:
+        """What the workers last saw of the LLM, if any told within the hour."""
+        state: bytes | None = await self._commands.call("GET", keys.plain("llm"))
+        return state
+
     async def depth(self) -> dict[JobState, int]:
         """How many jobs wait, and how many run."""
         queued = self._commands.call("ZCARD", keys.plain("waiting"))

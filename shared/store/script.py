@@ -20,7 +20,7 @@ _SHARED_PARTS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 NAMES: Final = (
-    "submit", "locate", "claim", "renew", "reap", "release", "append", "finish", "cancel", "expire", "erase",
+    "submit", "locate", "claim", "renew", "reap", "release", "append", "finish", "cancel", "expire", "erase", "probe",
 )  # fmt: skip
 
 

@@ -34,13 +34,13 @@ local function enqueue(id, flow, place)
   end
 end
 
--- Takes a job out of its flow; the flow's tag is kept for its return.
+-- Takes a job out of its flow; the flow's tag is kept for its return, if it is ahead of the clock.
 local function dequeue(id, flow)
   if call('ZREM', key_flow(flow), id) == 1 and call('EXISTS', key_flow(flow)) == 0 then
     local band = string.match(flow, '^[^:]+')
-    local tag = call('ZSCORE', key_ready(band), flow)
+    local tag = tonumber(call('ZSCORE', key_ready(band), flow) or 0)
     call('ZREM', key_ready(band), flow)
-    if tag then call('ZADD', key_tags(band), tag, flow) end
+    if tag > tonumber(call('GET', key_clock(band)) or 0) then call('ZADD', key_tags(band), tag, flow) end
   end
 end
 

@@ -1,0 +1,423 @@
+"""Relays the events of jobs to their followers: one pub/sub connection for all of a process.
+
+Follow = subscribe and wait for the confirmation, replay the log behind the client's cursor, then live; whatever is not
+contiguous is repaired from the log. Pub/sub is for latency and is never trusted for completeness: a re-subscription
+makes every follower look into the log, and after some silence a probe does, for all silent followers in one command.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Final, Self
+
+import msgspec
+
+from shared.errors import StorageFull, StorageUnavailable
+from shared.events import Event, EventId, OurEvent, decode_published
+from shared.job import Job, JobState
+from shared.store import keys
+from shared.store.log import Reach
+from shared.store.runtime import Runtime
+
+_CONFIRM_S: Final = 2.0
+_PAGE: Final = 500
+_PROBED_AT_ONCE: Final = 500
+_SLOWEST_PROBE_S: Final = 12.0
+_AWAY: Final = (StorageUnavailable, StorageFull)
+_AGAIN_S: Final = 0.2
+
+
+class Closing(Exception):
+    """The process is about to end: followers are told to come back."""
+
+
+class SlowFollower(Exception):
+    """More waits for this follower than may wait; it resumes by its id."""
+
+
+class Relay:
+    """One for an API process; ``async with`` it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        settings = runtime.settings
+        self._probe_s = settings.sse_idle_probe_s
+        self._ping_s = settings.sse_ping_s
+        self._most_bytes = settings.sse_buffer_bytes
+        self._subscriber = runtime.subscriber(on_message=self._on_message, on_confirmed=self._on_confirmed)
+        self._watches: dict[str, set[Watch]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.is_closing = False
+
+    async def __aenter__(self) -> Self:
+        await self._subscriber.__aenter__()
+        self._subscriber.subscribe(keys.plain("control"))
+        self._tasks = [
+            asyncio.create_task(self._probe_loop(), name="relay probe"),
+            asyncio.create_task(self._ping_loop(), name="relay ping"),
+        ]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        await self._subscriber.__aexit__()
+
+    @property
+    def follower_count(self) -> int:
+        """Open watches."""
+        return sum(len(watches) for watches in self._watches.values())
+
+    def watch(self, job_id: str) -> "Watch":
+        """Listens to a job from now on. Call it before a submit to miss nothing; ``close`` it in the end."""
+        watch = Watch(self, self._runtime, job_id, self._most_bytes)
+        watches = self._watches.get(job_id)
+        if watches is None:
+            watches = self._watches[job_id] = set()
+            self._subscriber.subscribe(keys.events(job_id))
+        elif self._subscriber.stands(keys.events(job_id)):
+            watch.confirm()
+        watches.add(watch)
+        return watch
+
+    async def wait_for_end(
+        self, job_id: str, timeout_s: float, watch: "Watch | None" = None, *, is_new: bool = False
+    ) -> bool:
+        """Waits at most ``timeout_s``. True once the job has ended. ``is_new``: it was submitted after ``watch``."""
+        own = watch or self.watch(job_id)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await own.ended(is_new=is_new)
+            return True
+        except (TimeoutError, Closing):
+            return False
+        finally:
+            if watch is None:
+                own.close()
+
+    def close(self) -> None:
+        """Ends every follow with Closing, at the start of a shutdown. Again is harmless."""
+        self.is_closing = True
+        for watches in self._watches.values():
+            for watch in watches:
+                watch.wake()
+
+    def forget(self, watch: "Watch") -> None:
+        """Called by ``Watch.close``."""
+        watches = self._watches.get(watch.job_id)
+        if watches and watch in watches:
+            watches.remove(watch)
+            if not watches:
+                del self._watches[watch.job_id]
+                self._subscriber.unsubscribe(keys.events(watch.job_id))
+
+    def _on_message(self, channel: str, message: bytes) -> None:
+        watches = self._watches.get(channel[_CHANNEL_PREFIX:])
+        if watches:
+            events = decode_published(message)
+            for watch in watches:
+                watch.deliver(events, len(message))
+
+    def _on_confirmed(self, channel: str) -> None:
+        for watch in self._watches.get(channel[_CHANNEL_PREFIX:], ()):
+            watch.confirm()
+
+    async def _probe_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._probe_s / 3)
+            now_s = loop.time()
+            due = [watch for watches in self._watches.values() for watch in watches if watch.probe_due_s <= now_s]
+            for start in range(0, len(due), _PROBED_AT_ONCE):
+                part = due[start : start + _PROBED_AT_ONCE]
+                try:
+                    reaches = await self._runtime.log.probe([watch.job_id for watch in part])
+                except _AWAY:
+                    break
+                for watch, reach in zip(part, reaches, strict=True):
+                    watch.on_probe(reach, now_s)
+
+    async def _ping_loop(self) -> None:
+        """One ticker for all: a timer per client would wake the process ten thousand times."""
+        while True:
+            await asyncio.sleep(self._ping_s)
+            for number, watch in enumerate([watch for watches in self._watches.values() for watch in watches]):
+                watch.ping()
+                if number % 200 == 199:
+                    await asyncio.sleep(0)
+
+
+_CHANNEL_PREFIX: Final = len(keys.events(""))
+
+
+class Watch:
+    """One listener to one job. What arrives waits in a bounded buffer until it is taken."""
+
+    __slots__ = (
+        "_buffer",
+        "_is_behind",
+        "_is_confirmed",
+        "_is_cut",
+        "_is_pinged",
+        "_most_bytes",
+        "_position",
+        "_probe_s",
+        "_relay",
+        "_runtime",
+        "_size",
+        "_waiter",
+        "job_id",
+        "owner",
+        "probe_due_s",
+    )
+
+    def __init__(self, relay: Relay, runtime: Runtime, job_id: str, most_bytes: int) -> None:
+        self.job_id = job_id
+        self.owner: asyncio.Task[object] | None = None
+        """Cancelled when the buffer is full: it hangs in a write to a client that does not read."""
+        self._relay = relay
+        self._runtime = runtime
+        self._most_bytes = most_bytes
+        self._buffer: deque[Event] = deque()
+        self._size = 0
+        self._position: EventId | None = None
+        self._is_confirmed = False
+        self._is_behind = False
+        self._is_cut = False
+        self._is_pinged = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._probe_s = runtime.settings.sse_idle_probe_s
+        self.probe_due_s = asyncio.get_running_loop().time() + self._probe_s
+
+    # Called by the relay
+
+    def deliver(self, events: list[Event], size: int) -> None:
+        """Live events."""
+        if self._size > self._most_bytes:
+            if not self._is_cut:
+                self._is_cut = True
+                self._buffer.clear()
+                if self.owner:
+                    self.owner.cancel()
+        else:
+            self._size += size
+            self._buffer.extend(events)
+        self.wake()
+
+    def confirm(self) -> None:
+        """The subscription stands, for the first time or again: something may have been missed."""
+        self._is_behind = self._is_behind or self._is_confirmed
+        self._is_confirmed = True
+        self.wake()
+
+    def on_probe(self, reach: Reach | None, now_s: float) -> None:
+        """What the log says after some silence. Each silent probe doubles the time to the next."""
+        last = reach and max(filter(None, (reach.end_id, reach.top)), default=None)
+        if reach is None or (last is not None and (self._position is None or last > self._position)):
+            self._is_behind = True
+            self.wake()
+        self._probe_s = min(self._probe_s * 2, _SLOWEST_PROBE_S)
+        self.probe_due_s = now_s + self._probe_s
+
+    def ping(self) -> None:
+        """Time for a sign of life to the client."""
+        self._is_pinged = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Whoever waits looks again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # Called by a follower
+
+    def close(self) -> None:
+        """Stops listening. Again is harmless."""
+        self._relay.forget(self)
+
+    async def ended(self, *, is_new: bool = False) -> None:
+        """Returns once the job has ended, or is gone. ``is_new``: it was submitted after ``watch``. Raises Closing."""
+        if not is_new:
+            await self._until_confirmed()
+            self._is_behind = True
+        while True:
+            if self._is_behind:
+                self._is_behind = False
+                try:
+                    (reach,) = await self._runtime.log.probe([self.job_id])
+                    if reach is None or reach.end_id is not None:
+                        return
+                    self._position = reach.top
+                except _AWAY:
+                    self._is_behind = True
+                    await asyncio.sleep(_AGAIN_S)
+                    continue
+            if any(event.is_terminal for event in self._take()):
+                return
+            await self._wait()
+
+    async def follow(
+        self, job: Job, *, cursor: EventId | None = None, from_now: bool = False, is_new: bool = False
+    ) -> AsyncIterator[list[Event]]:
+        """The job's events in order, without a hole and without a double, in batches; the last one is terminal.
+
+        An empty batch means: time for a ping. Events without an id are made here: ``reset``, ``snapshot``.
+        ``cursor`` is the last event that the client has. ``is_new``: the job was submitted after ``watch``.
+        Raises Closing and SlowFollower.
+        """
+        self._position = cursor
+        if not is_new:
+            await self._until_confirmed()
+            async for batch in self._begin(job, cursor, from_now):
+                yield batch
+                if batch and batch[-1].is_terminal:
+                    return
+        while True:
+            async for batch in self._catch_up():
+                yield batch
+                if batch[-1].is_terminal:
+                    return
+            if batch := self._contiguous():
+                yield batch
+                if batch[-1].is_terminal:
+                    return
+            if self._is_pinged:
+                self._is_pinged = False
+                yield []
+            if not self._is_behind and not self._buffer:
+                await self._wait()
+
+    async def _until_confirmed(self) -> None:
+        """Not for ever: with pub/sub away the probe still finds what is in the log."""
+        deadline_s = asyncio.get_running_loop().time() + _CONFIRM_S
+        while not self._is_confirmed and (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._wait()
+            except TimeoutError:
+                return
+
+    async def _begin(self, job: Job, cursor: EventId | None, from_now: bool) -> AsyncIterator[list[Event]]:
+        """Finds the place to go on from; tells the client if there is none."""
+        (reach,) = await self._runtime.log.probe([self.job_id])
+        if reach is None:
+            raise StorageUnavailable("The job is gone.")
+        if reach.top is None and reach.end_id is not None:
+            yield await self._without_log(job, reach.end_id, had_cursor=cursor is not None)
+            return
+        if from_now and reach.end_id is None:
+            self._position = reach.top
+            return
+        self._is_behind = True
+        if cursor is not None and await self._holds(cursor):
+            return
+        if cursor is not None:
+            is_ahead = reach.top is None or cursor > reach.top
+            yield [_made_reset(job, "log_rolled_back" if is_ahead else "cursor_trimmed")]
+        self._position = _before(reach.newest_claim)
+
+    async def _holds(self, cursor: EventId) -> bool:
+        entries = await self._runtime.log.read(self.job_id, start=cursor, count=1)
+        return bool(entries) and entries[0].id == cursor
+
+    async def _without_log(self, job: Job, end_id: EventId, *, had_cursor: bool) -> list[Event]:
+        """The log is gone, or there never was one: what the record still knows."""
+        ended = await self._runtime.jobs.get(job.id, job.tenant, with_result=True)
+        batch = [_made_reset(ended, "cursor_trimmed")] if had_cursor else []
+        if ended.result is not None:
+            text = msgspec.json.decode(ended.result, type=_Text).text
+            batch.append(Event(None, OurEvent.SNAPSHOT, msgspec.json.encode(_Text(text))))
+        return [*batch, _terminal(end_id, ended.state)]
+
+    async def _catch_up(self) -> AsyncIterator[list[Event]]:
+        """From the log, until there is no more."""
+        while self._is_behind:
+            try:
+                events = await self._runtime.log.read(self.job_id, after=self._position, count=_PAGE)
+                if len(events) < _PAGE:
+                    self._is_behind = False
+                if not events:
+                    (reach,) = await self._runtime.log.probe([self.job_id])
+                    if reach is None:
+                        raise StorageUnavailable("The job is gone.")
+                    # Ended without a log. (A log that ends before the end has lost its tail, and is given it again.)
+                    if reach.end_id is not None and reach.top is None:
+                        events = [_terminal(reach.end_id, (await self._state()))]
+            except _AWAY as error:
+                if error.detail == "The job is gone.":
+                    raise
+                await asyncio.sleep(_AGAIN_S)
+                if self._relay.is_closing:
+                    raise Closing from None
+                self._is_behind = True
+                continue
+            if events:
+                self._advance(events[-1])
+                yield events
+
+    async def _state(self) -> JobState:
+        (state,) = [await self._runtime.commands.call("HGET", keys.job(self.job_id), "state")]
+        return JobState((state or b"expired").decode())
+
+    def _contiguous(self) -> list[Event]:
+        """The live events that follow on. Anything else, a new attempt too, is for the log to decide."""
+        batch: list[Event] = []
+        for event in self._take():
+            assert event.id is not None
+            if self._position is not None and event.id <= self._position:
+                continue
+            if self._position is None:
+                follows = event.id.seq == 0
+            else:
+                follows = event.id.epoch == self._position.epoch and event.id.seq == self._position.seq + 1
+            if not follows:
+                self._is_behind = True
+                break
+            batch.append(event)
+            self._position = event.id
+        if batch:
+            self._advance(batch[-1])
+        return batch
+
+    def _take(self) -> list[Event]:
+        if self._is_cut:
+            raise SlowFollower
+        events = list(self._buffer)
+        self._buffer.clear()
+        self._size = 0
+        return events
+
+    def _advance(self, event: Event) -> None:
+        self._position = event.id
+        self._probe_s = self._runtime.settings.sse_idle_probe_s
+        self.probe_due_s = asyncio.get_running_loop().time() + self._probe_s
+
+    async def _wait(self) -> None:
+        if self._relay.is_closing:
+            raise Closing
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        if self._relay.is_closing and not self._buffer:
+            raise Closing
+
+
+class _Text(msgspec.Struct):
+    text: str
+
+
+def _made_reset(job: Job, reason: str) -> Event:
+    return Event(None, OurEvent.RESET, msgspec.json.encode({"attempt": job.attempts, "reason": reason}))
+
+
+def _terminal(end_id: EventId, state: JobState) -> Event:
+    return Event(end_id, state.value, msgspec.json.encode({"status": state}))
+
+
+def _before(start: EventId | None) -> EventId | None:
+    """The position from which ``start`` is the next event."""
+    return EventId(start.epoch - 1, 2**53) if start else None

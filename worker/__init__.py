@@ -1,0 +1,1 @@
+"""Runs jobs: claims them from the queue, calls the LLM, writes every token to the log."""

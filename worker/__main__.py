@@ -1,0 +1,14 @@
+"""``python -m worker``: a worker with the settings of the environment."""
+
+import sys
+
+from shared.errors import SettingsError
+from shared.settings import load_settings
+from worker.app import run_worker
+
+if __name__ == "__main__":
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        sys.exit(str(error))
+    run_worker(settings)

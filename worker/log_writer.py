@@ -1,0 +1,233 @@
+"""Writes the events of this process's jobs to their logs, many jobs in one flush.
+
+A delta goes out at once if its job has been silent, else 24 ms after the oldest unsent one and when the job's previous
+flush has landed; adjacent text deltas of a block become one event, and only then get their seq. Flushes of all jobs
+fall on a common beat, and so travel in one write.
+
+An attempt's events are kept until its end is acknowledged: whatever tail Redis lost is sent again from there.
+"""
+
+import asyncio
+from typing import Final
+
+import msgspec
+
+from shared.errors import StorageFull, StorageUnavailable
+from shared.events import OurEvent
+from shared.store.log import REFUSED
+from shared.store.queue import Claim, Ending, Finished
+from shared.store.runtime import Runtime
+
+MERGE_S: Final = 0.024
+_BEAT_S: Final = 0.004
+_MOST_UNSENT_BYTES: Final = 1 << 20
+_MOST_EVENTS_PER_FLUSH: Final = 500
+_AGAIN_S: Final = 0.1
+
+_encode_text = msgspec.json.Encoder().encode
+
+
+class LogWriter:
+    """One for a worker process."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.log = runtime.log
+        self.queue = runtime.queue
+        self._loop = asyncio.get_running_loop()
+        self._beats: dict[int, list[JobLog]] = {}
+
+    def open(self, claim: Claim, owner: asyncio.Task[object]) -> "JobLog":
+        """The log of a claim. ``owner`` is cancelled when Redis refuses it."""
+        return JobLog(self, claim, owner)
+
+    async def release(
+        self, claim: Claim, *, reason: str, delay_s: float = 0, failures: int = 0, retry_event: bytes = b""
+    ) -> bool:
+        """Gives a job back, however long Redis is away. False if it is not this claim's any more."""
+        while True:
+            try:
+                return await self.queue.release(
+                    claim, reason=reason, delay_s=delay_s, failures=failures, retry_event=retry_event
+                )
+            except (StorageUnavailable, StorageFull):
+                await asyncio.sleep(_AGAIN_S)
+
+    def flush_at(self, due_s: float, job_log: "JobLog") -> None:
+        """On the first beat at or after ``due_s``."""
+        beat = int(due_s / _BEAT_S) + 1
+        if beat in self._beats:
+            self._beats[beat].append(job_log)
+        else:
+            self._beats[beat] = [job_log]
+            self._loop.call_at(beat * _BEAT_S, self._on_beat, beat)
+
+    def flush_soon(self, job_log: "JobLog") -> None:
+        """When everything that is being read right now was read."""
+        self._loop.call_soon(job_log.flush)
+
+    def now_s(self) -> float:
+        """The loop's clock."""
+        return self._loop.time()
+
+    def _on_beat(self, beat: int) -> None:
+        for job_log in self._beats.pop(beat):
+            job_log.flush()
+
+
+class JobLog:
+    """The log of one claim, as its worker writes it."""
+
+    def __init__(self, writer: LogWriter, claim: Claim, owner: asyncio.Task[object]) -> None:
+        self._writer = writer
+        self._claim = claim
+        self._owner = owner
+        self._first_seq = claim.next_seq
+        self._events: list[tuple[str, bytes]] = []
+        self._landed = 0
+        """How many of the events Redis has acknowledged."""
+        self._unsent_bytes = 0
+        self._text_block = -1
+        self._texts: list[str] = []
+        self._oldest_unsent_s = 0.0
+        self._flushed_s = 0.0
+        self._is_scheduled = False
+        self._in_flight = False
+        self._is_closed = False
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self._attempt = (0, 0)
+        self.has_published = False
+        """Whether followers may have seen an upstream event of this claim: a later attempt begins with `reset`."""
+        self.is_lost = False
+        """Whether Redis refused a write: the job is somebody else's, or has ended."""
+
+    def add(self, name: str, data: bytes, text: tuple[int, str] | None = None) -> None:
+        """One upstream event; ``text`` = (block, text) if it is a text delta, which is merged with its neighbours."""
+        self.has_published = True
+        if text is not None:
+            if text[0] != self._text_block:
+                self._close_texts()
+                self._text_block = text[0]
+            self._texts.append(text[1])
+            self._unsent_bytes += len(text[1])
+            self._schedule()
+        else:
+            self._add(name, data)
+
+    def begin_attempt(self, attempts: int, failures: int, retry_event: bytes, reset_event: bytes) -> None:
+        """Another attempt inside the claim: its `retry`, and `reset` if followers saw something of the one before."""
+        self._add(OurEvent.RETRY, retry_event)
+        if self.has_published:
+            self._add(OurEvent.RESET, reset_event)
+        self._attempt = (attempts, failures)
+
+    async def room(self) -> None:
+        """Waits while more than 1 MiB is unsent: a Redis outage stops the reading, and costs bounded memory."""
+        if self._unsent_bytes > _MOST_UNSENT_BYTES and not self.is_lost:
+            self._has_room.clear()
+            await self._has_room.wait()
+
+    def flush(self) -> None:
+        """Sends what is unsent, unless a flush is on its way: then when that has landed."""
+        self._is_scheduled = False
+        if self._in_flight or self._is_closed:
+            return
+        self._close_texts()
+        if self._landed == len(self._events):
+            return
+        self._in_flight = True
+        self._flushed_s = self._writer.now_s()
+        attempt = self._attempt
+        reply = self._writer.log.append(
+            self._claim.id,
+            self._claim.epoch,
+            self._first_seq + self._landed,
+            self._events[self._landed : self._landed + _MOST_EVENTS_PER_FLUSH],
+            published=self.has_published,
+            attempts=attempt[0],
+            failures=attempt[1],
+        )
+        reply.add_done_callback(lambda done: self._on_landed(done, attempt))
+
+    async def finish(self, ending: Ending) -> Finished:
+        """Everything unsent, then the end, in one write; repeated until Redis answers.
+
+        Returns ENDED, ALREADY or REFUSED.
+        """
+        while not self.is_lost:
+            if not self._in_flight:
+                self.flush()
+            self._close_texts()
+            try:
+                reply = await self._writer.queue.finish(self._claim, ending, seq=self._first_seq + len(self._events))
+            except (StorageUnavailable, StorageFull):
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            if reply.outcome is not Finished.BEHIND:
+                self.close()
+                return reply.outcome
+            if self._in_flight:
+                await asyncio.sleep(_BEAT_S)  # its own flush is still on the way
+            else:
+                self._landed = max(0, min(self._landed, reply.expected_seq - self._first_seq))
+        return Finished.REFUSED
+
+    def close(self) -> None:
+        """Nothing more is sent."""
+        self._is_closed = True
+
+    def _add(self, name: str, data: bytes) -> None:
+        self._close_texts()
+        self._events.append((name, data))
+        self._unsent_bytes += len(data)
+        self._schedule()
+
+    def _close_texts(self) -> None:
+        if self._texts:
+            data = b'{"type":"content_block_delta","index":%d,"delta":{"type":"text_delta","text":%b}}' % (
+                self._text_block,
+                _encode_text("".join(self._texts)),
+            )
+            self._events.append(("content_block_delta", data))
+            self._texts.clear()
+        self._text_block = -1
+
+    def _schedule(self) -> None:
+        if self._is_scheduled or self._in_flight or self._is_closed:
+            if self._in_flight and not self._oldest_unsent_s:
+                self._oldest_unsent_s = self._writer.now_s()
+            return
+        now_s = self._writer.now_s()
+        self._is_scheduled = True
+        due_s = max(self._oldest_unsent_s or now_s, self._flushed_s) + MERGE_S
+        self._oldest_unsent_s = 0.0
+        if now_s - self._flushed_s >= MERGE_S or due_s <= now_s:
+            self._writer.flush_soon(self)
+        else:
+            self._writer.flush_at(due_s, self)
+
+    def _on_landed(self, reply: "asyncio.Future[int]", attempt: tuple[int, int]) -> None:
+        self._in_flight = False
+        if self._is_closed:
+            return
+        if reply.cancelled() or isinstance(reply.exception(), (StorageUnavailable, StorageFull)):
+            self._is_scheduled = True
+            self._writer.flush_at(self._writer.now_s() + _AGAIN_S, self)
+            return
+        expected_seq = reply.result()
+        if expected_seq == REFUSED:
+            self._lose()
+            return
+        self._landed = expected_seq - self._first_seq
+        if attempt == self._attempt:
+            self._attempt = (0, 0)
+        self._unsent_bytes = sum([len(data) for _, data in self._events[self._landed :]])
+        self._has_room.set()
+        if self._texts or self._landed < len(self._events):
+            self._schedule()
+
+    def _lose(self) -> None:
+        self.is_lost = True
+        self._is_closed = True
+        self._has_room.set()
+        self._owner.cancel()

@@ -1,0 +1,98 @@
+"""Whether, and when, a failed attempt is tried again. tenacity drives it; the decisions are pure functions.
+
+Full jitter: the n-th wait is uniform in [0, base · 2^(n-1)], at most the cap (0.5 s and 60 s by default). A Retry-After
+of the upstream is a floor, honoured up to the cap. A wait of more than 2 s is not slept in a worker's slot: the job
+goes back to the queue, deferred.
+"""
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result
+
+from worker.outcome import Failure, Outcome
+
+LONGEST_WAIT_IN_SLOT_S: Final = 2.0
+
+
+class RetryPolicy(NamedTuple):
+    """Bounds of one job's attempts."""
+
+    max_attempts: int
+    failures_before: int
+    """Attempts that failed in earlier claims."""
+    ends_s: float
+    """When the job's time is over, by the loop's clock."""
+    base_s: float
+    cap_s: float
+
+
+class Deferred(Exception):
+    """The wait is too long to be slept in a slot."""
+
+    def __init__(self, delay_s: float) -> None:
+        super().__init__(delay_s)
+        self.delay_s = delay_s
+
+
+def is_spent(policy: RetryPolicy, failures_here: int) -> bool:
+    """Whether the failures use up ``max_attempts``."""
+    return policy.failures_before + failures_here >= policy.max_attempts
+
+
+def wait_s(policy: RetryPolicy, failures_here: int, retry_after_s: float | None, jitter: Callable[[float, float], float]) -> float:
+    """Seconds until the next attempt."""
+    ceiling_s = min(policy.cap_s, policy.base_s * 2 ** (policy.failures_before + failures_here - 1))
+    return max(jitter(0, ceiling_s), min(retry_after_s or 0, policy.cap_s))
+
+
+def retrying(
+    policy: RetryPolicy,
+    *,
+    now_s: Callable[[], float],
+    before_wait: Callable[[Failure, float], Awaitable[None]],
+    sleep: Callable[[float], Awaitable[None]],
+    jitter: Callable[[float, float], float] = random.uniform,
+) -> AsyncRetrying:
+    """Calls an attempt until its outcome is final. Returns the last outcome; raises Deferred.
+
+    ``before_wait(failure, delay_s)`` is called only for a wait that is then slept.
+    """
+
+    def stop(state: RetryCallState) -> bool:
+        return is_spent(policy, state.attempt_number) or now_s() + _wait_of(state) >= policy.ends_s
+
+    def wait(state: RetryCallState) -> float:
+        return wait_s(policy, state.attempt_number, _failure_of(state).retry_after_s, jitter)
+
+    async def before_sleep(state: RetryCallState) -> None:
+        delay_s = _wait_of(state)
+        if delay_s > LONGEST_WAIT_IN_SLOT_S:
+            raise Deferred(delay_s)
+        await before_wait(_failure_of(state), delay_s)
+
+    return AsyncRetrying(
+        retry=retry_if_result(_is_retryable),
+        stop=stop,
+        wait=wait,
+        before_sleep=before_sleep,
+        sleep=sleep,
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+    )
+
+
+def _is_retryable(outcome: Outcome) -> bool:
+    return isinstance(outcome, Failure) and outcome.error.retryable and outcome.error.code != "timeout"
+
+
+def _failure_of(state: RetryCallState) -> Failure:
+    outcome = state.outcome.result() if state.outcome else None
+    assert isinstance(outcome, Failure)
+    return outcome
+
+
+def _wait_of(state: RetryCallState) -> float:
+    return state.upcoming_sleep
+
+
