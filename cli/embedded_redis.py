@@ -229,11 +229,11 @@ class EmbeddedRedis:
         child = self.child
         deadline = time.monotonic() + 30
         while child.exit_code is None and time.monotonic() < deadline:
-            reply = self._ask(b"INFO server\r\n")
-            # The pid tells our server from one that was on the port before.
+            reply = self._ask(b"INFO server\r\nINFO persistence\r\n")
+            # The pid tells our server from one that was on the port before. INFO answers while the file is still read.
             if f"process_id:{child.pid}\r\n".encode() in reply:
-                return True
-            if b"-LOADING" in reply:
+                if b"\nloading:0\r\n" in reply:
+                    return True
                 deadline = time.monotonic() + 30
             time.sleep(_POLL_S)
         self.stop()
