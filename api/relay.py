@@ -31,6 +31,10 @@ class Closing(Exception):
     """The process is about to end: followers are told to come back."""
 
 
+class Gone(Exception):
+    """The job was erased, or its retention ended, while it was followed."""
+
+
 class SlowFollower(Exception):
     """More waits for this follower than may wait; it resumes by its id."""
 
@@ -265,7 +269,7 @@ class Watch:
 
         An empty batch means: time for a ping. Events without an id are made here: ``reset``, ``snapshot``.
         ``cursor`` is the last event that the client has. ``is_new``: the job was submitted after ``watch``.
-        Raises Closing and SlowFollower.
+        Raises Closing, Gone and SlowFollower.
         """
         self._position = cursor
         if not is_new:
@@ -303,7 +307,7 @@ class Watch:
         """Finds the place to go on from; tells the client if there is none."""
         (reach,) = await self._runtime.log.probe([self.job_id])
         if reach is None:
-            raise StorageUnavailable("The job is gone.")
+            raise Gone
         if reach.top is None and reach.end_id is not None:
             yield await self._without_log(job, reach.end_id, had_cursor=cursor is not None)
             return
@@ -341,13 +345,11 @@ class Watch:
                 if not events:
                     (reach,) = await self._runtime.log.probe([self.job_id])
                     if reach is None:
-                        raise StorageUnavailable("The job is gone.")
+                        raise Gone
                     # Ended without a log. (A log that ends before the end has lost its tail, and is given it again.)
                     if reach.end_id is not None and reach.top is None:
                         events = [_terminal(reach.end_id, (await self._state()))]
-            except _AWAY as error:
-                if error.detail == "The job is gone.":
-                    raise
+            except _AWAY:
                 await asyncio.sleep(_AGAIN_S)
                 if self._relay.is_closing:
                     raise Closing from None
@@ -402,8 +404,6 @@ class Watch:
             await self._waiter
         finally:
             self._waiter = None
-        if self._relay.is_closing and not self._buffer:
-            raise Closing
 
 
 class _Text(msgspec.Struct):

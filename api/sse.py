@@ -16,8 +16,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.native.job_view import render
-from api.relay import Closing, SlowFollower, Watch
-from shared.errors import NotFound, Problem, StorageUnavailable
+from api.relay import Closing, Gone, SlowFollower, Watch
+from shared.errors import NotFound, StorageUnavailable
 from shared.events import Event, EventId, OurEvent, text_of
 from shared.job import Job
 from shared.store.runtime import Runtime
@@ -144,8 +144,8 @@ async def _job_frames(
                 yield frames
     except Closing:
         yield _PARTING
-    except Problem:
-        return  # the job was erased, or Redis went away for good: the client comes back, and is told
+    except (Gone, NotFound, StorageUnavailable):
+        return  # the client comes back, and is told
 
 
 async def _terminal_frame(runtime: Runtime, job: Job, event: Event) -> bytes:
@@ -154,8 +154,6 @@ async def _terminal_frame(runtime: Runtime, job: Job, event: Event) -> bytes:
         try:
             ended = await runtime.jobs.get(job.id, job.tenant, with_result=True)
             return frame(event.name, render(ended, None), event.id)
-        except NotFound:
-            raise
         except StorageUnavailable:
             await asyncio.sleep(_GRACE_S)
 

@@ -58,7 +58,9 @@ class Problem(TokenspoolError):
     title = "Something went wrong on our side"
     retry_after_s: int | None = None
 
-    def __init__(self, detail: str = "", *, errors: Sequence[FieldError] = (), retry_after_s: int | None = None) -> None:
+    def __init__(
+        self, detail: str = "", *, errors: Sequence[FieldError] = (), retry_after_s: int | None = None
+    ) -> None:
         super().__init__(detail or self.title)
         self.detail = detail or f"{self.title}."
         self.errors = tuple(errors)

@@ -79,7 +79,8 @@ def decode_published(message: bytes) -> list[Event]:
     epoch_text, _, seq_text = first.partition(b"-")
     epoch, seq = int(epoch_text), int(seq_text)
     return [
-        Event(EventId(epoch, seq + index // 2), rest[index].decode(), rest[index + 1]) for index in range(0, len(rest), 2)
+        Event(EventId(epoch, seq + index // 2), rest[index].decode(), rest[index + 1])
+        for index in range(0, len(rest), 2)
     ]
 
 

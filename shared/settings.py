@@ -74,7 +74,9 @@ class Settings(BaseSettings):
 
     provider: Literal["anthropic"] = "anthropic"
     """Which kind of upstream answers."""
-    anthropic_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("ANTHROPIC_API_KEY", "anthropic_api_key"))
+    anthropic_api_key: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("ANTHROPIC_API_KEY", "anthropic_api_key")
+    )
     """Workers need it; the API does not."""
     anthropic_base_url: str = Field(
         "https://api.anthropic.com",

@@ -5,6 +5,7 @@ Call sites pass names and numbers only. A prompt, an answer or a key is never an
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
@@ -27,7 +28,9 @@ def configure_logging(level: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(level=max(threshold, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    logging.basicConfig(
+        level=max(threshold, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
+    )
     # At DEBUG these print chunk by chunk what the model says.
     for name in ("sse_starlette", "anthropic", "httpx2", "httpcore2", "aiohttp"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -39,7 +42,7 @@ def get_logger(part: str) -> Logger:
     return logger
 
 
-def _error_by_name(_logger: object, _method: str, line: dict[str, Any]) -> dict[str, Any]:
+def _error_by_name(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """An exception becomes its type and place: its message may quote what a user sent."""
     error = line.pop("exc_info", None)
     if error is True:

@@ -10,7 +10,9 @@ from shared.store.runtime import Runtime
 from worker.outcome import Answered, Failure, Outcome
 
 _REMEMBERED = 20
-_FAULTY = frozenset({"upstream_rate_limited", "upstream_overloaded", "upstream_error", "upstream_truncated", "upstream_auth"})
+_FAULTY = frozenset(
+    {"upstream_rate_limited", "upstream_overloaded", "upstream_error", "upstream_truncated", "upstream_auth"}
+)
 
 
 class LlmState:
@@ -38,7 +40,9 @@ class LlmState:
         """Writes the state, if a call was made since the last time."""
         if self._is_news:
             try:
-                await runtime.queue.tell_llm_state(msgspec.json.encode({"state": self._state, "since_ms": self._since_ms}))
+                await runtime.queue.tell_llm_state(
+                    msgspec.json.encode({"state": self._state, "since_ms": self._since_ms})
+                )
                 self._is_news = False
             except (StorageUnavailable, StorageFull):
                 pass

@@ -7,7 +7,7 @@ with status 200 (measured on the official SDK, anthropic-sdk-python#1258).
 from typing import Final, NamedTuple
 
 from shared.completion import Completion
-from shared.job import JobError
+from shared.errors import JobError
 
 
 class Answered(NamedTuple):

@@ -41,7 +41,9 @@ def is_spent(policy: RetryPolicy, failures_here: int) -> bool:
     return policy.failures_before + failures_here >= policy.max_attempts
 
 
-def wait_s(policy: RetryPolicy, failures_here: int, retry_after_s: float | None, jitter: Callable[[float, float], float]) -> float:
+def wait_s(
+    policy: RetryPolicy, failures_here: int, retry_after_s: float | None, jitter: Callable[[float, float], float]
+) -> float:
     """Seconds until the next attempt."""
     ceiling_s = min(policy.cap_s, policy.base_s * 2 ** (policy.failures_before + failures_here - 1))
     return max(jitter(0, ceiling_s), min(retry_after_s or 0, policy.cap_s))
@@ -94,5 +96,3 @@ def _failure_of(state: RetryCallState) -> Failure:
 
 def _wait_of(state: RetryCallState) -> float:
     return state.upcoming_sleep
-
-

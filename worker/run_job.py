@@ -97,8 +97,9 @@ class _Run:
     async def _one_attempt(self) -> Outcome:
         """One call of the LLM, from the request to its last event."""
         outcome: Outcome
+        total = asyncio.timeout_at(self._ends_s)
         try:
-            async with asyncio.timeout_at(self._ends_s) as total:
+            async with total:
                 outcome = await self._call()
         except TimeoutError:
             outcome = TIMED_OUT if total.expired() else broken("a timer ran out")
@@ -112,8 +113,9 @@ class _Run:
         timers = _ContentTimers(self._settings, self._loop)
         completion = Completion()
         first_content_s: float | None = None
+        idle = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(None) as idle:
+            async with idle:
                 timers.start(idle)
                 async with self._context.provider.stream(self._claim.request) as stream:
                     while events := await stream.read():
@@ -154,18 +156,22 @@ class _Run:
 
     async def settle(self, outcome: Outcome) -> RunEnd:
         """Tells Redis how the job ended, with its terminal event."""
-        match outcome:
-            case Answered(completion, first_content_s):
-                first_token_ms = None if first_content_s is None else self._claim.claimed_ms + int(first_content_s * 1000)
-                ending = Ending(Step.SUCCEED, completion.result(), completion.usage, first_token_ms)
-                end = RunEnd.SUCCEEDED
-            case Failure(error):
-                ending, end = Ending(Step.FAIL, error=error), RunEnd.FAILED
-        finished = await self._log.finish(ending)
-        if finished is Finished.REFUSED:
+        ending = self._ending_of(outcome)
+        if await self._log.finish(ending) is Finished.REFUSED:
             return self.lost()
+        end = RunEnd.SUCCEEDED if ending.step is Step.SUCCEED else RunEnd.FAILED
         self._report(end, ending)
         return end
+
+    def _ending_of(self, outcome: Outcome) -> Ending:
+        match outcome:
+            case Answered(completion, first_content_s):
+                first_token_ms = (
+                    None if first_content_s is None else self._claim.claimed_ms + int(first_content_s * 1000)
+                )
+                return Ending(Step.SUCCEED, completion.result(), completion.usage, first_token_ms)
+            case Failure(error):
+                return Ending(Step.FAIL, error=error)
 
     async def defer(self, delay_s: float) -> RunEnd:
         """The job goes back to the queue until its next attempt is due."""

@@ -104,7 +104,7 @@ class Commands:
         connection = self._make_connection()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await connection.connect()
+                await connection.connect()  # type: ignore[no-untyped-call]
                 for script in self._scripts:
                     await connection.send_command("SCRIPT", "LOAD", script.text)
                     await connection.read_response()

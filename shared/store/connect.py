@@ -5,7 +5,6 @@ PubSub class are not used: see commands.py and subscriber.py for why.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import (
@@ -28,7 +27,7 @@ FOREIGN_ERRORS = (RedisError, OSError, EOFError, TimeoutError)
 
 def connection_maker(url: str, *, name: str) -> MakeConnection:
     """Makes unopened connections that name themselves ``name`` in ``CLIENT LIST``."""
-    pool: ConnectionPool[Any] = ConnectionPool.from_url(
+    pool = ConnectionPool.from_url(
         url,
         client_name=name,
         socket_connect_timeout=CONNECT_TIMEOUT_S,

@@ -13,12 +13,21 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     # name: (arguments, what it is and how long it lives)
     "job": (("id",), "hash: the record. No TTL until the job ends, then the result's retention."),
     "result": (("id",), "string: the result as JSON. Written at the end, with the result's retention."),
-    "log": (("id",), "stream: the events. Made by the first claim; no TTL until the job ends, then the log's retention."),
+    "log": (
+        ("id",),
+        "stream: the events. Made by the first claim; no TTL until the job ends, then the log's retention.",
+    ),
     "idempotency": (("tenant", "hash"), "hash: fingerprint, job. No TTL until its job ends, then its retention."),
-    "index": (("tenant",), "zset of ids, by name: the tenant's jobs. No TTL: each submit drops entries whose record is gone."),
+    "index": (
+        ("tenant",),
+        "zset of ids, by name: the tenant's jobs. No TTL: each submit drops entries whose record is gone.",
+    ),
     "flow": (("flow",), "zset id → place: the waiting jobs of one band, tenant and model. Gone when empty."),
     "ready": (("band",), "zset flow → virtual start tag: the flows that have jobs. Gone when empty."),
-    "tags": (("band",), "zset flow → last tag: empty flows ahead of the clock. No TTL: CLAIM drops those that it passes."),
+    "tags": (
+        ("band",),
+        "zset flow → last tag: empty flows ahead of the clock. No TTL: CLAIM drops those that it passes.",
+    ),
     "clock": (("band",), "number: the band's virtual time. No TTL: it must never fall, and is a few bytes."),
     "places": ((), "number: the last place given out. No TTL: places order the queue, and it is a few bytes."),
     "picks": ((), "number: jobs picked so far, for the one in eight of a lower band. No TTL: a few bytes."),

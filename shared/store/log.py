@@ -57,7 +57,9 @@ class Log:
             script("append"), job_id, epoch, _RUNNING, first_seq, int(published), attempts, failures, *arguments
         )
 
-    async def read(self, job_id: str, *, after: EventId | None = None, start: EventId = _START, count: int = 1000) -> list[Event]:
+    async def read(
+        self, job_id: str, *, after: EventId | None = None, start: EventId = _START, count: int = 1000
+    ) -> list[Event]:
         """Events in order: those behind ``after``, or those from ``start`` on."""
         first = f"({after}" if after else str(start)
         entries = await self._commands.call("XRANGE", keys.log(job_id), first, "+", "COUNT", count)
@@ -84,5 +86,3 @@ def _reach_of(claim_epoch: bytes, end_id: bytes, top: bytes) -> Reach:
 def _id_of(entry_id: bytes) -> EventId:
     epoch, _, seq = entry_id.partition(b"-")
     return EventId(int(epoch), int(seq))
-
-

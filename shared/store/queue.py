@@ -95,7 +95,9 @@ class Queue:
         self._settings = settings
         self._lease_ms = int(settings.lease_s * 1000)
 
-    async def claim(self, worker: str, *, count: int, low_count: int, takes_suspect: bool) -> tuple[list[Claim], float | None]:
+    async def claim(
+        self, worker: str, *, count: int, low_count: int, takes_suspect: bool
+    ) -> tuple[list[Claim], float | None]:
         """Up to ``count`` jobs, ``low_count`` of them from the lowest band. Also: seconds until a deferred job is due."""
         due_ms, *claims = await self._commands.run(
             script("claim"),
@@ -223,7 +225,21 @@ class Queue:
 
 
 def _claim_of(fields: list[Any]) -> Claim:
-    (job_id, tenant, epoch, claimed_ms, attempt, next_seq, started_ms, timeout_ms, created_ms, failures, takeovers, request, spec) = fields
+    (
+        job_id,
+        tenant,
+        epoch,
+        claimed_ms,
+        attempt,
+        next_seq,
+        started_ms,
+        timeout_ms,
+        created_ms,
+        failures,
+        takeovers,
+        request,
+        spec,
+    ) = fields
     return Claim(
         id=job_id.decode(),
         tenant=tenant.decode(),

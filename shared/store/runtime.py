@@ -30,7 +30,9 @@ class Runtime:
     memory: "Memory"
     make_connection: MakeConnection
 
-    def subscriber(self, *, on_message: Callable[[str, bytes], None], on_confirmed: Callable[[str], None]) -> Subscriber:
+    def subscriber(
+        self, *, on_message: Callable[[str, bytes], None], on_confirmed: Callable[[str], None]
+    ) -> Subscriber:
         """A pub/sub connection of its own; open it with ``async with``."""
         return Subscriber(self.make_connection, on_message=on_message, on_confirmed=on_confirmed)
 
@@ -75,7 +77,11 @@ class Memory:
 
 @contextlib.asynccontextmanager
 async def open_runtime(
-    settings: Settings, *, process_name: str, timeout_s: float | None = None, make_connection: MakeConnection | None = None
+    settings: Settings,
+    *,
+    process_name: str,
+    timeout_s: float | None = None,
+    make_connection: MakeConnection | None = None,
 ) -> AsyncIterator[Runtime]:
     """Opens; never fails because Redis is away. ``timeout_s`` is how long a command may take, by default as the API waits."""
     connect = make_connection or connection_maker(settings.redis_url, name=process_name)

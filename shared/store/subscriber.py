@@ -91,7 +91,7 @@ class Subscriber:
         connection = self._make_connection()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await connection.connect()
+                await connection.connect()  # type: ignore[no-untyped-call]
             self._heard_s = asyncio.get_running_loop().time()
             self._unsent.clear()
             self._unsent.extend(("SUBSCRIBE", channel) for channel in self._wanted)

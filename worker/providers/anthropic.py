@@ -6,12 +6,13 @@ goes out byte for byte as it was submitted but for ``stream``, so that what the 
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 import aiohttp
-import anthropic
 import httpx2
 import msgspec
 
+import anthropic
 from shared.completion import GarbledStream
 from shared.settings import Settings
 from worker.outcome import Failure, UpstreamError, broken, failure_of, truncated
@@ -19,6 +20,12 @@ from worker.providers.base import UpstreamEvent
 from worker.providers.event_stream import EventDecoder
 from worker.providers.transport import AiohttpTransport, BodyStream
 from worker.retry_after import retry_after_s
+
+_HEADERS: Final = {
+    "content-type": "application/json",
+    # What ``with_streaming_response`` sets: without it the SDK reads the whole body before it gives the response back.
+    "X-Stainless-Raw-Response": "stream",
+}
 
 
 class AnthropicProvider:
@@ -42,13 +49,10 @@ class AnthropicProvider:
                 "/v1/messages",
                 content=_streaming(request),
                 cast_to=httpx2.Response,
-                options={"headers": {"content-type": "application/json"}},
-                stream=True,
-                stream_cls=anthropic.AsyncStream[object],
+                options={"headers": _HEADERS},
             )
         except (anthropic.AnthropicError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
             raise UpstreamError(_classified(error)) from error
-        assert isinstance(response, httpx2.Response)
         try:
             yield AnthropicStream(response.extensions["body"])
         finally:
@@ -84,7 +88,7 @@ class AnthropicStream:
             raise UpstreamError(truncated("the connection was cut")) from error
 
 
-class _ErrorBody(msgspec.Struct):
+class _ErrorBody(msgspec.Struct, frozen=True):
     type: str = ""
     message: str = ""
 
