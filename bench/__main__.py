@@ -13,20 +13,21 @@ import gc
 import json
 import resource
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 import uvloop
 
 from bench import measure, systems, table
+from bench.connection import Broken
 from bench.machine import describe, machine
-from bench.processes import REPOSITORY, NotReady
+from bench.processes import REPOSITORY, ProcessDown
 from bench.table import figure
 
 DEADLINE_S = 900
@@ -37,8 +38,9 @@ SYSTEMS = {"in-request": systems.IN_REQUEST, "arq": systems.ARQ, "tokenspool": s
 
 def main() -> int:
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGALRM, _interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it as ignored
+    signal.signal(signal.SIGTERM, _end_like_ctrl_c)
+    signal.signal(signal.SIGALRM, _end_like_ctrl_c)  # the deadline
     signal.alarm(DEADLINE_S)
     _raise_open_files()
     # A collection in the load client would be booked as the measured system's delay.
@@ -50,22 +52,21 @@ def main() -> int:
     only = arguments.only or list(MEASUREMENTS)
     samples = measure.Samples()
     start_s = time.monotonic()
-    failure: str | None = None
     try:
         names = [name for name in SYSTEMS if name not in arguments.without and (name != "arq" or arguments.with_arq)]
-        _measure(only, names, effort, samples)
-    except (measure.Failed, NotReady) as failed:
-        failure = str(failed)
+        failures = _measure(only, names, effort, samples)
+    except KeyboardInterrupt:
+        _say("interrupted; everything is stopped")
+        return 130
     this_machine = machine()
     _say("")
     for line in [*table.render(samples), *_trust(samples), *describe(this_machine)]:
         print(line)
     path = _keep(samples, effort, this_machine)
     print(f"{time.monotonic() - start_s:.0f} s; every round's figures: {path.relative_to(REPOSITORY)}")
-    if failure:
-        print(f"FAILED: {failure}", file=sys.stderr)
-        return 1
-    return 0
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -80,28 +81,40 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measure(only: Sequence[str], names: Sequence[str], effort: measure.Effort, samples: measure.Samples) -> None:
+def _measure(only: Sequence[str], names: Sequence[str], effort: measure.Effort, samples: measure.Samples) -> list[str]:
     with_tokenspool = "tokenspool" in names
     streamed: dict[str, Callable[[list[systems.System], systems.Upstream], Coroutine[None, None, None]]] = {
         "first-token": lambda columns, _: measure.first_token(columns, effort, samples),
         "load": lambda columns, upstream: measure.steady_load(columns, upstream, effort, samples),
         "burst": lambda columns, _: measure.burst(columns, effort, samples),
     }
+    failures: list[str] = []
     if wanted := [name for name in streamed if name in only]:
-        with ExitStack() as stack:
-            _say("starting the systems")
+        with ExitStack() as stack, _noting(failures, "starting the systems"):
             upstream = stack.enter_context(systems.upstream())
             columns = measure.start([SYSTEMS[name] for name in names], upstream, stack)
             uvloop.run(measure.warm_up(columns))
             for name in wanted:
-                _say(f"measuring {name}")
-                uvloop.run(streamed[name](columns, upstream))
+                with _noting(failures, f"measuring {name}"):
+                    uvloop.run(streamed[name](columns, upstream))
     if "submits" in only:
-        _say("measuring submits")
-        measure.submits(with_tokenspool, effort, samples)
+        with _noting(failures, "measuring submits"):
+            measure.submits(with_tokenspool, effort, samples)
     if "followers" in only:
-        _say("measuring followers")
-        measure.followers(with_tokenspool, effort, samples)
+        with _noting(failures, "measuring followers"):
+            measure.followers(with_tokenspool, effort, samples)
+    return failures
+
+
+@contextmanager
+def _noting(failures: list[str], step: str) -> Iterator[None]:
+    """Say what is done; note how it failed, and go on: the other rows still have their figures."""
+    _say(step)
+    try:
+        yield
+    except (measure.Failed, ProcessDown, Broken, OSError, subprocess.SubprocessError, ExceptionGroup) as error:
+        causes = error.exceptions if isinstance(error, ExceptionGroup) else [error]
+        failures.append(f"{step}: {'; '.join(dict.fromkeys(f'{type(cause).__name__}: {cause}' for cause in causes))}")
 
 
 def _trust(samples: measure.Samples) -> list[str]:
@@ -142,8 +155,13 @@ def _raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _interrupt(signal_number: int, _: FrameType | None) -> NoReturn:
-    raise SystemExit(f"the bench was ended by {signal.Signals(signal_number).name}")
+def _end_like_ctrl_c(signal_number: int, _: FrameType | None) -> None:
+    """End on this signal as on Ctrl-C, for which asyncio cancels the main task instead of raising anywhere.
+
+    An exception raised here would land in whatever runs, and a connection's callback swallows it.
+    """
+    _say(f"{signal.Signals(signal_number).name}: ending")
+    signal.raise_signal(signal.SIGINT)
 
 
 def _say(line: str) -> None:

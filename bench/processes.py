@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -26,8 +27,13 @@ READY_TIMEOUT_S = 20
 END_TIMEOUT_S = 8
 
 
-class NotReady(Exception):
-    """A process ended or stayed silent instead of answering; the message holds the end of its output."""
+class ProcessDown(Exception):
+    """A process of a system ended by itself, or never answered; the message holds the end of its output."""
+
+    def __init__(self, command: Sequence[str], what: str, output: IO[bytes]) -> None:
+        output.seek(0)
+        last_words = output.read()[-2000:].decode(errors="replace").strip()
+        super().__init__(f"`{' '.join(command)}` {what}:\n{last_words}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,40 +90,37 @@ def _tree(pid: int) -> list[psutil.Process]:
 def running(command: Sequence[str], environment: Mapping[str, str], ready_port: int | None = None) -> Iterator[int]:
     """Run a command (an absolute path and its arguments) until the block ends; yields its process id.
 
-    With `ready_port`, waits until `GET /health/ready` there gives any HTTP answer but 503; raises NotReady if it does
-    not. Ended by SIGTERM, then by SIGKILL, and with this process, however that ends.
+    With `ready_port`, waits until `GET /health/ready` there gives any HTTP answer but 503. Ended by SIGTERM, then by
+    SIGKILL, and with this process, however that ends. Raises ProcessDown, with the end of its output, if it does not
+    become ready or ends before it is told to.
     """
     with tempfile.TemporaryFile(mode="w+b") as output:
         child = start_child(command[0], command, output=output, environment={**_environment(), **environment})
         try:
-            if ready_port is not None:
-                try:
-                    _wait_until_ready(child, ready_port)
-                except NotReady as not_ready:
-                    output.seek(0)
-                    tail = output.read()[-2000:].decode(errors="replace")
-                    raise NotReady(f"{' '.join(command)}: {not_ready}\n{tail}") from None
+            if ready_port is not None and not _becomes_ready(child, ready_port):
+                raise ProcessDown(command, f"was not ready within {READY_TIMEOUT_S} s", output)
             yield child.pid
         finally:
+            exit_code = child.exit_code
             child.stop(END_TIMEOUT_S)
+            if exit_code is not None:
+                raise ProcessDown(command, f"ended by itself with {exit_code}", output)
 
 
-def _wait_until_ready(child: Child, port: int) -> None:
+def _becomes_ready(child: Child, port: int) -> bool:
     deadline_s = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        if child.exit_code is not None:
-            raise NotReady(f"ended with {child.exit_code} before it was ready")
+    while time.monotonic() < deadline_s and child.exit_code is None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
         try:
             connection.request("GET", "/health/ready")
             if connection.getresponse().status != 503:
-                return
+                return True
         except (OSError, http.client.HTTPException):
-            pass
+            pass  # not listening yet
         finally:
             connection.close()
         time.sleep(0.05)
-    raise NotReady(f"not ready within {READY_TIMEOUT_S} s")
+    return False
 
 
 def _environment() -> dict[str, str]:
