@@ -17,7 +17,8 @@ TokenspoolError
     ├── IdempotencyKeyReused 422
     ├── QueueFull           503 ┐
     ├── StorageFull         503 │    with Retry-After
-    ├── StorageUnavailable  503 ┘
+    ├── StorageUnavailable  503 │
+    ├── ServerStopping      503 ┘
     ├── UpstreamRateLimited 429 ┐
     ├── UpstreamFailed      502 │    how the job behind a /complete ended; the code is the job's own
     ├── UpstreamTimeout     504 ┘
@@ -150,6 +151,12 @@ class StorageUnavailable(Problem):
     """Redis did not answer in time. Whether a write happened is unknown: repeat it with its Idempotency-Key."""
 
     status, code, title, retry_after_s = 503, "storage_unavailable", "The storage does not answer", 2
+
+
+class ServerStopping(Problem):
+    """This process ends; another one answers."""
+
+    status, code, title, retry_after_s = 503, "server_stopping", "The server is stopping", 1
 
 
 class UpstreamFailed(Problem):
