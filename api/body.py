@@ -1,0 +1,148 @@
+"""A request's body: its bytes counted as they arrive, its JSON read strictly.
+
+Strict is what interoperable JSON (RFC 8259, RFC 7493) leaves open or forbids: UTF-8 alone and no BOM, no NaN and no
+number beyond a double, no half of a surrogate pair, no NUL, no member twice, and nesting that nobody needs. What got
+through here can be encoded again. FastAPI's own reading takes all of these, answers 500 to some, and echoes the body of
+others (measured, 0.165).
+"""
+
+import asyncio
+import json
+import re
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from api.fields import BODY, is_name, pointer, refuse
+from api.headers import JSON, one
+from shared.errors import FieldError, InvalidRequest, TooLarge, UnsupportedMediaType
+
+MOST_DEPTH: Final = 128
+_SLOWEST_S: Final = 60.0
+"""Within this a body must be there: a client that sends a byte a second would hold its connection for a year."""
+_LARGE_BYTES: Final = 256 << 10
+"""Above this it is decoded beside the event loop, which others wait for."""
+
+_JSON_TYPE: Final = re.compile(r'application/json\s*(;\s*charset\s*=\s*"?utf-?8"?\s*)?;?', re.IGNORECASE)
+_PLACE: Final = re.compile(r"\(byte (\d+)\)$")
+
+
+async def read_json(request: Request, max_bytes: int) -> Any:
+    """The body as plain data. Raises TooLarge, UnsupportedMediaType, InvalidRequest, ClientDisconnect."""
+    content_type = one(request, b"content-type")
+    if content_type != JSON and not _JSON_TYPE.fullmatch(content_type or ""):
+        raise UnsupportedMediaType(f"The body must be {JSON}, and Content-Type must say so.")
+    if (one(request, b"content-encoding") or "identity").lower() != "identity":
+        raise UnsupportedMediaType("The body must not be compressed: send it without Content-Encoding.")
+    raw = await read_bytes(request, max_bytes)
+    return decode(raw) if len(raw) <= _LARGE_BYTES else await asyncio.to_thread(decode, raw)
+
+
+async def read_bytes(request: Request, max_bytes: int) -> bytes:
+    """The body, as long as it is no longer than that."""
+    announced = one(request, b"content-length")
+    if announced is not None and announced.isdecimal() and (len(announced) > 15 or int(announced) > max_bytes):
+        raise _too_large(max_bytes)
+    try:
+        async with asyncio.timeout(_SLOWEST_S):
+            return await _read(request, max_bytes)
+    except TimeoutError:
+        raise InvalidRequest(f"The body did not arrive within {_SLOWEST_S:.0f} s.") from None
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"A body may have {max_bytes} bytes at most.")
+
+
+def decode(raw: bytes) -> Any:
+    """Strict JSON as plain data. Raises InvalidRequest, which names the place and nothing that stands there."""
+    try:
+        data = msgspec.json.decode(raw)
+    except msgspec.ValidationError:
+        raise refuse(FieldError(BODY, "has a number that is out of range")) from None
+    except RecursionError:
+        raise _too_deep() from None
+    except UnicodeDecodeError:
+        raise refuse(FieldError(BODY, "must be UTF-8")) from None
+    except msgspec.DecodeError as error:
+        raise refuse(FieldError(BODY, _what_is_wrong(raw, str(error)))) from None
+    if raw.count(b"{") + raw.count(b"[") > MOST_DEPTH or b"\\u0000" in raw:
+        _refuse_depth_and_nul(data)
+    if raw.count(b":") != _members_of(data):  # a text with a colon, or a member that stands there twice
+        _refuse_twins(raw)
+    return data
+
+
+def _what_is_wrong(raw: bytes, error: str) -> str:
+    if not raw.strip():
+        return "must be a JSON object, but the body is empty"
+    place = _PLACE.search(error)
+    return f"must be JSON; it goes wrong at byte {place[1]}" if place else "must be JSON; it goes wrong or breaks off"
+
+
+def _too_deep() -> InvalidRequest:
+    return refuse(FieldError(BODY, f"must not be nested deeper than {MOST_DEPTH}"))
+
+
+def _refuse_depth_and_nul(data: Any) -> None:
+    open_nodes: list[tuple[Any, int, str]] = [(data, 1, BODY)]
+    while open_nodes:
+        node, depth, where = open_nodes.pop()
+        if isinstance(node, str):
+            if "\0" in node:
+                raise refuse(FieldError(where, "must not have the character U+0000"))
+        elif isinstance(node, dict | list):
+            if depth > MOST_DEPTH:
+                raise _too_deep()
+            if isinstance(node, list):
+                open_nodes += [(child, depth + 1, where) for child in node]
+                continue
+            for name, child in node.items():
+                open_nodes.append((name, depth + 1, where))
+                open_nodes.append((child, depth + 1, pointer(where, name) if depth < 3 else where))
+
+
+def _members_of(data: Any) -> int:
+    """How many members all the objects have together."""
+    count = 0
+    open_nodes = [data]
+    while open_nodes:
+        node = open_nodes.pop()
+        if type(node) is dict:
+            count += len(node)
+            open_nodes += [child for child in node.values() if type(child) is dict or type(child) is list]
+        elif type(node) is list:
+            open_nodes += [child for child in node if type(child) is dict or type(child) is list]
+    return count
+
+
+def _refuse_twins(raw: bytes) -> None:
+    # Only the standard library shows the members before they become a dict; on 400 bytes it takes 6 µs, msgspec 1.
+    json.loads(raw, object_pairs_hook=_object_without_twins, parse_int=str, parse_float=str)
+
+
+def _object_without_twins(members: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for name, _ in members:
+        if name in seen:
+            shown = f" ({name})" if is_name(name) else ""
+            raise refuse(FieldError(BODY, f"must not have a member twice{shown}"))
+        seen.add(name)

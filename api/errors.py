@@ -1,0 +1,147 @@
+"""Errors as RFC 9457 problem documents, whoever raised them: our routes, FastAPI's validation or Starlette's router.
+
+A document never holds content of the request; ``type`` is a page that this API serves.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match
+
+from api.fields import BODY, is_name, refuse
+from shared.errors import (
+    FieldError,
+    Forbidden,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotAcceptable,
+    NotFound,
+    Problem,
+    TooLarge,
+    Unauthenticated,
+    UnsupportedMediaType,
+)
+
+PROBLEM_JSON: Final = "application/problem+json"
+REQUEST_ID: Final = "tokenspool.request_id"
+"""Where the scope of a request has its id; put there by the envelope."""
+
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+
+class ProblemDocument(msgspec.Struct, omit_defaults=True):
+    """What is sent."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: tuple[FieldError, ...] = ()
+    request_id: str = ""
+
+
+def document(problem: Problem, request_id: str) -> bytes:
+    """The problem as one line of JSON."""
+    return msgspec.json.encode(
+        ProblemDocument(
+            type=f"/problems/{problem.code}",
+            title=problem.title,
+            status=problem.status,
+            code=problem.code,
+            detail=problem.detail,
+            errors=problem.errors,
+            request_id=request_id,
+        )
+    )
+
+
+def request_id_of(request: Request) -> str:
+    """The id that this request goes by in answers and logs."""
+    return str(request.scope.get(REQUEST_ID, ""))
+
+
+def problem_answer(problem: Problem, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+    """The problem as an answer."""
+    answer = Response(document(problem, request_id), problem.status, headers, PROBLEM_JSON)
+    answer.headers["Cache-Control"] = "no-store"
+    if problem.retry_after_s is not None:
+        answer.headers["Retry-After"] = str(problem.retry_after_s)
+    if isinstance(problem, Unauthenticated):
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Every error that a route or the router raises becomes a problem document."""
+    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+async def _on_problem(request: Request, problem: Any) -> Response:
+    return problem_answer(problem, request_id_of(request))
+
+
+async def _on_invalid_parameters(request: Request, error: Any) -> Response:
+    fields = [FieldError(_name_of(found["loc"]), _expectation(found)) for found in error.errors()]
+    return problem_answer(refuse(*fields), request_id_of(request))
+
+
+def _name_of(location: tuple[Any, ...]) -> str:
+    """The query parameter's name: ours, since only declared ones are looked at."""
+    name = str(location[-1]) if location else ""
+    return name if is_name(name) else BODY
+
+
+def _expectation(found: Mapping[str, Any]) -> str:
+    """Said anew: pydantic's own messages may quote the input."""
+    limits = found.get("ctx", {})
+    match found["type"]:
+        case "missing":
+            return "is missing"
+        case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
+            return "must be a whole number"
+        case "bool_parsing" | "bool_type":
+            return "must be true or false"
+        case "greater_than_equal":
+            return f"must be at least {limits['ge']}"
+        case "less_than_equal":
+            return f"must be at most {limits['le']}"
+        case "enum" | "literal_error":
+            return "must be one of: " + str(limits["expected"]).replace("'", "").replace(" or ", ", ")
+        case _:
+            return "is not valid"
+
+
+async def _on_http_exception(request: Request, error: Any) -> Response:
+    if error.status_code == MethodNotAllowed.status:
+        allow = {"Allow": ", ".join(_allowed_methods(request))}
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=allow)
+        return problem_answer(MethodNotAllowed(), request_id_of(request), allow)
+    problem = _PROBLEMS.get(error.status_code, InvalidRequest if error.status_code < 500 else InternalError)
+    return problem_answer(problem(), request_id_of(request))
+
+
+_PROBLEMS: Final[dict[int, type[Problem]]] = {
+    kind.status: kind for kind in (Unauthenticated, Forbidden, NotFound, NotAcceptable, TooLarge, UnsupportedMediaType)
+}
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """All methods of the path: Starlette's own Allow names those of the first route alone."""
+    scope = dict(request.scope)
+    found = [
+        method
+        for method in _METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
+    return sorted({*found, "OPTIONS", *(["HEAD"] if "GET" in found else [])})

@@ -1,0 +1,100 @@
+"""What a request's headers ask for. A header that may stand once and stands twice is refused: which one was meant?"""
+
+import re
+from typing import Final
+
+from starlette.requests import Request
+
+from api.fields import refuse
+from shared.errors import FieldError, NotAcceptable
+
+JSON: Final = "application/json"
+EVENT_STREAM: Final = "text/event-stream"
+MOST_WAIT_S: Final = 60
+
+_QUOTED: Final = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"', re.ASCII)
+_PRINTABLE: Final = re.compile(r"[ -~]{1,255}", re.ASCII)
+_DIGITS: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
+
+
+def one(request: Request, name: bytes) -> str | None:
+    """The value of a header (its name in lower case), or None. Raises InvalidRequest if it stands there twice."""
+    found: bytes | None = None
+    for key, value in request.scope["headers"]:
+        if key == name:
+            if found is not None:
+                raise refuse(FieldError(_shown(name), "must be sent once"))
+            found = value
+    return None if found is None else found.decode("latin-1").strip(" \t")
+
+
+def several(request: Request, name: bytes) -> str:
+    """The values of a list header, joined as RFC 9110 joins them."""
+    return ", ".join([value.decode("latin-1") for key, value in request.scope["headers"] if key == name])
+
+
+def idempotency_key(request: Request) -> str | None:
+    """``Idempotency-Key``: a quoted string as the draft standard wants it, or bare; 1..255 printable characters."""
+    text = one(request, b"idempotency-key")
+    if text is None:
+        return None
+    quoted = _QUOTED.fullmatch(text)
+    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text
+    if not _PRINTABLE.fullmatch(key) or (key.startswith('"') and not quoted):
+        raise refuse(FieldError("Idempotency-Key", "must be 1 to 255 printable ASCII characters, in quotes or bare"))
+    return key
+
+
+def preferred_wait_s(request: Request) -> int | None:
+    """The ``wait`` of ``Prefer`` (RFC 7240), at most MOST_WAIT_S. A preference that makes no sense is ignored there."""
+    for preference in several(request, b"prefer").split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        if name.strip().lower() == "wait":
+            digits = value.strip().strip('"')
+            return min(int(digits), MOST_WAIT_S) if _DIGITS.fullmatch(digits) else None
+    return None
+
+
+def wants_event_stream(request: Request) -> bool:
+    """Whether ``Accept`` asks for events rather than for JSON. Raises NotAcceptable if it takes neither.
+
+    Equally liked, JSON wins; but a wildcard is not a wish: ``text/event-stream, */*`` asks for events.
+    """
+    accept = several(request, b"accept")
+    if accept in ("", "*/*", JSON):
+        return False
+    stream, json = _liking(accept, EVENT_STREAM), _liking(accept, JSON)
+    if stream[0] <= 0 and json[0] <= 0:
+        raise NotAcceptable(f"Offered are {JSON} and {EVENT_STREAM}.")
+    return stream > json
+
+
+def must_accept(request: Request, media_type: str) -> None:
+    """Raises NotAcceptable if ``Accept`` rules the only type out that there is."""
+    accept = several(request, b"accept")
+    if accept and _liking(accept, media_type)[0] <= 0:
+        raise NotAcceptable(f"Offered is {media_type}.")
+
+
+def _liking(accept: str, media_type: str) -> tuple[float, int]:
+    """(q, how exactly it is named) of the most exact range in ``Accept`` that covers the type."""
+    best = (0, 0.0)
+    for media_range in accept.split(","):
+        name, *parameters = [part.strip().lower() for part in media_range.split(";")]
+        exactness = {media_type: 3, media_type.partition("/")[0] + "/*": 2, "*/*": 1}.get(name, 0)
+        if exactness > best[0]:
+            best = (exactness, _q(parameters))
+    exactness, q = best
+    return q, exactness
+
+
+def _q(parameters: list[str]) -> float:
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            return float(value) if re.fullmatch(r"[01](\.[0-9]{0,3})?", value.strip()) else 1.0
+    return 1.0
+
+
+def _shown(name: bytes) -> str:
+    return "-".join(part.capitalize() for part in name.decode().split("-"))
