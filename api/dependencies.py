@@ -1,0 +1,59 @@
+"""What a route may ask for: the parts of the process, and who is calling."""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from fastapi import Depends, Path
+from starlette.requests import Request
+
+from api.auth import tenant_of
+from api.relay import Relay
+from shared.errors import NotFound
+from shared.settings import Settings
+from shared.store.runtime import Runtime
+
+JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ApiState:
+    """What lives as long as the application; opened by its lifespan."""
+
+    settings: Settings
+    runtime: Runtime
+    relay: Relay
+    shutdown: asyncio.Event
+    """Set when the server begins to stop."""
+
+    def stop(self) -> None:
+        """The server begins to stop: followers are told to come back, and what waits answers now. Again is harmless."""
+        self.shutdown.set()
+        self.relay.close()
+
+
+def api_of(request: Request) -> ApiState:
+    """For routes that do without FastAPI's dependencies, which cost 20 µs each."""
+    api: ApiState = request.scope["state"]["api"]
+    return api
+
+
+async def _api(request: Request) -> ApiState:
+    return api_of(request)  # a coroutine: FastAPI runs plain functions in threads
+
+
+async def _tenant(request: Request) -> str:
+    return tenant_of(request, api_of(request).settings)
+
+
+async def _job_id(job_id: Annotated[str, Path()]) -> str:
+    if not JOB_ID.fullmatch(job_id):
+        raise NotFound
+    return job_id
+
+
+Api = Annotated[ApiState, Depends(_api)]
+Tenant = Annotated[str, Depends(_tenant)]
+JobId = Annotated[str, Depends(_job_id)]
+"""Of the path. What cannot be one of ours is not found, like an absent one."""

@@ -1,0 +1,172 @@
+"""A submit's body, checked: what is ours is taken out, everything else goes to the LLM untouched.
+
+Pure. The parameters of the Messages API are looked at only as far as we use them ourselves; what they mean is the LLM's
+to judge, and what it refuses ends as ``upstream_rejected``.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from api.fields import BODY, MOST_ERRORS, is_whole, pointer, refuse
+from shared.clock import from_rfc3339
+from shared.errors import FieldError
+from shared.job import Priority
+
+DEFAULT_MAX_TOKENS: Final = 1024
+MOST_MODEL_CHARS: Final = 256
+
+_MOST_MAX_TOKENS: Final = 10_000_000
+_MOST_METADATA: Final = 16
+_MOST_METADATA_KEY_CHARS: Final = 64
+_MOST_METADATA_VALUE_CHARS: Final = 512
+_YEAR_9999_MS: Final = 253_370_764_800_000
+
+_RANGES: Final = {"timeout_s": (1, 3600), "expires_in_s": (1, 604_800), "max_attempts": (1, 10)}
+_PRIORITIES: Final = {priority.value: priority for priority in Priority}
+
+
+class JobOptions(msgspec.Struct, frozen=True):
+    """The ``job`` member, with its defaults."""
+
+    priority: Priority = Priority.NORMAL
+    timeout_s: int = 600
+    expires_in_s: int = 86_400
+    max_attempts: int = 3
+    not_before_ms: int | None = None
+    metadata: dict[str, str] = {}
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """A job that may be born: everything in it is valid."""
+
+    model: str
+    request: bytes
+    """What the LLM is asked, as JSON."""
+    options: JobOptions = JobOptions()
+
+
+_DEFAULTS: Final = JobOptions()
+
+
+def draft_of(body: object, *, default_model: str, max_prompt_chars: int) -> Draft:
+    """Raises InvalidRequest, which names every field that is not valid."""
+    if not isinstance(body, dict):
+        raise refuse(FieldError(BODY, "must be a JSON object"))
+    errors: list[FieldError] = []
+    request: dict[str, Any] = {"model": default_model, "max_tokens": DEFAULT_MAX_TOKENS, **body}
+    if type(request.pop("stream", False)) is not bool:
+        errors.append(FieldError("#/stream", "must be true or false"))
+    options = _options_of(request.pop("job"), errors) if "job" in request else _DEFAULTS
+    _check_model(request["model"], errors)
+    check_max_tokens(request["max_tokens"], _MOST_MAX_TOKENS, errors)
+    if "prompt" in request:
+        prompt = request.pop("prompt")
+        if "messages" in request:
+            errors.append(FieldError("#/prompt", "must not stand beside messages"))
+        check_prompt(prompt, max_prompt_chars, errors)
+        request["messages"] = user_message(prompt)
+    elif "messages" in request:
+        _check_messages(request["messages"], errors)
+    else:
+        errors.append(FieldError("#/messages", "is missing, and so is prompt: one of them is needed"))
+    if errors:
+        raise refuse(*errors)
+    return Draft(model=request["model"], request=msgspec.json.encode(request), options=options)
+
+
+def user_message(prompt: str) -> list[dict[str, str]]:
+    """What ``prompt`` is short for."""
+    return [{"role": "user", "content": prompt}]
+
+
+def check_prompt(prompt: object, max_chars: int, errors: list[FieldError]) -> None:
+    """A text that is neither empty nor too long."""
+    if not isinstance(prompt, str) or not 1 <= len(prompt) <= max_chars:
+        errors.append(FieldError("#/prompt", f"must be a text of 1 to {max_chars} characters"))
+
+
+def check_max_tokens(max_tokens: object, most: int, errors: list[FieldError]) -> None:
+    """A whole number from 1 on."""
+    if not is_whole(max_tokens, 1, most):
+        is_too_many = type(max_tokens) is int and max_tokens > most
+        detail = f"must be at most {most}" if is_too_many else "must be a whole number of at least 1"
+        errors.append(FieldError("#/max_tokens", detail))
+
+
+def _check_model(model: object, errors: list[FieldError]) -> None:
+    if not isinstance(model, str) or not 1 <= len(model) <= MOST_MODEL_CHARS or not model.isprintable():
+        errors.append(FieldError("#/model", f"must be a text of 1 to {MOST_MODEL_CHARS} printable characters"))
+
+
+def _check_messages(messages: object, errors: list[FieldError]) -> None:
+    if not isinstance(messages, list) or not messages:
+        errors.append(FieldError("#/messages", "must be a list of at least one message"))
+        return
+    for index, message in enumerate(messages):
+        where = f"#/messages/{index}"
+        if not isinstance(message, dict):
+            errors.append(FieldError(where, "must be an object"))
+        else:
+            if not isinstance(message.get("role"), str):
+                errors.append(FieldError(f"{where}/role", "must be a text"))
+            if not isinstance(message.get("content"), str | list):
+                errors.append(FieldError(f"{where}/content", "must be a text or a list of blocks"))
+        if len(errors) > MOST_ERRORS:
+            return
+
+
+def _options_of(job: object, errors: list[FieldError]) -> JobOptions:
+    if not isinstance(job, dict):
+        errors.append(FieldError("#/job", "must be an object"))
+        return _DEFAULTS
+    found: dict[str, Any] = {}
+    for name, value in job.items():
+        where = pointer("#/job", name)
+        if name in _RANGES:
+            least, most = _RANGES[name]
+            if not is_whole(value, least, most):
+                errors.append(FieldError(where, f"must be a whole number from {least} to {most}"))
+            found[name] = value
+        elif name == "priority":
+            if not isinstance(value, str) or value not in _PRIORITIES:
+                errors.append(FieldError(where, "must be one of: " + ", ".join(_PRIORITIES)))
+            else:
+                found[name] = _PRIORITIES[value]
+        elif name == "not_before":
+            found["not_before_ms"] = _not_before_ms(value, errors)
+        elif name == "metadata":
+            _check_metadata(value, errors)
+            found[name] = value
+        else:
+            detail = "is not known" if where != "#/job" else "has a member that is not known"
+            errors.append(FieldError(where, detail))
+            if len(errors) > MOST_ERRORS:
+                break
+    return _DEFAULTS if errors else JobOptions(**found)
+
+
+def _not_before_ms(value: object, errors: list[FieldError]) -> int | None:
+    detail = "must be a time like 2026-11-23T14:02:11Z (RFC 3339, with its offset)"
+    try:
+        moment_ms = from_rfc3339(value) if isinstance(value, str) else None
+    except (ValueError, OverflowError):
+        moment_ms = None
+    if moment_ms is None:
+        errors.append(FieldError("#/job/not_before", detail))
+    elif not 0 <= moment_ms < _YEAR_9999_MS:
+        errors.append(FieldError("#/job/not_before", "must be a time from 1970 to 9998"))
+    return moment_ms
+
+
+def _check_metadata(metadata: object, errors: list[FieldError]) -> None:
+    where = "#/job/metadata"
+    if not isinstance(metadata, dict) or len(metadata) > _MOST_METADATA:
+        errors.append(FieldError(where, f"must be an object of at most {_MOST_METADATA} members"))
+        return
+    for name, value in metadata.items():
+        if not 1 <= len(name) <= _MOST_METADATA_KEY_CHARS:
+            errors.append(FieldError(where, f"must have names of 1 to {_MOST_METADATA_KEY_CHARS} characters"))
+        if not isinstance(value, str) or len(value) > _MOST_METADATA_VALUE_CHARS:
+            detail = f"must be a text of at most {_MOST_METADATA_VALUE_CHARS} characters"
+            errors.append(FieldError(pointer(where, name), detail))

@@ -1,0 +1,130 @@
+"""A job as its caller sees it: one JSON object, the same in every answer and in the last event of a follow."""
+
+from typing import Final
+
+import msgspec
+
+from shared.clock import to_rfc3339
+from shared.errors import JobError
+from shared.job import Job, JobState, Usage
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Spans of the job's life, in milliseconds."""
+
+    queued_ms: int | None
+    """Submit to first start."""
+    first_token_ms: int | None
+    """Submit to the first content of the attempt that gave the result."""
+    running_ms: int | None
+    """First start to end."""
+    total_ms: int | None
+    """Submit to end."""
+
+
+class Urls(msgspec.Struct, frozen=True):
+    """Where the job is found and what can be done with it."""
+
+    self: str
+    events: str
+    cancel: str
+
+
+class JobView(msgspec.Struct, frozen=True):
+    """The wire form. ``result`` is null unless the job succeeded, and absent where it was not asked for."""
+
+    id: str
+    type: str
+    status: JobState
+    model: str
+    priority: str
+    queue_position: int | None
+    attempts: int
+    max_attempts: int
+    timeout_s: int
+    created_at: str
+    not_before: str | None
+    expires_at: str
+    started_at: str | None
+    ended_at: str | None
+    batch_id: str | None
+    custom_id: str | None
+    retry_of: str | None
+    metadata: dict[str, str]
+    result: msgspec.Raw | msgspec.UnsetType | None
+    usage: Usage | None
+    cost_usd: float | None
+    error: JobError | None
+    timing: Timing
+    urls: Urls
+
+
+class JobPage(msgspec.Struct, frozen=True):
+    """A list of jobs; ``next`` is the ``after`` of the next page."""
+
+    data: list[JobView]
+    has_more: bool
+    next: str | None
+
+
+def url_of(job_id: str) -> str:
+    """Where the job is read: its ``Location``."""
+    return f"/v1/jobs/{job_id}"
+
+
+def render(job: Job, queue_position: int | None, *, with_result: bool = True) -> bytes:
+    """One line of JSON."""
+    return _encode(view_of(job, queue_position, with_result=with_result))
+
+
+def render_page(jobs: list[Job], positions: list[int | None], next_after: str | None) -> bytes:
+    """A list, without results."""
+    views = [view_of(job, position, with_result=False) for job, position in zip(jobs, positions, strict=True)]
+    return _encode(JobPage(data=views, has_more=next_after is not None, next=next_after))
+
+
+def view_of(job: Job, queue_position: int | None, *, with_result: bool) -> JobView:
+    """``queue_position`` is shown only while the job waits."""
+    spec = job.spec
+    url = url_of(job.id)
+    return JobView(
+        id=job.id,
+        type="job",
+        status=job.state,
+        model=spec.model,
+        priority=spec.priority,
+        queue_position=queue_position if job.state is JobState.QUEUED else None,
+        attempts=job.attempts,
+        max_attempts=spec.max_attempts,
+        timeout_s=spec.timeout_s,
+        created_at=to_rfc3339(job.created_ms),
+        not_before=_time(spec.not_before_ms),
+        expires_at=to_rfc3339(job.expires_ms),
+        started_at=_time(job.started_ms),
+        ended_at=_time(job.ended_ms),
+        batch_id=spec.batch_id,
+        custom_id=spec.custom_id,
+        retry_of=spec.retry_of,
+        metadata=spec.metadata,
+        result=job.result if with_result else msgspec.UNSET,
+        usage=job.usage,
+        cost_usd=job.cost_usd,
+        error=job.error,
+        timing=Timing(
+            queued_ms=_span(job.created_ms, job.started_ms),
+            first_token_ms=_span(job.created_ms, job.first_token_ms),
+            running_ms=_span(job.started_ms, job.ended_ms),
+            total_ms=_span(job.created_ms, job.ended_ms),
+        ),
+        urls=Urls(self=url, events=f"{url}/events", cancel=f"{url}/cancel"),
+    )
+
+
+def _time(time_ms: int | None) -> str | None:
+    return None if time_ms is None else to_rfc3339(time_ms)
+
+
+def _span(start_ms: int | None, end_ms: int | None) -> int | None:
+    return None if start_ms is None or end_ms is None else end_ms - start_ms

@@ -1,0 +1,90 @@
+"""The only place a job is born."""
+
+import hashlib
+from typing import NamedTuple
+
+from api.admission import admit
+from api.dependencies import ApiState
+from api.native.job_request import Draft
+from shared.job import Job, JobSpec, JobState, Submission, new_id
+from shared.store.jobs import Created
+from shared.telemetry import get_logger
+
+_log = get_logger("api")
+
+
+class Idempotency(NamedTuple):
+    """What a caller sends so that a repeat makes no second job."""
+
+    key: str
+    fingerprint: str
+    """Of the parsed body: the same key with another one is refused."""
+
+
+class Submitted(NamedTuple):
+    """The job as it stands: new, or the one that the Idempotency-Key has already."""
+
+    job: Job
+    queue_position: int | None
+    is_replayed: bool
+
+
+async def submit(
+    api: ApiState,
+    tenant: str,
+    draft: Draft,
+    *,
+    idempotency: Idempotency | None = None,
+    retry_of: str | None = None,
+    job_id: str | None = None,
+) -> Submitted:
+    """Give ``job_id`` (of ``new_id``) to follow the job from before its birth; a replayed job has another.
+
+    Raises StorageFull, QueueFull, StorageUnavailable, IdempotencyKeyReused; NotFound if the key's job was erased.
+    """
+    admit(api)
+    options = draft.options
+    submission = Submission(
+        id=job_id or new_id("job"),
+        tenant=tenant,
+        spec=JobSpec(
+            model=draft.model,
+            priority=options.priority,
+            timeout_s=options.timeout_s,
+            max_attempts=options.max_attempts,
+            not_before_ms=options.not_before_ms,
+            metadata=options.metadata,
+            retry_of=retry_of,
+            prompt_hash=hashlib.sha256(draft.request).hexdigest()[:12],
+        ),
+        request=draft.request,
+        idempotency_key=idempotency.key if idempotency else None,
+        fingerprint=idempotency.fingerprint if idempotency else "",
+    )
+    outcome = await api.runtime.jobs.submit(submission, expires_in_s=options.expires_in_s)
+    if isinstance(outcome, Created):
+        _log.debug("submitted", job_id=submission.id, prompt_hash=submission.spec.prompt_hash, model=draft.model)
+        return Submitted(_born(submission, outcome), outcome.queue_position, is_replayed=False)
+    job = await api.runtime.jobs.get(outcome.job_id, tenant, with_result=True)
+    _log.debug("submit replayed", job_id=job.id)
+    return Submitted(job, await position_of(api, job), is_replayed=True)
+
+
+def _born(submission: Submission, created: Created) -> Job:
+    """The record as SUBMIT has just written it: no need to read it back."""
+    return Job(
+        id=submission.id,
+        tenant=submission.tenant,
+        state=JobState.QUEUED,
+        spec=submission.spec,
+        created_ms=created.created_ms,
+        expires_ms=created.expires_ms,
+    )
+
+
+async def position_of(api: ApiState, job: Job) -> int | None:
+    """Its place in the queue while it waits in one."""
+    if job.state is not JobState.QUEUED:
+        return None
+    (position,) = await api.runtime.jobs.positions([job.id])
+    return position
