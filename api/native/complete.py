@@ -1,0 +1,251 @@
+"""``/complete`` and ``/complete/stream``: a prompt in, its answer out, in one call. A job behind it, like any other.
+
+The job lives as long as its caller waits: a client that goes cancels it, and after 30 s nobody waits any more.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.answers import json_answer
+from api.body import read_json
+from api.connection import while_connected
+from api.dependencies import Api, ApiState, Tenant
+from api.errors import document, request_id_of
+from api.fields import BODY, MOST_ERRORS, pointer, refuse
+from api.headers import EVENT_STREAM, must_accept
+from api.native.job_request import Draft, JobOptions, check_max_tokens, check_prompt, user_message
+from api.relay import Closing, Watch
+from api.sse import PING, SseResponse
+from api.sse import frame as sse_frame
+from api.submit import submit
+from shared.errors import (
+    FieldError,
+    Problem,
+    ServerStopping,
+    UpstreamFailed,
+    UpstreamRateLimited,
+    UpstreamTimeout,
+)
+from shared.events import Event, OurEvent, text_of
+from shared.job import Job, JobState, new_id
+
+router = APIRouter()
+
+TIMEOUT_S: Final = 30
+MOST_PROMPT_CHARS: Final = 10_000
+MOST_MAX_TOKENS: Final = 4096
+DEFAULT_MAX_TOKENS: Final = 512
+
+DONE: Final = "[DONE]"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What ``/complete`` says."""
+
+    result: str
+    model: str
+    """The one that answered."""
+    tokens_used: int
+    """Output tokens, as the LLM counted them."""
+
+
+class _Message(msgspec.Struct):
+    model: str
+
+
+class _Result(msgspec.Struct):
+    text: str
+    message: _Message
+
+
+@router.post("/complete")
+async def complete(request: Request, api: Api, tenant: Tenant) -> Response:
+    """The whole answer to a prompt."""
+    draft = completion_draft_of(await read_json(request, api.settings.max_body_bytes), model=api.settings.model)
+    job_id = new_id("job")
+    with contextlib.closing(api.relay.watch(job_id)) as watch:
+        await submit(api, tenant, draft, job_id=job_id)
+        has_ended = False
+        try:
+            has_ended = await while_connected(request, api.relay.wait_for_end(job_id, TIMEOUT_S, watch, is_new=True))
+        finally:
+            if not has_ended:
+                await _give_up(api, tenant, job_id)
+    job = await api.runtime.jobs.get(job_id, tenant, with_result=True)
+    problem = problem_of(job, is_given_up=not has_ended)
+    if problem is not None:
+        raise ServerStopping if not has_ended and api.shutdown.is_set() else problem
+    return json_answer(msgspec.json.encode(answer_of(job)))
+
+
+@router.post("/complete/stream")
+async def complete_stream(request: Request, api: Api, tenant: Tenant) -> Response:
+    """The answer to a prompt as it is written: ``data:`` frames of text, and ``data: [DONE]``."""
+    must_accept(request, EVENT_STREAM)
+    draft = completion_draft_of(await read_json(request, api.settings.max_body_bytes), model=api.settings.model)
+    job_id = new_id("job")
+    watch = api.relay.watch(job_id)
+    try:
+        submitted = await submit(api, tenant, draft, job_id=job_id)
+    except BaseException:
+        watch.close()
+        raise
+
+    async def on_close(finished: bool) -> None:
+        if not finished:
+            await _give_up(api, tenant, job_id)
+
+    frames = _frames(api, submitted.job, watch, request_id_of(request))
+    return SseResponse(frames, watch=watch, on_close=on_close)
+
+
+def completion_draft_of(body: object, *, model: str) -> Draft:
+    """``{prompt, max_tokens}``, checked. Raises InvalidRequest."""
+    if not isinstance(body, dict):
+        raise refuse(FieldError(BODY, "must be a JSON object"))
+    errors: list[FieldError] = []
+    prompt = body.get("prompt")
+    max_tokens = body.get("max_tokens", DEFAULT_MAX_TOKENS)
+    check_prompt(prompt, MOST_PROMPT_CHARS, errors)
+    check_max_tokens(max_tokens, MOST_MAX_TOKENS, errors)
+    for name in body.keys() - {"prompt", "max_tokens"}:
+        where = pointer(BODY, name)
+        errors.append(FieldError(where, "is not known" if where != BODY else "has a member that is not known"))
+        if len(errors) > MOST_ERRORS:
+            break
+    if errors:
+        raise refuse(*errors)
+    request = {"model": model, "max_tokens": max_tokens, "messages": user_message(str(prompt))}
+    options = JobOptions(timeout_s=TIMEOUT_S, expires_in_s=TIMEOUT_S)
+    return Draft(model=model, request=msgspec.json.encode(request), options=options)
+
+
+def answer_of(job: Job) -> Answer:
+    """The answer of a job that succeeded."""
+    result = msgspec.json.decode(job.result or b"", type=_Result)
+    return Answer(result.text, result.message.model, job.usage.output_tokens if job.usage else 0)
+
+
+def problem_of(job: Job, *, is_given_up: bool = False) -> Problem | None:
+    """None if it succeeded. ``is_given_up``: we cancelled it, since its time was over."""
+    if job.state is JobState.SUCCEEDED:
+        return None
+    if job.error is not None:
+        match job.error.code:
+            case "upstream_rate_limited":
+                return UpstreamRateLimited(job.error.message)
+            case "timeout":
+                return UpstreamTimeout(job.error.message)
+            case code:
+                return UpstreamFailed(job.error.message, code=code)
+    if is_given_up or job.state is JobState.EXPIRED:
+        return _too_late()
+    return UpstreamFailed(f"The job {job.id} is {job.state}.")
+
+
+def _too_late() -> UpstreamTimeout:
+    return UpstreamTimeout(f"There was no whole answer within {TIMEOUT_S} s.")
+
+
+async def _give_up(api: ApiState, tenant: str, job_id: str) -> None:
+    """Nobody waits any more: the upstream call ends too. Shielded, since the server may be ending this very task."""
+    await asyncio.shield(asyncio.ensure_future(_cancel(api, tenant, job_id)))
+
+
+async def _cancel(api: ApiState, tenant: str, job_id: str) -> None:
+    # Redis away, or the job gone: then its own 30 s end it.
+    with contextlib.suppress(Problem):
+        await api.runtime.jobs.cancel(job_id, tenant)
+
+
+async def _frames(api: ApiState, job: Job, watch: Watch, request_id: str) -> AsyncIterator[bytes]:
+    """All frames of a stream. It ends with ``[DONE]`` or with an error, never just so."""
+    deadline_s = asyncio.get_running_loop().time() + TIMEOUT_S
+    try:
+        async for frame in _frames_of_text(api, job, _until(deadline_s, watch.follow(job, is_new=True))):
+            yield frame
+        return
+    except TimeoutError:
+        problem: Problem = _too_late()
+    except Closing:
+        problem = ServerStopping()
+    except Problem as error:
+        problem = error
+    await _give_up(api, job.tenant, job.id)
+    yield sse_frame("error", document(problem, request_id))
+
+
+async def _frames_of_text(api: ApiState, job: Job, batches: AsyncIterator[list[Event]]) -> AsyncIterator[bytes]:
+    """Raises the problem that the ending is, unless it is a success."""
+    text = TextFrames()
+    async for events in batches:
+        if not events:
+            yield PING
+            continue
+        said, is_taken_back = _said_in(events, after_text=text.has_begun)
+        if frame := text.encode(said):
+            yield frame
+        if is_taken_back:
+            raise UpstreamFailed("The LLM failed behind its first words, and here they cannot be taken back.")
+        if events[-1].is_terminal:
+            problem = problem_of(await api.runtime.jobs.get(job.id, job.tenant))
+            if problem is not None:
+                raise problem
+            yield b"data: %b\n\n" % DONE.encode()
+
+
+def _said_in(events: list[Event], *, after_text: bool) -> tuple[str, bool]:
+    """The text of a batch up to where it is taken back by another attempt, and whether it is."""
+    said = ""
+    for event in events:
+        if event.name in {OurEvent.RETRY, OurEvent.RESET} and (said or after_text):
+            return said, True
+        said += text_of(event) or ""
+    return said, False
+
+
+async def _until(deadline_s: float, batches: AsyncIterator[list[Event]]) -> AsyncIterator[list[Event]]:
+    """Raises TimeoutError at the deadline. Around each step: a timeout must not be open across a ``yield``."""
+    while True:
+        async with asyncio.timeout_at(deadline_s):
+            batch = await anext(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+class TextFrames:
+    r"""Pieces of text as SSE frames that give back the text, whatever it is, and are never exactly ``[DONE]``.
+
+    A text with line breaks is several ``data:`` lines of one frame. SSE knows one kind of line break: ``\r\n`` and
+    ``\r`` arrive as ``\n``, also when a piece ends between the two.
+    """
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self._ends_with_return = False
+
+    def encode(self, text: str) -> bytes:
+        """One frame; none for a text that adds nothing; two where one would look like the end."""
+        if self._ends_with_return and text.startswith("\n"):
+            text = text[1:]
+            self._ends_with_return = False
+        if not text:
+            return b""
+        self.has_begun = True
+        self._ends_with_return = text.endswith("\r")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        if text == DONE:
+            return _frame_of(DONE[:-1]) + _frame_of(DONE[-1])
+        return _frame_of(text)
+
+
+def _frame_of(text: str) -> bytes:
+    return ("".join([f"data: {line}\n" for line in text.split("\n")]) + "\n").encode()
