@@ -1,0 +1,69 @@
+"""The application: what it is made of, in one page. It wires, and decides nothing.
+
+``create_app()`` also serves ``uvicorn --factory api.app:create_app``, which then is its main: it reads the environment.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI
+
+from api import background, errors, openapi
+from api.dependencies import ApiState
+from api.envelope import Envelope
+from api.native import complete, jobs
+from api.ops import health, problems
+from api.relay import Relay
+from shared.errors import SettingsError
+from shared.settings import Settings, load_settings
+from shared.store.runtime import open_runtime
+from shared.telemetry import configure_logging
+
+State = dict[str, ApiState]
+"""What the lifespan gives to every request: ``scope["state"]["api"]``."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """An application for these settings, or for the environment's."""
+    app = FastAPI(
+        title="tokenspool",
+        version=openapi.version(),
+        description=openapi.DESCRIPTION,
+        lifespan=_lifespan(settings or _settings_of_the_environment()),
+        docs_url=None,  # both pages would load their scripts from other hosts
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_middleware(Envelope)
+    errors.add_handlers(app)
+    jobs.add_submit(app)
+    for part in (jobs, complete, health, problems):
+        app.include_router(part.router)
+    openapi.describe(app)
+    return app
+
+
+def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[State]]:
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+        async with open_runtime(settings, process_name="tokenspool-api") as runtime, Relay(runtime) as relay:
+            api = ApiState(settings, runtime, relay, shutdown=asyncio.Event())
+            async with asyncio.TaskGroup() as group:
+                loops = [group.create_task(loop, name=name) for name, loop in background.loops_of(api).items()]
+                yield {"api": api}
+                api.stop()
+                for loop in loops:
+                    loop.cancel()
+
+    return lifespan
+
+
+def _settings_of_the_environment() -> Settings:
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        sys.exit(str(error))
+    configure_logging(settings.log_level)
+    return settings

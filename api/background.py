@@ -1,0 +1,61 @@
+"""What an API process does beside its requests: end overdue jobs, watch Redis's memory, and notice its own stop."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+from api.dependencies import ApiState
+from shared.errors import Problem
+from shared.store.runtime import Runtime
+from shared.telemetry import get_logger
+
+_EXPIRE_LOOK_S: Final = 1.0
+_EXPIRED_AT_ONCE: Final = 200
+_STOP_LOOK_S: Final = 0.1
+_AFTER_A_FAILURE_S: Final = 1.0
+
+_log = get_logger("api")
+
+
+def loops_of(api: ApiState) -> dict[str, Coroutine[Any, Any, None]]:
+    """By name. None of them returns or raises before it is cancelled, but for the stop, which comes once."""
+    return {
+        "expire": _for_ever("expire", lambda: _expire_jobs(api.runtime)),
+        "memory": _for_ever("memory", api.runtime.memory.watch),
+        "stop": _stop_with_the_server(api),
+    }
+
+
+async def _for_ever(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Neither Redis nor a bug in one loop ends the process: it is begun again."""
+    while True:
+        try:
+            await work()
+        except Problem as problem:
+            _log.warning("loop interrupted", loop=name, code=problem.code)
+        except Exception as error:  # noqa: BLE001 - the loop's last net
+            _log.error("unexpected error", loop=name, exc_info=error)
+        await asyncio.sleep(_AFTER_A_FAILURE_S)
+
+
+async def _expire_jobs(runtime: Runtime) -> None:
+    """Ends what waited too long, on time even when no worker is up. For ever; raises what Redis says."""
+    while True:
+        ended, next_s = await runtime.jobs.expire(_EXPIRED_AT_ONCE)
+        if ended < _EXPIRED_AT_ONCE:
+            await asyncio.sleep(_EXPIRE_LOOK_S if next_s is None else min(next_s, _EXPIRE_LOOK_S))
+
+
+async def _stop_with_the_server(api: ApiState) -> None:
+    """A lifespan learns of the stop when all connections have ended; followers end theirs when they are told.
+
+    uvicorn's signal handler is a method of its server, which is how it can be asked (sse-starlette finds it so too). Under
+    another server the lifespan's end is all there is.
+    """
+    server: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    while hasattr(server, "should_exit"):
+        if server.should_exit:
+            api.stop()
+            return
+        await asyncio.sleep(_STOP_LOOK_S)

@@ -1,0 +1,271 @@
+"""The OpenAPI document: what FastAPI finds in the routes, and what it cannot see: bodies, answers, streams, problems.
+
+Bodies are read by ourselves and answers encoded by ourselves, so both stand here as data. Answers' schemas are made from
+the types that are encoded.
+"""
+
+from importlib import metadata
+from typing import Any, Final
+
+import msgspec
+from fastapi import FastAPI
+
+from api.errors import PROBLEM_JSON, ProblemDocument
+from api.headers import EVENT_STREAM, JSON
+from api.native.complete import DEFAULT_MAX_TOKENS as COMPLETE_MAX_TOKENS
+from api.native.complete import MOST_MAX_TOKENS, MOST_PROMPT_CHARS, Answer
+from api.native.job_request import DEFAULT_MAX_TOKENS, MOST_MODEL_CHARS
+from api.native.job_view import JobPage, JobView
+from api.ops.health import HealthReport
+from shared.job import Priority
+
+DESCRIPTION: Final = (
+    "Submit a completion, have a job id within milliseconds, and poll, wait or follow its tokens; leave and come back at "
+    "any token. Errors are RFC 9457 problem documents."
+)
+
+_Schema = dict[str, Any]
+
+_SCHEMAS: Final = "#/components/schemas/"
+_SUBMIT: Final = "/v1/jobs"
+_JOB: Final = "/v1/jobs/{job_id}"
+
+
+def version() -> str:
+    """Of the installed distribution."""
+    try:
+        return metadata.version("tokenspool")
+    except metadata.PackageNotFoundError:
+        return "0"
+
+
+def describe(app: FastAPI) -> None:
+    """Completes what ``app.openapi()`` gives."""
+    generate = app.openapi
+    complete: _Schema = {}
+
+    def openapi() -> _Schema:
+        if not complete:
+            complete.update(_completed(generate()))
+        return complete
+
+    app.openapi = openapi  # type: ignore[method-assign] # the way that FastAPI documents
+
+
+def _completed(schema: _Schema) -> _Schema:
+    _, answers = msgspec.json.schema_components(
+        (JobView, JobPage, ProblemDocument, Answer, HealthReport), ref_template=_SCHEMAS + "{name}"
+    )
+    schema["components"] = {"schemas": {**answers, **_REQUESTS}}
+    for (method, path), operation in _OPERATIONS.items():
+        found = schema["paths"].setdefault(path, {}).setdefault(method, {})
+        # FastAPI's 422 is not ours: every invalid request is 400.
+        found["responses"] = {}
+        found |= {name: value for name, value in operation.items() if name != "parameters"}
+        if "parameters" in operation:
+            found["parameters"] = [*found.get("parameters", []), *operation["parameters"]]
+        if path.startswith(("/v1/", "/complete")):
+            found["parameters"] = [*found.get("parameters", []), _TENANT]
+    return schema
+
+
+def _ref(name: str) -> _Schema:
+    return {"$ref": _SCHEMAS + name}
+
+
+def _json(description: str, name: str) -> _Schema:
+    return {"description": description, "content": {JSON: {"schema": _ref(name)}}}
+
+
+def _problems(*statuses: int) -> _Schema:
+    return {
+        str(status): {"description": _STATUSES[status], "content": {PROBLEM_JSON: {"schema": _ref("ProblemDocument")}}}
+        for status in sorted(statuses)
+    }
+
+
+_STATUSES: Final = {
+    400: "Not valid: the fields are named, never their content.",
+    401: "No valid API key.",
+    404: "Absent, or another tenant's.",
+    406: "Nothing that Accept takes is offered.",
+    409: "The job has not ended.",
+    413: "The body is too large.",
+    415: "The body is not JSON, or compressed.",
+    422: "The Idempotency-Key was used with another body.",
+    429: "The LLM's rate limit is reached.",
+    502: "The LLM gave no answer.",
+    503: "Full, or Redis is away; see Retry-After.",
+    504: "The LLM did not answer in time.",
+}
+
+
+def _header(name: str, description: str) -> _Schema:
+    return {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
+
+
+def _query(name: str, description: str, schema: _Schema) -> _Schema:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+_TENANT: Final = _header("X-Tenant", "The tenant, while TOKENSPOOL_AUTH is off.")
+_IDEMPOTENCY_KEY: Final = _header(
+    "Idempotency-Key", "1 to 255 printable characters. The same key with the same body finds the first job."
+)
+_LAST_EVENT_ID: Final = _header("Last-Event-ID", "The id of the last event that the client has; wins over after.")
+_FORMAT: Final = _query(
+    "format", "text: ours, with delta. messages: the upstream's own.", {"enum": ["text", "messages"], "default": "text"}
+)
+
+_STREAM: Final = {
+    "schema": {"type": "string"},
+    "example": 'event: queued\ndata: {"job_id":"job_01m84bdq4t7w9k2p5x8r3n6v0c","queue_position":1}\n\n'
+    'id: 1795442531900-0\nevent: started\ndata: {"attempt":1}\n\n'
+    'id: 1795442531900-3\nevent: delta\ndata: {"text":"Blue"}\n\n',
+}
+
+_JOB_OPTIONS: Final[_Schema] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "priority": {"enum": [priority.value for priority in Priority], "default": "normal"},
+        "timeout_s": {"type": "integer", "minimum": 1, "maximum": 3600, "default": 600},
+        "expires_in_s": {"type": "integer", "minimum": 1, "maximum": 604_800, "default": 86_400},
+        "max_attempts": {"type": "integer", "minimum": 1, "maximum": 10, "default": 3},
+        "not_before": {"type": "string", "format": "date-time"},
+        "metadata": {
+            "type": "object",
+            "maxProperties": 16,
+            "propertyNames": {"minLength": 1, "maxLength": 64},
+            "additionalProperties": {"type": "string", "maxLength": 512},
+        },
+    },
+}
+
+_REQUESTS: Final[_Schema] = {
+    "JobRequest": {
+        "description": "The parameters of the Messages API; those that are not listed are passed on untouched.",
+        "type": "object",
+        "properties": {
+            "model": {"type": "string", "minLength": 1, "maxLength": MOST_MODEL_CHARS},
+            "max_tokens": {"type": "integer", "minimum": 1, "default": DEFAULT_MAX_TOKENS},
+            "prompt": {"type": "string", "minLength": 1, "description": "Short for one user message."},
+            "messages": {"type": "array", "minItems": 1, "items": _ref("Message")},
+            "stream": {"type": "boolean", "description": "Accepted and ignored."},
+            "job": _ref("JobOptions"),
+        },
+        "oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}],
+    },
+    "Message": {
+        "type": "object",
+        "required": ["role", "content"],
+        "properties": {"role": {"type": "string"}, "content": {"type": ["string", "array"]}},
+    },
+    "JobOptions": _JOB_OPTIONS,
+    "CompletionRequest": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["prompt"],
+        "properties": {
+            "prompt": {"type": "string", "minLength": 1, "maxLength": MOST_PROMPT_CHARS},
+            "max_tokens": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": MOST_MAX_TOKENS,
+                "default": COMPLETE_MAX_TOKENS,
+            },
+        },
+    },
+}
+
+
+def _body(name: str) -> _Schema:
+    return {"required": True, "content": {JSON: {"schema": _ref(name)}}}
+
+
+_READS: Final = _problems(400, 401, 404, 503)
+_SUBMITS: Final = _problems(400, 401, 413, 415, 422, 503)
+_COMPLETES: Final = _problems(400, 401, 413, 415, 429, 502, 503, 504)
+
+_OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
+    ("post", _SUBMIT): {
+        "summary": "Submit Job",
+        "operationId": "submit_job",
+        "parameters": [
+            _IDEMPOTENCY_KEY,
+            _header("Prefer", "wait=N answers when the job has ended, at the latest after N (at most 60) seconds."),
+            _header("Accept", f"{EVENT_STREAM} submits and follows in one request."),
+            _LAST_EVENT_ID,
+            _FORMAT,
+        ],
+        "requestBody": _body("JobRequest"),
+        "responses": {
+            "200": {
+                "description": "Ended in time, or followed.",
+                "content": {JSON: {"schema": _ref("JobView")}, EVENT_STREAM: _STREAM},
+            },
+            "202": _json("Taken in.", "JobView"),
+            "204": {"description": "Followed again behind its last event."},
+            **_SUBMITS,
+            **_problems(404, 406),
+        },
+    },
+    ("get", _SUBMIT): {"responses": {"200": _json("A page.", "JobPage"), **_problems(400, 401, 503)}},
+    ("get", _JOB): {"responses": {"200": _json("The job as it stands.", "JobView"), **_READS}},
+    ("delete", _JOB): {"responses": {"204": {"description": "Erased."}, **_READS, **_problems(409)}},
+    ("get", f"{_JOB}/events"): {
+        "parameters": [
+            _LAST_EVENT_ID,
+            _query("after", "An event id, or now.", {"type": "string"}),
+            _FORMAT,
+        ],
+        "responses": {
+            "200": {"description": "Events until the job has ended.", "content": {EVENT_STREAM: _STREAM}},
+            "204": {"description": "The client has seen the last event."},
+            **_READS,
+            **_problems(406),
+        },
+    },
+    ("post", f"{_JOB}/cancel"): {"responses": {"200": _json("The job as it ended.", "JobView"), **_READS}},
+    ("post", f"{_JOB}/retry"): {
+        "parameters": [_IDEMPOTENCY_KEY],
+        "responses": {
+            "200": _json("The key's job, which has ended.", "JobView"),
+            "202": _json("A new job.", "JobView"),
+            **_READS,
+            **_problems(409, 422),
+        },
+    },
+    ("post", "/complete"): {
+        "requestBody": _body("CompletionRequest"),
+        "responses": {"200": _json("The whole answer.", "Answer"), **_COMPLETES},
+    },
+    ("post", "/complete/stream"): {
+        "requestBody": _body("CompletionRequest"),
+        "responses": {
+            "200": {
+                "description": "The text, and [DONE]; or an error event with a problem document.",
+                "content": {
+                    EVENT_STREAM: {
+                        "schema": {"type": "string"},
+                        "example": "data: Blue\n\ndata:  light\n\ndata: [DONE]\n\n",
+                    }
+                },
+            },
+            **_problems(400, 401, 406, 413, 415, 503),
+        },
+    },
+    ("get", "/health"): {
+        "responses": {"200": _json("As it is.", "HealthReport"), "503": _json("Redis is away.", "HealthReport")}
+    },
+    ("get", "/health/live"): {"responses": {"200": {"description": "The process runs."}}},
+    ("get", "/health/ready"): {
+        "responses": {"200": {"description": "Send requests."}, "503": {"description": "Send none."}}
+    },
+    ("get", "/problems/{code}"): {
+        "responses": {
+            "200": {"description": "A page.", "content": {"text/html": {"schema": {"type": "string"}}}},
+            **_problems(404),
+        }
+    },
+}
