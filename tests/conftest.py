@@ -1,0 +1,97 @@
+"""What every test stands on: a closed network, an environment without keys and settings, and an empty Redis.
+
+``runtime`` runs a test twice, on fakeredis and on a real server; a test that is about the server itself takes
+``real_redis`` or ``own_server`` instead.
+"""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
+
+import pytest
+
+from cli.embedded_redis import EmbeddedRedis
+from shared.settings import load_settings
+from shared.store.runtime import Runtime, open_runtime
+from tests.support.loopback import only_loopback
+from tests.support.redis_servers import RedisUnderTest, a_fake_redis, an_emptied_redis, own_database
+
+_OF_THE_DEVELOPER = ("ANTHROPIC_", "OPENAI_", "TOKENSPOOL_")
+_OF_THE_TEST_RUN = ("TOKENSPOOL_REDIS_BINARY",)  # which server the suite runs on
+
+
+def pytest_configure() -> None:
+    """No test can spend money or depend on the developer's settings: they are not there."""
+    for name in list(os.environ):
+        if name.startswith(_OF_THE_DEVELOPER) and name not in _OF_THE_TEST_RUN:
+            del os.environ[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def closed_network() -> Iterator[None]:
+    """Only this machine can be reached."""
+    with only_loopback():
+        yield
+
+
+@pytest.fixture(scope="session")
+def real_redis_url() -> Iterator[str]:
+    """A server for this process, started once; or a database of TEST_REDIS_URL, which is emptied before each test."""
+    if url := os.environ.get("TEST_REDIS_URL"):
+        yield own_database(url)
+        return
+    with EmbeddedRedis(append_only=False) as server:
+        yield server.url
+
+
+@pytest.fixture
+def real_redis(real_redis_url: str) -> RedisUnderTest:
+    """A real server, empty."""
+    return an_emptied_redis(real_redis_url)
+
+
+@pytest.fixture
+def own_server() -> Iterator[EmbeddedRedis]:
+    """A real server of this test alone: to be killed, stopped and filled. Its append-only file is on, as in production."""
+    with EmbeddedRedis() as server:
+        yield server
+
+
+@pytest.fixture(params=["fakeredis", "real"])
+def redis_under_test(request: pytest.FixtureRequest) -> RedisUnderTest:
+    """Each kind of Redis in turn, empty."""
+    if request.param == "fakeredis":
+        return a_fake_redis()
+    real: RedisUnderTest = request.getfixturevalue("real_redis")
+    return real
+
+
+class StartRuntime(Protocol):
+    """Opens a Runtime on the Redis under test; members of Settings by name. It is closed with the test."""
+
+    async def __call__(self, *, timeout_s: float = 10, **settings: Any) -> Runtime: ...
+
+
+@pytest.fixture
+async def start_runtime(redis_under_test: RedisUnderTest) -> AsyncIterator[StartRuntime]:
+    """For tests that need settings of their own, or two processes."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*, timeout_s: float = 10, **settings: Any) -> Runtime:
+            return await stack.enter_async_context(
+                open_runtime(
+                    load_settings(**{"redis_url": redis_under_test.url, **settings}),
+                    process_name="tests",
+                    timeout_s=timeout_s,
+                    make_connection=redis_under_test.make_connection,
+                )
+            )
+
+        yield start
+
+
+@pytest.fixture
+async def runtime(start_runtime: StartRuntime) -> Runtime:
+    """The store, on each kind of Redis in turn, with the default settings."""
+    return await start_runtime()

@@ -1,0 +1,114 @@
+"""What tests are about, made with as few words as possible: name only what matters to the test."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from shared.job import JobSpec, Priority, Submission, Usage, new_id
+from shared.store.idempotency import fingerprint_of
+
+A_REQUEST = b'{"model":"a-model","max_tokens":16,"messages":[{"role":"user","content":"Say hello."}]}'
+
+_MOMENT_ENDS = len("job_") + 10
+_births = itertools.count()
+
+
+def a_submission(
+    *,
+    tenant: str = "tenant-a",
+    model: str = "a-model",
+    priority: Priority = Priority.NORMAL,
+    idempotency_key: str | None = None,
+    body: Any = "the body",
+    request: bytes = A_REQUEST,
+    job_id: str | None = None,
+    **spec: Any,
+) -> Submission:
+    """A job about to be born. ``body`` is what its fingerprint is made of; ``spec`` is any other member of JobSpec."""
+    return Submission(
+        id=job_id or an_id(),
+        tenant=tenant,
+        spec=JobSpec(model=model, priority=priority, **spec),
+        request=request,
+        idempotency_key=idempotency_key,
+        fingerprint=fingerprint_of(body),
+    )
+
+
+def an_id() -> str:
+    """A job's id that sorts behind every earlier one of this process, even within the same millisecond."""
+    return f"{new_id('job')[:_MOMENT_ENDS]}{next(_births):016d}"
+
+
+def a_text_delta(text: str, *, index: int = 0) -> tuple[str, bytes]:
+    """Name and data of one piece of text."""
+    return "content_block_delta", encoded(
+        {"type": "content_block_delta", "index": index, "delta": {"type": "text_delta", "text": text}}
+    )
+
+
+def an_answer(
+    *texts: str, stop_reason: str | None = "end_turn", usage: Usage | None = None, stops: bool = True
+) -> list[tuple[str, bytes]]:
+    """The events of a Messages stream with one text block."""
+    usage = usage or Usage(input_tokens=12, output_tokens=len(texts))
+    events: list[tuple[str, Any]] = [
+        message_start(input_tokens=usage.input_tokens),
+        block_start(0, {"type": "text", "text": ""}),
+        *((("content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": text}})) for text in texts),
+        block_stop(0),
+        message_delta(stop_reason, output_tokens=usage.output_tokens),
+    ]
+    if stops:
+        events.append(("message_stop", {}))
+    return wired(events)
+
+
+def message_start(**usage: int) -> tuple[str, Any]:
+    """Before wired()."""
+    message: dict[str, Any] = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "a-model-20260101",
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": usage,
+    }
+    return "message_start", {"message": message}
+
+
+def block_start(index: int, block: dict[str, Any]) -> tuple[str, Any]:
+    """Before wired()."""
+    return "content_block_start", {"index": index, "content_block": block}
+
+
+def block_delta(index: int, **delta: Any) -> tuple[str, Any]:
+    """Before wired()."""
+    return "content_block_delta", {"index": index, "delta": delta}
+
+
+def block_stop(index: int) -> tuple[str, Any]:
+    """Before wired()."""
+    return "content_block_stop", {"index": index}
+
+
+def message_delta(stop_reason: str | None, **usage: int | None) -> tuple[str, Any]:
+    """Before wired()."""
+    return "message_delta", {"delta": {"stop_reason": stop_reason, "stop_sequence": None}, "usage": usage}
+
+
+MESSAGE_STOP: tuple[str, Any] = ("message_stop", {})
+
+
+def wired(events: Sequence[tuple[str, Any]]) -> list[tuple[str, bytes]]:
+    """(name, members) pairs as the upstream sends them: ``type`` repeats the name."""
+    return [(name, encoded({"type": name, **members})) for name, members in events]
+
+
+def encoded(value: Any) -> bytes:
+    """One line of JSON."""
+    return msgspec.json.encode(value)

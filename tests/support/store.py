@@ -1,0 +1,283 @@
+"""Steps and looks that the tests of the store share.
+
+The scripts know one clock, Redis's own; so a test does not wait for a lease or a due time but moves the score that
+holds it.
+"""
+
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from shared.events import Event, decode_published
+from shared.job import BANDS, TERMINAL_STATES, Job, JobState, Step, Submission
+from shared.store import keys
+from shared.store.commands import Commands
+from shared.store.queue import Claim, Ending, Finished, FinishReply, Reaped
+from shared.store.runtime import Runtime
+from tests.support.builders import a_submission
+from tests.support.wait import wait_until
+
+A_RESULT = b'{"text":"Hello.","stop_reason":"end_turn","message":{}}'
+SUCCESS = Ending(Step.SUCCEED, result=A_RESULT)
+
+_marks = itertools.count()
+
+
+async def submit(runtime: Runtime, *, expires_in_s: int = 3600, **members: Any) -> Submission:
+    """A new job stands."""
+    submission = a_submission(**members)
+    await runtime.jobs.submit(submission, expires_in_s=expires_in_s)
+    return submission
+
+
+async def submit_many(runtime: Runtime, count: int, **members: Any) -> list[str]:
+    """As many new jobs, in order. Returns their ids."""
+    submissions = [a_submission(**members) for _ in range(count)]
+    for start in range(0, count, 500):
+        calls = [runtime.jobs.submit(submission, expires_in_s=3600) for submission in submissions[start : start + 500]]
+        for call in calls:
+            await call
+    return [submission.id for submission in submissions]
+
+
+async def claim(
+    runtime: Runtime, count: int = 1, *, worker: str = "worker-1", low_count: int = 500, takes_suspect: bool = True
+) -> list[Claim]:
+    """Up to ``count`` jobs."""
+    claims, _ = await runtime.queue.claim(worker, count=count, low_count=low_count, takes_suspect=takes_suspect)
+    return claims
+
+
+async def claim_one(runtime: Runtime, *, worker: str = "worker-1") -> Claim:
+    """The next job."""
+    (found,) = await claim(runtime, worker=worker)
+    return found
+
+
+async def start(runtime: Runtime, *, worker: str = "worker-1", **members: Any) -> Claim:
+    """A new job, claimed, in an otherwise idle queue."""
+    submission = await submit(runtime, **members)
+    found = await claim_one(runtime, worker=worker)
+    assert found.id == submission.id
+    return found
+
+
+async def append(
+    runtime: Runtime, claimed: Claim, *events: tuple[str, bytes], seq: int | None = None, published: bool = True
+) -> int:
+    """Appends behind what CLAIM wrote, or at ``seq``."""
+    reply: int = await runtime.log.append(
+        claimed.id, claimed.epoch, claimed.next_seq if seq is None else seq, events, published=published
+    )
+    return reply
+
+
+async def finish(runtime: Runtime, claimed: Claim, ending: Ending = SUCCESS, *, seq: int | None = None) -> FinishReply:
+    """Ends the job right behind what CLAIM wrote, or at ``seq``."""
+    return await runtime.queue.finish(claimed, ending, seq=claimed.next_seq if seq is None else seq)
+
+
+async def succeed(runtime: Runtime, **members: Any) -> Claim:
+    """A new job that has succeeded, in an otherwise idle queue."""
+    claimed = await start(runtime, **members)
+    assert (await finish(runtime, claimed)).outcome is Finished.ENDED
+    return claimed
+
+
+async def confirm(runtime: Runtime, claimed: Claim) -> None:
+    """The worker renews for the first time: the claim has started."""
+    assert await runtime.queue.renew([(claimed.id, claimed.epoch)]) == []
+
+
+async def expire_leases(runtime: Runtime, *job_ids: str) -> None:
+    """As if the worker had been silent for a lease while others were not."""
+    for job_id in job_ids:
+        await runtime.commands.call("ZADD", keys.plain("running"), "XX", 1, job_id)
+
+
+async def lose(runtime: Runtime, claimed: Claim, *, confirmed: bool = True) -> Reaped:
+    """The worker dies, after or before it confirmed the start, and the job is taken from it."""
+    if confirmed:
+        await confirm(runtime, claimed)
+    await expire_leases(runtime, claimed.id)
+    return await runtime.queue.reap()
+
+
+async def roll_back_log(runtime: Runtime, job_id: str, keep: int) -> None:
+    """As after a power loss: the log holds its first ``keep`` events and knows of no others."""
+    events = await runtime.log.read(job_id, count=keep)
+    await runtime.commands.call("DEL", keys.log(job_id))
+    for event in events:
+        await runtime.commands.call("XADD", keys.log(job_id), str(event.id), event.name, event.data)
+
+
+async def make_due(runtime: Runtime, *job_ids: str) -> None:
+    """The time that these jobs were deferred to has come."""
+    for job_id in job_ids:
+        await runtime.commands.call("ZADD", keys.plain("deferred"), "XX", 1, job_id)
+
+
+async def make_overdue(runtime: Runtime, *job_ids: str) -> None:
+    """These waiting jobs have waited for too long: by the queue's score, and by their records."""
+    for job_id in job_ids:
+        if await runtime.commands.call("ZSCORE", keys.plain("waiting"), job_id) is None:
+            continue
+        has_started = await runtime.commands.call("HEXISTS", keys.job(job_id), "started_ms")
+        await runtime.commands.call("HSET", keys.job(job_id), "started_ms" if has_started else "expires_ms", 1)
+        await runtime.commands.call("ZADD", keys.plain("waiting"), "XX", 1, job_id)
+
+
+async def age_alive(runtime: Runtime, by_ms: int) -> None:
+    """As if no worker had called for that long."""
+    seen_ms = int(await runtime.commands.call("GET", keys.plain("alive")))
+    await runtime.commands.call("SET", keys.plain("alive"), seen_ms - by_ms, "EX", 3600)
+
+
+async def job_of(runtime: Runtime, job_id: str, tenant: str = "tenant-a", *, with_result: bool = False) -> Job:
+    """As its tenant sees it."""
+    return await runtime.jobs.get(job_id, tenant, with_result=with_result)
+
+
+async def state_of(runtime: Runtime, job_id: str) -> JobState:
+    """Straight from the record, without the look that ends an overdue job."""
+    return JobState((await runtime.commands.call("HGET", keys.job(job_id), "state")).decode())
+
+
+async def names_in_log(runtime: Runtime, job_id: str) -> list[str]:
+    """The names of a job's events, in order."""
+    return [event.name for event in await runtime.log.read(job_id)]
+
+
+async def ttl_ms(runtime: Runtime, key: str) -> int | None:
+    """Milliseconds that a key has left, or None if it lives for ever. The key must be there."""
+    left: int = await runtime.commands.call("PTTL", key)
+    assert left != -2, f"{key} is not there"
+    return None if left == -1 else left
+
+
+async def now_ms(runtime: Runtime) -> int:
+    """By Redis's clock."""
+    seconds, microseconds = await runtime.commands.call("TIME")
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+async def all_keys(commands: Commands) -> list[str]:
+    """Every key there is."""
+    found: set[str] = set()
+    cursor: Any = 0
+    while True:
+        cursor, names = await commands.call("SCAN", cursor, "COUNT", 1000)
+        found.update(name.decode() for name in names)
+        if int(cursor) == 0:
+            return sorted(found)
+
+
+def kind_of(key: str) -> str:
+    """``ts:{0}:job:job_1`` → ``job``."""
+    assert key.startswith(keys.SHARD), f"{key} is outside the shard"
+    return key.removeprefix(keys.SHARD).partition(":")[0]
+
+
+async def keys_that_leak(commands: Commands) -> list[str]:
+    """The keys that live for ever although keys.py does not say that they may, each with the reason why not."""
+    leaks = []
+    names = await all_keys(commands)
+    lifetimes = [commands.call("PTTL", name) for name in names]
+    for name, lifetime in zip(names, lifetimes, strict=True):
+        kind = kind_of(name)
+        if kind not in keys.KEYS:
+            leaks.append(f"{name}: not in KEYS")
+        elif await lifetime == -1:
+            _, meaning = keys.KEYS[kind]
+            if "No TTL until" in meaning or "no TTL until" in meaning:
+                if await _has_ended(commands, name):
+                    leaks.append(f"{name}: its job has ended")
+            elif "No TTL:" not in meaning and "Gone when empty" not in meaning:
+                leaks.append(f"{name}: KEYS gives it a TTL")
+    return leaks
+
+
+async def _has_ended(commands: Commands, name: str) -> bool:
+    if kind_of(name) == "idempotency":
+        job_id = (await commands.call("HGET", name, "job")).decode()
+    else:
+        job_id = name.rpartition(":")[2]
+    state = await commands.call("HGET", keys.job(job_id), "state")
+    return state is None or state.decode() in TERMINAL_STATES
+
+
+class Heard:
+    """What one channel said, in order."""
+
+    def __init__(self, runtime: Runtime, channel: str) -> None:
+        self.messages: list[bytes] = []
+        self._runtime = runtime
+        self._channel = channel
+
+    async def all(self) -> list[bytes]:
+        """Everything published up to now: a mark is sent behind it, and waited for."""
+        mark = f"mark {next(_marks)}".encode()
+        await self._runtime.commands.call("PUBLISH", self._channel, mark)
+        await wait_until(lambda: mark in self.messages, f"the mark on {self._channel}")
+        return [message for message in self.messages if not message.startswith(b"mark ")]
+
+    async def events(self) -> list[Event]:
+        """As ``all``, decoded."""
+        return [event for message in await self.all() for event in decode_published(message)]
+
+
+@contextlib.asynccontextmanager
+async def listening(runtime: Runtime, channel: str) -> AsyncIterator[Heard]:
+    """Hears one channel from now on."""
+    heard = Heard(runtime, channel)
+    async with runtime.subscriber(
+        on_message=lambda _, message: heard.messages.append(message), on_confirmed=lambda _: None
+    ) as subscriber:
+        subscriber.subscribe(channel)
+        await wait_until(lambda: subscriber.stands(channel), f"the subscription to {channel}")
+        yield heard
+
+
+async def members(runtime: Runtime, key: str) -> list[str]:
+    """The members of a zset, lowest score first."""
+    return [member.decode() for member in await runtime.commands.call("ZRANGE", key, 0, -1)]
+
+
+async def assert_consistent(runtime: Runtime, job_ids: Iterable[str]) -> None:
+    """The bookkeeping agrees with the records: what ``leave`` and ``put_back`` promise, for every job at once."""
+    commands = runtime.commands
+    waiting = set(await members(runtime, keys.plain("waiting")))
+    deferred = set(await members(runtime, keys.plain("deferred")))
+    running = set(await members(runtime, keys.plain("running")))
+    records = {job_id: await commands.call("HMGET", keys.job(job_id), "state", "tenant", "flow") for job_id in job_ids}
+    states = {job_id: JobState(record[0].decode()) for job_id, record in records.items() if record[0]}
+
+    assert waiting == {job_id for job_id, state in states.items() if state is JobState.QUEUED}
+    assert running == {job_id for job_id, state in states.items() if state is JobState.RUNNING}
+    assert deferred <= waiting
+
+    in_flows: dict[str, str] = {}
+    names = await all_keys(commands)
+    for name in names:
+        if kind_of(name) == "flow":
+            flow = name.removeprefix(keys.flow(""))
+            for job_id in await members(runtime, name):
+                assert job_id not in in_flows, f"{job_id} is in two flows"
+                in_flows[job_id] = flow
+    assert set(in_flows) == waiting - deferred
+    for job_id, flow in in_flows.items():
+        assert records[job_id][2].decode() == flow
+
+    flows_ready = [flow for band in BANDS for flow in await members(runtime, f"{keys.SHARD}ready:{band}")]
+    assert sorted(flows_ready) == sorted(set(in_flows.values()))
+
+    by_tenant: dict[str, set[str]] = {}
+    for job_id in running:
+        by_tenant.setdefault(records[job_id][1].decode(), set()).add(job_id)
+    for name in names:
+        if kind_of(name) == "tenant_running":
+            tenant = name.rpartition(":")[2]
+            found = {member.decode() for member in await commands.call("SMEMBERS", name)}
+            assert found == by_tenant.pop(tenant, set())
+    assert by_tenant == {}
