@@ -9,7 +9,8 @@ local tenant_limit, suspects_left, suspect_at = tonumber(ARGV[5]), tonumber(ARGV
 local sources, target = ARGV[8], ARGV[9]
 stamp_alive(lease_ms)
 
-for _, id in ipairs(call('ZRANGEBYSCORE', key_deferred(), '-inf', int(now), 'LIMIT', 0, 200)) do
+local promoted = call('ZRANGEBYSCORE', key_deferred(), '-inf', int(now), 'LIMIT', 0, 200)
+for _, id in ipairs(promoted) do
   call('ZREM', key_deferred(), id)
   local job = call('HMGET', key_job(id), 'flow', 'place')
   if job[1] then enqueue(id, job[1], job[2]) end
@@ -29,8 +30,10 @@ local function first_of(band)
     if #page == 0 then return nil end
     for _, flow in ipairs(page) do
       local tenant = string.match(flow, '^[^:]+:([^:]+)')
-      if not passed_over[flow]
-          and (tenant_limit == 0 or call('SCARD', key_tenant_running(tenant)) < tenant_limit) then
+      if tenant_limit > 0 and not passed_over[flow] then
+        passed_over[flow] = call('SCARD', key_tenant_running(tenant)) >= tenant_limit
+      end
+      if not passed_over[flow] then
         local id = call('ZRANGE', key_flow(flow), 0, 0)[1]
         if suspects_left > 0 or tonumber(call('HGET', key_job(id), 'takeovers') or 0) < suspect_at then return flow, id end
         for _, other in ipairs(call('ZRANGE', key_flow(flow), 1, 32)) do
@@ -95,7 +98,7 @@ local function start(id)
     job[9] or '0', job[10] or '0', job[11], job[12]}
 end
 
-local reply, touched = {-1}, 0
+local reply, touched = {-1}, #promoted
 while #reply <= count and touched < 500 do
   local flow, id, band = pick()
   if not flow then break end
@@ -110,6 +113,10 @@ while #reply <= count and touched < 500 do
     if band == lowest then low_count = low_count - 1 end
     reply[#reply + 1] = start(id)
   end
+end
+if touched >= 500 then -- enough for one script: whoever has room left comes again at once
+  reply[1] = 0
+  return reply
 end
 if #reply <= count then call('SET', key_hungry(), 1, 'EX', 60) end
 
