@@ -11,10 +11,13 @@ local function int(number) return string.format('%.0f', number) end
 -- one that never does (measured on 7.0.15 and on Valkey 9.1). Scripts that must get through begin with this.
 local function write_without_memory() call('ZREM', key_running(), '') end
 
--- A mass silence is Redis having been away, not a mass death: then nothing is reaped for one more lease.
+-- A mass silence is Redis having been away, not a mass death: then nothing is reaped for one more lease. A stamp that is
+-- not there has aged away, which is a long silence; with no lease about there is nobody to spare.
 local function stamp_alive(lease_ms)
-  local alive = tonumber(call('GET', key_alive()) or now)
-  if now - alive > lease_ms / 2 then call('SET', key_grace(), int(now + lease_ms), 'PX', int(lease_ms)) end
+  local alive = tonumber(call('GET', key_alive()) or 0)
+  if now - alive > lease_ms / 2 and call('EXISTS', key_running()) == 1 then
+    call('SET', key_grace(), int(now + lease_ms), 'PX', int(lease_ms))
+  end
   call('SET', key_alive(), int(now), 'EX', 3600)
 end
 
