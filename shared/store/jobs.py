@@ -262,7 +262,8 @@ def _job_of(job_id: str, record: list[Any], raw_result: bytes | None) -> Job:
         error=msgspec.json.decode(error, type=JobError) if error else None,
         usage=msgspec.json.decode(usage, type=Usage) if usage else None,
         cost_usd=float(cost) if cost else None,
-        result=msgspec.Raw(raw_result) if raw_result else None,
+        # Read behind the record: FINISH may have come between, and then the state read is still an earlier one.
+        result=msgspec.Raw(raw_result) if raw_result and state == JobState.SUCCEEDED.encode() else None,
     )
 
 
