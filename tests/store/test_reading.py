@@ -1,0 +1,265 @@
+"""Reading, listing, erasing and counting: a tenant sees its own jobs, and nothing of others."""
+
+import pytest
+
+from shared.errors import NotEnded, NotFound
+from shared.job import JobState
+from shared.store import keys
+from shared.store.runtime import Runtime
+from tests.conftest import StartRuntime
+from tests.support.builders import an_id
+from tests.support.redis_servers import on_real_redis
+from tests.support.store import (
+    A_RESULT,
+    all_keys,
+    claim,
+    claim_one,
+    expire_leases,
+    finish,
+    job_of,
+    lose,
+    now_ms,
+    start,
+    submit,
+    submit_many,
+    succeed,
+)
+
+
+async def _listed(
+    runtime: Runtime,
+    *,
+    tenant: str = "tenant-a",
+    after: str | None = None,
+    limit: int = 20,
+    state: JobState | None = None,
+    batch_id: str | None = None,
+) -> tuple[list[str], str | None]:
+    page = await runtime.jobs.list(tenant, after=after, limit=limit, state=state, batch_id=batch_id)
+    return [job.id for job in page.jobs], page.next_after
+
+
+async def _all_pages(runtime: Runtime, *, limit: int, **filters: JobState | str | None) -> list[str]:
+    found: list[str] = []
+    after: str | None = None
+    for _ in range(100):
+        ids, after = await _listed(runtime, after=after, limit=limit, **filters)  # type: ignore[arg-type]
+        assert len(ids) <= limit
+        found += ids
+        if after is None:
+            return found
+    raise AssertionError("the list has no end")
+
+
+# One job
+
+
+async def test_foreign_and_absent_jobs_are_the_same(runtime: Runtime) -> None:
+    """Promise 7, for every call that names a job."""
+    claimed = await succeed(runtime, tenant="tenant-a")
+    for job_id, tenant in ((claimed.id, "tenant-b"), (claimed.id, ""), (an_id(), "tenant-a")):
+        with pytest.raises(NotFound):
+            await runtime.jobs.get(job_id, tenant, with_result=True)
+        with pytest.raises(NotFound):
+            await runtime.jobs.request_of(job_id, tenant)
+        with pytest.raises(NotFound):
+            await runtime.jobs.erase(job_id, tenant)
+        assert await runtime.jobs.get_many([job_id], tenant) == [None]
+    assert (await job_of(runtime, claimed.id)).state is JobState.SUCCEEDED
+
+
+async def test_many_are_read_in_the_order_asked_for(runtime: Runtime) -> None:
+    """Each at its place, with None for what is not there."""
+    ids = await submit_many(runtime, 3)
+    asked = [ids[2], an_id(), ids[0], ids[0]]
+    found = await runtime.jobs.get_many(asked, "tenant-a")
+    assert [job and job.id for job in found] == [ids[2], None, ids[0], ids[0]]
+    assert await runtime.jobs.get_many([], "tenant-a") == []
+
+
+async def test_a_result_is_read_only_when_asked_for(runtime: Runtime) -> None:
+    """Lists and polls do not carry payloads."""
+    claimed = await succeed(runtime)
+    assert (await job_of(runtime, claimed.id)).result is None
+    assert bytes((await job_of(runtime, claimed.id, with_result=True)).result or b"") == A_RESULT
+
+
+# Lists
+
+
+async def test_a_list_is_newest_first_and_ends(runtime: Runtime) -> None:
+    """An exactly full last page has no next."""
+    ids = await submit_many(runtime, 6)
+    newest_first = ids[::-1]
+    assert await _listed(runtime, limit=10) == (newest_first, None)
+    assert await _listed(runtime, limit=6) == (newest_first, None)
+    assert await _listed(runtime, limit=4) == (newest_first[:4], newest_first[3])
+    assert await _listed(runtime, limit=4, after=newest_first[3]) == (newest_first[4:], None)
+    assert await _all_pages(runtime, limit=1) == newest_first
+
+
+async def test_a_list_shows_one_tenants_jobs(runtime: Runtime) -> None:
+    """Whatever others have between them."""
+    ours = []
+    for _ in range(3):
+        ours.append((await submit(runtime, tenant="tenant-a")).id)
+        await submit(runtime, tenant="tenant-b")
+    assert await _listed(runtime) == (ours[::-1], None)
+    assert await _listed(runtime, tenant="tenant-c") == ([], None)
+
+
+async def test_jobs_submitted_meanwhile_do_not_move_the_pages(runtime: Runtime) -> None:
+    """A cursor is a job, not a number."""
+    ids = await submit_many(runtime, 4)
+    first, after = await _listed(runtime, limit=2)
+    await submit_many(runtime, 3)
+    second, _ = await _listed(runtime, limit=2, after=after)
+    assert first + second == ids[::-1]
+
+
+async def test_a_list_by_state_and_batch(runtime: Runtime) -> None:
+    """Both filters at once; pages go on until all was seen."""
+    ids = [(await submit(runtime, batch_id=f"batch_{number % 2}")).id for number in range(8)]
+    for claimed in await claim(runtime, 4):
+        await finish(runtime, claimed)
+    assert await _all_pages(runtime, limit=3, state=JobState.SUCCEEDED) == ids[:4][::-1]
+    assert await _all_pages(runtime, limit=3, batch_id="batch_1") == ids[1::2][::-1]
+    assert await _all_pages(runtime, limit=3, state=JobState.SUCCEEDED, batch_id="batch_0") == [ids[2], ids[0]]
+    assert await _listed(runtime, state=JobState.FAILED) == ([], None)
+
+
+@on_real_redis
+async def test_a_rare_match_far_down_is_found(runtime: Runtime) -> None:
+    """However many others stand before it: pages may be short, but the list goes on until its end."""
+    rare = await submit(runtime, batch_id="batch_rare")
+    await submit_many(runtime, 450)
+    assert await _all_pages(runtime, limit=5, batch_id="batch_rare") == [rare.id]
+
+
+async def test_a_list_passes_over_jobs_that_are_gone(runtime: Runtime) -> None:
+    """Records age away under the index; pages stay whole."""
+    ids = await submit_many(runtime, 30)
+    for job_id in ids[:25]:
+        await runtime.jobs.cancel(job_id, "tenant-a")
+        await runtime.commands.call("DEL", keys.job(job_id))
+    assert await _all_pages(runtime, limit=3) == ids[25:][::-1]
+
+
+# Erase
+
+
+async def test_an_erased_job_leaves_nothing_but_its_key(runtime: Runtime) -> None:
+    """Prompt, log, result and record are gone; the Idempotency-Key still makes no second job."""
+    claimed = await succeed(runtime, idempotency_key="order 7", request=b'{"prompt":"an unmistakable prompt"}')
+    await runtime.jobs.erase(claimed.id, claimed.tenant)
+    with pytest.raises(NotFound):
+        await job_of(runtime, claimed.id)
+    assert await _listed(runtime) == ([], None)
+    assert [name for name in await all_keys(runtime.commands) if claimed.id in name] == []
+    with pytest.raises(NotFound):
+        await runtime.jobs.erase(claimed.id, claimed.tenant)
+    again = await submit(runtime, idempotency_key="order 7")
+    assert await claim(runtime) == []
+    assert await runtime.jobs.get_many([again.id], "tenant-a") == [None]
+
+
+@pytest.mark.parametrize("how", ["waiting", "deferred", "running", "put back"])
+async def test_a_job_that_has_not_ended_cannot_be_erased(runtime: Runtime, how: str) -> None:
+    """Cancel it first."""
+    if how == "deferred":
+        job_id = (await submit(runtime, not_before_ms=await now_ms(runtime) + 60_000)).id
+    else:
+        job_id = (await submit(runtime)).id
+        if how != "waiting":
+            claimed = await claim_one(runtime)
+            if how == "put back":
+                await lose(runtime, claimed)
+    with pytest.raises(NotEnded):
+        await runtime.jobs.erase(job_id, "tenant-a")
+    await runtime.jobs.cancel(job_id, "tenant-a")
+    await runtime.jobs.erase(job_id, "tenant-a")
+
+
+# Counting
+
+
+async def test_the_depth_counts_what_waits_and_what_runs(runtime: Runtime) -> None:
+    """Deferred jobs wait too."""
+    assert await runtime.queue.depth() == {JobState.QUEUED: 0, JobState.RUNNING: 0}
+    await submit_many(runtime, 4)
+    await claim_one(runtime)
+    await submit(runtime, not_before_ms=await now_ms(runtime) + 60_000)
+    assert await runtime.queue.depth() == {JobState.QUEUED: 4, JobState.RUNNING: 1}
+
+
+async def test_a_sweep_finds_no_stray_in_a_healthy_store(runtime: Runtime) -> None:
+    """Jobs in every state, in as many steps as it takes."""
+    await succeed(runtime)
+    await lose(runtime, await start(runtime))
+    await submit_many(runtime, 10)
+    await claim(runtime, 5)
+    await submit(runtime, not_before_ms=await now_ms(runtime) + 60_000)
+    assert await _swept(runtime) == 0
+
+
+async def test_a_sweep_counts_jobs_that_are_nowhere(runtime: Runtime) -> None:
+    """Neither waiting nor running, and not ended: nobody would ever look at them again."""
+    ids = await submit_many(runtime, 4)
+    for job_id in ids[:2]:
+        await runtime.commands.call("ZREM", keys.plain("waiting"), job_id)
+    claimed = await claim(runtime, 4)
+    assert [found.id for found in claimed] == ids[2:]
+    await runtime.commands.call("ZREM", keys.plain("running"), ids[2])
+    assert await _swept(runtime) == 1
+
+
+async def _swept(runtime: Runtime) -> int:
+    total, cursor = 0, 0
+    for _ in range(100):
+        strays, cursor = await runtime.jobs.sweep(cursor, steps=1)
+        total += strays
+        if cursor == 0:
+            return total
+    raise AssertionError("the sweep has no end")
+
+
+# Workers
+
+
+async def test_a_worker_is_seen_while_it_announces_itself(start_runtime: StartRuntime) -> None:
+    """And is forgotten a few leases after it fell silent, or at once when it leaves."""
+    runtime = await start_runtime(lease_s=10)
+    await runtime.queue.announce("worker-1", {"name": "worker-1", "running": 3})
+    await runtime.queue.announce("worker-2", {"name": "worker-2", "running": 0})
+    found = sorted(await runtime.queue.workers(), key=lambda facts: facts["name"])
+    assert found == [{"name": "worker-1", "running": "3"}, {"name": "worker-2", "running": "0"}]
+    left_ms = await runtime.commands.call("PTTL", keys.worker("worker-1"))
+    assert left_ms == pytest.approx(30_000, abs=5_000)
+    await runtime.queue.withdraw("worker-1")
+    await runtime.commands.call("DEL", keys.worker("worker-2"))
+    assert await runtime.queue.workers() == []
+
+
+async def test_what_was_seen_of_the_llm_is_remembered_for_an_hour(runtime: Runtime) -> None:
+    """The newest word counts."""
+    assert await runtime.queue.llm_state() is None
+    await runtime.queue.tell_llm_state(b'{"state":"reachable"}')
+    await runtime.queue.tell_llm_state(b'{"state":"degraded"}')
+    assert await runtime.queue.llm_state() == b'{"state":"degraded"}'
+    assert await runtime.commands.call("PTTL", keys.plain("llm")) == pytest.approx(3_600_000, abs=5_000)
+
+
+async def test_nothing_is_left_of_jobs_that_ended_but_what_ages_away(runtime: Runtime) -> None:
+    """After the last one the queue's own keys are as few as at the first."""
+    ids = await submit_many(runtime, 6)
+    first, second, third, *_ = await claim(runtime, 4)
+    await finish(runtime, first)
+    await lose(runtime, second)
+    await runtime.queue.release(third, reason="upstream_failed", delay_s=60)
+    for job_id in ids:
+        await runtime.jobs.cancel(job_id, "tenant-a")
+    await expire_leases(runtime, *ids)
+    await runtime.queue.reap()
+    lifetimes = {name: await runtime.commands.call("PTTL", name) for name in await all_keys(runtime.commands)}
+    for_ever = {name.removeprefix(keys.SHARD) for name, left_ms in lifetimes.items() if left_ms == -1}
+    assert for_ever <= {"index:tenant-a", "clock:normal", "places", "picks", "tags:normal"}
