@@ -231,6 +231,7 @@ def _worker_service(number: int, settings: Settings, environment: Environment, l
         logs / f"worker-{number}.log",
         is_ready=lambda: worker_lives(settings, service.pid),
         stop_round=1,
+        restart_delay_s=1,  # long enough to see that its jobs wait, or go to another worker
     )
     return service
 
@@ -243,6 +244,7 @@ def _service(
     *,
     is_ready: Callable[[], bool],
     stop_round: int,
+    restart_delay_s: float = 0.1,
     pass_fd: int | None = None,
 ) -> Service:
     def start() -> Child:
@@ -255,7 +257,9 @@ def _service(
                 pass_fds=[] if pass_fd is None else [pass_fd],
             )
 
-    return Service(name, start, is_ready=is_ready, log_path=log_path, stop_round=stop_round)
+    return Service(
+        name, start, is_ready=is_ready, log_path=log_path, stop_round=stop_round, restart_delay_s=restart_delay_s
+    )
 
 
 def _environment_without(*names: str) -> Environment:
@@ -302,9 +306,9 @@ tokenspool is running. Ctrl-C stops it.
 
 Try, in another terminal:
 
-  curl -N {url}/v1/jobs -H 'Accept: text/event-stream' -d '{{"prompt": "Why is the sky blue?"}}'
-  curl -s {url}/v1/jobs -H 'Prefer: wait=30' -d '{{"prompt": "Write a haiku about queues."}}'
-  curl -s {url}/v1/jobs?limit=3
+  curl -N {url}/v1/jobs -H 'Accept: text/event-stream' --json '{{"prompt": "Why is the sky blue?"}}'
+  curl -s {url}/v1/jobs -H 'Prefer: wait=30' --json '{{"prompt": "Write a haiku about queues."}}'
+  curl -s '{url}/v1/jobs?limit=3'
 """
 
 

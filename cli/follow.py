@@ -101,6 +101,7 @@ def _events(client: httpx2.Client, job_id: str, url: str) -> Iterator[Event]:
     last_event_id = ""
     heard_at = time.monotonic()
     has_answered = False
+    is_lost = False
     pause_s = 0.5
     while True:
         reader = EventReader()
@@ -115,7 +116,7 @@ def _events(client: httpx2.Client, job_id: str, url: str) -> Iterator[Event]:
                         raise refusal(response)
                     pause_s = _retry_after_s(response, pause_s)
                 else:
-                    has_answered = True
+                    has_answered, is_lost = True, False
                     for chunk in response.iter_bytes():
                         heard_at = time.monotonic()
                         for event in reader.feed(chunk):
@@ -129,7 +130,9 @@ def _events(client: httpx2.Client, job_id: str, url: str) -> Iterator[Event]:
                 raise nobody_answers(url) from None
         if time.monotonic() - heard_at > _GIVE_UP_AFTER_S:
             raise CommandError(f"{url} has been away for too long; the job goes on: tokenspool follow {job_id}")
-        tell("the connection is lost; following again")
+        if not is_lost:
+            tell("the connection is lost; following again")
+            is_lost = True
         time.sleep(random.uniform(0.5, 1) * min(pause_s, _LONGEST_PAUSE_S))
         pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 

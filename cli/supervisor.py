@@ -43,6 +43,8 @@ class Service:
     """A second Ctrl-C does not kill it: what it still does is worth the wait."""
     log_path: Path | None = None
     start_timeout_s: float = 60
+    restart_delay_s: float = 1
+    """Before the first restart; doubles with each death that follows soon."""
     child: Child | None = field(default=None, init=False)
     started_at: float = field(default=0, init=False)
     """Monotonic seconds of the last start."""
@@ -165,10 +167,10 @@ class Supervisor:
                 self._say(f"{service.name} is started again (pid {service.pid})")
         elif service.child is not None and service.child.exit_code is not None:
             service.quick_deaths = service.quick_deaths + 1 if now - service.started_at < _STEADY_AFTER_S else 0
-            delay_s = min(30.0, 1.0 * 2**service.quick_deaths)
+            delay_s = min(30.0, service.restart_delay_s * 2**service.quick_deaths)
             service.restart_at = now + delay_s
             words = _last_words(service) if service.quick_deaths else ""
-            self._say(f"{_ended(service)}; starting it again in {delay_s:.0f} s{words}")
+            self._say(f"{_ended(service)}; starting it again{_in(delay_s)}{words}")
             service.child.reap()
 
     def _count_stop_signal(self, _number: int, _frame: object) -> None:
@@ -187,6 +189,10 @@ def _ended(service: Service) -> str:
     if exit_code is not None and exit_code < 0:
         return f"{service.name} (pid {service.pid}) was ended by {signal.Signals(-exit_code).name}"
     return f"{service.name} (pid {service.pid}) ended with exit code {exit_code}"
+
+
+def _in(delay_s: float) -> str:
+    return f" in {delay_s:.0f} s" if delay_s >= 1 else ""
 
 
 def _last_words(service: Service) -> str:
