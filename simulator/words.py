@@ -1,0 +1,309 @@
+"""What a prompt may ask of the simulator: words of the form `name=value` among its other words.
+
+ROWS is the whole grammar, as data; `python -m simulator --grammar` prints it. Words are parsed once, here. A value that
+does not fit is ordinary prose (`print(x, end="")` is no fault), unless it begins with a digit: then it was meant for us,
+and the call is refused instead of quietly playing something else.
+"""
+
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from urllib.parse import unquote
+
+from simulator.pace import MAX_TOKENS, Pace
+
+HEAD = -1
+"""The place before the response head."""
+STOP = 1_000_000_000
+"""The place between `message_delta` and `message_stop`: behind any token."""
+
+SCANNED_CHARACTERS = 100_000
+"""Words further on in a prompt are not looked for."""
+
+
+class Kind(Enum):
+    PACE = "how long and how fast; beats the model's name"
+    ANSWER = "what the answer is"
+    ENDING = "how the call ends: the first that is meant for this call is played"
+    ODDITY = "what is strange on the way: all that are meant for this call are played"
+
+
+_WHOLE = r"\d{1,6}"
+_DECIMAL = r"\d{1,7}(?:\.\d{1,3})?"
+_PLACE = r"\d{1,6}|stop"
+_PLACE_OR_HEAD = r"\d{1,6}|stop|head"
+
+SAMPLES: Mapping[str, tuple[str, ...]] = {
+    "lines": ("One line.\n", "Two lines.\r\n", "\n", "A bare\r", "carriage return.\n\n", "\u2028", "\u0085", "End.\n"),
+    "emoji": ("Grüße ", "an ", "👩‍🚀 ", "世界, ", "cafe\u0301 ", "🇪🇺 ", "und ", "𝄞."),
+    "done": ("[DONE]", "\n", "[DONE]", "\n\n", "data: [DONE]\n\n", "[DONE]"),
+    "sse": (
+        "data: x\n\n",
+        "event: error\n",
+        'data: {"type":"error","error":{"type":"api_error","message":"not an error"}}\n\n',
+        "id: 1-1\r\n\r\n",
+        "retry: 0\r\r",
+        ": comment\n\n",
+        "\n\nevent: message_stop\n",
+        'data: {"type":"message_stop"}\n\n',
+    ),
+    "html": ("<script>alert(1)</script> ", "<img src=x onerror=alert(1)> ", "</pre> ", "&amp; ", "[x](javascript:1)"),
+    "control": ("nul \x00 ", "bell \x07 ", "escape \x1b[31m ", "delete \x7f ", "mark \ufeff ", "override \u202e."),
+    "surrogate": ("half ", "a ", "\ud83d", " pair."),
+}
+
+BLOCKS = ("text", "thinking", "tool", "citations")
+STOP_REASONS = (
+    "end_turn",
+    "max_tokens",
+    "stop_sequence",
+    "tool_use",
+    "pause_turn",
+    "refusal",
+    "model_context_window_exceeded",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    name: str
+    kind: Kind
+    value: str
+    """A regular expression; of a fault, without its `xN` and its options."""
+    example: str
+    meaning: str
+    options: tuple[str, ...] = ()
+    """Of a fault, besides `percent`."""
+
+
+ROWS: tuple[Row, ...] = (
+    Row("tokens", Kind.PACE, _WHOLE, "tokens=50", "the answer has 50 tokens"),
+    Row("gap-ms", Kind.PACE, _DECIMAL, "gap-ms=20", "20 ms between tokens"),
+    Row("first-ms", Kind.PACE, _DECIMAL, "first-ms=50", "the first token after 50 ms"),
+    Row(
+        "nonce",
+        Kind.ANSWER,
+        r"[A-Za-z0-9_.:-]{1,64}",
+        "nonce=a7",
+        "token i of this nonce's call c is `a7.c.i `; calls count from 1, tokens from 0",
+    ),
+    Row("text", Kind.ANSWER, "|".join(SAMPLES), "text=emoji", f"a text that breaks things: {', '.join(SAMPLES)}"),
+    Row(
+        "blocks",
+        Kind.ANSWER,
+        rf"(?:{'|'.join(BLOCKS)})(?:\+(?:{'|'.join(BLOCKS)})){{0,31}}",
+        "blocks=thinking+text+tool",
+        f"the content blocks in this order: {', '.join(BLOCKS)}",
+    ),
+    Row("stop", Kind.ANSWER, "|".join(STOP_REASONS), "stop=refusal", "this stop_reason"),
+    Row(
+        "header",
+        Kind.ANSWER,
+        r"[A-Za-z0-9-]{1,64}:\S+",
+        "header=anthropic-ratelimit-requests-remaining:0",
+        "a response header of your own, percent-encoded where needed; may stand several times",
+    ),
+    Row("ok", Kind.ENDING, "1", "ok=1x2", "no ending fault (here: the first two calls are spared what follows)"),
+    Row(
+        "fail",
+        Kind.ENDING,
+        r"200|[45]\d\d",
+        "fail=529x2,retry-after=3",
+        "this status instead of an answer. retry-after is any percent-encoded text, or date+N for the date in N s; "
+        "body is html, text or empty instead of the error envelope (with 200: a proxy's page)",
+        ("retry-after", "retry-after-ms", "should-retry", "type", "message", "body"),
+    ),
+    Row("end", Kind.ENDING, _PLACE_OR_HEAD, "end=3", "a clean end of the body after 3 tokens, without message_stop"),
+    Row("fin", Kind.ENDING, _PLACE_OR_HEAD, "fin=3", "the connection closed in the middle of a chunk after 3 tokens"),
+    Row("rst", Kind.ENDING, _PLACE_OR_HEAD, "rst=head", "the connection reset, here before the response head"),
+    Row("stall", Kind.ENDING, _PLACE_OR_HEAD, "stall=3", "silence after 3 tokens, until the client goes"),
+    Row(
+        "pings", Kind.ENDING, _PLACE, "pings=3,every-ms=100", "only pings after 3 tokens, every 1000 ms", ("every-ms",)
+    ),
+    Row(
+        "error",
+        Kind.ENDING,
+        _PLACE,
+        "error=3,type=overloaded_error",
+        "an error event after 3 tokens, then a clean end; api_error if no type is given",
+        ("type", "message"),
+    ),
+    Row("bad-chunk", Kind.ENDING, _PLACE, "bad-chunk=3", "bytes that are not HTTP after 3 tokens, then a close"),
+    Row("slow-head", Kind.ODDITY, _DECIMAL, "slow-head=500", "the response head comes in pieces over 500 ms"),
+    Row("slice", Kind.ODDITY, r"[1-9]\d{0,5}", "slice=7", "the stream comes in chunks (HTTP and TCP) of 7 bytes"),
+    Row("split-utf8", Kind.ODDITY, "1", "split-utf8=1", "each frame with a character beyond ASCII is split inside it"),
+    Row("crlf", Kind.ODDITY, "1", "crlf=1", "the stream's lines end in CRLF"),
+    Row("no-start", Kind.ODDITY, "1", "no-start=1", "message_start is left out"),
+    Row("no-stop-reason", Kind.ODDITY, "1", "no-stop-reason=1", "message_delta is left out, message_stop comes"),
+    Row("restart", Kind.ODDITY, _PLACE, "restart=3", "a second message_start after 3 tokens"),
+    Row("bad-json", Kind.ODDITY, _PLACE, "bad-json=3", "an event whose data is not JSON after 3 tokens"),
+    Row("garbage", Kind.ODDITY, _PLACE, "garbage=3", "a frame that is not UTF-8 after 3 tokens"),
+    Row("no-index", Kind.ODDITY, _PLACE, "no-index=3", "a content_block_delta without its index after 3 tokens"),
+    Row(
+        "unknown-event", Kind.ODDITY, _PLACE, "unknown-event=3", "an event of no known type, SSE comment, id and retry"
+    ),
+    Row("unknown-delta", Kind.ODDITY, _PLACE, "unknown-delta=3", "a content_block_delta of no known type"),
+    Row(
+        "big-line", Kind.ODDITY, _WHOLE, "big-line=3,bytes=1000", "one token of 10 MB, or of so many bytes", ("bytes",)
+    ),
+)
+
+_ROWS = {row.name: row for row in ROWS}
+_VALUES = {row.name: re.compile(row.value) for row in ROWS}
+_FAULTS = {
+    row.name: re.compile(rf"(?P<value>{row.value})(?:x(?P<calls>\d{{1,6}}))?(?P<options>(?:,[a-z-]+=[^,]*)*)")
+    for row in ROWS
+    if row.kind in (Kind.ENDING, Kind.ODDITY)
+}
+_WORD = re.compile(rf"(?<!\S)(?:(?P<name>{'|'.join(map(re.escape, _ROWS))})=(?P<value>\S+)|(?P<echo>echo:)(?:\s|$))")
+
+
+class WordError(Exception):
+    """A word that was meant for the simulator and does not fit; the message quotes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    name: str
+    value: float
+    """A status, a duration in ms, a size in bytes, 1 for yes, or a place: so many tokens on, HEAD or STOP."""
+    calls: int | None = None
+    """Only the first so many calls with the nonce (or, without one, with the prompt); None: all."""
+    percent: int = 100
+    """Of those calls, decided by the nonce and the call's number, so always the same ones."""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def is_meant_for(self, key: str, call_number: int) -> bool:
+        if self.calls is not None and call_number > self.calls:
+            return False
+        return self.percent >= 100 or zlib.crc32(f"{self.name} {key} {call_number}".encode()) % 100 < self.percent
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    tokens: int | None = None
+    gap_ms: float | None = None
+    first_ms: float | None = None
+    nonce: str | None = None
+    sample: str | None = None
+    """A key of SAMPLES."""
+    echo: str | None = None
+    """What stood behind `echo:`, the answer word for word."""
+    blocks: tuple[str, ...] = ("text",)
+    stop_reason: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    endings: tuple[Fault, ...] = ()
+    oddities: tuple[Fault, ...] = ()
+
+    def pace(self, of_model: Pace) -> Pace:
+        return Pace(
+            tokens=of_model.tokens if self.tokens is None else self.tokens,
+            gap_ms=of_model.gap_ms if self.gap_ms is None else self.gap_ms,
+            first_ms=of_model.first_ms if self.first_ms is None else self.first_ms,
+        )
+
+
+def parse_words(*texts: str) -> Words:
+    """The words of the texts; a later one beats an earlier one, faults add up. Raises WordError."""
+    plain: dict[str, str] = {}
+    headers: list[tuple[str, str]] = []
+    faults: dict[Kind, list[Fault]] = {Kind.ENDING: [], Kind.ODDITY: []}
+    echo: str | None = None
+    for text in texts:
+        if "=" not in text and "echo:" not in text:
+            continue
+        for word in _WORD.finditer(text, 0, SCANNED_CHARACTERS):
+            if word["echo"]:
+                echo = text[word.end("echo") + 1 :]
+                break
+            row, value = _ROWS[word["name"]], word["value"]
+            if row.kind in faults:
+                if (fault := _parse_fault(row, value)) is not None:
+                    faults[row.kind].append(fault)
+            elif not _VALUES[row.name].fullmatch(value):
+                _refuse_if_meant(row, value)
+            elif row.name == "header":
+                headers.append(_parse_header(value))
+            else:
+                plain[row.name] = value
+    return Words(
+        tokens=min(MAX_TOKENS, int(plain["tokens"])) if "tokens" in plain else None,
+        gap_ms=float(plain["gap-ms"]) if "gap-ms" in plain else None,
+        first_ms=float(plain["first-ms"]) if "first-ms" in plain else None,
+        nonce=plain.get("nonce"),
+        sample=plain.get("text"),
+        echo=echo,
+        blocks=tuple(plain["blocks"].split("+")) if "blocks" in plain else ("text",),
+        stop_reason=plain.get("stop"),
+        headers=tuple(headers),
+        endings=tuple(faults[Kind.ENDING]),
+        oddities=tuple(faults[Kind.ODDITY]),
+    )
+
+
+def grammar() -> str:
+    """ROWS as a text for people."""
+    lines = ["Words in a prompt (the text of its last user message) that the simulator acts on.", ""]
+    for kind in Kind:
+        lines.append(f"{kind.name.lower()}: {kind.value}")
+        lines.extend(f"  {row.example:<{_EXAMPLE_WIDTH}}  {row.meaning}" for row in ROWS if row.kind is kind)
+        if kind is Kind.ANSWER:
+            lines.append(f"  {'echo: any text':<{_EXAMPLE_WIDTH}}  the rest of the prompt is the answer")
+        lines.append("")
+    lines.append(
+        "Faults: x2 behind the value is for the first two calls with the nonce or prompt, ,percent=50 for half"
+    )
+    lines.append(
+        "of the calls. A place is a number of tokens, `stop` (before message_stop) or `head` (no response head)."
+    )
+    lines.append("Model names: sim-t50-g20-f50 is 50 tokens, 20 ms apart, the first after 50 ms.")
+    return "\n".join(lines)
+
+
+_EXAMPLE_WIDTH = max(len(row.example) for row in ROWS)
+
+
+def _parse_fault(row: Row, value: str) -> Fault | None:
+    parsed = _FAULTS[row.name].fullmatch(value)
+    if parsed is None:
+        _refuse_if_meant(row, value)
+        return None
+    options = {}
+    for option in parsed["options"].split(",")[1:]:
+        name, _, text = option.partition("=")
+        options[name] = unquote(text)
+    percent = options.pop("percent", "100")
+    unknown = [name for name in options if name not in row.options]
+    if unknown or not percent.isdecimal() or not all(_is_printable(text) for text in options.values()):
+        known = ", ".join(("percent", *row.options))
+        raise WordError(f"simulator: {row.name}={value!r} has an option that does not fit (known: {known})")
+    if any(name in options and not options[name].isdecimal() for name in ("every-ms", "bytes")):
+        raise WordError(f"simulator: {row.name}={value!r} needs a number in its option")
+    number = {"head": float(HEAD), "stop": float(STOP)}.get(parsed["value"])
+    return Fault(
+        name=row.name,
+        value=float(parsed["value"]) if number is None else number,
+        calls=None if parsed["calls"] is None else int(parsed["calls"]),
+        percent=int(percent),
+        options=options,
+    )
+
+
+def _parse_header(value: str) -> tuple[str, str]:
+    name, _, encoded = value.partition(":")
+    text = unquote(encoded)
+    if not _is_printable(text):
+        raise WordError(f"simulator: header={value!r} is not printable ASCII")
+    return name, text
+
+
+def _is_printable(text: str) -> bool:
+    # Options and headers go into the response head: a line end there would be a header of the prompt's choosing.
+    return text.isascii() and (text.isprintable() or not text)
+
+
+def _refuse_if_meant(row: Row, value: str) -> None:
+    if value[0].isdigit():
+        raise WordError(f"simulator: {row.name}={value!r} does not fit; an example: {row.example}")
