@@ -1,0 +1,47 @@
+"""The official SDK as the simulator's client, in the three ways that it can be asked."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from anthropic import AsyncAnthropic
+from anthropic.types import Message, MessageParam, RawMessageStreamEvent
+
+MODEL = "sim-t6-g1-f1"
+
+
+def user(prompt: str) -> list[MessageParam]:
+    return [{"role": "user", "content": prompt}]
+
+
+@dataclass(frozen=True)
+class Asking:
+    client: AsyncAnthropic
+
+    async def whole(self, prompt: str, *, model: str = MODEL, max_tokens: int = 1_000, **more: Any) -> Message:
+        """The message of a call without a stream."""
+        message = await self.client.messages.create(
+            model=model, max_tokens=max_tokens, messages=user(prompt), stream=False, **more
+        )
+        assert isinstance(message, Message)
+        return message
+
+    async def events(
+        self, prompt: str, *, model: str = MODEL, max_tokens: int = 1_000, **more: Any
+    ) -> list[RawMessageStreamEvent]:
+        """The events of a stream, as the SDK passes them on."""
+        stream = await self.client.messages.create(
+            model=model, max_tokens=max_tokens, messages=user(prompt), stream=True, **more
+        )
+        async with stream:
+            return [event async for event in stream]
+
+    async def streamed(self, prompt: str, *, model: str = MODEL, max_tokens: int = 1_000, **more: Any) -> Message:
+        """The message that the SDK puts together from a stream."""
+        async with self.client.messages.stream(
+            model=model, max_tokens=max_tokens, messages=user(prompt), **more
+        ) as stream:
+            return await stream.get_final_message()
+
+
+def text_of(message: Message) -> str:
+    return "".join(block.text for block in message.content if block.type == "text")

@@ -1,0 +1,31 @@
+"""A simulator in the test's own event loop, and the official SDK as its client."""
+
+from collections.abc import AsyncIterator
+
+import anthropic
+import pytest
+
+from simulator.app import Simulator, running
+from tests.upstream_simulator.asking import Asking
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with running() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def transport() -> str:
+    """Of the SDK; a module that must hold on both parametrizes it."""
+    return "aiohttp"
+
+
+@pytest.fixture
+async def asking(transport: str, simulator: Simulator) -> AsyncIterator[Asking]:
+    # verify=False: reading the certificates takes longer than most of these tests, and there is no TLS here.
+    http_client = {"aiohttp": anthropic.DefaultAioHttpClient, "httpx2": anthropic.DefaultAsyncHttpxClient}[transport]
+    async with anthropic.AsyncAnthropic(
+        base_url=simulator.url, api_key="made-up", max_retries=0, timeout=5, http_client=http_client(verify=False)
+    ) as client:
+        yield Asking(client)

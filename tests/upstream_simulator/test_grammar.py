@@ -1,0 +1,35 @@
+"""Every row of the grammar, played to the official SDK: the documentation is what happens."""
+
+import asyncio
+import contextlib
+
+import anthropic
+import httpx2
+import pytest
+
+from simulator.app import Simulator
+from simulator.words import ROWS, Kind, Row
+from tests.upstream_simulator.asking import Asking
+
+RAISED_BY_FAULTS = (
+    httpx2.TransportError,
+    TimeoutError,
+    anthropic.AnthropicError,
+    AssertionError,
+    TypeError,
+    ValueError,
+)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+async def test_every_example_of_the_grammar_is_played(asking: Asking, simulator: Simulator, row: Row) -> None:
+    """Whatever comes of it, the record knows, and the next call on the same client is well."""
+    for ask in (asking.whole, asking.streamed):
+        with contextlib.suppress(*RAISED_BY_FAULTS):
+            async with asyncio.timeout(0.1):
+                await ask(f"nonce=row text=emoji {row.example}")
+    await simulator.until(lambda: not simulator.record.open_streams)
+    assert {call.ended for call in simulator.calls} <= {"completed", "fault", "client_closed"}
+    if row.kind in (Kind.ENDING, Kind.ODDITY) and row.name != "ok":
+        assert row.name in simulator.calls[-1].faults
+    assert (await asking.streamed("nonce=after")).stop_reason == "end_turn"
