@@ -10,7 +10,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,8 @@ class Upstream:
     """The LLM that answers: how the screen names it, its process if it is ours, and what the others must know of it."""
 
     label: str
+    hint: str
+    """What else could be had, for the line below."""
     service: Service | None
     api_environment: Mapping[str, str]
     worker_environment: Mapping[str, str]
@@ -126,7 +128,7 @@ def _start_upstream(supervisor: Supervisor, logs: Path, *, simulator: bool, work
                 return upstream
             say("the simulator answers instead")
     say("starting the simulator")
-    upstream = _simulator(logs)
+    upstream = _simulator(logs, asked_for=simulator)
     supervisor.start([upstream.service] if upstream.service is not None else [])
     return upstream
 
@@ -146,7 +148,8 @@ def _try_to_start(supervisor: Supervisor, upstream: Upstream) -> bool:
 def _anthropic() -> Upstream:
     base_url = os.environ.get("ANTHROPIC_BASE_URL")
     return Upstream(
-        label="the Anthropic API" + (f" at {base_url}" if base_url else "") + " (ANTHROPIC_API_KEY is set)",
+        label="the Anthropic API" + (f" at {base_url}" if base_url else "") + ", because ANTHROPIC_API_KEY is set",
+        hint="",
         service=None,
         api_environment={},
         worker_environment={name: os.environ[name] for name in _UPSTREAM_VARIABLES if name in os.environ},
@@ -174,7 +177,8 @@ def _local_model(logs: Path, workers: int) -> Upstream:
     # As many jobs at once as it has slots: the others had better wait where their place in the queue can be seen.
     concurrency = os.environ.get("TOKENSPOOL_CONCURRENCY") or str(max(1, SLOTS // max(1, workers)))
     return Upstream(
-        label=f"{MODEL}, a small real model on this machine; set ANTHROPIC_API_KEY for Claude",
+        label=f"{MODEL}, a real but very small model on this machine",
+        hint="(with ANTHROPIC_API_KEY set: Claude)",
         service=service,
         api_environment={"TOKENSPOOL_MODEL": model},
         worker_environment={
@@ -186,7 +190,7 @@ def _local_model(logs: Path, workers: int) -> Upstream:
     )
 
 
-def _simulator(logs: Path) -> Upstream:
+def _simulator(logs: Path, *, asked_for: bool) -> Upstream:
     port = _free_port()
     service = _service(
         "the simulator",
@@ -199,6 +203,7 @@ def _simulator(logs: Path) -> Upstream:
     model = os.environ.get("TOKENSPOOL_MODEL") or _SIMULATED_MODEL
     return Upstream(
         label="the simulator: scripted text, no model",
+        hint="" if asked_for else "(with ANTHROPIC_API_KEY set: Claude)",
         service=service,
         api_environment={"TOKENSPOOL_MODEL": model},
         worker_environment={
@@ -291,14 +296,15 @@ def _screen(
     logs: Path,
 ) -> str:
     rows = [
-        ("API", url, f"pid {api.pid}"),
-        ("workers", str(len(workers)), "pid " + ", ".join(str(worker.pid) for worker in workers) if workers else ""),
-        ("Redis", redis.version, f"pid {redis_service.pid}"),
-        ("LLM", upstream.label, f"pid {upstream.service.pid}" if upstream.service else ""),
-        ("jobs", f"{data_dir}/ (kept when this stops)", ""),
-        ("logs", f"{_shown(logs)}/", ""),
+        ("API", url, [api]),
+        ("workers" if len(workers) != 1 else "worker", str(len(workers)), workers),
+        ("Redis", redis.version, [redis_service]),
+        ("LLM", upstream.label, [upstream.service] if upstream.service is not None else []),
+        ("", upstream.hint, []),
+        ("jobs", f"{data_dir}/ (kept when this stops)", []),
+        ("logs", f"{_shown(logs)}/", []),
     ]
-    table = "\n".join(f"  {name:<8} {what}{'   ' + pid if pid else ''}" for name, what, pid in rows)
+    table = "\n".join(f"  {name:<9}{what}{_pids(services)}" for name, what, services in rows if what)
     return f"""
 tokenspool is running. Ctrl-C stops it.
 
@@ -310,6 +316,10 @@ Try, in another terminal:
   curl -s {url}/v1/jobs -H 'Prefer: wait=30' --json '{{"prompt": "Write a haiku about queues."}}'
   curl -s '{url}/v1/jobs?limit=3'
 """
+
+
+def _pids(services: Sequence[Service]) -> str:
+    return f"  (pid {', '.join(str(service.pid) for service in services)})" if services else ""
 
 
 def _shown(path: Path) -> str:
