@@ -31,6 +31,7 @@ from bench.processes import REPOSITORY, ProcessDown
 from bench.table import figure
 
 DEADLINE_S = 900
+LOUD_SHARE = 0.15  # of a core: what others may take before a figure is not to be quoted
 HISTORY = REPOSITORY / ".tokenspool" / "bench"
 MEASUREMENTS = ("first-token", "load", "burst", "submits", "followers")
 SYSTEMS = {"in-request": systems.IN_REQUEST, "arq": systems.ARQ, "tokenspool": systems.TOKENSPOOL}
@@ -129,7 +130,9 @@ def _trust(samples: measure.Samples) -> list[str]:
     }
     busiest = ", ".join(f"{who} {max(share):.0%}" for who, share in shares.items())
     slowest, fastest = figure(max(samples.loop_ms), "ms"), figure(min(samples.loop_ms), "ms")
+    noise = max(map(sum, zip(samples.strangers_share, samples.stolen_share, strict=True)))
     return [
+        *(["NOT A QUIET MACHINE: figures under load are worse than they would be."] if noise > LOUD_SHARE else []),
         f"of a core, at most: {busiest}",
         f"a million turns of a Python loop took {fastest} to {slowest}: how the machine's speed drifted meanwhile",
     ]
