@@ -1,7 +1,11 @@
 """Server-sent events, decoded from bytes as they arrive (WHATWG HTML, section 9.2.6), however they are cut.
 
-Bounded: an event of more than 32 MiB is rubbish. ``id`` and ``retry`` fields and comments are passed over.
+Bounded: an event of more than 32 MiB is rubbish, and so is one whose name is no word: names go into the log, on the
+pub/sub channel and into SSE frames as they are. ``id`` and ``retry`` fields and comments are passed over.
 """
+
+import re
+from functools import lru_cache
 
 import msgspec
 
@@ -9,6 +13,8 @@ from shared.completion import GarbledStream
 from worker.providers.base import UpstreamEvent
 
 _MOST_BYTES = 32 << 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 
 class EventDecoder:
@@ -18,25 +24,26 @@ class EventDecoder:
         self._pieces: list[bytes] = []
         self._size = 0
         self._ends_in_cr = False
-
-    @property
-    def has_rest(self) -> bool:
-        """Whether an event was begun and not ended."""
-        return any(self._pieces)
+        self._ends_in_lf = False
 
     def feed(self, piece: bytes) -> list[UpstreamEvent]:
         """Events in order. Raises GarbledStream."""
-        if b"\r" in piece or self._ends_in_cr:
+        if piece and (b"\r" in piece or self._ends_in_cr):
             piece = self._with_line_feeds(piece)
+        if not piece:
+            return []
+        # Only an empty line ends an event: joining at every line would take quadratic time on one of many lines.
+        ends_event = b"\n\n" in piece or (self._ends_in_lf and piece.startswith(b"\n"))
+        self._ends_in_lf = piece.endswith(b"\n")
         self._pieces.append(piece)
         self._size += len(piece)
         if self._size > _MOST_BYTES:
             raise GarbledStream("an event is over 32 MiB")
-        if b"\n" not in piece:
+        if not ends_event:
             return []
         buffer = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         *blocks, rest = buffer.split(b"\n\n")
-        self._pieces = [rest]
+        self._pieces = [rest] if rest else []
         self._size = len(rest)
         events = [_event_of(block) for block in blocks if block]
         return [event for event in events if event is not None]
@@ -51,7 +58,7 @@ class EventDecoder:
 
 def _event_of(block: bytes) -> UpstreamEvent | None:
     name, lines = b"", list[bytes]()
-    for line in block.split(b"\n"):
+    for line in block.removeprefix(_BYTE_ORDER_MARK).split(b"\n"):
         if line.startswith(b"data:"):
             lines.append(line[6:] if line.startswith(b"data: ") else line[5:])
         elif line.startswith(b"event:"):
@@ -62,14 +69,23 @@ def _event_of(block: bytes) -> UpstreamEvent | None:
     try:
         if len(lines) > 1:
             data = msgspec.json.format(b"\n".join(lines), indent=-1)
-        return UpstreamEvent(name.decode() or _type_of(data), data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        name = name or _type_of(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise GarbledStream("an event is not JSON") from error
+    return UpstreamEvent(_word(name), data) if name else None
 
 
 class _Typed(msgspec.Struct):
     type: str = ""
 
 
-def _type_of(data: bytes) -> str:
-    return msgspec.json.decode(data, type=_Typed).type
+def _type_of(data: bytes) -> bytes:
+    return msgspec.json.decode(data, type=_Typed).type.encode()
+
+
+@lru_cache(maxsize=64)
+def _word(name: bytes) -> str:
+    word = name.decode(errors="replace")
+    if not _NAME.fullmatch(word):
+        raise GarbledStream("an event's name is no word")
+    return word

@@ -1,0 +1,176 @@
+"""The upstream's bytes become events, however the network cuts them."""
+
+import itertools
+import time
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from shared.completion import GarbledStream
+from worker.providers.base import UpstreamEvent
+from worker.providers.event_stream import EventDecoder
+
+FRAGMENTS = (
+    b"\n",
+    b"\r",
+    b"\r\n",
+    b"\n\n",
+    b"\r\n\r\n",
+    b"data: ",
+    b"data:",
+    b"data",
+    b"event: ",
+    b"event:ping",
+    b"id: 7",
+    b"retry: 10",
+    b": a comment",
+    b'{"type":"ping"}',
+    b'{"a":',
+    b"1}",
+    b'"gr\xc3\xbc\xc3\x9fe \xf0\x9f\x91\xa9"',
+    b"[1,",
+    b"2]",
+    b"\xff",
+    b" ",
+)
+streams = st.lists(st.sampled_from(FRAGMENTS), max_size=30).map(b"".join)
+"""Pieces of event streams in every order, most of them rubbish."""
+
+texts = st.text(st.characters(codec="utf-8"), max_size=20)
+payloads = st.fixed_dictionaries(
+    {"type": st.just("a_type"), "text": texts, "more": st.lists(st.integers(), max_size=3)}
+)
+line_ends = st.sampled_from([b"\n", b"\r", b"\r\n"])
+cuts = st.lists(st.integers(0, 400), max_size=12)
+
+
+def decoded(*pieces: bytes) -> list[UpstreamEvent]:
+    decoder = EventDecoder()
+    return [event for piece in pieces for event in decoder.feed(piece)]
+
+
+def cut_at(stream: bytes, places: list[int]) -> list[bytes]:
+    """In pieces, empty ones too."""
+    ends = [0, *sorted(min(place, len(stream)) for place in places), len(stream)]
+    return [stream[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def outcome_of(*pieces: bytes) -> list[UpstreamEvent] | str:
+    try:
+        return decoded(*pieces)
+    except GarbledStream:
+        return "garbled"
+
+
+def framed(payload: dict[str, object], line_end: bytes, *, name: bytes | None, pretty: bool, noise: bool) -> bytes:
+    """One event as a server may write it."""
+    data = msgspec.json.encode(payload)
+    lines = [b": a comment", b"id: 7", b"retry: 10"] if noise else []
+    if name is not None:
+        lines.append(b"event: " + name)
+    lines += [b"data: " + line for line in (msgspec.json.format(data, indent=2) if pretty else data).split(b"\n")]
+    return line_end.join([*lines, b"", b""])
+
+
+@given(stream=streams, places=cuts)
+@example(stream=b'data: {"type":"ping"}\r\n\r\n', places=[22, 22, 23, 24])
+@example(stream=b"event: ping\r\ndata: 1\r\n\r\n", places=[12, 12])
+def test_a_stream_says_the_same_however_it_is_cut(stream: bytes, places: list[int]) -> None:
+    assert outcome_of(*cut_at(stream, places)) == outcome_of(stream)
+
+
+@given(stream=streams)
+def test_a_stream_says_the_same_byte_by_byte(stream: bytes) -> None:
+    assert outcome_of(*[stream[at : at + 1] for at in range(len(stream))]) == outcome_of(stream)
+
+
+@given(
+    sent=st.lists(
+        st.tuples(payloads, line_ends, st.sampled_from([b"a_name", None]), st.booleans(), st.booleans()), max_size=6
+    ),
+    places=cuts,
+)
+def test_every_event_arrives_once_in_order_and_on_one_line(
+    sent: list[tuple[dict[str, object], bytes, bytes | None, bool, bool]], places: list[int]
+) -> None:
+    """Whatever its line ends, comments and data lines; without a name it is called by its type."""
+    stream = b"".join(
+        framed(payload, line_end, name=name, pretty=pretty, noise=noise)
+        for payload, line_end, name, pretty, noise in sent
+    )
+
+    events = decoded(*cut_at(stream, places))
+
+    assert [event.name for event in events] == [(name or b"a_type").decode() for _, _, name, _, _ in sent]
+    assert [msgspec.json.decode(event.data) for event in events] == [payload for payload, *_ in sent]
+    assert all(b"\n" not in event.data for event in events)
+
+
+def test_what_comes_with_a_byte_order_mark_is_understood() -> None:
+    assert decoded(b'\xef\xbb\xbfdata: {"type":"ping"}\n\n') == [("ping", b'{"type":"ping"}')]
+
+
+def test_an_event_that_nobody_ended_is_not_given() -> None:
+    assert decoded(b'data: {"type":"ping"}\n') == []
+
+
+@pytest.mark.parametrize(
+    "block",
+    [b": only a comment", b"id: 7\nretry: 10", b"event: a_name", b"<html>", b'data: {"no":"type"}'],
+    ids=["comment", "fields of the reader", "no data", "no field", "no name and no type"],
+)
+def test_a_block_that_names_no_event_is_passed_over(block: bytes) -> None:
+    assert decoded(block + b"\n\n", b"event: next\ndata: 1\n\n") == [("next", b"1")]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"data: no JSON",
+        b"event: a_name\ndata: {\ndata: no JSON",
+        b"event: \xff\ndata: {}",
+        b'data: {"type":7}',
+        b"data: " + b"[" * 100_000,
+        b"event: a_name\ndata: " + b"[\ndata: " * 100_000,
+        b'data: {"type":"two\\nlines"}',
+        b"event: two words\ndata: {}",
+        b"event: " + b"x" * 65 + b"\ndata: {}",
+        b'data: {"type":"\\u0000"}',
+    ],
+    ids=["text", "broken", "not UTF-8", "odd type", "deep", "deep lines", "line end", "space", "long", "NUL"],
+)
+def test_rubbish_is_refused(block: bytes) -> None:
+    """A name goes into the log, the channel and the SSE frame: no name can break their lines."""
+    with pytest.raises(GarbledStream):
+        decoded(block + b"\n\n")
+
+
+def test_an_event_may_have_32_mib_and_no_more() -> None:
+    decoder = EventDecoder()
+    mebibyte = b"x" * (1 << 20)
+    decoder.feed(b"data: ")
+    for _ in range(31):
+        assert decoder.feed(mebibyte) == []
+    with pytest.raises(GarbledStream):
+        decoder.feed(mebibyte)
+
+
+def test_the_bound_is_of_an_event_and_not_of_the_stream() -> None:
+    decoder = EventDecoder()
+    event = b"event: big\ndata: " + b"x" * (9 << 20) + b"\n\n"
+    for _ in range(5):
+        ((name, data),) = decoder.feed(event)
+        assert (name, len(data)) == ("big", 9 << 20)
+
+
+@pytest.mark.parametrize("line", [b"x" * 1024, b"data: " + b"1" * 1017 + b"\n"], ids=["one line", "many lines"])
+def test_a_long_event_costs_time_in_proportion(line: bytes) -> None:
+    """10 MB in pieces of 1 KB: joining all of them at each piece would copy 50 GB, and take most of a minute."""
+    decoder = EventDecoder()
+    started_s = time.process_time()
+    decoder.feed(b"event: long\ndata: ")
+    for _ in range(10_000):
+        decoder.feed(line)
+    assert time.process_time() - started_s < 2
