@@ -15,6 +15,10 @@ class GarbledStream(Exception):
     """The upstream sent what no Messages stream contains: a retryable failure."""
 
 
+_MISFITS: Final = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
+"""What decoding, and looking for a member where there is none, can raise. Every DecodeError is a ValueError."""
+
+
 class _Delta(msgspec.Struct):
     type: str
     text: str | None = None
@@ -60,7 +64,7 @@ class Completion:
             if name == "content_block_delta":
                 return self._add_delta(data)
             self._add_other(name, data)
-        except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+        except _MISFITS as error:
             raise GarbledStream(f"a {name if name.isidentifier() else 'nameless'} event does not fit") from error
         return None
 
@@ -102,9 +106,12 @@ class Completion:
 
     @property
     def usage(self) -> Usage:
-        """As the upstream reported it so far."""
+        """As the upstream reported it so far. Raises GarbledStream."""
         reported = self._message["usage"] if self._message else {}
-        return Usage(**{name: int(reported.get(name) or 0) for name in Usage.__struct_fields__})
+        try:
+            return Usage(**{name: int(reported.get(name) or 0) for name in Usage.__struct_fields__})
+        except _MISFITS as error:
+            raise GarbledStream("the usage does not fit") from error
 
     def message(self) -> dict[str, Any]:
         """The Messages API's own object, whole."""
@@ -112,10 +119,13 @@ class Completion:
         return {**message, "content": [block.whole() for _, block in sorted(self._blocks.items())]}
 
     def result(self) -> bytes:
-        """The job's ``result`` as JSON: ``{"text", "stop_reason", "message"}``."""
-        message = self.message()
-        text = "".join(block["text"] for block in message["content"] if block.get("type") == "text")
-        return msgspec.json.encode({"text": text, "stop_reason": message["stop_reason"], "message": message})
+        """The job's ``result`` as JSON: ``{"text", "stop_reason", "message"}``. Raises GarbledStream."""
+        try:
+            message = self.message()
+            text = "".join(block.get("text") or "" for block in message["content"] if block.get("type") == "text")
+            return msgspec.json.encode({"text": text, "stop_reason": message["stop_reason"], "message": message})
+        except _MISFITS as error:
+            raise GarbledStream("the message does not fit") from error
 
 
 class _Block:

@@ -6,14 +6,16 @@ with status 200 (measured on the official SDK, anthropic-sdk-python#1258).
 
 from typing import Final, NamedTuple
 
-from shared.completion import Completion
 from shared.errors import JobError
+from shared.job import Usage
 
 
 class Answered(NamedTuple):
     """The whole answer is there."""
 
-    completion: Completion
+    result: bytes
+    """As the job will show it, JSON."""
+    usage: Usage
     first_content_s: float | None
     """Since the claim."""
 
@@ -81,9 +83,14 @@ def failure_of(
     kind = _BY_TYPE.get(error_type or "") or _BY_STATUS.get(status or 0)
     if kind is None:
         kind = _REJECTED if status is not None and 400 <= status < 500 else _ERROR
-    said = f" ({error_type})" if error_type else ""
-    detail = f": {message[:500]}" if message else ""
+    said = f" ({_readable(error_type, 64)})" if error_type else ""
+    detail = f": {_readable(message, 500)}" if message else ""
     return Failure(JobError(kind.code, f"{kind.sentence}{said}{detail}.", kind.retryable, status), retry_after_s)
+
+
+def _readable(text: str, most: int) -> str:
+    """Cut, and without lone surrogates: no encoder of ours takes one."""
+    return text[:most].encode(errors="replace").decode()
 
 
 def broken(what: str) -> Failure:

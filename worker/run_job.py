@@ -142,7 +142,7 @@ class _Run:
             return timers.failure()
         if not completion.is_whole:
             return truncated("it ended without message_stop")
-        return Answered(completion, first_content_s)
+        return _answered(completion, first_content_s)
 
     async def _before_wait(self, failure: Failure, delay_s: float) -> None:
         """Another attempt follows inside this claim."""
@@ -165,11 +165,11 @@ class _Run:
 
     def _ending_of(self, outcome: Outcome) -> Ending:
         match outcome:
-            case Answered(completion, first_content_s):
+            case Answered(result, usage, first_content_s):
                 first_token_ms = (
                     None if first_content_s is None else self._claim.claimed_ms + int(first_content_s * 1000)
                 )
-                return Ending(Step.SUCCEED, completion.result(), completion.usage, first_token_ms)
+                return Ending(Step.SUCCEED, result, usage, first_token_ms)
             case Failure(error):
                 return Ending(Step.FAIL, error=error)
 
@@ -243,6 +243,13 @@ class _ContentTimers:
         if self._has_content:
             return broken(f"no content for {self._idle_s:g} s")
         return broken(f"no content within {self._first_s:g} s of the request")
+
+
+def _answered(completion: Completion, first_content_s: float | None) -> Outcome:
+    try:
+        return Answered(completion.result(), completion.usage, first_content_s)
+    except GarbledStream as error:
+        return truncated(str(error))
 
 
 async def _read_to_end(stream: UpstreamStream) -> None:
