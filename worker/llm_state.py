@@ -39,10 +39,10 @@ class LlmState:
     async def tell(self, runtime: Runtime) -> None:
         """Writes the state, if a call was made since the last time."""
         if self._is_news:
+            self._is_news = False  # before the call: an outcome that is noted during it is news again
             try:
                 await runtime.queue.tell_llm_state(
                     msgspec.json.encode({"state": self._state, "since_ms": self._since_ms})
                 )
-                self._is_news = False
             except (StorageUnavailable, StorageFull):
-                pass
+                self._is_news = True

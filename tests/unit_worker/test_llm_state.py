@@ -1,0 +1,110 @@
+"""What a worker tells of the LLM: from the outcomes of its own calls, and nothing else."""
+
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import cast
+
+import msgspec
+import pytest
+
+from shared.errors import StorageFull, StorageUnavailable
+from shared.job import Usage
+from shared.store.runtime import Runtime
+from worker.llm_state import LlmState
+from worker.outcome import TIMED_OUT, Answered, Outcome, broken, failure_of, truncated
+
+ANSWERED = Answered(b"{}", Usage(), None)
+OVERLOADED = failure_of(status=529, error_type="overloaded_error")
+REJECTED = failure_of(status=400, error_type="invalid_request_error")
+
+
+class Told:
+    """A queue that writes down what it is told, unless it is away."""
+
+    def __init__(self) -> None:
+        self.states: list[str] = []
+        self.since_ms: list[int] = []
+        self.away: Exception | None = None
+        self.meanwhile: Callable[[], None] | None = None
+        self.runtime = cast("Runtime", SimpleNamespace(queue=self))
+
+    async def tell_llm_state(self, state: bytes) -> None:
+        if self.meanwhile:
+            self.meanwhile()
+        if self.away:
+            raise self.away
+        told = msgspec.json.decode(state)
+        self.states.append(told["state"])
+        self.since_ms.append(told["since_ms"])
+
+
+def after(outcomes: Iterable[Outcome]) -> LlmState:
+    state = LlmState()
+    for outcome in outcomes:
+        state.note(outcome)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ([ANSWERED], "reachable"),
+        ([REJECTED], "reachable"),
+        ([TIMED_OUT], "reachable"),
+        ([OVERLOADED], "unreachable"),
+        ([broken("no connection to it")], "unreachable"),
+        ([truncated("it ended")], "unreachable"),
+        ([failure_of(status=401, error_type="authentication_error")], "unreachable"),
+        ([failure_of(status=429, error_type="rate_limit_error")], "unreachable"),
+        ([OVERLOADED, ANSWERED], "degraded"),
+        ([ANSWERED, OVERLOADED], "degraded"),
+        ([OVERLOADED, REJECTED], "degraded"),
+        ([OVERLOADED, *[ANSWERED] * 19], "degraded"),
+        ([OVERLOADED, *[ANSWERED] * 20], "reachable"),
+        ([ANSWERED, *[OVERLOADED] * 20], "unreachable"),
+    ],
+)
+async def test_the_last_twenty_calls_say_how_the_llm_is(outcomes: list[Outcome], expected: str) -> None:
+    """What the LLM refused shows that it can be reached; a job's own timeout shows nothing of the LLM."""
+    told = Told()
+    await after(outcomes).tell(told.runtime)
+    assert told.states == [expected]
+
+
+async def test_without_a_call_there_is_nothing_to_tell() -> None:
+    told = Told()
+    await LlmState().tell(told.runtime)
+    assert told.states == []
+
+
+async def test_each_call_is_told_once_so_that_silence_can_be_seen() -> None:
+    """The key's hour starts again with each call; with no traffic it runs out, and nobody knows."""
+    told = Told()
+    state = after([ANSWERED])
+    await state.tell(told.runtime)
+    await state.tell(told.runtime)
+    state.note(ANSWERED)
+    await state.tell(told.runtime)
+    assert told.states == ["reachable", "reachable"]
+    assert told.since_ms[0] == told.since_ms[1] > 0
+
+
+@pytest.mark.parametrize("away", [StorageUnavailable(), StorageFull()])
+async def test_what_could_not_be_told_is_told_later(away: Exception) -> None:
+    told = Told()
+    state = after([OVERLOADED])
+    told.away = away
+    await state.tell(told.runtime)
+    told.away = None
+    await state.tell(told.runtime)
+    assert told.states == ["unreachable"]
+
+
+async def test_a_call_that_ends_while_the_state_is_told_is_told_next() -> None:
+    told = Told()
+    state = after([ANSWERED])
+    told.meanwhile = lambda: state.note(OVERLOADED)
+    await state.tell(told.runtime)
+    told.meanwhile = None
+    await state.tell(told.runtime)
+    assert told.states == ["reachable", "degraded"]
