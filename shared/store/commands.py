@@ -15,8 +15,14 @@ from typing import Any, Self
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, ResponseError
 
-from shared.errors import StorageUnavailable
-from shared.store.connect import CONNECT_TIMEOUT_S, FOREIGN_ERRORS, MakeConnection, problem_of
+from shared.errors import Problem, StorageUnavailable
+from shared.store.connect import (
+    CONNECT_TIMEOUT_S,
+    FOREIGN_ERRORS,
+    MakeConnection,
+    drop,
+    problem_of,
+)
 from shared.store.keys import SHARD
 from shared.store.script import Script
 
@@ -53,17 +59,18 @@ class Commands:
         self._asked = asyncio.Event()
         self._connection: AbstractConnection | None = None
         self._owner: asyncio.Task[None] | None = None
+        self._is_over = False
 
     async def __aenter__(self) -> Self:
         self._owner = asyncio.create_task(self._run(), name="redis commands")
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._is_over = True
         if self._owner:
             self._owner.cancel()
             await asyncio.wait([self._owner])
-        self._fail(self._sent)
-        self._fail(self._unsent)
+        self._end()
 
     @property
     def is_connected(self) -> bool:
@@ -71,7 +78,10 @@ class Commands:
         return self._connection is not None
 
     def call(self, *arguments: Argument) -> asyncio.Future[Any]:
-        """One command, e.g. ``call("GET", key)``. Replies are bytes, integers, None and lists of these."""
+        """One command, e.g. ``call("GET", key)``. Replies are bytes, integers, None and lists of these.
+
+        Raises TypeError or ValueError at once for an argument that cannot be sent.
+        """
         return self._ask(arguments, None)
 
     def run(self, script: Script, *arguments: Argument) -> asyncio.Future[Any]:
@@ -80,11 +90,23 @@ class Commands:
 
     def _ask(self, arguments: tuple[Argument, ...], script: Script | None) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._unsent.append(_Call(arguments, script, future, self._loop.time() + self._timeout_s))
-        self._asked.set()
+        # Encoded here, so that what cannot be sent fails its caller, and not the connection.
+        encoded = tuple([part if type(part) is bytes else _encoded(part) for part in arguments])
+        call = _Call(encoded, script, future, self._loop.time() + self._timeout_s)
+        if self._is_over:
+            self._fail_one(call)
+        else:
+            self._unsent.append(call)
+            self._asked.set()
         return future
 
     async def _run(self) -> None:
+        try:
+            await self._serve()
+        finally:
+            self._end()  # by a bug of ours, if not by __aexit__: then too nobody waits for ever
+
+    async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch(), name="redis deadlines")
             failures = 0
@@ -96,6 +118,9 @@ class Commands:
                 except BaseExceptionGroup as errors:
                     if errors.split(FOREIGN_ERRORS)[1] is not None:
                         raise
+                # Cancelled in the very moment in which a child fails, a TaskGroup tells of the failure alone.
+                if self._is_over:
+                    raise asyncio.CancelledError
                 failures = 0 if self._sent else failures + 1
                 self._fail(self._sent)
                 await asyncio.sleep(_RECONNECT_S[min(failures, len(_RECONNECT_S) - 1)])
@@ -114,7 +139,7 @@ class Commands:
                 group.create_task(self._read(connection), name="redis replies")
         finally:
             self._connection = None
-            await _close(connection)
+            await drop(connection)
 
     async def _write(self, connection: AbstractConnection) -> None:
         while True:
@@ -125,9 +150,10 @@ class Commands:
             calls = [call for call in self._unsent if not call.future.done()]
             self._unsent.clear()
             self._sent.extend(calls)
-            await connection.send_packed_command(
-                connection.pack_commands([call.arguments for call in calls]), check_health=False
-            )
+            packed = connection.pack_commands([call.arguments for call in calls])
+            del calls  # a local name would keep the last prompts in memory until the next ones come
+            await connection.send_packed_command(packed, check_health=False)
+            del packed
 
     async def _read(self, connection: AbstractConnection) -> None:
         while True:
@@ -136,18 +162,21 @@ class Commands:
                 reply = await connection.read_response(disconnect_on_error=False)
             except ResponseError as error:
                 reply = error
-            call = self._sent.popleft()
-            if call.future.done():
-                continue
-            if not isinstance(reply, Exception):
-                call.future.set_result(reply)
-            elif isinstance(reply, NoScriptError) and call.script is not None:
-                # SCRIPT FLUSH behind our back. Sent again with its text, which Redis then keeps.
-                call.arguments = ("EVAL", call.script.text, *call.arguments[2:])
-                self._unsent.append(call)
-                self._asked.set()
-            else:
-                call.future.set_exception(problem_of(reply))
+            self._answer(self._sent.popleft(), reply)
+            del reply  # as in _write
+
+    def _answer(self, call: _Call, reply: Any) -> None:
+        if call.future.done():
+            return
+        if not isinstance(reply, Exception):
+            call.future.set_result(reply)
+        elif isinstance(reply, NoScriptError) and call.script is not None:
+            # SCRIPT FLUSH behind our back. Sent again with its text, which Redis then keeps.
+            call.arguments = (b"EVAL", call.script.text, *call.arguments[2:])
+            self._unsent.append(call)
+            self._asked.set()
+        else:
+            self._fail_one(call, problem_of(reply))
 
     async def _watch(self) -> None:
         """Fails what has waited too long. A sent call without an answer means a half-open connection: drop it."""
@@ -157,21 +186,27 @@ class Commands:
             while self._unsent and self._unsent[0].deadline_s <= now_s:
                 self._fail_one(self._unsent.popleft())
             if self._sent and self._sent[0].deadline_s <= now_s and self._connection is not None:
-                await _close(self._connection)
+                await drop(self._connection)
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._fail(self._sent)
+        self._fail(self._unsent)
 
     def _fail(self, calls: deque[_Call]) -> None:
         while calls:
             self._fail_one(calls.popleft())
 
     @staticmethod
-    def _fail_one(call: _Call) -> None:
+    def _fail_one(call: _Call, problem: Problem | None = None) -> None:
         if not call.future.done():
-            call.future.set_exception(StorageUnavailable())
+            call.future.set_exception(problem or StorageUnavailable())
             call.future.exception()  # its asker may be gone: not a thing to warn about
 
 
-async def _close(connection: AbstractConnection) -> None:
-    try:
-        await connection.disconnect(nowait=True)
-    except FOREIGN_ERRORS:
-        pass
+def _encoded(argument: Argument) -> bytes | int | float:
+    if isinstance(argument, str):
+        return argument.encode()
+    if isinstance(argument, (int, float)) and not isinstance(argument, bool):
+        return argument
+    raise TypeError(f"a {type(argument).__name__} cannot be sent to Redis")

@@ -38,6 +38,19 @@ def connection_maker(url: str, *, name: str) -> MakeConnection:
     return pool.make_connection
 
 
+async def drop(connection: AbstractConnection) -> None:
+    """Closes at once, with whatever is unsent: an orderly close waits until the other side has read it, and a half-open
+    connection would wait for ever.
+    """
+    transport = getattr(connection._writer, "transport", None)  # noqa: SLF001 - redis-py has no name for it
+    if transport is not None:
+        transport.abort()
+    try:
+        await connection.disconnect(nowait=True)
+    except FOREIGN_ERRORS:
+        pass
+
+
 def problem_of(error: BaseException) -> Problem:
     """Our error for one of redis-py's. The message never quotes a command: it may hold a prompt."""
     if isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and "OOM" in str(error)[:40]):
