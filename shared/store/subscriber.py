@@ -15,7 +15,8 @@ from typing import Self
 
 from redis.asyncio.connection import AbstractConnection
 
-from shared.store.connect import CONNECT_TIMEOUT_S, FOREIGN_ERRORS, MakeConnection
+from shared.store.connect import CONNECT_TIMEOUT_S, FOREIGN_ERRORS, MakeConnection, drop
+from shared.telemetry import get_logger
 
 _PING_S = 5.0
 _SILENCE_S = 11.0
@@ -43,13 +44,16 @@ class Subscriber:
         self._asked = asyncio.Event()
         self._connection: AbstractConnection | None = None
         self._heard_s = 0.0
+        self._logger = get_logger("subscriber")
         self._owner: asyncio.Task[None] | None = None
+        self._is_over = False
 
     async def __aenter__(self) -> Self:
         self._owner = asyncio.create_task(self._run(), name="redis subscriptions")
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._is_over = True
         if self._owner:
             self._owner.cancel()
             await asyncio.wait([self._owner])
@@ -83,6 +87,9 @@ class Subscriber:
             except BaseExceptionGroup as errors:
                 if errors.split(FOREIGN_ERRORS)[1] is not None:
                     raise
+            # Cancelled in the very moment in which a child fails, a TaskGroup tells of the failure alone.
+            if self._is_over:
+                return
             failures = 0 if self._standing else failures + 1
             self._standing.clear()
             await asyncio.sleep(_RECONNECT_S[min(failures, len(_RECONNECT_S) - 1)])
@@ -103,10 +110,7 @@ class Subscriber:
                 group.create_task(self._watch(connection), name="redis pings")
         finally:
             self._connection = None
-            try:
-                await connection.disconnect(nowait=True)
-            except FOREIGN_ERRORS:
-                pass
+            await drop(connection)
 
     async def _write(self, connection: AbstractConnection) -> None:
         while True:
@@ -125,12 +129,18 @@ class Subscriber:
             self._heard_s = loop.time()
             if not isinstance(frame, list) or len(frame) < 3:
                 continue  # a pong
-            kind, channel = frame[0], frame[1].decode()
-            if kind == b"message":
-                self._on_message(channel, frame[2])
-            elif kind == b"subscribe" and channel in self._wanted:
-                self._standing.add(channel)
-                self._on_confirmed(channel)
+            try:
+                self._tell(frame[0], frame[1].decode(), frame[2])
+            except Exception:
+                # What one channel's reader cannot read, maybe from another release of ours, makes no other one deaf.
+                self._logger.exception("message_dropped")
+
+    def _tell(self, kind: bytes, channel: str, message: bytes) -> None:
+        if kind == b"message":
+            self._on_message(channel, message)
+        elif kind == b"subscribe" and channel in self._wanted:
+            self._standing.add(channel)
+            self._on_confirmed(channel)
 
     async def _watch(self, connection: AbstractConnection) -> None:
         """A half-open connection is silent for ever: ping it, and drop it when nothing is heard."""
@@ -139,8 +149,8 @@ class Subscriber:
             await asyncio.sleep(_PING_S)
             if loop.time() - self._heard_s > _SILENCE_S:
                 raise TimeoutError
-            if self._standing:
-                await connection.send_packed_command(connection.pack_command("PING"), check_health=False)
+            # Without channels too: silence must not be taken for a half-open connection.
+            await connection.send_packed_command(connection.pack_command("PING"), check_health=False)
 
 
 def _grouped(requests: Iterable[tuple[str, str]]) -> Iterable[tuple[str, ...]]:
