@@ -156,6 +156,7 @@ class Submission(msgspec.Struct, frozen=True):
 
 
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS: Final = [high + low for high in _ALPHABET for low in _ALPHABET]
 
 
 def new_id(prefix: str) -> str:
@@ -163,8 +164,12 @@ def new_id(prefix: str) -> str:
 
     Sorts by time of birth, and cannot be guessed.
     """
-    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    return f"{prefix}_" + "".join([_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5)])
+    moment_ms = time.time_ns() // 1_000_000
+    chance = [int.from_bytes(secrets.token_bytes(5)) for _ in range(2)]
+    # Two characters at a time, of numbers that fit a machine word: a submit makes two ids, and each took 8 µs.
+    pairs = [_PAIRS[moment_ms >> shift & 1023] for shift in (40, 30, 20, 10, 0)]
+    pairs += [_PAIRS[number >> shift & 1023] for number in chance for shift in (30, 20, 10, 0)]
+    return f"{prefix}_{''.join(pairs)}"
 
 
 def decode_result(raw: bytes) -> dict[str, Any]:
