@@ -19,7 +19,7 @@ from api.relay import Relay
 from shared.errors import SettingsError
 from shared.settings import Settings, load_settings
 from shared.store.runtime import open_runtime
-from shared.telemetry import configure_logging
+from shared.telemetry import configure_logging, get_logger
 
 State = dict[str, ApiState]
 """What the lifespan gives to every request: ``scope["state"]["api"]``."""
@@ -35,6 +35,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,  # both pages would load their scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # looked up on each call otherwise, 20 µs
     )
     app.add_middleware(Envelope)
     errors.add_handlers(app)
@@ -49,7 +50,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
         async with open_runtime(settings, process_name="tokenspool-api") as runtime, Relay(runtime) as relay:
-            api = ApiState(settings, runtime, relay, shutdown=asyncio.Event())
+            api = ApiState(settings, runtime, relay, asyncio.Event(), get_logger("api").bind())
             async with asyncio.TaskGroup() as group:
                 loops = [group.create_task(loop, name=name) for name, loop in background.loops_of(api).items()]
                 yield {"api": api}

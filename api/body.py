@@ -135,8 +135,7 @@ def _members_of(data: Any) -> int:
 
 
 def _refuse_twins(raw: bytes) -> None:
-    # Only the standard library shows the members before they become a dict; on 400 bytes it takes 6 µs, msgspec 1.
-    json.loads(raw, object_pairs_hook=_object_without_twins, parse_int=str, parse_float=str)
+    _twin_finder.decode(raw.decode())
 
 
 def _object_without_twins(members: list[tuple[str, Any]]) -> None:
@@ -146,3 +145,7 @@ def _object_without_twins(members: list[tuple[str, Any]]) -> None:
             shown = f" ({name})" if is_name(name) else ""
             raise refuse(FieldError(BODY, f"must not have a member twice{shown}"))
         seen.add(name)
+
+
+# Only the standard library shows the members before they become a dict; on 400 bytes it takes 6 µs, msgspec 1.
+_twin_finder: Final = json.JSONDecoder(object_pairs_hook=_object_without_twins, parse_int=str, parse_float=str)

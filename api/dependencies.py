@@ -13,6 +13,7 @@ from api.relay import Relay
 from shared.errors import NotFound
 from shared.settings import Settings
 from shared.store.runtime import Runtime
+from shared.telemetry import Logger
 
 JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 
@@ -26,6 +27,7 @@ class ApiState:
     relay: Relay
     shutdown: asyncio.Event
     """Set when the server begins to stop."""
+    log: Logger
 
     def stop(self) -> None:
         """The server begins to stop: followers are told to come back, and what waits answers now. Again is harmless."""

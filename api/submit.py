@@ -8,9 +8,6 @@ from api.dependencies import ApiState
 from api.native.job_request import Draft
 from shared.job import Job, JobSpec, JobState, Submission, new_id
 from shared.store.jobs import Created
-from shared.telemetry import get_logger
-
-_log = get_logger("api")
 
 
 class Idempotency(NamedTuple):
@@ -63,10 +60,10 @@ async def submit(
     )
     outcome = await api.runtime.jobs.submit(submission, expires_in_s=options.expires_in_s)
     if isinstance(outcome, Created):
-        _log.debug("submitted", job_id=submission.id, prompt_hash=submission.spec.prompt_hash, model=draft.model)
+        api.log.debug("submitted", job_id=submission.id, prompt_hash=submission.spec.prompt_hash, model=draft.model)
         return Submitted(_born(submission, outcome), outcome.queue_position, is_replayed=False)
     job = await api.runtime.jobs.get(outcome.job_id, tenant, with_result=True)
-    _log.debug("submit replayed", job_id=job.id)
+    api.log.debug("submit replayed", job_id=job.id)
     return Submitted(job, await position_of(api, job), is_replayed=True)
 
 
