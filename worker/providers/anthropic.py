@@ -18,7 +18,7 @@ from shared.settings import Settings
 from worker.outcome import Failure, UpstreamError, broken, failure_of, truncated
 from worker.providers.base import UpstreamEvent
 from worker.providers.event_stream import EventDecoder
-from worker.providers.transport import AiohttpTransport, BodyStream
+from worker.providers.transport import AiohttpTransport, BodyStream, DirectClient
 from worker.retry_after import retry_after_s
 
 _HEADERS: Final = {
@@ -38,7 +38,7 @@ class AnthropicProvider:
             api_key=key.get_secret_value() if key else "",
             base_url=settings.anthropic_base_url,
             max_retries=0,
-            http_client=httpx2.AsyncClient(transport=transport),
+            http_client=DirectClient(transport),
         )
 
     @asynccontextmanager
