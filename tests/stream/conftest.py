@@ -1,0 +1,64 @@
+"""The API over real sockets on a real Redis, and a worker played by hand or a real one."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
+
+import pytest
+
+from shared.store.runtime import Runtime
+from tests.support.author import Author
+from tests.support.follower import Follower
+from tests.support.redis_servers import RedisUnderTest
+from tests.support.served import Served, serving
+
+
+@pytest.fixture
+def redis_under_test(real_redis: RedisUnderTest) -> RedisUnderTest:
+    """Pub/sub and its faults want a real server."""
+    return real_redis
+
+
+class Serve(Protocol):
+    """Starts an API with settings of its own; it stops with the test."""
+
+    async def __call__(self, **settings: Any) -> Served: ...
+
+
+@pytest.fixture
+async def serve(redis_under_test: RedisUnderTest) -> AsyncIterator[Serve]:
+    """For tests that need settings of their own, or two processes."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**settings: Any) -> Served:
+            return await stack.enter_async_context(serving(redis_under_test.url, **settings))
+
+        yield start
+
+
+@pytest.fixture
+async def served(serve: Serve) -> Served:
+    """An API with the default settings."""
+    return await serve()
+
+
+@pytest.fixture
+async def author(runtime: Runtime) -> Author:
+    """A job that has just been claimed."""
+    return await Author.start(runtime)
+
+
+class Follow(Protocol):
+    """A follower of a job, not yet connected."""
+
+    def __call__(self, job_id: str, *, form: str = "text", last_event_id: str = "") -> Follower: ...
+
+
+@pytest.fixture
+def follower_of(served: Served) -> Follow:
+    """Followers of the default API."""
+
+    def make(job_id: str, *, form: str = "text", last_event_id: str = "") -> Follower:
+        return Follower([served.url], job_id, form=form, last_event_id=last_event_id)
+
+    return make

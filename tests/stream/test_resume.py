@@ -1,0 +1,386 @@
+"""Coming back, or late: every place that a follower can ask to go on from, and what it is told."""
+
+import asyncio
+import json
+
+import pytest
+
+from shared.errors import JobError
+from shared.job import Step
+from shared.store import keys
+from shared.store.queue import Ending
+from shared.store.runtime import Runtime
+from tests.stream.conftest import Follow
+from tests.support.author import TENANT, Author
+from tests.support.follower import ask, asking, following
+from tests.support.served import Served
+from tests.support.sse_frames import Frame, SseFrames
+from tests.support.store import expire_leases, lose, make_overdue, submit
+from tests.support.story import assert_tells, comparable, shown
+from tests.support.wait import wait_until
+
+
+async def _frames(served: Served, path: str, headers: dict[str, str] | None = None) -> tuple[int, list[Frame]]:
+    async with asking(served.url, path, headers=headers) as answer:
+        body = await answer.read()
+        return answer.status, SseFrames().feed(body)
+
+
+async def _told(author: Author) -> None:
+    await author.open()
+    await author.say("Blue", " light")
+    await author.say(" is scattered")
+
+
+@pytest.mark.parametrize("form", ["text", "messages"])
+@pytest.mark.parametrize("has_ended", [False, True])
+async def test_every_event_id_is_a_place_to_go_on_from(
+    author: Author, follower_of: Follow, form: str, has_ended: bool
+) -> None:
+    """Also the ids of events that this format does not show."""
+    await _told(author)
+    if has_ended:
+        await author.succeed()
+    log = await author.log()
+    followers = [follower_of(author.job_id, form=form, last_event_id=str(event.id)) for event in log]
+    if has_ended:
+        *followers, at_the_end = followers
+        assert (await at_the_end.follow_once()).status == 204
+    else:
+        await author.succeed()
+        log = await author.log()
+    for follower in followers:
+        asked = follower.last_event_id
+        await follower.follow()
+        assert_tells(follower, log, behind=asked)
+
+
+async def test_the_header_is_heard_before_the_query(author: Author, served: Served) -> None:
+    """A browser's own reconnect sends the header, and keeps the URL that it began with."""
+    await _told(author)
+    await author.succeed()
+    log = await author.log()
+    path = f"/v1/jobs/{author.job_id}/events?after={log[0].id}"
+    _, by_query = await _frames(served, path)
+    assert comparable(by_query) == comparable(shown(log[1:], "text"))
+    _, by_header = await _frames(served, path, {"Last-Event-ID": str(log[2].id)})
+    assert comparable(by_header) == comparable(shown(log[3:], "text"))
+
+
+@pytest.mark.parametrize("cursor", ["x", "1", "1-", "-1", "1-1-1", "٣-٣", "1" * 16 + "-0", "0x1-0", "1-0\x01"])
+async def test_what_is_no_event_id_is_refused(author: Author, served: Served, cursor: str) -> None:
+    """400, and no stream that looks like an answer."""
+    path = f"/v1/jobs/{author.job_id}/events"
+    async with asking(served.url, path, headers={"Last-Event-ID": cursor}) as answer:
+        body = await answer.read()
+    assert answer.status == 400
+    if not cursor.endswith("\x01"):  # the HTTP parser itself refuses that one
+        assert json.loads(body)["code"] == "invalid_cursor"
+
+
+async def test_after_now_shows_only_what_comes(author: Author, served: Served) -> None:
+    """Neither `queued` nor anything that stood there before."""
+    await _told(author)
+    told = len(await author.log())
+    path = f"/v1/jobs/{author.job_id}/events?after=now"
+    async with asking(served.url, path) as answer:
+        await wait_until(lambda: served.relay.follower_count == 1, "the follower")
+        parser = SseFrames()
+        frames = parser.feed(await answer.read_some())
+        watch = next(iter(served.relay._watches[author.job_id]))
+        await wait_until(lambda: watch._position is not None, "the follower's place")
+        await author.say(" at dusk")
+        await author.succeed()
+        while piece := await answer.read_some():
+            frames += parser.feed(piece)
+    log = await author.log()
+    assert comparable(frames) == comparable(shown(log[told:], "text"))
+    assert [frame.event for frame in frames] == ["delta", "succeeded"]
+
+
+async def test_after_now_of_an_ended_job_still_tells_the_end(author: Author, served: Served) -> None:
+    """Whoever comes too late for anything else is told how it ended."""
+    await _told(author)
+    await author.succeed()
+    _, frames = await _frames(served, f"/v1/jobs/{author.job_id}/events?after=now")
+    assert frames[-1].event == "succeeded"
+
+
+async def test_a_place_in_an_older_attempt_simply_continues(
+    runtime: Runtime, author: Author, follower_of: Follow
+) -> None:
+    """The rest of the dead attempt, then `started`, `reset` and the new one."""
+    await author.say("Blue", " light")
+    cursor = str((await author.log())[1].id)
+    await lose(runtime, author.claim)
+    second = await Author.claim_next(runtime)
+    await second.say("Air")
+    await second.succeed()
+    follower = await follower_of(author.job_id, last_event_id=cursor).follow()
+    assert_tells(follower, await second.log(), behind=cursor)
+    assert [frame.event for frame in follower.frames] == ["delta", "started", "reset", "delta", "succeeded"]
+    assert json.loads(follower.frames[2].data) == {"attempt": 2, "reason": "worker_lost"}
+    assert follower.text == "Air"
+
+
+async def test_without_a_place_a_follower_begins_with_the_newest_attempt(
+    runtime: Runtime, author: Author, follower_of: Follow
+) -> None:
+    """`queued` without an id, then from `started`, which says which attempt it is."""
+    await author.say("Blue")
+    await lose(runtime, author.claim)
+    second = await Author.claim_next(runtime)
+    await second.say("Air")
+    await second.succeed()
+    follower = await follower_of(author.job_id).follow()
+    assert [frame.event for frame in follower.frames] == ["queued", "started", "reset", "delta", "succeeded"]
+    assert follower.frames[0].id is None
+    assert json.loads(follower.frames[1].data) == {"attempt": 2}
+    assert follower.ids[0] == f"{second.claim.epoch}-0"
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+async def test_a_place_that_was_lost_with_the_logs_tail_is_reset(
+    author: Author, follower_of: Follow, has_ended: bool
+) -> None:
+    """An id ahead of the log: Redis came back without its last second."""
+    await _told(author)
+    if has_ended:
+        await author.succeed()
+    ahead = f"{author.claim.epoch}-{author.seq + 50}"
+    follower = follower_of(author.job_id, last_event_id=ahead)
+    if not has_ended:
+        await author.succeed()
+    await follower.follow()
+    first, *rest = follower.frames
+    assert (first.event, first.id) == ("reset", None)
+    assert json.loads(first.data) == {"attempt": 1, "reason": "log_rolled_back"}
+    assert comparable(rest) == comparable(shown(await author.log(), "text"))
+    assert follower.text == "Blue light is scattered"
+
+
+async def test_a_place_that_no_attempt_had_is_reset(author: Author, follower_of: Follow) -> None:
+    """An id between those of the log."""
+    await _told(author)
+    await author.succeed()
+    follower = await follower_of(author.job_id, last_event_id=f"{author.claim.epoch - 5}-3").follow()
+    first, *rest = follower.frames
+    assert (first.event, first.id, json.loads(first.data)["reason"]) == ("reset", None, "cursor_trimmed")
+    assert comparable(rest) == comparable(shown(await author.log(), "text"))
+
+
+async def test_a_place_in_a_job_that_never_started_is_reset(runtime: Runtime, follower_of: Follow) -> None:
+    """A cursor of another job, or of a claim that Redis lost: then from the start."""
+    submitted = await submit(runtime, tenant=TENANT)
+    follower = follower_of(submitted.id, last_event_id="1795442531900-3")
+    task = await following(follower, is_waiting=True)
+    writer = await Author.claim_next(runtime)
+    await writer.say("Air")
+    await writer.succeed()
+    await task
+    assert [frame.event for frame in follower.frames] == ["reset", "started", "delta", "succeeded"]
+    assert json.loads(follower.frames[0].data)["reason"] == "log_rolled_back"
+
+
+async def _forget_log(runtime: Runtime, job_id: str) -> None:
+    await runtime.commands.call("DEL", keys.log(job_id))
+
+
+async def test_when_the_log_has_gone_the_answer_comes_whole(
+    runtime: Runtime, author: Author, served: Served, follower_of: Follow
+) -> None:
+    """`snapshot` in place of all text, then the end; to somebody who had some of it, `reset` first."""
+    await _told(author)
+    cursor = str((await author.log())[2].id)
+    await author.succeed()
+    end_id = str((await author.log())[-1].id)
+    await _forget_log(runtime, author.job_id)
+
+    fresh = await follower_of(author.job_id).follow()
+    assert [frame.event for frame in fresh.frames] == ["queued", "snapshot", "succeeded"]
+    assert fresh.text == "Blue light is scattered"
+    assert fresh.ids == [end_id]
+
+    back = await follower_of(author.job_id, last_event_id=cursor).follow()
+    assert [frame.event for frame in back.frames] == ["reset", "snapshot", "succeeded"]
+    assert json.loads(back.frames[0].data)["reason"] == "cursor_trimmed"
+    assert back.text == "Blue light is scattered"
+
+    assert (await follower_of(author.job_id, last_event_id=end_id).follow_once()).status == 204
+    _, late = await _frames(served, f"/v1/jobs/{author.job_id}/events?after=now")
+    assert late[-1].event == "succeeded"
+
+
+async def test_when_the_log_of_a_failure_has_gone_its_end_is_told(
+    runtime: Runtime, author: Author, follower_of: Follow
+) -> None:
+    """There is no text to show: only how it ended, with the error in the job."""
+    await _told(author)
+    await author.fail()
+    await _forget_log(runtime, author.job_id)
+    follower = await follower_of(author.job_id).follow()
+    assert [frame.event for frame in follower.frames] == ["queued", "failed"]
+    assert json.loads(follower.frames[-1].data)["error"]["code"] == "upstream_error"
+
+
+async def test_a_job_that_is_gone_is_not_found(runtime: Runtime, author: Author, served: Served) -> None:
+    """Erased, or past its retention."""
+    await author.succeed()
+    status, _, _ = await ask(served.url, f"/v1/jobs/{author.job_id}", method="DELETE")
+    assert status == 204
+    status, _, _ = await ask(served.url, f"/v1/jobs/{author.job_id}/events")
+    assert status == 404
+
+
+@pytest.mark.parametrize("form", ["text", "messages"])
+async def test_an_ended_job_is_replayed_to_whoever_comes_late(author: Author, follower_of: Follow, form: str) -> None:
+    """The same story as live, and the job as it ended in its last event."""
+    await _told(author)
+    await author.succeed()
+    follower = await follower_of(author.job_id, form=form).follow()
+    assert_tells(follower, await author.log())
+    ended = json.loads(follower.frames[-1].data)
+    assert (ended["id"], ended["status"], ended["result"]["text"]) == (
+        author.job_id,
+        "succeeded",
+        "Blue light is scattered",
+    )
+
+
+@pytest.mark.parametrize("how", ["expired", "cancelled"])
+async def test_the_end_of_a_job_that_never_started_is_told_to_all_who_wait(
+    runtime: Runtime, served: Served, follower_of: Follow, how: str
+) -> None:
+    """Such a job has no log: live followers hear it, late ones read it from the record, those who saw it get 204."""
+    submitted = await submit(runtime, tenant=TENANT)
+    followers = [follower_of(submitted.id) for _ in range(3)]
+    tasks = [await following(follower, is_waiting=True) for follower in followers]
+    if how == "cancelled":
+        await ask(served.url, f"/v1/jobs/{submitted.id}/cancel", method="POST")
+    else:
+        await make_overdue(runtime, submitted.id)
+        await runtime.jobs.expire()
+    late = follower_of(submitted.id)
+    for follower in [*await asyncio.gather(*tasks), await late.follow()]:
+        assert [frame.event for frame in follower.frames] == ["queued", how]
+        assert json.loads(follower.frames[-1].data)["status"] == how
+        assert len(follower.ids) == 1
+    assert len({follower.ids[0] for follower in [*followers, late]}) == 1
+    again = follower_of(submitted.id, last_event_id=late.ids[0])
+    assert (await again.follow_once()).status == 204
+
+
+async def test_a_retry_inside_the_claim_is_told(author: Author, follower_of: Follow) -> None:
+    """`retry`, then `reset`, with rising ids in the same claim; the text is the last attempt's."""
+    follower = follower_of(author.job_id)
+    task = await following(follower)
+    await author.say("Blue", " light")
+    await wait_until(lambda: follower.text == "Blue light", "the first attempt")
+    await author.try_again(2)
+    await wait_until(lambda: follower.text == "", "the reset")
+    await author.say("Air")
+    await author.succeed()
+    await task
+    assert_tells(follower, await author.log())
+    assert [frame.event for frame in follower.frames if frame.id] == [
+        "started",
+        "delta",
+        "delta",
+        "retry",
+        "reset",
+        "delta",
+        "succeeded",
+    ]
+    assert follower.text == "Air"
+
+
+async def test_a_takeover_is_told_to_those_who_follow(runtime: Runtime, author: Author, follower_of: Follow) -> None:
+    """`started` of the second attempt, `reset`, then its whole answer; the connection stays."""
+    follower = follower_of(author.job_id)
+    task = await following(follower)
+    await author.say("Blue")
+    await wait_until(lambda: follower.text == "Blue", "the first attempt")
+    await lose(runtime, author.claim)
+    second = await Author.claim_next(runtime)
+    await second.say("Air", " scatters")
+    await second.succeed()
+    await task
+    assert_tells(follower, await second.log())
+    assert len(follower.connections) == 1
+    assert [frame.event for frame in follower.frames if frame.id] == [
+        "started",
+        "delta",
+        "started",
+        "reset",
+        "delta",
+        "delta",
+        "succeeded",
+    ]
+
+
+async def test_a_takeover_before_any_text_resets_nothing(runtime: Runtime, author: Author, follower_of: Follow) -> None:
+    """Nothing was shown that would have to be thrown away."""
+    await lose(runtime, author.claim)
+    second = await Author.claim_next(runtime)
+    await second.say("Air")
+    await second.succeed()
+    follower = await follower_of(author.job_id, last_event_id=f"{author.claim.epoch}-0").follow()
+    assert [frame.event for frame in follower.frames] == ["started", "delta", "succeeded"]
+
+
+async def test_the_last_takeover_ends_the_job_for_its_followers(
+    runtime: Runtime, author: Author, follower_of: Follow
+) -> None:
+    """The third worker that dies of a job fails it, and the event says so."""
+    follower = follower_of(author.job_id)
+    task = await following(follower)
+    await author.say("Blue")
+    await lose(runtime, author.claim)
+    for _ in range(2):
+        writer = await Author.claim_next(runtime)
+        await writer.say("Again")
+        await lose(runtime, writer.claim)
+    await task
+    assert_tells(follower, await author.log())
+    assert follower.frames[-1].event == "failed"
+    assert json.loads(follower.frames[-1].data)["error"]["code"] == "worker_lost"
+
+
+async def test_a_deferred_retry_is_told_outside_of_any_claim(
+    runtime: Runtime, author: Author, follower_of: Follow
+) -> None:
+    """The job goes back to the queue until its next attempt: `retry` in an epoch of its own, then the new attempt."""
+    follower = follower_of(author.job_id)
+    task = await following(follower)
+    await author.say("Blue")
+    retry = b'{"attempt":2,"reason":"upstream_overloaded","delay_ms":1}'
+    await runtime.queue.release(author.claim, reason="upstream_failed", failures=1, retry_event=retry)
+    await wait_until(lambda: any(frame.event == "retry" for frame in follower.frames), "`retry`")
+    second = await Author.claim_next(runtime)
+    await second.say("Air")
+    await second.succeed()
+    await task
+    assert_tells(follower, await second.log())
+    assert follower.text == "Air"
+
+
+async def test_an_old_attempts_ending_is_refused_and_never_shown(
+    runtime: Runtime, author: Author, follower_of: Follow
+) -> None:
+    """The zombie's writes reach neither the log nor the channel."""
+    await author.say("Blue")
+    follower = follower_of(author.job_id)
+    task = await following(follower)
+    await expire_leases(runtime, author.job_id)
+    await lose(runtime, author.claim)
+    second = await Author.claim_next(runtime)
+    await second.say("Air")
+    refused = await runtime.log.append(
+        author.claim.id, author.claim.epoch, author.seq, [("content_block_delta", b"{}")], published=True
+    )
+    assert refused == -1
+    reply = await runtime.queue.finish(author.claim, Ending(Step.FAIL, error=JobError("x", "x", False)), seq=author.seq)
+    assert reply.outcome == "refused"
+    await second.succeed()
+    await task
+    assert_tells(follower, await second.log())

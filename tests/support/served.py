@@ -1,0 +1,70 @@
+"""The API as it is served, in the test's own loop: real uvicorn, real sockets, a real Redis."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from api.app import create_app
+from api.dependencies import ApiState
+from api.relay import Relay
+from shared.settings import load_settings
+from tests.support.wait import wait_until
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals of the test process alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """None."""
+        yield
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running API."""
+
+    url: str
+    api: ApiState
+    server: uvicorn.Server
+
+    @property
+    def relay(self) -> Relay:
+        """To look inside."""
+        return self.api.relay
+
+
+@contextlib.asynccontextmanager
+async def serving(redis_url: str, **settings: Any) -> AsyncIterator[Served]:
+    """An API on a free port of this machine; ``settings`` are members of Settings. Stops as under SIGTERM."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    app = create_app(load_settings(**{"redis_url": redis_url, "auth": "off", **settings}))
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            backlog=2048,
+            timeout_graceful_shutdown=2,
+        )
+    )
+    running = asyncio.create_task(server.serve(sockets=[listener]), name="uvicorn")
+    await wait_until(lambda: server.started or running.done(), "the API")
+    if running.done():
+        await running
+    api: ApiState = server.lifespan.state["api"]
+    try:
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", api, server)
+    finally:
+        api.stop()
+        server.should_exit = True
+        await running
