@@ -20,6 +20,7 @@ from shared.store.log import Reach
 from shared.store.runtime import Runtime
 
 _CONFIRM_S: Final = 2.0
+_LATE_S: Final = 0.05
 _PAGE: Final = 500
 _PROBED_AT_ONCE: Final = 500
 _SLOWEST_PROBE_S: Final = 12.0
@@ -119,10 +120,16 @@ class Relay:
 
     def _on_message(self, channel: str, message: bytes) -> None:
         watches = self._watches.get(channel[_CHANNEL_PREFIX:])
-        if watches:
+        if not watches:
+            return
+        try:
             events = decode_published(message)
+        except (ValueError, IndexError):  # not ours: the log says what there is
             for watch in watches:
-                watch.deliver(events, len(message))
+                watch.look()
+            return
+        for watch in watches:
+            watch.deliver(events, len(message))
 
     def _on_confirmed(self, channel: str) -> None:
         for watch in self._watches.get(channel[_CHANNEL_PREFIX:], ()):
@@ -166,6 +173,7 @@ class Watch:
         "_is_cut",
         "_is_pinged",
         "_most_bytes",
+        "_opened_s",
         "_position",
         "_probe_s",
         "_relay",
@@ -193,7 +201,8 @@ class Watch:
         self._is_pinged = False
         self._waiter: asyncio.Future[None] | None = None
         self._probe_s = runtime.settings.sse_idle_probe_s
-        self.probe_due_s = asyncio.get_running_loop().time() + self._probe_s
+        self._opened_s = asyncio.get_running_loop().time()
+        self.probe_due_s = self._opened_s + self._probe_s
 
     # Called by the relay
 
@@ -211,17 +220,22 @@ class Watch:
         self.wake()
 
     def confirm(self) -> None:
-        """The subscription stands, for the first time or again: something may have been missed."""
-        self._is_behind = self._is_behind or self._is_confirmed
+        """The subscription stands. If that is again, or late, something may have been missed."""
+        if self._is_confirmed or asyncio.get_running_loop().time() - self._opened_s > _LATE_S:
+            self._is_behind = True
         self._is_confirmed = True
+        self.wake()
+
+    def look(self) -> None:
+        """Something may have been missed."""
+        self._is_behind = True
         self.wake()
 
     def on_probe(self, reach: Reach | None, now_s: float) -> None:
         """What the log says after some silence. Each silent probe doubles the time to the next."""
         last = reach and max(filter(None, (reach.end_id, reach.top)), default=None)
         if reach is None or (last is not None and (self._position is None or last > self._position)):
-            self._is_behind = True
-            self.wake()
+            self.look()
         self._probe_s = min(self._probe_s * 2, _SLOWEST_PROBE_S)
         self.probe_due_s = now_s + self._probe_s
 
@@ -319,7 +333,7 @@ class Watch:
             return
         if cursor is not None:
             is_ahead = reach.top is None or cursor > reach.top
-            yield [_made_reset(job, "log_rolled_back" if is_ahead else "cursor_trimmed")]
+            yield [_made_reset(job.attempts, "log_rolled_back" if is_ahead else "cursor_trimmed")]
         self._position = _before(reach.newest_claim)
 
     async def _holds(self, cursor: EventId) -> bool:
@@ -329,7 +343,7 @@ class Watch:
     async def _without_log(self, job: Job, end_id: EventId, *, had_cursor: bool) -> list[Event]:
         """The log is gone, or there never was one: what the record still knows."""
         ended = await self._runtime.jobs.get(job.id, job.tenant, with_result=True)
-        batch = [_made_reset(ended, "cursor_trimmed")] if had_cursor else []
+        batch = [_made_reset(ended.attempts, "cursor_trimmed")] if had_cursor else []
         if ended.result is not None:
             text = msgspec.json.decode(ended.result, type=_Text).text
             batch.append(Event(None, OurEvent.SNAPSHOT, msgspec.json.encode(_Text(text))))
@@ -342,6 +356,11 @@ class Watch:
                 events = await self._runtime.log.read(self.job_id, after=self._position, count=_PAGE)
                 if len(events) < _PAGE:
                     self._is_behind = False
+                if events and await self._is_rolled_back(events[0]):
+                    reset, self._position = await self._start_over()
+                    self._is_behind = True
+                    yield [reset]
+                    continue
                 if not events:
                     (reach,) = await self._runtime.log.probe([self.job_id])
                     if reach is None:
@@ -358,6 +377,21 @@ class Watch:
             if events:
                 self._advance(events[-1])
                 yield events
+
+    async def _is_rolled_back(self, found: Event) -> bool:
+        """Whether the client has events that Redis lost, and with them the knowledge that there is text to reset.
+
+        Asked where one epoch follows another: inside of one, the worker sends the lost tail again.
+        """
+        position = self._position
+        if position is None or position.seq == _BEFORE_ALL or found.id is None or found.id.epoch == position.epoch:
+            return False
+        return not await self._holds(position)
+
+    async def _start_over(self) -> tuple[Event, EventId | None]:
+        (reach,) = await self._runtime.log.probe([self.job_id])
+        attempts = await self._runtime.commands.call("HGET", keys.job(self.job_id), "attempts")
+        return _made_reset(int(attempts or 0), "log_rolled_back"), _before(reach.newest_claim if reach else None)
 
     async def _state(self) -> JobState:
         (state,) = [await self._runtime.commands.call("HGET", keys.job(self.job_id), "state")]
@@ -410,8 +444,8 @@ class _Text(msgspec.Struct):
     text: str
 
 
-def _made_reset(job: Job, reason: str) -> Event:
-    return Event(None, OurEvent.RESET, msgspec.json.encode({"attempt": job.attempts, "reason": reason}))
+def _made_reset(attempt: int, reason: str) -> Event:
+    return Event(None, OurEvent.RESET, msgspec.json.encode({"attempt": attempt, "reason": reason}))
 
 
 def _terminal(end_id: EventId, state: JobState) -> Event:
@@ -420,4 +454,7 @@ def _terminal(end_id: EventId, state: JobState) -> Event:
 
 def _before(start: EventId | None) -> EventId | None:
     """The position from which ``start`` is the next event."""
-    return EventId(start.epoch - 1, 2**53) if start else None
+    return EventId(start.epoch - 1, _BEFORE_ALL) if start else None
+
+
+_BEFORE_ALL: Final = 2**53
