@@ -21,6 +21,8 @@ MakeConnection = Callable[[], AbstractConnection]
 
 CONNECT_TIMEOUT_S = 1.0
 
+_OUT_OF_MEMORY = "OOM command not allowed when used memory"
+
 FOREIGN_ERRORS = (RedisError, OSError, EOFError, TimeoutError)
 """What connecting, sending and reading can raise; refused connections surface as a builtin OSError (redis-py 5.3.1)."""
 
@@ -53,7 +55,8 @@ async def drop(connection: AbstractConnection) -> None:
 
 def problem_of(error: BaseException) -> Problem:
     """Our error for one of redis-py's. The message never quotes a command: it may hold a prompt."""
-    if isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and "OOM" in str(error)[:40]):
+    # Redis 6.2 wraps what a script ran into: "Error running script (call to …): … -OOM command not allowed …".
+    if isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and _OUT_OF_MEMORY in str(error)):
         return StorageFull("Redis is at its maxmemory.")
     if isinstance(error, (BusyLoadingError, ReadOnlyError)):
         return StorageUnavailable("Redis is not ready to write.")

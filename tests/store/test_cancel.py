@@ -22,6 +22,7 @@ from tests.support.store import (
     lose,
     make_overdue,
     now_ms,
+    record_of,
     start,
     submit,
     submit_many,
@@ -96,11 +97,11 @@ async def test_a_job_that_has_ended_stays_as_it_is(runtime: Runtime, state: JobS
     else:
         step = Step.SUCCEED if state is JobState.SUCCEEDED else Step.FAIL
         await finish(runtime, await claim_one(runtime), Ending(step))
-    record = await runtime.commands.call("HGETALL", keys.job(job_id))
+    record = await record_of(runtime, job_id)
     async with listening(runtime, keys.events(job_id)) as heard:
         assert not await runtime.jobs.cancel(job_id, "tenant-a")
         assert await heard.all() == []
-    assert await runtime.commands.call("HGETALL", keys.job(job_id)) == record
+    assert await record_of(runtime, job_id) == record
     assert (await job_of(runtime, job_id)).state is state
 
 

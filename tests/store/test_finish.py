@@ -21,6 +21,7 @@ from tests.support.store import (
     listening,
     lose,
     names_in_log,
+    record_of,
     roll_back_log,
     start,
     state_of,
@@ -94,10 +95,10 @@ async def test_a_finish_of_a_claim_that_is_over_is_refused(runtime: Runtime, how
             other = await claim_one(runtime)
             if how == "finished by another":
                 await finish(runtime, other)
-    record = await runtime.commands.call("HGETALL", keys.job(claimed.id))
+    record = await record_of(runtime, claimed.id)
     events = await runtime.log.read(claimed.id)
     assert (await finish(runtime, claimed, Ending(Step.SUCCEED, b'"stale"'))).outcome is Finished.REFUSED
-    assert await runtime.commands.call("HGETALL", keys.job(claimed.id)) == record
+    assert await record_of(runtime, claimed.id) == record
     assert await runtime.commands.call("GET", keys.result(claimed.id)) in (None, A_RESULT)
     assert await runtime.log.read(claimed.id) == events
 

@@ -144,6 +144,12 @@ async def state_of(runtime: Runtime, job_id: str) -> JobState:
     return JobState((await runtime.commands.call("HGET", keys.job(job_id), "state")).decode())
 
 
+async def record_of(runtime: Runtime, job_id: str) -> dict[bytes, bytes]:
+    """Every field of a record, as it is stored."""
+    flat = await runtime.commands.call("HGETALL", keys.job(job_id))
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
 async def names_in_log(runtime: Runtime, job_id: str) -> list[str]:
     """The names of a job's events, in order."""
     return [event.name for event in await runtime.log.read(job_id)]

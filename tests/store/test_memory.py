@@ -1,0 +1,182 @@
+"""Redis at its maxmemory: what runs can go on and end; nothing new comes in. Real servers only."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from cli.embedded_redis import EmbeddedRedis
+from shared.errors import StorageFull
+from shared.job import JobState
+from shared.settings import load_settings
+from shared.store import keys
+from shared.store.jobs import Replayed
+from shared.store.queue import Claim, Finished
+from shared.store.runtime import Runtime, open_runtime
+from tests.support.builders import a_submission, a_text_delta
+from tests.support.store import (
+    all_keys,
+    append,
+    assert_consistent,
+    claim,
+    claim_one,
+    confirm,
+    expire_leases,
+    finish,
+    job_of,
+    keys_that_leak,
+    make_due,
+    make_overdue,
+    now_ms,
+    start,
+    state_of,
+    submit,
+    submit_many,
+)
+
+
+@pytest.fixture
+async def runtime(own_server: EmbeddedRedis) -> AsyncIterator[Runtime]:
+    """On a server of its own, to be filled."""
+    async with open_runtime(load_settings(redis_url=own_server.url), process_name="tests", timeout_s=10) as opened:
+        yield opened
+        await _empty(opened)
+        assert await keys_that_leak(opened.commands) == []
+
+
+async def _fill(runtime: Runtime) -> None:
+    await runtime.commands.call("CONFIG", "SET", "maxmemory", 1)
+
+
+async def _empty(runtime: Runtime) -> None:
+    await runtime.commands.call("CONFIG", "SET", "maxmemory", 0)
+
+
+async def _six_running(runtime: Runtime) -> list[Claim]:
+    await submit_many(runtime, 6)
+    return await claim(runtime, 6)
+
+
+async def test_what_runs_can_go_on_and_end(runtime: Runtime) -> None:
+    """RENEW, APPEND, FINISH, RELEASE, CANCEL and REAP all get through, results and events included."""
+    ended, released, deferred, cancelled, dead, lost = claims = await _six_running(runtime)
+    await runtime.commands.call("HSET", keys.job(lost.id), "takeovers", 2)
+    await _fill(runtime)
+
+    await confirm(runtime, claims[0])
+    assert await runtime.queue.renew([(found.id, found.epoch) for found in claims]) == []
+    assert await append(runtime, ended, a_text_delta("x" * 10_000)) == 2
+    assert (await finish(runtime, ended, seq=2)).outcome is Finished.ENDED
+    assert await runtime.queue.release(released, reason="drained")
+    assert await runtime.queue.release(deferred, reason="upstream_failed", delay_s=60, retry_event=b"{}")
+    assert await runtime.jobs.cancel(cancelled.id, cancelled.tenant)
+    await _empty(runtime)
+    await expire_leases(runtime, dead.id, lost.id)
+    await _fill(runtime)
+    reaped = await runtime.queue.reap()
+    assert (reaped.back, reaped.failed) == ([dead.id], [lost.id])
+
+    job = await job_of(runtime, ended.id, with_result=True)
+    assert (job.state, job.result is not None) == (JobState.SUCCEEDED, True)
+    assert len(await runtime.log.read(ended.id)) == 3
+    states = [await state_of(runtime, found.id) for found in claims[1:]]
+    assert states == [JobState.QUEUED, JobState.QUEUED, JobState.CANCELLED, JobState.QUEUED, JobState.FAILED]
+    await assert_consistent(runtime, [found.id for found in claims])
+
+
+async def test_what_is_over_can_end_and_go(runtime: Runtime) -> None:
+    """EXPIRE, a read of an overdue job, and ERASE: each makes room."""
+    first, second, third = await submit_many(runtime, 3)
+    await make_overdue(runtime, first, second)
+    await _fill(runtime)
+    assert (await job_of(runtime, first)).state is JobState.EXPIRED
+    assert (await runtime.jobs.expire())[0] == 1
+    await runtime.jobs.cancel(third, "tenant-a")
+    for job_id in (first, second, third):
+        await runtime.jobs.erase(job_id, "tenant-a")
+    assert await runtime.queue.depth() == {JobState.QUEUED: 0, JobState.RUNNING: 0}
+
+
+async def test_a_dead_worker_is_noticed_by_the_stamp_of_the_others(runtime: Runtime) -> None:
+    """``alive`` and ``grace`` are written at maxmemory too: a full Redis is no silence."""
+    claimed = await start(runtime)
+    await runtime.commands.call("DEL", keys.plain("alive"))
+    await expire_leases(runtime, claimed.id)
+    await _fill(runtime)
+    assert (await runtime.queue.reap()).back == []
+    assert await runtime.commands.call("EXISTS", keys.plain("alive"), keys.plain("grace")) == 2
+
+
+async def test_nothing_new_comes_in_and_nothing_is_stored_of_it(runtime: Runtime) -> None:
+    """SUBMIT is refused as a whole: no half of a job, no key that points to none."""
+    await submit(runtime)
+    await _fill(runtime)
+    before = await all_keys(runtime.commands)
+    for members in ({}, {"idempotency_key": "order 7"}, {"not_before_ms": await now_ms(runtime) + 60_000}):
+        with pytest.raises(StorageFull):
+            await runtime.jobs.submit(a_submission(**members), expires_in_s=60)
+    assert await all_keys(runtime.commands) == before
+    assert await runtime.commands.call("ZCARD", keys.plain("waiting")) == 1
+    assert await runtime.commands.call("ZCARD", keys.index("tenant-a")) == 1
+
+    await _empty(runtime)
+    await submit(runtime, idempotency_key="order 7")
+    assert len(await claim(runtime, 5)) == 2
+
+
+async def test_a_replay_is_answered_from_a_full_redis(runtime: Runtime) -> None:
+    """Promise 5: it writes nothing, so it needs no room."""
+    first = await submit(runtime, idempotency_key="order 7")
+    await _fill(runtime)
+    again = a_submission(idempotency_key="order 7")
+    assert await runtime.jobs.submit(again, expires_in_s=60) == Replayed(first.id)
+
+
+async def test_no_job_starts_in_a_full_redis_and_none_is_half_started(runtime: Runtime) -> None:
+    """A start is the promise of room for its answer: CLAIM is refused before it changes anything."""
+    waiting = await submit(runtime)
+    deferred = await submit(runtime, not_before_ms=await now_ms(runtime) + 60_000)
+    await make_due(runtime, deferred.id)
+    await _fill(runtime)
+    for _ in range(3):
+        with pytest.raises(StorageFull):
+            await claim(runtime, 5)
+    assert await state_of(runtime, waiting.id) is JobState.QUEUED
+    await assert_consistent(runtime, [waiting.id, deferred.id])
+    assert await runtime.commands.call("ZCARD", keys.plain("deferred")) == 1
+
+    await _empty(runtime)
+    assert {(await claim_one(runtime)).id, (await claim_one(runtime)).id} == {waiting.id, deferred.id}
+
+
+async def test_submits_stop_before_running_jobs_lack_room(runtime: Runtime) -> None:
+    """At 80 % of maxmemory, by a look once a second; they go on when there is room again."""
+    used = int(
+        next(
+            line.partition(b":")[2]
+            for line in (await runtime.commands.call("INFO", "memory")).splitlines()
+            if line.startswith(b"used_memory:")
+        )
+    )
+    for share, is_full in ((2.0, False), (0.9, True), (2.0, False)):
+        await runtime.commands.call("CONFIG", "SET", "maxmemory", int(used * share / 0.8))
+        await runtime.memory.look()
+        assert runtime.memory.is_full is is_full
+        if is_full:
+            with pytest.raises(StorageFull):
+                runtime.memory.admit()
+        else:
+            runtime.memory.admit()
+    await _empty(runtime)
+    await runtime.memory.look()
+    assert not runtime.memory.is_full
+
+
+async def test_a_redis_that_is_away_is_not_full(runtime: Runtime, own_server: EmbeddedRedis) -> None:
+    """Then the submit itself says what is wrong."""
+    await _fill(runtime)
+    await runtime.memory.look()
+    assert runtime.memory.is_full
+    own_server.kill()
+    await runtime.memory.look()
+    assert not runtime.memory.is_full
+    own_server.restart()
