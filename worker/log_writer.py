@@ -98,6 +98,8 @@ class JobLog:
         self._attempt = (0, 0)
         self.has_published = False
         """Whether followers may have seen an upstream event of this claim: a later attempt begins with `reset`."""
+        self._redis_knows = False
+        """Whether the record says that something was published; told once, and again if Redis lost a tail."""
         self.is_lost = False
         """Whether Redis refused a write: the job is somebody else's, or has ended."""
 
@@ -138,16 +140,17 @@ class JobLog:
         self._in_flight = True
         self._flushed_s = self._writer.now_s()
         attempt = self._attempt
+        tells = self.has_published and not self._redis_knows
         reply = self._writer.log.append(
             self._claim.id,
             self._claim.epoch,
             self._first_seq + self._landed,
             self._events[self._landed : self._landed + _MOST_EVENTS_PER_FLUSH],
-            published=self.has_published,
+            published=tells,
             attempts=attempt[0],
             failures=attempt[1],
         )
-        reply.add_done_callback(lambda done: self._on_landed(done, attempt))
+        reply.add_done_callback(lambda done: self._on_landed(done, attempt, tells))
 
     async def finish(self, ending: Ending) -> Finished:
         """Everything unsent, then the end, in one write; repeated until Redis answers.
@@ -206,7 +209,7 @@ class JobLog:
         else:
             self._writer.flush_at(due_s, self)
 
-    def _on_landed(self, reply: "asyncio.Future[int]", attempt: tuple[int, int]) -> None:
+    def _on_landed(self, reply: "asyncio.Future[int]", attempt: tuple[int, int], tells: bool) -> None:
         self._in_flight = False
         if self._is_closed:
             return
@@ -218,6 +221,8 @@ class JobLog:
         if expected_seq == REFUSED:
             self._lose()
             return
+        is_behind = expected_seq - self._first_seq <= self._landed  # Redis lost a tail, and maybe what the record said
+        self._redis_knows = not is_behind and (self._redis_knows or tells)
         self._landed = expected_seq - self._first_seq
         if attempt == self._attempt:
             self._attempt = (0, 0)

@@ -12,16 +12,23 @@ from typing import Final, NamedTuple
 from shared.job import BANDS, TRANSITIONS, Step
 from shared.store import keys
 
-_SHARED_PARTS: Final[dict[str, tuple[str, ...]]] = {
-    "submit": ("position",),
-    "locate": ("position",),
-    "claim": ("overdue",),
-    "expire": ("overdue",),
+_PARTS: Final[dict[str, tuple[str, ...]]] = {
+    "submit": ("prelude", "bookkeeping", "position", "submit"),
+    "locate": ("prelude", "position", "locate"),
+    "claim": ("prelude", "bookkeeping", "overdue", "claim"),
+    "renew": ("prelude", "bookkeeping", "renew"),
+    "reap": ("prelude", "bookkeeping", "reap"),
+    "release": ("prelude", "bookkeeping", "release"),
+    "append": ("prelude", "append"),
+    "finish": ("prelude", "bookkeeping", "finish"),
+    "cancel": ("prelude", "bookkeeping", "cancel"),
+    "expire": ("prelude", "bookkeeping", "overdue", "expire"),
+    "erase": ("prelude", "erase"),
+    "probe": ("prelude", "probe"),
 }
+"""What each is made of: nothing that it does not need, since Redis builds all of it anew for every call."""
 
-NAMES: Final = (
-    "submit", "locate", "claim", "renew", "reap", "release", "append", "finish", "cancel", "expire", "erase", "probe",
-)  # fmt: skip
+NAMES: Final = tuple(_PARTS)
 
 
 class Script(NamedTuple):
@@ -35,10 +42,9 @@ class Script(NamedTuple):
 @cache
 def script(name: str) -> Script:
     """The script of that name, assembled once per process."""
-    parts = ("prelude", *_SHARED_PARTS.get(name, ()), name)
     folder = files("shared.store") / "lua"
     head = f"local BANDS = '{','.join(BANDS)}'\n{keys.lua_functions()}\n"
-    text = (head + "\n".join((folder / f"{part}.lua").read_text() for part in parts)).encode()
+    text = (head + "\n".join((folder / f"{part}.lua").read_text() for part in _PARTS[name])).encode()
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 

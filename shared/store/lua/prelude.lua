@@ -1,8 +1,6 @@
--- The head of every script: Redis's clock, so that no machine's matters, and the bookkeeping that all scripts share.
--- KEYS[1] is the shard's prefix. Keys of a job are made from its id: undeclared, but in the slot of KEYS[1].
+-- The head of every script. KEYS[1] is the shard's prefix. Keys of a job are made from its id: undeclared, but in the
+-- slot of KEYS[1].
 local call = redis.call
-local time = call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- Lua's own conversion keeps 14 digits and may write an exponent: every number that is stored goes through here.
 local function int(number) return string.format('%.0f', number) end
@@ -10,64 +8,6 @@ local function int(number) return string.format('%.0f', number) end
 -- Redis at maxmemory refuses a script whose first writing command may need memory, and lets everything through behind
 -- one that never does (measured on 7.0.15 and on Valkey 9.1). Scripts that must get through begin with this.
 local function write_without_memory() call('ZREM', key_running(), '') end
-
--- A mass silence is Redis having been away, not a mass death: then nothing is reaped for one more lease. A stamp that is
--- not there has aged away, which is a long silence; with no lease about there is nobody to spare.
-local function stamp_alive(lease_ms)
-  local alive = tonumber(call('GET', key_alive()) or 0)
-  if now - alive > lease_ms / 2 and call('EXISTS', key_running()) == 1 then
-    call('SET', key_grace(), int(now + lease_ms), 'PX', int(lease_ms))
-  end
-  call('SET', key_alive(), int(now), 'EX', 3600)
-end
-
-local function wake()
-  if call('DEL', key_hungry()) == 1 then call('PUBLISH', channel_wake(), '') end
-end
-
--- Puts a job in its flow at its place. A flow that becomes non-empty enters at max(band's clock, its last tag).
-local function enqueue(id, flow, place)
-  call('ZADD', key_flow(flow), place, id)
-  local band = string.match(flow, '^[^:]+')
-  if not call('ZSCORE', key_ready(band), flow) then
-    local clock = tonumber(call('GET', key_clock(band)) or 0)
-    local tag = tonumber(call('ZSCORE', key_tags(band), flow) or 0)
-    call('ZREM', key_tags(band), flow)
-    call('ZADD', key_ready(band), math.max(clock, tag), flow)
-  end
-end
-
--- Takes a job out of its flow; the flow's tag is kept for its return, if it is ahead of the clock.
-local function dequeue(id, flow)
-  if call('ZREM', key_flow(flow), id) == 1 and call('EXISTS', key_flow(flow)) == 0 then
-    local band = string.match(flow, '^[^:]+')
-    local tag = tonumber(call('ZSCORE', key_ready(band), flow) or 0)
-    call('ZREM', key_ready(band), flow)
-    if tag > tonumber(call('GET', key_clock(band)) or 0) then call('ZADD', key_tags(band), tag, flow) end
-  end
-end
-
--- All that says a job runs or waits. The caller says next where it is instead.
-local function leave(id, tenant, flow)
-  call('ZREM', key_running(), id)
-  call('SREM', key_tenant_running(tenant), id)
-  call('ZREM', key_waiting(), id)
-  call('ZREM', key_deferred(), id)
-  dequeue(id, flow)
-  call('HDEL', key_job(id), 'worker', 'confirmed')
-end
-
--- Back to the queue: at its old place now, or deferred until due_ms.
-local function put_back(id, tenant, flow, place, deadline_ms, due_ms)
-  leave(id, tenant, flow)
-  call('ZADD', key_waiting(), deadline_ms, id)
-  if due_ms and due_ms > now then
-    call('ZADD', key_deferred(), int(due_ms), id)
-  else
-    enqueue(id, flow, place)
-  end
-  wake()
-end
 
 -- Appends to a log and tells the followers. events: name, data, name, data, ... A log that does not exist yet is made
 -- only by CLAIM. Returns false if the stream refused, and then nothing is published.
@@ -89,25 +29,6 @@ local function append(id, epoch, seq, create, events)
   call('PUBLISH', channel_events(id), table.concat(message, '\n'))
   return true
 end
-
--- The end of a job, the same for every way to end. extra: more fields of the record. retention: log, result,
--- idempotency in ms. A job that never ran has no log: then only the record and the channel say that it ended.
-local function end_job(id, state, epoch, seq, retention, extra)
-  local record = key_job(id)
-  local end_id = int(epoch) .. '-' .. int(seq)
-  call('HSET', record, 'state', state, 'epoch', int(epoch), 'ended_ms', int(now), 'end_id', end_id, unpack(extra))
-  local data = '{"status":"' .. state .. '"}'
-  if not append(id, epoch, seq, false, {state, data}) then
-    call('PUBLISH', channel_events(id), end_id .. '\n' .. state .. '\n' .. data)
-  end
-  call('PEXPIRE', key_log(id), retention[1])
-  call('PEXPIRE', record, retention[2])
-  local key = call('HMGET', record, 'tenant', 'idempotency')
-  if key[2] then call('PEXPIRE', key_idempotency(key[1], key[2]), math.max(retention[2], retention[3])) end
-end
-
--- An epoch for a script that writes without holding the claim, or for a new claim: above everything before it.
-local function next_epoch(epoch) return math.max(now, (tonumber(epoch) or 0) + 1) end
 
 local function contains(list, item)
   for word in string.gmatch(list, '[^,]+') do
