@@ -23,6 +23,7 @@ from worker.retry_after import retry_after_s
 
 _HEADERS: Final = {
     "content-type": "application/json",
+    "accept-encoding": "identity",  # what comes is read as it is; the SDK would ask for gzip
     # What ``with_streaming_response`` sets: without it the SDK reads the whole body before it gives the response back.
     "X-Stainless-Raw-Response": "stream",
 }
@@ -119,10 +120,10 @@ def _classified(error: Exception) -> Failure:
             response = error.response
             body = error.body
             inner = body.get("error") if isinstance(body, dict) else None
-            message = inner.get("message") if isinstance(inner, dict) else None
+            error_type, message = (inner.get("type"), inner.get("message")) if isinstance(inner, dict) else (None, None)
             return failure_of(
                 status=error.status_code,
-                error_type=inner.get("type") if isinstance(inner, dict) else None,
+                error_type=error_type if isinstance(error_type, str) else None,
                 message=message if isinstance(message, str) else "",
                 retry_after_s=retry_after_s(response.headers),
             )

@@ -5,14 +5,17 @@ each piece of the body, and httpx2's cookies, redirects and auth flows for each 
 cost). Everything else of the SDK (authentication, headers, errors) stays as it is.
 """
 
+import functools
 import urllib.request
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import httpx2
+from aiohttp.client_proto import ResponseHandler
 
 _LIMIT_BYTES = 1 << 20
+_MOST_ERROR_BYTES = 1 << 20
 
 
 class BodyStream(httpx2.AsyncByteStream):
@@ -26,7 +29,10 @@ class BodyStream(httpx2.AsyncByteStream):
         return await self._response.content.readany()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while piece := await self.read_some():
+        """No more than a page: an error is told in few words."""
+        left = _MOST_ERROR_BYTES
+        while left > 0 and (piece := await self.read_some()):
+            left -= len(piece)
             yield piece
 
     async def aclose(self) -> None:
@@ -39,6 +45,22 @@ def _proxy_of(url: httpx2.URL) -> str | None:
     if urllib.request.proxy_bypass(url.host):
         return None
     return urllib.request.getproxies().get(url.scheme)
+
+
+class _ResponseHandler(ResponseHandler):
+    """When the bytes of a body are no HTTP, aiohttp 3.14 closes the connection, and lets the body's reader wait on."""
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        super().set_exception(exc, *cause)
+        body = self._payload
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientPayloadError("the body is broken"))
+
+
+class _Connector(aiohttp.TCPConnector):
+    def __init__(self, *, limit: int) -> None:
+        super().__init__(limit=limit, keepalive_timeout=30)
+        self._factory = functools.partial[ResponseHandler](_ResponseHandler, loop=self._loop)
 
 
 class AiohttpTransport(httpx2.AsyncBaseTransport):
@@ -54,7 +76,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         """Sends the request, and answers once the head of the response is here."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=30),
+                connector=_Connector(limit=self._connections),
                 auto_decompress=False,
                 read_bufsize=_LIMIT_BYTES,
                 timeout=self._timeout,

@@ -1,0 +1,73 @@
+"""Real workers on a real Redis and a simulated upstream, in the test's own event loop: the loop of production, uvloop.
+
+After each test its jobs are judged: no hole in a log, one end each, the result as it was told, books that agree, no key
+left behind, no task, no exception that nobody saw.
+"""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+import uvloop
+
+from cli.embedded_redis import EmbeddedRedis
+from shared.settings import load_settings
+from shared.store.runtime import open_runtime
+from simulator.app import Simulator, running
+from tests.running.crew import Crew, assert_every_job_was_told_whole
+from tests.support.redis_servers import RedisUnderTest
+from tests.support.store import assert_consistent, keys_that_leak
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """What worker/app.py runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+async def nothing_is_left_behind() -> AsyncIterator[None]:
+    """Every task has ended, and no exception was lost."""
+    loop = asyncio.get_running_loop()
+    complaints: list[dict[str, Any]] = []
+    before = asyncio.all_tasks()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    yield
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    gc.collect()  # a lost exception is only told of when its task is collected
+    assert [task.get_name() for task in left] == []
+    assert complaints == []
+
+
+@pytest.fixture
+async def simulator(nothing_is_left_behind: None) -> AsyncIterator[Simulator]:
+    async with running() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+async def crew(nothing_is_left_behind: None, simulator: Simulator, redis_url: str) -> AsyncIterator[Crew]:
+    """Nobody works yet: ``await crew.worker()``."""
+    settings = load_settings(redis_url=redis_url)
+    async with open_runtime(settings, process_name="tests", timeout_s=10) as runtime:
+        async with AsyncExitStack() as stack:
+            crew = Crew(runtime, simulator, stack)
+            yield crew
+            await assert_every_job_was_told_whole(crew)
+        await assert_consistent(runtime, crew.jobs)
+        assert await keys_that_leak(runtime.commands) == []
+
+
+@pytest.fixture
+def redis_url(real_redis: RedisUnderTest) -> str:
+    """The shared server, emptied. A module that kills its server overrides this with one of its own."""
+    return real_redis.url
+
+
+@pytest.fixture
+def own_redis() -> Iterator[EmbeddedRedis]:
+    """A server of this test alone, its append-only file on as in production."""
+    with EmbeddedRedis() as server:
+        yield server

@@ -1,0 +1,290 @@
+"""A queue on a real Redis, a simulated upstream, and as many real workers as a test wants, in the test's own loop."""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self, cast
+
+import msgspec
+
+from shared.errors import StorageUnavailable
+from shared.events import TERMINAL_EVENTS, Event, OurEvent, text_of
+from shared.job import TERMINAL_STATES, Job, JobState, decode_result
+from shared.settings import load_settings
+from shared.store import keys
+from shared.store.runtime import Runtime, open_runtime
+from shared.telemetry import Logger
+from simulator.app import Simulator
+from simulator.record import Call
+from tests.support.store import submit
+from tests.support.wait import wait_until
+from worker.arq_worker import ArqWorker
+from worker.llm_state import LlmState
+from worker.log_writer import LogWriter
+from worker.providers import open_provider
+from worker.run_job import RunContext
+
+TENANT = "tenant-a"
+FAST = "sim-t6-g1-f1"
+"""Six tokens, a millisecond apart."""
+STEADY = "sim-t500-g10-f1"
+"""Goes on for five seconds: long enough to be interrupted."""
+
+
+class LogLines:
+    """A worker's log, as values."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, dict[str, Any]]] = []
+        """Level, event, facts."""
+
+    def info(self, event: str, **facts: Any) -> None:
+        self.lines.append(("info", event, facts))
+
+    def warning(self, event: str, **facts: Any) -> None:
+        self.lines.append(("warning", event, facts))
+
+    def error(self, event: str, **facts: Any) -> None:
+        self.lines.append(("error", event, facts))
+
+    def named(self, event: str) -> list[dict[str, Any]]:
+        """The facts of each line of that name."""
+        return [facts for _, name, facts in self.lines if name == event]
+
+    @property
+    def errors(self) -> list[tuple[str, dict[str, Any]]]:
+        """Lines that say that something of ours is broken."""
+        return [(event, facts) for level, event, facts in self.lines if level == "error"]
+
+
+@dataclass
+class Hand:
+    """One worker, with connections of its own, as in a process of its own."""
+
+    worker: ArqWorker
+    runtime: Runtime
+    log: LogLines
+    done: "asyncio.Task[None]"
+    expected_errors: set[str] = field(default_factory=set)
+    """Names of error lines that the test means to cause."""
+
+    @property
+    def running(self) -> set[str]:
+        """The ids of the jobs that it runs now."""
+        return set(self.worker.tasks)
+
+    async def is_idle(self) -> None:
+        """Waits until it runs nothing."""
+        await wait_until(lambda: not self.worker.tasks, "the worker to be idle")
+
+    async def drained(self) -> None:
+        """As after SIGTERM, until it has ended by itself."""
+        self.worker.drain()
+        async with asyncio.timeout(10):
+            await self.done
+
+    async def killed(self) -> None:
+        """As after SIGKILL: it says nothing more to anybody."""
+        self.done.cancel()
+        await asyncio.wait([self.done])
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        self.worker.drain()
+        self.worker.drain()
+        _, late = await asyncio.wait([self.done], timeout=10)
+        if late:
+            await self.killed()
+            raise AssertionError("the worker did not stop")
+        if not self.done.cancelled():
+            self.done.result()
+        assert self.worker.job_counter == 0
+        assert self.worker.tasks == {}
+        assert [error for error in self.log.errors if error[0] not in self.expected_errors] == []
+
+
+@dataclass
+class Crew:
+    """The queue, its upstream, and who works on it."""
+
+    runtime: Runtime
+    """A connection of the test's own."""
+    simulator: Simulator
+    stack: AsyncExitStack
+    jobs: list[str] = field(default_factory=list)
+    """All that were submitted."""
+    nonces: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+
+    async def worker(self, *, timeout_s: float = 5, **settings: Any) -> Hand:
+        """Starts a worker, and waits until it can be heard and hears."""
+        hand = await self.stack.enter_async_context(self._hand(timeout_s, settings))
+        await wait_until(lambda: bool(hand.log.named("worker_started")), "the worker to start")
+        await self.is_hungry()
+        return hand
+
+    @asynccontextmanager
+    async def _hand(self, timeout_s: float, settings: dict[str, Any]) -> AsyncIterator[Hand]:
+        log = LogLines()
+        logger = cast("Logger", log)
+        whole = load_settings(
+            **{
+                "redis_url": self.runtime.settings.redis_url,
+                "anthropic_base_url": self.simulator.url,
+                "anthropic_api_key": "made-up",
+                "upstream_retry_base_s": 0.01,
+                "concurrency": 20,
+                **settings,
+            }
+        )
+        provider = open_provider(whole)
+        try:
+            async with open_runtime(whole, process_name="worker", timeout_s=timeout_s) as runtime:
+                context = RunContext(whole, provider, LogWriter(runtime), LlmState(), logger)
+                worker = ArqWorker(runtime, context, whole, logger)
+                async with Hand(worker, runtime, log, asyncio.create_task(worker.async_run(), name="worker")) as hand:
+                    yield hand
+        finally:
+            await provider.close()
+
+    async def is_hungry(self) -> None:
+        """Some worker has looked into the queue, and will be woken by the next job."""
+        await wait_until(self._has_hungry, "a hungry worker")
+
+    async def _has_hungry(self) -> bool:
+        return bool(await self.runtime.commands.call("EXISTS", keys.plain("hungry")))
+
+    async def submit(self, prompt: str = "", *, model: str = FAST, max_tokens: int = 1000, **members: Any) -> str:
+        """A new job; ``prompt`` is the simulator's script. Returns its id, which is also the script's nonce."""
+        nonce = f"n{next(self.nonces)}"
+        request = {
+            "model": model,
+            "max_tokens": max_tokens,
+            "messages": [{"role": "user", "content": f"nonce={nonce} {prompt}"}],
+        }
+        members.setdefault("request", msgspec.json.encode(request))
+        submission = await submit(self.runtime, model=model, **members)
+        self.jobs.append(submission.id)
+        return submission.id
+
+    async def job(self, job_id: str) -> Job:
+        """As its tenant sees it, with its result."""
+        record = await self.runtime.commands.call("HGET", keys.job(job_id), "tenant")
+        return await self.runtime.jobs.get(job_id, record.decode(), with_result=True)
+
+    async def state(self, job_id: str) -> JobState:
+        """Straight from the record."""
+        return JobState((await self.runtime.commands.call("HGET", keys.job(job_id), "state")).decode())
+
+    async def ended(self, job_id: str, *, timeout_s: float = 10) -> Job:
+        """Waits for the job's end."""
+
+        async def has_ended() -> bool:
+            try:
+                return await self.state(job_id) in TERMINAL_STATES
+            except StorageUnavailable:
+                return False
+
+        await wait_until(has_ended, f"the end of {job_id}", timeout_s=timeout_s)
+        return await self.job(job_id)
+
+    async def all_ended(self, job_ids: Iterable[str], *, timeout_s: float = 20) -> list[Job]:
+        """Waits for the end of each."""
+        return [await self.ended(job_id, timeout_s=timeout_s) for job_id in job_ids]
+
+    async def begun(self, job_id: str, tokens: int = 1) -> None:
+        """Waits until so many tokens of the job's newest attempt are in its log."""
+
+        async def has_begun() -> bool:
+            return len(attempt_text(await self.events(job_id)).split()) >= tokens
+
+        await wait_until(has_begun, f"{tokens} tokens of {job_id}")
+
+    async def events(self, job_id: str) -> list[Event]:
+        """The whole log."""
+        return await self.runtime.log.read(job_id, count=100_000)
+
+    async def names(self, job_id: str) -> list[str]:
+        """What is in the log, neighbours of the same name written as one."""
+        return [name for name, _ in itertools.groupby(event.name for event in await self.events(job_id))]
+
+    async def ours(self, job_id: str) -> list[tuple[str, dict[str, Any]]]:
+        """Our own events in the log, with their data."""
+        names = TERMINAL_EVENTS | {event.value for event in OurEvent}
+        return [
+            (event.name, msgspec.json.decode(event.data)) for event in await self.events(job_id) if event.name in names
+        ]
+
+    def calls(self, job_id: str) -> list[Call]:
+        """The upstream calls of a job, in order."""
+        return self.simulator.record.of_nonce(f"n{self.jobs.index(job_id) + 1}")
+
+    async def field(self, job_id: str, name: str) -> str | None:
+        """One field of the record."""
+        value = await self.runtime.commands.call("HGET", keys.job(job_id), name)
+        return value.decode() if value is not None else None
+
+
+def attempt_text(events: Iterable[Event]) -> str:
+    """The text of the last attempt: what a follower holds who threw everything away at each `reset`."""
+    pieces: list[str] = []
+    for event in events:
+        if event.name in (OurEvent.RESET, "message_start"):
+            pieces.clear()
+        elif (text := text_of(event)) is not None:
+            pieces.append(text)
+    return "".join(pieces)
+
+
+def assert_told_whole(job: Job, events: list[Event]) -> None:
+    """The log is a story without holes, with one end, and the result is what it told."""
+    epochs: list[int] = []
+    last_seq = -1
+    for event in events:
+        assert event.id is not None
+        if not epochs or event.id.epoch != epochs[-1]:
+            epochs.append(event.id.epoch)
+            last_seq = -1
+        assert event.id.seq == last_seq + 1, f"a hole before {event.id}"
+        last_seq = event.id.seq
+    assert epochs == sorted(epochs)
+
+    ends = [event for event in events if event.is_terminal]
+    assert [event.name for event in ends] == [job.state.value]
+    assert events[-1] is ends[0]
+    assert str(ends[0].id) == job.end_id
+
+    has_told, is_new = False, False
+    for event in events:
+        if event.name in (OurEvent.STARTED, OurEvent.RETRY):
+            is_new = True
+        elif event.name == OurEvent.RESET:
+            has_told, is_new = False, False
+        elif not event.is_terminal:
+            assert not (has_told and is_new), f"no reset before {event.id}"
+            has_told, is_new = True, False
+
+    if job.state is JobState.SUCCEEDED:
+        assert job.result is not None
+        assert decode_result(bytes(job.result))["text"] == attempt_text(events)
+        assert job.usage is not None
+        assert job.error is None
+    else:
+        assert job.result is None
+        assert (job.error is not None) == (job.state is JobState.FAILED)
+
+
+async def assert_every_job_was_told_whole(crew: Crew) -> None:
+    """What must hold after every test, for every job that has ended and has its log."""
+    for job_id in crew.jobs:
+        if await crew.state(job_id) in TERMINAL_STATES and (events := await crew.events(job_id)):
+            assert_told_whole(await crew.job(job_id), events)
+
+
+def counted(names: Iterable[str]) -> dict[str, int]:
+    """How often each stands there."""
+    return dict(Counter(names))
