@@ -83,12 +83,17 @@ class Completion:
     def _add_other(self, name: str, data: bytes) -> None:
         event = _any_object.decode(data)
         if name == "message_start":
+            if self._message is not None:
+                raise GarbledStream("a second message_start")  # followers would hold both beginnings, the result one
             message = dict(event["message"])
             message["usage"] = dict(message.get("usage") or {})
-            self._message, self._blocks = message, {}
+            self._message = message
         elif name == "content_block_start":
             self._started()
-            self._blocks[int(event["index"])] = _Block(dict(event["content_block"]))
+            index = int(event["index"])
+            if index in self._blocks:
+                raise GarbledStream("a second content_block_start")
+            self._blocks[index] = _Block(dict(event["content_block"]))
         elif name == "content_block_stop":
             self._blocks[int(event["index"])].close()
         elif name == "message_delta":

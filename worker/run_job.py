@@ -119,12 +119,14 @@ class _Run:
                 timers.start(idle)
                 async with self._context.provider.stream(self._claim.request) as stream:
                     while events := await stream.read():
+                        told = False
                         for event in events:
                             if event.name == "ping" or event.name in _OUR_NAMES:
                                 continue
                             text = completion.add(event.name, event.data)
                             self._log.add(event.name, event.data, text)
-                        if completion.has_content:
+                            told = True
+                        if told and completion.has_content:
                             timers.on_content(idle)
                             if first_content_s is None:
                                 first_content_s = self._loop.time() - self._claimed_s
