@@ -60,7 +60,8 @@ class _ResponseHandler(ResponseHandler):
 class _Connector(aiohttp.TCPConnector):
     def __init__(self, *, limit: int) -> None:
         super().__init__(limit=limit, keepalive_timeout=30)
-        self._factory = functools.partial[ResponseHandler](_ResponseHandler, loop=self._loop)
+        handler: type[ResponseHandler] = _ResponseHandler
+        self._factory = functools.partial(handler, loop=self._loop)
 
 
 class AiohttpTransport(httpx2.AsyncBaseTransport):
