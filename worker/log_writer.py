@@ -93,8 +93,7 @@ class JobLog:
         self._is_scheduled = False
         self._in_flight = False
         self._is_closed = False
-        self._has_room = asyncio.Event()
-        self._has_room.set()
+        self._has_landed = asyncio.Event()
         self._attempt = (0, 0)
         self.has_published = False
         """Whether followers may have seen an upstream event of this claim: a later attempt begins with `reset`."""
@@ -125,9 +124,18 @@ class JobLog:
 
     async def room(self) -> None:
         """Waits while more than 1 MiB is unsent: a Redis outage stops the reading, and costs bounded memory."""
-        if self._unsent_bytes > _MOST_UNSENT_BYTES and not self.is_lost:
-            self._has_room.clear()
-            await self._has_room.wait()
+        while self._unsent_bytes > _MOST_UNSENT_BYTES and not self.is_lost:
+            await self._landing()
+
+    async def land(self) -> None:
+        """Returns once everything is in the log, however long Redis is away; or was refused."""
+        while not self.is_lost and (self._in_flight or self._texts or self._landed < len(self._events)):
+            self.flush()
+            await self._landing()
+
+    async def _landing(self) -> None:
+        self._has_landed.clear()
+        await self._has_landed.wait()
 
     def flush(self) -> None:
         """Sends what is unsent, unless a flush is on its way: then when that has landed."""
@@ -227,12 +235,12 @@ class JobLog:
         if attempt == self._attempt:
             self._attempt = (0, 0)
         self._unsent_bytes = sum([len(data) for _, data in self._events[self._landed :]])
-        self._has_room.set()
+        self._has_landed.set()
         if self._texts or self._landed < len(self._events):
             self._schedule()
 
     def _lose(self) -> None:
         self.is_lost = True
         self._is_closed = True
-        self._has_room.set()
+        self._has_landed.set()
         self._owner.cancel()

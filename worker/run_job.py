@@ -179,12 +179,12 @@ class _Run:
         """The job goes back to the queue until its next attempt is due."""
         failure = self._last_failure
         assert failure is not None
-        self._log.close()
+        await self._log.land()  # with it what earlier attempts of this claim add to the record
         is_ours = await self._context.writer.release(
             self._claim,
             reason="upstream_failed",
             delay_s=delay_s,
-            failures=self._failures,
+            failures=1,
             retry_event=_retry_event(self._attempt + 1, failure.error, delay_s),
         )
         if not is_ours:
