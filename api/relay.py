@@ -7,7 +7,7 @@ makes every follower look into the log, and after some silence a probe does, for
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final, Self
 
 import msgspec
@@ -21,7 +21,7 @@ from shared.store.runtime import Runtime
 
 _CONFIRM_S: Final = 2.0
 _LATE_S: Final = 0.05
-_PAGE: Final = 500
+_PAGE: Final = 250
 _PROBED_AT_ONCE: Final = 500
 _SLOWEST_PROBE_S: Final = 12.0
 _AWAY: Final = (StorageUnavailable, StorageFull)
@@ -34,10 +34,6 @@ class Closing(Exception):
 
 class Gone(Exception):
     """The job was erased, or its retention ended, while it was followed."""
-
-
-class SlowFollower(Exception):
-    """More waits for this follower than may wait; it resumes by its id."""
 
 
 class Relay:
@@ -155,12 +151,16 @@ class Relay:
         while True:
             await asyncio.sleep(self._ping_s)
             for number, watch in enumerate([watch for watches in self._watches.values() for watch in watches]):
-                watch.ping()
+                watch.ping(self._ping_s)
                 if number % 200 == 199:
                     await asyncio.sleep(0)
 
 
 _CHANNEL_PREFIX: Final = len(keys.events(""))
+
+
+def _nothing() -> None:
+    """Nobody to tell."""
 
 
 class Watch:
@@ -170,7 +170,6 @@ class Watch:
         "_buffer",
         "_is_behind",
         "_is_confirmed",
-        "_is_cut",
         "_is_pinged",
         "_most_bytes",
         "_opened_s",
@@ -180,15 +179,18 @@ class Watch:
         "_runtime",
         "_size",
         "_waiter",
+        "_writing_since_s",
+        "is_cut",
         "job_id",
-        "owner",
+        "on_cut",
         "probe_due_s",
     )
 
     def __init__(self, relay: Relay, runtime: Runtime, job_id: str, most_bytes: int) -> None:
         self.job_id = job_id
-        self.owner: asyncio.Task[object] | None = None
-        """Cancelled when the buffer is full: it hangs in a write to a client that does not read."""
+        self.on_cut: Callable[[], None] = _nothing
+        """Called when the follower hangs in a write to a client that does not read. It resumes by its id."""
+        self.is_cut = False
         self._relay = relay
         self._runtime = runtime
         self._most_bytes = most_bytes
@@ -197,9 +199,9 @@ class Watch:
         self._position: EventId | None = None
         self._is_confirmed = False
         self._is_behind = False
-        self._is_cut = False
         self._is_pinged = False
         self._waiter: asyncio.Future[None] | None = None
+        self._writing_since_s: float | None = None
         self._probe_s = runtime.settings.sse_idle_probe_s
         self._opened_s = asyncio.get_running_loop().time()
         self.probe_due_s = self._opened_s + self._probe_s
@@ -207,14 +209,13 @@ class Watch:
     # Called by the relay
 
     def deliver(self, events: list[Event], size: int) -> None:
-        """Live events."""
+        """Live events. Too many of them cut a follower that hangs in a write; one that had no turn yet reads the log."""
         if self._size > self._most_bytes:
-            if not self._is_cut:
-                self._is_cut = True
-                self._buffer.clear()
-                if self.owner:
-                    self.owner.cancel()
-        else:
+            self._drop()
+            self._is_behind = True
+            if self._writing_since_s is not None:
+                self._cut()
+        if not self.is_cut:
             self._size += size
             self._buffer.extend(events)
         self.wake()
@@ -239,10 +240,19 @@ class Watch:
         self._probe_s = min(self._probe_s * 2, _SLOWEST_PROBE_S)
         self.probe_due_s = now_s + self._probe_s
 
-    def ping(self) -> None:
-        """Time for a sign of life to the client."""
+    def ping(self, every_s: float) -> None:
+        """Time for a sign of life to the client. One that has read nothing since the last one is cut."""
+        since_s = self._writing_since_s
+        if since_s is not None and asyncio.get_running_loop().time() - since_s > every_s:
+            self._cut()
         self._is_pinged = True
         self.wake()
+
+    def _cut(self) -> None:
+        if not self.is_cut:
+            self.is_cut = True
+            self._drop()
+            self.on_cut()
 
     def wake(self) -> None:
         """Whoever waits looks again."""
@@ -254,6 +264,10 @@ class Watch:
     def close(self) -> None:
         """Stops listening. Again is harmless."""
         self._relay.forget(self)
+
+    def is_writing(self, now: bool) -> None:
+        """The follower says before a write to its client, and after it, where it is."""
+        self._writing_since_s = asyncio.get_running_loop().time() if now else None
 
     async def ended(self, *, is_new: bool = False) -> None:
         """Returns once the job has ended, or is gone. ``is_new``: it was submitted after ``watch``. Raises Closing."""
@@ -283,7 +297,7 @@ class Watch:
 
         An empty batch means: time for a ping. Events without an id are made here: ``reset``, ``snapshot``.
         ``cursor`` is the last event that the client has. ``is_new``: the job was submitted after ``watch``.
-        Raises Closing, Gone and SlowFollower.
+        Raises Closing and Gone.
         """
         self._position = cursor
         if not is_new:
@@ -292,6 +306,8 @@ class Watch:
                 yield batch
                 if batch and batch[-1].is_terminal:
                     return
+            if from_now:
+                yield []  # the client may know that from now on it misses nothing
         while True:
             async for batch in self._catch_up():
                 yield batch
@@ -418,12 +434,13 @@ class Watch:
         return batch
 
     def _take(self) -> list[Event]:
-        if self._is_cut:
-            raise SlowFollower
         events = list(self._buffer)
+        self._drop()
+        return events
+
+    def _drop(self) -> None:
         self._buffer.clear()
         self._size = 0
-        return events
 
     def _advance(self, event: Event) -> None:
         self._position = event.id

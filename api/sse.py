@@ -9,14 +9,14 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.native.job_view import render
-from api.relay import Closing, Gone, SlowFollower, Watch
+from api.relay import Closing, Gone, Watch
 from shared.errors import NotFound, StorageUnavailable
 from shared.events import Event, EventId, OurEvent, text_of
 from shared.job import Job
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 PING: Final = b": ping\n\n"
 _PARTING: Final = b": the server is restarting, come back with your last event id\n\n"
 _GRACE_S: Final = 0.5
+_MOST_AT_ONCE: Final = 64 << 10
+"""Bytes given to the server in one piece: it takes any piece whole into its memory, then waits until it is sent."""
 
 _HEADERS: Final = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -69,34 +71,78 @@ class SseResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI side."""
-        owner = asyncio.current_task()
-        assert owner is not None
-        self._watch.owner = owner
-        left = asyncio.create_task(_cancel_when_left(receive, owner), name="sse client")
+        owner = _Owner()
+        watch = self._watch
+        watch.on_cut = owner.end
+        left = asyncio.create_task(_end_when_left(receive, owner), name="sse client")
         finished = False
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for frame in self._frames:
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
+                for start in range(0, len(frame), _MOST_AT_ONCE):
+                    watch.is_writing(True)
+                    await send(
+                        {"type": "http.response.body", "body": frame[start : start + _MOST_AT_ONCE], "more_body": True}
+                    )
+                    watch.is_writing(False)
             finished = True
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except SlowFollower:
-            pass
         except asyncio.CancelledError:
-            # Our own doing (the client left, or was cut) is the end of the response, not of the task.
-            if owner.uncancel() > 0:
+            if not owner.ended_it():
                 raise
         finally:
+            owner.release()
             left.cancel()
-            self._watch.close()
+            watch.close()
+            if watch.is_cut:
+                await _abort(receive)
             if self._on_close is not None:
                 await self._on_close(finished)
 
 
-async def _cancel_when_left(receive: Receive, owner: "asyncio.Task[object]") -> None:
+class _Owner:
+    """The task of a response. It may be ended from outside, by the client's going or by a cut, once or twice: that is
+    the end of the response and not of the task, which the server may cancel too.
+    """
+
+    __slots__ = ("_cancels", "_task")
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task: asyncio.Task[object] | None = task
+        self._cancels = 0
+
+    def end(self) -> None:
+        if self._task is not None:
+            self._cancels += 1
+            self._task.cancel()
+
+    def ended_it(self) -> bool:
+        """Whether the cancellation was our own doing alone."""
+        assert self._task is not None
+        for _ in range(self._cancels):
+            self._task.uncancel()
+        return self._cancels > 0 and self._task.cancelling() == 0
+
+    def release(self) -> None:
+        self._task = None
+
+
+async def _end_when_left(receive: Receive, owner: _Owner) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    owner.cancel()
+    owner.end()
+
+
+async def _abort(receive: Receive) -> None:
+    """Closes the connection with all that waits in it. An orderly close would wait until a client that does not read
+    has read it. ASGI has no word for this, so we ask uvicorn's request cycle; elsewhere the server closes as it can.
+    """
+    transport: Any = getattr(getattr(receive, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.abort()
+        await asyncio.sleep(0)  # the server learns of it before it looks for a missing end
 
 
 def job_stream(
@@ -127,21 +173,22 @@ async def _job_frames(
     from_now: bool,
     is_new: bool,
 ) -> AsyncIterator[bytes]:
-    preamble = b"retry: %d\n\n" % random.randint(1000, 3000)  # spread over time: all come back after a restart
-    if cursor is None and not from_now:
-        data = msgspec.json.encode({"job_id": job.id, "queue_position": queue_position})
-        preamble += frame(OurEvent.QUEUED, data)
-    yield preamble
+    head = b"retry: %d\n\n" % random.randint(1000, 3000)  # spread over time: all come back after a restart
+    if not from_now:
+        if cursor is None:
+            data = msgspec.json.encode({"job_id": job.id, "queue_position": queue_position})
+            head += frame(OurEvent.QUEUED, data)
+        yield head
+        head = b""
     encode = _as_text if form is StreamFormat.TEXT else _as_messages
     try:
         async for events in watch.follow(job, cursor=cursor, from_now=from_now, is_new=is_new):
-            frames = b"".join([encode(event) for event in events if not event.is_terminal])
-            if not events:
-                frames = PING
-            elif events[-1].is_terminal:
+            frames = b"".join([encode(event) for event in events if not event.is_terminal]) if events else PING
+            if events and events[-1].is_terminal:
                 frames += await _terminal_frame(runtime, job, events[-1])
             if frames:
-                yield frames
+                yield head + frames
+                head = b""
     except Closing:
         yield _PARTING
     except (Gone, NotFound, StorageUnavailable):

@@ -5,12 +5,21 @@ from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 import pytest
+from _pytest.terminal import TerminalReporter
 
 from shared.store.runtime import Runtime
 from tests.support.author import Author
+from tests.support.facts import fact, print_facts
 from tests.support.follower import Follower
 from tests.support.redis_servers import RedisUnderTest
 from tests.support.served import Served, serving
+
+__all__ = ["fact"]
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """The figures, behind the results."""
+    print_facts(terminalreporter, "tests/stream")
 
 
 @pytest.fixture

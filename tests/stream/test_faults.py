@@ -90,6 +90,7 @@ async def test_a_message_lost_on_the_way_is_put_in_its_place(
     monkeypatch.setattr(served.relay._subscriber, "_on_message", drop_some)
     for number in range(30):
         await author.say(f"{number} ")
+        await wait_until(lambda n=number: heard > n, "the message")  # type: ignore[misc]
         if heard % 3:
             await wait_until(lambda n=number: f"{n} " in follower.text, f"word {number}", timeout_s=1)  # type: ignore[misc]
     monkeypatch.undo()
