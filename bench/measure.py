@@ -48,9 +48,9 @@ class Effort:
     """How much is measured; the default fits all rows into six minutes."""
 
     rounds: int = 3
-    first_token_requests: int = 30
-    window_s: float = 6.0
-    submit_window_s: float = 4.0
+    first_token_requests: int = 25
+    window_s: float = 5.0
+    submit_window_s: float = 3.0
     followers: int = 10_000
 
 
