@@ -21,7 +21,7 @@ from api.errors import document, request_id_of
 from api.fields import BODY, MOST_ERRORS, pointer, refuse
 from api.headers import EVENT_STREAM, must_accept
 from api.native.job_request import Draft, JobOptions, check_max_tokens, check_prompt, user_message
-from api.relay import Closing, Watch
+from api.relay import Closing, Gone, Watch
 from api.sse import PING, SseResponse
 from api.sse import frame as sse_frame
 from api.submit import submit
@@ -176,6 +176,8 @@ async def _frames(api: ApiState, job: Job, watch: Watch, request_id: str) -> Asy
         problem: Problem = _too_late()
     except Closing:
         problem = ServerStopping()
+    except Gone:
+        problem = UpstreamFailed("The job was erased.")
     except Problem as error:
         problem = error
     await _give_up(api, job.tenant, job.id)
