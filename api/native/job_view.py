@@ -32,7 +32,7 @@ class Urls(msgspec.Struct, frozen=True):
     cancel: str
 
 
-class JobView(msgspec.Struct, frozen=True):
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """The wire form. ``result`` is null unless the job succeeded, and absent where it was not asked for."""
 
     id: str
@@ -53,7 +53,7 @@ class JobView(msgspec.Struct, frozen=True):
     custom_id: str | None
     retry_of: str | None
     metadata: dict[str, str]
-    result: msgspec.Raw | msgspec.UnsetType | None
+    result: msgspec.Raw | msgspec.UnsetType | None = msgspec.UNSET
     usage: Usage | None
     cost_usd: float | None
     error: JobError | None
