@@ -1,0 +1,294 @@
+"""Bodies that are not valid: each gets a 4xx that names the field, repeats nothing, and leaves nothing in Redis."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.routes.conftest import A_BODY, CalledApi, StartApi, pointers_of, problem_of
+
+CANARY = "canary-4f1d"
+JSON_TYPE = {"Content-Type": "application/json"}
+
+ROUTES = ("/v1/jobs", "/complete", "/complete/stream")
+
+
+def _prompt(text: bytes) -> bytes:
+    return b'{"prompt":"' + CANARY.encode() + text + b'"}'
+
+
+NOT_JSON = {
+    "nothing": b"",
+    "spaces": b" \n\t",
+    "text": CANARY.encode(),
+    "a broken object": b'{"prompt":"' + CANARY.encode(),
+    "two objects": b'{"prompt":"a"}{"prompt":"' + CANARY.encode() + b'"}',
+    "a trailing comma": b'{"prompt":"a",}',
+    "single quotes": b"{'prompt':'a'}",
+    "a comment": b'{"prompt":"a"}//' + CANARY.encode(),
+    "NaN": b'{"prompt":"a","temperature":NaN}',
+    "Infinity": b'{"prompt":"a","temperature":-Infinity}',
+    "a number beyond a double": b'{"prompt":"a","temperature":1e999}',
+    "an integer of 5000 digits": b'{"prompt":"a","max_tokens":' + b"9" * 5000 + b"}",
+    "a leading zero": b'{"prompt":"a","max_tokens":01}',
+    "half a surrogate pair": _prompt(b"\\ud83d"),
+    "the other half": _prompt(b"\\ude00"),
+    "halves in the wrong order": _prompt(b"\\ude00\\ud83d"),
+    "a raw surrogate": _prompt(b"\xed\xa0\x80"),
+    "NUL": _prompt(b"\\u0000"),
+    "NUL in a name": b'{"prompt":"a","\\u0000' + CANARY.encode() + b'":1}',
+    "a raw NUL": _prompt(b"\x00"),
+    "a raw line break": _prompt(b"\n"),
+    "invalid UTF-8": _prompt(b"\xff"),
+    "a name of invalid UTF-8": b'{"prompt":"a","\xff":1}',
+    "Latin-1": _prompt("é".encode("latin-1")),
+    "UTF-16": json.dumps({"prompt": CANARY}).encode("utf-16"),
+    "UTF-16 without its mark": json.dumps({"prompt": CANARY}).encode("utf-16-le"),
+    "UTF-32": json.dumps({"prompt": CANARY}).encode("utf-32"),
+    "a byte order mark": b"\xef\xbb\xbf" + json.dumps({"prompt": CANARY}).encode(),
+    "100,000 lists": b'{"prompt":"a","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "100,000 lists without their ends": b"[" * 100_000,
+    "100,000 objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "900 lists": b'{"prompt":"a","x":' + b"[" * 900 + b"]" * 900 + b"}",
+    "129 lists": b'{"prompt":"a","x":' + b"[" * 128 + b"]" * 128 + b"}",
+    "a member twice": b'{"prompt":"a","prompt":"' + CANARY.encode() + b'"}',
+    "a member twice, written differently": b'{"prompt":"a","pr\\u006fmpt":"b"}',
+    "a member of a member twice": b'{"prompt":"a","x":[{"'
+    + CANARY.encode()
+    + b' x":1,"'
+    + CANARY.encode()
+    + b' x":1}]}',
+    "null": b"null",
+    "a list": b'["' + CANARY.encode() + b'"]',
+    "a text": b'"' + CANARY.encode() + b'"',
+    "a number": b"1",
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON.keys())
+async def test_what_is_no_strict_json_object_is_400(api: CalledApi, route: str, body: bytes) -> None:
+    """At the root, since there is no field to name, or in the field where it stands."""
+    response = await api.http.post(route, content=body, headers=JSON_TYPE)
+    assert all(pointer.startswith("#") for pointer in pointers_of(response))
+    await _assert_no_trace(api, response.text)
+
+
+WRONG_FIELDS: list[tuple[Any, list[str]]] = [
+    ({}, ["#/messages"]),
+    ({"prompt": ""}, ["#/prompt"]),
+    ({"prompt": None}, ["#/prompt"]),
+    ({"prompt": [CANARY]}, ["#/prompt"]),
+    ({"prompt": CANARY, "messages": [{"role": "user", "content": "x"}]}, ["#/prompt"]),
+    ({"messages": []}, ["#/messages"]),
+    ({"messages": CANARY}, ["#/messages"]),
+    ({"messages": [CANARY, {"role": 1, "content": {}}]}, ["#/messages/0", "#/messages/1/role", "#/messages/1/content"]),
+    ({"messages": [{"role": "user"}]}, ["#/messages/0/content"]),
+    ({"prompt": "x", "model": ""}, ["#/model"]),
+    ({"prompt": "x", "model": None}, ["#/model"]),
+    ({"prompt": "x", "model": "a\nb"}, ["#/model"]),
+    ({"prompt": "x", "model": CANARY * 100}, ["#/model"]),
+    ({"prompt": "x", "max_tokens": 0}, ["#/max_tokens"]),
+    ({"prompt": "x", "max_tokens": -1}, ["#/max_tokens"]),
+    ({"prompt": "x", "max_tokens": 1.5}, ["#/max_tokens"]),
+    ({"prompt": "x", "max_tokens": True}, ["#/max_tokens"]),
+    ({"prompt": "x", "max_tokens": "7"}, ["#/max_tokens"]),
+    ({"prompt": "x", "max_tokens": None}, ["#/max_tokens"]),
+    ({"prompt": "x", "max_tokens": 10**30}, ["#/max_tokens"]),
+    ({"prompt": "x", "stream": CANARY}, ["#/stream"]),
+    ({"prompt": "x", "job": None}, ["#/job"]),
+    ({"prompt": "x", "job": [CANARY]}, ["#/job"]),
+    ({"prompt": "x", "job": {"priority": CANARY}}, ["#/job/priority"]),
+    ({"prompt": "x", "job": {"priority": ["high"]}}, ["#/job/priority"]),
+    ({"prompt": "x", "job": {"timeout_s": 0}}, ["#/job/timeout_s"]),
+    ({"prompt": "x", "job": {"timeout_s": 3601}}, ["#/job/timeout_s"]),
+    ({"prompt": "x", "job": {"timeout_s": True}}, ["#/job/timeout_s"]),
+    ({"prompt": "x", "job": {"expires_in_s": 604_801}}, ["#/job/expires_in_s"]),
+    ({"prompt": "x", "job": {"max_attempts": 11}}, ["#/job/max_attempts"]),
+    ({"prompt": "x", "job": {"max_attempts": 1.0}}, ["#/job/max_attempts"]),
+    ({"prompt": "x", "job": {"not_before": CANARY}}, ["#/job/not_before"]),
+    ({"prompt": "x", "job": {"not_before": 1}}, ["#/job/not_before"]),
+    ({"prompt": "x", "job": {"not_before": "2026-11-23T14:02:11"}}, ["#/job/not_before"]),
+    ({"prompt": "x", "job": {"not_before": "2026-02-30T14:02:11Z"}}, ["#/job/not_before"]),
+    ({"prompt": "x", "job": {"not_before": "9999-12-31T23:59:59Z"}}, ["#/job/not_before"]),
+    ({"prompt": "x", "job": {"not_before": "0001-01-01T00:00:00+23:59"}}, ["#/job/not_before"]),
+    ({"prompt": "x", "job": {"metadata": [CANARY]}}, ["#/job/metadata"]),
+    ({"prompt": "x", "job": {"metadata": {str(n): "" for n in range(17)}}}, ["#/job/metadata"]),
+    ({"prompt": "x", "job": {"metadata": {"": "x"}}}, ["#/job/metadata"]),
+    ({"prompt": "x", "job": {"metadata": {CANARY * 10: "x"}}}, ["#/job/metadata"]),
+    ({"prompt": "x", "job": {"metadata": {"a": 1}}}, ["#/job/metadata/a"]),
+    ({"prompt": "x", "job": {"metadata": {"a b": None}}}, ["#/job/metadata"]),
+    ({"prompt": "x", "job": {"metadata": {"a": "x" * 513}}}, ["#/job/metadata/a"]),
+    ({"prompt": "x", "job": {"webhook": {"url": "https://example.com"}}}, ["#/job/webhook"]),
+    ({"prompt": "x", "job": {f"{CANARY} {CANARY}": 1}}, ["#/job"]),
+    ({"prompt": 1, "max_tokens": 0, "job": {"x": 1}}, ["#/job/x", "#/max_tokens", "#/prompt"]),
+]
+
+
+@pytest.mark.parametrize(("body", "pointers"), WRONG_FIELDS)
+async def test_each_field_that_is_not_valid_is_named(api: CalledApi, body: Any, pointers: list[str]) -> None:
+    """All of them at once; a name that is content is not repeated."""
+    response = await api.submit(body)
+    assert pointers_of(response) == pointers
+    await _assert_no_trace(api, response.text)
+
+
+WRONG_COMPLETIONS: list[tuple[Any, list[str]]] = [
+    ({}, ["#/prompt"]),
+    ({"prompt": ""}, ["#/prompt"]),
+    ({"prompt": "x" * 10_001}, ["#/prompt"]),
+    ({"prompt": "x", "max_tokens": 0}, ["#/max_tokens"]),
+    ({"prompt": "x", "max_tokens": 4097}, ["#/max_tokens"]),
+    ({"prompt": "x", "max_tokens": None}, ["#/max_tokens"]),
+    ({"prompt": "x", "temperature": 1}, ["#/temperature"]),
+    ({"prompt": "x", f"{CANARY} ": 1}, ["#"]),
+]
+
+
+@pytest.mark.parametrize("route", ROUTES[1:])
+@pytest.mark.parametrize(("body", "pointers"), WRONG_COMPLETIONS)
+async def test_each_field_of_a_completion_that_is_not_valid_is_named(
+    api: CalledApi, route: str, body: Any, pointers: list[str]
+) -> None:
+    """Its bounds are narrower than a job's."""
+    response = await api.http.post(route, json=body)
+    assert pointers_of(response) == pointers
+    await _assert_no_trace(api, response.text)
+
+
+async def test_of_many_wrong_fields_the_first_are_named(api: CalledApi) -> None:
+    """The answer does not grow with the request."""
+    response = await api.submit({"messages": [CANARY] * 100_000})
+    assert len(pointers_of(response)) == 20
+    await _assert_no_trace(api, response.text)
+
+
+async def test_a_prompt_over_its_limit_is_refused(start_api: StartApi) -> None:
+    """In characters, not in bytes."""
+    api = await start_api(max_prompt_chars=3)
+    assert (await api.submit({"prompt": "äöü"})).status_code == 202
+    assert pointers_of(await api.submit({"prompt": "äöüß"})) == ["#/prompt"]
+
+
+async def test_what_is_nested_as_deep_as_allowed_is_taken(api: CalledApi) -> None:
+    """And can be stored and read again."""
+    nested: Any = []
+    for _ in range(126):
+        nested = [nested]
+    await api.submitted(A_BODY | {"x": nested})
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_a_body_over_the_limit_is_413_before_it_is_read(start_api: StartApi, route: str) -> None:
+    """By what Content-Length says."""
+    api = await start_api(max_body_bytes=1024)
+
+    was_read = False
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal was_read
+        was_read = True
+        yield b" "
+
+    response = await api.http.post(route, content=pieces(), headers={**JSON_TYPE, "Content-Length": "1025"})
+    problem_of(response, 413, "too_large")
+    assert not was_read
+    assert await api.keys_count() == 0
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_a_body_over_the_limit_is_413_as_soon_as_it_is(start_api: StartApi, route: str) -> None:
+    """By the bytes that came, whatever was announced."""
+    api = await start_api(max_body_bytes=1024)
+    sent = 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 100
+            yield b" " * 100
+
+    problem_of(await api.http.post(route, content=pieces(), headers=JSON_TYPE), 413, "too_large")
+    assert sent <= 1200
+    assert await api.keys_count() == 0
+
+
+async def test_a_body_of_exactly_the_limit_is_taken(start_api: StartApi) -> None:
+    """One more byte is not."""
+    api = await start_api(max_body_bytes=1024)
+    body = json.dumps(A_BODY).encode().ljust(1024)
+    assert (await api.http.post("/v1/jobs", content=body, headers=JSON_TYPE)).status_code == 202
+    assert (await api.http.post("/v1/jobs", content=body + b" ", headers=JSON_TYPE)).status_code == 413
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Content-Type": ""},
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {"Content-Type": "application/json; charset=utf-16"},
+        {"Content-Type": "application/jsonl"},
+        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+        {"Content-Type": "application/json", "Content-Encoding": "br"},
+    ],
+)
+async def test_what_is_not_plain_json_is_415(api: CalledApi, route: str, headers: dict[str, str]) -> None:
+    """A browser on another site can send only types that are refused here."""
+    response = await api.http.post(route, content=_prompt(b""), headers=headers)
+    problem_of(response, 415, "unsupported_media_type")
+    await _assert_no_trace(api, response.text)
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", 'Application/JSON ; charset="UTF-8"', "application/json;charset=utf8"]
+)
+async def test_json_may_say_that_it_is_utf_8(api: CalledApi, content_type: str) -> None:
+    """In any of the usual ways."""
+    response = await api.http.post("/v1/jobs", content=_prompt(b""), headers={"Content-Type": content_type})
+    assert response.status_code == 202
+
+
+_names = st.sampled_from(
+    ["prompt", "messages", "model", "max_tokens", "stream", "job", "role", "content", "priority", "timeout_s",
+     "expires_in_s", "max_attempts", "not_before", "metadata", CANARY, f"{CANARY} x"]
+) | st.text(max_size=5)  # fmt: skip
+_leaves = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.sampled_from([CANARY, "user", "high", "2026-11-23T14:02:11Z", "9999-12-31T23:59:59-23:59", 1e308, 10**19])
+)  # fmt: skip
+_values = st.recursive(
+    _leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_names, inner, max_size=4), max_leaves=12
+)
+_bodies = st.dictionaries(_names, _values, max_size=6).map(lambda body: json.dumps(body).encode())
+_damaged = st.builds(
+    lambda body, place, junk: body[: place % (len(body) + 1)] + junk + body[place % (len(body) + 1) :],
+    _bodies, st.integers(0, 200), st.binary(max_size=3),
+)  # fmt: skip
+
+
+@pytest.mark.timeout(120)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.one_of(_bodies, _damaged, st.binary(max_size=60)), route=st.sampled_from(ROUTES[:1]))
+async def test_no_body_makes_a_5xx_or_is_repeated(api: CalledApi, body: bytes, route: str) -> None:
+    """Whatever it is: a job, or a problem that leaves nothing behind."""
+    before = await api.keys_count()
+    response = await api.http.post(route, content=body, headers=JSON_TYPE)
+    if response.status_code == 202:
+        assert (await api.http.get(response.headers["location"])).json() == response.json()
+        return
+    problem_of(response, 400, "invalid_request")
+    assert CANARY not in response.text.replace(f"/{CANARY}", "").replace(
+        f"({CANARY})", ""
+    )  # a name that looks like one
+    assert await api.keys_count() == before
+
+
+async def _assert_no_trace(api: CalledApi, answer: str) -> None:
+    assert CANARY not in answer
+    assert await api.keys_count() == 0

@@ -1,0 +1,106 @@
+"""``/health``: what people, restarters and load balancers are told, with Redis there and away."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from cli.embedded_redis import EmbeddedRedis
+from tests.routes.conftest import CalledApi, called_api
+
+
+async def test_without_a_worker_the_service_is_degraded(api: CalledApi) -> None:
+    """It takes jobs in, and nobody runs them."""
+    response = await api.http.get("/health")
+    assert response.status_code == 200
+    assert response.json() == {
+        "status": "degraded", "llm": "unknown", "redis": "ok", "workers": 0, "queue": {"queued": 0, "running": 0},
+    }  # fmt: skip
+
+
+async def test_with_a_worker_and_a_queue_it_is_ok(api: CalledApi) -> None:
+    """That no worker has called the LLM yet is no fault."""
+    await api.runtime.queue.announce("worker-1", {"running": 0})
+    await api.submitted()
+    report = (await api.http.get("/health")).json()
+    assert report["status"] == "ok"
+    assert report["workers"] == 1
+    assert report["queue"] == {"queued": 1, "running": 0}
+
+
+@pytest.mark.parametrize(
+    ("note", "llm", "status"),
+    [
+        (b'{"state":"reachable","since_ms":1}', "reachable", "ok"),
+        (b'{"state":"degraded","since_ms":1}', "degraded", "degraded"),
+        (b'{"state":"unreachable","since_ms":1}', "unreachable", "degraded"),
+        (b'{"state":"from the future"}', "unknown", "ok"),
+        (b"garbage", "unknown", "ok"),
+    ],
+)
+async def test_the_llm_is_what_workers_last_saw(api: CalledApi, note: bytes, llm: str, status: str) -> None:
+    """The API never calls it."""
+    await api.runtime.queue.announce("worker-1", {"running": 0})
+    await api.runtime.queue.tell_llm_state(note)
+    report = (await api.http.get("/health")).json()
+    assert (report["llm"], report["status"]) == (llm, status)
+
+
+async def test_a_redis_that_fills_up_degrades_the_service(api: CalledApi) -> None:
+    """Submits are refused then."""
+    await api.runtime.queue.announce("worker-1", {"running": 0})
+    api.runtime.memory.is_full = True
+    report = (await api.http.get("/health")).json()
+    assert (report["redis"], report["status"]) == ("full", "degraded")
+
+
+async def test_a_process_that_ends_is_not_ready(api: CalledApi) -> None:
+    """It lives all the same."""
+    assert (await api.http.get("/health/ready")).status_code == 200
+    api.state.stop()
+    response = await api.http.get("/health/ready")
+    assert (response.status_code, response.json()) == (503, {"status": "draining"})
+    assert (await api.http.get("/health/live")).status_code == 200
+
+
+async def test_health_needs_no_tenant(api: CalledApi) -> None:
+    """Whoever restarts processes has no key."""
+    for path in ("/health", "/health/live", "/health/ready"):
+        assert (await api.http.get(path, headers={"X-Tenant": "not valid!"})).status_code == 200
+
+
+_CALLS: list[tuple[str, str, Any]] = [
+    ("POST", "/v1/jobs", {"prompt": "x"}),
+    ("GET", "/v1/jobs", None),
+    ("GET", "/v1/jobs/job_01m84bdq4t7w9k2p5x8r3n6v0c", None),
+    ("GET", "/v1/jobs/job_01m84bdq4t7w9k2p5x8r3n6v0c/events", None),
+    ("POST", "/v1/jobs/job_01m84bdq4t7w9k2p5x8r3n6v0c/cancel", None),
+    ("POST", "/v1/jobs/job_01m84bdq4t7w9k2p5x8r3n6v0c/retry", None),
+    ("DELETE", "/v1/jobs/job_01m84bdq4t7w9k2p5x8r3n6v0c", None),
+    ("POST", "/complete", {"prompt": "x"}),
+    ("POST", "/complete/stream", {"prompt": "x"}),
+]
+
+
+async def test_without_redis_every_call_is_503_soon_and_heals(own_server: EmbeddedRedis) -> None:
+    """After one wait for Redis (1.5 s and a tick; the bound is for slow machines), never two in a row."""
+    async with called_api(redis_url=own_server.url) as api:
+        job = await api.submitted()
+        own_server.kill()
+        async with asyncio.timeout(3):
+            answers = await asyncio.gather(*[api.http.request(m, path, json=body) for m, path, body in _CALLS])
+        for answer in answers:
+            assert answer.status_code == 503
+            assert answer.json()["code"] == "storage_unavailable"
+            assert int(answer.headers["retry-after"]) > 0
+        async with asyncio.timeout(3):
+            health, ready, live = await asyncio.gather(
+                *[api.http.get(path) for path in ("/health", "/health/ready", "/health/live")]
+            )
+        assert (health.status_code, health.json()["redis"]) == (503, "unavailable")
+        assert ready.status_code == 503
+        assert live.status_code == 200
+        assert api.state.relay.follower_count == 0
+        own_server.restart()
+        assert (await api.job(job["id"]))["id"] == job["id"]
+        assert (await api.submit()).status_code == 202

@@ -1,0 +1,290 @@
+"""``POST /v1/jobs``: what a submit answers, what it stores, and what a repeated one finds."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from shared.job import JobState
+from shared.store import keys
+from tests.routes.conftest import A_BODY, CalledApi, StartApi, pointers_of, problem_of
+from tests.support.author import Author
+from tests.support.follower import asking
+from tests.support.served import Served
+from tests.support.sse_frames import SseFrames
+from tests.support.wait import wait_until
+
+
+async def _stored_request(api: CalledApi, job_id: str) -> Any:
+    return json.loads(await api.runtime.commands.call("HGET", keys.job(job_id), "request"))
+
+
+async def test_a_submit_answers_202_with_the_job_and_where_it_is(api: CalledApi) -> None:
+    """The shape of the contract, member by member and in its order."""
+    response = await api.submit({"prompt": "Say hello.", "job": {"metadata": {"order": "8841"}}})
+    assert response.status_code == 202
+    job = response.json()
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert response.headers["retry-after"] == "1"
+    assert response.headers["cache-control"] == "no-store"
+    assert list(job) == [
+        "id", "type", "status", "model", "priority", "queue_position", "attempts", "max_attempts", "timeout_s",
+        "created_at", "not_before", "expires_at", "started_at", "ended_at", "batch_id", "custom_id", "retry_of",
+        "metadata", "result", "usage", "cost_usd", "error", "timing", "urls",
+    ]  # fmt: skip
+    assert job["status"] == "queued"
+    assert job["queue_position"] == 1
+    assert job["model"] == "claude-sonnet-4-6"
+    assert (job["priority"], job["timeout_s"], job["max_attempts"]) == ("normal", 600, 3)
+    assert job["metadata"] == {"order": "8841"}
+    assert job["timing"] == {"queued_ms": None, "first_token_ms": None, "running_ms": None, "total_ms": None}
+    assert job["urls"] == {
+        "self": f"/v1/jobs/{job['id']}",
+        "events": f"/v1/jobs/{job['id']}/events",
+        "cancel": f"/v1/jobs/{job['id']}/cancel",
+    }
+
+
+async def test_the_job_reads_as_its_submit_answered(api: CalledApi) -> None:
+    """The answer is made without reading the record back, and must not differ from it."""
+    body = {
+        "messages": [{"role": "user", "content": "Say hello."}],
+        "model": "a-model",
+        "job": {"priority": "high", "timeout_s": 5, "expires_in_s": 60, "max_attempts": 2, "metadata": {"a": "ä"}},
+    }
+    job = await api.submitted(body)
+    assert await api.job(job["id"]) == job
+
+
+async def test_a_prompt_is_short_for_one_user_message(api: CalledApi) -> None:
+    """The LLM is asked the same either way."""
+    job = await api.submitted({"prompt": "Say hello."})
+    assert await _stored_request(api, job["id"]) == {
+        "model": "claude-sonnet-4-6",
+        "max_tokens": 1024,
+        "messages": [{"role": "user", "content": "Say hello."}],
+    }
+
+
+async def test_what_is_not_ours_is_passed_on_untouched(api: CalledApi) -> None:
+    """Parameters that we do not know, of any type and size, and in the sender's order."""
+    parameters = {
+        "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "é\u2028😀\t"}], "unknown": None}],
+        "model": "some/model:free",
+        "max_tokens": 7,
+        "temperature": 0.1,
+        "metadata": {"user_id": "u1"},
+        "from_the_future": {"a": [1, 2.5, None, True, -(2**70)]},
+    }
+    job = await api.submitted({**parameters, "stream": True, "job": {"priority": "low"}})
+    stored = await _stored_request(api, job["id"])
+    assert stored == parameters
+    assert [name for name in stored if name not in ("model", "max_tokens")] == [
+        "system", "messages", "temperature", "metadata", "from_the_future",
+    ]  # fmt: skip
+
+
+async def test_a_job_that_starts_later_has_no_place_in_the_queue_yet(api: CalledApi) -> None:
+    """``not_before`` moves the expiry too."""
+    job = await api.submitted(A_BODY | {"job": {"not_before": "2100-01-01T01:00:00+01:00", "expires_in_s": 60}})
+    assert job["not_before"] == "2100-01-01T00:00:00.000Z"
+    assert job["expires_at"] == "2100-01-01T00:01:00.000Z"
+    assert job["queue_position"] is None
+    assert await api.job(job["id"]) == job
+
+
+async def test_the_same_key_and_body_find_the_first_job(api: CalledApi) -> None:
+    """Spacing and the order of members do not make another body; quotes around the key not another key."""
+    first = await api.submit({"prompt": "Say hello.", "max_tokens": 5}, Idempotency_Key='"a key"')
+    again = await api.http.post(
+        "/v1/jobs",
+        content=b'{ "max_tokens" : 5,\n "prompt":"Say \\u0068ello." }',
+        headers={"Content-Type": "application/json; charset=utf-8", "Idempotency-Key": "a key"},
+    )
+    assert again.status_code == 202
+    assert again.json() == first.json()
+    assert again.headers["location"] == first.headers["location"]
+    assert again.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+    assert len((await api.http.get("/v1/jobs")).json()["data"]) == 1
+
+
+async def test_a_replay_tells_the_job_as_it_stands_now(api: CalledApi) -> None:
+    """Not as it stood when it was made."""
+    job = await api.submitted(Idempotency_Key="k")
+    author = await Author.claim_next(api.runtime)
+    await author.say("Hello.")
+    await author.succeed()
+    again = await api.submit(Idempotency_Key="k")
+    assert again.status_code == 200
+    assert again.json()["id"] == job["id"]
+    assert again.json()["status"] == "succeeded"
+    assert again.json()["result"]["text"] == "Hello."
+    assert "retry-after" not in again.headers
+
+
+async def test_a_key_with_another_body_is_422_and_makes_no_job(api: CalledApi) -> None:
+    """The job of the first body is not touched either."""
+    job = await api.submitted(Idempotency_Key="k")
+    count = await api.keys_count()
+    problem_of(await api.submit({"prompt": "Say goodbye."}, Idempotency_Key="k"), 422, "idempotency_key_reused")
+    assert await api.keys_count() == count
+    assert await api.job(job["id"]) == job
+
+
+async def test_a_key_belongs_to_its_tenant(api: CalledApi) -> None:
+    """Another tenant's key of the same name is another key."""
+    mine = await api.submitted(Idempotency_Key="k", X_Tenant="mine")
+    theirs = await api.submitted({"prompt": "Other."}, Idempotency_Key="k", X_Tenant="theirs")
+    assert mine["id"] != theirs["id"]
+
+
+async def test_fifty_submits_of_one_key_at_once_make_one_job(api: CalledApi) -> None:
+    """Each of them is told of it."""
+    responses = await asyncio.gather(*[api.submit(Idempotency_Key="k") for _ in range(50)])
+    assert {response.status_code for response in responses} == {202}
+    assert len({response.json()["id"] for response in responses}) == 1
+    assert sum("idempotency-replayed" in response.headers for response in responses) == 49
+
+
+@pytest.mark.parametrize("key", ["", '""', '"open', "x" * 256, "tab\there", "ümlaut", '"a"b"', '"a\\b"'])
+async def test_a_key_that_is_none_is_refused(api: CalledApi, key: str) -> None:
+    """And no job is made for it."""
+    response = await api.http.post("/v1/jobs", json=A_BODY, headers=[(b"Idempotency-Key", key.encode("latin-1"))])
+    assert pointers_of(response) == ["Idempotency-Key"]
+    assert await api.keys_count() == 0
+
+
+@pytest.mark.parametrize("name", ["Idempotency-Key", "X-Tenant", "Content-Type"])
+async def test_a_header_that_stands_twice_is_refused(api: CalledApi, name: str) -> None:
+    """Which one was meant?"""
+    response = await api.http.post(
+        "/v1/jobs", content=b'{"prompt":"x"}', headers=[("Content-Type", "application/json"), (name, "a"), (name, "b")]
+    )
+    assert pointers_of(response) == [name]
+
+
+async def test_prefer_wait_answers_200_once_the_job_has_ended(api: CalledApi) -> None:
+    """In the time that was preferred; more than a minute counts as one."""
+    waiting = asyncio.create_task(api.submit(Prefer="respond-async, wait=100"))
+    author = await _first_claim(api)
+    await author.say("Hello.")
+    await author.succeed()
+    response = await waiting
+    assert response.status_code == 200
+    assert response.json()["result"]["text"] == "Hello."
+    assert response.headers["preference-applied"] == "wait=60"
+    assert response.headers["location"] == f"/v1/jobs/{author.job_id}"
+
+
+async def test_prefer_wait_answers_202_when_the_time_is_over(api: CalledApi) -> None:
+    """With the job as it stands."""
+    response = await api.submit(Prefer="wait=1")
+    assert response.status_code == 202
+    assert response.json()["status"] == "queued"
+    assert response.headers["preference-applied"] == "wait=1"
+
+
+@pytest.mark.parametrize(
+    "preference", ["wait=0", "wait=soon", "wait", "return=minimal", "wait=-1", "wait=" + "9" * 5000]
+)
+async def test_a_preference_that_makes_no_sense_is_ignored(api: CalledApi, preference: str) -> None:
+    """RFC 7240 wants it so."""
+    response = await api.submit(Prefer=preference)
+    assert response.status_code == 202
+    assert "preference-applied" not in response.headers
+
+
+async def test_a_full_queue_is_503_and_stores_nothing(start_api: StartApi) -> None:
+    """What waits already is not touched, and a replay still finds its job."""
+    api = await start_api(max_queued=2)
+    first = await api.submitted(Idempotency_Key="k")
+    await api.submitted()
+    count = await api.keys_count()
+    response = await api.submit()
+    problem_of(response, 503, "queue_full")
+    assert int(response.headers["retry-after"]) > 0
+    assert await api.keys_count() == count
+    assert (await api.submitted(Idempotency_Key="k"))["id"] == first["id"]
+
+
+async def test_a_redis_above_its_high_water_mark_is_503_and_stores_nothing(start_api: StartApi) -> None:
+    """So that the jobs that run keep the memory to finish."""
+    api = await start_api()
+    api.state.runtime.memory.is_full = True
+    response = await api.submit()
+    problem_of(response, 503, "storage_full")
+    assert int(response.headers["retry-after"]) > 0
+    assert await api.keys_count() == 0
+
+
+async def test_accept_event_stream_submits_and_follows_in_one_request(served: Served) -> None:
+    """From ``queued`` on, with the job's address in the head."""
+    headers = {"Accept": "text/event-stream"}
+    async with asking(served.url, "/v1/jobs", method="POST", headers=headers, body=A_BODY) as answer:
+        assert answer.status == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        author = await Author.claim_next(served.api.runtime)
+        assert answer.headers["location"] == f"/v1/jobs/{author.job_id}"
+        await author.say("Hel", "lo.")
+        await author.succeed()
+        frames = SseFrames().feed(await answer.read())
+    assert [frame.event for frame in frames] == ["queued", "started", "delta", "delta", "succeeded"]
+    assert json.loads(frames[0].data) == {"job_id": author.job_id, "queue_position": 1}
+    assert json.loads(frames[-1].data)["result"]["text"] == "Hello."
+
+
+async def test_following_again_by_key_goes_on_behind_the_last_event(served: Served) -> None:
+    """As clients do that repeat their POST after a lost connection; behind the end it is 204."""
+    headers = {"Accept": "text/event-stream", "Idempotency-Key": "k"}
+    async with asking(served.url, "/v1/jobs", method="POST", headers=headers, body=A_BODY):
+        pass
+    author = await Author.claim_next(served.api.runtime)
+    await author.say("Hel")
+    seen = str((await author.log())[-1].id)
+    await author.say("lo.")
+    await author.succeed()
+    end = str((await author.log())[-1].id)
+    again = headers | {"Last-Event-ID": seen}
+    async with asking(served.url, "/v1/jobs", method="POST", headers=again, body=A_BODY) as answer:
+        assert answer.headers["idempotency-replayed"] == "true"
+        frames = SseFrames().feed(await answer.read())
+    assert [frame.event for frame in frames] == ["delta", "succeeded"]
+    again["Last-Event-ID"] = end
+    async with asking(served.url, "/v1/jobs", method="POST", headers=again, body=A_BODY) as answer:
+        assert answer.status == 204
+
+
+@pytest.mark.parametrize(
+    ("accept", "type_"),
+    [
+        ("*/*", "application/json"),
+        ("application/json, text/event-stream", "application/json"),
+        ("text/event-stream;q=0.5, application/json", "application/json"),
+        ("application/*", "application/json"),
+        ("text/event-stream, */*", "text/event-stream"),
+        ("text/*", "text/event-stream"),
+        ("text/event-stream", "text/event-stream"),
+    ],
+)
+async def test_accept_decides_between_an_answer_and_a_stream(served: Served, accept: str, type_: str) -> None:
+    """By its weights; a wildcard is not a wish."""
+    async with asking(served.url, "/v1/jobs", method="POST", headers={"Accept": accept}, body=A_BODY) as answer:
+        assert answer.headers["content-type"].startswith(type_)
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/json;q=0", "image/*, text/html"])
+async def test_accept_that_takes_neither_is_406_and_makes_no_job(api: CalledApi, accept: str) -> None:
+    """Before anything is stored."""
+    problem_of(await api.submit(Accept=accept), 406, "not_acceptable")
+    assert await api.keys_count() == 0
+
+
+async def _first_claim(api: CalledApi) -> Author:
+    async def is_waiting() -> bool:
+        return (await api.runtime.queue.depth())[JobState.QUEUED] > 0
+
+    await wait_until(is_waiting, "the job in the queue")
+    return await Author.claim_next(api.runtime)
