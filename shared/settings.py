@@ -32,7 +32,8 @@ class Settings(BaseSettings):
         env_prefix=_PREFIX, extra="ignore", frozen=True, populate_by_name=True, env_ignore_empty=True
     )
 
-    redis_url: str = Field("redis://127.0.0.1:6379/0", pattern=r"^(redis|rediss|unix)://")
+    # Not in the repr: it may hold a password.
+    redis_url: str = Field("redis://127.0.0.1:6379/0", pattern=r"^(redis|rediss|unix)://", repr=False)
     """Any Redis >= 6.2 or Valkey: ``redis://``, ``rediss://`` or ``unix://``. Change it: always, in production."""
     redis_timeout_s: Seconds = 1.5
     """How long an API call waits for Redis before it answers 503."""
@@ -81,6 +82,7 @@ class Settings(BaseSettings):
     anthropic_base_url: str = Field(
         "https://api.anthropic.com",
         pattern=r"^https?://",
+        repr=False,
         validation_alias=AliasChoices("ANTHROPIC_BASE_URL", "anthropic_base_url"),
     )
     """Change it for a gateway, or any server that speaks the Messages API."""
@@ -126,17 +128,21 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     variable = variable_of(name) if name in Settings.model_fields else name
-    expected = _EXPECTED.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
+    expected = _EXPECTED.get(first["type"], first["msg"].removeprefix("Input should be ").partition(",")[0])
     expected = expected.format(**first.get("ctx", {}))
-    was = "" if "key" in name.lower() else f", but is {str(first['input'])[:80]!r}"
-    return f"{variable} must be {expected}{was}."
+    was = str(first["input"])
+    # A key, or a URL with a user or a query in it: the sentence ends up in a log.
+    may_be_secret = "key" in name.lower() or ("url" in name.lower() and ("@" in was or "?" in was))
+    return f"{variable} must be {expected}, but is {'something else' if may_be_secret else repr(was[:80])}."
 
 
 _EXPECTED = {
     "int_parsing": "a whole number",
     "int_type": "a whole number",
+    "int_from_float": "a whole number",
     "float_parsing": "a number",
     "float_type": "a number",
+    "string_type": "a text",
     "greater_than": "greater than {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",

@@ -1,0 +1,136 @@
+"""Settings: read once, wrong ones told in one sentence."""
+
+import pytest
+
+from shared.errors import SettingsError
+from shared.settings import Auth, Settings, load_settings, variable_of
+
+
+def test_the_defaults_need_no_environment() -> None:
+    """And work on a laptop."""
+    settings = load_settings()
+    assert settings.redis_url == "redis://127.0.0.1:6379/0"
+    assert settings.auth is Auth.KEYS
+    assert settings.anthropic_api_key is None
+    assert settings.lease_s == 8
+
+
+def test_the_environment_sets_and_an_override_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the variable's own name; the command line comes last."""
+    monkeypatch.setenv("TOKENSPOOL_MAX_QUEUED", "7")
+    monkeypatch.setenv("TOKENSPOOL_AUTH", "off")
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
+    settings = load_settings(max_queued=8)
+    assert (settings.max_queued, settings.auth, settings.anthropic_base_url) == (8, Auth.OFF, "http://127.0.0.1:9")
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose files pass on what is not there as nothing."""
+    monkeypatch.setenv("TOKENSPOOL_MAX_QUEUED", "")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "")
+    settings = load_settings()
+    assert (settings.max_queued, settings.anthropic_api_key) == (1_000_000, None)
+
+
+def test_foreign_variables_are_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only our prefix, and the upstreams' own names."""
+    monkeypatch.setenv("MODEL", "another")
+    monkeypatch.setenv("TOKENSPOOL_URL", "http://client-side")
+    assert load_settings().model == Settings().model
+
+
+def test_settings_cannot_change_while_a_process_runs() -> None:
+    """They are read once."""
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(load_settings(), "max_queued", 5)  # noqa: B010 - mypy knows it too
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("TOKENSPOOL_MAX_QUEUED", "many", "must be a whole number, but is 'many'."),
+        ("TOKENSPOOL_MAX_QUEUED", "1.5", "must be a whole number, but is '1.5'."),
+        ("TOKENSPOOL_MAX_QUEUED", "0", "must be at least 1, but is '0'."),
+        ("TOKENSPOOL_CONCURRENCY", "501", "must be at most 500, but is '501'."),
+        ("TOKENSPOOL_LEASE_S", "long", "must be a number, but is 'long'."),
+        ("TOKENSPOOL_LEASE_S", "0.1", "must be at least 0.5, but is '0.1'."),
+        ("TOKENSPOOL_LEASE_S", "nan", "must be at most 600.0, but is 'nan'."),
+        ("TOKENSPOOL_REDIS_TIMEOUT_S", "0", "must be greater than 0.0, but is '0'."),
+        ("TOKENSPOOL_REDIS_TIMEOUT_S", "inf", "must be at most 604800.0, but is 'inf'."),
+        ("TOKENSPOOL_DRAIN_S", "soon", "must be a number, but is 'soon'."),
+        ("TOKENSPOOL_DRAIN_S", "-1", "must be at least 0.0, but is '-1'."),
+        ("TOKENSPOOL_AUTH", "maybe", "must be 'keys' or 'off', but is 'maybe'."),
+        ("TOKENSPOOL_LOG_LEVEL", "debug", "must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR', but is 'debug'."),
+        ("TOKENSPOOL_PROVIDER", "openai", "must be 'anthropic', but is 'openai'."),
+        ("TOKENSPOOL_REDIS_URL", "localhost:6379", "but is 'localhost:6379'."),
+        ("TOKENSPOOL_MODEL", "m" * 300, "must be a text of at most 256 characters, but is 'mmm"),
+        ("ANTHROPIC_BASE_URL", "api.example.com", "but is 'api.example.com'."),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, expected: str
+) -> None:
+    """The variable, what was expected, what it was."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{variable} must be ")
+    assert expected in sentence
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    assert len(sentence) < 220
+    assert caught.value.__cause__ is None
+
+
+def test_a_wrong_override_is_named_by_its_variable() -> None:
+    """The command line sets the same settings."""
+    for overrides in ({"lease_s": "long"}, {"max_queued": 1.5}, {"max_queued": None}, {"redis_url": 5}):
+        (name,) = overrides
+        with pytest.raises(SettingsError, match=f"^{variable_of(name)} must be a [a-z ]+, but is .+[.]$"):
+            load_settings(**overrides)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("TOKENSPOOL_REDIS_URL", "redis//:unmistakable@cache:6379"),
+        ("TOKENSPOOL_REDIS_URL", "http://user:unmistakable@cache:6379/0"),
+        ("TOKENSPOOL_REDIS_URL", "cache:6379?password=unmistakable"),
+        ("TOKENSPOOL_REDIS_URL", f"redis//:unmistakable{'x' * 100}@cache:6379"),
+        ("ANTHROPIC_BASE_URL", "ftp://user:unmistakable@gateway"),
+    ],
+)
+def test_a_secret_in_a_wrong_url_is_not_echoed(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    """The sentence ends up in a log."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert "unmistakable" not in str(caught.value)
+    assert str(caught.value).startswith(f"{variable} must be ")
+
+
+def test_a_key_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by printing the settings, and not when it is of the wrong kind."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-unmistakable")
+    settings = load_settings()
+    assert settings.anthropic_api_key is not None
+    assert settings.anthropic_api_key.get_secret_value() == "sk-unmistakable"
+    assert "unmistakable" not in f"{settings!r} {settings} {settings.model_dump()}"
+    with pytest.raises(SettingsError) as caught:
+        load_settings(anthropic_api_key=["sk-unmistakable"])
+    assert "unmistakable" not in str(caught.value)
+
+
+def test_a_redis_password_is_not_shown_by_printing_the_settings() -> None:
+    """A traceback that holds the settings ends up in a log too."""
+    settings = load_settings(redis_url="redis://:unmistakable@cache:6379/0")
+    assert settings.redis_url == "redis://:unmistakable@cache:6379/0"
+    assert "unmistakable" not in repr(settings)
+
+
+def test_every_setting_has_one_variable() -> None:
+    """What the documentation lists is what is read."""
+    variables = [variable_of(name) for name in Settings.model_fields]
+    assert len(set(variables)) == len(variables)
+    assert all(name.startswith(("TOKENSPOOL_", "ANTHROPIC_")) for name in variables)
