@@ -4,6 +4,7 @@ Call sites pass names and numbers only. A prompt, an answer or a key is never an
 """
 
 import logging
+import re
 import sys
 from collections.abc import MutableMapping
 from typing import Any
@@ -28,9 +29,13 @@ def configure_logging(level: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(
-        level=max(threshold, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_LibraryLine())
+    logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler])
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # `uvicorn --factory` has set up its own
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
     # At DEBUG these print chunk by chunk what the model says.
     for name in ("sse_starlette", "anthropic", "httpx2", "httpcore2", "aiohttp"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -47,11 +52,34 @@ def _error_by_name(_logger: Any, _method: str, line: MutableMapping[str, Any]) -
     error = line.pop("exc_info", None)
     if error is True:
         error = sys.exc_info()[1]
+    elif isinstance(error, tuple):
+        error = error[1]
+    for name, value in line.items():
+        if isinstance(value, BaseException):
+            line[name] = type(value).__name__
     if isinstance(error, BaseException):
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        line["error"] = type(error).__name__
-        if trace is not None:
-            line["at"] = f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}"
+        line.update(_type_and_place(error))
     return line
+
+
+class _LibraryLine(logging.Formatter):
+    """A library's line: the first one of its message, and an exception by type and place."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage().partition("\n")[0]
+        if record.name == "asyncio":  # it tells the repr of tasks and callbacks, with results and arguments
+            message = re.split(r"[(<{\['\"]", message, maxsplit=1)[0]
+        line = f"{record.levelname} {record.name} {message}"
+        if record.exc_info and record.exc_info[1]:
+            line += "".join(f" {name}={value}" for name, value in _type_and_place(record.exc_info[1]).items())
+        return line
+
+
+def _type_and_place(error: BaseException) -> dict[str, str]:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    found = {"error": type(error).__name__}
+    if trace is not None:
+        found["at"] = f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}"
+    return found
