@@ -102,6 +102,8 @@ class Completion:
             message["usage"].update({k: v for k, v in (event.get("usage") or {}).items() if v is not None})
         elif name == "message_stop":
             self._started()
+            for block in self._blocks.values():  # one that was never stopped would lose its input, and look whole
+                block.close()
             self.is_stopped = True
 
     def _started(self) -> dict[str, Any]:
