@@ -86,7 +86,7 @@ def decode_published(message: bytes) -> list[Event]:
 
 class _TextDelta(msgspec.Struct):
     type: str = ""
-    text: str = ""
+    text: str | None = None
 
 
 class _ContentBlockDelta(msgspec.Struct):

@@ -1,0 +1,128 @@
+"""The form of events: on the pub/sub channel, as cursors, as text."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.events import TERMINAL_EVENTS, Event, EventId, OurEvent, decode_published, parse_cursor, text_of
+from shared.job import TERMINAL_STATES
+from tests.support.builders import a_text_delta, encoded
+
+
+def test_one_message_holds_events_that_follow_on() -> None:
+    """The id of the first, then name and data of each."""
+    assert decode_published(b'1795442531482-3\nping\n{}\nmessage_stop\n{"type":"message_stop"}') == [
+        Event(EventId(1795442531482, 3), "ping", b"{}"),
+        Event(EventId(1795442531482, 4), "message_stop", b'{"type":"message_stop"}'),
+    ]
+
+
+def test_a_message_without_events_is_none() -> None:
+    """The id alone."""
+    assert decode_published(b"5-0") == []
+
+
+@given(
+    st.integers(1, 10**14),
+    st.integers(0, 10**9),
+    st.lists(
+        st.tuples(
+            st.from_regex(r"[a-z_]{1,20}", fullmatch=True),
+            st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2),
+        ),
+        max_size=3,
+    ),
+)
+def test_whatever_is_published_is_read_as_it_was(
+    epoch: int, seq: int, events: list[tuple[str, dict[str, str]]]
+) -> None:
+    """JSON never holds a raw line feed, so no content can break the form."""
+    parts = [f"{epoch}-{seq}".encode()]
+    for name, data in events:
+        parts += [name.encode(), encoded(data)]
+    assert decode_published(b"\n".join(parts)) == [
+        Event(EventId(epoch, seq + number), name, encoded(data)) for number, (name, data) in enumerate(events)
+    ]
+
+
+def test_ids_compare_as_redis_compares_them() -> None:
+    """By epoch, then by seq; as numbers, not as text."""
+    ids = [EventId(9, 10), EventId(10, 0), EventId(10, 2), EventId(10, 10), EventId(100, 1)]
+    assert sorted({*ids}) == ids
+    assert [str(each) for each in ids[:2]] == ["9-10", "10-0"]
+
+
+@given(st.integers(0, 10**15 - 1), st.integers(0, 10**10 - 1))
+def test_every_id_of_ours_is_a_cursor(epoch: int, seq: int) -> None:
+    """What we gave out comes back."""
+    assert parse_cursor(str(EventId(epoch, seq))) == EventId(epoch, seq)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-",
+        "1",
+        "1-",
+        "-1",
+        "1-2-3",
+        "+1-2",
+        "1--2",
+        " 1-2",
+        "1-2 ",
+        "1-2\n",
+        "1_000-2",
+        "0x1-2",
+        "1.5-2",
+        "１-２",
+        "now",
+        "$",
+        "1-*",
+        "9" * 16 + "-0",
+        "1-" + "9" * 11,
+        "1-2\x00",
+    ],
+)
+def test_anything_else_is_no_cursor(text: str) -> None:
+    """Never an exception, and nothing that Redis would read differently."""
+    assert parse_cursor(text) is None
+
+
+@given(st.text(max_size=40))
+def test_no_text_makes_a_cursor_fail(text: str) -> None:
+    """A header may hold anything."""
+    found = parse_cursor(text)
+    assert found is None or (found.epoch < 10**15 and found.seq < 10**10)
+
+
+def test_terminal_events_are_named_after_the_states() -> None:
+    """And no other event ends a stream."""
+    assert {state.value for state in TERMINAL_STATES} == TERMINAL_EVENTS
+    for name in (*OurEvent, "message_stop", "error", "ping"):
+        assert not Event(None, name, b"{}").is_terminal
+    for name in TERMINAL_EVENTS:
+        assert Event(None, name, b"{}").is_terminal
+
+
+def test_a_text_delta_has_a_text() -> None:
+    """Whatever is in it."""
+    for text in ("Hello", "", "\n\n", "ünï \U0001f600"):
+        assert text_of(Event(None, *a_text_delta(text))) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("content_block_delta", {"delta": {"type": "thinking_delta", "thinking": "Hm."}}),
+        ("content_block_delta", {"delta": {"type": "input_json_delta", "partial_json": "{"}}),
+        ("content_block_delta", {"delta": {"type": "new_delta", "text": None}}),
+        ("content_block_delta", {"delta": {"type": "new_delta", "text": "not an answer's"}}),
+        ("content_block_start", {"content_block": {"type": "text", "text": "start"}}),
+        ("started", {"attempt": 1}),
+        ("succeeded", {"status": "succeeded"}),
+    ],
+)
+def test_other_events_have_none(name: str, data: dict[str, object]) -> None:
+    """Kinds of delta that do not exist yet, too: whatever the completion accepts, the relay can read."""
+    assert text_of(Event(None, name, encoded(data))) is None
