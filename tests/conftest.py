@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from cli.embedded_redis import EmbeddedRedis
 from shared.settings import load_settings
@@ -26,6 +27,9 @@ def pytest_configure() -> None:
     for name in list(os.environ):
         if name.startswith(_OF_THE_DEVELOPER) and name not in _OF_THE_TEST_RUN:
             del os.environ[name]
+    # No deadline: a busy machine is not a bug.
+    hypothesis_settings.register_profile("tests", deadline=None, max_examples=50)
+    hypothesis_settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)

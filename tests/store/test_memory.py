@@ -174,9 +174,12 @@ async def test_submits_stop_before_running_jobs_lack_room(runtime: Runtime) -> N
 async def test_a_redis_that_is_away_is_not_full(runtime: Runtime, own_server: EmbeddedRedis) -> None:
     """Then the submit itself says what is wrong."""
     await _fill(runtime)
-    await runtime.memory.look()
-    assert runtime.memory.is_full
+    assert await _is_full(runtime)
     own_server.kill()
-    await runtime.memory.look()
-    assert not runtime.memory.is_full
+    assert not await _is_full(runtime)
     own_server.restart()
+
+
+async def _is_full(runtime: Runtime) -> bool:
+    await runtime.memory.look()
+    return runtime.memory.is_full

@@ -1,0 +1,152 @@
+"""The life cycle, walked step by step, and the ids of jobs."""
+
+import threading
+from itertools import product
+
+import msgspec
+import pytest
+
+from shared.errors import IllegalTransition
+from shared.job import (
+    BANDS,
+    TERMINAL_STATES,
+    TRANSITIONS,
+    JobSpec,
+    JobState,
+    Priority,
+    Step,
+    decode_result,
+    new_id,
+    next_state,
+)
+
+QUEUED, RUNNING = JobState.QUEUED, JobState.RUNNING
+ALLOWED = {
+    (QUEUED, Step.CLAIM): RUNNING,
+    (QUEUED, Step.TIME_OUT): JobState.FAILED,
+    (QUEUED, Step.EXPIRE): JobState.EXPIRED,
+    (QUEUED, Step.CANCEL): JobState.CANCELLED,
+    (RUNNING, Step.RELEASE): QUEUED,
+    (RUNNING, Step.REAP): QUEUED,
+    (RUNNING, Step.SUCCEED): JobState.SUCCEEDED,
+    (RUNNING, Step.FAIL): JobState.FAILED,
+    (RUNNING, Step.LOSE): JobState.FAILED,
+    (RUNNING, Step.CANCEL): JobState.CANCELLED,
+}
+
+
+@pytest.mark.parametrize(("state", "step"), ALLOWED)
+def test_an_allowed_step_leads_where_the_table_says(state: JobState, step: Step) -> None:
+    """The whole life cycle, spelled out once more."""
+    assert next_state(state, step) is ALLOWED[state, step]
+
+
+@pytest.mark.parametrize(("state", "step"), [pair for pair in product(JobState, Step) if pair not in ALLOWED], ids=str)
+def test_a_forbidden_step_raises(state: JobState, step: Step) -> None:
+    """Every other pair; the message names both."""
+    with pytest.raises(IllegalTransition, match=f"a {state} job cannot {step}"):
+        next_state(state, step)
+
+
+def test_a_refused_step_changes_nothing() -> None:
+    """The table is as it was."""
+    before = dict(TRANSITIONS)
+    with pytest.raises(IllegalTransition):
+        next_state(JobState.SUCCEEDED, Step.CANCEL)
+    assert before == TRANSITIONS
+
+
+def test_terminal_is_for_ever() -> None:
+    """Promise 1: no step starts from a terminal state, and from every other state some step leads on."""
+    sources = {state for states, _ in TRANSITIONS.values() for state in states}
+    assert sources == set(JobState) - TERMINAL_STATES
+
+
+def test_every_state_can_be_reached_and_left() -> None:
+    """From birth, every state; from every state, an end."""
+    reached = {QUEUED}
+    for _ in JobState:
+        reached |= {target for states, target in TRANSITIONS.values() if states & reached}
+    assert reached == set(JobState)
+    assert set(TRANSITIONS) == set(Step)
+
+
+def test_bands_are_looked_at_from_high_to_low() -> None:
+    """The order of CLAIM."""
+    assert BANDS == (Priority.HIGH, Priority.NORMAL, Priority.LOW)
+
+
+def test_ids_are_prefixed_of_one_length_and_safe_in_urls() -> None:
+    """26 letters and digits that cannot be misread."""
+    for prefix in ("job", "batch", "req"):
+        name, _, rest = new_id(prefix).partition("_")
+        assert (name, len(rest)) == (prefix, 26)
+        assert set(rest) <= set("0123456789abcdefghjkmnpqrstvwxyz")
+
+
+def test_ids_sort_by_time_of_birth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the millisecond, over centuries."""
+    moments_ms = [
+        0,
+        1,
+        31,
+        32,
+        1_023,
+        1_024,
+        1_795_442_531_481,
+        1_795_442_531_482,
+        2_000_000_000_000,
+        9_999_999_999_999,
+    ]
+    ids = []
+    for moment_ms in moments_ms:
+        monkeypatch.setattr("time.time_ns", lambda now_ms=moment_ms: now_ms * 1_000_000)
+        ids.append(new_id("job"))
+    assert ids == sorted(ids)
+
+
+def test_ids_are_unique_within_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 random bits each."""
+    monkeypatch.setattr("time.time_ns", lambda: 1_795_442_531_482_000_000)
+    assert len({new_id("job") for _ in range(20_000)}) == 20_000
+
+
+def test_ids_are_unique_over_threads() -> None:
+    """However many make them."""
+    made: list[str] = []
+    threads = [threading.Thread(target=lambda: made.extend(new_id("job") for _ in range(500))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(made)) == 2_000
+
+
+def test_a_spec_survives_its_storage() -> None:
+    """One JSON field of the record; defaults are left out, and come back."""
+    plain = JobSpec(model="a-model")
+    assert msgspec.json.encode(plain) == b'{"model":"a-model"}'
+    full = JobSpec(
+        model="ünï",
+        priority=Priority.LOW,
+        timeout_s=1,
+        max_attempts=9,
+        not_before_ms=5,
+        metadata={"k": "v"},
+        batch_id="b",
+    )
+    for spec in (plain, full):
+        assert msgspec.json.decode(msgspec.json.encode(spec), type=JobSpec) == spec
+
+
+def test_a_spec_of_a_later_release_can_be_read() -> None:
+    """During a deploy both run: members that this one does not know are passed over."""
+    assert msgspec.json.decode(b'{"model":"m","colour":"red"}', type=JobSpec) == JobSpec(model="m")
+
+
+def test_a_stored_result_is_plain_data() -> None:
+    """As JSON says it."""
+    assert decode_result(b'{"text":"Hello.","message":{"content":[]}}') == {
+        "text": "Hello.",
+        "message": {"content": []},
+    }

@@ -1,0 +1,125 @@
+"""Keys: one list, from which Python and Lua both take their names."""
+
+import re
+from importlib.resources import files
+
+import pytest
+
+from shared.job import TRANSITIONS, JobState, Priority, Step
+from shared.store import keys
+from shared.store.idempotency import fingerprint_of, key_hash
+from shared.store.script import NAMES, script, sources, target
+
+
+def test_python_and_lua_build_the_same_names() -> None:
+    """The Lua functions are made from the list; what Python builds must be what they say."""
+    lua = keys.lua_functions()
+    for kind, (arguments, _) in keys.KEYS.items():
+        assert f"local function key_{kind}({', '.join(arguments)}) return KEYS[1] .. '{kind}'" in lua
+    for kind in keys.CHANNELS:
+        assert f"local function channel_{kind}(" in lua
+    assert keys.job("job_1") == "ts:{0}:job:job_1"
+    assert keys.events("job_1") == "ts:{0}:events:job_1"
+    assert keys.plain("waiting") == "ts:{0}:waiting"
+    with pytest.raises(ValueError, match="needs"):
+        keys.plain("job")
+
+
+def test_every_key_says_how_long_it_lives() -> None:
+    """A TTL, or why it has none."""
+    for kind, (_, meaning) in keys.KEYS.items():
+        assert re.search(r"No TTL|Gone when empty|TTL|retention", meaning), kind
+
+
+def test_all_keys_and_channels_are_in_one_slot() -> None:
+    """Each script stays on one node of a cluster."""
+    names = [keys.job("x"), keys.result("x"), keys.log("x"), keys.index("t"), keys.idempotency("t", "h")]
+    names += [keys.worker("w"), keys.events("x"), keys.flow("normal:t:m"), keys.plain("wake"), keys.plain("running")]
+    assert {re.search(r"\{(.*?)\}", name).group(1) for name in names} == {"0"}  # type: ignore[union-attr]
+
+
+def test_a_flow_names_band_tenant_and_model() -> None:
+    """In this order: CLAIM reads the tenant between the first two colons, and a model may have colons."""
+    assert keys.flow_of(Priority.HIGH, "tenant-a", "vendor:model:1") == "high:tenant-a:vendor:model:1"
+
+
+# The scripts, as texts
+
+_STRINGS = re.compile(r"'([^'\n]*)'")
+_WRITES = re.compile(
+    r"write_without_memory\(|stamp_alive\(|wake\(|enqueue\(|dequeue\(|leave\(|put_back\(|end_job\(|end_overdue\(|append\("
+    r"|call\('(?:SET|DEL|INCR|HSET|HDEL|ZADD|ZREM|SADD|SREM|XADD|PEXPIRE|EXPIRE|PUBLISH)"
+)
+
+
+def _code(name: str) -> str:
+    """Without comments."""
+    return re.sub(r"--[^\n]*", "", script(name).text.decode())
+
+
+def _body(name: str) -> str:
+    """What is the script's own, without comments."""
+    own = (files("shared.store") / "lua" / f"{name}.lua").read_text()
+    assert script(name).text.decode().endswith(own)
+    return re.sub(r"--[^\n]*", "", own)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_script_spells_a_state(name: str) -> None:
+    """They arrive as arguments, from the one table of the life cycle. (``running`` is the name of a key, too.)"""
+    spelled = set(_STRINGS.findall(_code(name))) & (set(JobState) - {JobState.RUNNING})
+    assert spelled <= ({"failed"} if name == "reap" else set())  # its word to the reaper
+
+
+@pytest.mark.parametrize("name", ["renew", "append", "finish", "cancel", "release", "reap", "expire", "erase"])
+def test_scripts_that_must_pass_at_maxmemory_begin_with_a_write_that_needs_none(name: str) -> None:
+    """Redis judges the first write only; behind it everything passes."""
+    first = _WRITES.search(_body(name))
+    assert first is not None
+    assert first.group() == "write_without_memory("
+
+
+@pytest.mark.parametrize("name", ["locate", "probe"])
+def test_scripts_that_only_read_write_nothing(name: str) -> None:
+    """They are called for every follower."""
+    assert _WRITES.search(_body(name)) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scripts_run_on_any_redis_since_6_2(name: str) -> None:
+    """No ``#!lua`` line."""
+    assert not script(name).text.startswith(b"#!")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_script_lets_lua_write_a_number(name: str) -> None:
+    """``..`` and tostring keep 14 digits: a time in ms fits, a multiple of it may not; each goes through int()."""
+    assert "tostring" not in _code(name)
+    assert not re.search(r"\.\. *(now|epoch|seq|attempt|expires|clock|tag)\b", _code(name))
+
+
+def test_a_step_is_given_to_a_script_as_the_table_has_it() -> None:
+    """Sources as a list, sorted, so that a script's arguments do not change from process to process."""
+    for step in Step:
+        states, state = TRANSITIONS[step]
+        assert sources(step) == ",".join(sorted(states))
+        assert target(step) == state
+
+
+# Idempotency keys
+
+
+def test_equal_bodies_have_one_fingerprint() -> None:
+    """Whatever the order of members; nothing else is equal."""
+    assert fingerprint_of({"a": 1, "b": [1, {"c": None, "d": 2}]}) == fingerprint_of(
+        {"b": [1, {"d": 2, "c": None}], "a": 1}
+    )
+    bodies = [{}, [], None, 0, 1, "1", "", {"a": 1}, {"a": "1"}, {"a": [1]}, [1, 2], [2, 1], True, {"a": None}]
+    assert len({fingerprint_of(body) for body in bodies}) == len(bodies)
+
+
+def test_a_key_is_stored_as_its_hash() -> None:
+    """It may be long, or a secret, or hold anything."""
+    seen = {key_hash(key) for key in ("a", "b", "a" * 10_000, "ü", "a:b", " a")}
+    assert len(seen) == 6
+    assert all(re.fullmatch(r"[0-9a-f]{32}", each) for each in seen)
