@@ -39,6 +39,7 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "grace": ((), "number: no lease is reaped before this (ms), its TTL one lease."),
     "hungry": ((), "flag: a worker has free slots and found nothing more, one minute TTL."),
     "worker": (("name",), "hash: what a worker says of itself; its TTL a few leases."),
+    "workers": ((), "set of names: whoever announced itself. One hour TTL; a look drops those that are gone."),
     "llm": ((), "string: what the workers last saw of the LLM, as JSON; one hour TTL."),
 }
 

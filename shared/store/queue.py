@@ -187,26 +187,30 @@ class Queue:
         """The worker says that it lives, and what it does; forgotten after a few leases."""
         flat: Sequence[str | int] = [part for pair in facts.items() for part in pair]
         key = keys.worker(worker)
-        seen = self._commands.call("HSET", key, *flat)
-        await self._commands.call("PEXPIRE", key, self._lease_ms * 3)
-        await seen
+        names = keys.plain("workers")
+        calls = [
+            self._commands.call("HSET", key, *flat),
+            self._commands.call("PEXPIRE", key, self._lease_ms * 3),
+            self._commands.call("SADD", names, worker),
+            self._commands.call("EXPIRE", names, 3600),
+        ]
+        for call in calls:
+            await call
 
     async def withdraw(self, worker: str) -> None:
         """The worker leaves."""
-        await self._commands.call("DEL", keys.worker(worker))
+        forgotten = self._commands.call("DEL", keys.worker(worker))
+        await self._commands.call("SREM", keys.plain("workers"), worker)
+        await forgotten
 
     async def workers(self) -> list[dict[str, str]]:
         """What the living workers say of themselves."""
-        found: list[dict[str, str]] = []
-        cursor: Any = 0
-        for _ in range(1000):
-            cursor, names = await self._commands.call("SCAN", cursor, "MATCH", keys.worker("*"), "COUNT", 1000)
-            for name in names:
-                flat = await self._commands.call("HGETALL", name)
-                found.append({flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)})
-            if int(cursor) == 0:
-                break
-        return found
+        names = [name.decode() for name in await self._commands.call("SMEMBERS", keys.plain("workers"))]
+        replies = [self._commands.call("HGETALL", keys.worker(name)) for name in names]
+        told = [await reply for reply in replies]
+        if gone := [name for name, flat in zip(names, told, strict=True) if not flat]:
+            await self._commands.call("SREM", keys.plain("workers"), *gone)
+        return [{flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)} for flat in told if flat]
 
     async def tell_llm_state(self, state: bytes) -> None:
         """What a worker last saw of the LLM: ``{"state", "since_ms"}``. Forgotten after an hour without traffic."""
