@@ -154,7 +154,7 @@ class StorageUnavailable(Problem):
 
 
 class ServerStopping(Problem):
-    """This process ends; another one answers."""
+    """The process ends; another one answers."""
 
     status, code, title, retry_after_s = 503, "server_stopping", "The server is stopping", 1
 
