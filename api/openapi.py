@@ -252,7 +252,7 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
                     }
                 },
             },
-            **_problems(400, 401, 406, 413, 415, 503),
+            **_problems(400, 401, 413, 415, 503),
         },
     },
     ("get", "/health"): {

@@ -19,7 +19,6 @@ from api.connection import while_connected
 from api.dependencies import Api, ApiState, Tenant
 from api.errors import document, request_id_of
 from api.fields import BODY, MOST_ERRORS, pointer, refuse
-from api.headers import EVENT_STREAM, must_accept
 from api.native.job_request import Draft, JobOptions, check_max_tokens, check_prompt, user_message
 from api.relay import Closing, Gone, Watch
 from api.sse import PING, SseResponse
@@ -88,7 +87,6 @@ async def complete(request: Request, api: Api, tenant: Tenant) -> Response:
 @router.post("/complete/stream")
 async def complete_stream(request: Request, api: Api, tenant: Tenant) -> Response:
     """The answer to a prompt as it is written: ``data:`` frames of text, and ``data: [DONE]``."""
-    must_accept(request, EVENT_STREAM)
     draft = completion_draft_of(await read_json(request, api.settings.max_body_bytes), model=api.settings.model)
     job_id = new_id("job")
     watch = api.relay.watch(job_id)
