@@ -14,6 +14,7 @@ _EXPIRE_LOOK_S: Final = 1.0
 _EXPIRED_AT_ONCE: Final = 200
 _STOP_LOOK_S: Final = 0.1
 _AFTER_A_FAILURE_S: Final = 1.0
+_TOLD_EVERY_S: Final = 60.0
 
 _log = get_logger("api")
 
@@ -28,12 +29,16 @@ def loops_of(api: ApiState) -> dict[str, Coroutine[Any, Any, None]]:
 
 
 async def _for_ever(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Neither Redis nor a bug in one loop ends the process: it is begun again."""
+    """Neither Redis nor a bug in one loop ends the process: it is begun again. An outage is told once a minute."""
+    clock = asyncio.get_running_loop().time
+    told_s = -_TOLD_EVERY_S
     while True:
         try:
             await work()
         except Problem as problem:
-            _log.warning("loop interrupted", loop=name, code=problem.code)
+            if clock() - told_s >= _TOLD_EVERY_S:
+                told_s = clock()
+                _log.warning("loop interrupted", loop=name, code=problem.code)
         except Exception as error:  # noqa: BLE001 - the loop's last net
             _log.error("unexpected error", loop=name, exc_info=error)
         await asyncio.sleep(_AFTER_A_FAILURE_S)
