@@ -17,6 +17,7 @@ from shared.store import keys
 from shared.store.commands import Commands
 from shared.store.jobs import overdue_arguments, retention_ms
 from shared.store.script import script, sources, target
+from shared.telemetry import get_logger
 
 SUSPECT_TAKEOVERS: Final = 2
 """A job whose workers died this often runs alone among such jobs on its worker."""
@@ -112,7 +113,7 @@ class Queue:
             target(Step.CLAIM),
             *overdue_arguments(self._settings),
         )
-        return [_claim_of(fields) for fields in claims], _seconds(due_ms)
+        return [claim for claim in map(_readable, claims) if claim], _seconds(due_ms)
 
     async def renew(self, claims: Iterable[tuple[str, int]]) -> list[str]:
         """Renews the leases of (id, epoch) pairs. Returns the ids that are no longer theirs."""
@@ -226,6 +227,15 @@ class Queue:
         queued = self._commands.call("ZCARD", keys.plain("waiting"))
         running = self._commands.call("ZCARD", keys.plain("running"))
         return {JobState.QUEUED: await queued, JobState.RUNNING: await running}
+
+
+def _readable(fields: list[Any]) -> Claim | None:
+    """None if the record is not one of ours, or of a newer release: its lease will end, and maybe another can read it."""
+    try:
+        return _claim_of(fields)
+    except (ValueError, TypeError):
+        get_logger("queue").error("job_unreadable", job_id=fields[0].decode())
+        return None
 
 
 def _claim_of(fields: list[Any]) -> Claim:
