@@ -10,6 +10,8 @@ Redis being away never ends the process; every loop here goes on by itself.
 import asyncio
 import os
 import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, cast
 
 import arq
@@ -26,6 +28,7 @@ from worker.log_writer import LogWriter
 from worker.run_job import RunContext, RunEnd, run_job
 
 _TICK_S = 1.0
+_AGAIN_S = 0.25
 _UNHEARD_S = 0.5
 _SWEEP_S = 60.0
 _DRAIN_MARGIN_S = 20.0
@@ -58,10 +61,13 @@ class ArqWorker(arq.Worker):
         self._writer: LogWriter = context.writer
         self._context = context
         self._claims: dict[str, Claim] = {}
+        self._group = asyncio.TaskGroup()
+        self._claiming = asyncio.Lock()
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._strays = 0
+        self._swept_to = 0
 
     # Signals
 
@@ -76,18 +82,18 @@ class ArqWorker(arq.Worker):
     # The loop
 
     async def main(self) -> None:
-        """Claims and runs until drained."""
+        """Claims and runs until drained. Cancelled: ends the runs, and hands nothing back."""
         subscriber = self._runtime.subscriber(on_message=self._on_message, on_confirmed=lambda _: self._wake.set())
-        async with subscriber, asyncio.TaskGroup() as group:
+        async with subscriber, self._group as group:
             subscriber.subscribe(keys.plain("wake"))
             subscriber.subscribe(keys.plain("control"))
             loops = [
-                group.create_task(self._claim_loop(), name="claim"),
-                group.create_task(self._renew_loop(subscriber.stands), name="renew"),
-                group.create_task(self._reap_loop(), name="reap"),
-                group.create_task(self._expire_loop(), name="expire"),
-                group.create_task(self._sweep_loop(), name="sweep"),
-                group.create_task(self._announce_loop(), name="announce"),
+                group.create_task(self._loop("claim", self._claim, woken_by=self._wake)),
+                group.create_task(self._loop("renew", partial(self._renew_all, subscriber.stands))),
+                group.create_task(self._loop("reap", self._reap)),
+                group.create_task(self._loop("expire", self._expire)),
+                group.create_task(self._loop("sweep", self._sweep, first_s=_SWEEP_S)),
+                group.create_task(self._loop("announce", self._announce)),
             ]
             self._logger.info("worker_started", worker=self.name, concurrency=self.max_jobs)
             await self._stopping.wait()
@@ -96,6 +102,27 @@ class ArqWorker(arq.Worker):
                 task.cancel()
         self._logger.info("worker_stopped", worker=self.name)
 
+    async def _loop(
+        self,
+        name: str,
+        step: Callable[[], Awaitable[float]],
+        *,
+        woken_by: asyncio.Event | None = None,
+        first_s: float = 0,
+    ) -> None:
+        """Takes the step again and again; it returns how many seconds to wait. Nothing but its cancellation ends it."""
+        wake = woken_by or asyncio.Event()
+        await asyncio.sleep(first_s)
+        while True:
+            wake.clear()
+            try:
+                await _wait(wake, await step())
+            except _AWAY:
+                await asyncio.sleep(_AGAIN_S)
+            except Exception:  # a bug of ours: told, and the other loops and the jobs go on
+                self._logger.exception("loop_failed", loop=name)
+                await asyncio.sleep(_TICK_S)
+
     def _on_message(self, channel: str, message: bytes) -> None:
         if channel == keys.plain("control"):
             verb, _, job_id = message.decode().partition(" ")
@@ -103,47 +130,46 @@ class ArqWorker(arq.Worker):
                 task.cancel()
         self._wake.set()
 
-    async def _claim_loop(self) -> None:
-        while True:
-            due_s = _TICK_S
-            self._wake.clear()
-            if self.allow_pick_jobs and self.job_counter < self.max_jobs:
-                try:
-                    due_s = await self._claim(due_s)
-                except _AWAY:
-                    due_s = 0.25
-                    self._wake.clear()
-            await _wait(self._wake, due_s)
-
-    async def _claim(self, due_s: float) -> float:
-        """Fills the free slots. Returns how long to wait if nothing wakes."""
-        free = self.max_jobs - self.job_counter
-        running = self._claims.values()
-        low_running = sum(claim.spec.priority == "low" for claim in running)
-        low_free = int(self.max_jobs * self._settings.low_priority_share) or 1
-        claims, next_due_s = await self._runtime.queue.claim(
-            self.name,
-            count=free,
-            low_count=max(0, low_free - low_running),
-            takes_suspect=all(claim.takeovers < SUSPECT_TAKEOVERS for claim in running),
-        )
-        await self._start(claims)
+    async def _claim(self) -> float:
+        """Fills the free slots."""
+        async with self._claiming:
+            free = self.max_jobs - self.job_counter
+            if not self.allow_pick_jobs or free <= 0:
+                return _TICK_S
+            running = self._claims.values()
+            low_running = sum(claim.spec.priority == "low" for claim in running)
+            low_free = int(self.max_jobs * self._settings.low_priority_share) or 1
+            claims, next_due_s = await self._runtime.queue.claim(
+                self.name,
+                count=free,
+                low_count=max(0, low_free - low_running),
+                takes_suspect=all(claim.takeovers < SUSPECT_TAKEOVERS for claim in running),
+            )
+            await self._start(claims)
         if len(claims) == free:
-            self._wake.set()
-        return due_s if next_due_s is None else min(due_s, next_due_s)
+            return 0
+        return _TICK_S if next_due_s is None else min(_TICK_S, next_due_s)
 
     async def _start(self, claims: list[Claim]) -> None:
         if not claims:
             return
         # Confirmed before the first job runs: the bytes are in the socket before anything that may kill the process.
-        confirmed = asyncio.ensure_future(self._runtime.queue.renew([(claim.id, claim.epoch) for claim in claims]))
-        confirmed.add_done_callback(_forget_failure)
+        self._group.create_task(self._confirm(claims), name="confirm")
         await asyncio.sleep(0)
         for claim in claims:
             if old := self.tasks.get(claim.id):  # its claim is over, and its worker is us
                 old.cancel()
                 await asyncio.wait([old])
             await self.start_jobs([claim.id.encode()], claim)
+
+    async def _confirm(self, claims: list[Claim]) -> None:
+        """The first renewal; it also tells of a cancellation that was heard before its job was here to hear it."""
+        try:
+            await self._renew(claims)
+        except _AWAY:
+            pass  # the next renewal confirms
+        except Exception:
+            self._logger.exception("confirm_failed")
 
     async def start_jobs(self, job_ids: list[bytes], claim: Claim | None = None) -> None:
         """arq's slots, filled from a claim."""
@@ -152,14 +178,19 @@ class ArqWorker(arq.Worker):
         job_id = raw_id.decode()
         self.job_counter += 1
         self._claims[job_id] = claim
-        task = asyncio.create_task(self.run_job(job_id, claim.epoch), name=job_id)
+        task = self._group.create_task(self.run_job(job_id, claim.epoch), name=job_id)
         self.tasks[job_id] = task
-        task.add_done_callback(lambda done: self._on_end(job_id, claim, done))
+        task.add_done_callback(lambda done: self._on_end(job_id, done))
 
     async def run_job(self, job_id: str, score: int) -> None:
         """arq's name for it; ``score`` is the claim's epoch. The payload came with the claim."""
-        self.ctx["job_id"] = job_id
-        end = await self.functions["complete"].coroutine(self.ctx, self._claims[job_id])
+        claim = self._claims[job_id]
+        try:
+            end = await self.functions["complete"].coroutine(self.ctx, claim)
+        except Exception:
+            # A bug of ours. The lease is not renewed any more: the job runs again, and fails after its last takeover.
+            self._logger.exception("run_failed", job_id=job_id, attempt=claim.attempt)
+            return
         if end is RunEnd.SUCCEEDED:
             self.jobs_complete += 1
         elif end is RunEnd.FAILED:
@@ -167,97 +198,72 @@ class ArqWorker(arq.Worker):
         elif end is RunEnd.DEFERRED:
             self.jobs_retried += 1
 
-    def _on_end(self, job_id: str, claim: Claim, task: "asyncio.Task[None]") -> None:
+    def _on_end(self, job_id: str, task: "asyncio.Task[None]") -> None:
         self.job_counter -= 1
         if self.tasks.get(job_id) is task:
             del self.tasks[job_id]
             del self._claims[job_id]
-        if not task.cancelled() and (error := task.exception()):
-            # A bug of ours. The lease is not renewed any more: the job runs again, and fails after its last takeover.
-            self._logger.error("run_failed", job_id=job_id, attempt=claim.attempt, exc_info=error)
         self._wake.set()
 
     # What goes on beside the jobs
 
-    async def _renew_loop(self, stands: Any) -> None:
+    async def _renew_all(self, stands: Callable[[str], bool]) -> float:
         """Every quarter of a lease; more often while cancellations cannot be heard."""
-        while True:
-            every_s = self._settings.lease_s / 4
-            await asyncio.sleep(every_s if stands(keys.plain("control")) else min(every_s, _UNHEARD_S))
-            claims = [(claim.id, claim.epoch) for claim in self._claims.values()]
-            if not claims:
-                continue
-            try:
-                lost = await self._runtime.queue.renew(claims)
-            except _AWAY:
-                continue
-            epochs = dict(claims)
-            for job_id in lost:
-                claim, task = self._claims.get(job_id), self.tasks.get(job_id)
-                if claim and task and claim.epoch == epochs[job_id]:
-                    task.cancel()
+        await self._renew(list(self._claims.values()))
+        every_s = self._settings.lease_s / 4
+        return every_s if stands(keys.plain("control")) else min(every_s, _UNHEARD_S)
 
-    async def _reap_loop(self) -> None:
-        """At the earlier of one second and the next expiry of a lease."""
-        while True:
-            next_s = _TICK_S
-            try:
-                reaped = await self._runtime.queue.reap()
-                next_s = min(next_s, max(0.02, reaped.next_expiry_s or next_s))
-                for job_id in reaped.back:
-                    self._logger.warning("job_taken_over", job_id=job_id)
-                for job_id in reaped.failed:
-                    self._logger.error("job_failed", job_id=job_id, code="worker_lost")
-                if reaped.back:
-                    self._wake.set()
-            except _AWAY:
-                pass
-            await asyncio.sleep(next_s)
+    async def _renew(self, claims: list[Claim]) -> None:
+        """Ends the runs of claims that are over."""
+        if not claims:
+            return
+        lost = set(await self._runtime.queue.renew([(claim.id, claim.epoch) for claim in claims]))
+        for claim in claims:
+            if claim.id in lost and self._claims.get(claim.id) is claim:
+                self.tasks[claim.id].cancel()
 
-    async def _expire_loop(self) -> None:
-        while True:
-            next_s = _TICK_S
-            try:
-                _, due_s = await self._runtime.jobs.expire()
-                next_s = min(next_s, max(0.02, due_s if due_s is not None else next_s))
-            except _AWAY:
-                pass
-            await asyncio.sleep(next_s)
+    async def _reap(self) -> float:
+        """At the next expiry of a lease, and so often that REAP does not take its own silence for Redis's."""
+        reaped = await self._runtime.queue.reap()
+        for job_id in reaped.back:
+            self._logger.warning("job_taken_over", job_id=job_id)
+        for job_id in reaped.failed:
+            self._logger.error("job_failed", job_id=job_id, code="worker_lost")
+        if reaped.back:
+            self._wake.set()
+        return min(_soon(reaped.next_expiry_s), self._settings.lease_s / 4)
 
-    async def _sweep_loop(self) -> None:
+    async def _expire(self) -> float:
+        _, next_due_s = await self._runtime.jobs.expire()
+        return _soon(next_due_s)
+
+    async def _sweep(self) -> float:
         """Once a minute: records that have not ended and are nowhere. Expected 0; anything else is a bug of ours."""
-        cursor = 0
-        while True:
-            await asyncio.sleep(_SWEEP_S)
-            try:
-                self._strays, cursor = await self._runtime.jobs.sweep(cursor)
-                if self._strays:
-                    self._logger.error("stray_jobs", count=self._strays)
-            except _AWAY:
-                pass
+        self._strays, self._swept_to = await self._runtime.jobs.sweep(self._swept_to)
+        if self._strays:
+            self._logger.error("stray_jobs", count=self._strays)
+        return _SWEEP_S
 
-    async def _announce_loop(self) -> None:
-        while True:
-            try:
-                await self._runtime.queue.announce(
-                    self.name,
-                    {
-                        "name": self.name,
-                        "running": self.job_counter,
-                        "concurrency": self.max_jobs,
-                        "draining": int(self._stopping.is_set()),
-                        "strays": self._strays,
-                    },
-                )
-                await self._context.llm_state.tell(self._runtime)
-            except _AWAY:
-                pass
-            await asyncio.sleep(_TICK_S)
+    async def _announce(self) -> float:
+        await self._runtime.queue.announce(
+            self.name,
+            {
+                "name": self.name,
+                "running": self.job_counter,
+                "concurrency": self.max_jobs,
+                "draining": int(self._stopping.is_set()),
+                "strays": self._strays,
+            },
+        )
+        await self._context.llm_state.tell(self._runtime)
+        return _TICK_S
 
     # The end
 
     async def _drain(self) -> None:
         """Lets running jobs end; then hands back what is left, its try not counted."""
+        async with self._claiming:  # what a claim on its way brings is ours too
+            pass
         timeouts_s = [claim.timeout_ms / 1000 for claim in self._claims.values()]
         drain_s = self._settings.drain_s
         if drain_s is None:
@@ -305,6 +311,6 @@ async def _wait(event: asyncio.Event, most_s: float) -> None:
         pass
 
 
-def _forget_failure(done: "asyncio.Future[list[str]]") -> None:
-    if not done.cancelled():
-        done.exception()  # Redis is away: the next renewal confirms
+def _soon(next_s: float | None) -> float:
+    """When something is due next, within the tick; never so soon that the loop spins."""
+    return _TICK_S if next_s is None else max(0.02, min(_TICK_S, next_s))

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -49,6 +50,9 @@ class LogLines:
 
     def error(self, event: str, **facts: Any) -> None:
         self.lines.append(("error", event, facts))
+
+    def exception(self, event: str, **facts: Any) -> None:
+        self.error(event, exc_info=sys.exc_info()[1], **facts)
 
     def named(self, event: str) -> list[dict[str, Any]]:
         """The facts of each line of that name."""

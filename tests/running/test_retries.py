@@ -83,9 +83,7 @@ async def test_a_retry_after_that_says_nothing_does_not(crew: Crew, retry_after:
 async def test_every_failure_counts_once_whether_waited_for_in_the_slot_or_deferred(crew: Crew) -> None:
     """Two short waits, a long one, a short one, and the last attempt: five calls for five attempts."""
     await crew.worker()
-    job_id = await crew.submit(
-        "ok=1x0 fail=500x2 fail=429x3,retry-after=30 fail=500x4 fail=500x5", max_attempts=5
-    )
+    job_id = await crew.submit("ok=1x0 fail=500x2 fail=429x3,retry-after=30 fail=500x4 fail=500x5", max_attempts=5)
     await until_deferred(crew, job_id)
     assert await crew.field(job_id, "failures") == "3"
     assert await crew.field(job_id, "attempts") == "3"
