@@ -208,16 +208,18 @@ class Jobs:
             ids = [name.decode().removeprefix(keys.job("")) for name in names]
             looks = [
                 (
-                    self._commands.call("HGET", keys.job(job_id), "state"),
+                    self._commands.call("HMGET", keys.job(job_id), "state", "epoch"),
                     self._commands.call("ZSCORE", keys.plain("waiting"), job_id),
                     self._commands.call("ZSCORE", keys.plain("running"), job_id),
+                    self._commands.call("HMGET", keys.job(job_id), "state", "epoch"),
                 )
                 for job_id in ids
             ]
-            for state, waiting, running in looks:
-                name = await state
+            for first, waiting, running, last in looks:
+                state, _ = record = await first
                 is_nowhere = (await waiting, await running) == (None, None)
-                strays += bool(name) and name.decode() not in TERMINAL_STATES and is_nowhere
+                has_moved = await last != record  # from one place to the other, between the looks
+                strays += bool(state) and state.decode() not in TERMINAL_STATES and is_nowhere and not has_moved
             if cursor == 0:
                 break
         return strays, cursor

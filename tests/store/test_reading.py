@@ -1,10 +1,16 @@
 """Reading, listing, erasing and counting: a tenant sees its own jobs, and nothing of others."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
 import pytest
 
 from shared.errors import NotEnded, NotFound
 from shared.job import JobState
 from shared.store import keys
+from shared.store.commands import Argument, Commands
+from shared.store.jobs import Jobs
 from shared.store.runtime import Runtime
 from tests.conftest import StartRuntime
 from tests.support.builders import an_id
@@ -211,6 +217,41 @@ async def test_a_sweep_counts_jobs_that_are_nowhere(runtime: Runtime) -> None:
     assert [found.id for found in claimed] == ids[2:]
     await runtime.commands.call("ZREM", keys.plain("running"), ids[2])
     assert await _swept(runtime) == 1
+
+
+class _BetweenReads:
+    """Commands in whose midst something happens: behind the look whether a job waits, before the one whether it runs."""
+
+    def __init__(self, commands: Commands, happening: Callable[[], Awaitable[object]]) -> None:
+        self._commands = commands
+        self._happening = happening
+        self._has_happened = False
+        self._turn = asyncio.Lock()
+
+    def call(self, *arguments: Argument) -> "asyncio.Future[Any]":
+        return asyncio.ensure_future(self._call(arguments))
+
+    async def _call(self, arguments: tuple[Argument, ...]) -> Any:
+        async with self._turn:  # in the order of the calls, as over one connection
+            reply = await self._commands.call(*arguments)
+            if arguments[:2] == ("ZSCORE", keys.plain("waiting")) and not self._has_happened:
+                self._has_happened = True
+                await self._happening()
+            return reply
+
+
+@pytest.mark.parametrize("how", ["released", "taken from the dead", "ended"])
+async def test_a_job_that_moves_while_it_is_looked_at_is_no_stray(runtime: Runtime, how: str) -> None:
+    """A sweep reads one thing after the other; what is expected to be 0 must not be 1 on a busy day."""
+    claimed = await start(runtime)
+    happenings: dict[str, Callable[[], Awaitable[object]]] = {
+        "released": lambda: runtime.queue.release(claimed, reason="drained"),
+        "taken from the dead": lambda: lose(runtime, claimed),
+        "ended": lambda: finish(runtime, claimed),
+    }
+    between = cast("Commands", _BetweenReads(runtime.commands, happenings[how]))
+    strays, _ = await Jobs(between, runtime.settings).sweep(0)
+    assert strays == 0
 
 
 async def _swept(runtime: Runtime) -> int:
