@@ -1,0 +1,393 @@
+"""Whatever happens to jobs, in whatever order: the promises hold after every step.
+
+A state machine submits, claims, renews, appends, finishes, releases, loses workers, cancels and lets time pass, as
+hypothesis sees fit, beside a small model of what must be true; a failure is shrunk to the shortest history that shows it.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from shared.events import TERMINAL_EVENTS, Event
+from shared.job import TERMINAL_STATES, JobState, Priority, Step
+from shared.settings import load_settings
+from shared.store import keys
+from shared.store.jobs import Created, Replayed
+from shared.store.log import REFUSED
+from shared.store.queue import FATAL_TAKEOVERS, SUSPECT_TAKEOVERS, Claim, Ending, Finished
+from shared.store.runtime import Runtime, open_runtime
+from tests.support.builders import a_submission, a_text_delta
+from tests.support.redis_servers import RedisUnderTest
+from tests.support.store import (
+    A_RESULT,
+    assert_consistent,
+    claim,
+    expire_leases,
+    make_due,
+    make_overdue,
+    now_ms,
+    record_of,
+)
+
+TENANTS = ("tenant-a", "tenant-b")
+A_LONG_LEASE_S = 600
+
+
+@dataclass
+class Model:
+    """What must be true of one job."""
+
+    id: str
+    tenant: str
+    priority: Priority
+    state: JobState = JobState.QUEUED
+    is_deferred: bool = False
+    held: Claim | None = None
+    """The claim that may write, if any."""
+    over: list[Claim] = field(default_factory=list)
+    """Claims that may not, any more."""
+    next_seq: int = 0
+    is_confirmed: bool = False
+    takeovers: int = 0
+    attempts: int = 0
+    ended_by: Claim | None = None
+    record_at_end: dict[bytes, bytes] | None = None
+
+    def stop(self, state: JobState) -> None:
+        """The claim is over; the job is in ``state``."""
+        if self.held:
+            self.over.append(self.held)
+        self.held, self.is_confirmed, self.state = None, False, state
+        self.is_deferred = False
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """One history. ``runner`` and ``runtime`` are set by the test."""
+
+    runner: ClassVar[asyncio.Runner]
+    runtime: ClassVar[Runtime]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs: dict[str, Model] = {}
+        self.keys: dict[tuple[str, str], str] = {}
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self.runner.run(coroutine)
+
+    def some(self, draw: st.DataObject, *states: JobState) -> Model:
+        return draw.draw(st.sampled_from([job for job in self.jobs.values() if job.state in states]))
+
+    def has(self, *states: JobState) -> bool:
+        return any(job.state in states for job in self.jobs.values())
+
+    @initialize()
+    def empty(self) -> None:
+        async def flush() -> None:
+            await self.runtime.commands.call("FLUSHDB")
+
+        self.run(flush())
+
+    # What callers do
+
+    @rule(
+        tenant=st.sampled_from(TENANTS),
+        model=st.sampled_from(["model-1", "model-2"]),
+        priority=st.sampled_from(Priority),
+        key=st.none() | st.sampled_from(["key-1", "key-2"]),
+        is_deferred=st.booleans(),
+    )
+    def submit(self, tenant: str, model: str, priority: Priority, key: str | None, is_deferred: bool) -> None:
+        async def submit() -> Created | Replayed:
+            not_before_ms = await now_ms(self.runtime) + 3_600_000 if is_deferred else None
+            submission = a_submission(
+                tenant=tenant,
+                model=model,
+                priority=priority,
+                idempotency_key=key,
+                not_before_ms=not_before_ms,
+                body=key,
+            )
+            reply = await self.runtime.jobs.submit(submission, expires_in_s=3600)
+            if isinstance(reply, Created):
+                self.jobs[submission.id] = Model(submission.id, tenant, priority, is_deferred=is_deferred)
+                if key:
+                    self.keys[tenant, key] = submission.id
+            return reply
+
+        known = self.keys.get((tenant, key)) if key else None
+        reply = self.run(submit())
+        assert reply == Replayed(known) if known else isinstance(reply, Created)
+
+    @precondition(lambda self: self.jobs)
+    @rule(draw=st.data())
+    def cancel(self, draw: st.DataObject) -> None:
+        job = self.some(draw, *JobState)
+        was_cancelled = self.run(self.runtime.jobs.cancel(job.id, job.tenant))
+        assert was_cancelled is (job.state not in TERMINAL_STATES)
+        if was_cancelled:
+            job.stop(JobState.CANCELLED)
+
+    # What workers do
+
+    @rule(count=st.integers(0, 4), low_count=st.integers(0, 2), takes_suspect=st.booleans())
+    def claim(self, count: int, low_count: int, takes_suspect: bool) -> None:
+        claims = self.run(claim(self.runtime, count, low_count=low_count, takes_suspect=takes_suspect))
+        suspects_left = int(takes_suspect)
+        for found in claims:
+            job = self.jobs[found.id]
+            assert (job.state, job.is_deferred) == (JobState.QUEUED, False)
+            assert (found.takeovers, found.attempt) == (job.takeovers, job.attempts + 1)
+            assert all(found.epoch > old.epoch for old in job.over)
+            suspects_left -= job.takeovers >= SUSPECT_TAKEOVERS
+            job.state, job.held, job.next_seq = JobState.RUNNING, found, found.next_seq
+            job.attempts += 1
+        lows = sum(self.jobs[found.id].priority is Priority.LOW for found in claims)
+        assert len(claims) <= count
+        assert lows <= low_count
+        assert suspects_left >= 0
+        if len(claims) < count:  # nobody is left behind for no reason
+            for job in self.jobs.values():
+                if job.state is JobState.QUEUED and not job.is_deferred:
+                    is_kept_back = job.priority is Priority.LOW and lows == low_count
+                    is_suspect = job.takeovers >= SUSPECT_TAKEOVERS and suspects_left == 0
+                    assert is_kept_back or is_suspect
+
+    @precondition(lambda self: self.jobs)
+    @rule(draw=st.data())
+    def renew(self, draw: st.DataObject) -> None:
+        """A worker's running jobs in one call, some of them no longer its own."""
+        claims = [each for job in self.jobs.values() for each in (*job.over, *([job.held] if job.held else []))]
+        chosen = (
+            draw.draw(st.lists(st.sampled_from(claims), unique_by=lambda each: (each.id, each.epoch), max_size=4))
+            if claims
+            else []
+        )
+        lost = self.run(self.runtime.queue.renew([(each.id, each.epoch) for each in chosen]))
+        assert lost == [each.id for each in chosen if each is not self.jobs[each.id].held]
+        for each in chosen:
+            if each is self.jobs[each.id].held:
+                self.jobs[each.id].is_confirmed = True
+
+    @precondition(lambda self: self.has(JobState.RUNNING))
+    @rule(draw=st.data(), count=st.integers(0, 3), back=st.integers(0, 3), published=st.booleans())
+    def append(self, draw: st.DataObject, count: int, back: int, published: bool) -> None:
+        """New events, or some of the last ones again with new ones behind them."""
+        job = self.some(draw, JobState.RUNNING)
+        assert job.held is not None
+        first = max(job.held.next_seq, job.next_seq - back)
+        events = [a_text_delta(str(seq)) for seq in range(first, first + count)]
+        reply = self.run(_awaited(self.runtime.log.append(job.id, job.held.epoch, first, events, published=published)))
+        job.next_seq = max(job.next_seq, first + count)
+        assert reply == job.next_seq
+
+    @precondition(lambda self: self.has(JobState.RUNNING))
+    @rule(draw=st.data(), ahead=st.integers(1, 3))
+    def append_behind_a_hole(self, draw: st.DataObject, ahead: int) -> None:
+        job = self.some(draw, JobState.RUNNING)
+        assert job.held is not None
+        reply = self.run(
+            _awaited(
+                self.runtime.log.append(
+                    job.id, job.held.epoch, job.next_seq + ahead, [a_text_delta("x")], published=True
+                )
+            )
+        )
+        assert reply == job.next_seq
+
+    @precondition(lambda self: self.has(JobState.RUNNING))
+    @rule(draw=st.data(), step=st.sampled_from([Step.SUCCEED, Step.FAIL]), ahead=st.integers(-1, 1))
+    def finish(self, draw: st.DataObject, step: Step, ahead: int) -> None:
+        job = self.some(draw, JobState.RUNNING)
+        assert job.held is not None
+        ending = Ending(step, A_RESULT if step is Step.SUCCEED else b"")
+        reply = self.run(self.runtime.queue.finish(job.held, ending, seq=job.next_seq + ahead))
+        if ahead > 0:
+            assert reply == (Finished.BEHIND, job.next_seq)
+            return
+        assert reply.outcome is Finished.ENDED
+        job.ended_by = job.held
+        job.stop(JobState.SUCCEEDED if step is Step.SUCCEED else JobState.FAILED)
+
+    @precondition(lambda self: self.has(JobState.RUNNING))
+    @rule(draw=st.data(), delay_s=st.sampled_from([0, 60]), retry=st.booleans())
+    def release(self, draw: st.DataObject, delay_s: int, retry: bool) -> None:
+        job = self.some(draw, JobState.RUNNING)
+        assert job.held is not None
+        assert self.run(
+            self.runtime.queue.release(
+                job.held,
+                reason="upstream_failed",
+                delay_s=delay_s,
+                failures=1,
+                retry_event=b'{"attempt":2}' if retry else b"",
+            )
+        )
+        job.stop(JobState.QUEUED)
+        job.is_deferred = delay_s > 0
+
+    @precondition(lambda self: any(job.over for job in self.jobs.values()))
+    @rule(draw=st.data(), seq=st.integers(0, 4), word=st.sampled_from(["append", "finish", "release"]))
+    def a_claim_that_is_over_speaks(self, draw: st.DataObject, seq: int, word: str) -> None:
+        """A zombie, or a repeated call whose first answer was lost."""
+        job = draw.draw(st.sampled_from([job for job in self.jobs.values() if job.over]))
+        stale = draw.draw(st.sampled_from(job.over))
+        if word == "append":
+            reply = self.run(
+                _awaited(self.runtime.log.append(job.id, stale.epoch, seq, [a_text_delta("z")], published=True))
+            )
+            assert reply == REFUSED
+        elif word == "finish":
+            finished = self.run(self.runtime.queue.finish(stale, Ending(Step.SUCCEED, b'"stale"'), seq=seq))
+            assert finished.outcome is (Finished.ALREADY if stale is job.ended_by else Finished.REFUSED)
+        else:
+            assert not self.run(self.runtime.queue.release(stale, reason="drained", failures=9, retry_event=b"{}"))
+
+    # What time does
+
+    @precondition(lambda self: self.has(JobState.RUNNING))
+    @rule(draw=st.data())
+    def workers_die(self, draw: st.DataObject) -> None:
+        """Some leases run out, and whoever lives reaps."""
+        running = [job for job in self.jobs.values() if job.state is JobState.RUNNING]
+        dead = draw.draw(st.lists(st.sampled_from(running), unique_by=lambda job: job.id, min_size=1))
+
+        async def reap() -> Any:
+            await expire_leases(self.runtime, *(job.id for job in dead))
+            return await self.runtime.queue.reap()
+
+        reaped = self.run(reap())
+        failed = set()
+        for job in dead:
+            if job.is_confirmed:
+                job.takeovers += 1
+            else:
+                job.attempts -= 1
+            if job.takeovers >= FATAL_TAKEOVERS:
+                failed.add(job.id)
+            job.stop(JobState.FAILED if job.id in failed else JobState.QUEUED)
+        assert set(reaped.failed) == failed
+        assert set(reaped.back) == {job.id for job in dead} - failed
+
+    @rule()
+    def a_reaper_comes_by(self) -> None:
+        reaped = self.run(self.runtime.queue.reap())
+        assert (reaped.back, reaped.failed) == ([], [])
+
+    @precondition(lambda self: any(job.is_deferred for job in self.jobs.values()))
+    @rule(draw=st.data())
+    def a_deferred_job_comes_due(self, draw: st.DataObject) -> None:
+        job = draw.draw(st.sampled_from([job for job in self.jobs.values() if job.is_deferred]))
+        self.run(make_due(self.runtime, job.id))
+        job.is_deferred = False
+        self.claim(0, 0, True)  # any worker's next look promotes it
+
+    @precondition(lambda self: self.has(JobState.QUEUED))
+    @rule(draw=st.data(), noticed_by=st.sampled_from(["expire", "get"]))
+    def a_job_waits_too_long(self, draw: st.DataObject, noticed_by: str) -> None:
+        job = self.some(draw, JobState.QUEUED)
+        has_started = bool(self.run(record_of(self.runtime, job.id)).get(b"started_ms"))
+        self.run(make_overdue(self.runtime, job.id))
+        if noticed_by == "expire":
+            ended, _ = self.run(self.runtime.jobs.expire())
+            assert ended == 1
+        else:
+            self.run(self.runtime.jobs.get(job.id, job.tenant))
+        job.stop(JobState.FAILED if has_started else JobState.EXPIRED)
+
+    # What is true after every step
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        """Each job that has not ended is in exactly one place, and the ready flows are the non-empty ones."""
+        self.run(assert_consistent(self.runtime, self.jobs))
+
+    @invariant()
+    def every_job_is_what_its_history_says(self) -> None:
+        """State, log and end of each; and a job that has ended never changes again."""
+        self.run(self._look())
+
+    async def _look(self) -> None:
+        commands = self.runtime.commands
+        records = {job_id: record_of(self.runtime, job_id) for job_id in self.jobs}
+        for job_id, reading in records.items():
+            job, record = self.jobs[job_id], await reading
+            events = await self.runtime.log.read(job_id)
+            assert record[b"state"].decode() == job.state
+            assert int(record.get(b"attempts", 0)) == job.attempts
+            assert int(record.get(b"takeovers", 0)) == job.takeovers
+            _assert_contiguous(events)
+            terminal = [event for event in events if event.name in TERMINAL_EVENTS]
+            if job.state in TERMINAL_STATES:
+                if job.record_at_end is None:
+                    job.record_at_end = record
+                assert record == job.record_at_end
+                assert [event.name for event in terminal] == ([job.state] if events else [])
+                assert terminal == events[-1:]
+                assert not events or record[b"end_id"].decode() == str(events[-1].id)
+                has_result = await commands.call("EXISTS", keys.result(job_id))
+                assert bool(has_result) is (job.state is JobState.SUCCEEDED)
+                lifetimes = [await commands.call("PTTL", key) for key in (keys.job(job_id), keys.log(job_id))]
+                assert lifetimes[0] > 0
+                assert lifetimes[1] != -1
+            else:
+                assert terminal == []
+                assert b"end_id" not in record
+
+
+def _assert_contiguous(events: list[Event]) -> None:
+    """Each epoch begins at seq 0 and goes on without a hole; epochs only grow."""
+    ids = [event.id for event in events if event.id is not None]
+    assert len(ids) == len(events)
+    assert not ids or ids[0].seq == 0
+    for earlier, later in pairwise(ids):
+        if later.epoch == earlier.epoch:
+            assert later.seq == earlier.seq + 1
+        else:
+            assert later.epoch > earlier.epoch
+            assert later.seq == 0
+
+
+async def _awaited(future: "asyncio.Future[int]") -> int:
+    return await future
+
+
+def test_the_promises_hold_whatever_happens(redis_under_test: RedisUnderTest) -> None:
+    """Terminal is absorbing, with one terminal event; logs have no holes; what is over is refused; nothing gets lost."""
+    configured = load_settings(redis_url=redis_under_test.url, lease_s=A_LONG_LEASE_S)
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        runtime = runner.run(
+            stack.enter_async_context(
+                open_runtime(
+                    configured,
+                    process_name="tests",
+                    timeout_s=10,
+                    make_connection=redis_under_test.make_connection,
+                )
+            )
+        )
+        try:
+            machine = type("AnyHistory", (AnyHistory,), {"runner": runner, "runtime": runtime})
+            run_state_machine_as_test(
+                machine,
+                settings=hypothesis_settings(
+                    max_examples=40 if redis_under_test.is_real else 12, stateful_step_count=30, deadline=None
+                ),
+            )
+        finally:
+            runner.run(stack.aclose())
