@@ -23,6 +23,8 @@ from shared.store.connect import (
     MakeConnection,
     drop,
     problem_of,
+    takes_more,
+    write,
 )
 from shared.store.keys import SHARD
 from shared.store.script import Script
@@ -63,7 +65,7 @@ class Commands:
         self._loop = asyncio.get_running_loop()
         self._unsent: deque[_Call] = deque()
         self._sent: deque[_Call] = deque()
-        self._asked = asyncio.Event()
+        self._will_flush = False
         self._connection: AbstractConnection | None = None
         self._owner: asyncio.Task[None] | None = None
         self._is_over = False
@@ -103,9 +105,27 @@ class Commands:
         if self._is_over:
             self._fail_one(call)
         else:
-            self._unsent.append(call)
-            self._asked.set()
+            self._send_soon(call)
         return future
+
+    def _send_soon(self, call: _Call) -> None:
+        self._unsent.append(call)
+        if not self._will_flush:
+            self._will_flush = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Sends what was asked for in this turn. What cannot be sent now waits: for a connection, or for ``_watch``."""
+        self._will_flush = False
+        if self._connection is None or not takes_more(self._connection):
+            return
+        calls = [call for call in self._unsent if not call.future.done()]
+        self._unsent.clear()
+        if calls:
+            self._sent.extend(calls)
+            write(self._connection, [call.packed for call in calls])
+            for call in calls:
+                call.packed = b""  # sent: no second copy of a prompt waits for the reply
 
     async def _run(self) -> None:
         try:
@@ -122,11 +142,7 @@ class Commands:
                     await self._serve_one_connection()
                 except FOREIGN_ERRORS:
                     pass
-                except BaseExceptionGroup as errors:
-                    if errors.split(FOREIGN_ERRORS)[1] is not None:
-                        raise
-                # Cancelled in the very moment in which a child fails, a TaskGroup tells of the failure alone.
-                if self._is_over:
+                if self._is_over:  # ended in the very moment in which the connection broke
                     raise asyncio.CancelledError
                 failures = 0 if self._sent else failures + 1
                 self._fail(self._sent)
@@ -141,28 +157,11 @@ class Commands:
                     await connection.send_command("SCRIPT", "LOAD", script.text)
                     await connection.read_response()
             self._connection = connection
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._write(connection), name="redis writes")
-                group.create_task(self._read(connection), name="redis replies")
+            self._flush()
+            await self._read(connection)
         finally:
             self._connection = None
             await drop(connection)
-
-    async def _write(self, connection: AbstractConnection) -> None:
-        while True:
-            await self._asked.wait()
-            self._asked.clear()
-            if not self._unsent:
-                continue
-            calls = [call for call in self._unsent if not call.future.done()]
-            self._unsent.clear()
-            self._sent.extend(calls)
-            packed = [call.packed for call in calls]
-            for call in calls:
-                call.packed = b""  # sent: no second copy of a prompt waits for the reply
-            del calls  # a local name would keep the last ones in memory until the next come
-            await connection.send_packed_command(packed, check_health=False)
-            del packed
 
     async def _read(self, connection: AbstractConnection) -> None:
         while True:
@@ -172,7 +171,7 @@ class Commands:
             except ResponseError as error:
                 reply = error
             self._answer(self._sent.popleft(), reply)
-            del reply  # as in _write
+            del reply  # a local name would keep the last one in memory until the next comes
 
     def _answer(self, call: _Call, reply: Any) -> None:
         if call.future.done():
@@ -182,8 +181,7 @@ class Commands:
         elif isinstance(reply, NoScriptError) and call.script is not None:
             # SCRIPT FLUSH behind our back. Sent again with its text, which Redis then keeps.
             call.packed = _packed(("EVAL", call.script.text, *call.arguments[2:]))
-            self._unsent.append(call)
-            self._asked.set()
+            self._send_soon(call)
         else:
             self._fail_one(call, problem_of(reply))
 
@@ -196,6 +194,8 @@ class Commands:
                 self._fail_one(self._unsent.popleft())
             if self._sent and self._sent[0].deadline_s <= now_s and self._connection is not None:
                 await drop(self._connection)
+            elif self._unsent:
+                self._flush()
 
     def _end(self) -> None:
         self._is_over = True
@@ -214,4 +214,4 @@ class Commands:
 
 
 def _packed(arguments: tuple[Argument, ...]) -> bytes:
-    return hiredis.pack_command(cast("Any", arguments))
+    return cast("bytes", hiredis.pack_command(cast("Any", arguments)))

@@ -20,6 +20,7 @@ from shared.errors import Problem, StorageFull, StorageUnavailable
 MakeConnection = Callable[[], AbstractConnection]
 
 CONNECT_TIMEOUT_S = 1.0
+_MOST_BUFFERED_BYTES = 8 << 20
 
 _OUT_OF_MEMORY = "OOM command not allowed when used memory"
 
@@ -40,11 +41,24 @@ def connection_maker(url: str, *, name: str) -> MakeConnection:
     return pool.make_connection
 
 
+def write(connection: AbstractConnection, parts: list[bytes]) -> None:
+    """Sends, in one write; what the socket does not take at once is buffered. A broken connection shows when it is read."""
+    writer = getattr(connection, "_writer", None)  # redis-py's own sending is a coroutine with two checks
+    if writer is not None:
+        writer.writelines(parts)
+
+
+def takes_more(connection: AbstractConnection) -> bool:
+    """Whether the buffer of unsent bytes has room: a Redis that does not read must not fill our memory."""
+    transport = getattr(getattr(connection, "_writer", None), "transport", None)  # fakeredis has none
+    return transport is None or transport.get_write_buffer_size() < _MOST_BUFFERED_BYTES
+
+
 async def drop(connection: AbstractConnection) -> None:
     """Closes at once, with whatever is unsent: an orderly close waits until the other side has read it, and a half-open
     connection would wait for ever.
     """
-    transport = getattr(connection._writer, "transport", None)  # noqa: SLF001 - redis-py has no name for it
+    transport = getattr(getattr(connection, "_writer", None), "transport", None)  # redis-py has no name for it
     if transport is not None:
         transport.abort()
     try:

@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from cli.embedded_redis import EmbeddedRedis
 from shared.errors import StorageUnavailable
 from shared.store.commands import Commands
-from shared.store.connect import connection_maker
+from shared.store.connect import connection_maker, write
 from shared.store.jobs import Created
 from shared.store.runtime import Runtime
 from shared.store.script import script
@@ -61,26 +61,20 @@ async def test_calls_reach_redis_in_the_order_they_were_made(commands: Commands)
     await commands.call("DEL", "l")
 
 
-async def test_what_is_asked_for_in_one_turn_travels_in_one_write(redis_under_test: RedisUnderTest) -> None:
+async def test_what_is_asked_for_in_one_turn_travels_in_one_write(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The lever that makes a command cost a tenth."""
-    writes = []
+    await commands.call("PING")
+    writes: list[list[bytes]] = []
 
-    def make_connection() -> AbstractConnection:
-        connection = redis_under_test.make_connection()
-        send = connection.send_packed_command
+    def counted(connection: AbstractConnection, parts: list[bytes]) -> None:
+        writes.append(parts)
+        write(connection, parts)
 
-        async def counted(command: Any, check_health: bool = True) -> None:
-            writes.append(command)
-            await send(command, check_health)
-
-        connection.send_packed_command = counted  # type: ignore[method-assign]
-        return connection
-
-    async with Commands(make_connection, timeout_s=10) as commands:
-        await commands.call("PING")
-        writes.clear()
-        await asyncio.gather(*(commands.call("PING") for _ in range(100)))
-        assert len(writes) == 1
+    monkeypatch.setattr("shared.store.commands.write", counted)
+    await asyncio.gather(*(commands.call("PING") for _ in range(100)))
+    assert [len(parts) for parts in writes] == [100]
 
 
 @on_real_redis
