@@ -1,10 +1,12 @@
 """The API over real sockets on a real Redis, and a worker played by hand or a real one."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 import pytest
+import uvloop
 from _pytest.terminal import TerminalReporter
 
 from shared.store.runtime import Runtime
@@ -20,6 +22,11 @@ __all__ = ["fact"]
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     """The figures, behind the results."""
     print_facts(terminalreporter, "tests/stream")
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """What `tokenspool serve` runs on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

@@ -1,0 +1,36 @@
+"""A real worker in the test's own loop, with connections of its own, as in a process of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from shared.settings import load_settings
+from shared.store.runtime import open_runtime
+from shared.telemetry import get_logger
+from worker.arq_worker import ArqWorker
+from worker.llm_state import LlmState
+from worker.log_writer import LogWriter
+from worker.providers import open_provider
+from worker.run_job import RunContext
+
+
+@asynccontextmanager
+async def working(redis_url: str, upstream_url: str, **settings: Any) -> AsyncIterator[ArqWorker]:
+    """Takes jobs until the end of the block; then it hands back what it has."""
+    given = load_settings(
+        **{"redis_url": redis_url, "anthropic_base_url": upstream_url, "anthropic_api_key": "made-up", **settings}
+    )
+    provider = open_provider(given)
+    async with open_runtime(given, process_name="tokenspool-worker", timeout_s=5) as runtime:
+        logger = get_logger("worker")
+        context = RunContext(given, provider, LogWriter(runtime), LlmState(), logger)
+        worker = ArqWorker(runtime, context, given, logger)
+        done = asyncio.create_task(worker.async_run(), name="worker")
+        try:
+            yield worker
+        finally:
+            worker.drain()
+            worker.drain()
+            await done
+            await provider.close()
