@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 
 from shared.events import Event, EventId
-from tests.support.follower import TERMINAL, Follower
+from tests.support.follower import TERMINAL, Follower, text_of_frames
 from tests.support.sse_frames import Frame
 
 _SHOWN_IN_TEXT = frozenset({"started", "retry", "reset"})
@@ -73,3 +73,8 @@ def difference(seen: Sequence[object], wanted: Sequence[object]) -> str:
     if len(seen) < len(wanted):
         return f"{len(wanted) - len(seen)} missing at the end, first {wanted[len(seen)]}"
     return f"{len(seen) - len(wanted)} too many, first {seen[len(wanted)]}"
+
+
+def text_of_log(log: Sequence[Event]) -> str:
+    """The text of the newest attempt."""
+    return text_of_frames(shown(log, "text"))

@@ -1,0 +1,110 @@
+"""SIGTERM to an API with open streams: they are told to come back, and the process ends at once."""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.author import Author
+from tests.support.deployment import Api, Deployment, a_deployment
+from tests.support.facts import Fact
+from tests.support.follower import Follower, ask, following
+from tests.support.store import submit
+from tests.support.story import assert_tells
+from tests.support.wait import wait_until
+
+_NO_UPSTREAM = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Iterator[Deployment]:
+    """Redis alone at first."""
+    with a_deployment(_NO_UPSTREAM) as deployment:
+        yield deployment
+
+
+async def _ended_after_s(api: Api, number: signal.Signals = signal.SIGTERM) -> float:
+    loop = asyncio.get_running_loop()
+    told_s = loop.time()
+    api.signal(number)
+    assert await api.ended(20) == 0, api.log
+    return loop.time() - told_s
+
+
+async def test_it_parts_from_its_followers_and_ends_promptly(deployment: Deployment, fact: Fact) -> None:
+    """Followers of running, waiting and silent jobs; each comes back at another API by its last id, and misses nothing."""
+    leaving, staying = deployment.begin_api(), deployment.begin_api()
+    for api in deployment.apis:
+        await deployment.api_up(api)
+    async with deployment.runtime() as runtime:
+        author = await Author.start(runtime)
+        waiting = await submit(runtime, tenant="default")
+        urls = [leaving.url, staying.url]
+        followers = [
+            Follower(urls, job_id, form=form)
+            for job_id in (author.job_id, waiting.id)
+            for form in ("text", "messages")
+            for _ in range(25)
+        ]
+        tasks = [await following(follower, is_waiting=True) for follower in followers]
+        await author.say("Blue")
+        await wait_until(lambda: all("Blue" in one.text for one in followers[:50]), "the first word")
+        pending = [asyncio.create_task(ask(leaving.url, f"/v1/jobs/{waiting.id}?wait=60")) for _ in range(5)]
+        preferring = asyncio.create_task(
+            ask(leaving.url, "/v1/jobs", method="POST", headers={"Prefer": "wait=60"}, body={"prompt": "x"})
+        )
+        await asyncio.sleep(0.1)  # lets them arrive
+        took_s = await _ended_after_s(leaving)
+        fact(f"ended {took_s:.2f} s after SIGTERM with 100 followers and 6 waiting calls")
+        assert took_s < 5
+        for status, answer, _ in await asyncio.gather(*pending):
+            assert (status, answer["status"]) == (200, "queued")
+        status, answer, _ = await preferring
+        assert (status, answer["status"]) == (202, "queued")
+        for follower in followers:
+            assert "the server is restarting, come back with your last event id" in follower.comments
+            assert follower.connections[0].ended == "eof"
+        await author.say(" light")
+        await author.succeed()
+        await runtime.jobs.cancel(waiting.id, "default")
+        await asyncio.gather(*tasks)
+        log = await author.log()
+        for follower in followers[:50]:
+            assert_tells(follower, log)
+        assert {follower.frames[-1].event for follower in followers[50:]} == {"cancelled"}
+        assert '"unexpected error"' not in leaving.log
+        assert "Traceback" not in leaving.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_ends_although_redis_is_away(deployment: Deployment, number: signal.Signals) -> None:
+    """With followers who wait for what Redis does not say."""
+    api = deployment.begin_api()
+    await deployment.api_up(api)
+    async with deployment.runtime() as runtime:
+        author = await Author.start(runtime)
+        followers = [Follower([api.url], author.job_id) for _ in range(10)]
+        tasks = [await following(follower) for follower in followers]
+    deployment.redis.kill()
+    took_s = await _ended_after_s(api, number)
+    assert took_s < 9
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_it_ends_although_a_client_does_not_read(deployment: Deployment) -> None:
+    """Neither does it wait for ever for one that never takes its parting comment."""
+    from tests.support.follower import asking
+
+    api = deployment.begin_api()
+    await deployment.api_up(api)
+    async with deployment.runtime() as runtime:
+        author = await Author.start(runtime)
+        for _ in range(2_000):
+            await author.say("0123456789abcdef" * 256)
+        async with asking(api.url, f"/v1/jobs/{author.job_id}/events", receive_buffer=4096):
+            took_s = await _ended_after_s(api)
+        assert took_s < 12

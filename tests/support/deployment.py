@@ -1,0 +1,295 @@
+"""A whole deployment of real processes on this machine: Redis, the simulator, APIs and workers, each to be killed.
+
+Every process logs at DEBUG into a file of its own; the prompt and the key that it must never write there are canaries.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cli.child import Child, start_child
+from cli.embedded_redis import EmbeddedRedis
+from shared.settings import load_settings
+from shared.store.runtime import Runtime, open_runtime
+from tests.support.follower import Cut, ask, asking
+from tests.support.wait import wait_until
+
+CANARY_PROMPT = "kanarienvogel-prompt-7f3a"
+CANARY_KEY = "sk-ant-kanarienvogel-key-91bc"
+
+MODEL = "sim-t40-g20-f20"
+"""Forty tokens, 20 ms apart: 0.8 s an answer."""
+
+_START_S = 30
+_OF_THE_DEVELOPER = ("ANTHROPIC_", "OPENAI_", "TOKENSPOOL_", "COVERAGE", "PYTEST")
+
+
+class Process:
+    """One process of ours and its log."""
+
+    def __init__(self, name: str, command: list[str], environment: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self.log_path = log
+        self._command = command
+        self._environment = dict(environment)
+        with log.open("ab") as output:
+            self.child: Child = start_child(name, command, output=output, environment=environment)
+
+    @property
+    def pid(self) -> int:
+        """Of the running one."""
+        return self.child.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is there, stopped or not."""
+        return self.child.exit_code is None
+
+    @property
+    def log(self) -> str:
+        """All that it, and those before it under its name, ever wrote."""
+        return self.log_path.read_text(errors="replace")
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        """The log's lines about one event."""
+        found = []
+        for line in self.log.splitlines():
+            if f'"{event}"' in line:
+                with contextlib.suppress(ValueError):
+                    parsed = json.loads(line)
+                    if parsed.get("event") == event:
+                        found.append(parsed)
+        return found
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it."""
+        self.child.signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait."""
+        self.child.kill()
+
+    async def ended(self, timeout_s: float) -> int:
+        """Its exit code, once it has ended by itself."""
+        await wait_until(lambda: not self.is_running, f"the end of {self.name}", timeout_s=timeout_s)
+        return self.child.reap()
+
+    def stop(self) -> int:
+        """In order, as far as that goes."""
+        return self.child.stop(10)
+
+
+@dataclass
+class Call:
+    """One call of the LLM, as the simulator saw it."""
+
+    nonce: str
+    number: int
+    """Of this nonce, from 1."""
+    started_s: float
+    ended: str | None
+    ended_s: float | None
+    client_closed_s: float | None
+    tokens_sent: int
+
+
+class Api(Process):
+    """An API process."""
+
+    url: str
+
+
+@dataclass
+class Deployment:
+    """Processes that share a Redis and a simulator."""
+
+    directory: Path
+    redis: EmbeddedRedis
+    settings: dict[str, str]
+    """Of every process, as environment variables."""
+    simulator_url: str = ""
+    apis: list[Api] = field(default_factory=list)
+    workers: list[Process] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)
+    """All that were ever started."""
+    _numbers: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def urls(self) -> list[str]:
+        """Of the APIs."""
+        return [api.url for api in self.apis]
+
+    def begin_api(self, *, port: int | None = None, **settings: str) -> Api:
+        """Starts an API; does not wait for it."""
+        port = port or _free_port()
+        api = self._begin(Api, "api", [sys.executable, "-m", "cli", "serve", "--port", str(port)], settings)
+        assert isinstance(api, Api)
+        api.url = f"http://127.0.0.1:{port}"
+        self.apis.append(api)
+        return api
+
+    def begin_worker(self, *arguments: str, **settings: str) -> Process:
+        """Starts a worker; does not wait for it."""
+        worker = self._begin(Process, "worker", [sys.executable, "-m", "cli", "worker", *arguments], settings)
+        self.workers.append(worker)
+        return worker
+
+    async def api_up(self, api: Api) -> None:
+        """Returns once it answers."""
+
+        async def answers() -> bool:
+            try:
+                status, _, _ = await ask(api.url, "/health/live")
+            except (OSError, Cut):
+                assert api.is_running, api.log
+                return False
+            return status == 200
+
+        await wait_until(answers, f"{api.name}", timeout_s=_START_S)
+
+    async def worker_up(self, worker: Process) -> None:
+        """Returns once it takes jobs."""
+
+        def started() -> bool:
+            assert worker.is_running, worker.log
+            return '"worker_started"' in worker.log
+
+        await wait_until(started, f"{worker.name}", timeout_s=_START_S)
+
+    async def make_whole(self, *, apis: int, workers: int) -> None:
+        """So many of each run, whatever a test left; Redis too."""
+        if not self.redis.is_running:
+            self.redis.restart()
+        self.apis = [api for api in self.apis if api.is_running]
+        self.workers = [worker for worker in self.workers if worker.is_running]
+        for surplus in self.workers[workers:]:
+            surplus.kill()
+        del self.workers[workers:]
+        while len(self.apis) < apis:
+            self.begin_api()
+        while len(self.workers) < workers:
+            self.begin_worker()
+        for api in self.apis:
+            await self.api_up(api)
+        for worker in self.workers:
+            await self.worker_up(worker)
+
+    async def calls(self, nonce: str | None = None) -> list[Call]:
+        """The ground truth: every call of the LLM, or those for one nonce."""
+        path = "/_simulator/calls" + (f"?nonce={nonce}" if nonce else "")
+        async with asking(self.simulator_url, path) as answer:
+            lines = (await answer.read()).decode().splitlines()
+        calls = [json.loads(line) for line in lines]
+        return [
+            Call(
+                nonce=call["nonce"] or "",
+                number=call["nonce_call"] or 0,
+                started_s=call["started_s"],
+                ended=call["ended"],
+                ended_s=call["ended_s"],
+                client_closed_s=call["client_closed_s"],
+                tokens_sent=call["tokens_sent"],
+            )
+            for call in calls
+        ]
+
+    @asynccontextmanager
+    async def runtime(self) -> AsyncIterator[Runtime]:
+        """To look into Redis, and to play a process by hand."""
+        settings = load_settings(redis_url=self.redis.url)
+        async with open_runtime(settings, process_name="tests", timeout_s=30) as runtime:
+            yield runtime
+
+    def say_what_leaked(self) -> list[str]:
+        """Where a canary stands in a log, and the line without it."""
+        return [
+            f"{path.name}: {line[:200]}"
+            for path in sorted(self.directory.glob("*.log"))
+            for line in path.read_text(errors="replace").splitlines()
+            if CANARY_PROMPT in line or CANARY_KEY in line
+        ]
+
+    def close(self) -> None:
+        """Stops everything, at once."""
+        for process in self.processes:
+            if process.is_running:
+                process.signal(signal.SIGCONT)
+                process.kill()
+        self.redis.close()
+
+    def _begin(self, kind: type[Process], name: str, command: list[str], settings: Mapping[str, str]) -> Process:
+        number = self._numbers[name] = self._numbers.get(name, 0) + 1
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(_OF_THE_DEVELOPER)}
+        environment |= {
+            "TOKENSPOOL_AUTH": "off",
+            "TOKENSPOOL_LOG_LEVEL": "DEBUG",
+            "TOKENSPOOL_MODEL": MODEL,
+            "TOKENSPOOL_REDIS_URL": self.redis.url,
+            "ANTHROPIC_API_KEY": CANARY_KEY,
+            "ANTHROPIC_BASE_URL": self.simulator_url,
+            **self.settings,
+            **settings,
+        }
+        process = kind(f"{name} {number}", command, environment, self.directory / f"{name}-{number}.log")
+        self.processes.append(process)
+        return process
+
+
+@contextmanager
+def a_simulator(directory: Path) -> Iterator[str]:
+    """Its URL. One for several deployments: nonces tell their calls apart."""
+    log = directory / "simulator.out"
+    with log.open("wb") as output:
+        child = start_child("simulator", [sys.executable, "-m", "simulator", "--port", "0"], output=output)
+    try:
+        deadline_s = time.monotonic() + _START_S
+        while "listening on " not in log.read_text():
+            assert child.exit_code is None, log.read_text()
+            assert time.monotonic() < deadline_s, "the simulator does not start"
+            time.sleep(0.01)
+        yield log.read_text().split("listening on ")[1].strip()
+    finally:
+        child.kill()
+
+
+@contextmanager
+def a_deployment(simulator_url: str, **settings: str) -> Iterator[Deployment]:
+    """A Redis, and whatever is started on it. The directory of its logs is kept if a canary stands in one."""
+    directory = Path(tempfile.mkdtemp(prefix="tokenspool-chaos-"))
+    redis = EmbeddedRedis()
+    redis.start()
+    deployment = Deployment(directory, redis, settings, simulator_url)
+    try:
+        yield deployment
+    finally:
+        deployment.close()
+        leaked = deployment.say_what_leaked()
+        if not leaked:
+            shutil.rmtree(directory, ignore_errors=True)
+    assert leaked == [], leaked
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def away(redis: EmbeddedRedis, seconds: float) -> None:
+    """kill -9, nothing for so long, and the same files again."""
+    redis.kill()
+    await asyncio.sleep(seconds)  # the fault itself
+    redis.restart()
