@@ -1,14 +1,19 @@
 """Bodies that are not valid: each gets a 4xx that names the field, repeats nothing, and leaves nothing in Redis."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from api import body as body_module
 from tests.routes.conftest import A_BODY, CalledApi, StartApi, pointers_of, problem_of
+from tests.support.served import Served
+from tests.support.wait import wait_until
 
 CANARY = "canary-4f1d"
 JSON_TYPE = {"Content-Type": "application/json"}
@@ -222,6 +227,33 @@ async def test_a_body_of_exactly_the_limit_is_taken(start_api: StartApi) -> None
     body = json.dumps(A_BODY).encode().ljust(1024)
     assert (await api.http.post("/v1/jobs", content=body, headers=JSON_TYPE)).status_code == 202
     assert (await api.http.post("/v1/jobs", content=body + b" ", headers=JSON_TYPE)).status_code == 413
+
+
+async def test_a_body_that_does_not_come_is_400(api: CalledApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends a byte a second does not hold its connection for a year."""
+    monkeypatch.setattr(body_module, "_SLOWEST_S", 0.05)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    problem_of(await api.http.post("/v1/jobs", content=pieces(), headers=JSON_TYPE), 400, "invalid_request")
+    assert await api.keys_count() == 0
+
+
+async def test_a_client_that_leaves_in_its_body_leaves_nothing_behind(served: Served) -> None:
+    """Neither in Redis nor, as an error, in the log."""
+    host, port = served.url.removeprefix("http://").split(":")
+    with structlog.testing.capture_logs() as lines:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST /v1/jobs HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+        writer.write(head.encode() + b'{"prompt":"')
+        await wait_until(lambda: len(served.server.server_state.tasks) == 1, "the request")
+        writer.transport.abort()
+        await wait_until(lambda: not served.server.server_state.tasks, "the end of the request")
+        del reader
+    assert [line for line in lines if line["log_level"] in ("warning", "error")] == []
+    assert await served.api.runtime.commands.call("DBSIZE") == 0
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import structlog
 
+from api.app import create_app
 from api.native import jobs
 from shared.errors import JOB_ERROR_CODES, Problem
+from shared.settings import load_settings
 from tests.routes.conftest import A_BODY, CalledApi, StartApi, problem_of
 
 _A_JOB = "/v1/jobs/job_01m84bdq4t7w9k2p5x8r3n6v0c"
@@ -143,9 +145,6 @@ async def test_while_keys_are_asked_for_every_call_of_a_tenant_is_401(
 
 def test_every_route_of_a_tenant_is_known_to_these_tests() -> None:
     """A new one must be added above, and so be asked for its key."""
-    from api.app import create_app
-    from shared.settings import load_settings
-
     paths = create_app(load_settings(auth="off")).openapi()["paths"]
     found = {
         (method.upper(), path.replace("{job_id}", _A_JOB.rpartition("/")[2]))
@@ -165,3 +164,10 @@ async def test_a_tenant_that_cannot_be_one_is_400(api: CalledApi, method: str, p
     document = problem_of(response, 400, "invalid_request")
     assert [error["pointer"] for error in document["errors"]] == ["X-Tenant"]
     assert await api.keys_count() == 0
+
+
+def test_a_wrong_setting_stops_the_start_with_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where uvicorn is the main: it names the variable, what was expected and what it was."""
+    monkeypatch.setenv("TOKENSPOOL_AUTH", "perhaps")
+    with pytest.raises(SystemExit, match=r"^TOKENSPOOL_AUTH must be .*, but is 'perhaps'\.$"):
+        create_app()
