@@ -8,6 +8,8 @@ import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+_MOST_RETRY_DIGITS = 9  # eleven days; Python refuses to read numbers of thousands of digits
+
 
 @dataclass(frozen=True)
 class Event:
@@ -24,7 +26,7 @@ class EventReader:
     def __init__(self) -> None:
         self.retry_ms: int | None = None
         """How long to wait before a reconnect, when the server said it."""
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
         self._unread = ""
         self._last_event_id = ""
         self._name = ""
@@ -63,7 +65,7 @@ class EventReader:
                 self._data.append(value)
             case "id" if "\0" not in value:
                 self._last_event_id = value
-            case "retry" if value.isascii() and value.isdigit():
+            case "retry" if value.isascii() and value.isdigit() and len(value) <= _MOST_RETRY_DIGITS:
                 self.retry_ms = int(value)
             case _:
                 pass  # a comment, or a field that we do not know
