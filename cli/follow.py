@@ -4,24 +4,23 @@ Every event is printed once: a reconnect says which it saw last. News about the 
 """
 
 import json
-import os
 import random
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
-from cli.api_client import nobody_answers, open_client, refusal
+from cli.api_client import is_something_else, job_in, json_object, nobody_answers, open_client, refusal
 from cli.errors import CommandError
 from cli.event_stream import Event, EventReader
-from cli.terminal import printable, tell
+from cli.terminal import printable, put, tell
 
 _ENDINGS = ("succeeded", "failed", "cancelled", "expired")
 # The job goes on without us, so there is no hurry; but nobody watches a screen that long.
 _GIVE_UP_AFTER_S = 300
-_LONGEST_PAUSE_S = 10.0
+_FIRST_PAUSE_S, _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 0.1, 10.0
 _WORTH_WAITING = (429, 502, 503, 504)
 
 
@@ -36,13 +35,18 @@ class _Answer:
     def write(self, text: str) -> None:
         text = printable(text)
         if text:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-            self._line_has_begun = not text.endswith("\n")
+            self._line_has_begun = not text.endswith("\n")  # first, for a Ctrl-C that comes with the last byte
+            put(text)
 
     def end_line(self) -> None:
         if self._line_has_begun:
             self.write("\n")
+
+    def interrupt(self, news: str) -> None:
+        """Say something in the middle of it, on a line of its own; the answer itself gets no line end from us."""
+        if self._line_has_begun and sys.stdout.isatty() and sys.stderr.isatty():
+            print(file=sys.stderr)
+        tell(news)
 
 
 def follow_job(job_id: str, *, url: str) -> None:
@@ -55,20 +59,17 @@ def follow_with(client: httpx2.Client, job_id: str, url: str) -> None:
     """As follow_job, with a client that is open already."""
     answer = _Answer()
     try:
-        for event in _events(client, job_id, url):
+        for event in _events(client, job_id, url, answer):
             _show(event, answer)
     except KeyboardInterrupt:
-        answer.end_line()
         raise CommandError(f"Stopped following; the job goes on: tokenspool follow {job_id}", 130) from None
-    except BrokenPipeError:
-        # The reader of our output is gone, as in `| head`. Python must not stumble over it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise CommandError("", 141) from None
+    finally:
+        answer.end_line()
 
 
 def _show(event: Event, answer: _Answer) -> None:
     """One event, as a person wants to see it. Raises CommandError at an end that is no success."""
-    data = _object(event.data)
+    data = json_object(event.data)
     match event.name:
         case "delta":
             answer.write(str(data.get("text", "")))
@@ -83,40 +84,40 @@ def _show(event: Event, answer: _Answer) -> None:
         case "snapshot":
             answer.end_line()
             answer.write(str(data.get("text", "")))
-        case "succeeded":
-            answer.end_line()
         case "failed":
-            answer.end_line()
-            error = data.get("error") or {}
-            raise CommandError(printable(f"The job failed: {error.get('message')} ({error.get('code')})"))
+            error = data.get("error")
+            told = f"{error.get('message')} ({error.get('code')})" if isinstance(error, dict) else "nobody says why"
+            raise CommandError(printable(f"The job failed: {told}"))
         case "cancelled" | "expired":
-            answer.end_line()
             raise CommandError("The job was cancelled." if event.name == "cancelled" else "The job expired unstarted.")
         case _:
-            pass  # queued at the front, started, and what later versions may add
+            pass  # queued at the front, started, succeeded, and what later versions may add
 
 
-def _events(client: httpx2.Client, job_id: str, url: str) -> Iterator[Event]:
+def _events(client: httpx2.Client, job_id: str, url: str, answer: _Answer) -> Iterator[Event]:
     """Every event once, up to the one that ends the job, over as many connections as it takes."""
+    path = f"/v1/jobs/{quote(job_id, safe='')}"
     last_event_id = ""
     heard_at = time.monotonic()
     has_answered = False
     is_lost = False
-    pause_s = 0.5
+    pause_s = _FIRST_PAUSE_S
     while True:
         reader = EventReader()
         try:
-            with client.stream("GET", f"/v1/jobs/{job_id}/events", headers=_headers(last_event_id)) as response:
+            with client.stream("GET", f"{path}/events", headers=_headers(last_event_id)) as response:
                 if response.status_code == 204:
-                    yield _ending(client, job_id)
+                    yield _ending(client, path)
                     return
                 if response.status_code != 200:
                     response.read()
                     if response.status_code not in _WORTH_WAITING:
                         raise refusal(response)
                     pause_s = _retry_after_s(response, pause_s)
+                elif not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+                    raise is_something_else(response)
                 else:
-                    has_answered, is_lost = True, False
+                    has_answered, is_lost, pause_s = True, False, _FIRST_PAUSE_S
                     for chunk in response.iter_bytes():
                         heard_at = time.monotonic()
                         for event in reader.feed(chunk):
@@ -124,17 +125,21 @@ def _events(client: httpx2.Client, job_id: str, url: str) -> Iterator[Event]:
                             yield event
                             if event.name in _ENDINGS:
                                 return
-                    pause_s = (reader.retry_ms or 500) / 1000
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             if not has_answered and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
                 raise nobody_answers(url) from None
         if time.monotonic() - heard_at > _GIVE_UP_AFTER_S:
             raise CommandError(f"{url} has been away for too long; the job goes on: tokenspool follow {job_id}")
         if not is_lost:
-            tell("the connection is lost; following again")
+            answer.interrupt(
+                "the connection is lost; following again" if has_answered else "the API is not ready; trying again"
+            )
             is_lost = True
-        time.sleep(random.uniform(0.5, 1) * min(pause_s, _LONGEST_PAUSE_S))
-        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        if reader.retry_ms is not None:
+            pause_s = reader.retry_ms / 1000
+        pause_s = min(max(pause_s, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
+        time.sleep(random.uniform(0.5, 1) * pause_s)
+        pause_s *= 2
 
 
 def _headers(last_event_id: str) -> dict[str, str]:
@@ -142,23 +147,17 @@ def _headers(last_event_id: str) -> dict[str, str]:
     return {**headers, "Last-Event-ID": last_event_id} if last_event_id else headers
 
 
-def _ending(client: httpx2.Client, job_id: str) -> Event:
+def _ending(client: httpx2.Client, path: str) -> Event:
     """The end of a job of which we saw everything but how it ended."""
-    response = client.get(f"/v1/jobs/{job_id}", params={"result": "false"})
+    response = client.get(path, params={"result": "false"})
     if response.status_code != 200:
         raise refusal(response)
-    job = response.json()
-    return Event(str(job["status"]), json.dumps(job), "")
+    job = job_in(response)
+    if job["status"] not in _ENDINGS:
+        raise is_something_else(response)
+    return Event(job["status"], json.dumps(job), "")
 
 
 def _retry_after_s(response: httpx2.Response, otherwise_s: float) -> float:
     value = response.headers.get("Retry-After", "")
     return float(value) if value.isascii() and value.isdigit() else otherwise_s
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

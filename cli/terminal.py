@@ -4,8 +4,11 @@ Model output and server messages are untrusted: an escape sequence in them could
 control characters never get through.
 """
 
+import os
 import re
 import sys
+
+from cli.errors import CommandError
 
 # All of Unicode's control characters but line feed and tab, and the marks that turn the direction of text around.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -14,6 +17,19 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u206
 def printable(text: str) -> str:
     """The text without control characters; line feeds and tabs stay."""
     return _UNPRINTABLE.sub("", text)
+
+
+def put(text: str) -> None:
+    """Text on standard output, at once. Raises CommandError when nobody takes it: without a word if it is a pipe."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # Python must not stumble over it again at exit, when it writes what it still holds.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # its reader is gone, as in `| head`
+            raise CommandError("", 141) from None
+        raise CommandError(f"Standard output cannot be written: {error.strerror}.") from None
 
 
 def tell(line: str) -> None:

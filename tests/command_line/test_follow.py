@@ -1,0 +1,398 @@
+"""`tokenspool follow` against an API that does whatever an API, a proxy or a network can do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command_line.conftest import Patience, Tokenspool
+from tests.command_line.fake_api import (
+    GONE,
+    JOB_ID,
+    FakeApi,
+    Then,
+    answer,
+    delta,
+    frame,
+    job,
+    problem,
+    stream,
+    succeeded,
+)
+
+_FULL = Path("/dev/full")
+_PLAY = (sys.executable, "-W", "error", "-m", "cli")
+
+
+def test_it_prints_the_answer_and_nothing_else(tokenspool: Tokenspool) -> None:
+    """Standard output is the answer's alone; a line end that is missing is put behind it."""
+    with FakeApi(
+        stream(
+            b"retry: 1730\n\n",
+            frame("queued", {"queue_position": 0}),
+            frame("started", {"attempt": 1}, "1-0"),
+            b": ping\n\n",
+            delta("Blue", "1-3"),
+            delta(" light", "1-4"),
+            frame("something_new", {"text": "not for me"}, "1-5"),
+            succeeded(),
+        )
+    ) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert (outcome.exit_code, outcome.out, outcome.err) == (0, "Blue light\n", "")
+    (request,) = api.requests
+    assert (request.method, request.path) == ("GET", f"/v1/jobs/{JOB_ID}/events")
+    assert request.headers["accept"] == "text/event-stream"
+    assert "last-event-id" not in request.headers
+
+
+def test_an_answer_that_ends_its_line_gets_no_second_line_end(tokenspool: Tokenspool) -> None:
+    """And line breaks in it stay as they are."""
+    with FakeApi(stream(delta("one\n\n", "1-1"), delta("two\n", "1-2"), succeeded())) as api:
+        assert tokenspool("follow", JOB_ID, "--url", api.url).out == "one\n\ntwo\n"
+
+
+def test_whoever_waits_is_told_the_place_in_the_queue(tokenspool: Tokenspool) -> None:
+    """On standard error."""
+    with FakeApi(stream(frame("queued", {"queue_position": 7}), delta("Blue", "1-1"), succeeded())) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert (outcome.out, outcome.err) == ("Blue\n", "tokenspool: waiting, place 7 in the queue\n")
+
+
+@pytest.mark.parametrize("then", [Then.CLOSE, Then.RESET])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_reconnect_says_which_event_it_saw_last(
+    tokenspool: Tokenspool, patience: Patience, then: Then, whole: bool
+) -> None:
+    """However the connection ended; events without an id do not move the place."""
+    with FakeApi(
+        stream(delta("Blue", "1-3"), delta(" light", "1-4"), b": bye\n\n", then=then, whole=whole),
+        stream(delta(" is", "1-5"), frame("reset_like", {}), whole=whole),
+        stream(delta(" scattered.", "1-6"), succeeded()),
+    ) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert (outcome.exit_code, outcome.out) == (0, "Blue light is scattered.\n")
+    assert [request.headers.get("last-event-id") for request in api.requests] == [None, "1-4", "1-5"]
+    assert outcome.err == "tokenspool: the connection is lost; following again\n" * 2
+
+
+def test_a_frame_that_was_cut_in_the_middle_counts_as_unseen(tokenspool: Tokenspool, patience: Patience) -> None:
+    """Neither its text is printed twice nor is it lost; also not when its id had come whole."""
+    half = delta(" light", "1-4")
+    with FakeApi(
+        stream(delta("Blue", "1-3"), half[:-1], whole=False),
+        stream(half[: half.index(b"event:")], whole=False),
+        stream(half, succeeded()),
+    ) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert outcome.out == "Blue light\n"
+    assert [request.headers.get("last-event-id") for request in api.requests] == [None, "1-3", "1-3"]
+
+
+def test_a_reset_starts_the_text_again_on_a_new_line(tokenspool: Tokenspool) -> None:
+    """What was printed cannot be taken back; why it is worth nothing now is said beside it."""
+    with FakeApi(
+        stream(
+            delta("Bl", "1-3"),
+            frame("started", {"attempt": 2}, "2-0"),
+            frame("reset", {"attempt": 2, "reason": "worker_lost"}, "2-1"),
+            delta("Air", "2-4"),
+            succeeded(),
+        )
+    ) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert (outcome.out, outcome.err) == ("Bl\nAir\n", "tokenspool: the text starts again (worker_lost)\n")
+
+
+def test_a_reset_without_an_id_keeps_the_place_until_an_event_has_one(
+    tokenspool: Tokenspool, patience: Patience
+) -> None:
+    """The API makes one for a cursor that its log cannot place; the same cursor gets the same again."""
+    made = frame("reset", {"reason": "log_rolled_back"})
+    with FakeApi(
+        stream(delta("Blu", "5-9"), whole=False),
+        stream(made, whole=False),
+        stream(made, delta("Blue", "6-1"), whole=False),
+        stream(succeeded()),
+    ) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert outcome.out == "Blu\nBlue\n"
+    assert [request.headers.get("last-event-id") for request in api.requests] == [None, "5-9", "5-9", "6-1"]
+
+
+def test_a_retry_is_told_beside_the_text(tokenspool: Tokenspool) -> None:
+    """As is the place where the text begins anew."""
+    with FakeApi(
+        stream(
+            delta("Bl", "1-3"),
+            frame("retry", {"attempt": 2, "reason": "upstream_error"}, "1-4"),
+            frame("reset", {"attempt": 2, "reason": "upstream_failed"}, "1-5"),
+            delta("Blue", "1-7"),
+            succeeded(),
+        )
+    ) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert outcome.out == "Bl\nBlue\n"
+    assert outcome.err.splitlines() == [
+        "tokenspool: the LLM failed; the call is made again",
+        "tokenspool: the text starts again (upstream_failed)",
+    ]
+
+
+def test_a_snapshot_is_the_whole_text(tokenspool: Tokenspool, patience: Patience) -> None:
+    """The log is gone, the result is there."""
+    with FakeApi(
+        stream(delta("Blu", "1-3"), whole=False),
+        stream(frame("reset", {"reason": "cursor_trimmed"}), frame("snapshot", {"text": "Blue light."}), succeeded()),
+    ) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert (outcome.exit_code, outcome.out) == (0, "Blu\nBlue light.\n")
+
+
+@pytest.mark.parametrize(
+    ("ended", "exit_code", "told"),
+    [
+        (job("succeeded"), 0, ""),
+        (job("cancelled"), 1, "The job was cancelled."),
+        (job("running"), 1, "The server at 127.0.0.1 answered 200; is it a tokenspool API?"),
+    ],
+)
+def test_nothing_more_to_follow_means_asking_how_it_ended(
+    tokenspool: Tokenspool, patience: Patience, ended: dict[str, Any], exit_code: int, told: str
+) -> None:
+    """204: the end was seen, but maybe not by us."""
+    with FakeApi(stream(delta("Blue", "1-3"), whole=False), answer(204), answer(200, ended)) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert (outcome.exit_code, outcome.out) == (exit_code, "Blue\n")
+    assert outcome.err.splitlines()[1:] == ([f"tokenspool: {told}"] if told else [])
+    assert api.requests[-1].path == f"/v1/jobs/{JOB_ID}?result=false"
+
+
+def test_an_api_without_its_redis_is_waited_for_as_long_as_it_says(tokenspool: Tokenspool, patience: Patience) -> None:
+    """503 with Retry-After; it is said once."""
+    away = problem(503, "The storage does not answer.", retry_after="2")
+    with FakeApi(away, away, away, stream(delta("Blue", "1-3"), succeeded())) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert (outcome.exit_code, outcome.out) == (0, "Blue\n")
+    assert outcome.err == "tokenspool: the API is not ready; trying again\n"
+    assert patience.pauses_s == [2, 2, 2]
+
+
+def test_a_retry_after_of_nothing_does_not_make_it_hammer(tokenspool: Tokenspool, patience: Patience) -> None:
+    """Nor does one that is an age make it sleep for one, or one that is no number stop it."""
+    with FakeApi(
+        *[problem(503, "Away.", retry_after=value) for value in ("0", "86400", "9" * 500, "soon")],
+        stream(b"retry: 0\n\n"),
+        stream(succeeded()),
+    ) as api:
+        assert tokenspool("follow", JOB_ID, "--url", api.url).exit_code == 0
+    assert patience.pauses_s == [0.1, 10, 10, 10, 0.1]
+
+
+def test_the_server_says_how_long_to_wait_before_a_reconnect(tokenspool: Tokenspool, patience: Patience) -> None:
+    """In `retry:`, also when the connection then broke."""
+    with FakeApi(stream(b"retry: 1730\n\n"), stream(b"retry: 2210\n\n", whole=False), stream(succeeded())) as api:
+        tokenspool("follow", JOB_ID, "--url", api.url)
+    assert patience.pauses_s == [1.73, 2.21]
+
+
+def test_pauses_grow_while_nobody_answers_and_are_short_again_behind_an_answer(
+    tokenspool: Tokenspool, patience: Patience
+) -> None:
+    """A stream that breaks every hour must not be waited for longer each time."""
+    with FakeApi(
+        stream(delta("a", "1-1"), whole=False),
+        *[GONE] * 6,
+        stream(delta("b", "1-2"), whole=False),
+        GONE,
+        stream(succeeded()),
+    ) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert (outcome.exit_code, outcome.out) == (0, "ab\n")
+    assert patience.pauses_s == [0.5, 1, 2, 4, 8, 10, 10, 0.5, 1]
+    assert outcome.err == "tokenspool: the connection is lost; following again\n" * 2
+
+
+def test_it_gives_up_after_five_minutes_and_says_how_to_go_on(tokenspool: Tokenspool, patience: Patience) -> None:
+    """The job goes on without us."""
+    with FakeApi(stream(delta("Blue", "1-3"), whole=False)) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert (outcome.exit_code, outcome.out) == (1, "Blue\n")
+    assert outcome.err.splitlines() == [
+        "tokenspool: the connection is lost; following again",
+        f"tokenspool: {api.url} has been away for too long; the job goes on: tokenspool follow {JOB_ID}",
+    ]
+    assert 300 <= sum(patience.pauses_s) < 320
+
+
+def test_nothing_that_a_model_says_reaches_the_terminal_as_a_command(tokenspool: Tokenspool) -> None:
+    """Escape sequences, bells, backspaces, and marks that turn the text around; nor what the server says on stderr."""
+    with FakeApi(
+        stream(
+            delta("red \x1b[31m", "1-1"),
+            delta("\x1b", "1-2"),
+            delta("]0;title\x07 \x9b2J back\x08 \u202eleft\u2069 tab\tand\r\nline\x00", "1-3"),
+            frame("reset", {"reason": "because\x1b[2J\nof this"}, "1-4"),
+            frame("failed", {"error": {"code": "timeout\x1b[A", "message": "Too \x07late."}}, "1-5"),
+        )
+    ) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert outcome.out == "red [31m]0;title 2J back left tab\tand\nline\n"
+    assert outcome.err.splitlines()[-1] == "tokenspool: The job failed: Too late. (timeout[A)"
+    assert not any(character in outcome.err for character in "\x1b\x07\x9b")
+
+
+def test_half_a_surrogate_pair_is_printed_as_a_question_mark(tokenspool: Tokenspool) -> None:
+    """JSON can carry it, UTF-8 cannot."""
+    with FakeApi(stream(delta("half \ud83d pair", "1-1"), succeeded())) as api:
+        assert tokenspool("follow", JOB_ID, "--url", api.url).out == "half ? pair\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "sentence"),
+    [
+        (
+            frame("failed", {"error": {"code": "upstream_auth", "message": "The LLM refused our credentials."}}),
+            "The job failed: The LLM refused our credentials. (upstream_auth)",
+        ),
+        (frame("failed", {"error": "not as it should be"}), "The job failed: nobody says why"),
+        (frame("failed", ["nonsense"]), "The job failed: nobody says why"),
+        (frame("cancelled", {}), "The job was cancelled."),
+        (frame("expired", {}), "The job expired unstarted."),
+    ],
+)
+def test_an_end_that_is_no_success_is_exit_code_1_and_a_sentence(
+    tokenspool: Tokenspool, end: bytes, sentence: str
+) -> None:
+    """For scripts: 0 means that the whole answer was printed."""
+    with FakeApi(stream(delta("Bl", "1-1"), end)) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert (outcome.exit_code, outcome.out, outcome.err) == (1, "Bl\n", f"tokenspool: {sentence}\n")
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        (problem(404, "There is no such thing here."), "There is no such thing here."),
+        (
+            problem(401, "A valid API key is needed."),
+            "A valid API key is needed. Set TOKENSPOOL_API_KEY to a valid key.",
+        ),
+        (
+            problem(400, "1 field is not valid.", errors=[{"pointer": "#/x", "detail": "must be\n\x1b[1mshorter"}]),
+            "1 field is not valid. #/x: must be [1mshorter.",
+        ),
+        (problem(400, "Strange.", errors={"no": "list"}), "Strange."),
+        (problem(400, "Strange.", errors=["no object"]), "Strange."),
+        (answer(404, b"<h1>Not Found</h1>"), "The server at 127.0.0.1 answered 404; is it a tokenspool API?"),
+        (answer(404, b"[" * 100_000), "The server at 127.0.0.1 answered 404; is it a tokenspool API?"),
+        (answer(302, b"", location="/login"), "The server at 127.0.0.1 answered 302; is it a tokenspool API?"),
+        (
+            answer(200, b"<h1>Welcome</h1>", content_type="text/html"),
+            "The server at 127.0.0.1 answered 200; is it a tokenspool API?",
+        ),
+    ],
+)
+def test_a_refusal_is_one_sentence(tokenspool: Tokenspool, said: Any, sentence: str) -> None:
+    """Also when it is another server's."""
+    with FakeApi(said) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert (outcome.exit_code, outcome.sentence) == (1, sentence)
+
+
+def test_a_job_that_is_erased_meanwhile_is_told_as_gone(tokenspool: Tokenspool, patience: Patience) -> None:
+    """Its stream ends without an end, and then it is not there."""
+    with FakeApi(stream(delta("Blue", "1-3")), problem(404, "There is no such thing here.")) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert (outcome.exit_code, outcome.out) == (1, "Blue\n")
+    assert outcome.err.splitlines()[-1] == "tokenspool: There is no such thing here."
+
+
+def test_nobody_there_is_said_at_once(tokenspool: Tokenspool, patience: Patience) -> None:
+    """And what to do about it."""
+    with FakeApi() as api:
+        pass
+    outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert outcome.exit_code == 1
+    assert outcome.sentence.startswith(f"No tokenspool answers at {api.url}: start one with `tokenspool dev`")
+    assert patience.pauses_s == []
+
+
+@pytest.mark.parametrize("job_id", ["../../health", "a/b?c#d", "line\nbreak", "", "%2e%2e", "jöb"])
+def test_whatever_the_id_it_stays_one_part_of_the_path(tokenspool: Tokenspool, job_id: str) -> None:
+    """A typing error is a 404, not another request."""
+    with FakeApi(problem(404, "There is no such thing here.")) as api:
+        assert tokenspool("follow", "--url", api.url, "--", job_id).exit_code == 1
+    (request,) = api.requests
+    assert request.path.startswith("/v1/jobs/")
+    assert request.path.endswith("/events")
+    assert request.path.count("/") == 4
+
+
+def test_the_key_is_sent_and_a_proxy_is_not_asked_for_our_own_machine(
+    tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy could not reach it."""
+    monkeypatch.setenv("TOKENSPOOL_API_KEY", "sk-made-up")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with FakeApi(stream(succeeded())) as api:
+        assert tokenspool("follow", JOB_ID, "--url", api.url).exit_code == 0
+    assert api.requests[0].headers["authorization"] == "Bearer sk-made-up"
+
+
+def test_ctrl_c_says_that_the_job_goes_on() -> None:
+    """130, and how to come back."""
+    with (
+        FakeApi(stream(delta("Blue", "1-3"), then=Then.HOLD)) as api,
+        subprocess.Popen(
+            [*_PLAY, "follow", JOB_ID, "--url", api.url],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stdout.read(4) == b"Blue"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, b"\n")
+    assert err.decode() == f"tokenspool: Stopped following; the job goes on: tokenspool follow {JOB_ID}\n"
+
+
+def test_a_reader_that_leaves_ends_it_without_a_word() -> None:
+    """As in `tokenspool follow … | head -c 4`."""
+    with FakeApi(stream(*[delta("Blue light. ", f"1-{number}") for number in range(20_000)], succeeded())) as api:
+        ours, theirs = os.pipe()
+        with subprocess.Popen(
+            [*_PLAY, "follow", JOB_ID, "--url", api.url], stdout=theirs, stderr=subprocess.PIPE
+        ) as process:
+            os.close(theirs)
+            assert os.read(ours, 4) == b"Blue"
+            os.close(ours)
+            _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (141, b"")
+
+
+@pytest.mark.skipif(not _FULL.exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_a_sentence() -> None:
+    """Not a traceback at the first token, and not another one at exit."""
+    with FakeApi(stream(delta("Blue", "1-3"), succeeded())) as api, _FULL.open("wb") as full:
+        done = subprocess.run(
+            [*_PLAY, "follow", JOB_ID, "--url", api.url], stdout=full, stderr=subprocess.PIPE, check=False, timeout=20
+        )
+    assert done.returncode == 1
+    assert done.stderr.decode() == "tokenspool: Standard output cannot be written: No space left on device.\n"
+
+
+def test_a_terminal_event_of_megabytes_is_read(tokenspool: Tokenspool) -> None:
+    """It holds the whole result, on one line."""
+    result = {"text": "word " * 400_000}
+    with FakeApi(stream(delta("Blue", "1-3"), frame("succeeded", job("succeeded", result=result), "1-9"))) as api:
+        outcome = tokenspool("follow", JOB_ID, "--url", api.url)
+    assert (outcome.exit_code, outcome.out) == (0, "Blue\n")
+    assert json.loads(json.dumps(result)) == result

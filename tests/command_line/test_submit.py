@@ -1,0 +1,186 @@
+"""`tokenspool submit` against an API that does whatever an API, a proxy or a network can do."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from tests.command_line.conftest import Patience, Tokenspool
+from tests.command_line.fake_api import (
+    GONE,
+    JOB_ID,
+    Answer,
+    FakeApi,
+    answer,
+    delta,
+    frame,
+    job,
+    problem,
+    stream,
+    succeeded,
+)
+
+
+def test_it_prints_the_id_and_nothing_else(tokenspool: Tokenspool) -> None:
+    """So that a script can take it."""
+    with FakeApi(answer(202, job())) as api:
+        outcome = tokenspool("submit", "Why is the sky blue?", "--url", api.url)
+    assert (outcome.exit_code, outcome.out, outcome.err) == (0, f"{JOB_ID}\n", "")
+    (request,) = api.requests
+    assert (request.method, request.path) == ("POST", "/v1/jobs")
+    assert json.loads(request.body) == {"prompt": "Why is the sky blue?"}
+    assert len(request.headers["idempotency-key"]) >= 22
+
+
+def test_what_was_asked_for_is_passed_on(tokenspool: Tokenspool) -> None:
+    """And nothing that was not."""
+    with FakeApi(answer(202, job())) as api:
+        tokenspool("submit", "Grüße 👩‍🚀", "--model", "a-model", "--max-tokens", "7", "--url", api.url)
+    assert json.loads(api.requests[0].body) == {"prompt": "Grüße 👩‍🚀", "model": "a-model", "max_tokens": 7}
+
+
+def test_the_address_may_come_from_the_environment(tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a path, and with a slash behind it."""
+    with FakeApi(answer(202, job())) as api:
+        monkeypatch.setenv("TOKENSPOOL_URL", f"{api.url}/spool/")
+        assert tokenspool("submit", "Hello").exit_code == 0
+    assert api.requests[0].path == "/spool/v1/jobs"
+
+
+def test_a_dash_reads_the_prompt_from_standard_input(tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, line breaks included."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
+    with FakeApi(answer(202, job())) as api:
+        tokenspool("submit", "-", "--url", api.url)
+    assert json.loads(api.requests[0].body) == {"prompt": "one\ntwo\n"}
+
+
+def test_with_follow_the_answer_comes_on_standard_output_and_the_id_beside_it(tokenspool: Tokenspool) -> None:
+    """The id is worth having: it is how to come back."""
+    with FakeApi(answer(202, job()), stream(delta("Blue", "1-3"), succeeded())) as api:
+        outcome = tokenspool("submit", "Why?", "--follow", "--url", api.url)
+    assert (outcome.exit_code, outcome.out, outcome.err) == (0, "Blue\n", f"tokenspool: job {JOB_ID}\n")
+    assert api.requests[1].path == f"/v1/jobs/{JOB_ID}/events"
+
+
+def test_with_follow_a_failed_job_is_exit_code_1(tokenspool: Tokenspool) -> None:
+    """As of follow itself."""
+    end = frame("failed", {"error": {"code": "timeout", "message": "The job was not done in time."}}, "1-3")
+    with FakeApi(answer(202, job()), stream(end)) as api:
+        outcome = tokenspool("submit", "Why?", "-f", "--url", api.url)
+    assert outcome.exit_code == 1
+    assert outcome.err.splitlines()[-1] == "tokenspool: The job failed: The job was not done in time. (timeout)"
+
+
+def test_a_connection_that_breaks_is_tried_again_with_the_same_key(tokenspool: Tokenspool, patience: Patience) -> None:
+    """So the job is born once, also if the first try had been taken."""
+    half = answer(202, job())
+    with FakeApi(GONE, Answer(half.content[:-5]), answer(202, job())) as api:
+        outcome = tokenspool("submit", "Why?", "--url", api.url)
+    assert (outcome.exit_code, outcome.out) == (0, f"{JOB_ID}\n")
+    assert len(api.requests) == 3
+    assert len({request.headers["idempotency-key"] for request in api.requests}) == 1
+    assert len({request.body for request in api.requests}) == 1
+
+
+def test_each_submit_has_a_key_of_its_own(tokenspool: Tokenspool) -> None:
+    """The same prompt twice is two jobs."""
+    with FakeApi(answer(202, job()), answer(202, job())) as api:
+        tokenspool("submit", "Why?", "--url", api.url)
+        tokenspool("submit", "Why?", "--url", api.url)
+    assert len({request.headers["idempotency-key"] for request in api.requests}) == 2
+
+
+def test_after_five_tries_it_says_that_nothing_is_known(tokenspool: Tokenspool, patience: Patience) -> None:
+    """The API may have taken the job and gone, so `nobody answers` would say too much."""
+    with FakeApi(GONE, GONE) as api:
+        outcome = tokenspool("submit", "Why?", "--url", api.url)
+    assert outcome.exit_code == 1
+    assert outcome.sentence == f"The connection to {api.url} broke 5 times; nothing is known of the job."
+    assert patience.pauses_s == [0.4, 0.8, 1.6, 3.2]
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        (
+            problem(
+                400,
+                "2 fields are not valid.",
+                errors=[{"pointer": "#/prompt", "detail": "is empty"}, {"pointer": "#/model", "detail": "is too long"}],
+            ),
+            "2 fields are not valid. #/prompt: is empty. #/model: is too long.",
+        ),
+        (problem(503, "The queue is full.", retry_after="10"), "The queue is full."),
+        (answer(502, b"Bad gateway"), "The server at 127.0.0.1 answered 502; is it a tokenspool API?"),
+        (answer(200, b"<h1>Welcome</h1>"), "The server at 127.0.0.1 answered 200; is it a tokenspool API?"),
+        (answer(200, ["no job"]), "The server at 127.0.0.1 answered 200; is it a tokenspool API?"),
+        (answer(202, {"id": 7}), "The server at 127.0.0.1 answered 202; is it a tokenspool API?"),
+    ],
+)
+def test_a_refusal_is_one_sentence(tokenspool: Tokenspool, said: Answer, sentence: str) -> None:
+    """Also when it is another server's."""
+    with FakeApi(said) as api:
+        outcome = tokenspool("submit", "Why?", "--url", api.url)
+    assert (outcome.exit_code, outcome.sentence) == (1, sentence)
+
+
+def test_nobody_there_is_said_at_once(tokenspool: Tokenspool, patience: Patience) -> None:
+    """And what to do about it."""
+    with FakeApi() as api:
+        pass
+    outcome = tokenspool("submit", "Why?", "--url", api.url)
+    assert outcome.exit_code == 1
+    assert outcome.sentence.startswith(f"No tokenspool answers at {api.url}: start one with `tokenspool dev`")
+    assert patience.pauses_s == []
+
+
+@pytest.mark.parametrize("arguments", [("bad \udcff byte",), ("fine", "--model", "bad \udcff")])
+def test_bytes_that_are_no_text_are_refused(tokenspool: Tokenspool, arguments: tuple[str, ...]) -> None:
+    """Python hands them on as half surrogate pairs, which JSON in UTF-8 cannot carry."""
+    outcome = tokenspool("submit", *arguments)
+    assert outcome.exit_code == 2
+    assert outcome.sentence.endswith("must be text in UTF-8, but holds bytes that are not.")
+
+
+def test_standard_input_that_is_no_text_is_refused(tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a picture."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\x89PNG\xff"), encoding="utf-8"))
+    outcome = tokenspool("submit", "-")
+    assert (outcome.exit_code, outcome.sentence) == (
+        2,
+        "The prompt must be text in UTF-8, but holds bytes that are not.",
+    )
+
+
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1:8000", "ftp://host", "http://", "http://[bad", "http://h:99999", "http://a..b"]
+)
+def test_an_address_that_is_none_is_refused(tokenspool: Tokenspool, url: str) -> None:
+    """By the name of the variable that may have it."""
+    outcome = tokenspool("submit", "Why?", "--url", url)
+    assert outcome.exit_code == 2
+    assert outcome.sentence == f"TOKENSPOOL_URL must be the http:// or https:// address of the API, but is {url!r}."
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(
+    tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """It is still a secret."""
+    monkeypatch.setenv("TOKENSPOOL_API_KEY", key)
+    outcome = tokenspool("submit", "Why?")
+    assert outcome.exit_code == 2
+    assert outcome.sentence == "TOKENSPOOL_API_KEY must be a key: one line of ASCII, but is something else."
+
+
+@pytest.mark.parametrize(("name", "value"), [("ALL_PROXY", "nonsense://proxy"), ("SSL_CERT_FILE", "/nowhere.pem")])
+def test_proxies_and_certificates_that_cannot_be_used_are_told(
+    tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """For an API that is not on this machine."""
+    monkeypatch.setenv(name, value)
+    outcome = tokenspool("submit", "Why?", "--url", "https://tokenspool.invalid")
+    assert outcome.exit_code == 2
+    assert outcome.sentence.startswith("A variable for proxies or certificates (ALL_PROXY, SSL_CERT_FILE, …)")
