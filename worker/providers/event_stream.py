@@ -57,6 +57,14 @@ class EventDecoder:
 
 
 def _event_of(block: bytes) -> UpstreamEvent | None:
+    name_line, mark, data = block.partition(b"\ndata: ")
+    name = name_line[7:].strip()
+    if mark and name and name_line.startswith(b"event: ") and b"\n" not in data and b"\n" not in name:
+        return UpstreamEvent(_word(name), data)  # as nearly every event comes
+    return _odd_event_of(block)
+
+
+def _odd_event_of(block: bytes) -> UpstreamEvent | None:
     name, lines = b"", list[bytes]()
     for line in block.removeprefix(_BYTE_ORDER_MARK).split(b"\n"):
         if line.startswith(b"data:"):
