@@ -14,7 +14,7 @@ from typing import Any, Self, cast
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
 
 from shared.errors import Problem, StorageUnavailable
 from shared.store.connect import (
@@ -153,8 +153,10 @@ class Commands:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await connection.connect()  # type: ignore[no-untyped-call]
-                for script in self._scripts:
-                    await connection.send_command("SCRIPT", "LOAD", script.text)
+                # In one write: a round trip for each would take longer than we wait, where Redis is far away.
+                loads = [_packed(("SCRIPT", "LOAD", script.text)) for script in self._scripts]
+                await connection.send_packed_command(loads, check_health=False)
+                for _ in loads:
                     await connection.read_response()
             self._connection = connection
             self._flush()
@@ -170,6 +172,8 @@ class Commands:
                 reply = await connection.read_response(disconnect_on_error=False)
             except ResponseError as error:
                 reply = error
+            if not self._sent:
+                raise InvalidResponse("a reply that nobody asked for")
             self._answer(self._sent.popleft(), reply)
             del reply  # a local name would keep the last one in memory until the next comes
 

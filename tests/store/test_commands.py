@@ -20,7 +20,7 @@ from shared.store.commands import Commands
 from shared.store.connect import connection_maker, write
 from shared.store.jobs import Created
 from shared.store.runtime import Runtime
-from shared.store.script import script
+from shared.store.script import NAMES, script
 from tests.conftest import StartRuntime
 from tests.support.builders import a_submission
 from tests.support.redis_servers import RedisUnderTest, on_real_redis
@@ -281,6 +281,43 @@ async def test_closing_ends_while_the_server_hangs(own_server: EmbeddedRedis) ->
     assert isinstance(call.exception(), StorageUnavailable)
 
 
+@contextlib.asynccontextmanager
+async def far_away(server: EmbeddedRedis, *, one_way_s: float) -> AsyncIterator[str]:
+    """The URL of the same server, as seen from another continent."""
+    loop = asyncio.get_running_loop()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while piece := await reader.read(1 << 16):
+            loop.call_later(one_way_s, writer.write, piece)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writers.extend((writer, far_writer))
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer))
+
+    proxy = await asyncio.start_server(serve, "127.0.0.1")
+    try:
+        yield f"redis://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/0"
+    finally:
+        proxy.close()
+        for writer in writers:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+async def test_a_server_on_another_continent_is_reached(own_server: EmbeddedRedis) -> None:
+    """160 ms there and back: opening a connection takes a few round trips, not one for each script."""
+    scripts = [script(name) for name in NAMES]
+    async with far_away(own_server, one_way_s=0.08) as url:
+        maker = connection_maker(url, name="tests")
+        async with Commands(maker, timeout_s=3, scripts=scripts) as commands:
+            assert await commands.call("PING") == b"PONG"
+            assert await commands.call("SCRIPT", "EXISTS", *(each.sha for each in scripts)) == [1] * len(scripts)
+
+
 class _Breaking:
     """A connection that stands until it is told to break."""
 
@@ -291,6 +328,9 @@ class _Breaking:
         pass
 
     async def disconnect(self, nowait: bool = False) -> None:
+        pass
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         pass
 
     async def read_response(self, **_: Any) -> Any:
@@ -315,6 +355,19 @@ async def test_closing_ends_in_the_very_moment_in_which_the_connection_breaks() 
 
 async def _nothing() -> None:
     pass
+
+
+async def test_a_reply_that_nobody_asked_for_costs_the_connection_and_nothing_more(
+    redis_under_test: RedisUnderTest,
+) -> None:
+    """From then on no reply could be trusted to be its asker's."""
+    connections: list[Any] = [_Breaking(), redis_under_test.make_connection()]
+    unasked = connections[0]
+    async with Commands(lambda: connections.pop(0), timeout_s=10) as commands:
+        await wait_until(lambda: commands.is_connected, "the connection")
+        unasked.reads.set_result(b"unasked")
+        await wait_until(lambda: connections == [], "another connection")
+        assert await commands.call("PING") == b"PONG"
 
 
 # The runtime
