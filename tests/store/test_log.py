@@ -139,6 +139,16 @@ async def test_an_append_of_a_claim_that_is_over_is_refused(runtime: Runtime, ho
     assert await runtime.log.read(claimed.id) == before
 
 
+async def test_what_the_stream_refuses_is_not_published(runtime: Runtime) -> None:
+    """The second line of the fence: no log, no event, whatever the record says."""
+    claimed = await start(runtime)
+    await runtime.commands.call("DEL", keys.log(claimed.id))
+    async with listening(runtime, keys.events(claimed.id)) as heard:
+        assert await append(runtime, claimed, HEL, seq=0) == REFUSED
+        assert await heard.all() == []
+    assert not await runtime.commands.call("EXISTS", keys.log(claimed.id))
+
+
 async def test_a_claim_from_the_future_is_refused_too(runtime: Runtime) -> None:
     """Only the very epoch of the lease may write: Redis may have forgotten a claim that a worker remembers."""
     claimed = await start(runtime)

@@ -167,7 +167,7 @@ async def test_a_not_before_in_the_past_is_now(runtime: Runtime) -> None:
     submission = a_submission(not_before_ms=1)
     created = await runtime.jobs.submit(submission, expires_in_s=60)
     assert isinstance(created, Created)
-    assert created.expires_ms == created.created_ms + 60_000
+    assert (created.queue_position, created.expires_ms) == (1, created.created_ms + 60_000)
     assert (await claim_one(runtime)).id == submission.id
 
 
@@ -179,6 +179,14 @@ async def test_a_submit_wakes_workers_only_when_one_is_hungry(runtime: Runtime) 
         assert len(await claim(runtime, 2)) == 1  # had room for one more
         await submit(runtime)
         await submit(runtime)
+        assert await heard.all() == [b""]
+
+
+async def test_a_job_for_later_wakes_a_hungry_worker_too(runtime: Runtime) -> None:
+    """It sleeps until the next due time that it knows of, and must learn of an earlier one."""
+    await claim(runtime)
+    async with listening(runtime, keys.plain("wake")) as heard:
+        await submit(runtime, not_before_ms=await now_ms(runtime) + 60_000)
         assert await heard.all() == [b""]
 
 
