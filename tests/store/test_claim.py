@@ -137,6 +137,16 @@ async def test_one_claim_touches_at_most_500_jobs(runtime: Runtime) -> None:
 
 
 @on_real_redis
+async def test_jobs_that_come_due_together_are_promoted_in_portions(runtime: Runtime) -> None:
+    """200 a claim, and the worker is asked to come again at once, also if it has no room."""
+    await make_due(runtime, *await submit_many(runtime, 250, not_before_ms=await now_ms(runtime) + 3_600_000))
+    for left, expected_s in ((50, 0), (0, None)):
+        claims, due_s = await runtime.queue.claim("worker-1", count=0, low_count=0, takes_suspect=True)
+        assert (claims, due_s) == ([], expected_s)
+        assert await runtime.commands.call("ZCARD", keys.plain("deferred")) == left
+
+
+@on_real_redis
 async def test_a_claim_that_only_met_overdue_jobs_asks_to_come_again(runtime: Runtime) -> None:
     """The jobs behind them do not wait for the next tick."""
     late = await submit_many(runtime, 550)

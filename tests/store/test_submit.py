@@ -176,6 +176,9 @@ async def test_a_submit_wakes_workers_only_when_one_is_hungry(runtime: Runtime) 
     async with listening(runtime, keys.plain("wake")) as heard:
         await submit(runtime)
         assert await heard.all() == []
+        assert len(await claim(runtime, 1)) == 1  # full
+        await submit(runtime)
+        assert await heard.all() == []
         assert len(await claim(runtime, 2)) == 1  # had room for one more
         await submit(runtime)
         await submit(runtime)
