@@ -24,6 +24,7 @@ from tests.support.store import (
     names_in_log,
     now_ms,
     start,
+    start_earlier,
     state_of,
     submit,
     submit_many,
@@ -95,9 +96,10 @@ async def test_a_job_of_a_dead_worker_is_back_at_its_old_place(runtime: Runtime)
 async def test_a_reaped_job_may_wait_until_its_timeout(runtime: Runtime) -> None:
     """From its first start; what is over by then ends as ``failed``."""
     claimed = await start(runtime, timeout_s=77)
+    started_ms = await start_earlier(runtime, claimed, by_ms=20_000)
     await lose(runtime, claimed)
     deadline = await runtime.commands.call("ZSCORE", keys.plain("waiting"), claimed.id)
-    assert int(float(deadline)) == claimed.started_ms + 77_000
+    assert int(float(deadline)) == started_ms + 77_000
 
 
 async def test_the_next_run_says_that_the_worker_was_lost(runtime: Runtime) -> None:
@@ -109,6 +111,17 @@ async def test_the_next_run_says_that_the_worker_was_lost(runtime: Runtime) -> N
     events = await runtime.log.read(claimed.id)
     assert [event.name for event in events] == ["started", "content_block_delta", "started", "reset"]
     assert b'"worker_lost"' in events[-1].data
+
+
+async def test_the_reason_of_a_reset_is_that_of_the_last_loss(runtime: Runtime) -> None:
+    """An earlier release, after which there was nothing to throw away, does not speak for it."""
+    claimed = await start(runtime)
+    assert await runtime.queue.release(claimed, reason="drained")
+    claimed = await claim_one(runtime)
+    await append(runtime, claimed, a_text_delta("Hel"))
+    await lose(runtime, claimed)
+    await claim_one(runtime)
+    assert b'"worker_lost"' in (await runtime.log.read(claimed.id))[-1].data
 
 
 async def test_a_living_lease_is_left_alone(runtime: Runtime) -> None:

@@ -21,6 +21,7 @@ from tests.support.store import (
     names_in_log,
     now_ms,
     start,
+    start_earlier,
     state_of,
     submit_many,
 )
@@ -127,10 +128,11 @@ async def test_only_the_holder_can_release(runtime: Runtime) -> None:
 
 async def test_a_job_deferred_beyond_its_timeout_ends_at_its_timeout(runtime: Runtime) -> None:
     """No wait outlasts ``timeout_s``."""
-    claimed = await start(runtime, timeout_s=5)
+    claimed = await start(runtime, timeout_s=50)
+    started_ms = await start_earlier(runtime, claimed, by_ms=20_000)
     assert await runtime.queue.release(claimed, reason="upstream_failed", delay_s=3600, retry_event=A_RETRY)
     deadline_ms = float(await runtime.commands.call("ZSCORE", keys.plain("waiting"), claimed.id))
-    assert deadline_ms == claimed.started_ms + 5_000
+    assert deadline_ms == started_ms + 50_000
     await make_overdue(runtime, claimed.id)
     await runtime.jobs.expire()
     job = await job_of(runtime, claimed.id)
