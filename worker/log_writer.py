@@ -122,9 +122,14 @@ class JobLog:
             self._add(OurEvent.RESET, reset_event)
         self._attempt = (attempts, failures)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether more than 1 MiB is unsent: a Redis outage stops the reading, and costs bounded memory."""
+        return self._unsent_bytes > _MOST_UNSENT_BYTES and not self.is_lost
+
     async def room(self) -> None:
-        """Waits while more than 1 MiB is unsent: a Redis outage stops the reading, and costs bounded memory."""
-        while self._unsent_bytes > _MOST_UNSENT_BYTES and not self.is_lost:
+        """Waits while it is full."""
+        while self.is_full:
             await self._landing()
 
     async def land(self) -> None:

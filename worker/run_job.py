@@ -133,7 +133,10 @@ class _Run:
                         if completion.is_stopped:
                             await _read_to_end(stream)
                             break
-                        await self._log.room()
+                        if self._log.is_full:
+                            timers.pause(idle)
+                            await self._log.room()
+                            timers.resume(idle)
         except UpstreamError as error:
             return error.failure
         except GarbledStream as error:
@@ -240,6 +243,14 @@ class _ContentTimers:
             self._has_content = True
             self._moved_s = now_s
             scope.reschedule(now_s + self._idle_s + self._slack_s)
+
+    def pause(self, scope: asyncio.Timeout) -> None:
+        """We do not read: that is not the upstream's silence."""
+        scope.reschedule(None)
+
+    def resume(self, scope: asyncio.Timeout) -> None:
+        self._moved_s = 0.0
+        self.on_content(scope)
 
     def failure(self) -> Failure:
         if self._has_content:
