@@ -1,0 +1,199 @@
+"""Workers die, stall and come back: their jobs run elsewhere, and nobody writes for a job but the one who holds it."""
+
+import asyncio
+import itertools
+from typing import Any
+
+import pytest
+
+from shared.job import JobState
+from shared.store import keys
+from shared.store.queue import FATAL_TAKEOVERS
+from tests.running.crew import STEADY, Crew, Hand, replace
+from tests.support.store import claim, submit_many
+from tests.support.wait import wait_until
+
+LEASE_S = 0.6
+LONG = "tokens=60 gap-ms=10"
+"""Longer than a lease."""
+
+
+def stop_renewing(hand: Hand) -> None:
+    """From now on its leases run out, and it does not know."""
+
+    async def say_nothing(_claims: Any) -> list[str]:
+        return []
+
+    replace(hand.runtime.queue, "renew", say_nothing)
+
+
+def stop_claiming(hand: Hand) -> None:
+    hand.worker.allow_pick_jobs = False
+
+
+async def test_a_killed_workers_jobs_run_elsewhere(crew: Crew) -> None:
+    first = await crew.worker(lease_s=LEASE_S)
+    job_ids = [await crew.submit(LONG) for _ in range(5)]
+    for job_id in job_ids:
+        await crew.begun(job_id)
+    second = await crew.worker(lease_s=LEASE_S)
+    await first.killed()
+    for job in await crew.all_ended(job_ids):
+        assert (job.state, job.attempts) == (JobState.SUCCEEDED, 2)
+        assert await crew.ours(job.id) == [
+            ("started", {"attempt": 1}),
+            ("started", {"attempt": 2}),
+            ("reset", {"attempt": 2, "reason": "worker_lost"}),
+            ("succeeded", {"status": "succeeded"}),
+        ]
+        assert [call.ended for call in crew.calls(job.id)] == ["client_closed", "completed"]
+        assert await crew.field(job.id, "takeovers") == "1"
+    assert {line["job_id"] for line in second.log.named("job_taken_over")} == set(job_ids)
+
+
+async def test_a_worker_that_lives_keeps_its_jobs_for_many_leases(crew: Crew) -> None:
+    for _ in range(2):
+        await crew.worker(lease_s=0.5)
+    job_ids = [await crew.submit("tokens=200 gap-ms=10") for _ in range(4)]
+    for job in await crew.all_ended(job_ids):
+        assert (job.attempts, len(crew.calls(job.id))) == (1, 1)
+
+
+async def test_a_worker_that_died_before_it_began_made_no_attempt(crew: Crew) -> None:
+    job_id = await crew.submit()
+    await claim(crew.runtime, worker="one that dies")
+    await crew.runtime.commands.call("ZADD", keys.plain("running"), "XX", 1, job_id)
+    await crew.worker(lease_s=LEASE_S)
+    job = await crew.ended(job_id)
+    assert (job.state, job.attempts) == (JobState.SUCCEEDED, 1)
+    assert await crew.field(job_id, "takeovers") is None
+
+
+async def test_hundreds_of_jobs_of_a_dead_worker_come_back_together(crew: Crew) -> None:
+    """REAP takes 100 at once: it must not wait for its next second between them."""
+    crew.jobs += await submit_many(crew.runtime, 450)
+    await claim(crew.runtime, 450, worker="one that dies")
+    hand = await crew.worker()
+    stop_claiming(hand)
+    for job_id in crew.jobs:
+        crew.runtime.commands.call("ZADD", keys.plain("running"), "XX", 1, job_id)
+
+    async def are_back() -> bool:
+        return int(await crew.runtime.commands.call("ZCARD", keys.plain("running"))) == 0
+
+    await wait_until(are_back, "the jobs to be back", timeout_s=3)
+
+
+async def test_a_zombies_writes_are_refused(crew: Crew) -> None:
+    """Two claims never both write: the older one is told so by Redis, and lets go of its upstream."""
+    zombie = await crew.worker(lease_s=LEASE_S)
+    job_id = await crew.submit("tokens=150 gap-ms=10")
+    await crew.begun(job_id)
+    stop_renewing(zombie)
+    stop_claiming(zombie)
+    heir = await crew.worker(lease_s=LEASE_S)
+    await wait_until(lambda: job_id in heir.running, "the takeover")
+    await wait_until(lambda: not zombie.running, "the zombie to notice", timeout_s=1)
+    job = await crew.ended(job_id)
+    assert (job.state, job.attempts) == (JobState.SUCCEEDED, 2)
+    assert [line["job_id"] for line in zombie.log.named("claim_lost")] == [job_id]
+    assert zombie.worker.jobs_complete == 0
+    assert [name for name, _ in await crew.ours(job_id)] == ["started", "started", "reset", "succeeded"]
+    first_call, second_call = crew.calls(job_id)
+    assert (first_call.ended, second_call.ended) == ("client_closed", "completed")
+
+
+async def test_a_zombie_that_was_silent_until_its_answer_was_whole_cannot_end_the_job(crew: Crew) -> None:
+    """Its first word after the takeover is FINISH."""
+    zombie = await crew.worker(lease_s=LEASE_S)
+    unanswered: list[asyncio.Future[int]] = []
+
+    def append_nothing(*_: Any, **__: Any) -> "asyncio.Future[int]":
+        unanswered.append(asyncio.get_running_loop().create_future())
+        return unanswered[-1]
+
+    replace(zombie.runtime.log, "append", append_nothing)
+    job_id = await crew.submit("tokens=100 gap-ms=10")
+    await wait_until(lambda: job_id in zombie.running, "the run")
+    stop_renewing(zombie)
+    stop_claiming(zombie)
+    heir = await crew.worker(lease_s=LEASE_S)
+    await wait_until(lambda: job_id in heir.running, "the takeover")
+    await zombie.is_idle()
+    assert [line["job_id"] for line in zombie.log.named("claim_lost")] == [job_id]
+    job = await crew.ended(job_id)
+    assert (job.state, job.attempts) == (JobState.SUCCEEDED, 2)
+
+
+async def test_a_worker_that_claims_a_job_it_still_runs_ends_the_old_run_first(crew: Crew) -> None:
+    hand = await crew.worker(lease_s=LEASE_S)
+    job_id = await crew.submit("tokens=100 gap-ms=10")
+    await crew.begun(job_id)
+    real_renew = hand.runtime.queue.renew
+    stop_renewing(hand)
+    await wait_until(lambda: len(crew.calls(job_id)) == 2, "the second run")
+    replace(hand.runtime.queue, "renew", real_renew)
+    assert hand.worker.job_counter == 1
+    job = await crew.ended(job_id)
+    assert (job.state, job.attempts) == (JobState.SUCCEEDED, 2)
+    first_call, second_call = crew.calls(job_id)
+    assert first_call.ended == "client_closed"
+    assert first_call.ended_s is not None
+    assert first_call.ended_s - second_call.started_s < 0.1
+
+
+async def test_a_job_that_killed_its_workers_three_times_fails(crew: Crew) -> None:
+    """Each claim had confirmed its start; the job is not given to a fourth worker."""
+    job_id = await crew.submit(model=STEADY, max_attempts=1)
+    for takeovers in range(1, FATAL_TAKEOVERS + 1):
+        hand = await crew.worker(lease_s=LEASE_S)
+        await wait_until(lambda: len(crew.calls(job_id)) == takeovers, f"run {takeovers}")  # noqa: B023
+        await wait_until(lambda: is_confirmed(crew, job_id), "the confirmation")
+        await hand.killed()
+    last = await crew.worker(lease_s=LEASE_S)
+    job = await crew.ended(job_id)
+    assert job.error is not None
+    assert (job.state, job.error.code, job.error.retryable) == (JobState.FAILED, "worker_lost", False)
+    assert job.attempts == len(crew.calls(job_id)) == FATAL_TAKEOVERS
+    assert last.log.named("job_failed") == [{"job_id": job_id, "code": "worker_lost"}]
+    last.expected_errors.add("job_failed")
+
+
+async def is_confirmed(crew: Crew, job_id: str) -> bool:
+    return await crew.field(job_id, "confirmed") == "1"
+
+
+async def test_two_suspects_never_run_on_one_worker_together(crew: Crew) -> None:
+    """If one of them kills it, the other is not blamed. Whoever is above suspicion is not held up."""
+    suspects = [await crew.submit("tokens=30 gap-ms=10") for _ in range(3)]
+    for job_id in suspects:
+        await crew.runtime.commands.call("HSET", keys.job(job_id), "takeovers", 2)
+    others = [await crew.submit("tokens=30 gap-ms=10") for _ in range(3)]
+    hand = await crew.worker()
+    together: list[int] = []
+    real_run = hand.worker.run_job
+
+    async def run_watched(job_id: str, score: int) -> None:
+        together.append(len(hand.running & set(suspects)))
+        await real_run(job_id, score)
+
+    replace(hand.worker, "run_job", run_watched)
+    await crew.all_ended([*suspects, *others])
+    assert max(together, default=0) <= 1
+    spans = sorted((call.started_s, call.ended_s or 0) for job_id in suspects for call in crew.calls(job_id))
+    assert all(end <= start + 0.05 for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+@pytest.mark.parametrize("lease_s", [0.5, 8])
+async def test_leases_are_reaped_however_short_they_are(crew: Crew, lease_s: float) -> None:
+    """With nothing to renew only the reaping itself says that workers live."""
+    hand = await crew.worker(lease_s=lease_s)
+    stop_claiming(hand)
+    job_id = await crew.submit()
+    await claim(crew.runtime, worker="one that dies")
+    await crew.runtime.commands.call("ZADD", keys.plain("running"), "XX", 1, job_id)
+
+    async def is_back() -> bool:
+        return await crew.state(job_id) is JobState.QUEUED
+
+    await wait_until(is_back, "the job to be back", timeout_s=5)
