@@ -116,7 +116,11 @@ class EmbeddedRedis:
         return self.directory / "redis.log"
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
