@@ -111,10 +111,13 @@ def probe(
     from cli.probe import probe_api, probe_worker
     from cli.serve import read_settings
 
-    if what == "api":
-        probe_api(port)
-    else:
-        probe_worker(read_settings())
+    match what:
+        case "api":
+            probe_api(port)
+        case "worker":
+            probe_worker(read_settings())
+        case _:
+            raise CommandError(f"A probe is of an api or of a worker, but is asked for {what!r}.", 2)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from cli.local_model import MODEL, SLOTS, find_weights, openmp_environment
 from cli.probe import http_status, worker_lives
 from cli.serve import bind, read_settings
 from cli.supervisor import Interrupted, Service, Supervisor
+from cli.terminal import printable, put
 from shared.settings import Settings
 
 _HOST = "127.0.0.1"
@@ -48,17 +49,17 @@ def run_dev(*, port: int, workers: int, data_dir: Path, simulator: bool) -> None
     settings = read_settings()
     if os.environ.get("TOKENSPOOL_AUTH") and settings.auth != "off":
         raise CommandError("API keys do not exist yet: unset TOKENSPOOL_AUTH, or set it to off.", 2)
-    listener = bind(_HOST, port)
-    _make_directory(data_dir)
-    redis = EmbeddedRedis(data_dir / "redis", unix_socket=True)
-    with contextlib.closing(redis), contextlib.closing(listener), Supervisor(say) as supervisor:
-        try:
-            with contextlib.suppress(Interrupted):
-                _run(supervisor, redis, listener, workers=workers, simulator=simulator, data_dir=data_dir)
-        finally:
-            if supervisor.stop_requested:
-                say("stopping; the jobs stay")
-            supervisor.stop_everything()
+    with contextlib.closing(bind(_HOST, port)) as listener:
+        _make_directory(data_dir)
+        redis = EmbeddedRedis(data_dir / "redis", unix_socket=True)
+        with contextlib.closing(redis), Supervisor(say) as supervisor:
+            try:
+                with contextlib.suppress(Interrupted):
+                    _run(supervisor, redis, listener, workers=workers, simulator=simulator, data_dir=data_dir)
+            finally:
+                if supervisor.stop_requested:
+                    say("stopping; the jobs stay")
+                supervisor.stop_everything()
 
 
 def _run(
@@ -91,7 +92,7 @@ def _run(
         for number in range(1, workers + 1)
     ]
     supervisor.start([api, *worker_services])
-    print(_screen(url, redis, redis_service, upstream, api, worker_services, data_dir, logs), flush=True)
+    _show(_screen(url, redis, redis_service, upstream, api, worker_services, data_dir, logs))
     supervisor.watch()
 
 
@@ -282,7 +283,13 @@ def _free_port() -> int:
 
 def say(line: str) -> None:
     """One line of news, with the time of day: it may come hours after the one before."""
-    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+    _show(f"{time.strftime('%H:%M:%S')} {printable(line)}\n")
+
+
+def _show(text: str) -> None:
+    # Whose terminal is closed still wants everything to be stopped in order.
+    with contextlib.suppress(CommandError):
+        put(text)
 
 
 def _screen(
@@ -315,6 +322,7 @@ Try, in another terminal:
   curl -N {url}/v1/jobs -H 'Accept: text/event-stream' --json '{{"prompt": "Why is the sky blue?"}}'
   curl -s {url}/v1/jobs -H 'Prefer: wait=30' --json '{{"prompt": "Write a haiku about queues."}}'
   curl -s '{url}/v1/jobs?limit=3'
+
 """
 
 

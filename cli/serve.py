@@ -59,11 +59,19 @@ def read_settings(**overrides: Any) -> "Settings":
     """The settings of this process. Raises CommandError with the sentence that names the wrong one."""
     from shared.errors import SettingsError
     from shared.settings import load_settings
+    from shared.store.connect import FOREIGN_ERRORS, connection_maker
 
     try:
-        return load_settings(**overrides)
+        settings = load_settings(**overrides)
     except SettingsError as error:
         raise CommandError(str(error), exit_code=2) from None
+    try:
+        connection_maker(settings.redis_url, name="tokenspool")()  # not opened: is the URL one, with all its options?
+    except (ValueError, TypeError, *FOREIGN_ERRORS):
+        # It is not shown: there may be a password in it.
+        message = "TOKENSPOOL_REDIS_URL must be a URL like redis://127.0.0.1:6379/0, but is something else."
+        raise CommandError(message, exit_code=2) from None
+    return settings
 
 
 def refuse_open_network_without_keys(settings: "Settings", host: str, *, insecure: bool) -> None:
@@ -93,8 +101,9 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise CommandError(f"{host} is no address to listen on: {error.strerror}.", 2) from None
+    except (OSError, UnicodeError) as error:  # a name with an empty label is not even looked up
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise CommandError(f"{host} is no address to listen on: {reason}.", 2) from None
     # A server that ended a moment ago leaves connections in TIME_WAIT; they are no reason to refuse.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -1,0 +1,192 @@
+"""What a command will not do is one sentence on standard error, an exit code that fits, and nothing left running."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from cli.embedded_redis import EmbeddedRedis
+from tests.command_line.conftest import Tokenspool
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("TOKENSPOOL_MAX_QUEUED", "many", "TOKENSPOOL_MAX_QUEUED must be a whole number, but is 'many'."),
+        ("TOKENSPOOL_LEASE_S", "0", "TOKENSPOOL_LEASE_S must be at least 0.5, but is '0'."),
+        ("TOKENSPOOL_AUTH", "maybe", "TOKENSPOOL_AUTH must be 'keys' or 'off', but is 'maybe'."),
+    ],
+)
+@pytest.mark.parametrize("command", ["dev", "serve", "worker"])
+def test_a_wrong_setting_stops_every_command_that_reads_it(
+    tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, command: str, variable: str, value: str, sentence: str
+) -> None:
+    """The variable, what was expected, what it was."""
+    monkeypatch.setenv(variable, value)
+    outcome = tokenspool(command)
+    assert (outcome.exit_code, outcome.sentence) == (2, sentence)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:port/0",
+        "redis://127.0.0.1:99999/0",
+        "redis://[half",
+        "redis://:secret@127.0.0.1:6379/0?socket_timeout=soon",
+        "redis://:secret@127.0.0.1:6379/0?colour=blue",
+        "rediss://:secret@127.0.0.1:6379/0?ssl_cert_reqs=perhaps",
+    ],
+)
+def test_a_redis_url_that_only_looks_like_one_is_told_and_not_shown(
+    tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """There may be a password in it."""
+    monkeypatch.setenv("TOKENSPOOL_REDIS_URL", url)
+    outcome = tokenspool("worker")
+    assert outcome.exit_code == 2
+    assert (
+        outcome.sentence == "TOKENSPOOL_REDIS_URL must be a URL like redis://127.0.0.1:6379/0, but is something else."
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("worker", "--concurrency", "0"), "TOKENSPOOL_CONCURRENCY must be at least 1, but is '0'."),
+        (("worker", "--drain-s", "nan"), "TOKENSPOOL_DRAIN_S must be at most 86400.0, but is 'nan'."),
+        (
+            ("serve",),
+            "API keys do not exist yet: start it with TOKENSPOOL_AUTH=off, on a closed network.",
+        ),
+        (("probe", "weather"), "A probe is of an api or of a worker, but is asked for 'weather'."),
+    ],
+)
+def test_a_wrong_option_is_told_like_a_wrong_setting(
+    tokenspool: Tokenspool, arguments: tuple[str, ...], sentence: str
+) -> None:
+    """Exit code 2: the command is wrong, not the world."""
+    outcome = tokenspool(*arguments)
+    assert (outcome.exit_code, outcome.sentence) == (2, sentence)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "tokenspool.example"])
+def test_an_api_without_keys_stays_off_open_networks(
+    tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """Unless told that the network is closed. A name may point anywhere."""
+    monkeypatch.setenv("TOKENSPOOL_AUTH", "off")
+    outcome = tokenspool("serve", "--host", host)
+    assert outcome.exit_code == 2
+    assert outcome.sentence.startswith(f"TOKENSPOOL_AUTH=off lets everybody who reaches {host} act as any tenant")
+
+
+@pytest.fixture
+def taken_port() -> Iterator[str]:
+    """Somebody listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield str(taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("command", ["dev", "serve", "simulator"])
+def test_a_port_that_is_taken_is_told(
+    tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, taken_port: str, command: str
+) -> None:
+    """With what to do, before anything else is started or written."""
+    monkeypatch.setenv("TOKENSPOOL_AUTH", "off")
+    data_dir = tmp_path / "data"
+    where: list[str | Path] = ["--data-dir", data_dir] if command == "dev" else []
+    outcome = tokenspool(command, "--port", taken_port, *where)
+    assert outcome.exit_code == 1
+    assert outcome.sentence == (
+        f"Port {taken_port} on 127.0.0.1 cannot be had (Address already in use): choose one with --port."
+    )
+    assert not data_dir.exists()
+
+
+def test_dev_says_that_there_are_no_keys_yet(tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It turns them off by itself; who asked for them must know."""
+    monkeypatch.setenv("TOKENSPOOL_AUTH", "keys")
+    outcome = tokenspool("dev", "--port", "0")
+    assert outcome.exit_code == 2
+    assert outcome.sentence == "API keys do not exist yet: unset TOKENSPOOL_AUTH, or set it to off."
+
+
+def test_a_data_directory_that_cannot_be_one_is_told(tokenspool: Tokenspool, tmp_path: Path) -> None:
+    """Such as a path through a file."""
+    (tmp_path / "file").touch()
+    data_dir = tmp_path / "file" / "data"
+    outcome = tokenspool("dev", "--port", "0", "--data-dir", data_dir)
+    assert outcome.exit_code == 1
+    assert outcome.sentence == f"{data_dir} cannot be used as the data directory: Not a directory."
+
+
+def test_a_data_directory_in_use_is_told(
+    tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the directory that was named; the other one's logs stay where they are."""
+    monkeypatch.setattr("cli.dev.EmbeddedRedis", partial(EmbeddedRedis, lock_timeout_s=0))
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "api.log").write_text("in use")
+    with EmbeddedRedis(tmp_path / "redis", unix_socket=True):
+        outcome = tokenspool("dev", "--port", "0", "--data-dir", tmp_path, "--simulator")
+    assert outcome.exit_code == 1
+    assert outcome.err == (
+        f"tokenspool: {tmp_path} is in use by another `tokenspool dev`: stop that one, or choose another directory "
+        "with --data-dir.\n"
+    )
+    assert (tmp_path / "logs" / "api.log").read_text() == "in use"
+
+
+def test_a_redis_that_does_not_start_is_told_with_its_last_words(
+    tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Here: a program that is none."""
+    program = tmp_path / "not-redis"
+    program.write_text("#!/bin/sh\necho out of order\nexit 3\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("TOKENSPOOL_REDIS_BINARY", str(program))
+    outcome = tokenspool("dev", "--port", "0", "--data-dir", tmp_path / "data", "--simulator")
+    assert outcome.exit_code == 1
+    log = tmp_path / "data" / "redis" / "redis.log"
+    assert outcome.err == f"tokenspool: The embedded Redis did not start; its log {log} ends with: out of order\n"
+
+
+def test_a_command_that_does_not_exist_is_told_with_where_to_look(tokenspool: Tokenspool) -> None:
+    """The command line parser's own words, on standard error."""
+    outcome = tokenspool("frobnicate")
+    assert (outcome.exit_code, outcome.out) == (2, "")
+    assert "No such command 'frobnicate'" in outcome.err
+    assert "tokenspool --help" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "sentence"),
+    [
+        (("worker",), {"TOKENSPOOL_LEASE_S": "long"}, "TOKENSPOOL_LEASE_S must be a number, but is 'long'."),
+        (
+            ("serve", "--insecure", "--host", "two..dots"),  # Python has an error of its own for an empty label
+            {"TOKENSPOOL_AUTH": "off"},
+            "two..dots is no address to listen on: not a host name.",
+        ),
+    ],
+)
+def test_the_installed_command_refuses_as_it_does_here(
+    tmp_path: Path, arguments: tuple[str, ...], environment: dict[str, str], sentence: str
+) -> None:
+    """The console script itself, with an environment of its own and nobody's terminal."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("tokenspool"), *arguments],
+        env={"PATH": os.defpath, **environment},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"tokenspool: {sentence}\n")
