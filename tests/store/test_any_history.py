@@ -386,7 +386,7 @@ def test_the_promises_hold_whatever_happens(redis_under_test: RedisUnderTest) ->
             run_state_machine_as_test(
                 machine,
                 settings=hypothesis_settings(
-                    max_examples=40 if redis_under_test.is_real else 12, stateful_step_count=30, deadline=None
+                    max_examples=30 if redis_under_test.is_real else 8, stateful_step_count=30, deadline=None
                 ),
             )
         finally:
