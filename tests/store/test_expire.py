@@ -111,6 +111,13 @@ async def test_reading_an_overdue_job_ends_it_first(runtime: Runtime, how: str) 
     assert found.end_id is not None
 
 
+async def test_a_read_shortly_before_the_end_does_not_end_it(runtime: Runtime) -> None:
+    """Our clock only says when to ask; Redis's decides."""
+    submission = await submit(runtime, expires_in_s=4)
+    assert (await runtime.jobs.get(submission.id, "tenant-a")).state is JobState.QUEUED
+    assert await state_of(runtime, submission.id) is JobState.QUEUED
+
+
 async def test_reading_one_job_leaves_others_to_the_loops(runtime: Runtime) -> None:
     """A read costs what it reads."""
     asked, other = await submit_many(runtime, 2)
