@@ -1,0 +1,232 @@
+"""Writes the parts of docs/ that the code already says: pictures and tables between `<!-- generated: … -->` marks.
+
+`python -m scripts.generate_docs` rewrites them; with `--check` it changes nothing and names the files that are out of
+date. tests/test_architecture.py checks that none is. What a table says is written once, at the thing itself.
+"""
+
+import ast
+import inspect
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, Literal, get_args, get_origin
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from shared import errors, events, job, settings
+from shared.store import keys
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+DOCS: Final = ROOT / "docs"
+
+_MARKED: Final = re.compile(r"(<!-- generated: ([a-z-]+)[^>]*-->\n).*?(<!-- end of generated -->)", re.DOTALL)
+
+
+def generated(text: str) -> str:
+    """The text with all its marked parts as the code says them now. Raises KeyError for a part that nobody makes."""
+    return _MARKED.sub(lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n\n{found[3]}", text)
+
+
+def marked_parts(text: str) -> list[str]:
+    """The names of the parts that a text has."""
+    return [found[2] for found in _MARKED.finditer(text)]
+
+
+# --- states ----------------------------------------------------------------------------------------------------------
+
+
+def state_picture() -> str:
+    """Every state and every step of TRANSITIONS, as a mermaid diagram."""
+    steps: dict[tuple[str, str], list[str]] = {}
+    for step, (sources, target) in job.TRANSITIONS.items():
+        for source in job.JobState:  # in the order of the states: a set has none
+            if source in sources:
+                steps.setdefault((source.value, target.value), []).append(step.value)
+    lines = ["stateDiagram-v2", "    [*] --> queued: submit"]
+    lines += [f"    {source} --> {target}: {', '.join(names)}" for (source, target), names in steps.items()]
+    lines += [f"    {state.value} --> [*]" for state in job.JobState if state in job.TERMINAL_STATES]
+    return "```mermaid\n" + "\n".join(lines) + "\n```"
+
+
+def state_table() -> str:
+    """What each state means."""
+    meanings = _attribute_docs(job, "JobState")
+    return _table(("state", "what it means"), [(f"`{state.value}`", meanings[state.name]) for state in job.JobState])
+
+
+# --- the store -------------------------------------------------------------------------------------------------------
+
+
+def key_table() -> str:
+    """Every key, with its type, what it holds and how long it lives."""
+    return _table(("key", "what it is, and how long it lives"), _names(keys.KEYS))
+
+
+def channel_table() -> str:
+    """Every pub/sub channel."""
+    return _table(("channel", "what is published"), _names(keys.CHANNELS))
+
+
+def _names(names: dict[str, tuple[tuple[str, ...], str]]) -> list[tuple[str, ...]]:
+    return [
+        (f"`{keys.SHARD}{':'.join((kind, *(f'<{argument}>' for argument in arguments)))}`", meaning)
+        for kind, (arguments, meaning) in names.items()
+    ]
+
+
+# --- the wire --------------------------------------------------------------------------------------------------------
+
+
+def event_table() -> str:
+    """Our events. The terminal ones are named after the states."""
+    meanings = _attribute_docs(events, "OurEvent")
+    rows = [(f"`{event.value}`", meanings[event.name]) for event in events.OurEvent]
+    endings = ", ".join(f"`{state.value}`" for state in job.JobState if state in job.TERMINAL_STATES)
+    return _table(("event", "when, and its fields"), [*rows, (endings, "The end; `data` is the job. Nothing follows.")])
+
+
+def reset_reasons() -> str:
+    """The reasons that a reset can give."""
+    return ", ".join(f"`{reason}`" for reason in events.RESET_REASONS)
+
+
+def problem_table() -> str:
+    """Every code that a problem document can have."""
+    rows = [
+        (str(kind.status), f"`{kind.code}`", inspect.cleandoc(kind.__doc__ or ""), _retry_after(kind))
+        for kind in sorted(_kinds(errors.Problem), key=lambda kind: kind.status)
+    ]
+    return _table(("status", "code", "when", "Retry-After"), rows)
+
+
+def job_error_table() -> str:
+    """Every code that a job's error can have."""
+    return _table(("code", "when"), [(f"`{code}`", meaning) for code, meaning in errors.JOB_ERROR_CODES.items()])
+
+
+def _kinds(parent: type[errors.Problem]) -> list[type[errors.Problem]]:
+    return [kind for child in parent.__subclasses__() for kind in (child, *_kinds(child))]
+
+
+def _retry_after(kind: type[errors.Problem]) -> str:
+    return "" if kind.retry_after_s is None else f"{kind.retry_after_s} s"
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def setting_table() -> str:
+    """Every setting."""
+    meanings = _attribute_docs(settings, "Settings")
+    rows = [
+        (f"`{settings.variable_of(name)}`", _expected(name, field), _default(name, field), meanings[name])
+        for name, field in settings.Settings.model_fields.items()
+    ]
+    return _table(("variable", "value", "default", "what it is for, and when to change it"), rows)
+
+
+_UNITS: Final = {"_s": "seconds", "_bytes": "bytes", "_chars": "characters"}
+
+
+def _expected(name: str, field: FieldInfo) -> str:
+    annotation = _without_none(field.annotation)
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(annotation))
+    if annotation is settings.Auth:
+        return ", ".join(f"`{value.value}`" for value in settings.Auth)
+    if annotation not in (int, float):
+        return "secret" if annotation is SecretStr else "text" if "url" not in name else "URL"
+    unit = next((unit for ending, unit in _UNITS.items() if name.endswith(ending)), "")
+    kind = unit or ("whole number" if annotation is int else "number")
+    bounds = _bounds(field)
+    return f"{kind}, {bounds}" if bounds else kind
+
+
+def _without_none(annotation: Any) -> Any:
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return kinds[0] if type(None) in get_args(annotation) and len(kinds) == 1 else annotation
+
+
+def _bounds(field: FieldInfo) -> str:
+    limits = {name: getattr(part, name) for part in field.metadata for name in _SIGNS if hasattr(part, name)}
+    return ", ".join(f"{_SIGNS[name]} {limit}" for name, limit in limits.items())
+
+
+_SIGNS: Final = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+
+
+def _default(name: str, field: FieldInfo) -> str:
+    value = field.default
+    assert value is not PydanticUndefined, name
+    if value is None:
+        return "unset"
+    if name.endswith("_bytes"):
+        return f"`{value}` ({value >> 20} MiB)"
+    return f"`{value}`"
+
+
+# --- how it is written -----------------------------------------------------------------------------------------------
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"\s+", " ", text.replace("``", "`")).replace("|", r"\|").strip()
+
+
+def _attribute_docs(module: ModuleType, class_name: str) -> dict[str, str]:
+    """Attribute → the string that stands under it. Raises KeyError later for one that has none."""
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            return dict(_documented(node.body))
+    raise KeyError(class_name)
+
+
+def _documented(body: list[ast.stmt]) -> Iterable[tuple[str, str]]:
+    for statement, behind in itertools.pairwise(body):
+        match statement, behind:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                yield name, inspect.cleandoc(text)
+
+
+PARTS: Final[dict[str, Callable[[], str]]] = {
+    "state-picture": state_picture,
+    "states": state_table,
+    "keys": key_table,
+    "channels": channel_table,
+    "events": event_table,
+    "reset-reasons": reset_reasons,
+    "problems": problem_table,
+    "job-errors": job_error_table,
+    "settings": setting_table,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrite, or check. Returns the exit code."""
+    stale = []
+    for path in sorted(DOCS.glob("*.md")):
+        before = path.read_text(encoding="utf-8")
+        after = generated(before)
+        if after != before:
+            stale.append(str(path.relative_to(ROOT)))
+            if "--check" not in arguments:
+                path.write_text(after, encoding="utf-8")
+    if stale:
+        print(("out of date: " if "--check" in arguments else "rewritten: ") + ", ".join(stale))
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
