@@ -1,0 +1,188 @@
+"""The shape of the project: who may import whom, what each key's life is, and what no committed file may hold."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from shared.job import Step
+from shared.store import keys
+from shared.store.runtime import Runtime
+from tests.support.builders import an_answer
+from tests.support.store import SUCCESS, claim_one, submit
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+
+_OURS: Final = frozenset({"api", "worker", "shared", "cli", "simulator", "bench", "tests", "scripts"})
+
+_MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
+    "shared": frozenset({"shared"}),
+    "api": frozenset({"api", "shared"}),
+    "worker": frozenset({"worker", "shared"}),
+    "simulator": frozenset({"simulator"}),
+}
+"""Folder → which of ours it may import. The others (cli, bench, tests, scripts) may import all."""
+
+_WEB: Final = ("api",)
+_AT_HOME: Final[dict[str, tuple[str, ...]]] = {
+    "redis": ("shared/store",),
+    "hiredis": ("shared/store",),
+    "arq": ("worker/arq_worker.py",),
+    "anthropic": ("worker/providers",),
+    "openai": ("worker/providers",),
+    "fastapi": _WEB,
+    "starlette": _WEB,
+    "uvicorn": _WEB,
+    "sse_starlette": _WEB,
+}
+"""Library → the only places inside of _MAY_IMPORT's folders that may import it."""
+
+
+def _imports_of(path: Path) -> Iterator[str]:
+    """The dotted names of all that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where a name comes from"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _sources(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found, folder
+    return found
+
+
+@pytest.mark.parametrize("folder", _MAY_IMPORT)
+def test_a_part_imports_only_what_it_may(folder: str) -> None:
+    """api → shared ← worker; the simulator stands alone."""
+    for path in _sources(folder):
+        for name in _imports_of(path):
+            root = name.partition(".")[0]
+            assert root not in _OURS or root in _MAY_IMPORT[folder], f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("library", _AT_HOME)
+def test_a_library_is_known_in_one_place(library: str) -> None:
+    """One place knows Redis, one arq, one the LLM's SDK, one the web framework; cli wires them."""
+    for path in [path for folder in _MAY_IMPORT for path in _sources(folder)]:
+        place = path.relative_to(ROOT).as_posix()
+        if library in {name.partition(".")[0] for name in _imports_of(path)}:
+            assert place.startswith(_AT_HOME[library]), f"{place} imports {library}"
+
+
+def test_what_a_job_is_does_not_know_where_it_is_stored() -> None:
+    """The modules of shared/ are pure; shared/store/ stands on them, and nothing stands in between."""
+    for path in (ROOT / "shared").glob("*.py"):
+        assert not [name for name in _imports_of(path) if name.startswith("shared.store")], path.name
+
+
+@pytest.mark.parametrize(
+    ("entry", "strangers"),
+    [
+        ("api.app", {"worker", "cli", "arq", "anthropic", "openai", "aiohttp"}),
+        ("worker.app", {"api", "cli", "fastapi", "starlette", "uvicorn"}),
+        ("cli.app", {"api", "worker", "fastapi", "arq", "anthropic", "redis"}),
+        ("simulator.app", {"api", "worker", "shared", "cli", "redis", "anthropic"}),
+    ],
+)
+def test_a_process_loads_nothing_that_is_not_its_own(entry: str, strangers: set[str]) -> None:
+    """Indirect imports count too: an API that loaded the LLM's SDK would take 1.5 s and 37 MB more."""
+    code = f"import sys, {entry}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not strangers & set(loaded.split())
+
+
+def test_every_ruff_file_bans_what_the_rules_here_ban() -> None:
+    """The editor says it while one writes; so both lists must agree on who is a stranger."""
+    for folder, allowed in _MAY_IMPORT.items():
+        banned = (ROOT / folder / "ruff.toml").read_text(encoding="utf-8")
+        for stranger in _OURS - allowed - {"scripts"}:
+            assert f'"{stranger}".msg' in banned, f"{folder}/ruff.toml lets {stranger} in"
+
+
+async def test_every_key_in_redis_is_a_known_one_and_lives_as_long_as_its_text_says(runtime: Runtime) -> None:
+    """What has no TTL has a reason in the keys module, and an ended job leaves nothing behind for ever."""
+    done = await submit(runtime, idempotency_key="a-key")
+    claim = await claim_one(runtime)
+    await runtime.log.append(claim.id, claim.epoch, claim.next_seq, an_answer("Hello."), published=True)
+    await runtime.queue.finish(claim, SUCCESS, seq=claim.next_seq + len(an_answer("Hello.")))
+    await submit(runtime, tenant="tenant-b", idempotency_key="another")
+    await submit(runtime, not_before_ms=4_000_000_000_000)
+    await runtime.queue.announce("worker-1", {"name": "worker-1"})
+    await runtime.queue.tell_llm_state(b"{}")
+    await runtime.queue.reap()
+
+    names = [name.decode() for name in (await runtime.commands.call("SCAN", 0, "COUNT", 10_000))[1]]
+    assert keys.job(done.id) in names
+    for name in names:
+        assert name.startswith(keys.SHARD), name
+        kind, *arguments = name.removeprefix(keys.SHARD).split(":")
+        wanted, meaning = keys.KEYS[kind]
+        assert bool(arguments) == bool(wanted), name
+        if await runtime.commands.call("PTTL", name) < 0:
+            assert re.search(r"No TTL|no TTL|Gone when empty", meaning), f"{kind} has no TTL and no reason"
+            assert done.id not in name, f"{kind} of an ended job lives for ever"
+
+
+def test_every_step_has_a_name_of_its_own_in_one_table() -> None:
+    """The scripts are given states by step; a step that no table row has would let a script pass anything."""
+    from shared.job import TRANSITIONS
+
+    assert set(TRANSITIONS) == set(Step)
+
+
+# --- what no committed file may hold ---------------------------------------------------------------------------------
+
+
+def _committed() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout: nobody can say which files are committed")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+# Written in two pieces, so that this file does not hold what it looks for.
+_INDEXES: Final = ("py" + "pi.org", "pythonhosted" + ".org", "registry." + "npm", "index" + "-url", "find" + "-links")
+_HOMES: Final = ("/" + "home/", "/" + "root/", "/" + "Users/")
+
+
+def test_no_file_names_a_package_index_or_a_place_on_somebodys_machine() -> None:
+    """A clone works on any machine with any index."""
+    never = (*_INDEXES, *_HOMES, f"{ROOT}/")
+    for path in _committed():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        found = [word for word in never if word in text]
+        assert not found, f"{path.relative_to(ROOT)} holds {found}"
+
+
+def test_no_file_holds_a_key() -> None:
+    """Nothing that looks like an LLM's key was ever committed."""
+    key = re.compile("sk-" + r"(ant|proj)-[A-Za-z0-9_-]{60,}")  # a test may have a made-up one; real ones are longer
+    for path in _committed():
+        assert not key.search(path.read_text(encoding="utf-8", errors="replace")), path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "requirements").glob("*.txt")), ids=lambda path: path.name)
+def test_a_lock_file_holds_exact_versions_with_hashes_and_nothing_else(path: Path) -> None:
+    """Nothing can be swapped on its way, and each machine asks its own index."""
+    requirements = re.sub(r"\\\n", "", path.read_text(encoding="utf-8")).splitlines()
+    lines = [line for line in requirements if line.strip() and not line.lstrip().startswith("#")]
+    assert lines
+    for line in lines:
+        assert re.match(r"[A-Za-z0-9._-]+(\[[a-z0-9,]+\])?==\S+", line), line[:80]
+        assert "--hash=sha256:" in line, line[:80]
+
+
+def test_ci_runs_what_a_developer_runs() -> None:
+    """One command, in one place."""
+    entry = ROOT / ".ci" / "run"
+    assert entry.stat().st_mode & 0o111
+    assert re.search(r"^exec make test$", entry.read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.search(r"^test:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
