@@ -24,6 +24,7 @@ from tests.support.store import (
     finish,
     job_of,
     lose,
+    members,
     now_ms,
     start,
     submit,
@@ -162,6 +163,7 @@ async def test_an_erased_job_leaves_nothing_but_its_key(runtime: Runtime) -> Non
         await job_of(runtime, claimed.id)
     assert await _listed(runtime) == ([], None)
     assert [name for name in await all_keys(runtime.commands) if claimed.id in name] == []
+    assert await members(runtime, keys.index("tenant-a")) == []
     with pytest.raises(NotFound):
         await runtime.jobs.erase(claimed.id, claimed.tenant)
     again = await submit(runtime, idempotency_key="order 7")
