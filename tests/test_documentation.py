@@ -188,7 +188,7 @@ def _calls(line: str) -> list[list[str]]:
 def test_there_are_commands_to_check() -> None:
     """So that the tests below test something."""
     programs = {call[0].rpartition("/")[2] for line in _shell_lines() for call in _calls(line)}
-    assert programs == {"make", "curl", "grep", "head", "tokenspool", "docker"}
+    assert programs == {"make", "curl", "grep", "head", "tail", "cut", "tokenspool", "docker"}
 
 
 @pytest.mark.parametrize("line", _shell_lines())
