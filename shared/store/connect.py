@@ -49,9 +49,25 @@ def write(connection: AbstractConnection, parts: list[bytes]) -> None:
 
 
 def takes_more(connection: AbstractConnection) -> bool:
-    """Whether the buffer of unsent bytes has room: a Redis that does not read must not fill our memory."""
+    """Whether the buffer of unsent bytes has room: a Redis that does not read must not fill our memory.
+
+    A connection that is closing takes nothing.
+    """
     transport = getattr(getattr(connection, "_writer", None), "transport", None)  # fakeredis has none
-    return transport is None or transport.get_write_buffer_size() < _MOST_BUFFERED_BYTES
+    if transport is None:
+        return True
+    return not transport.is_closing() and transport.get_write_buffer_size() < _MOST_BUFFERED_BYTES
+
+
+async def send(connection: AbstractConnection, packed: list[bytes]) -> None:
+    """Sends, and waits while the socket's buffer is full. Raises what FOREIGN_ERRORS names.
+
+    uvloop raises RuntimeError for a transport that is closing, a turn before its reader hears of it.
+    """
+    transport = getattr(getattr(connection, "_writer", None), "transport", None)
+    if transport is not None and transport.is_closing():
+        raise ConnectionResetError("closed a moment ago")
+    await connection.send_packed_command(packed, check_health=False)
 
 
 async def drop(connection: AbstractConnection) -> None:

@@ -15,7 +15,7 @@ from typing import Self
 
 from redis.asyncio.connection import AbstractConnection
 
-from shared.store.connect import CONNECT_TIMEOUT_S, FOREIGN_ERRORS, MakeConnection, drop
+from shared.store.connect import CONNECT_TIMEOUT_S, FOREIGN_ERRORS, MakeConnection, drop, send
 from shared.telemetry import get_logger
 
 _PING_S = 5.0
@@ -86,7 +86,7 @@ class Subscriber:
                 pass
             except BaseExceptionGroup as errors:
                 if errors.split(FOREIGN_ERRORS)[1] is not None:
-                    raise
+                    self._logger.exception("subscriber_failed")  # a bug of ours: told, and the channels come back
             # Cancelled in the very moment in which a child fails, a TaskGroup tells of the failure alone.
             if self._is_over:
                 return
@@ -120,7 +120,7 @@ class Subscriber:
             self._unsent.clear()
             commands = list(_grouped(requests))
             if commands:
-                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                await send(connection, connection.pack_commands(commands))
 
     async def _read(self, connection: AbstractConnection) -> None:
         loop = asyncio.get_running_loop()
@@ -150,7 +150,7 @@ class Subscriber:
             if loop.time() - self._heard_s > _SILENCE_S:
                 raise TimeoutError
             # Without channels too: silence must not be taken for a half-open connection.
-            await connection.send_packed_command(connection.pack_command("PING"), check_health=False)
+            await send(connection, connection.pack_command("PING"))
 
 
 def _grouped(requests: Iterable[tuple[str, str]]) -> Iterable[tuple[str, ...]]:

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from cli.embedded_redis import EmbeddedRedis
-from shared.errors import StorageFull
+from shared.errors import StorageFull, StorageUnavailable
 from shared.job import JobState
 from shared.store import keys
 from tests.running.crew import Crew, Hand
@@ -173,3 +173,33 @@ async def test_a_cut_of_every_connection_loses_nothing(crew: Crew, own_redis: Em
                 if client["name"] == "worker":
                     server.execute_command("CLIENT", "KILL", "ID", client["id"])
     await assert_run_once(crew, job_ids, *hands)
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_call_in_the_turn_in_which_the_connection_breaks_waits_for_the_next_one(crew: Crew, turns: int) -> None:
+    """uvloop's transports refuse to be used once they are closed; the reader hears of it a turn later."""
+    await wait_until(crew.runtime.ping, "a connection")
+    transport = crew.runtime.commands._connection._writer.transport  # type: ignore[union-attr]
+    transport.abort()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    calls = [crew.runtime.commands.call("ECHO", b"heard") for _ in range(2)]
+    await asyncio.wait(calls)
+    for call in calls:
+        assert isinstance(call.exception(), StorageUnavailable) or call.result() == b"heard"
+    await wait_until(crew.runtime.ping, "another connection")
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_channel_asked_for_in_the_turn_in_which_the_connection_breaks_stands_on_the_next_one(
+    crew: Crew, turns: int
+) -> None:
+    async with crew.runtime.subscriber(on_message=lambda *_: None, on_confirmed=lambda _: None) as subscriber:
+        subscriber.subscribe("before")
+        await wait_until(lambda: subscriber.stands("before"), "the first channel")
+        transport = subscriber._connection._writer.transport  # type: ignore[union-attr]
+        transport.abort()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        subscriber.subscribe("meanwhile")
+        await wait_until(lambda: subscriber.stands("meanwhile") and subscriber.stands("before"), "both channels")
