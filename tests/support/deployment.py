@@ -169,14 +169,11 @@ class Deployment:
         await wait_until(started, f"{worker.name}", timeout_s=_START_S)
 
     async def make_whole(self, *, apis: int, workers: int) -> None:
-        """So many of each run, whatever a test left; Redis too."""
+        """At least so many of each run, whatever a test left; Redis too."""
         if not self.redis.is_running:
             self.redis.restart()
         self.apis = [api for api in self.apis if api.is_running]
         self.workers = [worker for worker in self.workers if worker.is_running]
-        for surplus in self.workers[workers:]:
-            surplus.kill()
-        del self.workers[workers:]
         while len(self.apis) < apis:
             self.begin_api()
         while len(self.workers) < workers:
@@ -185,6 +182,18 @@ class Deployment:
             await self.api_up(api)
         for worker in self.workers:
             await self.worker_up(worker)
+
+    @contextmanager
+    def no_worker_up(self) -> Iterator[None]:
+        """All that are idle now are frozen: cheaper than to stop and start them."""
+        frozen = list(self.workers)
+        for worker in frozen:
+            worker.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for worker in frozen:
+                worker.signal(signal.SIGCONT)
 
     async def calls(self, nonce: str | None = None) -> list[Call]:
         """The ground truth: every call of the LLM, or those for one nonce."""

@@ -20,7 +20,6 @@ from tests.support.deployment import CANARY_PROMPT, Deployment
 from tests.support.follower import TERMINAL, Cut, Follower, ask
 from tests.support.sse_frames import Frame
 from tests.support.story import assert_tells, id_of, text_of_log
-from tests.support.wait import wait_until
 
 _RANKS = {"queued": 0, "running": 0} | dict.fromkeys(TERMINAL, 1)
 """A job may go from running back to queued; from an end nowhere."""
@@ -47,12 +46,13 @@ class History:
     name: str
     jobs: dict[str, Submitted] = field(default_factory=dict)
     followers: list[Follower] = field(default_factory=list)
+    tasks: list[asyncio.Task[Follower]] = field(default_factory=list)
     states: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)
     """By job: when a read began and ended, and what it said."""
     by_key: dict[str, set[str]] = field(default_factory=dict)
     refused: Counter[int] = field(default_factory=Counter)
     """Submits by the status that refused them; 0 for a broken connection."""
-    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
     async def submit(
         self,
@@ -96,7 +96,9 @@ class History:
         """Somebody follows to the end, over all APIs in turn."""
         follower = Follower(list(urls) or self.deployment.urls, job.id, form=form, tenant=job.tenant)
         self.followers.append(follower)
-        return asyncio.create_task(follower.follow(), name=f"follower of {job.nonce}")
+        task = asyncio.create_task(follower.follow(), name=f"follower of {job.nonce}")
+        self.tasks.append(task)
+        return task
 
     async def read(self, job: Submitted, *, url: str | None = None) -> dict[str, Any] | None:
         """The job as it stands, or None if nobody answers."""
@@ -144,15 +146,21 @@ class History:
             await asyncio.sleep(0.05)
         return ended
 
+    async def all_followed(self, *, timeout_s: float = 30) -> None:
+        """Waits until every follower saw the end of its job."""
+        if self.tasks:
+            _, late = await asyncio.wait(self.tasks, timeout=timeout_s)
+            for task in self.tasks:
+                if task not in late:
+                    task.result()
+            lost = [follower for follower in self.followers if not follower.has_ended]
+            assert not lost, f"{len(lost)} followers saw no end; one saw {lost[0].ids[-3:]} of {lost[0].job_id}"
+
     async def check(self, *, timeout_s: float = 30, followers: bool = True) -> dict[str, dict[str, Any]]:
         """All invariants, once everything that will happen has happened. Returns the jobs as they ended."""
         ended = await self.all_ended(timeout_s=timeout_s)
         if followers:
-            await wait_until(
-                lambda: all(follower.has_ended for follower in self.followers),
-                "the followers' end",
-                timeout_s=timeout_s,
-            )
+            await self.all_followed(timeout_s=timeout_s)
         calls: dict[str, list[Any]] = {}
         for call in await self.deployment.calls():
             calls.setdefault(call.nonce, []).append(call)
@@ -165,10 +173,9 @@ class History:
                 for follower in self.followers:
                     if follower.job_id == job.id:
                         self._check_follower(follower, ended[job.id], log)
-            for job in self.jobs.values():
-                for url in self.deployment.urls:  # I2: the same for ever, and from everywhere
-                    again = await self.read(job, url=url)
-                    assert again is None or again == ended[job.id]
+            for url in self.deployment.urls:  # I2: the same for ever, and from everywhere
+                for again in await asyncio.gather(*[self.read(job, url=url) for job in self.jobs.values()]):
+                    assert again is None or again == ended[again["id"]]
             await self._check_bookkeeping(runtime)
         self._check_states()
         for key, ids in self.by_key.items():

@@ -1,0 +1,90 @@
+"""Deployments of real processes, shared by the tests of the run: each test finds them whole again."""
+
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from _pytest.terminal import TerminalReporter
+
+from tests.support.deployment import Deployment, a_deployment, a_simulator
+from tests.support.facts import fact, print_facts
+from tests.support.history import History
+
+__all__ = ["fact"]
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """The figures, behind the results."""
+    print_facts(terminalreporter, "tests/chaos")
+
+
+@pytest.fixture(scope="session")
+def simulator_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One upstream for all."""
+    with a_simulator(Path(tmp_path_factory.mktemp("simulator"))) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def _quick(simulator_url: str) -> Iterator[Deployment]:
+    with a_deployment(simulator_url, TOKENSPOOL_LEASE_S="1") as deployment:
+        yield deployment
+
+
+@pytest.fixture(scope="session")
+def _real(simulator_url: str) -> Iterator[Deployment]:
+    with a_deployment(simulator_url) as deployment:
+        yield deployment
+
+
+@pytest.fixture
+async def quick(_quick: Deployment) -> AsyncIterator[Deployment]:
+    """Two APIs, two workers, leases of one second."""
+    await _quick.make_whole(apis=2, workers=2)
+    yield _quick
+    await nothing_waits(_quick)
+
+
+@pytest.fixture
+async def real(_real: Deployment) -> AsyncIterator[Deployment]:
+    """An API, a worker, every setting as it is shipped."""
+    await _real.make_whole(apis=1, workers=1)
+    yield _real
+    await nothing_waits(_real)
+
+
+@pytest.fixture
+def empty(simulator_url: str) -> Iterator[Deployment]:
+    """A Redis, and no process of ours yet: of this test alone."""
+    with a_deployment(simulator_url, TOKENSPOOL_LEASE_S="1") as deployment:
+        yield deployment
+
+
+async def nothing_waits(deployment: Deployment) -> None:
+    """What a failed test left is not the next one's."""
+    if not deployment.redis.is_running:
+        deployment.redis.restart()
+    async with deployment.runtime() as runtime:
+        await runtime.commands.call("CONFIG", "SET", "maxmemory", "0")
+        if await runtime.commands.call("EXISTS", "ts:{0}:waiting", "ts:{0}:running"):
+            for worker in deployment.workers:
+                worker.kill()
+            await runtime.commands.call("FLUSHALL")
+
+
+@pytest.fixture
+def history_of(request: pytest.FixtureRequest) -> "HistoryOf":
+    """A recorder; the nonces of its jobs carry the test's name, and no other history's do."""
+    return HistoryOf(request.node.name)
+
+
+class HistoryOf:
+    """Begins the history of a deployment."""
+
+    def __init__(self, test: str) -> None:
+        words = test.removeprefix("test_").replace("[", "-").replace("]", "").split("_")
+        self._name = "-".join(words)[:24].strip("-")
+
+    def __call__(self, deployment: Deployment) -> History:
+        return History(deployment, f"{self._name}-{secrets.token_hex(3)}")
