@@ -38,9 +38,9 @@ async def _for_ever(name: str, work: Callable[[], Awaitable[None]]) -> None:
         except Problem as problem:
             if clock() - told_s >= _TOLD_EVERY_S:
                 told_s = clock()
-                _log.warning("loop interrupted", loop=name, code=problem.code)
+                _log.warning("loop_interrupted", loop=name, code=problem.code)
         except Exception as error:  # noqa: BLE001 - the loop's last net
-            _log.error("unexpected error", loop=name, exc_info=error)
+            _log.error("loop_failed", loop=name, exc_info=error)
         await asyncio.sleep(_AFTER_A_FAILURE_S)
 
 

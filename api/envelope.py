@@ -61,7 +61,7 @@ class Envelope:
         except (_HeadAnswered, ClientDisconnect):
             pass
         except Exception as error:  # noqa: BLE001 - the last net: whatever it is, the process goes on
-            self._log.error("unexpected error", request_id=request_id, method=scope["method"], exc_info=error)
+            self._log.error("request_failed", request_id=request_id, method=scope["method"], exc_info=error)
             # Once it has begun, an answer can only break off: the server then closes the connection.
             if not has_begun:
                 await problem_answer(InternalError(), request_id)(scope, receive, send_on)

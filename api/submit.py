@@ -60,10 +60,10 @@ async def submit(
     )
     outcome = await api.runtime.jobs.submit(submission, expires_in_s=options.expires_in_s)
     if isinstance(outcome, Created):
-        api.log.debug("submitted", job_id=submission.id, prompt_hash=submission.spec.prompt_hash, model=draft.model)
+        api.log.debug("job_submitted", job_id=submission.id, prompt_hash=submission.spec.prompt_hash, model=draft.model)
         return Submitted(_born(submission, outcome), outcome.queue_position, is_replayed=False)
     job = await api.runtime.jobs.get(outcome.job_id, tenant, with_result=True)
-    api.log.debug("submit replayed", job_id=job.id)
+    api.log.debug("submit_replayed", job_id=job.id)
     return Submitted(job, await position_of(api, job), is_replayed=True)
 
 

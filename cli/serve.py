@@ -40,9 +40,13 @@ def run_one_worker(*, concurrency: int | None, drain_s: float | None) -> None:
     given = {"concurrency": concurrency, "drain_s": drain_s}
     settings = read_settings(**{name: value for name, value in given.items() if value is not None})
     allow_many_connections()
+    from shared.errors import SettingsError
     from worker.app import run_worker
 
-    run_worker(settings)
+    try:
+        run_worker(settings)
+    except SettingsError as error:
+        raise CommandError(str(error), exit_code=2) from None
 
 
 def run_simulator(*, host: str, port: int) -> None:
@@ -125,7 +129,7 @@ def _serve(settings: "Settings", listener: socket.socket) -> None:
     import uvicorn
 
     from api.app import create_app
-    from shared.telemetry import configure_logging
+    from shared.telemetry import configure_logging, get_logger
 
     configure_logging(settings.log_level)
     allow_many_connections()
@@ -146,6 +150,8 @@ def _serve(settings: "Settings", listener: socket.socket) -> None:
     # uvicorn raises the signal that stopped it once more when it has finished; ours turns that into a clean exit.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _nothing)
+    host, port = listener.getsockname()[:2]
+    get_logger("api").info("api_starting", host=host, port=port)
     server.run(sockets=[listener])
     if not server.started:
         sys.exit(1)

@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     """Logs never hold a prompt, an answer or a key, at any level."""
 
     max_queued: int = Field(1_000_000, ge=1)
-    """Jobs that may wait; one more is refused with 503. Lower it when Redis is small: a waiting job costs about 2 KB plus
+    """Jobs that may wait; one more is refused with 503. Lower it when Redis is small: a waiting job costs about 1.1 KB plus
     its prompt."""
     tenant_running_jobs: int = Field(0, ge=0)
     """Jobs of one tenant that may run at once, over all workers; more wait. 0 is no limit."""
@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     """From the request to the first content; pings do not count."""
     content_idle_timeout_s: Seconds = 60
     """Between two pieces of content; pings do not count."""
-    upstream_retry_base_s: Seconds = 0.5
+    upstream_retry_base_s: Seconds = 2
     """The first backoff's ceiling; it doubles with each attempt, with full jitter."""
     upstream_retry_cap_s: Seconds = 60
     """No backoff and no honoured Retry-After is longer."""
@@ -129,11 +129,17 @@ def _sentence(error: ValidationError) -> str:
     name = str(first["loc"][0])
     variable = variable_of(name) if name in Settings.model_fields else name
     expected = _EXPECTED.get(first["type"], first["msg"].removeprefix("Input should be ").partition(",")[0])
-    expected = expected.format(**first.get("ctx", {}))
+    expected = expected.format(**first.get("ctx", {}), schemes=", ".join(_schemes(first.get("ctx", {}))))
     was = str(first["input"])
     # A key, or a URL with a user or a query in it: the sentence ends up in a log.
     may_be_secret = "key" in name.lower() or ("url" in name.lower() and ("@" in was or "?" in was))
     return f"{variable} must be {expected}, but is {'something else' if may_be_secret else repr(was[:80])}."
+
+
+def _schemes(context: dict[str, Any]) -> list[str]:
+    """``^(redis|rediss|unix)://`` for people."""
+    pattern = str(context.get("pattern", "")).removeprefix("^").removesuffix("://").strip("()")
+    return [f"{scheme}://" for scheme in pattern.replace("https?", "http|https").split("|")]
 
 
 _EXPECTED = {
@@ -148,7 +154,7 @@ _EXPECTED = {
     "less_than_equal": "at most {le}",
     "literal_error": "{expected}",
     "enum": "{expected}",
-    "string_pattern_mismatch": "a URL that matches {pattern}",
+    "string_pattern_mismatch": "a URL that begins with one of: {schemes}",
     "string_too_short": "a text of at least {min_length} characters",
     "string_too_long": "a text of at most {max_length} characters",
 }

@@ -8,7 +8,6 @@ from worker.app import run_worker
 
 if __name__ == "__main__":
     try:
-        settings = load_settings()
+        run_worker(load_settings())
     except SettingsError as error:
         sys.exit(str(error))
-    run_worker(settings)

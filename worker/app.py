@@ -1,16 +1,19 @@
 """A worker process: opens what it needs, runs, and ends on SIGTERM."""
 
 import asyncio
+import os
 import signal
 
 import uvloop
 
+from shared.errors import SettingsError
 from shared.settings import Settings
 from shared.store.runtime import open_runtime
 from shared.telemetry import configure_logging, get_logger
 from worker.arq_worker import ArqWorker
 from worker.llm_state import LlmState
 from worker.log_writer import LogWriter
+from worker.outage import Outage
 from worker.providers import open_provider
 from worker.run_job import RunContext
 
@@ -18,20 +21,33 @@ _REDIS_TIMEOUT_S = 5.0
 
 
 def run_worker(settings: Settings) -> None:
-    """Blocks until the worker was drained. The first SIGTERM or SIGINT drains, the second hands back at once."""
+    """Blocks until the worker was drained. The first SIGTERM or SIGINT drains, the second hands back at once.
+
+    Raises SettingsError.
+    """
+    refuse_without_key(settings)
     configure_logging(settings.log_level)
     uvloop.run(_work(settings))
 
 
+def refuse_without_key(settings: Settings) -> None:
+    """Raises SettingsError: without a key every job would fail for good, a whole backlog in a minute."""
+    if settings.anthropic_api_key is None:
+        raise SettingsError(
+            "ANTHROPIC_API_KEY must be set where a worker runs (to any word, if the server at ANTHROPIC_BASE_URL asks for "
+            "none), but is not set."
+        )
+
+
 async def _work(settings: Settings) -> None:
-    logger = get_logger("worker")
+    logger = get_logger("worker").bind(pid=os.getpid())
     provider = open_provider(settings)
     try:
         async with open_runtime(settings, process_name="tokenspool-worker", timeout_s=_REDIS_TIMEOUT_S) as runtime:
             context = RunContext(
                 settings=settings,
                 provider=provider,
-                writer=LogWriter(runtime),
+                writer=LogWriter(runtime, Outage(logger)),
                 llm_state=LlmState(),
                 logger=logger,
             )

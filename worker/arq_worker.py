@@ -117,7 +117,8 @@ class ArqWorker(arq.Worker):
             wake.clear()
             try:
                 await _wait(wake, await step())
-            except _AWAY:
+            except _AWAY as problem:
+                self._writer.outage.note(problem)
                 await asyncio.sleep(_AGAIN_S)
             except Exception:  # a bug of ours: told, and the other loops and the jobs go on
                 self._logger.exception("loop_failed", loop=name)

@@ -8,7 +8,7 @@ An attempt's events are kept until its end is acknowledged: whatever tail Redis 
 """
 
 import asyncio
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -17,6 +17,7 @@ from shared.events import OurEvent
 from shared.store.log import REFUSED
 from shared.store.queue import Claim, Ending, Finished
 from shared.store.runtime import Runtime
+from worker.outage import Outage
 
 MERGE_S: Final = 0.024
 _BEAT_S: Final = 0.004
@@ -30,9 +31,10 @@ _encode_text = msgspec.json.Encoder().encode
 class LogWriter:
     """One for a worker process."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, outage: Outage) -> None:
         self.log = runtime.log
         self.queue = runtime.queue
+        self.outage = outage
         self._loop = asyncio.get_running_loop()
         self._beats: dict[int, list[JobLog]] = {}
 
@@ -49,7 +51,8 @@ class LogWriter:
                 return await self.queue.release(
                     claim, reason=reason, delay_s=delay_s, failures=failures, retry_event=retry_event
                 )
-            except (StorageUnavailable, StorageFull):
+            except (StorageUnavailable, StorageFull) as problem:
+                self.outage.note(problem)
                 await asyncio.sleep(_AGAIN_S)
 
     def flush_at(self, due_s: float, job_log: "JobLog") -> None:
@@ -85,6 +88,8 @@ class JobLog:
         self._events: list[tuple[str, bytes]] = []
         self._landed = 0
         """How many of the events Redis has acknowledged."""
+        self._sent = 0
+        """How many it was sent."""
         self._unsent_bytes = 0
         self._text_block = -1
         self._texts: list[str] = []
@@ -95,16 +100,18 @@ class JobLog:
         self._is_closed = False
         self._has_landed = asyncio.Event()
         self._attempt = (0, 0)
-        self.has_published = False
-        """Whether followers may have seen an upstream event of this claim: a later attempt begins with `reset`."""
-        self._redis_knows = False
-        """Whether the record says that something was published; told once, and again if Redis lost a tail."""
+        self._has_published = False
+        """Whether followers may have seen an upstream event of this claim: a later claim begins with `reset`."""
+        self._needs_reset = False
+        """Whether they may have seen one of this attempt: a later attempt of this claim begins with `reset`."""
+        self._told: _Facts | None = None
+        """What the record says; told once, and again if Redis lost a tail, and maybe with it what the record said."""
         self.is_lost = False
         """Whether Redis refused a write: the job is somebody else's, or has ended."""
 
     def add(self, name: str, data: bytes, text: tuple[int, str] | None = None) -> None:
         """One upstream event; ``text`` = (block, text) if it is a text delta, which is merged with its neighbours."""
-        self.has_published = True
+        self._has_published = self._needs_reset = True
         if text is not None:
             if text[0] != self._text_block:
                 self._close_texts()
@@ -118,8 +125,9 @@ class JobLog:
     def begin_attempt(self, attempts: int, failures: int, retry_event: bytes, reset_event: bytes) -> None:
         """Another attempt inside the claim: its `retry`, and `reset` if followers saw something of the one before."""
         self._add(OurEvent.RETRY, retry_event)
-        if self.has_published:
+        if self._needs_reset:
             self._add(OurEvent.RESET, reset_event)
+            self._needs_reset = False
         self._attempt = (attempts, failures)
 
     @property
@@ -150,20 +158,21 @@ class JobLog:
         self._close_texts()
         if self._landed == len(self._events):
             return
-        self._in_flight = True
+        facts = _Facts(self._has_published, *self._attempt)
+        is_news = facts != self._told
+        self._sent = min(len(self._events), self._landed + _MOST_EVENTS_PER_FLUSH)
         self._flushed_s = self._writer.now_s()
-        attempt = self._attempt
-        tells = self.has_published and not self._redis_knows
         reply = self._writer.log.append(
             self._claim.id,
             self._claim.epoch,
             self._first_seq + self._landed,
-            self._events[self._landed : self._landed + _MOST_EVENTS_PER_FLUSH],
-            published=tells,
-            attempts=attempt[0],
-            failures=attempt[1],
+            self._events[self._landed : self._sent],
+            published=is_news and facts.has_published,
+            attempts=facts.attempts if is_news else 0,
+            failures=facts.failures if is_news else 0,
         )
-        reply.add_done_callback(lambda done: self._on_landed(done, attempt, tells))
+        self._in_flight = True
+        reply.add_done_callback(lambda done: self._on_landed(done, facts))
 
     async def finish(self, ending: Ending) -> Finished:
         """Everything unsent, then the end, in one write; repeated until Redis answers.
@@ -171,21 +180,23 @@ class JobLog:
         Returns ENDED, ALREADY or REFUSED.
         """
         while not self.is_lost:
-            if not self._in_flight:
-                self.flush()
-            self._close_texts()
+            self.flush()
+            if self._texts or self._sent < len(self._events):  # behind a flush that is on its way
+                await self._landing()
+                continue
             try:
                 reply = await self._writer.queue.finish(self._claim, ending, seq=self._first_seq + len(self._events))
-            except (StorageUnavailable, StorageFull):
+            except (StorageUnavailable, StorageFull) as problem:
+                self._writer.outage.note(problem)
                 await asyncio.sleep(_AGAIN_S)
                 continue
             if reply.outcome is not Finished.BEHIND:
                 self.close()
                 return reply.outcome
             if self._in_flight:
-                await asyncio.sleep(_BEAT_S)  # its own flush is still on the way
+                await self._landing()
             else:
-                self._landed = max(0, min(self._landed, reply.expected_seq - self._first_seq))
+                self._go_back(reply.expected_seq)
         return Finished.REFUSED
 
     def close(self) -> None:
@@ -222,30 +233,47 @@ class JobLog:
         else:
             self._writer.flush_at(due_s, self)
 
-    def _on_landed(self, reply: "asyncio.Future[int]", attempt: tuple[int, int], tells: bool) -> None:
+    def _on_landed(self, reply: "asyncio.Future[int]", facts: "_Facts") -> None:
         self._in_flight = False
         if self._is_closed:
             return
-        if reply.cancelled() or isinstance(reply.exception(), (StorageUnavailable, StorageFull)):
+        problem = StorageUnavailable() if reply.cancelled() else reply.exception()
+        if isinstance(problem, (StorageUnavailable, StorageFull)):
+            self._writer.outage.note(problem)
+            self._sent = self._landed
             self._is_scheduled = True
             self._writer.flush_at(self._writer.now_s() + _AGAIN_S, self)
             return
         expected_seq = reply.result()
         if expected_seq == REFUSED:
             self._lose()
-            return
-        is_behind = expected_seq - self._first_seq <= self._landed  # Redis lost a tail, and maybe what the record said
-        self._redis_knows = not is_behind and (self._redis_knows or tells)
-        self._landed = expected_seq - self._first_seq
-        if attempt == self._attempt:
-            self._attempt = (0, 0)
+        elif expected_seq - self._first_seq <= self._landed:
+            self._go_back(expected_seq)
+        else:
+            self._landed = expected_seq - self._first_seq
+            self._told = facts
         self._unsent_bytes = sum([len(data) for _, data in self._events[self._landed :]])
         self._has_landed.set()
         if self._texts or self._landed < len(self._events):
             self._schedule()
+
+    def _go_back(self, expected_seq: int) -> None:
+        """Redis lost a tail: it is sent again from there. Without our claim's own beginning there is no log to go on with."""
+        if expected_seq < self._first_seq:
+            self._lose()
+        self._landed = self._sent = max(0, min(self._landed, expected_seq - self._first_seq))
+        self._told = None
 
     def _lose(self) -> None:
         self.is_lost = True
         self._is_closed = True
         self._has_landed.set()
         self._owner.cancel()
+
+
+class _Facts(NamedTuple):
+    """What APPEND writes to the record beside the log."""
+
+    has_published: bool
+    attempts: int
+    failures: int

@@ -51,6 +51,7 @@ async def run_job(context: RunContext, claim: Claim) -> RunEnd:
     assert owner is not None
     job_log = context.writer.open(claim, owner)
     run = _Run(context, claim, job_log)
+    run.report_start()
     try:
         outcome = await run.attempts()
         return await run.settle(outcome)
@@ -194,6 +195,17 @@ class _Run:
             return self.lost()
         self._context.logger.info("job_deferred", **self._facts(), delay_s=round(delay_s, 3), code=failure.error.code)
         return RunEnd.DEFERRED
+
+    def report_start(self) -> None:
+        """Which worker runs a job is asked as soon as one is stuck."""
+        self._context.logger.info(
+            "job_started",
+            job_id=self._claim.id,
+            attempt=self._attempt,
+            prompt_hash=self._claim.spec.prompt_hash,
+            model=self._claim.spec.model,
+            queued_ms=self._claim.claimed_ms - self._claim.created_ms,
+        )
 
     def lost(self) -> RunEnd:
         """Somebody else has the job, or ended it: this run's writes were refused."""

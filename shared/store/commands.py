@@ -28,6 +28,7 @@ from shared.store.connect import (
 )
 from shared.store.keys import SHARD
 from shared.store.script import Script
+from shared.telemetry import get_logger
 
 Argument = bytes | str | int | float
 
@@ -69,6 +70,7 @@ class Commands:
         self._connection: AbstractConnection | None = None
         self._owner: asyncio.Task[None] | None = None
         self._is_over = False
+        self._logger = get_logger("commands")
 
     async def __aenter__(self) -> Self:
         self._owner = asyncio.create_task(self._run(), name="redis commands")
@@ -142,6 +144,8 @@ class Commands:
                     await self._serve_one_connection()
                 except FOREIGN_ERRORS:
                     pass
+                except Exception:
+                    self._logger.exception("commands_failed")  # a bug of ours: told, and the next connection is made
                 if self._is_over:  # ended in the very moment in which the connection broke
                     raise asyncio.CancelledError
                 failures = 0 if self._sent else failures + 1

@@ -81,7 +81,9 @@ class Subscriber:
         failures = 0
         while True:
             try:
-                await self._serve_one_connection()
+                # A task of its own: a TaskGroup whose child fails while it waits leaves its task counted as being
+                # cancelled, and on CPython 3.11.2 every later timeout in that task then ends it (seen there).
+                await asyncio.create_task(self._serve_one_connection(), name="redis channel")
             except FOREIGN_ERRORS:
                 pass
             except BaseExceptionGroup as errors:
