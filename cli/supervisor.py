@@ -66,7 +66,8 @@ class Supervisor:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._services: list[Service] = []
-        self._stop_signals = 0
+        self._stop_requested = False
+        self._hurried = False
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._handlers: dict[signal.Signals, Any] = {}
 
@@ -75,7 +76,7 @@ class Supervisor:
             end.setblocking(False)
         signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
         for number in _STOP_SIGNALS:
-            self._handlers[number] = signal.signal(number, self._count_stop_signal)
+            self._handlers[number] = signal.signal(number, self._on_stop_signal)
         self._handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)  # only to wake us
         return self
 
@@ -93,7 +94,7 @@ class Supervisor:
 
     @property
     def stop_requested(self) -> bool:
-        return self._stop_signals > 0
+        return self._stop_requested
 
     def start(self, services: Sequence[Service]) -> None:
         """Start them all, then wait until each is ready.
@@ -124,16 +125,14 @@ class Supervisor:
         self._services = [service for service in self._services if service not in services]
         children = {service: service.child for service in services if service.child is not None}
         started_at = time.monotonic()
-        signals_before = self._stop_signals
         told_times = 0
         while running := {service: child for service, child in children.items() if child.exit_code is None}:
             waited_s = time.monotonic() - started_at
-            impatient = self._stop_signals > max(1, signals_before)
             for service, child in running.items():
                 if told_times == 0 or (told_times == 1 and waited_s > _SECOND_SIGTERM_AFTER_S):
                     child.signal(signal.SIGTERM)
                     child.signal(signal.SIGCONT)  # one that was stopped by hand must be able to end
-                if (impatient and not service.stops_unhurried) or waited_s > service.stop_timeout_s:
+                if (self._hurried and not service.stops_unhurried) or waited_s > service.stop_timeout_s:
                     self._say(f"{service.name} (pid {child.pid}) does not end; killing it")
                     child.kill()
             told_times = 1 if waited_s <= _SECOND_SIGTERM_AFTER_S else 2
@@ -173,8 +172,10 @@ class Supervisor:
             self._say(f"{_ended(service)}; starting it again{_in(delay_s)}{words}")
             service.child.reap()
 
-    def _count_stop_signal(self, _number: int, _frame: object) -> None:
-        self._stop_signals += 1
+    def _on_stop_signal(self, number: int, _frame: object) -> None:
+        # Only a Ctrl-C is a person in a hurry: a terminal that closes may well send SIGHUP twice.
+        self._hurried = self._hurried or (self._stop_requested and number == signal.SIGINT)
+        self._stop_requested = True
 
     def _sleep(self, seconds: float) -> None:
         """Until a signal arrives, and for ``seconds`` at most."""
