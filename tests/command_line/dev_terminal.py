@@ -1,0 +1,124 @@
+"""`tokenspool dev` in a terminal of its own, as a person has it: keys go in, the screen comes out."""
+
+import os
+import pty
+import re
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from tests.support.wait import wait_until
+
+# The first terminal that the leader of a session opens becomes its own; then Ctrl-C reaches it as it reaches a shell's.
+_IN_A_TERMINAL = "import os, sys; os.open(sys.argv[1], os.O_RDWR); os.execv(sys.argv[2], sys.argv[2:])"
+_START_S = 40
+
+CTRL_C = "\x03"
+
+
+class DevTerminal:
+    """Runs until the end of the ``async with`` block at the latest. ``screen`` is all that it has printed."""
+
+    def __init__(self, *arguments: str | Path, **environment: str) -> None:
+        self._arguments = [str(argument) for argument in arguments]
+        self._environment = environment
+        self._output = b""
+        self._ours = -1
+
+    async def __aenter__(self) -> Self:
+        self._ours, theirs = pty.openpty()
+        os.set_blocking(self._ours, False)
+        self.process = psutil.Popen(
+            [
+                *(sys.executable, "-I", "-S", "-c", _IN_A_TERMINAL, os.ttyname(theirs)),
+                *(str(Path(sys.executable).with_name("tokenspool")), "dev", *self._arguments),
+            ],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={"PATH": os.defpath, **self._environment},
+            start_new_session=True,
+        )
+        os.close(theirs)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.is_running():
+            self.process.kill()  # its children go with it
+        self.process.wait()
+        self.close()
+
+    @property
+    def screen(self) -> str:
+        """Up to now, with the line ends of a file."""
+        with suppress(BlockingIOError, OSError):  # EIO: nobody is at the other side any more
+            while self._ours >= 0 and (piece := os.read(self._ours, 65_536)):
+                self._output += piece
+        return self._output.decode().replace("\r\n", "\n")
+
+    def type(self, keys: str) -> None:
+        """Keys of a keyboard; CTRL_C is one."""
+        os.write(self._ours, keys.encode())
+
+    def close(self) -> None:
+        """The window is closed."""
+        if self._ours >= 0:
+            os.close(self._ours)
+            self._ours = -1
+
+    async def until(self, predicate: Callable[[], bool], what: str, *, timeout_s: float = 10) -> None:
+        """Waits; the screen is part of the complaint if that is in vain."""
+        try:
+            await wait_until(lambda: predicate() or not self.process.is_running(), what, timeout_s=timeout_s)
+            assert predicate(), f"it ended before {what}"
+        except AssertionError as error:
+            raise AssertionError(f"{error}; on the screen:\n{self.screen}") from None
+
+    async def shows(self, text: str, *, timeout_s: float = 10) -> None:
+        """Waits until it stands on the screen."""
+        await self.until(lambda: text in self.screen, f"{text!r} on the screen", timeout_s=timeout_s)
+
+    async def is_up(self) -> None:
+        """Waits until it says that it runs, with the last of the lines to try."""
+        await self.shows("/v1/jobs?limit=3'\n", timeout_s=_START_S)
+
+    async def ends(self) -> int:
+        """Waits for the exit code."""
+        await self.until(
+            lambda: not self.process.is_running() or self.process.status() == psutil.STATUS_ZOMBIE,
+            "its end",
+            timeout_s=20,
+        )
+        code: int = self.process.wait()
+        return code
+
+    @property
+    def url(self) -> str:
+        """Of the API."""
+        found = re.search(r"^ +API +(http://127\.0\.0\.1:\d+)", self.screen, re.MULTILINE)
+        assert found is not None
+        return found[1]
+
+    def pid_of(self, row: str) -> int:
+        """The process of a row of the screen, or the one that was last started again in its place."""
+        found = re.findall(
+            rf"^ +{row} .*\(pid (\d+)\)|{row}.* is started again \(pid (\d+)\)", self.screen, re.MULTILINE
+        )
+        return int(next(filter(None, found[-1])))
+
+    def family(self) -> list[psutil.Process]:
+        """It, and all that it has started and that still runs."""
+        return [self.process, *self.process.children(recursive=True)]
+
+
+def kill(pid: int) -> None:
+    """As by hand: kill -9."""
+    os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,156 @@
+"""`tokenspool dev`, whole: in a terminal, with real processes, as on the first day of whoever tries it."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.command_line.dev_terminal import CTRL_C, DevTerminal, kill
+from tests.support.facts import Fact
+from tests.support.follower import ask
+from tests.support.wait import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+_SECRET = "sk-ant-of-the-developer"
+_FAST_TAKEOVER = {"TOKENSPOOL_LEASE_S": "1"}
+
+
+async def _job(url: str, job_id: str) -> Any:
+    status, job, _ = await ask(url, f"/v1/jobs/{job_id}")
+    assert status == 200
+    return job
+
+
+async def _command(*arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cli", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={"PATH": os.defpath},
+    )
+
+
+async def _runs(url: str, job_id: str) -> bool:
+    job = await _job(url, job_id)
+    return bool(job["status"] == "running")
+
+
+async def _submitted(url: str, *arguments: str) -> str:
+    process = await _command("submit", *arguments, "--url", url)
+    out, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    return out.decode().strip()
+
+
+def _assert_gone(family: list[psutil.Process]) -> None:
+    assert [" ".join(process.cmdline()) for process in family if process.is_running()] == []
+
+
+async def test_a_killed_worker_a_ctrl_c_and_a_second_start_lose_nothing(tmp_path: Path, fact: Fact) -> None:
+    """Up; a follower gets the whole answer although the worker dies; Ctrl-C leaves no process; all jobs are still there."""
+    arguments = ("--simulator", "--port", "0", "--data-dir", tmp_path / "data")
+    began = time.monotonic()
+    async with DevTerminal(*arguments, ANTHROPIC_API_KEY=_SECRET, **_FAST_TAKEOVER) as dev:
+        await dev.is_up()
+        fact(f"up after {time.monotonic() - began:.1f} s")
+        family = dev.family()
+        _assert_the_key_is_nobodys(family)
+
+        follower = await _command(
+            *("submit", "nonce=spool", "--model", "sim-t80-g25-f10", "--follow", "--url", dev.url)
+        )
+        assert follower.stdout is not None
+        told = await follower.stdout.readuntil(b"spool.1.9 ")
+        worker = dev.pid_of("worker")
+        kill(worker)
+        killed = time.monotonic()
+        out, err = await follower.communicate()
+        fact(f"whole answer {time.monotonic() - killed:.1f} s behind the worker's death, lease 1 s")
+        assert follower.returncode == 0
+        job_line, reset_line = err.decode().splitlines()
+        assert reset_line == "tokenspool: the text starts again (worker_lost)"
+        followed = job_line.removeprefix("tokenspool: job ")
+        _, answer = (told + out).decode().removesuffix("\n").split("\n")
+        assert answer == "".join(f"spool.2.{index} " for index in range(80))
+        job = await _job(dev.url, followed)
+        assert (job["status"], job["result"]["text"], job["attempts"]) == ("succeeded", answer, 2)
+        await dev.shows("worker 1 is started again")
+        assert dev.screen.count(f"worker 1 (pid {worker}) was ended by SIGKILL; starting it again") == 1
+        assert dev.screen.count("is started again") == 1
+
+        interrupted = await _submitted(dev.url, "nonce=long", "--model", "sim-t60-g20-f1")
+        await wait_until(lambda: _runs(dev.url, interrupted), "the job to run")
+        family = dev.family()
+        dev.type(CTRL_C)
+        assert await dev.ends() == 0
+        assert "stopping; the jobs stay\n" in dev.screen
+        assert "Traceback" not in dev.screen
+        _assert_gone(family)
+
+    async with DevTerminal(*arguments, **_FAST_TAKEOVER) as dev:
+        await dev.is_up()
+        assert (await _job(dev.url, followed))["result"]["text"] == answer
+        again = await _command("follow", interrupted, "--url", dev.url)
+        out, _ = await again.communicate()
+        assert again.returncode == 0
+        assert out.decode().endswith("".join(f"long.1.{index} " for index in range(60)) + "\n")
+        family = dev.family()
+        dev.close()
+        await wait_until(
+            lambda: not any(process.is_running() for process in family[1:]), "the end of all", timeout_s=20
+        )
+        assert await dev.ends() == 0
+    server_log = (tmp_path / "data" / "redis" / "redis.log").read_text()
+    assert "bye bye" in server_log, "Redis was not ended in order"
+
+
+def _assert_the_key_is_nobodys(family: list[psutil.Process]) -> None:
+    """With --simulator the developer's key is given to no process but ours, and no other key to the API."""
+    for process in family[1:]:
+        environment = process.environ()
+        assert _SECRET not in environment.values()
+        if "serve" in process.cmdline():
+            assert not any(name.startswith("ANTHROPIC_") for name in environment)
+
+
+async def test_whatever_dies_comes_back_with_its_address(tmp_path: Path) -> None:
+    """The API, Redis and the LLM, each killed by hand: each is back and said once, nothing else ends."""
+    arguments = ("--simulator", "--port", "0", "--workers", "0", "--data-dir", tmp_path / "data")
+    async with DevTerminal(*arguments) as dev:
+        await dev.is_up()
+        job_id = await _submitted(dev.url, "Why?")
+        for row, name in (("Redis", "Redis"), ("API", "the API"), ("LLM", "the simulator")):
+            pid = dev.pid_of(row)
+            kill(pid)
+            await dev.shows(f"{name} is started again")
+            assert dev.screen.count(f"{name} (pid {pid}) was ended by SIGKILL; starting it again") == 1
+            process = await _command("follow", job_id, "--url", dev.url)
+            assert process.stderr is not None
+            line = await process.stderr.readuntil(b"in the queue\n")
+            assert line.endswith(b"place 1 in the queue\n")
+            process.send_signal(signal.SIGINT)
+            await process.communicate()
+            assert process.returncode == 130
+        assert dev.screen.count("is started again") == 3
+        family = dev.family()
+        dev.process.send_signal(signal.SIGTERM)
+        assert await dev.ends() == 0
+        _assert_gone(family)
+
+
+async def test_a_ctrl_c_while_it_starts_is_obeyed(tmp_path: Path) -> None:
+    """At any moment behind its first line."""
+    async with DevTerminal("--simulator", "--port", "0", "--data-dir", tmp_path / "data") as dev:
+        await dev.shows("starting the simulator")
+        family = dev.family()
+        dev.type(CTRL_C)
+        assert await dev.ends() == 0
+        assert "Traceback" not in dev.screen
+        _assert_gone(family)
