@@ -283,12 +283,15 @@ class Watch:
                         return
                     self._position = reach.top
                 except _AWAY:
+                    if self._relay.is_closing:
+                        raise Closing from None
                     self._is_behind = True
                     await asyncio.sleep(_AGAIN_S)
                     continue
             if any(event.is_terminal for event in self._take()):
                 return
-            await self._wait()
+            if not self._is_behind:
+                await self._wait()
 
     async def follow(
         self, job: Job, *, cursor: EventId | None = None, from_now: bool = False, is_new: bool = False

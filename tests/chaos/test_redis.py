@@ -165,6 +165,42 @@ def _longest_gap_s(follower: Follower) -> float:
     return max(later - earlier for earlier, later in itertools.pairwise(times))
 
 
+async def test_every_connection_to_redis_cut_again_and_again_loses_nothing(
+    real: Deployment, history_of: HistoryOf, fact: Fact
+) -> None:
+    """Replies are lost behind commands that were done: claims, appends, ends and submits are all safe to ask again."""
+    history = history_of(real)
+    jobs = await history.submit_many(20, "tokens=150 gap-ms=20")
+    tasks = [history.follow(job, form=("text", "messages")[number % 2]) for number, job in enumerate(jobs)]
+    await _all_have_text(history)
+    stop = asyncio.Event()
+    cut = 0
+
+    async def submit_on(number: int) -> None:
+        round_ = 0
+        while not stop.is_set():
+            key = f"{history.name}-{number}-{round_}"
+            await _submit_until_taken(history, "tokens=3 gap-ms=1", key)
+            round_ += 1
+
+    submitting = [asyncio.create_task(submit_on(number)) for number in range(5)]
+    async with real.runtime() as runtime:
+        while not all(task.done() for task in tasks):
+            for kind in ("normal", "pubsub"):
+                cut += await runtime.commands.call("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+            await asyncio.wait(tasks, timeout=0.25)  # the fault itself: four times a second
+    stop.set()
+    await asyncio.gather(*submitting)
+    ended = await history.check(timeout_s=60)
+    _nobody_ended(real)
+    await _nothing_was_run_twice(real, list(history.jobs.values()))
+    assert {job["status"] for job in ended.values()} == {"succeeded"}
+    assert set(history.refused) <= {503}
+    fact(
+        f"{cut} connections cut: {len(ended)} jobs, {len(ended)} calls, 0 lost; {history.refused[503]} submits refused"
+    )
+
+
 _NOTICED_S = 1.5
 """An API looks at Redis's memory once a second; until then a submit may find the last free kilobytes."""
 

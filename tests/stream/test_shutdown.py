@@ -10,7 +10,7 @@ import pytest
 from tests.support.author import Author
 from tests.support.deployment import Api, Deployment, a_deployment
 from tests.support.facts import Fact
-from tests.support.follower import Follower, ask, following
+from tests.support.follower import Follower, ask, asking, following
 from tests.support.store import submit
 from tests.support.story import assert_tells
 from tests.support.wait import wait_until
@@ -79,17 +79,23 @@ async def test_it_parts_from_its_followers_and_ends_promptly(deployment: Deploym
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_it_ends_although_redis_is_away(deployment: Deployment, number: signal.Signals) -> None:
-    """With followers who wait for what Redis does not say."""
+async def test_it_ends_although_redis_is_away(deployment: Deployment, number: signal.Signals, fact: Fact) -> None:
+    """With followers and calls that wait for what Redis does not say."""
     api = deployment.begin_api()
     await deployment.api_up(api)
     async with deployment.runtime() as runtime:
         author = await Author.start(runtime)
         followers = [Follower([api.url], author.job_id) for _ in range(10)]
         tasks = [await following(follower) for follower in followers]
+        path = f"/v1/jobs/{author.job_id}?wait=60"
+        pending = [asyncio.create_task(ask(api.url, path)) for _ in range(5)]
+        await asyncio.sleep(0.1)  # lets them arrive
     deployment.redis.kill()
     took_s = await _ended_after_s(api, number)
-    assert took_s < 9
+    fact(f"ended {took_s:.2f} s after {number.name} with Redis away")
+    assert took_s < 5
+    for status, answer, _ in await asyncio.gather(*pending):
+        assert (status, answer["code"]) == (503, "storage_unavailable")
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
@@ -97,8 +103,6 @@ async def test_it_ends_although_redis_is_away(deployment: Deployment, number: si
 
 async def test_it_ends_although_a_client_does_not_read(deployment: Deployment) -> None:
     """Neither does it wait for ever for one that never takes its parting comment."""
-    from tests.support.follower import asking
-
     api = deployment.begin_api()
     await deployment.api_up(api)
     async with deployment.runtime() as runtime:
