@@ -178,7 +178,8 @@ class Commands:
                 reply = error
             if not self._sent:
                 raise InvalidResponse("a reply that nobody asked for")
-            self._answer(self._sent.popleft(), reply)
+            self._answer(self._sent[0], reply)
+            self._sent.popleft()  # only now: whatever breaks here, nobody is left without an answer
             del reply  # a local name would keep the last one in memory until the next comes
 
     def _answer(self, call: _Call, reply: Any) -> None:

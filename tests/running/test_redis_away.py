@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 import redis
+import structlog
 
 from cli.embedded_redis import EmbeddedRedis
 from shared.errors import StorageFull, StorageUnavailable
 from shared.job import JobState
 from shared.store import keys
-from tests.running.crew import Crew, Hand
+from tests.running.crew import Crew, Hand, replace
 from tests.support.wait import wait_until
 
 LEASE_S = 1.0
@@ -203,3 +204,20 @@ async def test_a_channel_asked_for_in_the_turn_in_which_the_connection_breaks_st
             await asyncio.sleep(0)
         subscriber.subscribe("meanwhile")
         await wait_until(lambda: subscriber.stands("meanwhile") and subscriber.stands("before"), "both channels")
+
+
+async def test_a_bug_in_reading_replies_is_told_and_costs_one_connection(crew: Crew) -> None:
+    """Not the process: whoever waited is told, and the next call has the next connection."""
+    await wait_until(crew.runtime.ping, "a connection")
+    commands = crew.runtime.commands
+    real_answer = commands._answer
+
+    def answer_wrongly(*_: object) -> None:
+        replace(commands, "_answer", real_answer)
+        raise RuntimeError("a bug of ours")
+
+    replace(commands, "_answer", answer_wrongly)
+    with structlog.testing.capture_logs() as lines:
+        assert not await crew.runtime.ping()
+        await wait_until(crew.runtime.ping, "another connection")
+    assert [line["event"] for line in lines] == ["commands_failed"]
