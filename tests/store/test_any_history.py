@@ -64,6 +64,9 @@ class Model:
     is_confirmed: bool = False
     takeovers: int = 0
     attempts: int = 0
+    failures: int = 0
+    is_published: bool = False
+    """Whether followers have seen something since the newest claim began."""
     ended_by: Claim | None = None
     record_at_end: dict[bytes, bytes] | None = None
 
@@ -109,7 +112,7 @@ class AnyHistory(RuleBasedStateMachine):
         model=st.sampled_from(["model-1", "model-2"]),
         priority=st.sampled_from(Priority),
         key=st.none() | st.sampled_from(["key-1", "key-2"]),
-        is_deferred=st.booleans(),
+        is_deferred=st.sampled_from([False, False, False, True]),
     )
     def submit(self, tenant: str, model: str, priority: Priority, key: str | None, is_deferred: bool) -> None:
         async def submit() -> Created | Replayed:
@@ -144,14 +147,21 @@ class AnyHistory(RuleBasedStateMachine):
 
     # What workers do
 
-    @rule(count=st.integers(0, 4), low_count=st.integers(0, 2), takes_suspect=st.booleans())
+    @precondition(lambda self: self.has(JobState.QUEUED))
+    @rule(
+        count=st.sampled_from([1, 2, 4, 0]),
+        low_count=st.sampled_from([2, 1, 0]),
+        takes_suspect=st.sampled_from([True, True, False]),
+    )
     def claim(self, count: int, low_count: int, takes_suspect: bool) -> None:
         claims = self.run(claim(self.runtime, count, low_count=low_count, takes_suspect=takes_suspect))
         suspects_left = int(takes_suspect)
         for found in claims:
             job = self.jobs[found.id]
             assert (job.state, job.is_deferred) == (JobState.QUEUED, False)
-            assert (found.takeovers, found.attempt) == (job.takeovers, job.attempts + 1)
+            assert (found.takeovers, found.attempt, found.failures) == (job.takeovers, job.attempts + 1, job.failures)
+            assert found.next_seq == (2 if job.is_published else 1)  # started, and reset
+            job.is_published = False
             assert all(found.epoch > old.epoch for old in job.over)
             suspects_left -= job.takeovers >= SUSPECT_TAKEOVERS
             job.state, job.held, job.next_seq = JobState.RUNNING, found, found.next_seq
@@ -167,16 +177,17 @@ class AnyHistory(RuleBasedStateMachine):
                     is_suspect = job.takeovers >= SUSPECT_TAKEOVERS and suspects_left == 0
                     assert is_kept_back or is_suspect
 
-    @precondition(lambda self: self.jobs)
+    @precondition(lambda self: any(job.held or job.over for job in self.jobs.values()))
     @rule(draw=st.data())
     def renew(self, draw: st.DataObject) -> None:
         """A worker's running jobs in one call, some of them no longer its own."""
-        claims = [each for job in self.jobs.values() for each in (*job.over, *([job.held] if job.held else []))]
-        chosen = (
-            draw.draw(st.lists(st.sampled_from(claims), unique_by=lambda each: (each.id, each.epoch), max_size=4))
-            if claims
-            else []
-        )
+        held = [job.held for job in self.jobs.values() if job.held]
+        over = [each for job in self.jobs.values() for each in job.over]
+        chosen = held[draw.draw(st.integers(0, 1)) :]
+        if over:
+            chosen += draw.draw(
+                st.lists(st.sampled_from(over), unique_by=lambda each: (each.id, each.epoch), max_size=3)
+            )
         lost = self.run(self.runtime.queue.renew([(each.id, each.epoch) for each in chosen]))
         assert lost == [each.id for each in chosen if each is not self.jobs[each.id].held]
         for each in chosen:
@@ -193,6 +204,7 @@ class AnyHistory(RuleBasedStateMachine):
         events = [a_text_delta(str(seq)) for seq in range(first, first + count)]
         reply = self.run(_awaited(self.runtime.log.append(job.id, job.held.epoch, first, events, published=published)))
         job.next_seq = max(job.next_seq, first + count)
+        job.is_published |= published
         assert reply == job.next_seq
 
     @precondition(lambda self: self.has(JobState.RUNNING))
@@ -239,12 +251,15 @@ class AnyHistory(RuleBasedStateMachine):
         )
         job.stop(JobState.QUEUED)
         job.is_deferred = delay_s > 0
+        job.failures += 1
 
     @precondition(lambda self: any(job.over for job in self.jobs.values()))
     @rule(draw=st.data(), seq=st.integers(0, 4), word=st.sampled_from(["append", "finish", "release"]))
     def a_claim_that_is_over_speaks(self, draw: st.DataObject, seq: int, word: str) -> None:
         """A zombie, or a repeated call whose first answer was lost."""
-        job = draw.draw(st.sampled_from([job for job in self.jobs.values() if job.over]))
+        with_past = [job for job in self.jobs.values() if job.over]
+        running = [job for job in with_past if job.held]
+        job = draw.draw(st.sampled_from(running or with_past))
         stale = draw.draw(st.sampled_from(job.over))
         if word == "append":
             reply = self.run(
@@ -260,9 +275,11 @@ class AnyHistory(RuleBasedStateMachine):
     # What time does
 
     @precondition(lambda self: self.has(JobState.RUNNING))
-    @rule(draw=st.data())
-    def workers_die(self, draw: st.DataObject) -> None:
+    @rule(draw=st.data(), have_renewed=st.booleans())
+    def workers_die(self, draw: st.DataObject, have_renewed: bool) -> None:
         """Some leases run out, and whoever lives reaps."""
+        if have_renewed:
+            self.renew(draw)
         running = [job for job in self.jobs.values() if job.state is JobState.RUNNING]
         dead = draw.draw(st.lists(st.sampled_from(running), unique_by=lambda job: job.id, min_size=1))
 
@@ -386,7 +403,7 @@ def test_the_promises_hold_whatever_happens(redis_under_test: RedisUnderTest) ->
             run_state_machine_as_test(
                 machine,
                 settings=hypothesis_settings(
-                    max_examples=30 if redis_under_test.is_real else 8, stateful_step_count=30, deadline=None
+                    max_examples=30 if redis_under_test.is_real else 8, stateful_step_count=60, deadline=None
                 ),
             )
         finally:
