@@ -22,6 +22,8 @@ from tests.running.crew import Crew, assert_every_job_was_told_whole
 from tests.support.redis_servers import RedisUnderTest
 from tests.support.store import assert_consistent, keys_that_leak
 
+LONGEST_TEST_S = 25
+
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """What worker/app.py runs on."""
@@ -29,17 +31,26 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 
 
 @pytest.fixture(autouse=True)
-async def nothing_is_left_behind() -> AsyncIterator[None]:
+async def nothing_is_left_behind(request: pytest.FixtureRequest) -> AsyncIterator[None]:
     """Every task has ended, and no exception was lost."""
     loop = asyncio.get_running_loop()
     complaints: list[dict[str, Any]] = []
     before = asyncio.all_tasks()
     loop.set_exception_handler(lambda _, context: complaints.append(context))
+    too_long = loop.call_later(LONGEST_TEST_S, cancel_tasks_of, request.function.__name__)
     yield
+    too_long.cancel()
     left = asyncio.all_tasks() - before - {asyncio.current_task()}
     gc.collect()  # a lost exception is only told of when its task is collected
     assert [task.get_name() for task in left] == []
     assert complaints == []
+
+
+def cancel_tasks_of(function_name: str) -> None:
+    """pytest-timeout's signal does not interrupt uvloop (measured): a test that hangs would hang for ever."""
+    for task in asyncio.all_tasks():
+        if getattr(task.get_coro(), "__name__", "") == function_name:
+            task.cancel(f"the test took longer than {LONGEST_TEST_S} s")
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from tests.support.wait import wait_until
 from worker.arq_worker import ArqWorker
 from worker.llm_state import LlmState
 from worker.log_writer import LogWriter
+from worker.outage import Outage
 from worker.providers import open_provider
 from worker.run_job import RunContext
 
@@ -147,7 +148,7 @@ class Crew:
         provider = open_provider(whole)
         try:
             async with open_runtime(whole, process_name="worker", timeout_s=timeout_s) as runtime:
-                context = RunContext(whole, provider, LogWriter(runtime), LlmState(), logger)
+                context = RunContext(whole, provider, LogWriter(runtime, Outage(logger)), LlmState(), logger)
                 worker = ArqWorker(runtime, context, whole, logger)
                 async with Hand(worker, runtime, log, asyncio.create_task(worker.async_run(), name="worker")) as hand:
                     yield hand

@@ -106,19 +106,21 @@ async def test_a_zombies_writes_are_refused(crew: Crew) -> None:
 async def test_a_zombie_that_was_silent_until_its_answer_was_whole_cannot_end_the_job(crew: Crew) -> None:
     """Its first word after the takeover is FINISH."""
     zombie = await crew.worker(lease_s=LEASE_S)
-    unanswered: list[asyncio.Future[int]] = []
+    may_finish = asyncio.Event()
+    real_finish = zombie.runtime.queue.finish
 
-    def append_nothing(*_: Any, **__: Any) -> "asyncio.Future[int]":
-        unanswered.append(asyncio.get_running_loop().create_future())
-        return unanswered[-1]
+    async def finish_late(*arguments: Any, **named: Any) -> Any:
+        await may_finish.wait()
+        return await real_finish(*arguments, **named)
 
-    replace(zombie.runtime.log, "append", append_nothing)
-    job_id = await crew.submit("tokens=100 gap-ms=10")
-    await wait_until(lambda: job_id in zombie.running, "the run")
+    replace(zombie.runtime.queue, "finish", finish_late)
+    job_id = await crew.submit()
+    await crew.begun(job_id, 6)
     stop_renewing(zombie)
     stop_claiming(zombie)
     heir = await crew.worker(lease_s=LEASE_S)
-    await wait_until(lambda: job_id in heir.running, "the takeover")
+    await wait_until(lambda: job_id in heir.running or len(crew.calls(job_id)) == 2, "the takeover")
+    may_finish.set()
     await zombie.is_idle()
     assert [line["job_id"] for line in zombie.log.named("claim_lost")] == [job_id]
     job = await crew.ended(job_id)

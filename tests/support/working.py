@@ -11,6 +11,7 @@ from shared.telemetry import get_logger
 from worker.arq_worker import ArqWorker
 from worker.llm_state import LlmState
 from worker.log_writer import LogWriter
+from worker.outage import Outage
 from worker.providers import open_provider
 from worker.run_job import RunContext
 
@@ -24,7 +25,7 @@ async def working(redis_url: str, upstream_url: str, **settings: Any) -> AsyncIt
     provider = open_provider(given)
     async with open_runtime(given, process_name="tokenspool-worker", timeout_s=5) as runtime:
         logger = get_logger("worker")
-        context = RunContext(given, provider, LogWriter(runtime), LlmState(), logger)
+        context = RunContext(given, provider, LogWriter(runtime, Outage(logger)), LlmState(), logger)
         worker = ArqWorker(runtime, context, given, logger)
         done = asyncio.create_task(worker.async_run(), name="worker")
         try:

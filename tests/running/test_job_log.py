@@ -1,0 +1,352 @@
+"""What a worker writes to a job's log: little at a time, all of it, once, whatever Redis forgets."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from shared.errors import StorageUnavailable
+from shared.events import text_of
+from shared.job import JobState, Step, Usage
+from shared.store import keys
+from shared.store.log import Log
+from shared.store.queue import Claim, Ending, Finished
+from shared.store.runtime import Runtime
+from tests.running.crew import STEADY, Crew, LogLines, attempt_text, replace
+from tests.support.builders import a_text_delta, encoded
+from tests.support.store import append, claim_one, start
+from tests.support.wait import wait_until
+from worker import log_writer
+from worker.log_writer import JobLog, LogWriter
+from worker.outage import Outage
+
+
+class Writing:
+    """A claim and its log, without a worker around them."""
+
+    def __init__(self, crew: Crew, claim: Claim) -> None:
+        self.crew = crew
+        self.claim = claim
+        self.lines = LogLines()
+        self.owner: asyncio.Task[object] = asyncio.create_task(_for_ever(), name="owner")
+        self.writer = LogWriter(crew.runtime, Outage(self.lines))  # type: ignore[arg-type]
+        self.log: JobLog = self.writer.open(claim, self.owner)
+        self.said: list[str] = []
+
+    @property
+    def success(self) -> Ending:
+        """With what was said as its result."""
+        return Ending(Step.SUCCEED, encoded({"text": "".join(self.said)}), Usage())
+
+    def say(self, *texts: str, index: int = 0) -> None:
+        for text in texts:
+            self.said.append(text)
+            self.log.add(*a_text_delta(text, index=index), text=(index, text))
+
+    async def events(self) -> list[tuple[str, str | None]]:
+        """Name and text of each, behind `started`."""
+        return [(event.name, text_of(event)) for event in (await self.crew.events(self.claim.id))[1:]]
+
+    async def texts(self) -> list[str | None]:
+        return [text for _, text in await self.events()]
+
+    async def forget_from(self, seq: int) -> None:
+        """Redis came back from its file, which ended earlier: the log ends before ``seq``."""
+        await forget_from(self.crew.runtime, self.claim.id, seq)
+
+
+async def forget_from(runtime: Runtime, job_id: str, seq: int) -> None:
+    """The stream as a replay of a shorter file would build it, and the record without what APPEND said there."""
+    await runtime.commands.call(
+        "EVAL",
+        b"""local kept = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[1])
+            redis.call('DEL', KEYS[1])
+            for _, entry in ipairs(kept) do redis.call('XADD', KEYS[1], entry[1], unpack(entry[2])) end
+            redis.call('HDEL', KEYS[2], 'published', 'failures')""",
+        2,
+        keys.log(job_id),
+        keys.job(job_id),
+        seq,
+    )
+
+
+async def _for_ever() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+@pytest.fixture
+async def writing(crew: Crew) -> AsyncIterator[Writing]:
+    """A job that has just been claimed."""
+    claim = await start(crew.runtime)
+    crew.jobs.append(claim.id)
+    writing = Writing(crew, claim)
+    yield writing
+    writing.log.close()
+    writing.owner.cancel()
+    await asyncio.wait([writing.owner])
+
+
+async def test_texts_that_come_together_are_one_event(writing: Writing) -> None:
+    writing.say("Hello", ", ", "world")
+    await writing.log.land()
+    assert await writing.texts() == ["Hello, world"]
+
+
+async def test_only_neighbours_of_one_block_are_merged(writing: Writing) -> None:
+    writing.say("a", "b")
+    writing.say("c", index=1)
+    writing.say("d", index=0)
+    writing.log.add("ping_of_tomorrow", b"{}")
+    writing.say("e", index=0)
+    await writing.log.land()
+    assert await writing.events() == [
+        ("content_block_delta", "ab"),
+        ("content_block_delta", "c"),
+        ("content_block_delta", "d"),
+        ("ping_of_tomorrow", None),
+        ("content_block_delta", "e"),
+    ]
+
+
+async def test_the_first_word_after_a_silence_goes_out_at_once(
+    writing: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_writer, "MERGE_S", 0.3)
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    writing.say("first")
+    await wait_until(lambda: has(writing, ["first"]), "the first word")
+    writing.say("second")
+    writing.say("third")
+    await wait_until(lambda: has(writing, ["first", "secondthird"]), "the others, merged")
+    assert loop.time() - began_s >= 0.29
+
+
+async def has(writing: Writing, texts: list[str]) -> bool:
+    return await writing.texts() == texts
+
+
+async def test_a_stream_of_tokens_is_written_a_few_dozen_times_a_second(crew: Crew) -> None:
+    await crew.worker()
+    job = await crew.ended(await crew.submit("tokens=300 gap-ms=2"))
+    deltas = [text for event in await crew.events(job.id) if (text := text_of(event))]
+    assert len("".join(deltas).split()) == 300
+    assert len(deltas) < 60
+
+
+async def test_one_flush_at_a_time_and_nothing_is_lost_behind_it(writing: Writing) -> None:
+    appended: list[int] = []
+    real_append = writing.writer.log.append
+
+    def append_noted(job_id: str, epoch: int, first_seq: int, events: Any, **more: Any) -> "asyncio.Future[int]":
+        appended.append(first_seq)
+        return real_append(job_id, epoch, first_seq, events, **more)
+
+    replace(writing.writer.log, "append", append_noted)
+    for number in range(200):
+        writing.log.add("an_event", b"%d" % number)
+        writing.log.flush()
+    await writing.log.land()
+    assert len(appended) <= 3
+    events = await writing.crew.events(writing.claim.id)
+    assert [event.data for event in events[1:]] == [b"%d" % number for number in range(200)]
+
+
+async def test_thousands_of_unsent_events_go_out_in_portions_and_the_end_behind_them(writing: Writing) -> None:
+    for number in range(1700):
+        writing.log.add("an_event", b"%d" % number)
+    assert await writing.log.finish(writing.success) is Finished.ENDED
+    events = await writing.crew.events(writing.claim.id)
+    assert len(events) == 1702
+    assert events[-1].name == "succeeded"
+
+
+async def test_the_end_is_sent_once_behind_what_is_on_its_way(writing: Writing) -> None:
+    """It carries the whole result: too early, it would be refused and sent again."""
+    finishes = 0
+    real_finish = writing.writer.queue.finish
+
+    async def finish_noted(*arguments: Any, **named: Any) -> Any:
+        nonlocal finishes
+        finishes += 1
+        return await real_finish(*arguments, **named)
+
+    replace(writing.writer.queue, "finish", finish_noted)
+    writing.say("first")
+    writing.log.flush()
+    writing.say("second")
+    assert await writing.log.finish(writing.success) is Finished.ENDED
+    assert finishes == 1
+    assert await writing.texts() == ["first", "second", None]
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+async def test_a_tail_that_redis_lost_is_sent_again(writing: Writing, kept: int) -> None:
+    for text in ("one", "two", "three"):
+        writing.say(text)
+        await writing.log.land()
+    await writing.forget_from(kept)
+    writing.say("four")
+    await writing.log.land()
+    assert await writing.texts() == ["one", "two", "three", "four"]
+    assert await writing.crew.field(writing.claim.id, "published") == "1"
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+async def test_a_tail_that_redis_lost_is_sent_again_before_the_end(writing: Writing, kept: int) -> None:
+    for text in ("one", "two", "three"):
+        writing.say(text)
+        await writing.log.land()
+    await writing.forget_from(kept)
+    assert await writing.log.finish(writing.success) is Finished.ENDED
+    assert await writing.texts() == ["one", "two", "three", None]
+
+
+async def test_what_the_record_said_is_told_again_with_the_tail(writing: Writing) -> None:
+    """Attempts and failures of this claim, and that followers have seen something."""
+    writing.say("one")
+    writing.log.begin_attempt(2, 1, b"{}", b"{}")
+    await writing.log.land()
+    await writing.forget_from(2)
+    await writing.crew.runtime.commands.call("HSET", keys.job(writing.claim.id), "attempts", 1)
+    writing.say("two")
+    await writing.log.land()
+    assert [await writing.crew.field(writing.claim.id, name) for name in ("published", "attempts", "failures")] == [
+        "1",
+        "2",
+        "1",
+    ]
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["in the middle", "at the end"])
+async def test_a_log_without_the_claims_beginning_is_not_written_on(writing: Writing, ends: bool) -> None:
+    """What we hold would begin in the middle: the job is left to its lease, and runs again."""
+    writing.say("one")
+    await writing.log.land()
+    await writing.crew.runtime.commands.call("DEL", keys.log(writing.claim.id))
+    if ends:
+        assert await writing.log.finish(writing.success) is Finished.REFUSED
+    else:
+        writing.say("two")
+        await writing.log.land()
+    assert writing.log.is_lost
+    await asyncio.wait([writing.owner])
+    assert writing.owner.cancelled()
+    assert await writing.crew.events(writing.claim.id) == []
+    assert await writing.crew.state(writing.claim.id) is JobState.RUNNING
+
+
+async def test_an_answer_that_was_lost_after_the_write_doubles_nothing(writing: Writing) -> None:
+    real_append = Log.append
+    lost = 0
+
+    def append_and_lose_the_answer(*arguments: Any, **named: Any) -> "asyncio.Future[int]":
+        nonlocal lost
+        written = real_append(writing.writer.log, *arguments, **named)
+        if lost >= 3:
+            return written
+        lost += 1
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        answer.set_exception(StorageUnavailable())
+        return answer
+
+    replace(writing.writer.log, "append", append_and_lose_the_answer)
+    writing.say("one")
+    await writing.log.land()
+    writing.say("two")
+    assert await writing.log.finish(writing.success) is Finished.ENDED
+    assert lost == 3
+    assert await writing.texts() == ["one", "two", None]
+    assert writing.lines.named("redis_trouble") == [
+        {"code": "storage_unavailable", "detail": StorageUnavailable().detail}
+    ], "told once, not for each call"
+
+
+async def test_an_end_whose_answer_was_lost_is_an_end(writing: Writing) -> None:
+    real_finish = writing.writer.queue.finish
+    answers: list[Finished] = []
+
+    async def finish_and_lose_the_answer(*arguments: Any, **named: Any) -> Any:
+        reply = await real_finish(*arguments, **named)
+        answers.append(reply.outcome)
+        if len(answers) < 3:
+            raise StorageUnavailable
+        return reply
+
+    replace(writing.writer.queue, "finish", finish_and_lose_the_answer)
+    writing.say("one")
+    assert await writing.log.finish(writing.success) is Finished.ALREADY
+    assert answers == [Finished.ENDED, Finished.ALREADY, Finished.ALREADY]
+    assert await writing.texts() == ["one", None]
+
+
+async def test_a_claim_that_is_over_writes_nothing_more(writing: Writing) -> None:
+    await writing.crew.runtime.jobs.cancel(writing.claim.id, "tenant-a")
+    writing.say("one")
+    await writing.log.land()
+    assert writing.log.is_lost
+    assert await writing.log.finish(writing.success) is Finished.REFUSED
+    await asyncio.wait([writing.owner])
+    assert await writing.crew.names(writing.claim.id) == ["started", "cancelled"]
+
+
+async def test_the_newer_of_two_claims_is_the_only_one_that_writes(writing: Writing) -> None:
+    runtime = writing.crew.runtime
+    assert await runtime.queue.release(writing.claim, reason="drained")
+    heir = await claim_one(runtime)
+    writing.say("from the older one")
+    await writing.log.land()
+    assert writing.log.is_lost
+    await append(runtime, heir, a_text_delta("from the heir"))
+    assert attempt_text(await writing.crew.events(heir.id)) == "from the heir"
+
+
+async def test_reset_stands_only_behind_what_was_seen(crew: Crew) -> None:
+    """The second attempt showed nothing: the third begins where the second did."""
+    await crew.worker()
+    job_id = await crew.submit("end=3x1 fail=529x2 gap-ms=15")
+    await crew.ended(job_id)
+    assert [name for name, _ in await crew.ours(job_id)] == ["started", "retry", "reset", "retry", "succeeded"]
+
+
+@pytest.mark.parametrize("kept", [1, 5, 9])
+async def test_a_stream_goes_on_over_a_rollback(crew: Crew, kept: int) -> None:
+    """Holes, doubled words and a missing reset would be found behind the test, in the log of the killed worker's heir."""
+    first = await crew.worker(lease_s=0.6)
+    job_id = await crew.submit("tokens=120 gap-ms=10")
+    await crew.begun(job_id, 30)
+    await forget_from(crew.runtime, job_id, kept)
+    await crew.begun(job_id, 50)
+    await first.killed()
+    await crew.worker(lease_s=0.6)
+    job = await crew.ended(job_id)
+    assert (job.state, job.attempts) == (JobState.SUCCEEDED, 2)
+
+
+async def test_a_record_that_was_rolled_back_to_the_queue_is_run_again(crew: Crew) -> None:
+    """As if the file had ended before the claim."""
+    hand = await crew.worker(lease_s=0.5)
+    job_id = await crew.submit(model=STEADY, timeout_s=3600)
+    await crew.begun(job_id)
+    names = [keys.job(job_id), keys.log(job_id), keys.plain("running"), f"{keys.SHARD}tenant_running:tenant-a"]
+    flow = keys.flow_of("normal", "tenant-a", STEADY)
+    await crew.runtime.commands.call(
+        "EVAL",
+        b"""redis.call('HSET', KEYS[1], 'state', 'queued')
+            redis.call('HDEL', KEYS[1], 'epoch', 'worker', 'confirmed', 'published', 'started_ms', 'attempts')
+            redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
+            redis.call('ZADD', KEYS[5], 9e12, ARGV[1])
+            redis.call('ZADD', KEYS[6], 1, ARGV[1])
+            redis.call('ZADD', KEYS[7], 0, ARGV[2])""",
+        7,
+        *names,
+        keys.plain("waiting"),
+        keys.flow(flow),
+        f"{keys.SHARD}ready:normal",
+        job_id,
+        flow,
+    )
+    await wait_until(lambda: len(crew.calls(job_id)) == 2, "the second run")
+    assert hand.worker.job_counter == 1
+    await crew.runtime.jobs.cancel(job_id, "tenant-a")
