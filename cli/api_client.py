@@ -9,7 +9,7 @@ import httpx2
 
 from cli.errors import CommandError
 from cli.serve import is_loopback
-from cli.terminal import printable
+from cli.terminal import one_line
 
 # Longer than the API's 15 s between pings: a silent connection is a dead one.
 _READ_TIMEOUT_S = 40
@@ -35,7 +35,7 @@ def open_client(url: str) -> httpx2.Client:
         )
     except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
         message = f"A variable for proxies or certificates (ALL_PROXY, SSL_CERT_FILE, …) cannot be used: {error}"
-        raise CommandError(_one_line(message), 2) from None
+        raise CommandError(one_line(message), 2) from None
 
 
 def _host_of(url: str) -> str:
@@ -66,11 +66,16 @@ def is_something_else(response: httpx2.Response) -> CommandError:
     return CommandError(f"The server at {response.url.host} answered {response.status_code}; is it a tokenspool API?")
 
 
+def is_ours(response: httpx2.Response) -> bool:
+    """Whether a refusal is a problem document. Its body must have been read."""
+    return "detail" in json_object(response.content)
+
+
 def refusal(response: httpx2.Response) -> CommandError:
     """What an answer that is no success says, as one sentence. Its body must have been read."""
-    problem = json_object(response.content)
-    if "detail" not in problem:
+    if not is_ours(response):
         return is_something_else(response)
+    problem = json_object(response.content)
     fields = problem.get("errors")
     details = [
         f"{field.get('pointer')}: {field.get('detail')}."
@@ -78,7 +83,7 @@ def refusal(response: httpx2.Response) -> CommandError:
         if isinstance(field, dict)
     ]
     hint = " Set TOKENSPOOL_API_KEY to a valid key." if response.status_code == 401 else ""
-    return CommandError(_one_line(" ".join([str(problem["detail"]), *details])) + hint)
+    return CommandError(one_line(" ".join([str(problem["detail"]), *details])) + hint)
 
 
 def job_in(response: httpx2.Response) -> dict[str, Any]:
@@ -96,7 +101,3 @@ def json_object(content: str | bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _one_line(text: str) -> str:
-    return printable(" ".join(text.split()))

@@ -49,7 +49,7 @@ def run_dev(*, port: int, workers: int, data_dir: Path, simulator: bool) -> None
     settings = read_settings()
     if os.environ.get("TOKENSPOOL_AUTH") and settings.auth != "off":
         raise CommandError("API keys do not exist yet: unset TOKENSPOOL_AUTH, or set it to off.", 2)
-    with contextlib.closing(bind(_HOST, port)) as listener:
+    with contextlib.closing(bind(_HOST, port, hint=" (make run ARGS='--port 8001')")) as listener:
         _make_directory(data_dir)
         redis = EmbeddedRedis(data_dir / "redis", unix_socket=True)
         with contextlib.closing(redis), Supervisor(say) as supervisor:
@@ -106,7 +106,7 @@ def _redis_service(redis: EmbeddedRedis) -> Service:
         except DirectoryInUseError:
             raise CommandError(
                 f"{redis.directory.parent} is in use by another `tokenspool dev`: stop that one, or choose another "
-                "directory with --data-dir."
+                "directory with --data-dir (make run ARGS='--data-dir .another')."
             ) from None
         except EmbeddedRedisError as error:
             raise CommandError(str(error)) from None

@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 import httpx2
 
-from cli.api_client import is_something_else, job_in, json_object, nobody_answers, open_client, refusal
+from cli.api_client import is_ours, is_something_else, job_in, json_object, nobody_answers, open_client, refusal
 from cli.errors import CommandError
 from cli.event_stream import Event, EventReader
-from cli.terminal import printable, put, tell
+from cli.terminal import one_line, printable, put, tell
 
 _ENDINGS = ("succeeded", "failed", "cancelled", "expired")
 # The job goes on without us, so there is no hurry; but nobody watches a screen that long.
@@ -87,7 +87,7 @@ def _show(event: Event, answer: _Answer) -> None:
         case "failed":
             error = data.get("error")
             told = f"{error.get('message')} ({error.get('code')})" if isinstance(error, dict) else "nobody says why"
-            raise CommandError(printable(f"The job failed: {told}"))
+            raise CommandError(one_line(f"The job failed: {told}"))
         case "cancelled" | "expired":
             raise CommandError("The job was cancelled." if event.name == "cancelled" else "The job expired unstarted.")
         case _:
@@ -111,6 +111,8 @@ def _events(client: httpx2.Client, job_id: str, url: str, answer: _Answer) -> It
                     return
                 if response.status_code != 200:
                     response.read()
+                    if response.status_code == 404 and is_ours(response):
+                        raise CommandError(f"There is no job {one_line(job_id)} at {url}.")
                     if response.status_code not in _WORTH_WAITING:
                         raise refusal(response)
                     pause_s = _retry_after_s(response, pause_s)

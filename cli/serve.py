@@ -100,8 +100,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, not yet listening. Raises CommandError when it is taken or is none of ours."""
+def bind(host: str, port: int, *, hint: str = "") -> socket.socket:
+    """A socket bound to the address, not yet listening. Raises CommandError when it is taken or is none of ours.
+
+    ``hint`` says behind "choose one with --port" how that is done.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -114,7 +117,9 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise CommandError(f"Port {port} on {host} cannot be had ({error.strerror}): choose one with --port.") from None
+        raise CommandError(
+            f"Port {port} on {host} cannot be had ({error.strerror}): choose one with --port{hint}."
+        ) from None
     return listener
 
 
@@ -129,6 +134,7 @@ def _serve(settings: "Settings", listener: socket.socket) -> None:
     import uvicorn
 
     from api.app import create_app
+    from shared.garbage import settle_garbage
     from shared.telemetry import configure_logging, get_logger
 
     configure_logging(settings.log_level)
@@ -151,6 +157,7 @@ def _serve(settings: "Settings", listener: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _nothing)
     host, port = listener.getsockname()[:2]
+    settle_garbage()
     get_logger("api").info("api_starting", host=host, port=port)
     server.run(sockets=[listener])
     if not server.started:

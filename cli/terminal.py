@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("", text)
 
 
+def one_line(text: str) -> str:
+    """The text for the middle of a sentence: also without line feeds and tabs."""
+    return printable(" ".join(text.split()))
+
+
 def put(text: str) -> None:
     """Text on standard output, at once. Raises CommandError when nobody takes it: without a word if it is a pipe."""
     try:

@@ -278,7 +278,7 @@ def test_an_end_that_is_no_success_is_exit_code_1_and_a_sentence(
 @pytest.mark.parametrize(
     ("said", "sentence"),
     [
-        (problem(404, "There is no such thing here."), "There is no such thing here."),
+        (problem(410, "It is\ngone."), "It is gone."),
         (
             problem(401, "A valid API key is needed."),
             "A valid API key is needed. Set TOKENSPOOL_API_KEY to a valid key.",
@@ -310,7 +310,7 @@ def test_a_job_that_is_erased_meanwhile_is_told_as_gone(tokenspool: Tokenspool, 
     with FakeApi(stream(delta("Blue", "1-3")), problem(404, "There is no such thing here.")) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert (outcome.exit_code, outcome.out) == (1, "Blue\n")
-    assert outcome.err.splitlines()[-1] == "tokenspool: There is no such thing here."
+    assert outcome.err.splitlines()[-1] == f"tokenspool: There is no job {JOB_ID} at {api.url}."
 
 
 def test_nobody_there_is_said_at_once(tokenspool: Tokenspool, patience: Patience) -> None:

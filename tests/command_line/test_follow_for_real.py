@@ -9,6 +9,7 @@ from math import inf
 import pytest
 from structlog.testing import capture_logs
 
+from cli.terminal import one_line
 from shared.settings import load_settings
 from shared.store import keys
 from shared.store.runtime import open_runtime
@@ -201,7 +202,7 @@ async def test_a_job_that_is_not_there_is_one_sentence(url: str, tokenspool: Tok
     """Whatever was typed."""
     outcome = await _run(tokenspool, "follow", job_id, "--url", url)
     assert outcome.exit_code == 1
-    assert outcome.sentence == "There is no such thing here."
+    assert outcome.sentence == f"There is no job {one_line(job_id)} at {url}."
 
 
 @pytest.mark.parametrize(

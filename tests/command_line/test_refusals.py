@@ -102,9 +102,10 @@ def test_a_port_that_is_taken_is_told(
     data_dir = tmp_path / "data"
     where: list[str | Path] = ["--data-dir", data_dir] if command == "dev" else []
     outcome = tokenspool(command, "--port", taken_port, *where)
+    hint = " (make run ARGS='--port 8001')" if command == "dev" else ""
     assert outcome.exit_code == 1
     assert outcome.sentence == (
-        f"Port {taken_port} on 127.0.0.1 cannot be had (Address already in use): choose one with --port."
+        f"Port {taken_port} on 127.0.0.1 cannot be had (Address already in use): choose one with --port{hint}."
     )
     assert not data_dir.exists()
 
@@ -138,7 +139,7 @@ def test_a_data_directory_in_use_is_told(
     assert outcome.exit_code == 1
     assert outcome.err == (
         f"tokenspool: {tmp_path} is in use by another `tokenspool dev`: stop that one, or choose another directory "
-        "with --data-dir.\n"
+        "with --data-dir (make run ARGS='--data-dir .another').\n"
     )
     assert (tmp_path / "logs" / "api.log").read_text() == "in use"
 
