@@ -7,6 +7,7 @@ import signal
 import uvloop
 
 from shared.errors import SettingsError
+from shared.garbage import settle_garbage
 from shared.settings import Settings
 from shared.store.runtime import open_runtime
 from shared.telemetry import configure_logging, get_logger
@@ -17,7 +18,7 @@ from worker.outage import Outage
 from worker.providers import open_provider
 from worker.run_job import RunContext
 
-_REDIS_TIMEOUT_S = 5.0
+_LONGEST_REDIS_TIMEOUT_S = 5.0
 
 
 def run_worker(settings: Settings) -> None:
@@ -39,11 +40,21 @@ def refuse_without_key(settings: Settings) -> None:
         )
 
 
+def redis_timeout_s(settings: Settings) -> float:
+    """How long a worker's call may take: on a connection that died without a sign, a renewal must fail early enough to be
+    made again before the lease ends.
+    """
+    return min(_LONGEST_REDIS_TIMEOUT_S, settings.lease_s / 3)
+
+
 async def _work(settings: Settings) -> None:
     logger = get_logger("worker").bind(pid=os.getpid())
     provider = open_provider(settings)
+    settle_garbage()
     try:
-        async with open_runtime(settings, process_name="tokenspool-worker", timeout_s=_REDIS_TIMEOUT_S) as runtime:
+        async with open_runtime(
+            settings, process_name="tokenspool-worker", timeout_s=redis_timeout_s(settings)
+        ) as runtime:
             context = RunContext(
                 settings=settings,
                 provider=provider,

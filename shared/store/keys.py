@@ -107,11 +107,12 @@ def flow(flow_name: str) -> str:
     return _name("flow", flow_name)
 
 
-def lua_functions() -> str:
-    """``key_job(id)``, ``channel_events(id)`` and so on, for the head of every script."""
+def lua_functions(*, used_in: str) -> str:
+    """``key_job(id)``, ``channel_events(id)`` and so on, for the head of a script: those that its body calls."""
     lines = []
     for prefix, names in (("key", KEYS), ("channel", CHANNELS)):
         for kind, (arguments, _) in names.items():
             parts = " .. ':' .. ".join((f"KEYS[1] .. '{kind}'", *arguments))
-            lines.append(f"local function {prefix}_{kind}({', '.join(arguments)}) return {parts} end")
+            if f"{prefix}_{kind}(" in used_in:
+                lines.append(f"local function {prefix}_{kind}({', '.join(arguments)}) return {parts} end")
     return "\n".join(lines)

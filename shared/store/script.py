@@ -43,8 +43,9 @@ class Script(NamedTuple):
 def script(name: str) -> Script:
     """The script of that name, assembled once per process."""
     folder = files("shared.store") / "lua"
-    head = f"local BANDS = '{','.join(BANDS)}'\n{keys.lua_functions()}\n"
-    text = (head + "\n".join((folder / f"{part}.lua").read_text() for part in _PARTS[name])).encode()
+    body = "\n".join((folder / f"{part}.lua").read_text() for part in _PARTS[name])
+    head = f"local BANDS = '{','.join(BANDS)}'\n{keys.lua_functions(used_in=body)}\n"
+    text = (head + body).encode()
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 

@@ -13,7 +13,8 @@ from shared.store.script import NAMES, script, sources, target
 
 def test_python_and_lua_build_the_same_names() -> None:
     """The Lua functions are made from the list; what Python builds must be what they say."""
-    lua = keys.lua_functions()
+    calls = [f"key_{kind}(" for kind in keys.KEYS] + [f"channel_{kind}(" for kind in keys.CHANNELS]
+    lua = keys.lua_functions(used_in=" ".join(calls))
     for kind, (arguments, _) in keys.KEYS.items():
         assert f"local function key_{kind}({', '.join(arguments)}) return KEYS[1] .. '{kind}'" in lua
     for kind in keys.CHANNELS:
@@ -23,6 +24,11 @@ def test_python_and_lua_build_the_same_names() -> None:
     assert keys.plain("waiting") == "ts:{0}:waiting"
     with pytest.raises(ValueError, match="needs"):
         keys.plain("job")
+
+
+def test_a_script_carries_only_the_names_that_it_uses() -> None:
+    """Redis builds them anew for every call."""
+    assert keys.lua_functions(used_in="call('DEL', key_log(id))").count("local function") == 1
 
 
 def test_every_key_says_how_long_it_lives() -> None:
