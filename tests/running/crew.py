@@ -21,6 +21,7 @@ from simulator.app import Simulator
 from simulator.record import Call
 from tests.support.store import submit
 from tests.support.wait import wait_until
+from worker.app import redis_timeout_s
 from worker.arq_worker import ArqWorker
 from worker.llm_state import LlmState
 from worker.log_writer import LogWriter
@@ -124,7 +125,7 @@ class Crew:
     """All that were submitted."""
     nonces: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
-    async def worker(self, *, timeout_s: float = 5, **settings: Any) -> Hand:
+    async def worker(self, *, timeout_s: float | None = None, **settings: Any) -> Hand:
         """Starts a worker, and waits until it can be heard and hears."""
         hand = await self.stack.enter_async_context(self._hand(timeout_s, settings))
         await wait_until(lambda: bool(hand.log.named("worker_started")), "the worker to start")
@@ -132,7 +133,7 @@ class Crew:
         return hand
 
     @asynccontextmanager
-    async def _hand(self, timeout_s: float, settings: dict[str, Any]) -> AsyncIterator[Hand]:
+    async def _hand(self, timeout_s: float | None, settings: dict[str, Any]) -> AsyncIterator[Hand]:
         log = LogLines()
         logger = cast("Logger", log)
         whole = load_settings(
@@ -147,7 +148,9 @@ class Crew:
         )
         provider = open_provider(whole)
         try:
-            async with open_runtime(whole, process_name="worker", timeout_s=timeout_s) as runtime:
+            async with open_runtime(
+                whole, process_name="worker", timeout_s=timeout_s or redis_timeout_s(whole)
+            ) as runtime:
                 context = RunContext(whole, provider, LogWriter(runtime, Outage(logger)), LlmState(), logger)
                 worker = ArqWorker(runtime, context, whole, logger)
                 async with Hand(worker, runtime, log, asyncio.create_task(worker.async_run(), name="worker")) as hand:

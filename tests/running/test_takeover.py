@@ -2,7 +2,10 @@
 
 import asyncio
 import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -199,3 +202,66 @@ async def test_leases_are_reaped_however_short_they_are(crew: Crew, lease_s: flo
         return await crew.state(job_id) is JobState.QUEUED
 
     await wait_until(is_back, "the job to be back", timeout_s=5)
+
+
+class Proxy:
+    """Between a worker and Redis; connections can be swallowed: they stay open, and nothing passes any more."""
+
+    def __init__(self, url: str) -> None:
+        self._target_port = urlsplit(url).port
+        self._swallowed: list[asyncio.Event] = []
+        self.url = ""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Proxy"]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+        try:
+            yield self
+        finally:
+            server.close()
+            self.swallow()
+            await server.wait_closed()
+            await wait_until(lambda: not self._swallowed, "the proxy's connections to end")
+
+    def swallow(self) -> None:
+        """What is open now is half open; new connections pass."""
+        for event in self._swallowed:
+            event.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        is_swallowed = asyncio.Event()
+        self._swallowed.append(is_swallowed)
+        there = asyncio.create_task(self._copy(reader, there_writer, is_swallowed))
+        back = asyncio.create_task(self._copy(there_reader, writer, is_swallowed))
+        await asyncio.wait([there])
+        back.cancel()
+        await asyncio.wait([back])
+        there_writer.close()
+        writer.close()
+        self._swallowed.remove(is_swallowed)
+
+    @staticmethod
+    async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_swallowed: asyncio.Event) -> None:
+        try:
+            while piece := await reader.read(65_536):
+                if not is_swallowed.is_set():
+                    writer.write(piece)
+        except ConnectionError:
+            pass
+
+
+async def test_a_worker_whose_connections_died_without_a_sign_keeps_its_leases(crew: Crew, redis_url: str) -> None:
+    """It asks again on another connection before they end, although the rest of the crew is there to take its jobs."""
+    proxy = await crew.stack.enter_async_context(Proxy(redis_url).running())
+    hand = await crew.worker(lease_s=2, redis_url=proxy.url)
+    job_ids = [await crew.submit("tokens=450 gap-ms=10") for _ in range(3)]
+    for job_id in job_ids:
+        await crew.begun(job_id)
+    other = await crew.worker(lease_s=2)
+    proxy.swallow()
+    for job in await crew.all_ended(job_ids):
+        assert (job.state, job.attempts) == (JobState.SUCCEEDED, 1)
+    assert other.log.named("job_taken_over") == []
+    assert hand.log.named("redis_trouble")
