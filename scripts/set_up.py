@@ -14,6 +14,7 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -41,14 +42,25 @@ def main(parts: list[str]) -> int:
         print(f"set-up: unknown part {unknown[0]!r}, expected one of: {', '.join(PARTS)}", file=sys.stderr)
         return 2
     with (ROOT / ".venv.lock").open("w") as lock:
-        # Two makes at once (a test run beside a `make run`) must not install over each other.
-        fcntl.flock(lock, fcntl.LOCK_EX)
         try:
+            wait_for(lock)
             set_up(parts)
         except SetUpError as error:
             print(f"set-up: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("set-up: stopped; run make again to go on", file=sys.stderr)
+            return 130
     return 0
+
+
+def wait_for(lock: IO[str]) -> None:
+    """Own the environment: two makes at once (a test run beside a `make run`) must not install over each other."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say("another make installs here; waiting for it")
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def set_up(parts: list[str]) -> None:

