@@ -98,8 +98,11 @@ local function start(id)
     job[9] or '0', job[10] or '0', job[11], job[12]}
 end
 
-local reply, touched = {-1}, #promoted
-while #reply <= count and touched < 500 do
+-- A reply is whole or lost: hundreds of prompts of some MB would not arrive within any timeout, and be claimed again.
+local most_bytes = 8 * 1024 * 1024
+
+local reply, touched, bytes = {-1}, #promoted, 0
+while #reply <= count and touched < 500 and bytes < most_bytes do
   local flow, id, band = pick()
   if not flow then break end
   touched = touched + 1
@@ -111,10 +114,12 @@ while #reply <= count and touched < 500 do
   else
     charge(flow, band, id)
     if band == lowest then low_count = low_count - 1 end
-    reply[#reply + 1] = start(id)
+    local claim = start(id)
+    bytes = bytes + #claim[12]
+    reply[#reply + 1] = claim
   end
 end
-if touched >= 500 then -- enough for one script: whoever has room left comes again at once
+if touched >= 500 or bytes >= most_bytes then -- enough for one script: whoever has room left comes again at once
   reply[1] = 0
   return reply
 end
