@@ -1,7 +1,6 @@
 """The loops of a worker: woken, not polling; and nothing that Redis or a bug does to one of them ends it."""
 
 import asyncio
-import gc
 import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -9,16 +8,13 @@ from typing import Any
 import pytest
 import structlog
 
-from shared.completion import Completion
 from shared.errors import StorageFull, StorageUnavailable
 from shared.job import JobState, Priority
 from shared.store import keys
-from shared.store.queue import Claim
 from tests.running.crew import STEADY, TENANT, Crew, Hand, replace
 from tests.support.store import make_overdue, submit_many
 from tests.support.wait import wait_until
 from worker import arq_worker
-from worker.log_writer import JobLog
 
 NEVER_S = 1000.0
 
@@ -258,19 +254,3 @@ def counting(hand: Hand, method: str, *, of: str = "queue") -> "itertools.count[
             return calls
 
     return Calls()
-
-
-async def test_an_ended_job_leaves_nothing_in_memory(crew: Crew) -> None:
-    """Whichever way it ended. (Over 11,000 jobs the number of objects in a worker stays the same: measured.)"""
-    hand = await crew.worker(lease_s=0.6)
-    scripts = ["", "fail=400", "fail=529x1", "end=2x1", "fail=429,retry-after=30", "stall=2"]
-    job_ids = [await crew.submit(script) for script in scripts * 10]
-    await wait_until(lambda: len(hand.running) == 10, "the silent ones to be left")
-    for job_id in job_ids:
-        await crew.runtime.jobs.cancel(job_id, TENANT)
-    await hand.is_idle()
-    await wait_until(lambda: not hand.worker._writer._beats, "the last beat")
-    gc.collect()
-    left = [type(found).__name__ for found in gc.get_objects() if isinstance(found, (JobLog, Completion, Claim))]
-    assert left == []
-    assert hand.worker._claims == {}
