@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -36,6 +37,18 @@ except ProcessLookupError:
 """
 
 _PYTHON = (sys.executable, "-I", "-S", "-c")  # bare: starts in 15 ms
+
+# -P: the current directory is not searched. It may be another project's, with an `api` or a `shared` of its own.
+OWN_PYTHON = (sys.executable, "-P", "-m")
+"""Runs a module of ours, in own_environment()."""
+
+
+def own_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which OWN_PYTHON finds our packages where this process found them, installed or not."""
+    root = str(Path(__file__).resolve().parent.parent)
+    if root in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        return dict(environment)
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))}
 
 
 class Child:

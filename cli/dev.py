@@ -8,13 +8,12 @@ import contextlib
 import os
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.child import Child, start_child
+from cli.child import OWN_PYTHON, Child, own_environment, start_child
 from cli.embedded_redis import DirectoryInUseError, EmbeddedRedis, EmbeddedRedisError
 from cli.errors import CommandError
 from cli.local_model import MODEL, SLOTS, find_weights, openmp_environment
@@ -168,7 +167,7 @@ def _local_model(logs: Path, workers: int) -> Upstream:
     }
     service = _service(
         MODEL,
-        ["-m", "cli.local_model", str(port)],
+        ["cli.local_model", str(port)],
         environment,
         logs / "model.log",
         is_ready=lambda: http_status(_HOST, port, "/health") == 200,
@@ -195,7 +194,7 @@ def _simulator(logs: Path, *, asked_for: bool) -> Upstream:
     port = _free_port()
     service = _service(
         "the simulator",
-        ["-m", "cli", "simulator", "--port", str(port)],
+        ["cli", "simulator", "--port", str(port)],
         _environment_without(*_UPSTREAM_VARIABLES),
         logs / "simulator.log",
         is_ready=lambda: http_status(_HOST, port, "/") is not None,
@@ -220,7 +219,7 @@ def _api_service(listener: socket.socket, environment: Environment, logs: Path) 
     # We hold the listening socket: while the API is brought back, new connections wait instead of being refused.
     return _service(
         "the API",
-        ["-m", "cli", "serve", "--socket-fd", str(listener.fileno())],
+        ["cli", "serve", "--socket-fd", str(listener.fileno())],
         environment,
         logs / "api.log",
         is_ready=lambda: http_status(_HOST, port, "/health/ready") == 200,
@@ -232,7 +231,7 @@ def _api_service(listener: socket.socket, environment: Environment, logs: Path) 
 def _worker_service(number: int, settings: Settings, environment: Environment, logs: Path) -> Service:
     service = _service(
         f"worker {number}",
-        ["-m", "cli", "worker"],
+        ["cli", "worker"],
         environment,
         logs / f"worker-{number}.log",
         is_ready=lambda: worker_lives(settings, service.pid),
@@ -257,9 +256,9 @@ def _service(
         with log_path.open("ab") as log:
             return start_child(
                 name,
-                [sys.executable, *arguments],
+                [*OWN_PYTHON, *arguments],
                 output=log,
-                environment=environment,
+                environment=own_environment(environment),
                 pass_fds=[] if pass_fd is None else [pass_fd],
             )
 

@@ -6,6 +6,7 @@ and one sentence.
 
 import ipaddress
 import math
+import os
 import resource
 import signal
 import socket
@@ -169,15 +170,21 @@ def _nothing(_number: int, _frame: object) -> None:
 
 
 def _serve_by_processes(listener: socket.socket, *, host: str, insecure: bool, processes: int) -> None:
-    from cli.child import Child, start_child
+    from cli.child import OWN_PYTHON, Child, own_environment, start_child
     from cli.supervisor import Interrupted, Service, Supervisor
 
-    command = [sys.executable, "-m", "cli", "serve", "--host", host, "--socket-fd", str(listener.fileno())]
+    command = [*OWN_PYTHON, "cli", "serve", "--host", host, "--socket-fd", str(listener.fileno())]
     if insecure:
         command.append("--insecure")
 
     def starter(name: str) -> Callable[[], Child]:
-        return lambda: start_child(name, command, output=sys.stderr.buffer, pass_fds=[listener.fileno()])
+        return lambda: start_child(
+            name,
+            command,
+            output=sys.stderr.buffer,
+            environment=own_environment(os.environ),
+            pass_fds=[listener.fileno()],
+        )
 
     names = [f"API process {number}" for number in range(1, processes + 1)]
     services = [Service(name, starter(name), stop_timeout_s=30) for name in names]

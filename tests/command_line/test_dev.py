@@ -145,6 +145,21 @@ async def test_whatever_dies_comes_back_with_its_address(tmp_path: Path) -> None
         _assert_gone(family)
 
 
+async def test_it_runs_in_a_folder_that_has_packages_of_the_same_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever puts an LLM behind an application of their own may well have an `api` and a `shared` in it."""
+    for name in ("api", "cli", "shared", "simulator", "worker"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not ours')")
+    monkeypatch.chdir(tmp_path)
+    async with DevTerminal("--simulator", "--port", "0") as dev:
+        await dev.is_up()
+        assert (tmp_path / ".tokenspool").is_dir()
+        dev.type(CTRL_C)
+        assert await dev.ends() == 0
+
+
 async def test_a_ctrl_c_while_it_starts_is_obeyed(tmp_path: Path) -> None:
     """At any moment behind its first line."""
     async with DevTerminal("--simulator", "--port", "0", "--data-dir", tmp_path / "data") as dev:

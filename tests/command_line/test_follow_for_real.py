@@ -125,14 +125,15 @@ async def test_an_answer_that_is_cut_anywhere_and_often_is_printed_once(
     await crew.worker()
     job_id = await _submit(tokenspool, url, "nonce=cut", "sim-t40-g5-f1")
     places = random.Random(seed)
+    certain = [10, 300]  # however few pieces a busy machine makes of the answer, it is cut
 
     def bytes_of() -> int:
-        return places.choice((10, places.randint(200, 1200), places.randint(200, 5000)))
+        return certain.pop() if certain else places.choice((10, places.randint(200, 1200), places.randint(200, 5000)))
 
     async with _gateway(lambda: url, bytes_of) as way:
         outcome = await _run(tokenspool, "follow", job_id, "--url", way)
     assert (outcome.exit_code, outcome.out) == (0, _answer("cut") + "\n")
-    assert len(patience.pauses_s) >= 3
+    assert len(patience.pauses_s) >= 2
 
 
 async def test_an_ended_job_is_told_again_from_its_log_and_then_from_its_result(

@@ -160,6 +160,20 @@ def test_a_stop_while_something_starts_is_obeyed_at_once(tmp_path: Path, supervi
     supervisor.stop_everything()
 
 
+def test_nohup_is_respected(tmp_path: Path, news: News) -> None:
+    """Whoever started us with it wants us to outlive the terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Supervisor(news) as supervisor:
+            supervisor.start([a_service(tmp_path)])
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not supervisor.stop_requested
+            supervisor.stop_everything()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_rounds_are_stopped_one_behind_the_other(tmp_path: Path, supervisor: Supervisor) -> None:
     """So that none loses what it still needs: here each writes, when it ends, whether the next is there."""
     witness = tmp_path / "witness"
