@@ -4,6 +4,7 @@ The scripts know one clock, Redis's own; so a test does not wait for a lease or 
 holds it.
 """
 
+import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Iterable
@@ -259,38 +260,43 @@ async def members(runtime: Runtime, key: str) -> list[str]:
 
 async def assert_consistent(runtime: Runtime, job_ids: Iterable[str]) -> None:
     """The bookkeeping agrees with the records: what ``leave`` and ``put_back`` promise, for every job at once."""
-    commands = runtime.commands
-    waiting = set(await members(runtime, keys.plain("waiting")))
-    deferred = set(await members(runtime, keys.plain("deferred")))
-    running = set(await members(runtime, keys.plain("running")))
-    records = {job_id: await commands.call("HMGET", keys.job(job_id), "state", "tenant", "flow") for job_id in job_ids}
+    # Asked for together: two round trips in all, for a test that looks after every step.
+    commands, ids = runtime.commands, list(job_ids)
+    names, *rest = await asyncio.gather(
+        all_keys(commands),
+        *(members(runtime, keys.plain(kind)) for kind in ("waiting", "deferred", "running")),
+        *(members(runtime, f"{keys.SHARD}ready:{band}") for band in BANDS),
+        *(commands.call("HMGET", keys.job(job_id), "state", "tenant", "flow") for job_id in ids),
+    )
+    waiting, deferred, running = (set(found) for found in rest[:3])
+    flows_ready = [flow for band in rest[3 : 3 + len(BANDS)] for flow in band]
+    records: dict[str, list[Any]] = dict(zip(ids, rest[3 + len(BANDS) :], strict=True))
     states = {job_id: JobState(record[0].decode()) for job_id, record in records.items() if record[0]}
+    flow_names = [name for name in names if kind_of(name) == "flow"]
+    tenant_names = [name for name in names if kind_of(name) == "tenant_running"]
+    waiting_in, running_of = await asyncio.gather(
+        asyncio.gather(*(members(runtime, name) for name in flow_names)),
+        asyncio.gather(*(commands.call("SMEMBERS", name) for name in tenant_names)),
+    )
 
     assert waiting == {job_id for job_id, state in states.items() if state is JobState.QUEUED}
     assert running == {job_id for job_id, state in states.items() if state is JobState.RUNNING}
     assert deferred <= waiting
 
     in_flows: dict[str, str] = {}
-    names = await all_keys(commands)
-    for name in names:
-        if kind_of(name) == "flow":
-            flow = name.removeprefix(keys.flow(""))
-            for job_id in await members(runtime, name):
-                assert job_id not in in_flows, f"{job_id} is in two flows"
-                in_flows[job_id] = flow
+    for name, found in zip(flow_names, waiting_in, strict=True):
+        for job_id in found:
+            assert job_id not in in_flows, f"{job_id} is in two flows"
+            in_flows[job_id] = name.removeprefix(keys.flow(""))
     assert set(in_flows) == waiting - deferred
     for job_id, flow in in_flows.items():
         assert records[job_id][2].decode() == flow
-
-    flows_ready = [flow for band in BANDS for flow in await members(runtime, f"{keys.SHARD}ready:{band}")]
     assert sorted(flows_ready) == sorted(set(in_flows.values()))
 
     by_tenant: dict[str, set[str]] = {}
     for job_id in running:
         by_tenant.setdefault(records[job_id][1].decode(), set()).add(job_id)
-    for name in names:
-        if kind_of(name) == "tenant_running":
-            tenant = name.rpartition(":")[2]
-            found = {member.decode() for member in await commands.call("SMEMBERS", name)}
-            assert found == by_tenant.pop(tenant, set())
-    assert by_tenant == {}
+    assert by_tenant == {
+        name.rpartition(":")[2]: {member.decode() for member in found}
+        for name, found in zip(tenant_names, running_of, strict=True)
+    }
