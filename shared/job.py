@@ -81,6 +81,15 @@ BANDS: Final = tuple(Priority)
 """Highest first: the order in which CLAIM looks."""
 
 
+class JobKind(StrEnum):
+    """What the upstream is asked for."""
+
+    MESSAGES = "messages"
+    """An answer, streamed."""
+    COUNT_TOKENS = "count_tokens"
+    """How many tokens a request has. No log, no place in lists; forgotten a minute after its end."""
+
+
 class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """What never changes after submit, but for the request itself. Written by SUBMIT; one JSON field of the record."""
 
@@ -102,6 +111,12 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     retry_of: str | None = None
     prompt_hash: str = ""
     """sha-256 of the request, first 12 hex digits: what logs carry in place of a prompt."""
+    kind: JobKind = JobKind.MESSAGES
+    may_start_over: bool = True
+    """Whether a failed attempt whose content is out may be followed by another. False: its only follower has no word for
+    ``reset``."""
+    anthropic_beta: str = ""
+    """The caller's ``anthropic-beta`` header, for an upstream that knows it."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -158,6 +173,8 @@ class Submission(msgspec.Struct, frozen=True):
     idempotency_key: str | None = None
     fingerprint: str = ""
     """Of the parsed body: equal JSON is the same body."""
+    attended_by: str = ""
+    """The API process whose client waits for it: with neither it is cancelled. Empty: nobody has to wait."""
 
 
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"

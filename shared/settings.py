@@ -56,6 +56,12 @@ class Settings(BaseSettings):
     """Jobs of one tenant that may run at once, over all workers; more wait. 0 is no limit."""
     max_body_bytes: Bytes = 32 << 20
     """Larger request bodies are refused with 413."""
+    max_batch_bytes: Bytes = 256 << 20
+    """Larger batches are refused with 413."""
+    max_batch_requests: int = Field(100_000, ge=1, le=1_000_000)
+    """Batches of more requests are refused with 413."""
+    max_batch_line_bytes: Bytes = 4 << 20
+    """A longer request of a batch is a failed item."""
     max_prompt_chars: int = Field(16_000_000, ge=1)
     """Longer ``prompt`` members are refused with 400."""
     memory_high_water: float = Field(0.8, gt=0, le=1)
@@ -63,6 +69,8 @@ class Settings(BaseSettings):
 
     log_retention_s: Seconds = 3_600
     """How long the events of an ended job can be replayed."""
+    batch_log_retention_s: Seconds = 60
+    """The same for an item of a batch that nobody followed when it ended."""
     result_retention_s: Seconds = 604_800
     """How long an ended job and its result can be read; afterwards 404."""
     idempotency_retention_s: Seconds = 86_400

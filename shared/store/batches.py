@@ -1,0 +1,339 @@
+"""Batches as records: received in slices, started, counted, cancelled, read, erased. Every call names the tenant.
+
+No script touches more than some hundred items, so what concerns all of a batch is done in pieces: the record says how far
+it has come, and ``due`` names the batches that have something left to do, for whichever process looks next.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from shared.batch import (
+    BATCH_TRANSITIONS,
+    ITEM_PRIORITY,
+    Batch,
+    BatchCounts,
+    BatchSpec,
+    BatchState,
+    BatchStep,
+    EndedItem,
+    InvalidItem,
+    NewItem,
+)
+from shared.errors import IdempotencyKeyReused, InvalidCursor, NotEnded, NotFound, QueueFull
+from shared.job import JobState, Step, Usage, prompt_hash_of
+from shared.settings import Settings, routes_of
+from shared.store import keys
+from shared.store.commands import Commands
+from shared.store.idempotency import key_hash
+from shared.store.jobs import retention
+from shared.store.script import script, sources, target
+
+SLICE_ITEMS: Final = 250
+"""Requests of one ``add``, and items of one ``advance``: some milliseconds of Redis."""
+SLICE_BYTES: Final = 4 << 20
+
+_RECEIVING_MS: Final = 20_000
+"""A body of which nothing arrived for so long is given up; its API process may be dead."""
+
+_USAGE: Final = tuple(Usage.__struct_fields__)
+_COUNTS: Final = tuple(BatchCounts.__struct_fields__)
+_FIELDS: Final = (
+    "tenant", "state", "spec", "created_ms", "expires_ms", "cancelled_ms", "ended_ms", "cost_nano_usd", "unpriced", *_COUNTS, *_USAGE,
+)  # fmt: skip
+_FOLLOWED_MS: Final = 30_000
+
+
+class Order(StrEnum):
+    """In which order the outcomes of a batch are read."""
+
+    SUBMITTED = "submitted"
+    FINISHED = "finished"
+
+
+class Known(NamedTuple):
+    """An Idempotency-Key that was used."""
+
+    id: str
+    """Of a job or a batch."""
+    fingerprint: str
+
+
+class BatchPage(NamedTuple):
+    """Batches, newest first, and where the next page begins."""
+
+    batches: list[Batch]
+    next_after: str | None
+
+
+class Batches:
+    """The batches of a shard."""
+
+    def __init__(self, commands: Commands, settings: Settings) -> None:
+        self._commands = commands
+        self._settings = settings
+        self._routes = routes_of(settings)
+
+    # Receiving
+
+    async def known(self, tenant: str, idempotency_key: str) -> Known | None:
+        """What the key was used for, so that a repeat need not be stored to be recognised."""
+        found = await self._commands.call("HMGET", keys.idempotency(tenant, key_hash(idempotency_key)), "job", "fingerprint")
+        return Known(found[0].decode(), found[1].decode()) if found[0] else None
+
+    async def open(self, batch_id: str, tenant: str) -> None:
+        """A body begins to arrive. ``add`` its slices, ``start`` it, or ``drop`` it; left alone it is dropped."""
+        await self._commands.run(
+            script("open_batch"), batch_id, tenant, BatchState.RECEIVING, _RECEIVING_MS
+        )
+
+    async def add(self, batch_id: str, tenant: str, items: Sequence[NewItem | InvalidItem]) -> None:
+        """The next lines, at most SLICE_ITEMS of at most SLICE_BYTES together (one line may be longer).
+
+        Raises QueueFull, StorageFull, StorageUnavailable; NotFound if it was given up meanwhile.
+        """
+        arguments: list[str | bytes | int] = []
+        for item in items:
+            match item:
+                case NewItem():
+                    flow = keys.flow_of(ITEM_PRIORITY, tenant, self._routes.chain_name_of(item.model))
+                    own = {"model": item.model, "custom_id": item.custom_id, "prompt_hash": prompt_hash_of(item.request)}
+                    arguments += (item.line, item.job_id, flow, item.request, msgspec.json.encode(own))
+                case InvalidItem():
+                    arguments += (item.line, "", "", "", msgspec.json.encode(item))
+        reply = await self._commands.run(
+            script("add_items"),
+            batch_id,
+            BatchState.RECEIVING,
+            _RECEIVING_MS,
+            self._settings.max_queued,
+            JobState.QUEUED,
+            JobState.FAILED,
+            *arguments,
+        )
+        if reply == b"full":
+            raise QueueFull
+        if reply != b"added":
+            raise NotFound
+
+    async def start(
+        self,
+        batch_id: str,
+        tenant: str,
+        spec: BatchSpec,
+        *,
+        expires_in_s: int,
+        idempotency_key: str | None = None,
+        fingerprint: str = "",
+    ) -> str:
+        """The body is whole: from here on the batch stands, whatever process dies. Returns its id.
+
+        Returns another batch's id if the key has one with the same body; this one is being dropped then. Its items begin
+        to wait with each ``advance``. Raises IdempotencyKeyReused, NotFound, StorageFull, StorageUnavailable.
+        """
+        allowed, running = BATCH_TRANSITIONS[BatchStep.START]
+        common = msgspec.json.encode(
+            msgspec.structs.replace(spec.items, batch_id=batch_id)
+        )
+        reply = await self._commands.run(
+            script("start_batch"),
+            batch_id,
+            tenant,
+            _joined(allowed),
+            running,
+            BatchState.ENDED,
+            BatchState.DROPPED,
+            msgspec.json.encode(spec),
+            common,
+            spec.items.timeout_s * 1000,
+            expires_in_s * 1000,
+            "" if spec.items.not_before_ms is None else spec.items.not_before_ms,
+            key_hash(idempotency_key) if idempotency_key else "",
+            fingerprint,
+            retention(self._settings),
+        )
+        match reply:
+            case [b"started"]:
+                return batch_id
+            case [b"replayed", other_id]:
+                return str(other_id.decode())
+            case [b"reused"]:
+                raise IdempotencyKeyReused
+            case _:
+                raise NotFound
+
+    async def drop(self, batch_id: str) -> None:
+        """What was received is erased, piece by piece, by whoever calls ``advance``. Harmless once it has started."""
+        allowed, dropped = BATCH_TRANSITIONS[BatchStep.DROP]
+        await self._commands.run(script("drop_batch"), batch_id, "", _joined(allowed), dropped)
+
+    # In pieces
+
+    async def due(self) -> list[str]:
+        """Batches that have something left to do and that nobody is at."""
+        ids = await self._commands.run(script("due_batches"), 10)
+        return [batch_id.decode() for batch_id in ids]
+
+    async def advance(self, batch_id: str) -> bool:
+        """Does the next piece: starts, cancels or erases some items. False once there is nothing left to do now."""
+        reply = await self._commands.run(
+            script("advance_batch"),
+            batch_id,
+            SLICE_ITEMS,
+            BatchState.RECEIVING,
+            BatchState.CANCELLING,
+            BatchState.ENDED,
+            BatchState.DROPPED,
+            JobState.QUEUED,
+            sources(Step.CANCEL),
+            target(Step.CANCEL),
+            retention(self._settings),
+        )
+        return bool(reply)
+
+    async def advance_all(self, batch_id: str, *, most_s: float | None = None) -> None:
+        """Advances until nothing is left to do, or the time is over: then the loops go on."""
+        loop = asyncio.get_running_loop()
+        ends_s = None if most_s is None else loop.time() + most_s
+        while await self.advance(batch_id):
+            if ends_s is not None and loop.time() > ends_s:
+                return
+
+    # What callers ask
+
+    async def get(self, batch_id: str, tenant: str) -> Batch:
+        """The batch as it stands. Raises NotFound, for foreign ids too."""
+        (found,) = await self._read([batch_id], tenant)
+        if found is None:
+            raise NotFound
+        return found
+
+    async def list(self, tenant: str, *, after: str | None, before: str | None = None, limit: int) -> BatchPage:
+        """The tenant's batches, newest first: those older than ``after``, or the ones right before ``before``."""
+        if before is not None:
+            command, start, end = "ZRANGEBYLEX", f"({before}", "+"
+        else:
+            command, start, end = "ZREVRANGEBYLEX", f"({after}" if after else "+", "-"
+        found: list[Batch] = []
+        while len(found) <= limit:
+            members = await self._commands.call(
+                command, keys.batch_index(tenant), start, end, "LIMIT", 0, limit + 1 - len(found)
+            )
+            ids = [member.decode() for member in members]
+            found += [batch for batch in await self._read(ids, tenant) if batch is not None]
+            if not ids:
+                break
+            start = f"({ids[-1]}"
+        has_more = len(found) > limit
+        page = found[:limit]
+        return BatchPage(page[::-1] if before is not None else page, page[-1].id if has_more else None)
+
+    async def cancel(self, batch_id: str, tenant: str) -> bool:
+        """What has not ended will be ended, by ``advance``; what is done stays. False if it was over already.
+
+        Raises NotFound.
+        """
+        allowed, cancelling = BATCH_TRANSITIONS[BatchStep.CANCEL]
+        reply = await self._commands.run(script("cancel_batch"), batch_id, tenant, _joined(allowed), cancelling)
+        if reply < 0:
+            raise NotFound
+        return bool(reply)
+
+    async def erase(self, batch_id: str, tenant: str) -> None:
+        """It and its items are gone. Raises NotFound, NotEnded."""
+        allowed, dropped = BATCH_TRANSITIONS[BatchStep.ERASE]
+        reply = await self._commands.run(script("drop_batch"), batch_id, tenant, _joined(allowed), dropped)
+        if reply < 0:
+            raise NotFound
+        if not reply:
+            raise NotEnded("Only a batch that has ended can be erased.")
+
+    async def ended_items(
+        self, batch_id: str, order: Order, *, after: int | None = None, count: int = 250
+    ) -> list[EndedItem]:
+        """The outcomes so far, behind the line ``after``. Raises InvalidCursor if that line has not ended.
+
+        In the order SUBMITTED a line that ends later than one behind it is passed over by whoever reads on from there.
+        """
+        ended = keys.batch_ended(batch_id)
+        if order is Order.FINISHED:
+            rank = -1
+            if after is not None:
+                rank = await self._commands.call("ZRANK", ended, after)
+                if rank is None:
+                    raise InvalidCursor
+            lines = [int(line) for line in await self._commands.call("ZRANGE", ended, rank + 1, rank + count)]
+        else:
+            lines = await self._ended_lines_after(ended, batch_id, after or 0, count)
+        return await self._items_of(batch_id, lines)
+
+    async def running_items(self, batch_id: str) -> list[str]:
+        """The ids of the items that a worker has right now."""
+        ids = [member.decode() for member in await self._commands.call("ZRANGE", keys.plain("running"), 0, -1)]
+        replies = [self._commands.call("HGET", keys.job(job_id), "batch") for job_id in ids]
+        wanted = batch_id.encode()
+        return [job_id for job_id, reply in zip(ids, replies, strict=True) if await reply == wanted]
+
+    async def item_ids(self, batch_id: str, start: int, count: int) -> list[str | None]:
+        """The job ids of the lines from ``start`` (0 is line 1) on; None for a line that never was a job."""
+        ids = await self._commands.call("LRANGE", keys.batch_items(batch_id), start, start + count - 1)
+        return [job_id.decode() or None for job_id in ids]
+
+    def follow(self, batch_id: str) -> "asyncio.Future[Any]":
+        """For half a minute what is appended to an item's log is published on the batch's channel too."""
+        return self._commands.call("SET", keys.batch_followed(batch_id), 1, "PX", _FOLLOWED_MS)
+
+    async def _ended_lines_after(self, ended: str, batch_id: str, after: int, count: int) -> list[int]:
+        total = int(await self._commands.call("LLEN", keys.batch_items(batch_id)))
+        found: list[int] = []
+        line = after + 1
+        while len(found) < count and line <= total:
+            part = range(line, min(line + count, total + 1))
+            scores = [self._commands.call("ZSCORE", ended, number) for number in part]
+            found += [number for number, score in zip(part, scores, strict=True) if await score is not None]
+            line = part.stop
+        return found[:count]
+
+    async def _items_of(self, batch_id: str, lines: Iterable[int]) -> list[EndedItem]:
+        numbers = list(lines)
+        items, invalid = keys.batch_items(batch_id), keys.batch_invalid(batch_id)
+        ids = [self._commands.call("LINDEX", items, number - 1) for number in numbers]
+        found: list[EndedItem] = []
+        for number, reply in zip(numbers, ids, strict=True):
+            job_id = await reply
+            if job_id:
+                found.append(EndedItem(number, job_id.decode()))
+            elif raw := await self._commands.call("HGET", invalid, number):
+                found.append(EndedItem(number, None, msgspec.json.decode(raw, type=InvalidItem)))
+        return found
+
+    async def _read(self, batch_ids: Sequence[str], tenant: str) -> list[Batch | None]:
+        replies = [self._commands.call("HMGET", keys.batch(batch_id), *_FIELDS) for batch_id in batch_ids]
+        return [_batch_of(batch_id, await reply, tenant) for batch_id, reply in zip(batch_ids, replies, strict=True)]
+
+
+def _joined(states: Iterable[BatchState]) -> str:
+    return ",".join(sorted(states))
+
+
+def _batch_of(batch_id: str, record: list[Any], tenant: str) -> Batch | None:
+    fields = dict(zip(_FIELDS, record, strict=True))
+    if fields["tenant"] != tenant.encode() or fields["state"] == BatchState.DROPPED.encode():
+        return None
+    cost = fields["cost_nano_usd"]
+    return Batch(
+        id=batch_id,
+        tenant=tenant,
+        state=BatchState(fields["state"].decode()),
+        spec=msgspec.json.decode(fields["spec"], type=BatchSpec),
+        counts=BatchCounts(**{name: int(fields[name] or 0) for name in _COUNTS}),
+        usage=Usage(**{name: int(fields[name] or 0) for name in _USAGE}),
+        created_ms=int(fields["created_ms"]),
+        expires_ms=int(fields["expires_ms"]),
+        cancelled_ms=int(fields["cancelled_ms"]) if fields["cancelled_ms"] else None,
+        ended_ms=int(fields["ended_ms"]) if fields["ended_ms"] else None,
+        cost_usd=int(cost) / 1_000_000_000 if cost and not fields["unpriced"] else None,
+    )
