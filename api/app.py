@@ -17,6 +17,7 @@ from api.native import complete, jobs, usage
 from api.ops import health, problems
 from api.relay import Relay
 from shared.errors import SettingsError
+from shared.job import new_id
 from shared.settings import Settings, load_settings
 from shared.store.runtime import open_runtime
 from shared.telemetry import configure_logging, get_logger
@@ -50,7 +51,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
         async with open_runtime(settings, process_name="tokenspool-api") as runtime, Relay(runtime) as relay:
-            api = ApiState(settings, runtime, relay, asyncio.Event(), get_logger("api").bind())
+            api = ApiState(new_id("api"), settings, runtime, relay, asyncio.Event(), get_logger("api").bind())
             async with asyncio.TaskGroup() as group:
                 loops = [group.create_task(loop, name=name) for name, loop in background.loops_of(api).items()]
                 yield {"api": api}

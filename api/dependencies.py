@@ -16,12 +16,15 @@ from shared.store.runtime import Runtime
 from shared.telemetry import Logger
 
 JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
+BATCH_ID: Final = re.compile(r"batch_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 
 
 @dataclass(frozen=True)
 class ApiState:
     """What lives as long as the application; opened by its lifespan."""
 
+    name: str
+    """Of this process, while it lives: jobs that a client waits for here carry it."""
     settings: Settings
     runtime: Runtime
     relay: Relay
@@ -55,7 +58,14 @@ async def _job_id(job_id: Annotated[str, Path()]) -> str:
     return job_id
 
 
+async def _batch_id(batch_id: Annotated[str, Path()]) -> str:
+    if not BATCH_ID.fullmatch(batch_id):
+        raise NotFound
+    return batch_id
+
+
 Api = Annotated[ApiState, Depends(_api)]
 Tenant = Annotated[str, Depends(_tenant)]
 JobId = Annotated[str, Depends(_job_id)]
+BatchId = Annotated[str, Depends(_batch_id)]
 """Of the path. What cannot be one of ours is not found, like an absent one."""

@@ -1,12 +1,11 @@
 """The only place a job is born."""
 
-import hashlib
 from typing import NamedTuple
 
 from api.admission import admit
 from api.dependencies import ApiState
 from api.native.job_request import Draft
-from shared.job import Job, JobSpec, JobState, Submission, new_id
+from shared.job import Job, JobSpec, JobState, Submission, new_id, prompt_hash_of
 from shared.store.jobs import Created
 
 
@@ -34,8 +33,10 @@ async def submit(
     idempotency: Idempotency | None = None,
     retry_of: str | None = None,
     job_id: str | None = None,
+    is_attended: bool = False,
 ) -> Submitted:
     """Give ``job_id`` (of ``new_id``) to follow the job from before its birth; a replayed job has another.
+    ``is_attended``: its client waits here for it; should this process die, the job is cancelled.
 
     Raises StorageFull, QueueFull, StorageUnavailable, IdempotencyKeyReused; NotFound if the key's job was erased.
     """
@@ -55,11 +56,15 @@ async def submit(
             not_before_ms=options.not_before_ms,
             metadata=options.metadata,
             retry_of=retry_of,
-            prompt_hash=hashlib.sha256(draft.request).hexdigest()[:12],
+            prompt_hash=prompt_hash_of(draft.request),
+            kind=draft.kind,
+            may_start_over=draft.may_start_over,
+            anthropic_beta=draft.anthropic_beta,
         ),
         request=draft.request,
         idempotency_key=idempotency.key if idempotency else None,
         fingerprint=idempotency.fingerprint if idempotency else "",
+        attended_by=api.name if is_attended else "",
     )
     outcome = await api.runtime.jobs.submit(submission, expires_in_s=options.expires_in_s)
     if isinstance(outcome, Created):

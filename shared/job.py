@@ -4,6 +4,7 @@ TRANSITIONS is the only place that says which state may follow which. The Redis 
 states from it and spell none themselves; the picture in the documentation is drawn from it.
 """
 
+import hashlib
 import secrets
 import time
 from enum import StrEnum
@@ -192,6 +193,11 @@ def new_id(prefix: str) -> str:
     pairs = [_PAIRS[moment_ms >> shift & 1023] for shift in (40, 30, 20, 10, 0)]
     pairs += [_PAIRS[number >> shift & 1023] for number in chance for shift in (30, 20, 10, 0)]
     return f"{prefix}_{''.join(pairs)}"
+
+
+def prompt_hash_of(request: bytes) -> str:
+    """What logs carry in place of a prompt."""
+    return hashlib.sha256(request).hexdigest()[:12]
 
 
 def decode_result(raw: bytes) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import msgspec
 from api.fields import BODY, MOST_ERRORS, is_whole, pointer, refuse
 from shared.clock import from_rfc3339
 from shared.errors import FieldError
-from shared.job import Priority
+from shared.job import JobKind, Priority
 
 DEFAULT_MAX_TOKENS: Final = 1024
 MOST_MODEL_CHARS: Final = 256
@@ -54,6 +54,10 @@ class Draft(msgspec.Struct, frozen=True):
     request: bytes
     """What the LLM is asked, as JSON."""
     options: JobOptions = JobOptions()
+    kind: JobKind = JobKind.MESSAGES
+    may_start_over: bool = True
+    """See JobSpec."""
+    anthropic_beta: str = ""
 
 
 _DEFAULTS: Final = JobOptions()
