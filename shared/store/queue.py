@@ -12,6 +12,7 @@ import msgspec
 from shared.errors import JobError
 from shared.events import RESET_REASONS
 from shared.job import JobSpec, JobState, Step, Usage
+from shared.models import ModelInfo, distinct
 from shared.settings import Settings
 from shared.store import keys
 from shared.store.commands import Commands
@@ -248,11 +249,32 @@ class Queue:
         state: bytes | None = await self._commands.call("GET", keys.plain("llm"))
         return state
 
+    async def tell_models(self, provider: str, models: bytes) -> None:
+        """What an upstream serves: a list of ModelInfo as JSON. Forgotten a day after the last time that any told."""
+        key = keys.plain("models")
+        told = self._commands.call("HSET", key, provider, models)
+        await self._commands.call("EXPIRE", key, 86_400)
+        await told
+
+    async def models(self) -> list[ModelInfo]:
+        """What the upstreams said that they serve, each in its own order."""
+        flat = await self._commands.call("HGETALL", keys.plain("models"))
+        lists = dict(zip(flat[::2], flat[1::2], strict=True))
+        return distinct(model for name in sorted(lists) for model in _models_of(lists[name]))
+
     async def depth(self) -> dict[JobState, int]:
         """How many jobs wait, and how many run."""
         queued = self._commands.call("ZCARD", keys.plain("waiting"))
         running = self._commands.call("ZCARD", keys.plain("running"))
         return {JobState.QUEUED: await queued, JobState.RUNNING: await running}
+
+
+def _models_of(raw: bytes) -> list[ModelInfo]:
+    """None, if a newer release wrote it in another way."""
+    try:
+        return msgspec.json.decode(raw, type=list[ModelInfo])
+    except msgspec.DecodeError:
+        return []
 
 
 def _cost_argument(cost: Cost) -> str | int:

@@ -1,0 +1,37 @@
+"""What an upstream says of a model it serves."""
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+UNKNOWN_TIME: Final = "1970-01-01T00:00:00Z"
+"""As ``created_at``, where the upstream does not tell: the Messages API says it so too."""
+
+_MOST_MODELS: Final = 2_000
+_LONGEST_CHARACTERS: Final = 256
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """One model, as callers are told of it."""
+
+    id: str
+    display_name: str
+    created_at: str
+    """RFC 3339."""
+
+
+def distinct(models: Iterable[ModelInfo]) -> list[ModelInfo]:
+    """In their order, the first of each id; without those whose id no caller could name, and no more than 2,000."""
+    by_id: dict[str, ModelInfo] = {}
+    for model in models:
+        if is_name(model.id) and model.id not in by_id:
+            by_id[model.id] = model
+        if len(by_id) == _MOST_MODELS:
+            break
+    return list(by_id.values())
+
+
+def is_name(text: str) -> bool:
+    """Printable, and of at most 256 characters."""
+    return 0 < len(text) <= _LONGEST_CHARACTERS and text.isprintable()
