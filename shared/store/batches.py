@@ -45,6 +45,25 @@ _FIELDS: Final = (
     "tenant", "state", "spec", "created_ms", "expires_ms", "cancelled_ms", "ended_ms", "cost_nano_usd", "unpriced", *_COUNTS, *_USAGE,
 )  # fmt: skip
 _FOLLOWED_MS: Final = 30_000
+_UNSEEN: Final = frozenset({BatchState.RECEIVING, BatchState.DROPPED})
+"""States in which a batch is nobody's yet, or any more."""
+
+
+class _Common(msgspec.Struct):
+    """What the specs of all items have in common. Behind an item's own members, as JSON, it makes the whole."""
+
+    priority: str
+    timeout_s: int
+    max_attempts: int
+    connect_timeout_s: int | None
+    first_token_timeout_s: int | None
+    content_idle_timeout_s: int | None
+    not_before_ms: int | None
+    anthropic_beta: str
+    batch_id: str
+
+
+_COMMON: Final = tuple(name for name in _Common.__struct_fields__ if name != "batch_id")
 
 
 class Order(StrEnum):
@@ -81,14 +100,14 @@ class Batches:
 
     async def known(self, tenant: str, idempotency_key: str) -> Known | None:
         """What the key was used for, so that a repeat need not be stored to be recognised."""
-        found = await self._commands.call("HMGET", keys.idempotency(tenant, key_hash(idempotency_key)), "job", "fingerprint")
+        found = await self._commands.call(
+            "HMGET", keys.idempotency(tenant, key_hash(idempotency_key)), "job", "fingerprint"
+        )
         return Known(found[0].decode(), found[1].decode()) if found[0] else None
 
     async def open(self, batch_id: str, tenant: str) -> None:
         """A body begins to arrive. ``add`` its slices, ``start`` it, or ``drop`` it; left alone it is dropped."""
-        await self._commands.run(
-            script("open_batch"), batch_id, tenant, BatchState.RECEIVING, _RECEIVING_MS
-        )
+        await self._commands.run(script("open_batch"), batch_id, tenant, BatchState.RECEIVING, _RECEIVING_MS)
 
     async def add(self, batch_id: str, tenant: str, items: Sequence[NewItem | InvalidItem]) -> None:
         """The next lines, at most SLICE_ITEMS of at most SLICE_BYTES together (one line may be longer).
@@ -100,7 +119,11 @@ class Batches:
             match item:
                 case NewItem():
                     flow = keys.flow_of(ITEM_PRIORITY, tenant, self._routes.chain_name_of(item.model))
-                    own = {"model": item.model, "custom_id": item.custom_id, "prompt_hash": prompt_hash_of(item.request)}
+                    own = {
+                        "model": item.model,
+                        "custom_id": item.custom_id,
+                        "prompt_hash": prompt_hash_of(item.request),
+                    }
                     arguments += (item.line, item.job_id, flow, item.request, msgspec.json.encode(own))
                 case InvalidItem():
                     arguments += (item.line, "", "", "", msgspec.json.encode(item))
@@ -136,7 +159,7 @@ class Batches:
         """
         allowed, running = BATCH_TRANSITIONS[BatchStep.START]
         common = msgspec.json.encode(
-            msgspec.structs.replace(spec.items, batch_id=batch_id)
+            _Common(**{name: getattr(spec.items, name) for name in _COMMON}, batch_id=batch_id)
         )
         reply = await self._commands.run(
             script("start_batch"),
@@ -144,7 +167,6 @@ class Batches:
             tenant,
             _joined(allowed),
             running,
-            BatchState.ENDED,
             BatchState.DROPPED,
             msgspec.json.encode(spec),
             common,
@@ -174,7 +196,7 @@ class Batches:
 
     async def due(self) -> list[str]:
         """Batches that have something left to do and that nobody is at."""
-        ids = await self._commands.run(script("due_batches"), 10)
+        ids = await self._commands.run(script("due_batches"), 10, BatchState.RECEIVING, BatchState.DROPPED)
         return [batch_id.decode() for batch_id in ids]
 
     async def advance(self, batch_id: str) -> bool:
@@ -185,7 +207,6 @@ class Batches:
             SLICE_ITEMS,
             BatchState.RECEIVING,
             BatchState.CANCELLING,
-            BatchState.ENDED,
             BatchState.DROPPED,
             JobState.QUEUED,
             sources(Step.CANCEL),
@@ -211,7 +232,7 @@ class Batches:
             raise NotFound
         return found
 
-    async def list(self, tenant: str, *, after: str | None, before: str | None = None, limit: int) -> BatchPage:
+    async def page(self, tenant: str, *, after: str | None, before: str | None = None, limit: int) -> BatchPage:
         """The tenant's batches, newest first: those older than ``after``, or the ones right before ``before``."""
         if before is not None:
             command, start, end = "ZRANGEBYLEX", f"({before}", "+"
@@ -237,7 +258,9 @@ class Batches:
         Raises NotFound.
         """
         allowed, cancelling = BATCH_TRANSITIONS[BatchStep.CANCEL]
-        reply = await self._commands.run(script("cancel_batch"), batch_id, tenant, _joined(allowed), cancelling)
+        reply = await self._commands.run(
+            script("cancel_batch"), batch_id, tenant, _joined(allowed), cancelling, _joined(_UNSEEN)
+        )
         if reply < 0:
             raise NotFound
         return bool(reply)
@@ -321,7 +344,7 @@ def _joined(states: Iterable[BatchState]) -> str:
 
 def _batch_of(batch_id: str, record: list[Any], tenant: str) -> Batch | None:
     fields = dict(zip(_FIELDS, record, strict=True))
-    if fields["tenant"] != tenant.encode() or fields["state"] == BatchState.DROPPED.encode():
+    if fields["tenant"] != tenant.encode() or BatchState(fields["state"].decode()) in _UNSEEN:
         return None
     cost = fields["cost_nano_usd"]
     return Batch(

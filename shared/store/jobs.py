@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from shared.errors import IdempotencyKeyReused, JobError, NotEnded, NotFound, QueueFull
-from shared.job import TERMINAL_STATES, Job, JobSpec, JobState, Step, Submission, Usage
+from shared.job import TERMINAL_STATES, Job, JobKind, JobSpec, JobState, Step, Submission, Usage
 from shared.settings import Settings, routes_of
 from shared.store import keys
 from shared.store.commands import Commands
@@ -28,6 +28,10 @@ _PAGES_SCANNED: Final = 25
 """A filtered list looks at 5,000 jobs at most; then the page is short and ``next`` goes on."""
 
 _CLOCK_SLACK_MS: Final = 5_000
+
+_BELIEVED_MS: Final = 10_000
+"""An API process that did not say for so long that it lives is gone, and its clients with it."""
+_ABANDONED_AT_ONCE: Final = 100
 
 TIMEOUT_ERROR: Final = JobError("timeout", "The job was not done within its timeout_s.", retryable=True)
 
@@ -53,13 +57,15 @@ class Page(NamedTuple):
     next_after: str | None
 
 
-def retention_ms(settings: Settings) -> tuple[int, int, int]:
-    """Log, result, idempotency record: as every script that ends a job takes them."""
-    return (
-        int(settings.log_retention_s * 1000),
-        int(settings.result_retention_s * 1000),
-        int(settings.idempotency_retention_s * 1000),
+def retention(settings: Settings) -> str:
+    """In milliseconds: log, result, idempotency record, log of a batch's item; as every script that ends a job takes them."""
+    spans_s = (
+        settings.log_retention_s,
+        settings.result_retention_s,
+        settings.idempotency_retention_s,
+        settings.batch_log_retention_s,
     )
+    return ",".join(str(int(span_s * 1000)) for span_s in spans_s)
 
 
 def overdue_arguments(settings: Settings) -> tuple[str | int | bytes, ...]:
@@ -70,7 +76,7 @@ def overdue_arguments(settings: Settings) -> tuple[str | int | bytes, ...]:
         sources(Step.TIME_OUT),
         target(Step.TIME_OUT),
         msgspec.json.encode(TIMEOUT_ERROR),
-        *retention_ms(settings),
+        retention(settings),
     )
 
 
@@ -104,6 +110,8 @@ class Jobs:
             submission.fingerprint,
             self._settings.max_queued,
             _FLOWS_COUNTED,
+            submission.attended_by,
+            int(spec.kind is JobKind.COUNT_TOKENS),
         )
         match reply:
             case [b"created", created_ms, expires_ms, position]:
@@ -158,8 +166,10 @@ class Jobs:
         self, tenant: str, *, after: str | None, limit: int, state: JobState | None, batch_id: str | None
     ) -> Page:
         """The tenant's jobs, newest first. With a filter a page may be short of ``limit`` and still have a next."""
+        if batch_id is not None:
+            return await self._list_items(tenant, batch_id, after, limit, state)
         found: list[Job] = []
-        filtered = state is not None or batch_id is not None
+        filtered = state is not None
         last = after
         for _ in range(_PAGES_SCANNED if filtered else 2):
             start = f"({last}" if last else "+"
@@ -167,13 +177,37 @@ class Jobs:
             members = await self._commands.call("ZREVRANGEBYLEX", keys.index(tenant), start, "-", "LIMIT", 0, count)
             ids = [member.decode() for member in members]
             for job_id, job in zip(ids, await self.get_many(ids, tenant), strict=True):
-                if job is not None and state in (None, job.state) and batch_id in (None, job.spec.batch_id):
+                if job is not None and state in (None, job.state):
                     if len(found) == limit:
                         return Page(found, found[-1].id)
                     found.append(job)
                 last = job_id
             if len(ids) < count:
                 return Page(found, None)
+        return Page(found, last)
+
+    async def _list_items(
+        self, tenant: str, batch_id: str, after: str | None, limit: int, state: JobState | None
+    ) -> Page:
+        """The items of a batch, last line first: they stand in the batch's own list, and not in the tenant's."""
+        items = keys.batch_items(batch_id)
+        if after is None:
+            end = int(await self._commands.call("LLEN", items))
+        else:
+            end = int(await self._commands.call("HGET", keys.job(after), "line") or 1) - 1
+        found: list[Job] = []
+        last = after
+        for _ in range(_PAGES_SCANNED):
+            start = max(0, end - _PAGE_SCANNED)
+            if end <= start:
+                return Page(found, None)
+            ids = [raw.decode() for raw in await self._commands.call("LRANGE", items, start, end - 1) if raw][::-1]
+            for job in await self.get_many(ids, tenant):
+                if job is not None and state in (None, job.state):
+                    if len(found) == limit:
+                        return Page(found, found[-1].id)
+                    found.append(job)
+            last, end = (ids[-1] if ids else last), start
         return Page(found, last)
 
     def charge(self, job_id: str, cost: int | str, epoch: int = 0) -> "asyncio.Future[int]":
@@ -186,11 +220,27 @@ class Jobs:
     async def cancel(self, job_id: str, tenant: str) -> bool:
         """Ends the job at once. False if it had ended before. Raises NotFound."""
         reply = await self._commands.run(
-            script("cancel"), job_id, tenant, sources(Step.CANCEL), target(Step.CANCEL), *retention_ms(self._settings)
+            script("cancel"), job_id, tenant, sources(Step.CANCEL), target(Step.CANCEL), retention(self._settings)
         )
         if reply < 0:
             raise NotFound
         return bool(reply)
+
+    async def attend(self, name: str) -> None:
+        """The API process of that name lives: its clients still wait for the jobs that carry it."""
+        await self._commands.run(script("attend"), name, _BELIEVED_MS)
+
+    async def abandon(self) -> Sequence[str]:
+        """Cancels jobs whose client waited at an API process that is gone. Returns their ids."""
+        ids = await self._commands.run(
+            script("abandon"),
+            _ABANDONED_AT_ONCE,
+            sources(Step.CANCEL),
+            target(Step.CANCEL),
+            retention(self._settings),
+            _BELIEVED_MS,
+        )
+        return [job_id.decode() for job_id in ids]
 
     async def erase(self, job_id: str, tenant: str) -> None:
         """Prompt, log and result are gone. Raises NotFound, NotEnded."""

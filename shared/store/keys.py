@@ -27,6 +27,31 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         ("tenant",),
         "zset of ids, by name: the tenant's jobs. No TTL: each submit drops entries whose record is gone.",
     ),
+    "batch": (
+        ("id",),
+        "hash: the record of a batch, with its counts. No TTL until it ends, then the result's retention.",
+    ),
+    "batch_items": (
+        ("id",),
+        "list: the job id of each line, empty for one that never was a job. Lives as long as the batch.",
+    ),
+    "batch_invalid": (("id",), "hash line → why it cannot run, as JSON. Lives as long as the batch."),
+    "batch_ended": (("id",), "zset line → its turn: the items that have ended. Lives as long as the batch."),
+    "batch_followed": (("id",), "flag: somebody follows the tokens of a batch, half a minute TTL."),
+    "batch_index": (
+        ("tenant",),
+        "zset of ids, by name: the tenant's batches. No TTL: each start drops entries whose record is gone.",
+    ),
+    "due": (
+        (),
+        "zset batch → when somebody should look (ms): those that come in, start, are cancelled or erased. Gone when empty.",
+    ),
+    "attendants": ((), "zset API process → until when it is believed to live (ms). A look drops those that are gone."),
+    "spared": (
+        (),
+        "number: no attended job is cancelled before this (ms). Five seconds TTL, renewed by every look.",
+    ),
+    "attended": (("name",), "set of ids: jobs that a client of an API process waits for. Gone when empty."),
     "flow": (("flow",), "zset id → place: the waiting jobs of one band, tenant and chain of routes. Gone when empty."),
     "ready": (("band",), "zset flow → its turn in the band's virtual time: the flows that have jobs. Gone when empty."),
     "turns": (
@@ -45,6 +70,7 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "hungry": ((), "flag: a worker has free slots and found nothing more, one minute TTL."),
     "worker": (("name",), "hash: what a worker says of itself; its TTL a few leases."),
     "workers": ((), "set of names: whoever announced itself. One hour TTL; a look drops those that are gone."),
+    "models": ((), "hash provider → the models that it offers, as JSON; one day TTL."),
     "llm": ((), "string: what the workers last saw of the LLM, as JSON; one hour TTL."),
 }
 
@@ -72,6 +98,7 @@ GLOBAL_KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
 
 CHANNELS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "events": (("id",), "the events of one job as they are appended, in the form of shared/events.py."),
+    "batch_events": (("id",), "``<job id>\\n`` and the same message, for the items of a batch while it is followed."),
     "wake": ((), "empty messages: a job is ready, and some worker was hungry."),
     "control": ((), "``cancel <id>``: to whichever worker runs it."),
     "gates": ((), "names of routes whose gate or circuit changed."),
@@ -112,6 +139,41 @@ def index(tenant: str) -> str:
 def idempotency(tenant: str, key_hash: str) -> str:
     """The record of an Idempotency-Key."""
     return _name("idempotency", tenant, key_hash)
+
+
+def batch(batch_id: str) -> str:
+    """The record of a batch."""
+    return _name("batch", batch_id)
+
+
+def batch_items(batch_id: str) -> str:
+    """Its lines' jobs."""
+    return _name("batch_items", batch_id)
+
+
+def batch_invalid(batch_id: str) -> str:
+    """Its lines that cannot run."""
+    return _name("batch_invalid", batch_id)
+
+
+def batch_ended(batch_id: str) -> str:
+    """Its lines that have ended."""
+    return _name("batch_ended", batch_id)
+
+
+def batch_followed(batch_id: str) -> str:
+    """Whether somebody follows its tokens."""
+    return _name("batch_followed", batch_id)
+
+
+def batch_index(tenant: str) -> str:
+    """The tenant's batches."""
+    return _name("batch_index", tenant)
+
+
+def batch_events(batch_id: str) -> str:
+    """The channel of a batch's items."""
+    return _name("batch_events", batch_id)
 
 
 def worker(name: str) -> str:

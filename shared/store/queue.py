@@ -16,7 +16,7 @@ from shared.models import ModelInfo, distinct
 from shared.settings import Settings
 from shared.store import keys
 from shared.store.commands import Commands
-from shared.store.jobs import overdue_arguments, retention_ms
+from shared.store.jobs import overdue_arguments, retention
 from shared.store.script import script, sources, target
 from shared.telemetry import get_logger
 
@@ -146,7 +146,7 @@ class Queue:
             FATAL_TAKEOVERS,
             target(Step.LOSE),
             msgspec.json.encode(WORKER_LOST),
-            *retention_ms(self._settings),
+            retention(self._settings),
         )
         pairs = list(zip(became[::2], became[1::2], strict=True))
         return Reaped(
@@ -190,8 +190,6 @@ class Queue:
     async def finish(self, claim: Claim, ending: Ending, *, seq: int, cost: Cost = None) -> FinishReply:
         """The job ends: state, result and terminal event (at ``seq``) in one step. Safe to repeat."""
         fields: list[str | bytes | int] = []
-        if ending.usage is not None:
-            fields += ("usage", msgspec.json.encode(ending.usage))
         if ending.first_token_ms is not None:
             fields += ("first_token_ms", ending.first_token_ms)
         if ending.error is not None:
@@ -204,8 +202,9 @@ class Queue:
             target(ending.step),
             seq,
             ending.result,
-            *retention_ms(self._settings),
+            retention(self._settings),
             _cost_argument(cost),
+            msgspec.json.encode(ending.usage) if ending.usage is not None else "",
             *fields,
         )
         finished = Finished(outcome.decode())

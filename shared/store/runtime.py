@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from shared.errors import StorageFull, StorageUnavailable
 from shared.settings import Settings
+from shared.store.batches import Batches
 from shared.store.commands import Commands
 from shared.store.connect import MakeConnection, connection_maker
 from shared.store.jobs import Jobs
@@ -27,6 +28,7 @@ class Runtime:
     settings: Settings
     commands: Commands
     jobs: Jobs
+    batches: Batches
     log: Log
     queue: Queue
     upstreams: Upstreams
@@ -95,6 +97,7 @@ async def open_runtime(
             settings=settings,
             commands=commands,
             jobs=Jobs(commands, settings),
+            batches=Batches(commands, settings),
             log=Log(commands),
             queue=Queue(commands, settings),
             upstreams=Upstreams(commands, settings),

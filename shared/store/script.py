@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Final, NamedTuple
 
+from shared.batch import BatchState
 from shared.job import BANDS, TRANSITIONS, Step
 from shared.store import keys
 
@@ -26,6 +27,15 @@ _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "erase": ("prelude", "erase"),
     "probe": ("prelude", "probe"),
     "charge": ("prelude", "charge"),
+    "open_batch": ("prelude", "bookkeeping", "open_batch"),
+    "add_items": ("prelude", "bookkeeping", "add_items"),
+    "start_batch": ("prelude", "bookkeeping", "start_batch"),
+    "advance_batch": ("prelude", "bookkeeping", "advance_batch"),
+    "cancel_batch": ("prelude", "bookkeeping", "cancel_batch"),
+    "drop_batch": ("prelude", "bookkeeping", "drop_batch"),
+    "due_batches": ("prelude", "bookkeeping", "due_batches"),
+    "attend": ("prelude", "bookkeeping", "attend"),
+    "abandon": ("prelude", "bookkeeping", "abandon"),
     "reserve": ("upstream", "reserve"),
     "settle": ("upstream", "settle"),
     "probed": ("upstream", "probed"),
@@ -55,7 +65,8 @@ def script(name: str) -> Script:
     """The script of that name, assembled once per process."""
     folder = files("shared.store") / "lua"
     body = "\n".join((folder / f"{part}.lua").read_text() for part in _PARTS[name])
-    head = f"local BANDS = '{','.join(BANDS)}'\n{keys.lua_functions(used_in=body)}\n"
+    names = f"local BANDS, BATCH_ENDED = '{','.join(BANDS)}', '{BatchState.ENDED}'\n"
+    head = f"{names}{keys.lua_functions(used_in=body)}\n"
     text = (head + body).encode()
     prefix = keys.GLOBAL if name in _GLOBAL else keys.SHARD
     return Script(name, prefix, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())

@@ -5,7 +5,7 @@
 -- there). -1 if the claim is not the job's: refused, nothing written, nothing published.
 local id, epoch, seq = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
 write_without_memory()
-local job = call('HMGET', key_job(id), 'state', 'epoch')
+local job = call('HMGET', key_job(id), 'state', 'epoch', 'batch')
 if not job[1] or not contains(ARGV[3], job[1]) or job[2] ~= ARGV[2] then return -1 end
 local top = call('XREVRANGE', key_log(id), '+', '-', 'COUNT', 1)[1]
 local expected = 0
@@ -18,5 +18,5 @@ if ARGV[5] == '1' then call('HSET', key_job(id), 'published', 1) end
 if ARGV[6] ~= '0' then call('HSET', key_job(id), 'attempts', ARGV[6], 'failures', ARGV[7]) end
 local events = {}
 for i = 8 + 2 * (expected - seq), #ARGV do events[#events + 1] = ARGV[i] end
-if #events > 0 and not append(id, epoch, expected, false, events) then return -1 end
+if #events > 0 and not append(id, job[3], epoch, expected, false, events) then return -1 end
 return math.max(expected, seq + (#ARGV - 7) / 2)

@@ -1,7 +1,7 @@
 -- CLAIM: gives a worker the next jobs, in the fair order, each with an epoch and its `started` event.
 -- ARGV: worker, lease_ms, how many, how many of the lowest band, tenant's running limit (0: none), may take a suspect (1/0),
 --       counted takeovers that make a suspect, source states, target state,
---       then as in EXPIRE: states to expire from, expired, states to time out from, failed, timeout error, retentions (3),
+--       then as in EXPIRE: states to expire from, expired, states to time out from, failed, timeout error, retention,
 --       then for routes that have a bound: name, how many may start or -1 (shut), name, ... A bound for the name '' is
 --       that of every route which is not named.
 -- Returns {ms until something is due or -1, claim...}, claim = {id, tenant, epoch, now, attempt, next seq, started_ms,
@@ -23,7 +23,7 @@ for band in string.gmatch(BANDS, '[^,]+') do bands[#bands + 1] = band end
 local lowest = bands[#bands]
 local passed_over = {}
 local quotas = {}
-for i = 18, #ARGV, 2 do quotas[ARGV[i]] = tonumber(ARGV[i + 1]) end
+for i = 16, #ARGV, 2 do quotas[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
 -- Which route of a flow's chain a job of it would take: the first that is not shut. Its quota, nil for no bound.
 local function quota_of(flow)
@@ -115,13 +115,14 @@ local function take_turn(flow, band, id)
   call('ZREMRANGEBYSCORE', key_turns(band), '-inf', int(clock))
 end
 
-local function start(id)
+local function start(id, was)
   local record = key_job(id)
   local job = call('HMGET', record, 'tenant', 'epoch', 'attempts', 'published', 'reset_reason', 'started_ms',
-    'timeout_ms', 'created_ms', 'failures', 'takeovers', 'request', 'spec')
+    'timeout_ms', 'created_ms', 'failures', 'takeovers', 'request', 'spec', 'batch', 'quiet')
   local epoch, attempt = next_epoch(job[2]), tonumber(job[3] or 0) + 1
   local started_ms = job[6] or int(now)
-  call('HSET', record, 'state', target, 'epoch', int(epoch), 'claim_epoch', int(epoch), 'worker', worker,
+  enter(id, job[13], was, target)
+  call('HSET', record, 'epoch', int(epoch), 'claim_epoch', int(epoch), 'worker', worker,
     'attempts', int(attempt), 'started_ms', started_ms)
   call('ZADD', key_running(), int(now + lease_ms), id)
   call('SADD', key_tenant_running(job[1]), id)
@@ -131,7 +132,11 @@ local function start(id)
     events[3], events[4] = 'reset', '{"attempt":' .. int(attempt) .. ',"reason":"' .. (job[5] or 'worker_lost') .. '"}'
     call('HDEL', record, 'published', 'reset_reason')
   end
-  append(id, epoch, 0, true, events)
+  if job[14] then
+    events = {}
+  else
+    append(id, job[13], epoch, 0, true, events)
+  end
   if tonumber(job[10] or 0) >= suspect_at then suspects_left = suspects_left - 1 end
   return {id, job[1], int(epoch), int(now), int(attempt), int(#events / 2), started_ms, job[7], job[8],
     job[9] or '0', job[10] or '0', job[11], job[12]}
@@ -149,11 +154,11 @@ while #reply <= count and touched < 500 and bytes < most_bytes do
   if not state or not contains(sources, state) then
     dequeue(id, flow) -- erased, or ended by a path that did not leave: never run
   elseif tonumber(call('ZSCORE', key_waiting(), id) or 0) <= now then
-    end_overdue(id, ARGV[10], ARGV[11], ARGV[12], ARGV[13], ARGV[14], {ARGV[15], ARGV[16], ARGV[17]})
+    end_overdue(id, ARGV[10], ARGV[11], ARGV[12], ARGV[13], ARGV[14], ARGV[15])
   else
     take_turn(flow, band, id)
     if band == lowest then low_count = low_count - 1 end
-    local claim = start(id)
+    local claim = start(id, state)
     bytes = bytes + #claim[12]
     reply[#reply + 1] = claim
   end

@@ -1,12 +1,12 @@
 -- EXPIRE: ends the queued jobs whose time is over.
--- ARGV: how many, states to expire from, expired, states to time out from, failed, timeout error, retentions (3), id...
+-- ARGV: how many, states to expire from, expired, states to time out from, failed, timeout error, retention, id...
 -- With ids only those are looked at. Returns {how many ended, ms until the next is due or -1}
-local retention = {ARGV[7], ARGV[8], ARGV[9]}
+local retention = ARGV[7]
 local ended = 0
 write_without_memory()
 local ids = {}
-if #ARGV > 9 then
-  for i = 10, #ARGV do
+if #ARGV > 7 then
+  for i = 8, #ARGV do
     local due = call('ZSCORE', key_waiting(), ARGV[i])
     if due and tonumber(due) <= now then ids[#ids + 1] = ARGV[i] end
   end

@@ -1,6 +1,6 @@
 -- FINISH: the claim's job ends: state, result, terminal event, in one step.
--- ARGV: id, epoch, source states, state, seq of the terminal event, result or '', retentions (3), cost as in charge(),
---       field, value, ...
+-- ARGV: id, epoch, source states, state, seq of the terminal event, result or '', retention, cost as in charge(), usage as
+--       JSON or '', field, value, ...
 -- Returns {'ended'} | {'already'} (by this very claim) | {'refused', state} | {'behind', the seq that the log takes}
 local id, state, seq = ARGV[1], ARGV[4], tonumber(ARGV[5])
 write_without_memory()
@@ -15,9 +15,11 @@ if top then
 end
 if seq > expected then return {'behind', expected} end
 leave(id, job[3], job[4])
-charge(id, ARGV[10])
-if ARGV[6] ~= '' then call('SET', key_result(id), ARGV[6], 'PX', ARGV[8]) end
+charge(id, ARGV[8])
+local result = ARGV[6] ~= '' and ARGV[6] or nil
+local usage = ARGV[9] ~= '' and ARGV[9] or nil
 local extra = {'ended_epoch', ARGV[2]}
-for i = 11, #ARGV do extra[#extra + 1] = ARGV[i] end
-end_job(id, state, job[2], expected, {ARGV[7], ARGV[8], ARGV[9]}, extra)
+if usage then extra = {'ended_epoch', ARGV[2], 'usage', usage} end
+for i = 10, #ARGV do extra[#extra + 1] = ARGV[i] end
+end_job(id, state, job[2], expected, ARGV[7], extra, result, usage)
 return {'ended'}

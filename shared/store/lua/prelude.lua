@@ -9,9 +9,18 @@ local function int(number) return string.format('%.0f', number) end
 -- one that never does (measured on 7.0.15 and on Valkey 9.1). Scripts that must get through begin with this.
 local function write_without_memory() call('ZREM', key_running(), '') end
 
+-- Tells the followers of a job, and those of its batch's tokens (batch: its id, or false). Returns how many heard it.
+local function tell(id, batch, message)
+  local heard = call('PUBLISH', channel_events(id), message)
+  if batch and call('EXISTS', key_batch_followed(batch)) == 1 then
+    heard = heard + call('PUBLISH', channel_batch_events(batch), id .. '\n' .. message)
+  end
+  return heard
+end
+
 -- Appends to a log and tells the followers. events: name, data, name, data, ... A log that does not exist yet is made
--- only by CLAIM. Returns false if the stream refused, and then nothing is published.
-local function append(id, epoch, seq, create, events)
+-- only by CLAIM. Returns how many heard it; false if the stream refused, and then nothing is published.
+local function append(id, batch, epoch, seq, create, events)
   local log = key_log(id)
   local message = {int(epoch) .. '-' .. int(seq)}
   for i = 1, #events, 2 do
@@ -26,17 +35,23 @@ local function append(id, epoch, seq, create, events)
     message[#message + 1] = events[i]
     message[#message + 1] = events[i + 1]
   end
-  call('PUBLISH', channel_events(id), table.concat(message, '\n'))
-  return true
+  return tell(id, batch, table.concat(message, '\n'))
 end
 
 -- What calls cost, in nano-dollars: '' for nothing, '?' for a model whose price nobody knows.
-local function charge(id, nano)
+local function charge_record(record, nano)
   if nano == '?' then
-    call('HSET', key_job(id), 'unpriced', 1)
+    call('HSET', record, 'unpriced', 1)
   elseif nano ~= '' then
-    call('HINCRBY', key_job(id), 'cost_nano_usd', nano)
+    call('HINCRBY', record, 'cost_nano_usd', nano)
   end
+end
+
+local function charge(id, nano)
+  if nano == '' then return end
+  charge_record(key_job(id), nano)
+  local batch = call('HGET', key_job(id), 'batch')
+  if batch and call('EXISTS', key_batch(batch)) == 1 then charge_record(key_batch(batch), nano) end
 end
 
 local function contains(list, item)

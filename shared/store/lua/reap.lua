@@ -1,5 +1,5 @@
 -- REAP: jobs whose lease expired go back to their old place; at the last takeover they fail instead.
--- ARGV: lease_ms, how many, source states, queued, counted takeovers that fail a job, failed, error, retentions (3)
+-- ARGV: lease_ms, how many, source states, queued, counted takeovers that fail a job, failed, error, retention
 -- Returns {ms until the next lease expires or -1, id, what became of it ('back' or 'failed'), ...}
 local lease_ms = tonumber(ARGV[1])
 write_without_memory()
@@ -12,7 +12,7 @@ if now < grace then
 end
 for _, id in ipairs(call('ZRANGEBYSCORE', key_running(), '-inf', int(now), 'LIMIT', 0, ARGV[2])) do
   local job = call('HMGET', key_job(id), 'state', 'tenant', 'flow', 'place', 'epoch', 'started_ms', 'timeout_ms',
-    'confirmed', 'takeovers', 'attempts')
+    'confirmed', 'takeovers', 'attempts', 'batch')
   if not job[1] or not contains(ARGV[3], job[1]) then
     call('ZREM', key_running(), id)
   else
@@ -25,11 +25,12 @@ for _, id in ipairs(call('ZRANGEBYSCORE', key_running(), '-inf', int(now), 'LIMI
     end
     if takeovers >= tonumber(ARGV[5]) then
       leave(id, job[2], job[3])
-      end_job(id, ARGV[6], next_epoch(job[5]), 0, {ARGV[8], ARGV[9], ARGV[10]}, {'error', ARGV[7]})
+      end_job(id, ARGV[6], next_epoch(job[5]), 0, ARGV[8], {'error', ARGV[7]})
       reply[#reply + 1] = id
       reply[#reply + 1] = 'failed'
     else
-      call('HSET', key_job(id), 'state', ARGV[4], 'reset_reason', 'worker_lost')
+      enter(id, job[11], job[1], ARGV[4])
+      call('HSET', key_job(id), 'reset_reason', 'worker_lost')
       put_back(id, job[2], job[3], job[4], int(tonumber(job[6]) + tonumber(job[7])))
       reply[#reply + 1] = id
       reply[#reply + 1] = 'back'

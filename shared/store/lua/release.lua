@@ -5,13 +5,14 @@
 local id = ARGV[1]
 write_without_memory()
 local job = call('HMGET', key_job(id), 'state', 'epoch', 'tenant', 'flow', 'place', 'started_ms', 'timeout_ms', 'failures',
-  'expires_ms', 'released_epoch')
+  'expires_ms', 'released_epoch', 'batch')
 if job[10] and job[10] == ARGV[2] then return 1 end
 if not job[1] or not contains(ARGV[3], job[1]) or job[2] ~= ARGV[2] then return 0 end
 local epoch = next_epoch(job[2])
-call('HSET', key_job(id), 'state', ARGV[4], 'epoch', int(epoch), 'failures', int(tonumber(job[8] or 0) + tonumber(ARGV[6])),
+enter(id, job[11], job[1], ARGV[4])
+call('HSET', key_job(id), 'epoch', int(epoch), 'failures', int(tonumber(job[8] or 0) + tonumber(ARGV[6])),
   'reset_reason', ARGV[7], 'released_epoch', ARGV[2])
-if ARGV[8] ~= '' then append(id, epoch, 0, false, {'retry', ARGV[8]}) end
+if ARGV[8] ~= '' then append(id, job[11], epoch, 0, false, {'retry', ARGV[8]}) end
 charge(id, ARGV[9])
 local deadline = tonumber(job[6]) + tonumber(job[7])
 if ARGV[10] ~= '' then call('HSET', key_job(id), 'attempts', ARGV[10]) end

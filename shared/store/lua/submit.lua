@@ -1,6 +1,7 @@
 -- SUBMIT: a job is born, once per Idempotency-Key.
 -- ARGV: id, tenant, flow, state, request, spec, timeout_ms, expires_in_ms, not_before_ms or '', idempotency hash or '',
---       fingerprint, most waiting jobs, most flows to count for the position
+--       fingerprint, most waiting jobs, most flows to count for the position, API process that attends it or '',
+--       quiet (1/0: without a log, and in no list)
 -- Returns {'created', created_ms, expires_ms, position} | {'replayed', job id} | {'reused'} | {'full'}
 local id, tenant, flow, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local not_before = tonumber(ARGV[9])
@@ -21,12 +22,20 @@ if ARGV[10] ~= '' then
   call('HSET', key_job(id), 'idempotency', ARGV[10])
   call('HSET', key_idempotency(tenant, ARGV[10]), 'fingerprint', ARGV[11], 'job', id)
 end
--- The index has no TTL; instead each submit drops up to two of its oldest entries whose record is gone.
-for _, oldest in ipairs(call('ZRANGE', key_index(tenant), 0, 1)) do
-  if call('EXISTS', key_job(oldest)) == 1 then break end
-  call('ZREM', key_index(tenant), oldest)
+if ARGV[14] ~= '' then
+  call('HSET', key_job(id), 'attended_by', ARGV[14])
+  call('SADD', key_attended(ARGV[14]), id)
 end
-call('ZADD', key_index(tenant), 0, id)
+if ARGV[15] == '1' then
+  call('HSET', key_job(id), 'quiet', 1)
+else
+  -- The index has no TTL; instead each submit drops up to two of its oldest entries whose record is gone.
+  for _, oldest in ipairs(call('ZRANGE', key_index(tenant), 0, 1)) do
+    if call('EXISTS', key_job(oldest)) == 1 then break end
+    call('ZREM', key_index(tenant), oldest)
+  end
+  call('ZADD', key_index(tenant), 0, id)
+end
 call('ZADD', key_waiting(), int(expires), id)
 if not_before and not_before > now then
   call('ZADD', key_deferred(), int(not_before), id)

@@ -1,0 +1,31 @@
+-- ADD_ITEMS: the next lines of a body. Their records stand, but belong to nobody and wait nowhere until they are started.
+-- ARGV: id, receiving, how long it may stay silent (ms), most waiting jobs, queued, failed,
+--       then for each: line, job id or '' (it cannot run), flow, request, its own part of the spec (or why it cannot run)
+-- Returns 'added' | 'full' | 'gone'
+local id, queued, failed = ARGV[1], 0, 0
+local record, items = key_batch(id), key_batch_items(id)
+local batch = call('HMGET', record, 'state', 'live')
+if batch[1] ~= ARGV[2] then return 'gone' end
+if call('ZCARD', key_waiting()) + tonumber(batch[2] or 0) + (#ARGV - 6) / 5 > tonumber(ARGV[4]) then return 'full' end
+
+local length = call('LLEN', items)
+for i = 7, #ARGV, 5 do
+  local line, job = ARGV[i], ARGV[i + 1]
+  for _ = length + 2, tonumber(line) do call('RPUSH', items, '') end -- blank lines
+  length = tonumber(line)
+  call('RPUSH', items, job)
+  if job ~= '' then
+    queued = queued + 1
+    call('HSET', key_job(job), 'flow', ARGV[i + 2], 'request', ARGV[i + 3], 'spec', ARGV[i + 4], 'batch', id, 'line', line)
+  else
+    failed = failed + 1
+    call('HSET', key_batch_invalid(id), line, ARGV[i + 4])
+    call('ZADD', key_batch_ended(id), call('ZCARD', key_batch_ended(id)), line)
+  end
+end
+call('HINCRBY', record, 'total', queued + failed)
+call('HINCRBY', record, 'live', queued)
+call('HINCRBY', record, ARGV[5], queued)
+call('HINCRBY', record, ARGV[6], failed)
+call('ZADD', key_due(), int(now + tonumber(ARGV[3])), id)
+return 'added'

@@ -1,0 +1,72 @@
+-- ADVANCE_BATCH: the next piece of what concerns all items of a batch: they start, are cancelled, or are erased.
+-- ARGV: id, most items, receiving, cancelling, dropped, queued, states to cancel from, cancelled, retention
+-- Returns 1 if something is left to do, else 0
+local id, most = ARGV[1], tonumber(ARGV[2])
+local record, items = key_batch(id), key_batch_items(id)
+write_without_memory()
+local batch = call('HMGET', record, 'state', 'tenant', 'started_to', 'cancelled_to', 'common', 'timeout_ms', 'expires_ms',
+  'not_before_ms', 'created_ms')
+
+local function erase_some()
+  for _, job in ipairs(call('LRANGE', items, 0, most - 1)) do
+    if job ~= '' then call('DEL', key_job(job), key_result(job), key_log(job)) end
+  end
+  call('LTRIM', items, most, -1)
+  if call('EXISTS', items) == 1 then return 1 end
+  call('DEL', record, key_batch_invalid(id), key_batch_ended(id), key_batch_followed(id))
+  call('ZREM', key_due(), id)
+  return 0
+end
+
+-- The common part of the spec goes behind the item's own: two JSON objects become one.
+local function start_item(job, place)
+  local own = call('HMGET', key_job(job), 'flow', 'spec')
+  local spec = string.sub(own[2], 1, -2) .. ',' .. string.sub(batch[5], 2)
+  call('HSET', key_job(job), 'tenant', batch[2], 'state', ARGV[6], 'place', place, 'created_ms', batch[9],
+    'expires_ms', batch[7], 'timeout_ms', batch[6], 'spec', spec)
+  call('ZADD', key_waiting(), batch[7], job)
+  local not_before = tonumber(batch[8])
+  if not_before and not_before > now then
+    call('ZADD', key_deferred(), int(not_before), job)
+  else
+    enqueue(job, own[1], place)
+  end
+end
+
+local function start_some(from)
+  local jobs = call('LRANGE', items, from, from + most - 1)
+  local place = call('INCRBY', key_places(), #jobs) - #jobs
+  for number, job in ipairs(jobs) do
+    if job ~= '' then start_item(job, int(place + number)) end
+  end
+  call('HSET', record, 'started_to', from + #jobs)
+  wake()
+end
+
+local function cancel_some(from)
+  local jobs = call('LRANGE', items, from, from + most - 1)
+  for _, job in ipairs(jobs) do
+    local found = call('HMGET', key_job(job), 'state', 'tenant', 'flow', 'epoch', 'worker')
+    if found[1] and contains(ARGV[7], found[1]) then
+      leave(job, found[2], found[3])
+      end_job(job, ARGV[8], next_epoch(found[4]), 0, ARGV[9], {})
+      if found[5] then call('PUBLISH', channel_control(), 'cancel ' .. job) end
+    end
+  end
+  call('HSET', record, 'cancelled_to', from + #jobs)
+end
+
+if batch[1] == ARGV[5] then return erase_some() end
+if batch[1] == ARGV[3] then return 0 end -- its body is coming in
+local length = call('LLEN', items)
+local started_to, cancelled_to = tonumber(batch[3] or 0), tonumber(batch[4] or 0)
+if batch[1] and started_to < length then
+  start_some(started_to)
+elseif batch[1] == ARGV[4] and cancelled_to < length then
+  cancel_some(cancelled_to)
+else
+  call('ZREM', key_due(), id)
+  return 0
+end
+call('ZADD', key_due(), int(now + 2000), id)
+return 1

@@ -1,0 +1,30 @@
+-- START_BATCH: the body is whole, and the batch stands, once per Idempotency-Key. Its items are started by ADVANCE_BATCH.
+-- ARGV: id, tenant, source states, running, dropped, spec, what the items' specs have in common, timeout_ms, expires_in_ms,
+--       not_before_ms or '', idempotency hash or '', fingerprint, retention
+-- Returns {'started'} | {'replayed', id} | {'reused'} | {'gone'}
+local id, tenant = ARGV[1], ARGV[2]
+local record = key_batch(id)
+local batch = call('HMGET', record, 'state', 'tenant', 'live')
+if not batch[1] or not contains(ARGV[3], batch[1]) or batch[2] ~= tenant then return {'gone'} end
+if ARGV[11] ~= '' then
+  local known = call('HMGET', key_idempotency(tenant, ARGV[11]), 'fingerprint', 'job')
+  if known[2] then
+    call('HSET', record, 'state', ARGV[5])
+    call('ZADD', key_due(), int(now), id)
+    if known[1] ~= ARGV[12] then return {'reused'} end
+    return {'replayed', known[2]}
+  end
+  call('HSET', key_idempotency(tenant, ARGV[11]), 'fingerprint', ARGV[12], 'job', id)
+  call('HSET', record, 'idempotency', ARGV[11])
+end
+local expires = math.max(now, tonumber(ARGV[10]) or 0) + tonumber(ARGV[9])
+call('HSET', record, 'state', ARGV[4], 'spec', ARGV[6], 'common', ARGV[7], 'timeout_ms', ARGV[8], 'not_before_ms', ARGV[10],
+  'created_ms', int(now), 'expires_ms', int(expires))
+for _, oldest in ipairs(call('ZRANGE', key_batch_index(tenant), 0, 1)) do
+  if call('EXISTS', key_batch(oldest)) == 1 then break end
+  call('ZREM', key_batch_index(tenant), oldest)
+end
+call('ZADD', key_batch_index(tenant), 0, id)
+call('ZADD', key_due(), int(now + 2000), id)
+if tonumber(batch[3] or 0) == 0 then end_batch(id, ARGV[13]) end
+return {'started'}
