@@ -12,6 +12,8 @@ from shared.telemetry import get_logger
 
 _EXPIRE_LOOK_S: Final = 1.0
 _EXPIRED_AT_ONCE: Final = 200
+_ATTEND_S: Final = 2.0
+_UPKEEP_S: Final = 1.0
 _STOP_LOOK_S: Final = 0.1
 _AFTER_A_FAILURE_S: Final = 1.0
 _TOLD_EVERY_S: Final = 60.0
@@ -23,6 +25,8 @@ def loops_of(api: ApiState) -> dict[str, Coroutine[Any, Any, None]]:
     """By name. None of them returns or raises before it is cancelled, but for the stop, which comes once."""
     return {
         "expire": _for_ever("expire", lambda: _expire_jobs(api.runtime)),
+        "attend": _for_ever("attend", lambda: _attend(api)),
+        "upkeep": _for_ever("upkeep", lambda: _upkeep(api.runtime)),
         "memory": _for_ever("memory", api.runtime.memory.watch),
         "stop": _stop_with_the_server(api),
     }
@@ -50,6 +54,21 @@ async def _expire_jobs(runtime: Runtime) -> None:
         ended, next_s = await runtime.jobs.expire(_EXPIRED_AT_ONCE)
         if ended < _EXPIRED_AT_ONCE:
             await asyncio.sleep(_EXPIRE_LOOK_S if next_s is None else min(next_s, _EXPIRE_LOOK_S))
+
+
+async def _attend(api: ApiState) -> None:
+    """Says that this process lives, and with it the clients that wait here. For ever; raises what Redis says."""
+    while True:
+        await api.runtime.jobs.attend(api.name)
+        await asyncio.sleep(_ATTEND_S)
+
+
+async def _upkeep(runtime: Runtime) -> None:
+    """What other processes left when they died: jobs whose clients are gone, batches half begun. For ever, as above."""
+    while True:
+        await runtime.batches.advance_due()
+        await runtime.jobs.abandon()
+        await asyncio.sleep(_UPKEEP_S)
 
 
 async def _stop_with_the_server(api: ApiState) -> None:

@@ -223,6 +223,11 @@ class Batches:
             if ends_s is not None and loop.time() > ends_s:
                 return
 
+    async def advance_due(self) -> None:
+        """All that somebody left, or is slow at. For the loops of API processes and workers."""
+        for batch_id in await self.due():
+            await self.advance_all(batch_id)
+
     # What callers ask
 
     async def get(self, batch_id: str, tenant: str) -> Batch:
@@ -279,19 +284,24 @@ class Batches:
     ) -> list[EndedItem]:
         """The outcomes so far, behind the line ``after``. Raises InvalidCursor if that line has not ended.
 
-        In the order SUBMITTED a line that ends later than one behind it is passed over by whoever reads on from there.
+        At least ``count``, unless there are no more. In the order SUBMITTED a line that ends later than one behind it is
+        passed over by whoever reads on from there.
         """
-        ended = keys.batch_ended(batch_id)
-        if order is Order.FINISHED:
-            rank = -1
-            if after is not None:
-                rank = await self._commands.call("ZRANK", ended, after)
-                if rank is None:
-                    raise InvalidCursor
-            lines = [int(line) for line in await self._commands.call("ZRANGE", ended, rank + 1, rank + count)]
-        else:
-            lines = await self._ended_lines_after(ended, batch_id, after or 0, count)
-        return await self._items_of(batch_id, lines)
+        found: list[EndedItem] = []
+        at: int | None = after
+        while len(found) < count:
+            reply = await self._commands.run(
+                script("ended_items"), batch_id, int(order is Order.FINISHED), "" if at is None else at, count
+            )
+            if reply is None:
+                raise InvalidCursor
+            at, *flat = reply
+            for line, job_id, invalid in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+                why = msgspec.json.decode(invalid, type=InvalidItem) if invalid else None
+                found.append(EndedItem(line, job_id.decode() or None, why))
+            if at == -1:
+                break
+        return found
 
     async def running_items(self, batch_id: str) -> list[str]:
         """The ids of the items that a worker has right now."""
@@ -308,30 +318,6 @@ class Batches:
     def follow(self, batch_id: str) -> "asyncio.Future[Any]":
         """For half a minute what is appended to an item's log is published on the batch's channel too."""
         return self._commands.call("SET", keys.batch_followed(batch_id), 1, "PX", _FOLLOWED_MS)
-
-    async def _ended_lines_after(self, ended: str, batch_id: str, after: int, count: int) -> list[int]:
-        total = int(await self._commands.call("LLEN", keys.batch_items(batch_id)))
-        found: list[int] = []
-        line = after + 1
-        while len(found) < count and line <= total:
-            part = range(line, min(line + count, total + 1))
-            scores = [self._commands.call("ZSCORE", ended, number) for number in part]
-            found += [number for number, score in zip(part, scores, strict=True) if await score is not None]
-            line = part.stop
-        return found[:count]
-
-    async def _items_of(self, batch_id: str, lines: Iterable[int]) -> list[EndedItem]:
-        numbers = list(lines)
-        items, invalid = keys.batch_items(batch_id), keys.batch_invalid(batch_id)
-        ids = [self._commands.call("LINDEX", items, number - 1) for number in numbers]
-        found: list[EndedItem] = []
-        for number, reply in zip(numbers, ids, strict=True):
-            job_id = await reply
-            if job_id:
-                found.append(EndedItem(number, job_id.decode()))
-            elif raw := await self._commands.call("HGET", invalid, number):
-                found.append(EndedItem(number, None, msgspec.json.decode(raw, type=InvalidItem)))
-        return found
 
     async def _read(self, batch_ids: Sequence[str], tenant: str) -> list[Batch | None]:
         replies = [self._commands.call("HMGET", keys.batch(batch_id), *_FIELDS) for batch_id in batch_ids]

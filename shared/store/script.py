@@ -34,6 +34,7 @@ _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "cancel_batch": ("prelude", "bookkeeping", "cancel_batch"),
     "drop_batch": ("prelude", "bookkeeping", "drop_batch"),
     "due_batches": ("prelude", "bookkeeping", "due_batches"),
+    "ended_items": ("prelude", "ended_items"),
     "attend": ("prelude", "bookkeeping", "attend"),
     "abandon": ("prelude", "bookkeeping", "abandon"),
     "reserve": ("upstream", "reserve"),
