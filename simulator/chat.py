@@ -4,7 +4,7 @@ A chunk is one `data:` line without an event's name; `data: [DONE]` ends the str
 vLLM and DeepSeek send it: OpenAI's own models keep theirs to themselves.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from simulator.answer import Answer
@@ -210,7 +210,7 @@ class ChatDialect:
     def error_frame(self, envelope: Json) -> bytes:
         return frame(envelope)
 
-    def models(self, names: Iterable[str]) -> Json:
+    def models(self, names: Sequence[str], _query: Mapping[str, list[str]]) -> Json:
         return {"object": "list", "data": [self.model(name) for name in names]}
 
     def model(self, name: str) -> Json:

@@ -4,7 +4,7 @@
 when: the faults are the same for all.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from simulator.answer import Answer
@@ -71,8 +71,8 @@ class Dialect(Protocol):
 
     def error_frame(self, envelope: Json) -> bytes: ...
 
-    def models(self, names: Iterable[str]) -> Json:
-        """The page of all models."""
+    def models(self, names: Sequence[str], query: Mapping[str, list[str]]) -> Json:
+        """The page of the models that the query asks for. Raises Refused for a query that the API does not have."""
 
     def model(self, name: str) -> Json: ...
 

@@ -5,7 +5,7 @@ are not.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from simulator.answer import Answer, Block
@@ -199,9 +199,22 @@ class MessagesDialect:
     def error_frame(self, envelope: Json) -> bytes:
         return frame(envelope)
 
-    def models(self, names: Iterable[str]) -> Json:
-        models = [self.model(name) for name in names]
-        return {"data": models, "has_more": False, "first_id": models[0]["id"], "last_id": models[-1]["id"]}
+    def models(self, names: Sequence[str], query: Mapping[str, list[str]]) -> Json:
+        limit = _limit(query)
+        if (after := _one_of(names, query, "after_id")) is not None:
+            left = names[names.index(after) + 1 :]
+            page, has_more = left[:limit], len(left) > limit
+        elif (before := _one_of(names, query, "before_id")) is not None:
+            left = names[: names.index(before)]
+            page, has_more = left[-limit:], len(left) > limit
+        else:
+            page, has_more = names[:limit], len(names) > limit
+        return {
+            "data": [self.model(name) for name in page],
+            "has_more": has_more,
+            "first_id": page[0] if page else None,
+            "last_id": page[-1] if page else None,
+        }
 
     def model(self, name: str) -> Json:
         return {
@@ -216,6 +229,20 @@ class MessagesDialect:
 
     def speech(self, _request: Request, answer: Answer) -> MessagesSpeech:
         return MessagesSpeech(answer)
+
+
+def _limit(query: Mapping[str, list[str]]) -> int:
+    text = query.get("limit", ["20"])[0]
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1_000):
+        raise Refused("limit: Input should be an integer from 1 to 1000")
+    return int(text)
+
+
+def _one_of(names: Sequence[str], query: Mapping[str, list[str]], cursor: str) -> str | None:
+    name = query.get(cursor, [None])[0]
+    if name is not None and name not in names:
+        raise Refused(f"{cursor}: there is no such model")
+    return name
 
 
 MESSAGES = MessagesDialect()

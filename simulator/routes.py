@@ -68,7 +68,9 @@ class Routes:
     # The APIs' calls
 
     def _call(self, dialect: Dialect, endpoint: Endpoint, request: HttpRequest, request_id: str) -> Response:
-        call = self.record.begin(endpoint, request.headers.get("x-stainless-retry-count"))
+        call = self.record.begin(
+            endpoint, request.headers.get("x-stainless-retry-count"), request.headers.get("anthropic-beta")
+        )
         try:
             dialect.check_key(request.headers)
             return Response(self._script(dialect, call, request.body, request_id), call)
@@ -137,7 +139,9 @@ def _free_of_charge(dialect: Dialect, request: HttpRequest, request_id: str) -> 
         dialect.check_key(request.headers)
         match request.method, request.path:
             case "GET", "/v1/models":
-                return json_script(dialect, 200, dialect.models((*CLAUDE_MODELS, *NAMED)), request_id)
+                return json_script(
+                    dialect, 200, dialect.models((*CLAUDE_MODELS, *NAMED), parse_qs(request.query)), request_id
+                )
             case "GET", path if path.startswith("/v1/models/"):
                 return json_script(dialect, 200, _model(dialect, unquote(path.removeprefix("/v1/models/"))), request_id)
             case method, path:
