@@ -10,6 +10,7 @@ Redis being away never ends the process; every loop here goes on by itself.
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, cast
@@ -25,6 +26,7 @@ from shared.store.queue import SUSPECT_TAKEOVERS, Claim
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger
 from worker.log_writer import LogWriter
+from worker.model_lists import ModelLists
 from worker.run_job import RunContext, RunEnd, run_job
 
 _TICK_S = 1.0
@@ -61,6 +63,7 @@ class ArqWorker(arq.Worker):
         self._writer: LogWriter = context.writer
         self._context = context
         self._governor = context.governor
+        self._models = ModelLists(context.providers, logger, time.monotonic)
         self._claims: dict[str, Claim] = {}
         self._group = asyncio.TaskGroup()
         self._claiming = asyncio.Lock()
@@ -277,11 +280,17 @@ class ArqWorker(arq.Worker):
         return _TICK_S
 
     async def _check(self) -> float:
-        """Where nobody called for a while, one worker asks the upstreams whether they answer: a call that costs nothing."""
+        """Where nobody called for a while, one worker asks the upstreams whether they answer, by a call that costs nothing:
+        for their models. For those each worker asks now and then.
+        """
         idle_s = self._settings.idle_check_s
-        if idle_s and self._context.llm_state.is_idle(idle_s) and await self._runtime.upstreams.is_checker(idle_s):
-            failures = [await provider.check() for provider in self._context.providers.values()]
-            self._context.llm_state.note_check(next(filter(None, failures), None))
+        if not idle_s:
+            return _TICK_S
+        if self._context.llm_state.is_idle(idle_s) and await self._runtime.upstreams.is_checker(idle_s):
+            self._context.llm_state.note_check(await self._models.read())
+        elif self._models.are_old:
+            await self._models.read()
+        await self._models.tell(self._runtime.queue)
         return _TICK_S
 
     # The end

@@ -287,7 +287,7 @@ async def test_a_server_without_keys_is_sent_none() -> None:
         a_provider(upstream, name, key=None) as asked,
     ):
         await ask(asked)
-        await asked.check()
+        await asked.models()
         assert [headers.get("authorization") for headers, _ in upstream.requests] == [None, None]
         assert upstream.lines[-1] == "GET /v1/models HTTP/1.1"
 

@@ -7,7 +7,7 @@ goes out byte for byte as it was submitted but for ``stream``, so that what the 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Annotated, Final
 
 import aiohttp
 import httpx2
@@ -15,18 +15,22 @@ import msgspec
 
 import anthropic
 from shared.completion import GarbledStream
+from shared.models import ModelInfo, distinct
 from shared.settings import Settings
 from worker.allowance import Allowance, anthropic_allowance
 from worker.outcome import Breakage, Failure, How, Refusal, UpstreamError, classify
 from worker.providers.base import UpstreamEvent, named
 from worker.providers.event_stream import EventDecoder
+from worker.providers.model_list import MOST_BYTES, anthropic_page
 from worker.providers.transport import AiohttpTransport, BodyStream, DirectClient, connecting_within, how_unheard
 from worker.retry_after import retry_after_s
 
 SDK_ERRORS: Final = (anthropic.AnthropicError, httpx2.HTTPError, aiohttp.ClientError, OSError)
 """What a call through the SDK can raise before its stream begins."""
 
-_CHECK_S: Final = 10.0
+_MODELS_S: Final = 10.0
+_MOST_PAGES: Final = 5
+_MOST_COUNT_BYTES: Final = 1 << 16
 
 _HEADERS: Final = {
     "content-type": "application/json",
@@ -50,14 +54,16 @@ class AnthropicProvider:
         )
 
     @asynccontextmanager
-    async def stream(self, request: bytes, *, model: str, connect_timeout_s: float) -> AsyncIterator["AnthropicStream"]:
+    async def stream(
+        self, request: bytes, *, model: str, beta: str = "", connect_timeout_s: float
+    ) -> AsyncIterator["AnthropicStream"]:
         """See Provider."""
         try:
             response = await self._client.post(
                 "/v1/messages",
                 content=_streaming(named(request, model)),
                 cast_to=httpx2.Response,
-                options={"headers": _HEADERS, "timeout": connecting_within(connect_timeout_s)},
+                options={"headers": _headers(beta), "timeout": connecting_within(connect_timeout_s)},
             )
         except SDK_ERRORS as error:
             raise UpstreamError(_classified(error)) from error
@@ -66,17 +72,46 @@ class AnthropicProvider:
         finally:
             await response.aclose()
 
-    async def check(self) -> Failure | None:
-        """See Provider. Lists the models."""
+    async def count_tokens(self, request: bytes, *, model: str, beta: str = "", connect_timeout_s: float) -> int:
+        """See Provider."""
         try:
-            async with asyncio.timeout(_CHECK_S):
-                response = await self._client.get("/v1/models", cast_to=httpx2.Response, options={"headers": _HEADERS})
-                await response.aclose()
-        except TimeoutError:
-            return classify(Breakage(How.UNANSWERED))
+            response = await self._client.post(
+                "/v1/messages/count_tokens",
+                content=named(request, model),
+                cast_to=httpx2.Response,
+                options={"headers": _headers(beta), "timeout": connecting_within(connect_timeout_s)},
+            )
+            body = await _read_whole(response, _MOST_COUNT_BYTES)
+            return msgspec.json.decode(body, type=_Counted).input_tokens
         except SDK_ERRORS as error:
-            return _classified(error)
-        return None
+            raise UpstreamError(_classified(error)) from error
+        except (GarbledStream, msgspec.DecodeError, UnicodeError) as error:
+            raise UpstreamError(classify(Breakage(How.GARBLED, "its answer is no count of tokens"))) from error
+
+    async def models(self) -> list[ModelInfo]:
+        """See Provider."""
+        try:
+            async with asyncio.timeout(_MODELS_S):
+                return distinct([model async for model in self._all_models()])
+        except TimeoutError as error:
+            raise UpstreamError(classify(Breakage(How.UNANSWERED))) from error
+        except SDK_ERRORS as error:
+            raise UpstreamError(_classified(error)) from error
+        except GarbledStream as error:
+            raise UpstreamError(classify(Breakage(How.GARBLED, str(error)))) from error
+
+    async def _all_models(self) -> AsyncIterator[ModelInfo]:
+        params = {"limit": "1000"}
+        for _ in range(_MOST_PAGES):
+            response = await self._client.get(
+                "/v1/models", cast_to=httpx2.Response, options={"headers": _HEADERS, "params": params}
+            )
+            page = anthropic_page(await _read_whole(response, MOST_BYTES))
+            for model in page.models:
+                yield model
+            if page.after_id is None:
+                break
+            params = {**params, "after_id": page.after_id}
 
     async def close(self) -> None:
         """See Provider."""
@@ -113,6 +148,23 @@ class AnthropicStream:
             raise UpstreamError(classify(Breakage(How.GARBLED, str(error)))) from error
         except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
             raise UpstreamError(classify(Breakage(How.CUT))) from error
+
+
+class _Counted(msgspec.Struct):
+    input_tokens: Annotated[int, msgspec.Meta(ge=0)]
+
+
+def _headers(beta: str) -> dict[str, str]:
+    """With the caller's betas, if that is what a header can hold."""
+    return {**_HEADERS, "anthropic-beta": beta} if beta and beta.isascii() and beta.isprintable() else _HEADERS
+
+
+async def _read_whole(response: httpx2.Response, most_bytes: int) -> bytes:
+    try:
+        body: BodyStream = response.extensions["body"]
+        return await body.read_whole(most_bytes)
+    finally:
+        await response.aclose()
 
 
 class _ErrorBody(msgspec.Struct, frozen=True):

@@ -5,8 +5,8 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from shared.models import ModelInfo
 from worker.allowance import Allowance
-from worker.outcome import Failure
 
 
 class UpstreamEvent(NamedTuple):
@@ -37,17 +37,22 @@ class Provider(Protocol):
     """A kind of upstream. One for a worker process; ``close`` it at the end."""
 
     def stream(
-        self, request: bytes, *, model: str, connect_timeout_s: float
+        self, request: bytes, *, model: str, beta: str = "", connect_timeout_s: float
     ) -> AbstractAsyncContextManager[UpstreamStream]:
         """Sends a Messages request (JSON, without ``stream``), its model renamed to ``model``, and opens its streamed answer.
 
+        ``beta`` is the caller's ``anthropic-beta`` header; an upstream that has no such header is not told.
         Never retries. Leaving the context closes the upstream's socket unless the answer was read to its end.
         Raises UpstreamError.
         """
         ...
 
-    async def check(self) -> Failure | None:
-        """A call that costs nothing. None: it was answered. A refusal shows that the upstream can be reached."""
+    async def count_tokens(self, request: bytes, *, model: str, beta: str = "", connect_timeout_s: float) -> int:
+        """How many tokens a Messages request has as input. Costs nothing. Never retries. Raises UpstreamError."""
+        ...
+
+    async def models(self) -> list[ModelInfo]:
+        """What the upstream serves, in its order; a call that costs nothing. Takes 10 s at most. Raises UpstreamError."""
         ...
 
     async def close(self) -> None:

@@ -14,20 +14,26 @@ import httpx2
 
 import openai
 from shared.completion import GarbledStream
+from shared.models import ModelInfo, distinct
 from shared.settings import Settings
 from worker.allowance import Allowance, openai_allowance
-from worker.outcome import Breakage, Failure, How, UpstreamError, classify
+from worker.outcome import Breakage, Failure, How, Refusal, UpstreamError, classify
 from worker.providers.base import UpstreamEvent
 from worker.providers.chat_error import refusal_of
 from worker.providers.chat_request import chat_request
 from worker.providers.chat_stream import ChatDecoder
+from worker.providers.model_list import MOST_BYTES, openai_models
 from worker.providers.transport import AiohttpTransport, BodyStream, DirectClient, connecting_within, how_unheard
 from worker.retry_after import retry_after_s
 
 SDK_ERRORS: Final = (openai.OpenAIError, httpx2.HTTPError, aiohttp.ClientError, OSError)
 """What a call through the SDK can raise before its stream begins."""
 
-_CHECK_S: Final = 10.0
+_MODELS_S: Final = 10.0
+
+_NO_COUNT: Final = Refusal(
+    404, "not_found_error", "the upstream of this model speaks chat completions, which cannot count a request's tokens"
+)
 
 _HEADERS: Final[dict[str, str | openai.Omit]] = {
     "content-type": "application/json",
@@ -53,8 +59,11 @@ class OpenAIProvider:
         )
 
     @asynccontextmanager
-    async def stream(self, request: bytes, *, model: str, connect_timeout_s: float) -> AsyncIterator["OpenAIStream"]:
+    async def stream(
+        self, request: bytes, *, model: str, beta: str = "", connect_timeout_s: float
+    ) -> AsyncIterator["OpenAIStream"]:
         """See Provider."""
+        del beta  # it is Anthropic's
         body = chat_request(request, model=model, takes_max_completion_tokens=self._takes_max_completion_tokens)
         try:
             response = await self._client.post(
@@ -70,19 +79,29 @@ class OpenAIProvider:
         finally:
             await response.aclose()
 
-    async def check(self) -> Failure | None:
-        """See Provider. Lists the models."""
+    async def count_tokens(self, request: bytes, *, model: str, beta: str = "", connect_timeout_s: float) -> int:
+        """See Provider."""
+        del request, model, beta, connect_timeout_s
+        raise UpstreamError(classify(_NO_COUNT), was_asked=False)
+
+    async def models(self) -> list[ModelInfo]:
+        """See Provider."""
         try:
-            async with asyncio.timeout(_CHECK_S):
+            async with asyncio.timeout(_MODELS_S):
                 response = await self._client.get(
                     "/models", cast_to=httpx2.Response, options={"headers": self._headers}
                 )
-                await response.aclose()
-        except TimeoutError:
-            return classify(Breakage(How.UNANSWERED))
+                try:
+                    body: BodyStream = response.extensions["body"]
+                    return distinct(openai_models(await body.read_whole(MOST_BYTES)))
+                finally:
+                    await response.aclose()
+        except TimeoutError as error:
+            raise UpstreamError(classify(Breakage(How.UNANSWERED))) from error
         except SDK_ERRORS as error:
-            return _classified(error)
-        return None
+            raise UpstreamError(_classified(error)) from error
+        except GarbledStream as error:
+            raise UpstreamError(classify(Breakage(How.GARBLED, str(error)))) from error
 
     async def close(self) -> None:
         """See Provider."""

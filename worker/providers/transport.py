@@ -15,6 +15,7 @@ import aiohttp
 import httpx2
 from aiohttp.client_proto import ResponseHandler
 
+from shared.completion import GarbledStream
 from worker.outcome import How
 
 _LIMIT_BYTES = 1 << 20
@@ -63,6 +64,16 @@ class BodyStream(httpx2.AsyncByteStream):
         while left > 0 and (piece := await self.read_some()):
             left -= len(piece)
             yield piece
+
+    async def read_whole(self, most_bytes: int) -> bytes:
+        """All of it. Raises GarbledStream if that is more, aiohttp.ClientError, OSError."""
+        pieces, size = [], 0
+        while piece := await self.read_some():
+            pieces.append(piece)
+            size += len(piece)
+            if size > most_bytes:
+                raise GarbledStream("the answer is too long")
+        return b"".join(pieces)
 
     async def aclose(self) -> None:
         """Closes the socket unless the body was read to its end."""

@@ -1,0 +1,60 @@
+"""What the upstreams serve, asked by each worker at its start and once an hour, and told to Redis for ``GET /v1/models``.
+
+What cannot be read changes nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from shared.routes import ProviderName
+from shared.store.queue import Queue
+from shared.telemetry import Logger
+from worker.outcome import Failure, UpstreamError
+from worker.providers.base import Provider
+
+_EVERY_S: Final = 3_600.0
+
+
+class ModelLists:
+    """One for a worker process."""
+
+    def __init__(self, providers: Mapping[ProviderName, Provider], logger: Logger, now_s: Callable[[], float]) -> None:
+        self._providers = providers
+        self._logger = logger
+        self._now_s = now_s
+        self._read_s = float("-inf")
+        self._untold: dict[str, bytes] = {}
+        self._unread: set[str] = set()
+        """Providers whose failure was logged: it is said once."""
+
+    @property
+    def are_old(self) -> bool:
+        """Whether nobody has asked for an hour."""
+        return self._now_s() - self._read_s > _EVERY_S
+
+    async def read(self) -> Failure | None:
+        """Asks every upstream. Returns the first failure: it says whether they can be reached."""
+        self._read_s = self._now_s()
+        failures = [await self._read(name, provider) for name, provider in self._providers.items()]
+        return next(filter(None, failures), None)
+
+    async def _read(self, name: ProviderName, provider: Provider) -> Failure | None:
+        try:
+            models = await provider.models()
+        except UpstreamError as error:
+            if name not in self._unread:
+                self._unread.add(name)
+                self._logger.info("models_unread", provider=name, code=error.failure.error.code)
+            return error.failure
+        self._unread.discard(name)
+        if models:
+            self._untold[name] = msgspec.json.encode(models)
+        return None
+
+    async def tell(self, queue: Queue) -> None:
+        """Writes what was read since the last time. Raises StorageUnavailable, StorageFull: it is told again later."""
+        for name, models in list(self._untold.items()):
+            await queue.tell_models(name, models)
+            del self._untold[name]

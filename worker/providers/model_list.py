@@ -1,0 +1,90 @@
+"""Upstreams' lists of their models, read. What is no model is passed over; a body that is no list has none."""
+
+from datetime import UTC, datetime
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+
+from shared.models import UNKNOWN_TIME, ModelInfo, is_name
+
+MOST_BYTES: Final = 8 << 20
+"""Of a page."""
+
+
+class Page(NamedTuple):
+    """Some of the models."""
+
+    models: list[ModelInfo]
+    after_id: str | None = None
+    """Ask again, for those behind this one. None: there are no more."""
+
+
+_Row = TypeVar("_Row", bound=msgspec.Struct)
+
+
+class _List(msgspec.Struct):
+    data: list[msgspec.Raw] = []
+    has_more: bool = False
+    last_id: str | None = None
+
+
+class _Message(msgspec.Struct):
+    id: str
+    display_name: str = ""
+    created_at: str = ""
+
+
+class _Chat(msgspec.Struct):
+    id: str
+    created: float | None = None
+
+
+def anthropic_page(body: bytes) -> Page:
+    """Of ``GET /v1/models`` of the Messages API."""
+    page = _list_of(body)
+    rows = _rows(page, _Message)
+    models = [
+        ModelInfo(
+            row.id,
+            row.display_name if is_name(row.display_name) else row.id,
+            row.created_at if _is_time(row.created_at) else UNKNOWN_TIME,
+        )
+        for row in rows
+    ]
+    return Page(models, page.last_id if page.has_more and page.last_id and is_name(page.last_id) else None)
+
+
+def openai_models(body: bytes) -> list[ModelInfo]:
+    """Of ``GET /models`` of an OpenAI-compatible server: all are in it."""
+    return [ModelInfo(row.id, row.id, _time_of(row.created)) for row in _rows(_list_of(body), _Chat)]
+
+
+def _list_of(body: bytes) -> _List:
+    try:
+        return msgspec.json.decode(body, type=_List)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return _List()
+
+
+def _rows(page: _List, kind: type[_Row]) -> list[_Row]:
+    rows = []
+    for raw in page.data:
+        try:
+            rows.append(msgspec.json.decode(raw, type=kind))
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            continue
+    return rows
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return len(text) <= 64 and datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def _time_of(unix_s: float | None) -> str:
+    try:
+        return datetime.fromtimestamp(unix_s or 0, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return UNKNOWN_TIME
