@@ -114,8 +114,10 @@ class JobLog:
         self._is_closed = False
         self._has_landed = asyncio.Event()
         self._attempt = (0, 0)
-        self._has_published = False
+        self.has_published = False
         """Whether followers may have seen an upstream event of this claim: a later claim begins with `reset`."""
+        self._held: bytes | None = None
+        """The beginning of an answer that has no content yet, where followers have no word for another beginning."""
         self._needs_reset = False
         """Whether they may have seen one of this attempt: a later attempt of this claim begins with `reset`."""
         self._told: _Facts | None = None
@@ -125,7 +127,13 @@ class JobLog:
 
     def add(self, name: str, data: bytes, text: tuple[int, str] | None = None) -> None:
         """One upstream event; ``text`` = (block, text) if it is a text delta, which is merged with its neighbours."""
-        self._has_published = self._needs_reset = True
+        if name == "message_start" and not self._claim.spec.may_start_over:
+            self._held = data
+            return
+        self.has_published = self._needs_reset = True
+        if self._held is not None:
+            self._add("message_start", self._held)
+            self._held = None
         if text is not None:
             if text[0] != self._text_block:
                 self._close_texts()
@@ -138,6 +146,7 @@ class JobLog:
 
     def begin_attempt(self, attempts: int, failures: int, retry_event: bytes, reset_event: bytes) -> None:
         """Another attempt inside the claim: its `retry`, and `reset` if followers saw something of the one before."""
+        self._held = None
         self._add(OurEvent.RETRY, retry_event)
         if self._needs_reset:
             self._add(OurEvent.RESET, reset_event)
@@ -172,7 +181,7 @@ class JobLog:
         self._close_texts()
         if self._landed == len(self._events):
             return
-        facts = _Facts(self._has_published, *self._attempt)
+        facts = _Facts(self.has_published, *self._attempt)
         is_news = facts != self._told
         self._sent = min(len(self._events), self._landed + _MOST_EVENTS_PER_FLUSH)
         self._flushed_s = self._writer.now_s()

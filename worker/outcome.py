@@ -17,7 +17,8 @@ class Answered(NamedTuple):
 
     result: bytes
     """As the job will show it, JSON."""
-    usage: Usage
+    usage: Usage | None
+    """None: it was no answer that uses any."""
     first_content_s: float | None
     """Since the claim."""
 
@@ -34,11 +35,13 @@ class Failure(NamedTuple):
     """What broke, where the upstream said nothing."""
     has_stand_in: bool = False
     """Whether another route is asked next, at once."""
+    is_last: bool = False
+    """Whether what followers hold of the answer forbids another attempt."""
 
     @property
     def is_retryable(self) -> bool:
         """Whether another attempt may help. The job's own time being over is told to callers as retryable, but not here."""
-        return self.error.retryable and self.error.code != "timeout"
+        return self.error.retryable and self.error.code != "timeout" and not self.is_last
 
     @property
     def is_trouble(self) -> bool:
@@ -135,6 +138,16 @@ TIMED_OUT: Final = Failure(
     JobError("timeout", "The job was not done within its timeout_s.", retryable=True), how=How.OUT_OF_TIME
 )
 """The job's own time is over. Not tried again: there is no time left to do it in."""
+
+CUT_SHORT: Final = Failure(
+    JobError(
+        "worker_lost",
+        "The worker was lost, or stopped, with a part of the answer out; its follower cannot take that back.",
+        retryable=True,
+    ),
+    is_last=True,
+)
+"""An earlier claim told a part of the answer to somebody who has no word for starting over."""
 
 
 class _Kind(NamedTuple):

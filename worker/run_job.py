@@ -5,7 +5,7 @@ Every way it can end is a value (see outcome.py); what Redis is told is decided 
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -14,7 +14,7 @@ import msgspec
 
 from shared.completion import Completion, GarbledStream
 from shared.events import OUR_NAMES
-from shared.job import Step, Usage
+from shared.job import JobKind, Step, Usage
 from shared.routes import ProviderName, Route, Routes
 from shared.settings import Settings, routes_of
 from shared.store.queue import UNPRICED, Claim, Cost, Ending, Finished
@@ -22,11 +22,12 @@ from shared.store.runtime import Runtime
 from shared.store.upstreams import UNMADE, Obstacle
 from shared.telemetry import Logger
 from worker.allowance import Allowance
+from worker.count_tokens import count_tokens
 from worker.governor import Governor, Permit, Spent, estimated
 from worker.llm_state import LlmState
 from worker.log_writer import JobLog, LogWriter
 from worker.outage import Outage
-from worker.outcome import TIMED_OUT, Answered, Breakage, Failure, How, Outcome, UpstreamError, classify
+from worker.outcome import CUT_SHORT, TIMED_OUT, Answered, Breakage, Failure, How, Outcome, UpstreamError, classify
 from worker.providers.base import Provider, UpstreamStream
 from worker.retry import LONGEST_WAIT_IN_SLOT_S, Deferred, RetryPolicy, retrying
 
@@ -121,8 +122,11 @@ class _Run:
 
     async def attempts(self) -> Outcome:
         """The final outcome. Raises Deferred if the next attempt is too far off to wait for here."""
+        spec = self._claim.spec
+        if not spec.may_start_over and self._claim.next_seq > 1:  # CLAIM wrote `reset`: some of the answer is out
+            return CUT_SHORT
         policy = RetryPolicy(
-            max_attempts=self._claim.spec.max_attempts,
+            max_attempts=spec.max_attempts,
             failures_before=self._claim.failures,
             ends_s=self._ends_s,
             base_s=self._settings.upstream_retry_base_s,
@@ -131,7 +135,7 @@ class _Run:
         )
         outcome: Outcome = await retrying(
             policy, now_s=self._loop.time, before_wait=self._before_wait, sleep=asyncio.sleep
-        )(self._one_attempt)
+        )(self._one_count if spec.kind is JobKind.COUNT_TOKENS else self._one_attempt)
         return outcome
 
     async def _one_attempt(self) -> Outcome:
@@ -141,12 +145,14 @@ class _Run:
         call = _Call(permit, Completion())
         outcome: Outcome | None = None
         try:
-            outcome = await self._timed(call)
+            outcome = await self._timed(self._call(call))
         finally:
             self._settle(call, outcome)
         self._context.llm_state.note(outcome)
         if isinstance(outcome, Answered):
             return outcome
+        if self._log.has_published and not self._claim.spec.may_start_over:
+            return outcome._replace(is_last=True)
         if permit.is_probe and outcome.opens_circuit:
             # It was the governor's question, not the job's; the next one may be another job's.
             raise Deferred(_PROBED_S, code=outcome.error.code, failures=0)
@@ -154,6 +160,16 @@ class _Run:
         if outcome.error.code in _OVERLOAD:
             self._overloaded.add(permit.route.name)
             outcome = outcome._replace(has_stand_in=self._chain()[0].name not in self._overloaded)
+        return outcome
+
+    async def _one_count(self) -> Outcome:
+        """One count of the request's tokens. Another model's would be another number: no stand-in is asked."""
+        route = self._context.routes.chain_of(self._claim.spec.model)[0]
+        self._route = route.name
+        self._begun += 1
+        provider = self._context.providers[route.provider]
+        outcome = await self._timed(count_tokens(provider, route, self._claim, self._settings))
+        self._failures += isinstance(outcome, Failure)
         return outcome
 
     async def _permit(self) -> Permit:
@@ -182,11 +198,11 @@ class _Run:
         chain = self._context.routes.chain_of(self._claim.spec.model)
         return [route for route in chain if route.name not in self._overloaded] or list(chain)
 
-    async def _timed(self, call: "_Call") -> Outcome:
+    async def _timed(self, call: Awaitable[Outcome]) -> Outcome:
         total = asyncio.timeout_at(self._ends_s)
         try:
             async with total:
-                return await self._call(call)
+                return await call
         except TimeoutError:
             return TIMED_OUT if total.expired() else classify(Breakage(How.UNANSWERED))
 
@@ -206,6 +222,7 @@ class _Run:
                 async with self._context.providers[route.provider].stream(
                     self._claim.request,
                     model=route.model,
+                    beta=spec.anthropic_beta,
                     connect_timeout_s=spec.connect_timeout_s or self._settings.connect_timeout_s,
                 ) as stream:
                     call.allowance = stream.allowance
@@ -253,6 +270,8 @@ class _Run:
     async def _before_wait(self, failure: Failure, delay_s: float) -> None:
         """Another attempt follows inside this claim."""
         self._attempt += 1
+        if self._claim.spec.kind is JobKind.COUNT_TOKENS:
+            return  # it has no log to tell it in
         self._log.begin_attempt(
             attempts=self._attempt,
             failures=self._claim.failures + self._failures,
@@ -369,7 +388,7 @@ class _Call:
         """As the upstream reported it; what it did not report is estimated, and flagged. A refusal costs nothing, unless
         it came inside the answer: then some of it was made.
         """
-        if isinstance(outcome, Answered) and outcome.usage != Usage():
+        if isinstance(outcome, Answered) and outcome.usage and outcome.usage != Usage():
             return Spent(outcome.usage, is_estimated=False)
         was_refused = isinstance(outcome, Failure) and (
             outcome.error.upstream_status is not None or outcome.how is How.UNREACHABLE
