@@ -25,15 +25,16 @@ from types import FrameType
 import uvloop
 
 from bench import measure, systems, table
+from bench.batch import batch
 from bench.connection import Broken
 from bench.machine import describe, machine
 from bench.processes import REPOSITORY, ProcessDown
 from bench.table import figure
 
-DEADLINE_S = 900
+DEADLINE_S = 1800
 LOUD_SHARE = 0.15  # of a core: what others may take before a figure is not to be quoted
 HISTORY = REPOSITORY / ".tokenspool" / "bench"
-MEASUREMENTS = ("first-token", "load", "burst", "submits", "followers")
+MEASUREMENTS = ("first-token", "load", "burst", "submits", "followers", "batch")
 SYSTEMS = {"in-request": systems.IN_REQUEST, "arq": systems.ARQ, "tokenspool": systems.TOKENSPOOL}
 
 
@@ -104,6 +105,9 @@ def _measure(only: Sequence[str], names: Sequence[str], effort: measure.Effort, 
     if "followers" in only:
         with _noting(failures, "measuring followers"):
             measure.followers(with_tokenspool, effort, samples)
+    if "batch" in only and with_tokenspool:
+        with _noting(failures, "measuring the batch"):
+            batch(effort, samples)
     return failures
 
 

@@ -52,9 +52,12 @@ class Effort:
     window_s: float = 5.0
     submit_window_s: float = 3.0
     followers: int = 10_000
+    batch_requests: int = 100_000
 
 
-QUICK = Effort(rounds=1, first_token_requests=15, window_s=3.0, submit_window_s=2.0, followers=2_000)
+QUICK = Effort(
+    rounds=1, first_token_requests=15, window_s=3.0, submit_window_s=2.0, followers=2_000, batch_requests=5_000
+)
 
 
 @dataclass(slots=True)

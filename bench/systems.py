@@ -115,7 +115,7 @@ def tokenspool(upstream: Upstream) -> Iterator[System]:
     with ExitStack() as stack:
         redis = stack.enter_context(EmbeddedRedis())
         api_port, api_pid = stack.enter_context(tokenspool_api(redis.url))
-        worker_pid = stack.enter_context(_tokenspool_worker(redis.url, upstream))
+        worker_pid = stack.enter_context(tokenspool_worker(redis.url, upstream))
         yield System(
             TOKENSPOOL,
             Target(api_port, render, stream.TOKENSPOOL),
@@ -133,7 +133,8 @@ def tokenspool_api(redis_url: str) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def _tokenspool_worker(redis_url: str, upstream: Upstream) -> Iterator[int]:
+def tokenspool_worker(redis_url: str, upstream: Upstream) -> Iterator[int]:
+    """`tokenspool worker` alone; yields its process id."""
     command = [_command(), "worker", "--concurrency", str(WORKER_CONCURRENCY)]
     environment = {**_tokenspool_environment(redis_url), **upstream.environment}
     with running(command, environment) as pid:
