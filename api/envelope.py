@@ -11,7 +11,8 @@ from typing import Final
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import REQUEST_ID, problem_answer
+from api.anthropic_compat import wire
+from api.errors import REQUEST_ID, error_answer
 from shared.errors import InternalError
 from shared.job import new_id
 from shared.telemetry import get_logger
@@ -36,6 +37,9 @@ class Envelope:
             return
         request_id = _request_id_of(scope)
         is_head = scope["method"] == "HEAD"
+        added = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        if wire.is_on_surface(scope["path"]):
+            added.append((b"request-id", request_id.encode()))  # where the SDK of that API looks
         # A copy: the server looks at the method to leave the body out.
         scope = {**scope, REQUEST_ID: request_id} | ({"method": "GET"} if is_head else {})
         has_begun = False
@@ -44,11 +48,7 @@ class Envelope:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
+                message["headers"] = [*message["headers"], *added]
                 await send(message)
                 if is_head:
                     await send({"type": "http.response.body", "body": b""})
@@ -64,7 +64,7 @@ class Envelope:
             self._log.error("request_failed", request_id=request_id, method=scope["method"], exc_info=error)
             # Once it has begun, an answer can only break off: the server then closes the connection.
             if not has_begun:
-                await problem_answer(InternalError(), request_id)(scope, receive, send_on)
+                await error_answer(scope, InternalError())(scope, receive, send_on)
 
 
 def _request_id_of(scope: Scope) -> str:

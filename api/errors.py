@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problem documents, whoever raised them: our routes, FastAPI's validation or Starlette's router.
 
-A document never holds content of the request; ``type`` is a page that this API serves.
+A document never holds content of the request; ``type`` is a page that this API serves. On the paths of the Messages API
+the same errors are told in that API's own envelope.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Scope
 
+from api.anthropic_compat import wire
 from api.fields import BODY, is_name, refuse
 from shared.errors import (
     FieldError,
@@ -79,20 +82,26 @@ def problem_answer(problem: Problem, request_id: str, headers: Mapping[str, str]
     return answer
 
 
+def error_answer(scope: Scope, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """The problem in the words of the surface that was called."""
+    tell = wire.problem_answer if wire.is_on_surface(scope["path"]) else problem_answer
+    return tell(problem, str(scope.get(REQUEST_ID, "")), headers)
+
+
 def add_handlers(app: FastAPI) -> None:
-    """Every error that a route or the router raises becomes a problem document."""
+    """Every error that a route or the router raises becomes a document."""
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
     app.add_exception_handler(HTTPException, _on_http_exception)
 
 
 async def _on_problem(request: Request, problem: Any) -> Response:
-    return problem_answer(problem, request_id_of(request))
+    return error_answer(request.scope, problem)
 
 
 async def _on_invalid_parameters(request: Request, error: Any) -> Response:
     fields = [FieldError(_name_of(found["loc"]), _expectation(found)) for found in error.errors()]
-    return problem_answer(refuse(*fields), request_id_of(request))
+    return error_answer(request.scope, refuse(*fields))
 
 
 def _name_of(location: tuple[Any, ...]) -> str:
@@ -126,9 +135,9 @@ async def _on_http_exception(request: Request, error: Any) -> Response:
         allow = {"Allow": ", ".join(_allowed_methods(request))}
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=allow)
-        return problem_answer(MethodNotAllowed(), request_id_of(request), allow)
+        return error_answer(request.scope, MethodNotAllowed(), allow)
     problem = _PROBLEMS.get(error.status_code, InvalidRequest if error.status_code < 500 else InternalError)
-    return problem_answer(problem(), request_id_of(request))
+    return error_answer(request.scope, problem())
 
 
 _PROBLEMS: Final[dict[int, type[Problem]]] = {

@@ -15,8 +15,8 @@ from shared.job import JobKind, Priority
 
 DEFAULT_MAX_TOKENS: Final = 1024
 MOST_MODEL_CHARS: Final = 256
+MOST_MAX_TOKENS: Final = 10_000_000
 
-_MOST_MAX_TOKENS: Final = 10_000_000
 _MOST_METADATA: Final = 16
 _MOST_METADATA_KEY_CHARS: Final = 64
 _MOST_METADATA_VALUE_CHARS: Final = 512
@@ -72,8 +72,8 @@ def draft_of(body: object, *, default_model: str, max_prompt_chars: int) -> Draf
     if type(request.pop("stream", False)) is not bool:
         errors.append(FieldError("#/stream", "must be true or false"))
     options = _options_of(request.pop("job"), errors) if "job" in request else _DEFAULTS
-    _check_model(request["model"], errors)
-    check_max_tokens(request["max_tokens"], _MOST_MAX_TOKENS, errors)
+    check_model(request["model"], errors)
+    check_max_tokens(request["max_tokens"], MOST_MAX_TOKENS, errors)
     if "prompt" in request:
         prompt = request.pop("prompt")
         if "messages" in request:
@@ -81,7 +81,7 @@ def draft_of(body: object, *, default_model: str, max_prompt_chars: int) -> Draf
         check_prompt(prompt, max_prompt_chars, errors)
         request["messages"] = user_message(prompt)
     elif "messages" in request:
-        _check_messages(request["messages"], errors)
+        check_messages(request["messages"], errors)
     else:
         errors.append(FieldError("#/messages", "is missing, and so is prompt: one of them is needed"))
     if errors:
@@ -108,12 +108,14 @@ def check_max_tokens(max_tokens: object, most: int, errors: list[FieldError]) ->
         errors.append(FieldError("#/max_tokens", detail))
 
 
-def _check_model(model: object, errors: list[FieldError]) -> None:
+def check_model(model: object, errors: list[FieldError]) -> None:
+    """A name of a model, whatever it is."""
     if not isinstance(model, str) or not 1 <= len(model) <= MOST_MODEL_CHARS or not model.isprintable():
         errors.append(FieldError("#/model", f"must be a text of 1 to {MOST_MODEL_CHARS} printable characters"))
 
 
-def _check_messages(messages: object, errors: list[FieldError]) -> None:
+def check_messages(messages: object, errors: list[FieldError]) -> None:
+    """As far as every model needs them: a role and a content each."""
     if not isinstance(messages, list) or not messages:
         errors.append(FieldError("#/messages", "must be a list of at least one message"))
         return

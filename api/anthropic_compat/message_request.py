@@ -1,0 +1,130 @@
+"""A request of the Messages API, checked only as far as we use it: everything else is the LLM's to judge.
+
+Pure, but for reading headers. ``stream`` is taken out, since we always stream; nothing else is ours, not even a member
+called ``job`` or ``prompt``.
+"""
+
+import re
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from starlette.requests import Request
+
+from api.fields import BODY, refuse
+from api.headers import idempotency_key, one, several
+from api.native.job_request import MOST_MAX_TOKENS, Draft, JobOptions, check_max_tokens, check_messages, check_model
+from api.submit import Idempotency
+from shared.errors import FieldError
+from shared.job import JobKind, Priority
+from shared.store.idempotency import fingerprint_of
+
+COUNT_TIMEOUT_S: Final = 10
+
+_COUNT_OPTIONS: Final = JobOptions(
+    priority=Priority.HIGH, timeout_s=COUNT_TIMEOUT_S, expires_in_s=COUNT_TIMEOUT_S, max_attempts=2
+)
+_MOST_BETA_CHARS: Final = 1024
+_PRINTABLE: Final = re.compile(r"[ -~]*", re.ASCII)
+_ON_DISCONNECT: Final = ("cancel", "continue")
+
+
+class CallHeaders(NamedTuple):
+    """What the headers ask for."""
+
+    key: str | None
+    """The Idempotency-Key."""
+    is_cancelled_by_leaving: bool
+    anthropic_beta: str
+
+
+def call_headers_of(request: Request) -> CallHeaders:
+    """Raises InvalidRequest."""
+    key = idempotency_key(request)
+    return CallHeaders(key, _is_cancelled_by_leaving(request, key), anthropic_beta_of(request))
+
+
+def _is_cancelled_by_leaving(request: Request, key: str | None) -> bool:
+    """Without a key nobody can come back for the answer."""
+    wish = one(request, b"x-on-disconnect")
+    if wish is None:
+        return key is None
+    if wish not in _ON_DISCONNECT:
+        raise refuse(FieldError("x-on-disconnect", "must be one of: " + ", ".join(_ON_DISCONNECT)))
+    return wish == "cancel"
+
+
+def anthropic_beta_of(request: Request) -> str:
+    """The values of ``anthropic-beta``, however often it was sent, as one list. Raises InvalidRequest."""
+    names = [name.strip(" \t") for name in several(request, b"anthropic-beta").split(",")]
+    beta = ",".join([name for name in names if name])
+    if len(beta) > _MOST_BETA_CHARS or not _PRINTABLE.fullmatch(beta):
+        detail = f"must be at most {_MOST_BETA_CHARS} printable ASCII characters"
+        raise refuse(FieldError("anthropic-beta", detail))
+    return beta
+
+
+class MessageRequest(NamedTuple):
+    """What the body asks for."""
+
+    draft: Draft
+    is_streamed: bool
+
+
+def message_request_of(body: object, headers: CallHeaders, *, default_model: str) -> MessageRequest:
+    """Raises InvalidRequest, which names every field that is not valid."""
+    errors: list[FieldError] = []
+    request = _members_of(body, default_model)
+    is_streamed = request.pop("stream", False)
+    if type(is_streamed) is not bool:
+        errors.append(FieldError("#/stream", "must be true or false"))
+    if "max_tokens" not in request:
+        errors.append(FieldError("#/max_tokens", "is missing"))
+    else:
+        check_max_tokens(request["max_tokens"], MOST_MAX_TOKENS, errors)
+    _check_common(request, errors)
+    draft = Draft(
+        model=request["model"],
+        request=msgspec.json.encode(request),
+        # What is out cannot be taken back here. Who may come back for the whole answer is better served by another attempt.
+        may_start_over=not (is_streamed and headers.is_cancelled_by_leaving),
+        anthropic_beta=headers.anthropic_beta,
+    )
+    return MessageRequest(draft, is_streamed)
+
+
+def count_draft_of(body: object, *, default_model: str, anthropic_beta: str) -> Draft:
+    """The job that counts a request's tokens. Raises InvalidRequest."""
+    request = _members_of(body, default_model)
+    request.pop("stream", None)
+    _check_common(request, [])
+    return Draft(
+        model=request["model"],
+        request=msgspec.json.encode(request),
+        options=_COUNT_OPTIONS,
+        kind=JobKind.COUNT_TOKENS,
+        anthropic_beta=anthropic_beta,
+    )
+
+
+def idempotency_of(body: dict[str, Any], key: str | None) -> Idempotency | None:
+    """Whether the answer is streamed is not part of what was asked: a repeat may want it the other way."""
+    if key is None:
+        return None
+    return Idempotency(key, fingerprint_of({name: value for name, value in body.items() if name != "stream"}))
+
+
+def _members_of(body: object, default_model: str) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise refuse(FieldError(BODY, "must be a JSON object"))
+    return {"model": default_model, **body}
+
+
+def _check_common(request: dict[str, Any], errors: list[FieldError]) -> None:
+    """What is asked of a request whatever it is for. Raises InvalidRequest with these errors and its own."""
+    check_model(request["model"], errors)
+    if "messages" in request:
+        check_messages(request["messages"], errors)
+    else:
+        errors.append(FieldError("#/messages", "is missing"))
+    if errors:
+        raise refuse(*errors)

@@ -1,0 +1,240 @@
+"""A job's events as the stream of a Messages API: the upstream's own, of one attempt, up to ``message_stop`` or an error.
+
+``message_stop`` is held back until the job has succeeded: a client that has seen it may go, and has a whole answer. What
+was said cannot be taken back here, so an attempt that fails is silently followed by the next only while no more than its
+``message_start`` was sent.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+
+from api.anthropic_compat.wire import Refusal, Refused, refusal_of_end, refusal_of_problem
+from api.dependencies import ApiState
+from api.relay import Closing, Gone, Watch
+from api.sse import frame
+from shared.errors import NotFound, ServerStopping, StorageUnavailable
+from shared.events import OUR_NAMES, Event, EventId, OurEvent
+from shared.job import Job, JobState
+from shared.store.runtime import Runtime
+
+HOLD_S: Final = 10.0
+"""How long the head waits for the answer's first event."""
+PING: Final = b'event: ping\ndata: {"type":"ping"}\n\n'
+
+_AGAIN_S: Final = 0.5
+_LOG_PAGE: Final = 1000
+
+_BEGINNINGS: Final = frozenset({OurEvent.STARTED, OurEvent.RETRY, OurEvent.RESET})
+"""With which another attempt is announced."""
+
+_TAKEN_BACK: Final = Refusal(
+    529, "overloaded_error", "The LLM failed behind the first words of its answer, which cannot be taken back here."
+)
+ERASED: Final = Refusal(500, "api_error", "The job was erased.", may_retry=False)
+_ENDED_EARLY: Final = Refusal(500, "api_error", "The end of the answer is not known any more.", may_retry=False)
+
+
+async def frames_of(api: ApiState, job: Job, watch: Watch, *, is_new: bool) -> AsyncIterator[bytes]:
+    """The frames of the answer; PING whenever it is time for one. Raises Refused.
+
+    ``is_new``: the job was submitted after ``watch``; else the newest attempt is told from its start.
+    """
+    teller = Teller()
+    try:
+        cursor = None if is_new else await _newest_attempt(api.runtime, job.id)
+        async for events in watch.follow(job, cursor=cursor, is_new=is_new):
+            frames = teller.tell(events) if events else PING
+            ending = events[-1].name if events and events[-1].is_terminal else None
+            if ending == JobState.SUCCEEDED and teller.stop:
+                yield frames + teller.stop
+                return
+            if frames:
+                yield frames
+            if ending:
+                yield await _end(api, job, teller)
+                return
+    except Closing:
+        raise Refused(refusal_of_problem(ServerStopping())) from None
+    except (Gone, NotFound):
+        raise Refused(ERASED, has_ended=True) from None
+    except StorageUnavailable as problem:
+        raise Refused(refusal_of_problem(problem)) from None
+    raise Refused(_ENDED_EARLY)
+
+
+async def _newest_attempt(runtime: Runtime, job_id: str) -> EventId | None:
+    """The event behind which the newest attempt begins: earlier ones of the same claim are behind the claim's start too."""
+    found: EventId | None = None
+    last: EventId | None = None
+    while True:
+        events = await runtime.log.read(job_id, after=last, count=_LOG_PAGE)
+        for event in events:
+            if event.name in _BEGINNINGS:
+                found = event.id
+        if len(events) < _LOG_PAGE:
+            return found
+        last = events[-1].id
+
+
+async def _end(api: ApiState, job: Job, teller: "Teller") -> bytes:
+    """The answer of a job whose log is gone. Raises Refused, NotFound, StorageUnavailable."""
+    ended = await ended_job(api, job)
+    if ended.state is not JobState.SUCCEEDED:
+        raise Refused(refusal_of_end(ended), has_ended=True)
+    if teller.has_content or ended.result is None:
+        raise Refused(_ENDED_EARLY, has_ended=True)
+    return frames_of_message(message_of(ended), has_begun=teller.has_begun)
+
+
+async def ended_job(api: ApiState, job: Job) -> Job:
+    """With its result. Waits while Redis is away, for the answer is there: Raises NotFound, and StorageUnavailable at a stop."""
+    while True:
+        try:
+            return await api.runtime.jobs.get(job.id, job.tenant, with_result=True)
+        except StorageUnavailable:
+            if api.shutdown.is_set():
+                raise
+            await asyncio.sleep(_AGAIN_S)
+
+
+class Teller:
+    """Decides what of a job's events a client is told. Pure."""
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        """Whether the client has a ``message_start``."""
+        self.has_content = False
+        """Whether it has more than that."""
+        self.stop = b""
+        """The end of the attempt, which is told when the job has succeeded."""
+
+    def tell(self, events: list[Event]) -> bytes:
+        """The frames of a batch. What another attempt takes back inside of it is never told. Raises Refused."""
+        frames: list[bytes] = []
+        had_begun, had_content = self.has_begun, self.has_content
+        for event in events:
+            if event.name in _BEGINNINGS:
+                if had_content:
+                    raise Refused(_TAKEN_BACK)
+                frames.clear()
+                self.has_begun, self.has_content, self.stop = had_begun, False, b""
+            elif event.name in OUR_NAMES:
+                continue
+            elif event.name == "message_start":
+                if not self.has_begun:
+                    self.has_begun = True
+                    frames.append(frame(event.name, event.data))
+            elif event.name == "message_stop":
+                self.stop = frame(event.name, event.data)
+            elif self.has_begun:
+                self.has_content = True
+                frames.append(frame(event.name, event.data))
+        return b"".join(frames)
+
+
+class HeldFrames:
+    """Frames whose first ones are waited for before anything else is sent. ``close`` it if ``rest`` is never iterated."""
+
+    def __init__(self, frames: AsyncIterator[bytes]) -> None:
+        self._frames = frames
+        self._first = b""
+        self._next: asyncio.Task[bytes | None] | None = None
+
+    async def begin(self, hold_s: float) -> None:
+        """Returns when there is something to send, at the latest after ``hold_s``. Raises Refused."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + hold_s
+        while True:
+            if self._next is None:
+                self._next = asyncio.create_task(_next_of(self._frames), name="an answer's first event")
+            await asyncio.wait((self._next,), timeout=deadline_s - loop.time())
+            if not self._next.done():
+                self._first = PING
+                return
+            first, self._next = self._next.result() or b"", None
+            if first != PING:
+                self._first = first
+                return
+
+    async def rest(self) -> AsyncIterator[bytes]:
+        """All frames. Raises Refused."""
+        yield self._first
+        if self._next is not None:
+            waiting, self._next = self._next, None
+            try:
+                if (second := await waiting) is not None:
+                    yield second
+            finally:
+                waiting.cancel()
+        async for frames in self._frames:
+            yield frames
+
+    async def close(self) -> None:
+        """Ends what is waited for. Again is harmless."""
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.wait((self._next,))
+            if not self._next.cancelled():
+                self._next.exception()  # nobody is left to hear it
+            self._next = None
+
+
+async def _next_of(frames: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(frames, None)
+
+
+# --- an answer whose events are gone -----------------------------------------------------------------------------------
+
+
+class _Result(msgspec.Struct):
+    message: msgspec.Raw
+
+
+def message_of(job: Job) -> bytes:
+    """The message of a job that succeeded, as it is stored."""
+    return bytes(msgspec.json.decode(job.result or b"", type=_Result).message)
+
+
+def frames_of_message(message: bytes, *, has_begun: bool = False) -> bytes:
+    """The events that add up to a message. ``has_begun``: a ``message_start`` was sent."""
+    whole: dict[str, Any] = msgspec.json.decode(message)
+    usage = {"input_tokens": 0, "output_tokens": 0, **(whole.get("usage") or {})}
+    empty = {**whole, "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+    frames = [] if has_begun else [_frame("message_start", message=empty)]
+    for index, block in enumerate(whole.get("content") or []):
+        start, deltas = _taken_apart(block)
+        frames.append(_frame("content_block_start", index=index, content_block=start))
+        frames += [_frame("content_block_delta", index=index, delta=delta) for delta in deltas]
+        frames.append(_frame("content_block_stop", index=index))
+    end = {"stop_reason": whole.get("stop_reason"), "stop_sequence": whole.get("stop_sequence")}
+    end |= {name: whole[name] for name in ("stop_details", "container") if whole.get(name) is not None}
+    frames += [_frame("message_delta", delta=end, usage=usage), _frame("message_stop")]
+    return b"".join(frames)
+
+
+def _frame(name: str, **members: Any) -> bytes:
+    return frame(name, msgspec.json.encode({"type": name, **members}))
+
+
+def _taken_apart(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """How a block begins, and what then is added to it. Of a kind that has no deltas, it begins whole."""
+    deltas: list[dict[str, Any]]
+    match block.get("type"):
+        case "text":
+            citations = block.get("citations") or []
+            deltas = [{"type": "text_delta", "text": block.get("text") or ""}]
+            deltas += [{"type": "citations_delta", "citation": citation} for citation in citations]
+            return {**block, "text": "", **({"citations": []} if citations else {})}, deltas
+        case "thinking":
+            deltas = [{"type": "thinking_delta", "thinking": block.get("thinking") or ""}]
+            if signature := block.get("signature"):
+                deltas.append({"type": "signature_delta", "signature": signature})
+            return {**block, "thinking": "", "signature": ""}, deltas
+        case "tool_use":
+            spelled = msgspec.json.encode(block.get("input", {})).decode()
+            return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": spelled}]
+        case _:
+            return block, []

@@ -1,0 +1,255 @@
+"""``POST /v1/messages``, streamed or not, and ``POST /v1/messages/count_tokens``: each call is a job.
+
+A client that goes cancels its job, unless it can come back for the answer: with an Idempotency-Key, or because it said
+``x-on-disconnect: continue``.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+
+from api.answers import json_answer
+from api.anthropic_compat import message_stream
+from api.anthropic_compat.message_request import (
+    COUNT_TIMEOUT_S,
+    anthropic_beta_of,
+    call_headers_of,
+    count_draft_of,
+    idempotency_of,
+    message_request_of,
+)
+from api.anthropic_compat.message_stream import ERASED, HeldFrames, ended_job, frames_of, message_of
+from api.anthropic_compat.wire import (
+    Refusal,
+    Refused,
+    error_frame,
+    refusal_answer,
+    refusal_of_end,
+    refusal_of_problem,
+    type_of,
+)
+from api.auth import tenant_of
+from api.body import read_json
+from api.connection import while_connected
+from api.dependencies import ApiState, api_of
+from api.errors import request_id_of
+from api.native.job_request import Draft
+from api.relay import Watch
+from api.sse import SseResponse
+from api.submit import Idempotency, Submitted, submit
+from shared.errors import InternalError, NotFound, Problem, ServerStopping, StorageUnavailable
+from shared.job import Job, JobState, new_id
+
+_REPLAYED: Final = {"idempotency-replayed": "true"}
+_LONGEST_WAIT_S: Final = 86_400 + 600 + 60
+"""Longer than any of these jobs lives."""
+
+
+async def create_message(request: Request) -> Response:
+    """An answer, whole or as it is written."""
+    api = api_of(request)
+    tenant = tenant_of(request, api.settings)
+    headers = call_headers_of(request)
+    body = await read_json(request, api.settings.max_body_bytes)
+    asked = message_request_of(body, headers, default_model=api.settings.model)
+    call = await _begun(
+        request,
+        api,
+        tenant,
+        asked.draft,
+        idempotency=idempotency_of(body, headers.key),
+        is_cancelled_by_leaving=headers.is_cancelled_by_leaving,
+    )
+    return await (call.stream() if asked.is_streamed else call.whole(_message_answer, _LONGEST_WAIT_S))
+
+
+async def count_tokens(request: Request) -> Response:
+    """How many tokens a request has, as the LLM counts them."""
+    api = api_of(request)
+    tenant = tenant_of(request, api.settings)
+    beta = anthropic_beta_of(request)
+    body = await read_json(request, api.settings.max_body_bytes)
+    draft = count_draft_of(body, default_model=api.settings.model, anthropic_beta=beta)
+    call = await _begun(request, api, tenant, draft, idempotency=None, is_cancelled_by_leaving=True)
+    return await call.whole(_count_answer, COUNT_TIMEOUT_S)
+
+
+router = Router(
+    [
+        Route("/v1/messages", create_message, methods=["POST"]),
+        Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
+    ]
+)
+
+
+async def _begun(
+    request: Request,
+    api: ApiState,
+    tenant: str,
+    draft: Draft,
+    *,
+    idempotency: Idempotency | None,
+    is_cancelled_by_leaving: bool,
+) -> "_Call":
+    """The job of a call, and a watch of it. Raises what ``submit`` does."""
+    job_id = new_id("job")
+    watch = api.relay.watch(job_id)
+    try:
+        submitted = await submit(
+            api, tenant, draft, idempotency=idempotency, job_id=job_id, is_attended=is_cancelled_by_leaving
+        )
+    except BaseException as error:
+        watch.close()
+        # Whether it was born is not known. Nobody will hear its answer, and the SDK is about to send another one.
+        if is_cancelled_by_leaving and not (isinstance(error, Problem) and not isinstance(error, StorageUnavailable)):
+            await _give_up(api, tenant, job_id)
+        raise
+    if submitted.is_replayed:
+        watch.close()
+        watch = api.relay.watch(submitted.job.id)
+    return _Call(request, api, submitted, watch, has_key=idempotency is not None, is_attended=is_cancelled_by_leaving)
+
+
+class _Call:
+    """A client that waits for a job. Whichever way it ends, its watch is closed and the job cancelled if it has to be."""
+
+    def __init__(
+        self, request: Request, api: ApiState, submitted: Submitted, watch: Watch, *, has_key: bool, is_attended: bool
+    ) -> None:
+        self._request = request
+        self._api = api
+        self._job, _, self._is_replayed = submitted
+        self._watch = watch
+        self._has_key = has_key
+        self._is_attended = is_attended
+        self._headers = _headers_of(submitted)
+
+    async def whole(self, answer: Callable[[Job, dict[str, str]], Response], most_s: float) -> Response:
+        """Waits for the end."""
+        has_ended = False
+        try:
+            ended = await while_connected(self._request, self._ended(most_s))
+            has_ended = ended is not None
+        except Problem as problem:
+            return self._refusal_answer(refusal_of_problem(problem))
+        except Refused as refused:
+            has_ended = refused.has_ended
+            return self._refusal_answer(refused.refusal)
+        finally:
+            self._watch.close()
+            if not has_ended:
+                await self._leave()
+        if ended is None:
+            return self._refusal_answer(refusal_of_problem(ServerStopping()) if self._is_stopping else _TOO_LATE)
+        if ended.state is not JobState.SUCCEEDED:
+            return self._refusal_answer(self._refusal_of_end(ended))
+        return answer(ended, self._headers)
+
+    async def stream(self) -> Response:
+        """Waits for the beginning, so that what fails before it has a status of its own; then the answer as it comes."""
+        if self._job.has_ended and self._job.state is not JobState.SUCCEEDED:
+            self._watch.close()
+            return self._refusal_answer(self._refusal_of_end(self._job))
+        held = HeldFrames(frames_of(self._api, self._job, self._watch, is_new=not self._is_replayed))
+        is_handed_on = has_ended = False
+        try:
+            await while_connected(self._request, held.begin(message_stream.HOLD_S))
+            is_handed_on = True
+        except Refused as refused:
+            has_ended = refused.has_ended
+            return self._refusal_answer(self._as_final(refused.refusal) if has_ended else refused.refusal)
+        finally:
+            if not is_handed_on:
+                await held.close()
+                self._watch.close()
+                if not has_ended:
+                    await self._leave()
+
+        async def on_close(finished: bool) -> None:
+            await held.close()
+            if not finished:
+                await self._leave()
+
+        return SseResponse(self._frames(held), watch=self._watch, on_close=on_close, headers=self._headers)
+
+    async def _frames(self, held: HeldFrames) -> AsyncIterator[bytes]:
+        """They end with ``message_stop`` or with an error, never just so."""
+        request_id = request_id_of(self._request)
+        try:
+            async for frames in held.rest():
+                yield frames
+            return
+        except Refused as refused:
+            refusal, has_ended = refused.refusal, refused.has_ended
+            if self._is_stopping and not has_ended:
+                refusal = _STOPPING
+        except Exception as error:  # the last net: whatever it is, the client must not think that it is the end
+            self._api.log.exception("request_failed", request_id=request_id, method="POST", exc_info=error)
+            refusal, has_ended = refusal_of_problem(InternalError()), False
+        if not has_ended:
+            await self._leave()
+        yield error_frame(refusal, request_id)
+
+    async def _ended(self, most_s: float) -> Job | None:
+        """The job as it ended; None if it has not."""
+        if not self._job.has_ended and not await self._api.relay.wait_for_end(
+            self._job.id, most_s, self._watch, is_new=not self._is_replayed
+        ):
+            return None
+        try:
+            return await ended_job(self._api, self._job)
+        except NotFound:
+            raise Refused(ERASED, has_ended=True) from None
+
+    async def _leave(self) -> None:
+        if self._is_attended:
+            await _give_up(self._api, self._job.tenant, self._job.id)
+
+    @property
+    def _is_stopping(self) -> bool:
+        return self._api.shutdown.is_set()
+
+    def _refusal_of_end(self, job: Job) -> Refusal:
+        return self._as_final(refusal_of_end(job))
+
+    def _as_final(self, refusal: Refusal) -> Refusal:
+        """A repeat with the same key would find the same end."""
+        return refusal._replace(may_retry=False, retry_after_s=None) if self._has_key else refusal
+
+    def _refusal_answer(self, refusal: Refusal) -> Response:
+        return refusal_answer(refusal, request_id_of(self._request), self._headers)
+
+
+_TOO_LATE: Final = Refusal(504, type_of(504), "There was no answer in time.", may_retry=False)
+_STOPPING: Final = Refusal(529, type_of(529), "The server is stopping: send the request again.")
+
+
+def _headers_of(submitted: Submitted) -> dict[str, str]:
+    headers = {"x-job-id": submitted.job.id}
+    if submitted.queue_position is not None:
+        headers["x-queue-position"] = str(submitted.queue_position)
+    return headers | _REPLAYED if submitted.is_replayed else headers
+
+
+def _message_answer(job: Job, headers: dict[str, str]) -> Response:
+    return json_answer(message_of(job), headers=headers)
+
+
+def _count_answer(job: Job, headers: dict[str, str]) -> Response:
+    return json_answer(bytes(job.result or b""), headers=headers)
+
+
+async def _give_up(api: ApiState, tenant: str, job_id: str) -> None:
+    """Nobody waits any more: the upstream call ends too. Shielded, since the server may be ending this very task."""
+    await asyncio.shield(asyncio.ensure_future(_cancel(api, tenant, job_id)))
+
+
+async def _cancel(api: ApiState, tenant: str, job_id: str) -> None:
+    # Redis away: the job is attended, and ends with this process at the latest. Gone: so much the better.
+    with contextlib.suppress(Problem):
+        await api.runtime.jobs.cancel(job_id, tenant)

@@ -1,0 +1,163 @@
+"""How the Anthropic surface says that something went wrong: its envelope, its error types, and the headers of its SDK.
+
+Everything on a path of this surface speaks so, whoever raised it. Nothing here ever holds content of a request.
+"""
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+from starlette.responses import Response
+
+from shared.errors import (
+    FieldError,
+    JobError,
+    Problem,
+    QueueFull,
+    StorageFull,
+    Unauthenticated,
+)
+from shared.job import Job, JobState
+
+_JSON: Final = "application/json"
+_PATHS: Final = ("/v1/messages", "/v1/models")
+_BELOW: Final = ("/v1/messages/", "/v1/models/")
+
+NO_RETRY: Final = {"x-should-retry": "false"}
+"""The SDK repeats 408, 409, 429 and 5xx by itself, unless it is told that this would be in vain."""
+
+
+def is_on_surface(path: str) -> bool:
+    """Whether answers on this path are in the words of the Messages API."""
+    return path.startswith(_BELOW) or path in _PATHS
+
+
+class Refusal(NamedTuple):
+    """Why there is no answer."""
+
+    status: int
+    type: str
+    """As the SDK maps it: ``rate_limit_error``."""
+    message: str
+    may_retry: bool = True
+    """Whether the SDK's own retry makes sense, where it would make one."""
+    retry_after_s: int | None = None
+
+
+class Refused(Exception):
+    """There is no answer, or no rest of it. ``has_ended``: nor will the job go on."""
+
+    def __init__(self, refusal: Refusal, *, has_ended: bool = False) -> None:
+        super().__init__(refusal.type)
+        self.refusal = refusal
+        self.has_ended = has_ended
+
+
+class ErrorBody(msgspec.Struct):
+    """What is wrong."""
+
+    type: str
+    message: str
+
+
+class ErrorEnvelope(msgspec.Struct):
+    """What is sent."""
+
+    type: str
+    error: ErrorBody
+    request_id: str
+
+
+_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+def type_of(status: int) -> str:
+    """The error type that goes with a status."""
+    return _TYPES.get(status) or ("invalid_request_error" if status < 500 else "api_error")
+
+
+def envelope(refusal: Refusal, request_id: str) -> bytes:
+    """One line of JSON."""
+    return msgspec.json.encode(ErrorEnvelope("error", ErrorBody(refusal.type, refusal.message), request_id))
+
+
+def error_frame(refusal: Refusal, request_id: str) -> bytes:
+    """The end of a stream that has begun: the SDK calls a stream that just ends a success (measured, 0.75 and 2.12)."""
+    return b"event: error\ndata: %b\n\n" % envelope(refusal, request_id)
+
+
+def refusal_answer(refusal: Refusal, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+    """The refusal as an answer."""
+    answer = Response(envelope(refusal, request_id), refusal.status, headers, _JSON)
+    answer.headers["Cache-Control"] = "no-store"
+    if not refusal.may_retry:
+        answer.headers.update(NO_RETRY)
+    if refusal.retry_after_s is not None:
+        answer.headers["Retry-After"] = str(refusal.retry_after_s)
+    return answer
+
+
+def problem_answer(problem: Problem, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+    """A problem, in the words of this surface."""
+    answer = refusal_answer(refusal_of_problem(problem), request_id, headers)
+    if isinstance(problem, Unauthenticated):
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
+
+
+def refusal_of_problem(problem: Problem) -> Refusal:
+    """What is wrong with the request, or with us."""
+    status = 529 if isinstance(problem, QueueFull | StorageFull) else problem.status
+    message = "; ".join([_named(error) for error in problem.errors]) or problem.detail
+    may_retry = status == 429 or (status >= 500 and status != 504)
+    return Refusal(status, type_of(status), message, may_retry, problem.retry_after_s)
+
+
+def _named(error: FieldError) -> str:
+    """``#/messages/0/content`` → ``messages.0.content``, as the Messages API names it."""
+    where = error.pointer.removeprefix("#").removeprefix("/").replace("/", ".")
+    return f"{where or 'body'}: {error.detail}"
+
+
+def refusal_of_end(job: Job) -> Refusal:
+    """How a job ended that did not succeed."""
+    if job.error is not None:
+        return refusal_of_failure(job.error)
+    if job.state is JobState.EXPIRED:
+        return Refusal(504, _TYPES[504], "The request waited for too long, and was not begun.", may_retry=False)
+    return Refusal(500, _TYPES[500], f"The job {job.id} was {job.state}.", may_retry=False)
+
+
+def refusal_of_failure(error: JobError) -> Refusal:
+    """Why a job failed. Our own key being refused is our failure, and never the caller's 401."""
+    match error.code:
+        case "upstream_rejected":
+            status = _rejected_status(error.upstream_status)
+        case "upstream_rate_limited":
+            return Refusal(429, _TYPES[429], error.message, may_retry=error.retryable, retry_after_s=10)
+        case "upstream_overloaded":
+            status = 529
+        case "timeout":
+            return Refusal(504, _TYPES[504], error.message, may_retry=False)
+        case _:
+            status = 500
+    return Refusal(status, type_of(status), error.message, may_retry=error.retryable)
+
+
+def _rejected_status(upstream_status: int | None) -> int:
+    """The upstream's own, where it is one that says no; 401 and 403 would be about the caller's key, which it never saw."""
+    if upstream_status is None or not 400 <= upstream_status < 600 or upstream_status in (401, 403):
+        return 400
+    return upstream_status
