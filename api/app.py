@@ -12,9 +12,10 @@ from fastapi import FastAPI
 
 from api import background, errors, openapi
 from api.anthropic_compat import messages, models
+from api.batch_relay import BatchRelay
 from api.dependencies import ApiState
 from api.envelope import Envelope
-from api.native import complete, jobs, usage
+from api.native import batches, complete, jobs, usage
 from api.ops import health, problems
 from api.relay import Relay
 from shared.errors import SettingsError
@@ -42,7 +43,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Envelope)
     errors.add_handlers(app)
     jobs.add_submit(app)
-    for part in (jobs, usage, complete, messages, models, health, problems):
+    for part in (jobs, batches, usage, complete, messages, models, health, problems):
         app.router.routes.extend(part.router.routes)  # include_router makes finding a route cost 40 µs more (0.165)
     openapi.describe(app)
     return app
@@ -51,8 +52,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[State]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
-        async with open_runtime(settings, process_name="tokenspool-api") as runtime, Relay(runtime) as relay:
-            api = ApiState(new_id("api"), settings, runtime, relay, asyncio.Event(), get_logger("api").bind())
+        async with (
+            open_runtime(settings, process_name="tokenspool-api") as runtime,
+            Relay(runtime) as relay,
+            BatchRelay(runtime, relay) as batch_relay,
+        ):
+            log = get_logger("api").bind()
+            api = ApiState(new_id("api"), settings, runtime, relay, batch_relay, asyncio.Event(), log)
             async with asyncio.TaskGroup() as group:
                 loops = [group.create_task(loop, name=name) for name, loop in background.loops_of(api).items()]
                 yield {"api": api}

@@ -9,6 +9,7 @@ from fastapi import Depends, Path
 from starlette.requests import Request
 
 from api.auth import tenant_of
+from api.batch_relay import BatchRelay
 from api.relay import Relay
 from shared.errors import NotFound
 from shared.settings import Settings
@@ -28,6 +29,7 @@ class ApiState:
     settings: Settings
     runtime: Runtime
     relay: Relay
+    batch_relay: BatchRelay
     shutdown: asyncio.Event
     """Set when the server begins to stop."""
     log: Logger
@@ -36,6 +38,7 @@ class ApiState:
         """The server begins to stop: followers are told to come back, and what waits answers now. Again is harmless."""
         self.shutdown.set()
         self.relay.close()
+        self.batch_relay.close()
 
 
 def api_of(request: Request) -> ApiState:

@@ -8,7 +8,7 @@ makes every follower look into the log, and after some silence a probe does, for
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import msgspec
 
@@ -36,6 +36,14 @@ class Gone(Exception):
     """The job was erased, or its retention ended, while it was followed."""
 
 
+class Listener(NamedTuple):
+    """Who hears a channel that is no job's."""
+
+    on_message: Callable[[bytes], None]
+    on_confirmed: Callable[[], None]
+    """The subscription stands; if that is again, something may have been missed."""
+
+
 class Relay:
     """One for an API process; ``async with`` it."""
 
@@ -47,6 +55,7 @@ class Relay:
         self._most_bytes = settings.sse_buffer_bytes
         self._subscriber = runtime.subscriber(on_message=self._on_message, on_confirmed=self._on_confirmed)
         self._watches: dict[str, set[Watch]] = {}
+        self._listeners: dict[str, Listener] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.is_closing = False
 
@@ -83,6 +92,16 @@ class Relay:
         watches.add(watch)
         return watch
 
+    def listen(self, channel: str, listener: Listener) -> None:
+        """Hears one more channel over the same connection, until ``unlisten``. Each has one listener."""
+        self._listeners[channel] = listener
+        self._subscriber.subscribe(channel)
+
+    def unlisten(self, channel: str) -> None:
+        """Lets it go. Again is harmless."""
+        if self._listeners.pop(channel, None) is not None:
+            self._subscriber.unsubscribe(channel)
+
     async def wait_for_end(
         self, job_id: str, timeout_s: float, watch: "Watch | None" = None, *, is_new: bool = False
     ) -> bool:
@@ -115,6 +134,9 @@ class Relay:
                 self._subscriber.unsubscribe(keys.events(watch.job_id))
 
     def _on_message(self, channel: str, message: bytes) -> None:
+        if listener := self._listeners.get(channel):
+            listener.on_message(message)
+            return
         watches = self._watches.get(channel[_CHANNEL_PREFIX:])
         if not watches:
             return
@@ -128,6 +150,9 @@ class Relay:
             watch.deliver(events, len(message))
 
     def _on_confirmed(self, channel: str) -> None:
+        if listener := self._listeners.get(channel):
+            listener.on_confirmed()
+            return
         for watch in self._watches.get(channel[_CHANNEL_PREFIX:], ()):
             watch.confirm()
 

@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 from starlette.responses import Response
@@ -47,6 +47,20 @@ class StreamFormat(StrEnum):
     """The upstream's events as they are, ours between them."""
 
 
+class Follower(Protocol):
+    """What a stream listens with, as far as the response has to know it."""
+
+    on_cut: Callable[[], None]
+    """Called when the follower hangs in a write to a client that does not read."""
+    is_cut: bool
+
+    def is_writing(self, now: bool) -> None:
+        """Said before a write to the client, and after it."""
+
+    def close(self) -> None:
+        """Stops listening. Again is harmless."""
+
+
 class SseResponse(Response):
     """Sends frames as they come; ends when they end, when the client is gone, or at shutdown.
 
@@ -58,7 +72,7 @@ class SseResponse(Response):
         self,
         frames: AsyncIterator[bytes],
         *,
-        watch: Watch,
+        watch: Follower,
         on_close: Callable[[bool], Awaitable[None]] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -95,7 +109,7 @@ class SseResponse(Response):
             left.cancel()
             watch.close()
             if watch.is_cut:
-                await _abort(receive)
+                await abort(receive)
             if self._on_close is not None:
                 await self._on_close(finished)
 
@@ -135,14 +149,17 @@ async def _end_when_left(receive: Receive, owner: _Owner) -> None:
     owner.end()
 
 
-async def _abort(receive: Receive) -> None:
+async def abort(receive: Receive) -> bool:
     """Closes the connection with all that waits in it. An orderly close would wait until a client that does not read
-    has read it. ASGI has no word for this, so we ask uvicorn's request cycle; elsewhere the server closes as it can.
+    has read it. ASGI has no word for this, so we ask uvicorn's request cycle; elsewhere the server closes as it can,
+    and it is False.
     """
     transport: Any = getattr(getattr(receive, "__self__", None), "transport", None)
-    if transport is not None:
-        transport.abort()
-        await asyncio.sleep(0)  # the server learns of it before it looks for a missing end
+    if transport is None:
+        return False
+    transport.abort()
+    await asyncio.sleep(0)  # the server learns of it before it looks for a missing end
+    return True
 
 
 def job_stream(
@@ -216,19 +233,19 @@ def _as_messages(event: Event) -> bytes:
     return frame(event.name, event.data, event.id)
 
 
-_OURS_IN_TEXT: Final = frozenset({OurEvent.STARTED, OurEvent.RETRY, OurEvent.RESET, OurEvent.SNAPSHOT})
+OURS_IN_TEXT: Final = frozenset({OurEvent.STARTED, OurEvent.RETRY, OurEvent.RESET, OurEvent.SNAPSHOT})
 _TEXT_MARK: Final = b'"delta":{"type":"text_delta","text":'
 
 
 def _as_text(event: Event) -> bytes:
     if event.name == "content_block_delta":
-        text = _text_as_json(event)
+        text = text_as_json(event)
         return b"" if text is None else frame(OurEvent.DELTA, b'{"text":%b}' % text, event.id)
-    return frame(event.name, event.data, event.id) if event.name in _OURS_IN_TEXT else b""
+    return frame(event.name, event.data, event.id) if event.name in OURS_IN_TEXT else b""
 
 
-def _text_as_json(event: Event) -> bytes | None:
-    """The text of a delta, still as JSON. Text deltas were encoded by our own writer, whose form is known."""
+def text_as_json(event: Event) -> bytes | None:
+    """The text of a delta, still as JSON; None if it adds none. Text deltas were encoded by our own writer, whose form is known."""
     _, mark, rest = event.data.partition(_TEXT_MARK)
     if mark and rest.endswith(b"}}"):
         return rest[:-2]

@@ -205,4 +205,5 @@ JOB_ERROR_CODES: dict[str, str] = {
     "upstream_truncated": "The LLM's answer broke off on every attempt.",
     "timeout": "The job was not done within its timeout_s.",
     "worker_lost": "The workers that ran the job died repeatedly.",
+    "invalid_line": "The line of the batch cannot be run; it never was a job.",
 }

@@ -1,0 +1,361 @@
+"""What the followers of batches listen to: each followed batch is looked at four times a second, once for all of them,
+and its items' events come over the relay's one connection.
+
+As with jobs, pub/sub is for latency and is never trusted: a watch says when it is time to look into the logs.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple, Self
+
+from api.relay import Closing, Gone, Listener, Relay
+from shared.batch import Batch
+from shared.errors import NotFound, StorageFull, StorageUnavailable
+from shared.events import Event, decode_published
+from shared.store import keys
+from shared.store.runtime import Runtime
+
+_LOOK_S: Final = 0.25
+_PACE_S: Final = 10.0
+_SHORTEST_PACE_S: Final = 1.0
+_CONFIRM_S: Final = 2.0
+_BUSY_SYNC_S: Final = 10.0
+_SLOWEST_SYNC_S: Final = 10.0
+
+
+class ItemEvents(NamedTuple):
+    """What one message said of one item."""
+
+    job_id: str
+    events: list[Event]
+
+
+class Pace:
+    """How many items a batch ends in a second, over the last ten."""
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[float, int]] = deque()
+
+    def note(self, now_s: float, ended: int) -> None:
+        """So many have ended by now."""
+        self._looks.append((now_s, ended))
+        while len(self._looks) > 2 and self._looks[1][0] <= now_s - _PACE_S:
+            self._looks.popleft()
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """None until a second has been seen."""
+        if not self._looks:
+            return None
+        (first_s, first), (last_s, last) = self._looks[0], self._looks[-1]
+        return (last - first) / (last_s - first_s) if last_s - first_s >= _SHORTEST_PACE_S else None
+
+
+def left_of(batch: Batch) -> int:
+    """Items that have not ended."""
+    return batch.counts.queued + batch.counts.running
+
+
+class _Followed:
+    """A batch that somebody follows."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.version = 0
+        """Grows with every change."""
+        self.is_gone = False
+        self.pace = Pace()
+        self.watches: set[BatchWatch] = set()
+        self.stands = False
+        """Whether the items' events are heard right now."""
+
+    def note(self, batch: Batch, now_s: float) -> None:
+        self.pace.note(now_s, batch.counts.total - left_of(batch))
+        if batch != self.batch:
+            self.batch = batch
+            self.version += 1
+
+
+class BatchRelay:
+    """One for an API process; ``async with`` it, inside of the relay."""
+
+    def __init__(self, runtime: Runtime, relay: Relay) -> None:
+        self._runtime = runtime
+        self._relay = relay
+        self._followed: dict[str, _Followed] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [
+            asyncio.create_task(self._look_loop(), name="batch relay looks"),
+            asyncio.create_task(self._ping_loop(), name="batch relay pings"),
+        ]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+    @property
+    def follower_count(self) -> int:
+        """Open watches."""
+        return sum(len(followed.watches) for followed in self._followed.values())
+
+    @property
+    def is_closing(self) -> bool:
+        """The process is about to end."""
+        return self._relay.is_closing
+
+    def watch(self, batch: Batch, *, with_items: bool = False) -> "BatchWatch":
+        """Listens to a batch from now on, and to its items' events; ``close`` it in the end."""
+        followed = self._followed.get(batch.id)
+        if followed is None:
+            followed = self._followed[batch.id] = _Followed(batch)
+        followed.note(batch, asyncio.get_running_loop().time())
+        watch = BatchWatch(self, self._runtime, followed, with_items=with_items)
+        if with_items and not any(other.with_items for other in followed.watches):
+            followed.stands = False
+            self._relay.listen(
+                keys.batch_events(batch.id),
+                Listener(lambda message: _on_message(followed, message), lambda: _on_confirmed(followed)),
+            )
+        followed.watches.add(watch)
+        return watch
+
+    def close(self) -> None:
+        """Ends every follow with Closing, once the relay closes. Again is harmless."""
+        for watch in self._watches():
+            watch.wake()
+
+    def forget(self, watch: "BatchWatch") -> None:
+        """Called by ``BatchWatch.close``."""
+        followed = self._followed.get(watch.batch_id)
+        if followed is None or watch not in followed.watches:
+            return
+        followed.watches.remove(watch)
+        if watch.with_items and not any(other.with_items for other in followed.watches):
+            self._relay.unlisten(keys.batch_events(watch.batch_id))
+        if not followed.watches:
+            del self._followed[watch.batch_id]
+
+    def _watches(self) -> "list[BatchWatch]":
+        return [watch for followed in self._followed.values() for watch in followed.watches]
+
+    async def _look_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            await asyncio.gather(*[self._look(followed) for followed in list(self._followed.values())])
+            for watch in self._watches():
+                watch.tick(loop.time())
+
+    async def _look(self, followed: _Followed) -> None:
+        try:
+            batch = await self._runtime.batches.get(followed.batch.id, followed.batch.tenant)
+        except (StorageUnavailable, StorageFull):
+            return
+        except NotFound:
+            followed.is_gone = True
+        else:
+            followed.note(batch, asyncio.get_running_loop().time())
+
+    async def _ping_loop(self) -> None:
+        """One ticker for all."""
+        every_s = self._runtime.settings.sse_ping_s
+        while True:
+            await asyncio.sleep(every_s)
+            for watch in self._watches():
+                watch.ping(every_s)
+
+
+def _on_message(followed: _Followed, message: bytes) -> None:
+    head, _, rest = message.partition(b"\n")
+    try:
+        found = ItemEvents(head.decode(), decode_published(rest))
+    except (ValueError, IndexError):  # not ours: the logs say what there is
+        found = None
+    for watch in followed.watches:
+        if watch.with_items:
+            if found is None:
+                watch.look()
+            else:
+                watch.deliver(found, len(message))
+
+
+def _on_confirmed(followed: _Followed) -> None:
+    followed.stands = True
+    for watch in followed.watches:
+        if watch.with_items:
+            watch.look()
+
+
+def _nothing() -> None:
+    """Nobody to tell."""
+
+
+class BatchWatch:
+    """One listener to one batch. Its items' events wait in a bounded buffer until they are taken."""
+
+    def __init__(self, relay: BatchRelay, runtime: Runtime, followed: _Followed, *, with_items: bool) -> None:
+        self.batch_id = followed.batch.id
+        self.with_items = with_items
+        self.on_cut: Callable[[], None] = _nothing
+        self.is_cut = False
+        self._relay = relay
+        self._followed = followed
+        self._most_bytes = runtime.settings.sse_buffer_bytes
+        self._shortest_silence_s = runtime.settings.sse_idle_probe_s
+        self._silence_s = self._shortest_silence_s
+        self._buffer: deque[ItemEvents] = deque()
+        self._size = 0
+        self._told_version: int | None = None
+        self._is_behind = with_items
+        self._is_pinged = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._writing_since_s: float | None = None
+        self._heard_s = self._synced_s = asyncio.get_running_loop().time()
+
+    # Called by the relay
+
+    def deliver(self, message: ItemEvents, size: int) -> None:
+        """Live events. Too many of them cut a follower that hangs in a write; one that had no turn yet reads the logs."""
+        self._heard_s = asyncio.get_running_loop().time()
+        self._silence_s = self._shortest_silence_s
+        if self._size > self._most_bytes:
+            self._drop()
+            self._is_behind = True
+            if self._writing_since_s is not None:
+                self._cut()
+        if not self.is_cut:
+            self._size += size
+            self._buffer.append(message)
+        self.wake()
+
+    def look(self) -> None:
+        """Something may have been missed."""
+        self._is_behind = True
+        self.wake()
+
+    def tick(self, now_s: float) -> None:
+        """The batch was looked at. After some silence, or long enough, it is time to look into the items' logs too."""
+        if self.with_items:
+            is_silent = now_s - max(self._heard_s, self._synced_s) > self._silence_s
+            if is_silent:
+                self._silence_s = min(self._silence_s * 2, _SLOWEST_SYNC_S)
+            if is_silent or now_s - self._synced_s > _BUSY_SYNC_S:
+                self.look()
+        if self._followed.is_gone or self._followed.version != self._told_version:
+            self.wake()
+
+    def ping(self, every_s: float) -> None:
+        """Time for a sign of life to the client. One that has read nothing since the last one is cut."""
+        since_s = self._writing_since_s
+        if since_s is not None and asyncio.get_running_loop().time() - since_s > every_s:
+            self._cut()
+        self._is_pinged = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Whoever waits looks again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _cut(self) -> None:
+        if not self.is_cut:
+            self.is_cut = True
+            self._drop()
+            self.on_cut()
+
+    # Called by a follower
+
+    def close(self) -> None:
+        """Stops listening. Again is harmless."""
+        self._relay.forget(self)
+
+    def is_writing(self, now: bool) -> None:
+        """The follower says before a write to its client, and after it, where it is."""
+        self._writing_since_s = asyncio.get_running_loop().time() if now else None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the items' logs are to be looked into."""
+        return self._is_behind
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """Items that end in a second, over the last ten; None if nobody has looked for long enough."""
+        return self._followed.pace.rate_per_s
+
+    @property
+    def estimated_end_ms(self) -> int | None:
+        """When it has ended, if it goes on like that; by this machine's clock."""
+        rate_per_s = self.rate_per_s
+        if not rate_per_s or self._followed.batch.has_ended:
+            return None
+        return time.time_ns() // 1_000_000 + int(left_of(self._followed.batch) / rate_per_s * 1000)
+
+    def take_change(self) -> Batch | None:
+        """The batch, if it has changed since it was last taken."""
+        if self._told_version == self._followed.version:
+            return None
+        self._told_version = self._followed.version
+        return self._followed.batch
+
+    def tell_again(self) -> None:
+        """What was taken could not be told."""
+        self._told_version = None
+
+    def take_ping(self) -> bool:
+        """Whether it is time for one."""
+        is_pinged, self._is_pinged = self._is_pinged, False
+        return is_pinged
+
+    def take_items(self) -> list[ItemEvents]:
+        """What has arrived."""
+        messages = list(self._buffer)
+        self._drop()
+        return messages
+
+    def begin_sync(self) -> None:
+        """The logs are looked into now; what arrives meanwhile waits."""
+        self._is_behind = False
+        self._synced_s = asyncio.get_running_loop().time()
+
+    async def until_confirmed(self) -> None:
+        """Not for ever: with pub/sub away the logs still say what there is. Raises Closing."""
+        deadline_s = asyncio.get_running_loop().time() + _CONFIRM_S
+        while not self._followed.stands and (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._wait()
+            except TimeoutError:
+                return
+
+    async def wait(self) -> None:
+        """Until there is something to do. Raises Closing, and Gone once the batch is erased."""
+        if self._followed.is_gone:
+            raise Gone
+        has_work = self._buffer or self._is_behind or self._is_pinged or self._told_version != self._followed.version
+        if not has_work:
+            await self._wait()
+
+    def check_open(self) -> None:
+        """Raises Closing once the process is about to end."""
+        if self._relay.is_closing:
+            raise Closing
+
+    async def _wait(self) -> None:
+        self.check_open()
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _drop(self) -> None:
+        self._buffer.clear()
+        self._size = 0

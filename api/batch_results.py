@@ -1,0 +1,178 @@
+"""The results of a batch as JSON lines, whatever their number and size: read in pages, sent as they are read.
+
+A body that cannot be gone on with breaks off, so that it never looks whole. Results go from Redis to the client as the
+bytes that they are stored as.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api.sse import abort
+from shared.batch import Batch, EndedItem, InvalidItem
+from shared.errors import JobError, StorageFull, StorageUnavailable
+from shared.job import Job, JobState, Usage
+from shared.store import keys
+from shared.store.batches import Order
+from shared.store.runtime import Runtime
+
+JSON_LINES: Final = "application/jsonl"
+INVALID_LINE: Final = "invalid_line"
+
+_PAGE_ITEMS: Final = 250
+_PORTION_BYTES: Final = 1 << 20
+"""Results that are in memory at once; one may be larger by itself."""
+_MOST_AT_ONCE: Final = 64 << 10
+_STALLED_S: Final = 60.0
+"""A client that has taken none of the last piece for so long is cut."""
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class ResultLine(msgspec.Struct, frozen=True):
+    """How one line of a batch ended."""
+
+    line: int
+    custom_id: str | None
+    job_id: str | None
+    """Null: the line could not run."""
+    status: JobState
+    result: msgspec.Raw | None
+    usage: Usage | None
+    error: JobError | None
+
+
+def line_of_invalid(item: InvalidItem) -> ResultLine:
+    """A line that could not run is a failed item."""
+    error = JobError(INVALID_LINE, item.message, retryable=False)
+    return ResultLine(item.line, item.custom_id, None, JobState.FAILED, None, None, error)
+
+
+def line_of_job(line: int, job: Job, result: bytes | None) -> ResultLine:
+    """``result`` as it is stored."""
+    raw = None if result is None else msgspec.Raw(result)
+    return ResultLine(line, job.spec.custom_id, job.id, job.state, raw, job.usage, job.error)
+
+
+class _Found(NamedTuple):
+    line: int
+    job: Job | None
+    """None: it never was one."""
+    invalid: InvalidItem | None
+    result_bytes: int
+
+    @property
+    def state(self) -> JobState:
+        return JobState.FAILED if self.job is None else self.job.state
+
+
+async def results_answer(
+    runtime: Runtime, batch: Batch, *, order: Order, status: JobState | None, after: int | None
+) -> "JsonLinesResponse":
+    """What has ended so far, behind the line ``after``. Raises InvalidCursor, StorageUnavailable."""
+    first = await runtime.batches.ended_items(batch.id, order, after=after, count=_PAGE_ITEMS)
+    return JsonLinesResponse(_pieces(runtime, batch, order, status, first))
+
+
+async def _pieces(
+    runtime: Runtime, batch: Batch, order: Order, status: JobState | None, items: list[EndedItem]
+) -> AsyncIterator[bytes]:
+    while items:
+        for portion in _portions(await _found_of(runtime, batch.tenant, items, status)):
+            lines = await _lines_of(runtime, portion)
+            if lines:
+                yield b"\n".join([*map(_encode, lines), b""])
+        items = await runtime.batches.ended_items(batch.id, order, after=items[-1].line, count=_PAGE_ITEMS)
+
+
+async def _found_of(runtime: Runtime, tenant: str, items: Sequence[EndedItem], status: JobState | None) -> list[_Found]:
+    """Those that are asked for and not erased, and how large their results are."""
+    ids = [item.job_id for item in items if item.job_id is not None]
+    jobs = dict(zip(ids, await runtime.jobs.get_many(ids, tenant), strict=True))
+    sizes = {
+        job_id: runtime.commands.call("STRLEN", keys.result(job_id))
+        for job_id, job in jobs.items()
+        if job is not None and job.state is JobState.SUCCEEDED and status in (None, JobState.SUCCEEDED)
+    }
+    found: list[_Found] = []
+    for item in items:
+        job = None if item.job_id is None else jobs[item.job_id]
+        if job is None and item.invalid is None:
+            continue
+        size = await sizes[job.id] if job is not None and job.id in sizes else 0
+        one = _Found(item.line, job, item.invalid, size)
+        if status in (None, one.state):
+            found.append(one)
+    return found
+
+
+def _portions(found: Sequence[_Found]) -> list[list[_Found]]:
+    """In order, each as large as may be in memory at once, or of one item."""
+    portions: list[list[_Found]] = []
+    size = 0
+    for one in found:
+        if not portions or size + one.result_bytes > _PORTION_BYTES:
+            portions.append([])
+            size = 0
+        portions[-1].append(one)
+        size += one.result_bytes
+    return portions
+
+
+async def _lines_of(runtime: Runtime, portion: Sequence[_Found]) -> list[ResultLine]:
+    results = {
+        one.line: runtime.commands.call("GET", keys.result(one.job.id))
+        for one in portion
+        if one.job is not None and one.job.state is JobState.SUCCEEDED
+    }
+    lines: list[ResultLine] = []
+    for one in portion:
+        if one.job is None:
+            assert one.invalid is not None
+            lines.append(line_of_invalid(one.invalid))
+        elif one.line not in results:
+            lines.append(line_of_job(one.line, one.job, None))
+        elif (result := await results[one.line]) is not None:  # else it was erased a moment ago
+            lines.append(line_of_job(one.line, one.job, result))
+    return lines
+
+
+class JsonLinesResponse(Response):
+    """Sends pieces as they are made, and makes no more than the client takes. Stops when the client leaves.
+
+    What goes wrong behind the head closes the connection without the body's end.
+    """
+
+    def __init__(self, pieces: AsyncIterator[bytes], *, headers: Mapping[str, str] | None = None) -> None:
+        self.status_code = 200
+        self.background = None
+        self._pieces = pieces
+        self.init_headers({"content-type": JSON_LINES, "cache-control": "no-store", **(headers or {})})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI side. Raises StorageUnavailable, StorageFull, TimeoutError once the connection is closed."""
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        leaving = asyncio.create_task(_until_gone(receive), name="results client leaves")
+        try:
+            async for piece in self._pieces:
+                for start in range(0, len(piece), _MOST_AT_ONCE):
+                    if leaving.done():
+                        return
+                    async with asyncio.timeout(_STALLED_S):
+                        body = piece[start : start + _MOST_AT_ONCE]
+                        await send({"type": "http.response.body", "body": body, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except (StorageUnavailable, StorageFull, TimeoutError):
+            if not await abort(receive):
+                raise  # no server that we know how to ask: it closes as it can
+        finally:
+            leaving.cancel()
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,383 @@
+"""A batch as server-sent events: its progress, and if asked for every item's events on the one connection.
+
+An item's events carry its ``custom_id`` and ``job_id``, and no ids: whoever comes back is given a ``snapshot`` of each item
+that runs. In between each item's story is told as in its job's own stream: in order, without a hole, and with its end.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from api.batch_relay import BatchWatch, ItemEvents
+from api.native.batch_view import render
+from api.native.job_view import view_of as job_view_of
+from api.relay import Closing, Gone
+from api.sse import OURS_IN_TEXT, PING, SseResponse, StreamFormat, frame, text_as_json
+from shared.batch import Batch, BatchCounts, EndedItem
+from shared.clock import to_rfc3339
+from shared.errors import InvalidCursor, NotFound, StorageFull, StorageUnavailable
+from shared.events import Event, EventId, OurEvent, text_of
+from shared.job import Job
+from shared.store import keys
+from shared.store.batches import Order
+from shared.store.runtime import Runtime
+
+if TYPE_CHECKING:
+    from api.dependencies import ApiState
+
+PROGRESS: Final = "progress"
+ENDED: Final = "ended"
+
+_PARTING: Final = b": the server is restarting, come back\n\n"
+_PAGE: Final = 250
+_REMEMBERED_S: Final = 15.0
+"""An item's end is not told again, should a late message tell of it."""
+_AWAY: Final = (StorageUnavailable, StorageFull)
+_AGAIN_S: Final = 0.2
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """The data of ``progress``."""
+
+    counts: BatchCounts
+    rate_per_s: float | None
+    estimated_end_at: str | None
+
+
+def batch_stream(api: "ApiState", batch: Batch, *, items_as: StreamFormat | None) -> SseResponse:
+    """A batch as SSE, with its items' events in that form, or without them."""
+    watch = api.batch_relay.watch(batch, with_items=items_as is not None)
+    if items_as is None:
+        frames = _progress_frames(watch)
+    else:
+        frames = _all_frames(watch, ItemStories(api.runtime, batch, items_as))
+    return SseResponse(_parting(frames), watch=watch)
+
+
+async def _parting(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield b"retry: %d\n\n" % random.randint(1000, 3000)  # spread over time: all come back after a restart
+    try:
+        async for piece in frames:
+            yield piece
+    except Closing:
+        yield _PARTING
+    except (Gone, NotFound):
+        return  # erased: the client comes back, and is told
+
+
+async def _progress_frames(watch: BatchWatch) -> AsyncIterator[bytes]:
+    while True:
+        if (batch := watch.take_change()) is not None:
+            yield _progress(watch, batch)
+            if batch.has_ended:
+                yield frame(ENDED, render(batch))
+                return
+        if watch.take_ping():
+            yield PING
+        await watch.wait()
+
+
+async def _all_frames(watch: BatchWatch, stories: "ItemStories") -> AsyncIterator[bytes]:
+    if (batch := watch.take_change()) is not None:
+        yield _progress(watch, batch)
+        if batch.has_ended:
+            yield frame(ENDED, render(batch))
+            return
+    await watch.until_confirmed()
+    while True:
+        try:
+            batch = watch.take_change()
+            if watch.is_behind or (batch is not None and batch.has_ended):
+                watch.begin_sync()
+                async for piece in stories.catch_up():
+                    yield piece
+            async for piece in stories.go_on(watch.take_items()):
+                yield piece
+        except _AWAY:
+            watch.check_open()
+            watch.look()
+            watch.tell_again()
+            await asyncio.sleep(_AGAIN_S)
+            continue
+        if batch is not None:
+            yield _progress(watch, batch)
+            if batch.has_ended:
+                yield frame(ENDED, render(batch))
+                return
+        if watch.take_ping():
+            yield PING
+        await watch.wait()
+
+
+def _progress(watch: BatchWatch, batch: Batch) -> bytes:
+    rate_per_s, end_ms = watch.rate_per_s, watch.estimated_end_ms
+    return frame(
+        PROGRESS,
+        _encode(
+            Progress(
+                batch.counts,
+                None if rate_per_s is None else round(rate_per_s, 3),
+                None if end_ms is None else to_rfc3339(end_ms),
+            )
+        ),
+    )
+
+
+class _Story:
+    """How far one item has been told."""
+
+    __slots__ = ("job_id", "position", "prefix")
+
+    def __init__(self, job: Job, position: EventId | None) -> None:
+        self.job_id = job.id
+        self.prefix = _encode({"custom_id": job.spec.custom_id, "job_id": job.id})[:-1]
+        self.position = position
+        """Of the last event that was told; None before the first."""
+
+    def frame(self, name: str, data: bytes) -> bytes:
+        members = data.strip()[1:]
+        return frame(name, self.prefix + (b"" if members == b"}" else b",") + members)
+
+
+class ItemStories:
+    """The items of a batch, as one follower has been told of them. It remembers those that run."""
+
+    def __init__(self, runtime: Runtime, batch: Batch, form: StreamFormat) -> None:
+        self._runtime = runtime
+        self._batch_id = batch.id
+        self._tenant = batch.tenant
+        self._form = form
+        self._stories: dict[str, _Story] = {}
+        self._has_begun = False
+        self._ended_line: int | None = None
+        """Of the items that had ended before, or were told to have, the last to end."""
+        self._told: set[str] = set()
+        self._told_before: set[str] = set()
+        """Items whose end was told lately, and a little earlier."""
+        self._turned_s = asyncio.get_running_loop().time()
+
+    async def go_on(self, messages: Sequence[ItemEvents]) -> AsyncIterator[bytes]:
+        """What has just happened. Events that follow on are told as they are; the log says what else there is."""
+        jobs = await self._jobs_of([job_id for job_id, _ in messages if not self._is_known(job_id)])
+        for job_id, events in messages:
+            if self._was_told(job_id) or not (job_id in self._stories or job_id in jobs):
+                continue
+            story = self._stories.get(job_id)
+            if story is None:
+                if _seq_of(events[0]) != 0:
+                    async for piece in self._begin_late(jobs[job_id]):
+                        yield piece
+                    continue
+                story = self._stories[job_id] = _Story(jobs[job_id], None)
+            async for piece in self._tell_live(story, events):
+                yield piece
+
+    async def catch_up(self) -> AsyncIterator[bytes]:
+        """What the logs say beyond what was told, of all items that run or have ended since the last time."""
+        batches = self._runtime.batches
+        await batches.follow(self._batch_id)
+        if not self._has_begun:
+            self._ended_line = await self._last_ended_line()
+            self._has_begun = True
+        running = await batches.running_items(self._batch_id)
+        known = list(self._stories)
+        for start in range(0, len(known), _PAGE):
+            part = known[start : start + _PAGE]
+            for job_id, reach in zip(part, await self._runtime.log.probe(part), strict=True):
+                story = self._stories.get(job_id)
+                if story is not None and (reach is None or _is_ahead(reach.top, story.position)):
+                    async for piece in self._tell_from_log(story):
+                        yield piece
+        for job in (await self._jobs_of([job_id for job_id in running if not self._is_known(job_id)])).values():
+            async for piece in self._begin_late(job):
+                yield piece
+        async for piece in self._tell_ended():
+            yield piece
+        self._forget_some()
+
+    async def _tell_live(self, story: _Story, events: Sequence[Event]) -> AsyncIterator[bytes]:
+        following: list[Event] = []
+        position = story.position
+        for event in events:
+            assert event.id is not None
+            if position is not None and event.id <= position:
+                continue
+            if position is None:
+                follows = event.id.seq == 0
+            else:
+                follows = event.id.epoch == position.epoch and event.id.seq == position.seq + 1
+            if not follows:
+                break
+            position = event.id
+            following.append(event)
+        async for piece in self._tell(story, following):
+            yield piece
+        if position != events[-1].id and not self._was_told(story.job_id):
+            async for piece in self._tell_from_log(story):
+                yield piece
+
+    async def _tell(self, story: _Story, events: Sequence[Event]) -> AsyncIterator[bytes]:
+        """Says these events. Where Redis goes away, what was said is known."""
+        if not events:
+            return
+        *others, last = events
+        if not last.is_terminal:
+            others.append(last)
+        if others:
+            story.position = others[-1].id
+            yield b"".join([self._told_as(story, event) for event in others])
+        if last.is_terminal:
+            try:
+                job = await self._runtime.jobs.get(story.job_id, self._tenant, with_result=True)
+            except NotFound:  # erased a moment after its end
+                self._close(story.job_id)
+                yield story.frame(last.name, last.data)
+            else:
+                yield self._end(story, job)
+
+    async def _tell_from_log(self, story: _Story) -> AsyncIterator[bytes]:
+        """What the log holds behind what was told."""
+        while True:
+            position = story.position
+            events = await self._runtime.log.read(story.job_id, after=position, count=_PAGE)
+            if not events:
+                return
+            if position is not None and _epoch_of(events[0]) != position.epoch and not await self._holds(story):
+                # Redis has lost what the client was told: it is told anew what there is.
+                for job in (await self._jobs_of([story.job_id])).values():
+                    async for piece in self._begin_late(job):
+                        yield piece
+                return
+            async for piece in self._tell(story, events):
+                yield piece
+            if len(events) < _PAGE or events[-1].is_terminal:
+                return
+
+    async def _holds(self, story: _Story) -> bool:
+        assert story.position is not None
+        entries = await self._runtime.log.read(story.job_id, start=story.position, count=1)
+        return bool(entries) and entries[0].id == story.position
+
+    async def _begin_late(self, job: Job) -> AsyncIterator[bytes]:
+        """An item that began unheard: its newest attempt's text so far, and its end if it has ended."""
+        (reach,) = await self._runtime.log.probe([job.id])
+        if reach is None:
+            return
+        story = _Story(job, None)
+        text: list[str] = []
+        last: Event | None = None
+        events: list[Event] = []
+        if reach.newest_claim is not None:
+            events = await self._runtime.log.read(job.id, start=reach.newest_claim, count=_PAGE)
+        while events:
+            for event in events:
+                if event.name == OurEvent.RESET:
+                    text.clear()
+                elif (more := text_of(event)) is not None:
+                    text.append(more)
+            last = events[-1]
+            events = await self._runtime.log.read(job.id, after=last.id, count=_PAGE) if len(events) == _PAGE else []
+        if last is not None:
+            story.position = last.id
+            self._stories[job.id] = story
+            yield story.frame(OurEvent.SNAPSHOT, _encode({"text": "".join(text)}))
+            if last.is_terminal:
+                async for piece in self._tell(story, [last]):
+                    yield piece
+        elif reach.end_id is not None:
+            async for piece in self._tell_without_log(story):
+                yield piece
+
+    async def _tell_without_log(self, story: _Story) -> AsyncIterator[bytes]:
+        """It has ended, and its log is gone, or there never was one: what the record still knows."""
+        try:
+            job = await self._runtime.jobs.get(story.job_id, self._tenant, with_result=True)
+        except NotFound:
+            self._close(story.job_id)
+            return
+        if job.result is not None:
+            yield story.frame(OurEvent.SNAPSHOT, _encode(msgspec.json.decode(job.result, type=_Text)))
+        yield self._end(story, job)
+
+    async def _tell_ended(self) -> AsyncIterator[bytes]:
+        """Items that have ended since the last time, and whose end nobody has told."""
+        while items := await self._ended_items():
+            ids = [item.job_id for item in items if item.job_id is not None and not self._was_told(item.job_id)]
+            jobs = await self._jobs_of(ids)
+            for job_id in ids:
+                if (story := self._stories.get(job_id)) is not None:
+                    async for piece in self._tell_from_log(story):
+                        yield piece
+                    if not self._was_told(job_id):
+                        async for piece in self._tell_without_log(story):
+                            yield piece
+                elif job_id in jobs:
+                    async for piece in self._begin_late(jobs[job_id]):
+                        yield piece
+            self._ended_line = items[-1].line
+
+    async def _ended_items(self) -> list[EndedItem]:
+        try:
+            return await self._runtime.batches.ended_items(
+                self._batch_id, Order.FINISHED, after=self._ended_line, count=_PAGE
+            )
+        except InvalidCursor:  # Redis lost that end
+            self._ended_line = await self._last_ended_line()
+            return []
+
+    async def _last_ended_line(self) -> int | None:
+        lines = await self._runtime.commands.call("ZREVRANGE", keys.batch_ended(self._batch_id), 0, 0)
+        return int(lines[0]) if lines else None
+
+    def _told_as(self, story: _Story, event: Event) -> bytes:
+        if self._form is StreamFormat.MESSAGES or event.name in OURS_IN_TEXT:
+            return story.frame(event.name, event.data)
+        text = text_as_json(event) if event.name == "content_block_delta" else None
+        return b"" if text is None else story.frame(OurEvent.DELTA, b'{"text":%b}' % text)
+
+    def _end(self, story: _Story, job: Job) -> bytes:
+        """The terminal event carries the job, whose own ``custom_id`` stands in front already."""
+        self._close(job.id)
+        view = msgspec.structs.replace(job_view_of(job, None, with_result=True), custom_id=msgspec.UNSET)
+        return story.frame(job.state, _encode(view))
+
+    def _close(self, job_id: str) -> None:
+        self._stories.pop(job_id, None)
+        self._told.add(job_id)
+
+    async def _jobs_of(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
+        ids = list(dict.fromkeys(job_ids))
+        return {job.id: job for job in await self._runtime.jobs.get_many(ids, self._tenant) if job is not None}
+
+    def _is_known(self, job_id: str) -> bool:
+        return job_id in self._stories or self._was_told(job_id)
+
+    def _was_told(self, job_id: str) -> bool:
+        return job_id in self._told or job_id in self._told_before
+
+    def _forget_some(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._turned_s > _REMEMBERED_S:
+            self._turned_s = now_s
+            self._told_before, self._told = self._told, set()
+
+
+class _Text(msgspec.Struct):
+    text: str
+
+
+def _seq_of(event: Event) -> int:
+    return -1 if event.id is None else event.id.seq
+
+
+def _epoch_of(event: Event) -> int:
+    return -1 if event.id is None else event.id.epoch
+
+
+def _is_ahead(top: EventId | None, position: EventId | None) -> bool:
+    return top is not None and (position is None or top > position)

@@ -1,0 +1,80 @@
+"""A batch as its caller sees it: one JSON object, the same in every answer and in the last event of a follow."""
+
+from typing import Final
+
+import msgspec
+
+from shared.batch import Batch, BatchCounts, BatchState
+from shared.clock import to_rfc3339
+from shared.job import Usage
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class BatchUrls(msgspec.Struct, frozen=True):
+    """Where the batch is found and what can be done with it."""
+
+    self: str
+    results: str
+    events: str
+    cancel: str
+
+
+class BatchView(msgspec.Struct, frozen=True, kw_only=True):
+    """The wire form."""
+
+    id: str
+    type: str
+    status: BatchState
+    counts: BatchCounts
+    created_at: str
+    expires_at: str
+    ended_at: str | None
+    retry_of: str | None
+    metadata: dict[str, str]
+    usage: Usage
+    cost_usd: float | None
+    urls: BatchUrls
+
+
+class BatchPage(msgspec.Struct, frozen=True):
+    """A list of batches; ``next`` is the ``after`` of the next page."""
+
+    data: list[BatchView]
+    has_more: bool
+    next: str | None
+
+
+def url_of(batch_id: str) -> str:
+    """Where the batch is read: its ``Location``."""
+    return f"/v1/batches/{batch_id}"
+
+
+def render(batch: Batch) -> bytes:
+    """One line of JSON."""
+    return _encode(view_of(batch))
+
+
+def render_page(batches: list[Batch], next_after: str | None) -> bytes:
+    """A list."""
+    views = [view_of(batch) for batch in batches]
+    return _encode(BatchPage(data=views, has_more=next_after is not None, next=next_after))
+
+
+def view_of(batch: Batch) -> BatchView:
+    """As the record stands."""
+    url = url_of(batch.id)
+    return BatchView(
+        id=batch.id,
+        type="batch",
+        status=batch.state,
+        counts=batch.counts,
+        created_at=to_rfc3339(batch.created_ms),
+        expires_at=to_rfc3339(batch.expires_ms),
+        ended_at=None if batch.ended_ms is None else to_rfc3339(batch.ended_ms),
+        retry_of=batch.spec.retry_of,
+        metadata=batch.spec.metadata,
+        usage=batch.usage,
+        cost_usd=batch.cost_usd,
+        urls=BatchUrls(self=url, results=f"{url}/results", events=f"{url}/events", cancel=f"{url}/cancel"),
+    )

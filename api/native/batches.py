@@ -1,0 +1,107 @@
+"""``/v1/batches``: read, list, follow, results, cancel, retry, erase. How a batch comes in is batch_submit's."""
+
+from typing import Annotated, Final, Literal
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.answers import json_answer
+from api.batch_results import results_answer
+from api.batch_stream import batch_stream
+from api.dependencies import BATCH_ID, Api, ApiState, BatchId, Tenant
+from api.headers import EVENT_STREAM, must_accept
+from api.native.batch_view import render, render_page
+from api.native.jobs import RETRY_AFTER
+from api.sse import StreamFormat
+from shared.errors import FieldError, InvalidCursor
+from shared.job import JobState
+from shared.store.batches import Order
+
+router = APIRouter()
+
+_MOST_S: Final = 0.5
+"""So long a call works on what it began; the loops go on with the rest."""
+
+EndedState = Literal["succeeded", "failed", "cancelled", "expired"]
+
+
+@router.get("/v1/batches")
+async def list_batches(
+    api: Api,
+    tenant: Tenant,
+    after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Response:
+    """The caller's batches, newest first."""
+    if after is not None and not BATCH_ID.fullmatch(after):
+        raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
+    page = await api.runtime.batches.page(tenant, after=after, limit=limit)
+    return json_answer(render_page(page.batches, page.next_after))
+
+
+@router.get("/v1/batches/{batch_id}")
+async def read_batch(api: Api, tenant: Tenant, batch_id: BatchId) -> Response:
+    """The batch as it stands, with live counts."""
+    return await _as_it_stands(api, tenant, batch_id)
+
+
+@router.get("/v1/batches/{batch_id}/results")
+async def read_results(
+    api: Api,
+    tenant: Tenant,
+    batch_id: BatchId,
+    order: Order = Order.SUBMITTED,
+    status: EndedState | None = None,
+    after: Annotated[str | None, Query(description="The ``line`` of the last one that the client has.")] = None,
+) -> Response:
+    """What has ended so far, one JSON object a line."""
+    batch = await api.runtime.batches.get(batch_id, tenant)
+    wanted = None if status is None else JobState(status)
+    return await results_answer(api.runtime, batch, order=order, status=wanted, after=_line_of(after))
+
+
+def _line_of(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise InvalidCursor(errors=[FieldError("after", "must be the line of a result")])
+    return int(text)
+
+
+@router.get("/v1/batches/{batch_id}/events")
+async def follow_batch(
+    request: Request,
+    api: Api,
+    tenant: Tenant,
+    batch_id: BatchId,
+    tokens: Annotated[bool, Query(description="true: every item's events too.")] = False,
+    form: Annotated[
+        StreamFormat, Query(alias="format", description="Of the items' events: ours, or the upstream's own.")
+    ] = StreamFormat.TEXT,
+) -> Response:
+    """Its progress, as server-sent events, until it has ended."""
+    must_accept(request, EVENT_STREAM)
+    batch = await api.runtime.batches.get(batch_id, tenant)
+    return batch_stream(api, batch, items_as=form if tokens else None)
+
+
+@router.post("/v1/batches/{batch_id}/cancel")
+async def cancel_batch(api: Api, tenant: Tenant, batch_id: BatchId) -> Response:
+    """End what has not ended; what is done stays. A batch that has ended stays as it is."""
+    if await api.runtime.batches.cancel(batch_id, tenant):
+        await api.runtime.batches.advance_all(batch_id, most_s=_MOST_S)
+    return await _as_it_stands(api, tenant, batch_id)
+
+
+@router.delete("/v1/batches/{batch_id}", status_code=204)
+async def erase_batch(api: Api, tenant: Tenant, batch_id: BatchId) -> Response:
+    """Erase a batch that has ended, with all its items."""
+    await api.runtime.batches.erase(batch_id, tenant)
+    await api.runtime.batches.advance_all(batch_id, most_s=_MOST_S)
+    return Response(status_code=204)
+
+
+async def _as_it_stands(api: ApiState, tenant: str, batch_id: str) -> Response:
+    batch = await api.runtime.batches.get(batch_id, tenant)
+    return json_answer(render(batch), headers=None if batch.has_ended else RETRY_AFTER)
