@@ -10,6 +10,9 @@ from typing import Any, Final
 import msgspec
 from fastapi import FastAPI
 
+from api.anthropic_compat.models import DEFAULT_LIMIT, MOST_LIMIT, ModelPage
+from api.anthropic_compat.models import Model as AnthropicModel
+from api.anthropic_compat.wire import ErrorEnvelope
 from api.errors import PROBLEM_JSON, ProblemDocument
 from api.headers import EVENT_STREAM, JSON
 from api.native.complete import DEFAULT_MAX_TOKENS as COMPLETE_MAX_TOKENS
@@ -55,7 +58,8 @@ def describe(app: FastAPI) -> None:
 
 def _completed(schema: _Schema) -> _Schema:
     _, answers = msgspec.json.schema_components(
-        (JobView, JobPage, UsageReport, ProblemDocument, Answer, HealthReport), ref_template=_SCHEMAS + "{name}"
+        (JobView, JobPage, UsageReport, ProblemDocument, Answer, HealthReport, ErrorEnvelope, ModelPage),
+        ref_template=_SCHEMAS + "{name}",
     )
     schema["components"] = {"schemas": {**answers, **_REQUESTS}}
     for (method, path), operation in _OPERATIONS.items():
@@ -85,6 +89,11 @@ def _problems(*statuses: int) -> _Schema:
     }
 
 
+def _errors(*statuses: int) -> _Schema:
+    """In the Anthropic envelope."""
+    return {str(status): _json(_STATUSES[status], "ErrorEnvelope") for status in sorted(statuses)}
+
+
 _STATUSES: Final = {
     400: "Not valid: the fields are named, never their content.",
     401: "No valid API key.",
@@ -95,9 +104,11 @@ _STATUSES: Final = {
     415: "The body is not JSON, or compressed.",
     422: "The Idempotency-Key was used with another body.",
     429: "The LLM's rate limit is reached.",
+    500: "No answer; x-should-retry says whether another try makes sense.",
     502: "The LLM gave no answer.",
     503: "Full, or Redis is away; see Retry-After.",
     504: "The LLM did not answer in time.",
+    529: "The LLM is overloaded, or the queue full.",
 }
 
 
@@ -163,6 +174,43 @@ _REQUESTS: Final[_Schema] = {
         "properties": {"role": {"type": "string"}, "content": {"type": ["string", "array"]}},
     },
     "JobOptions": _JOB_OPTIONS,
+    "MessageRequest": {
+        "description": "The parameters of the Messages API; those that are not listed are passed on untouched.",
+        "type": "object",
+        "required": ["max_tokens", "messages"],
+        "properties": {
+            "model": {"type": "string", "minLength": 1, "maxLength": MOST_MODEL_CHARS},
+            "max_tokens": {"type": "integer", "minimum": 1},
+            "messages": {"type": "array", "minItems": 1, "items": _ref("Message")},
+            "stream": {"type": "boolean", "default": False},
+        },
+    },
+    "TokenCountRequest": {
+        "type": "object",
+        "required": ["messages"],
+        "properties": {
+            "model": {"type": "string", "minLength": 1, "maxLength": MOST_MODEL_CHARS},
+            "messages": {"type": "array", "minItems": 1, "items": _ref("Message")},
+        },
+    },
+    "MessageAnswer": {
+        "description": "The Message of the Messages API, as the LLM gave it.",
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"},
+            "type": {"const": "message"},
+            "role": {"type": "string"},
+            "model": {"type": "string"},
+            "content": {"type": "array", "items": {"type": "object"}},
+            "stop_reason": {"type": ["string", "null"]},
+            "usage": {"type": "object"},
+        },
+    },
+    "TokenCount": {
+        "type": "object",
+        "required": ["input_tokens"],
+        "properties": {"input_tokens": {"type": "integer", "minimum": 0}},
+    },
     "CompletionRequest": {
         "type": "object",
         "additionalProperties": False,
@@ -187,6 +235,15 @@ def _body(name: str) -> _Schema:
 _READS: Final = _problems(400, 401, 404, 503)
 _SUBMITS: Final = _problems(400, 401, 413, 415, 422, 503)
 _COMPLETES: Final = _problems(400, 401, 413, 415, 429, 502, 503, 504)
+
+_ANTHROPIC_BETA: Final = _header("anthropic-beta", "Passed on to an upstream that knows it.")
+_MESSAGE_STREAM: Final = {
+    "schema": {"type": "string"},
+    "example": 'event: message_start\ndata: {"type":"message_start","message":{"content":[]}}\n\n'
+    'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":'
+    '{"type":"text_delta","text":"Blue"}}\n\n'
+    'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+}
 
 _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
     ("post", _SUBMIT): {
@@ -239,6 +296,51 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
     },
     ("get", "/v1/usage"): {
         "responses": {"200": _json("What was used, and its cost.", "UsageReport"), **_problems(400, 401, 503)}
+    },
+    ("post", "/v1/messages"): {
+        "summary": "Create Message",
+        "operationId": "create_message",
+        "parameters": [
+            _IDEMPOTENCY_KEY,
+            _header("x-on-disconnect", "continue or cancel: what becomes of the job when its client goes."),
+            _ANTHROPIC_BETA,
+        ],
+        "requestBody": _body("MessageRequest"),
+        "responses": {
+            "200": {
+                "description": "The answer, whole or as it is written; x-job-id names the job behind it.",
+                "content": {JSON: {"schema": _ref("MessageAnswer")}, EVENT_STREAM: _MESSAGE_STREAM},
+            },
+            **_errors(400, 401, 404, 413, 415, 422, 429, 500, 503, 504, 529),
+        },
+    },
+    ("post", "/v1/messages/count_tokens"): {
+        "summary": "Count Tokens",
+        "operationId": "count_tokens",
+        "parameters": [_ANTHROPIC_BETA],
+        "requestBody": _body("TokenCountRequest"),
+        "responses": {
+            "200": _json("As the LLM counts them.", "TokenCount"),
+            **_errors(400, 401, 413, 415, 429, 500, 503, 504, 529),
+        },
+    },
+    ("get", "/v1/models"): {
+        "summary": "List Models",
+        "operationId": "list_models",
+        "parameters": [
+            _query("limit", "", {"type": "integer", "minimum": 1, "maximum": MOST_LIMIT, "default": DEFAULT_LIMIT}),
+            _query("after_id", "The last_id of the page before.", {"type": "string"}),
+            _query("before_id", "The first_id of the page behind.", {"type": "string"}),
+        ],
+        "responses": {"200": _json("A page.", "ModelPage"), **_errors(400, 401, 503)},
+    },
+    ("get", "/v1/models/{model_id}"): {
+        "summary": "Read Model",
+        "operationId": "read_model",
+        "parameters": [
+            {"name": "model_id", "in": "path", "required": True, "description": "", "schema": {"type": "string"}}
+        ],
+        "responses": {"200": _json("The model.", AnthropicModel.__name__), **_errors(400, 401, 404, 503)},
     },
     ("post", "/complete"): {
         "requestBody": _body("CompletionRequest"),
