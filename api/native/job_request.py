@@ -4,6 +4,7 @@ Pure. The parameters of the Messages API are looked at only as far as we use the
 to judge, and what it refuses ends as ``upstream_rejected``.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -71,7 +72,7 @@ def draft_of(body: object, *, default_model: str, max_prompt_chars: int) -> Draf
     request: dict[str, Any] = {"model": default_model, "max_tokens": DEFAULT_MAX_TOKENS, **body}
     if type(request.pop("stream", False)) is not bool:
         errors.append(FieldError("#/stream", "must be true or false"))
-    options = _options_of(request.pop("job"), errors) if "job" in request else _DEFAULTS
+    options = options_of(request.pop("job"), errors) if "job" in request else _DEFAULTS
     check_model(request["model"], errors)
     check_max_tokens(request["max_tokens"], MOST_MAX_TOKENS, errors)
     if "prompt" in request:
@@ -132,7 +133,10 @@ def check_messages(messages: object, errors: list[FieldError]) -> None:
             return
 
 
-def _options_of(job: object, errors: list[FieldError]) -> JobOptions:
+def options_of(
+    job: object, errors: list[FieldError], *, priorities: Mapping[str, Priority] = _PRIORITIES
+) -> JobOptions:
+    """The ``job`` member, checked; what is not valid is added to ``errors``."""
     if not isinstance(job, dict):
         errors.append(FieldError("#/job", "must be an object"))
         return _DEFAULTS
@@ -145,10 +149,10 @@ def _options_of(job: object, errors: list[FieldError]) -> JobOptions:
                 errors.append(FieldError(where, f"must be a whole number from {least} to {most}"))
             found[name] = value
         elif name == "priority":
-            if not isinstance(value, str) or value not in _PRIORITIES:
-                errors.append(FieldError(where, "must be one of: " + ", ".join(_PRIORITIES)))
+            if not isinstance(value, str) or value not in priorities:
+                errors.append(FieldError(where, "must be one of: " + ", ".join(priorities)))
             else:
-                found[name] = _PRIORITIES[value]
+                found[name] = priorities[value]
         elif name == "not_before":
             found["not_before_ms"] = _not_before_ms(value, errors)
         elif name == "metadata":
