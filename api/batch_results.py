@@ -5,7 +5,7 @@ bytes that they are stored as.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -70,22 +70,31 @@ class _Found(NamedTuple):
         return JobState.FAILED if self.job is None else self.job.state
 
 
+Encode = Callable[[ResultLine], bytes]
+
+
 async def results_answer(
-    runtime: Runtime, batch: Batch, *, order: Order, status: JobState | None, after: int | None
+    runtime: Runtime,
+    batch: Batch,
+    *,
+    order: Order = Order.SUBMITTED,
+    status: JobState | None = None,
+    after: int | None = None,
+    encode: Encode = _encode,
 ) -> "JsonLinesResponse":
     """What has ended so far, behind the line ``after``. Raises InvalidCursor, StorageUnavailable."""
     first = await runtime.batches.ended_items(batch.id, order, after=after, count=_PAGE_ITEMS)
-    return JsonLinesResponse(_pieces(runtime, batch, order, status, first))
+    return JsonLinesResponse(_pieces(runtime, batch, order, status, first, encode))
 
 
 async def _pieces(
-    runtime: Runtime, batch: Batch, order: Order, status: JobState | None, items: list[EndedItem]
+    runtime: Runtime, batch: Batch, order: Order, status: JobState | None, items: list[EndedItem], encode: Encode
 ) -> AsyncIterator[bytes]:
     while items:
         for portion in _portions(await _found_of(runtime, batch.tenant, items, status)):
             lines = await _lines_of(runtime, portion)
             if lines:
-                yield b"\n".join([*map(_encode, lines), b""])
+                yield b"\n".join([*map(encode, lines), b""])
         items = await runtime.batches.ended_items(batch.id, order, after=items[-1].line, count=_PAGE_ITEMS)
 
 

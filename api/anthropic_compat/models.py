@@ -42,7 +42,7 @@ async def list_models(request: Request) -> Response:
     """A page of them."""
     api = api_of(request)
     tenant_of(request, api.settings)
-    limit = _limit_of(request)
+    limit = limit_of(request)
     after_id, before_id = request.query_params.get("after_id"), request.query_params.get("before_id")
     if after_id and before_id:
         raise refuse(FieldError("before_id", "must not stand beside after_id"))
@@ -99,7 +99,8 @@ def _told(model: ModelInfo) -> Model:
     return Model("model", model.id, model.display_name, model.created_at)
 
 
-def _limit_of(request: Request) -> int:
+def limit_of(request: Request) -> int:
+    """``limit`` of a list of this surface. Raises InvalidRequest."""
     text = request.query_params.get("limit", str(DEFAULT_LIMIT))
     limit = int(text) if text.isascii() and text.isdecimal() and len(text) <= 4 else 0
     if not 1 <= limit <= MOST_LIMIT:

@@ -1,0 +1,104 @@
+"""``/v1/messages/batches``: our batches in the words of the Messages API, with live counts."""
+
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+
+from api.answers import json_answer
+from api.anthropic_compat.batch_view import our_id_of, render, render_deleted, render_line, render_page
+from api.anthropic_compat.models import limit_of
+from api.auth import tenant_of
+from api.batch_results import results_answer
+from api.dependencies import BATCH_ID, ApiState, api_of
+from api.fields import refuse
+from api.submit_batch import submit_batch
+from shared.batch import Batch
+from shared.errors import FieldError, NotFound
+
+_ADVANCED_S: Final = 0.5
+"""So long a call works on what it began; the loops go on with the rest."""
+
+
+async def create_batch(request: Request) -> Response:
+    """Requests in, a batch back. Each that is not valid is an errored result of its own."""
+    api = api_of(request)
+    tenant = tenant_of(request, api.settings)
+    submitted = await submit_batch(request, api, tenant, takes_options=False)
+    headers = {"idempotency-replayed": "true"} if submitted.is_replayed else None
+    return json_answer(render(submitted.batch), headers=headers)
+
+
+async def list_batches(request: Request) -> Response:
+    """The caller's, newest first."""
+    api = api_of(request)
+    tenant = tenant_of(request, api.settings)
+    limit = limit_of(request)
+    after, before = _cursor_of(request, "after_id"), _cursor_of(request, "before_id")
+    if after and before:
+        raise refuse(FieldError("before_id", "must not stand beside after_id"))
+    page = await api.runtime.batches.page(tenant, after=after, before=before, limit=limit)
+    return json_answer(render_page(page.batches, has_more=page.next_after is not None))
+
+
+async def read_batch(request: Request) -> Response:
+    """As it stands."""
+    _, batch = await _batch_of(request)
+    return json_answer(render(batch))
+
+
+async def read_results(request: Request) -> Response:
+    """What has ended so far, one JSON object a line."""
+    api, batch = await _batch_of(request)
+    return await results_answer(api.runtime, batch, encode=render_line)
+
+
+async def cancel_batch(request: Request) -> Response:
+    """End what has not ended; what is done stays."""
+    api, batch = await _batch_of(request)
+    if await api.runtime.batches.cancel(batch.id, batch.tenant):
+        await api.runtime.batches.advance_all(batch.id, most_s=_ADVANCED_S)
+    return json_answer(render(await api.runtime.batches.get(batch.id, batch.tenant)))
+
+
+async def delete_batch(request: Request) -> Response:
+    """Erase a batch that has ended, with all its results."""
+    api, batch = await _batch_of(request)
+    await api.runtime.batches.erase(batch.id, batch.tenant)
+    await api.runtime.batches.advance_all(batch.id, most_s=_ADVANCED_S)
+    return json_answer(render_deleted(batch.id))
+
+
+_ONE: Final = "/v1/messages/batches/{batch_id}"
+
+router = Router(
+    [
+        Route("/v1/messages/batches", create_batch, methods=["POST"]),
+        Route("/v1/messages/batches", list_batches, methods=["GET"]),
+        Route(_ONE, read_batch, methods=["GET"]),
+        Route(_ONE, delete_batch, methods=["DELETE"]),
+        Route(f"{_ONE}/results", read_results, methods=["GET"]),
+        Route(f"{_ONE}/cancel", cancel_batch, methods=["POST"]),
+    ]
+)
+
+
+async def _batch_of(request: Request) -> tuple[ApiState, Batch]:
+    """Raises NotFound, for what is no id of ours too."""
+    api = api_of(request)
+    tenant = tenant_of(request, api.settings)
+    batch_id = our_id_of(request.path_params["batch_id"])
+    if not BATCH_ID.fullmatch(batch_id):
+        raise NotFound
+    return api, await api.runtime.batches.get(batch_id, tenant)
+
+
+def _cursor_of(request: Request, name: str) -> str | None:
+    text = request.query_params.get(name)
+    if not text:
+        return None
+    batch_id = our_id_of(text)
+    if not BATCH_ID.fullmatch(batch_id):
+        raise refuse(FieldError(name, "must be the id of a batch"))
+    return batch_id
