@@ -25,6 +25,7 @@ from shared.store import keys
 from shared.store.queue import SUSPECT_TAKEOVERS, Claim
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger
+from worker.lag import AGAIN_S, Lag
 from worker.log_writer import LogWriter
 from worker.model_lists import ModelLists
 from worker.run_job import RunContext, RunEnd, run_job
@@ -63,6 +64,7 @@ class ArqWorker(arq.Worker):
         self._writer: LogWriter = context.writer
         self._context = context
         self._governor = context.governor
+        self._lag = Lag(int(self.max_jobs * settings.low_priority_share) or 1, time.monotonic)
         self._models = ModelLists(context.providers, logger, time.monotonic)
         self._claims: dict[str, Claim] = {}
         self._group = asyncio.TaskGroup()
@@ -97,6 +99,7 @@ class ArqWorker(arq.Worker):
                 group.create_task(self._loop("renew", partial(self._renew_all, subscriber.stands))),
                 group.create_task(self._loop("reap", self._reap)),
                 group.create_task(self._loop("expire", self._expire)),
+                group.create_task(self._loop("upkeep", self._upkeep)),
                 group.create_task(self._loop("sweep", self._sweep, first_s=_SWEEP_S)),
                 group.create_task(self._loop("announce", self._announce)),
                 group.create_task(self._loop("govern", self._govern)),
@@ -142,19 +145,19 @@ class ArqWorker(arq.Worker):
         self._wake.set()
 
     async def _claim(self) -> float:
-        """Fills the free slots."""
+        """Fills the free slots; with ``low`` jobs only so many as leave the loop to the others."""
         async with self._claiming:
+            await self._lag.look()
             free = self.max_jobs - self.job_counter
             if not self.allow_pick_jobs or free <= 0:
                 return _TICK_S
             running = self._claims.values()
             low_running = sum(claim.spec.priority == "low" for claim in running)
-            low_free = int(self.max_jobs * self._settings.low_priority_share) or 1
             quotas = await self._governor.quotas()
             claims, next_due_s = await self._runtime.queue.claim(
                 self.name,
                 count=free,
-                low_count=max(0, low_free - low_running),
+                low_count=max(0, self._lag.room - low_running),
                 takes_suspect=all(claim.takeovers < SUSPECT_TAKEOVERS for claim in running),
                 quotas=quotas,
             )
@@ -162,7 +165,7 @@ class ArqWorker(arq.Worker):
             await self._start(claims)
         if len(claims) == free:
             return 0
-        waits_s = [_TICK_S, next_due_s, self._governor.next_s()]
+        waits_s = [_TICK_S, next_due_s, self._governor.next_s(), AGAIN_S if self._lag.is_felt else None]
         return min(wait_s for wait_s in waits_s if wait_s is not None)
 
     async def _start(self, claims: list[Claim]) -> None:
@@ -251,6 +254,13 @@ class ArqWorker(arq.Worker):
     async def _expire(self) -> float:
         _, next_due_s = await self._runtime.jobs.expire()
         return _soon(next_due_s)
+
+    async def _upkeep(self) -> float:
+        """What others left: batches half begun, jobs whose clients waited at an API process that died."""
+        await self._runtime.batches.advance_due()
+        for job_id in await self._runtime.jobs.abandon():
+            self._logger.info("job_abandoned", job_id=job_id)
+        return _TICK_S
 
     async def _sweep(self) -> float:
         """Once a minute: records that have not ended and are nowhere. Expected 0; anything else is a bug of ours."""
