@@ -106,6 +106,11 @@ class BatchRelay:
         return sum(len(followed.watches) for followed in self._followed.values())
 
     @property
+    def batch_count(self) -> int:
+        """Batches that are looked at."""
+        return len(self._followed)
+
+    @property
     def is_closing(self) -> bool:
         """The process is about to end."""
         return self._relay.is_closing

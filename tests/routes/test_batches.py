@@ -1,0 +1,261 @@
+"""What a caller reads of a batch, and does to it: everything but its submit and what streams."""
+
+import json
+from typing import Any
+
+import pytest
+
+from shared.batch import Batch
+from shared.job import new_id
+from shared.store import keys
+from tests.routes.conftest import CalledApi, pointers_of, problem_of
+from tests.support.batches import a_batch, a_result, fail, run_all, succeed
+from tests.support.follower import Cut, asking
+from tests.support.served import Served
+from tests.support.store import claim, claim_one
+from tests.support.wait import wait_until
+
+_COUNTS = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
+
+
+async def _read(api: CalledApi, batch: Batch) -> Any:
+    response = await api.http.get(f"/v1/batches/{batch.id}")
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def _results(api: CalledApi, batch: Batch, **query: Any) -> list[Any]:
+    response = await api.http.get(f"/v1/batches/{batch.id}/results", params=query)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/jsonl"
+    assert response.content == b"" or response.content.endswith(b"\n")
+    return [json.loads(line) for line in response.content.splitlines()]
+
+
+async def test_a_batch_is_shown_with_live_counts(api: CalledApi) -> None:
+    """In the job's words, from its start to its end."""
+    batch = await a_batch(api.runtime, 3, invalid=[2], metadata={"run": "nightly"})
+    response = await api.http.get(f"/v1/batches/{batch.id}")
+    assert response.headers["retry-after"] == "1"
+    view = response.json()
+    url = f"/v1/batches/{batch.id}"
+    assert list(view) == [
+        "id", "type", "status", "counts", "created_at", "expires_at", "ended_at", "retry_of", "metadata", "usage",
+        "cost_usd", "urls",
+    ]  # fmt: skip
+    assert view["status"] == "running"
+    assert view["counts"] == {"total": 3, "queued": 2, "running": 0, **dict.fromkeys(_COUNTS[2:], 0), "failed": 1}
+    assert view["metadata"] == {"run": "nightly"}
+    assert (view["retry_of"], view["ended_at"], view["cost_usd"]) == (None, None, None)
+    assert view["urls"] == {
+        "self": url, "results": f"{url}/results", "events": f"{url}/events", "cancel": f"{url}/cancel",
+    }  # fmt: skip
+
+    claimed = await claim_one(api.runtime)
+    assert (await _read(api, batch))["counts"]["running"] == 1
+    await succeed(api.runtime, claimed)
+    await fail(api.runtime, await claim_one(api.runtime))
+    response = await api.http.get(url)
+    assert "retry-after" not in response.headers
+    view = response.json()
+    assert (view["status"], view["counts"]["succeeded"], view["counts"]["failed"]) == ("ended", 1, 2)
+    assert view["ended_at"] is not None
+
+
+async def test_batches_are_listed_newest_first(api: CalledApi) -> None:
+    """Page by page, and each tenant its own."""
+    batches = sorted([(await a_batch(api.runtime, 1)).id for _ in range(5)], reverse=True)
+    await a_batch(api.runtime, 1, tenant="another")
+    seen: list[str] = []
+    query: dict[str, Any] = {"limit": 2}
+    for _ in range(3):
+        page = (await api.http.get("/v1/batches", params=query)).json()
+        seen += [batch["id"] for batch in page["data"]]
+        assert page["has_more"] == (page["next"] is not None)
+        query["after"] = page["next"]
+    assert seen == batches
+    assert page["next"] is None
+
+
+@pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 101}, {"limit": "x"}])
+async def test_a_page_has_1_to_100_batches(api: CalledApi, query: dict[str, Any]) -> None:
+    assert pointers_of(await api.http.get("/v1/batches", params=query)) == ["limit"]
+
+
+async def test_a_page_that_was_never_given_out_is_400(api: CalledApi) -> None:
+    problem_of(await api.http.get("/v1/batches", params={"after": "job_1"}), 400, "invalid_cursor")
+
+
+async def test_foreign_and_absent_batches_are_the_same_404(api: CalledApi) -> None:
+    """On every route, and nothing is done to them."""
+    foreign = (await a_batch(api.runtime, 1, tenant="another")).id
+    for batch_id in (foreign, new_id("batch"), "batch_1", new_id("job")):
+        url = f"/v1/batches/{batch_id}"
+        for method, path in (
+            ("GET", url),
+            ("GET", f"{url}/results"),
+            ("GET", f"{url}/events"),
+            ("GET", f"{url}/events?tokens=true"),
+            ("POST", f"{url}/cancel"),
+            ("POST", f"{url}/retry"),
+            ("DELETE", url),
+        ):
+            problem_of(await api.http.request(method, path), 404, "not_found")
+    theirs = await api.http.get(f"/v1/batches/{foreign}", headers={"X-Tenant": "another"})
+    assert theirs.json()["counts"]["queued"] == 1
+
+
+async def test_results_are_lines_of_what_has_ended_so_far(api: CalledApi) -> None:
+    """Results are byte for byte what was stored."""
+    batch = await a_batch(api.runtime, 4, invalid=[2])
+    first, second, third = await claim(api.runtime, 3)
+    await succeed(api.runtime, first, "Grüße\n👩‍🚀")
+    await fail(api.runtime, second)
+    assert third.spec.custom_id == "row-4"
+    found = await _results(api, batch)
+    assert [line["line"] for line in found] == [1, 2, 3]
+    assert list(found[0]) == ["line", "custom_id", "job_id", "status", "result", "usage", "error"]
+    assert (found[0]["custom_id"], found[0]["job_id"], found[0]["status"]) == ("row-1", first.id, "succeeded")
+    assert found[0]["result"] == json.loads(a_result("Grüße\n👩‍🚀"))
+    assert found[0]["error"] is None
+    assert found[1] == {
+        "line": 2,
+        "custom_id": None,
+        "job_id": None,
+        "status": "failed",
+        "result": None,
+        "usage": None,
+        "error": {
+            "code": "invalid_line",
+            "message": "line 2 is not JSON",
+            "retryable": False,
+            "upstream_status": None,
+        },
+    }
+    assert (found[2]["result"], found[2]["error"]["code"]) == (None, "upstream_error")
+
+
+async def test_results_come_in_the_order_that_is_asked_for(api: CalledApi) -> None:
+    batch = await a_batch(api.runtime, 4, invalid=[3])
+    claims = await claim(api.runtime, 3)
+    for claimed in reversed(claims):
+        await succeed(api.runtime, claimed)
+    assert [line["line"] for line in await _results(api, batch)] == [1, 2, 3, 4]
+    assert [line["line"] for line in await _results(api, batch, order="finished")] == [3, 4, 2, 1]
+
+
+async def test_results_go_on_behind_the_last_line_that_the_client_has(api: CalledApi) -> None:
+    """In either order; a line that has not ended is no place in the order of ends."""
+    batch = await a_batch(api.runtime, 4, invalid=[3])
+    for claimed in reversed((await claim(api.runtime, 3))[1:]):
+        await succeed(api.runtime, claimed)
+    assert [line["line"] for line in await _results(api, batch, after=2)] == [3, 4]
+    assert [line["line"] for line in await _results(api, batch, after=1)] == [2, 3, 4]
+    assert [line["line"] for line in await _results(api, batch, order="finished", after=3)] == [4, 2]
+    assert await _results(api, batch, order="finished", after=2) == []
+    url = f"/v1/batches/{batch.id}/results"
+    problem_of(await api.http.get(url, params={"order": "finished", "after": 1}), 400, "invalid_cursor")
+    for wrong in ("x", "-1", "1.5", "9" * 30, ""):
+        problem_of(await api.http.get(url, params={"after": wrong}), 400, "invalid_cursor")
+
+
+async def test_results_of_one_status_alone(api: CalledApi) -> None:
+    """Invalid lines are among the failed ones."""
+    batch = await a_batch(api.runtime, 4, invalid=[3])
+    first, second, _ = await claim(api.runtime, 3)
+    await succeed(api.runtime, first)
+    await fail(api.runtime, second)
+    await api.http.post(f"/v1/batches/{batch.id}/cancel")
+    for status, lines in {"succeeded": [1], "failed": [2, 3], "cancelled": [4], "expired": []}.items():
+        assert [line["line"] for line in await _results(api, batch, status=status)] == lines
+    url = f"/v1/batches/{batch.id}/results"
+    assert pointers_of(await api.http.get(url, params={"status": "running"})) == ["status"]
+    assert pointers_of(await api.http.get(url, params={"order": "random"})) == ["order"]
+
+
+async def test_a_thousand_results_of_all_sizes_are_whole_and_in_order(api: CalledApi) -> None:
+    """More than one page, and some larger than a portion."""
+    batch = await a_batch(api.runtime, 1000, invalid=[1, 500, 1000])
+    sizes = {20: 3 << 20, 21: 1, 300: 2 << 20, 301: 2 << 20}
+    while claims := await claim(api.runtime, 250):
+        for claimed in claims:
+            number = int((claimed.spec.custom_id or "").removeprefix("row-"))
+            await succeed(api.runtime, claimed, f"{number} " + "x" * sizes.get(number, 10))
+    found = await _results(api, batch)
+    assert [line["line"] for line in found] == list(range(1, 1001))
+    for line in found:
+        if line["job_id"] is not None:
+            expected = f"{line['line']} " + "x" * sizes.get(line["line"], 10)
+            assert line["result"]["text"] == expected
+
+
+async def test_erased_items_are_left_out(api: CalledApi) -> None:
+    batch = await a_batch(api.runtime, 3)
+    job_ids = await run_all(api.runtime)
+    await api.http.delete(f"/v1/jobs/{job_ids[1]}")
+    assert [line["line"] for line in await _results(api, batch)] == [1, 3]
+
+
+async def test_a_batch_without_ends_has_no_lines(api: CalledApi) -> None:
+    assert await _results(api, await a_batch(api.runtime, 2)) == []
+
+
+async def test_cancel_ends_what_has_not_ended(api: CalledApi) -> None:
+    """What is done stays; again, it changes nothing."""
+    batch = await a_batch(api.runtime, 300)
+    claims = await claim(api.runtime, 2)
+    await succeed(api.runtime, claims[0])
+    response = await api.http.post(f"/v1/batches/{batch.id}/cancel")
+    assert response.status_code == 200
+    view = response.json()
+    assert view["status"] == "ended"
+    assert (view["counts"]["succeeded"], view["counts"]["cancelled"]) == (1, 299)
+    again = await api.http.post(f"/v1/batches/{batch.id}/cancel")
+    assert (again.status_code, again.json()) == (200, view)
+
+
+async def test_only_a_batch_that_has_ended_is_erased(api: CalledApi) -> None:
+    """With all its items: nothing of it is left."""
+    batch = await a_batch(api.runtime, 3, invalid=[3])
+    url = f"/v1/batches/{batch.id}"
+    problem_of(await api.http.delete(url), 409, "not_ended")
+    job_ids = await run_all(api.runtime)
+    response = await api.http.delete(url)
+    assert (response.status_code, response.content) == (204, b"")
+    problem_of(await api.http.get(url), 404, "not_found")
+    problem_of(await api.http.get(f"/v1/jobs/{job_ids[0]}"), 404, "not_found")
+    assert (await api.http.get("/v1/batches")).json()["data"] == []
+    assert await api.runtime.commands.call("EXISTS", keys.batch(batch.id), keys.job(job_ids[0])) == 0
+
+
+async def test_the_items_of_a_batch_are_jobs(api: CalledApi) -> None:
+    """Each says whose it is."""
+    batch = await a_batch(api.runtime, 2)
+    page = (await api.http.get("/v1/jobs", params={"batch_id": batch.id})).json()
+    assert sorted(job["custom_id"] for job in page["data"]) == ["row-1", "row-2"]
+    assert {(job["batch_id"], job["priority"]) for job in page["data"]} == {(batch.id, "low")}
+
+
+async def test_a_body_that_cannot_be_gone_on_with_never_looks_whole(served: Served) -> None:
+    """Redis goes in the middle: the connection breaks off, and what came before stands."""
+    runtime = served.api.runtime
+    batch = await a_batch(runtime, 40)
+    await run_all(runtime, "x" * (500 << 10))
+    async with asking(served.url, f"/v1/batches/{batch.id}/results", receive_buffer=4096) as answer:
+        assert answer.status == 200
+        await answer.read_some(100)
+        await runtime.commands.call("CLIENT", "PAUSE", 3000, "ALL")
+        with pytest.raises(Cut):
+            await answer.read()
+    await wait_until(runtime.ping, "Redis to be back")
+
+
+async def test_a_client_that_goes_ends_the_reading(served: Served) -> None:
+    """Nothing more is asked of Redis for it."""
+    runtime = served.api.runtime
+    batch = await a_batch(runtime, 40)
+    await run_all(runtime, "x" * (500 << 10))
+    async with asking(served.url, f"/v1/batches/{batch.id}/results", receive_buffer=4096) as answer:
+        await answer.read_some(100)
+    await wait_until(lambda: not served.server.server_state.connections, "the close of its connection")
+    await wait_until(lambda: not served.server.server_state.tasks, "the end of its answer")

@@ -1,0 +1,119 @@
+"""Following a batch's progress: at once, on change, and to its end."""
+
+import asyncio
+import json
+
+from shared.clock import from_rfc3339
+from shared.store import keys
+from shared.store.runtime import Runtime
+from tests.stream.conftest import Serve
+from tests.support.batch_follower import BatchFollower
+from tests.support.batches import a_batch, run_all, succeed
+from tests.support.follower import ask, asking
+from tests.support.served import Served
+from tests.support.store import claim
+from tests.support.wait import wait_until
+
+
+async def test_progress_is_told_at_once_on_change_and_at_the_end(served: Served, runtime: Runtime) -> None:
+    """The last event is the batch as it is read."""
+    batch = await a_batch(runtime, 6, invalid=[6])
+    follower = BatchFollower([served.url], batch.id, query="")
+    following = asyncio.create_task(follower.follow())
+    await wait_until(lambda: len(follower.progress) == 1, "the first progress")
+    first = follower.progress[0]
+    counts = first["counts"]
+    assert (counts["total"], counts["queued"], counts["failed"]) == (6, 5, 1)
+    assert (first["rate_per_s"], first["estimated_end_at"]) == (None, None)
+    for claimed in await claim(runtime, 3):
+        await succeed(runtime, claimed)
+    await wait_until(lambda: follower.progress[-1]["counts"]["succeeded"] == 3, "the change")
+    await run_all(runtime)
+    await following
+    assert follower.progress[-1]["counts"]["succeeded"] == 5
+    _, read, _ = await ask(served.url, f"/v1/batches/{batch.id}")
+    assert follower.ended == read
+    assert {frame.event for frame in follower.frames} == {"progress", "ended"}
+    await wait_until(lambda: served.api.batch_relay.follower_count == 0, "the watch to close")
+
+
+async def test_a_batch_that_has_ended_is_told_in_one_go(served: Served, runtime: Runtime) -> None:
+    """With tokens or without."""
+    batch = await a_batch(runtime, 2)
+    await run_all(runtime)
+    for query in ("", "tokens=true"):
+        follower = BatchFollower([served.url], batch.id, query=query)
+        assert await follower.follow_once() == "ended"
+        assert [frame.event for frame in follower.frames] == ["progress", "ended"]
+
+
+async def test_progress_says_how_fast_it_is_and_when_it_will_end(served: Served, runtime: Runtime) -> None:
+    """Once it has been looked at for a second."""
+    batch = await a_batch(runtime, 1000)
+    follower = BatchFollower([served.url], batch.id, query="")
+    following = asyncio.create_task(follower.follow())
+
+    def has_estimate() -> bool:
+        return bool(follower.progress) and follower.progress[-1]["estimated_end_at"] is not None
+
+    async def one_more() -> bool:
+        for claimed in await claim(runtime, 1):
+            await succeed(runtime, claimed)
+        return has_estimate()
+
+    await wait_until(one_more, "an estimate")
+    told = follower.progress[-1]
+    assert told["rate_per_s"] > 0
+    assert from_rfc3339(told["estimated_end_at"]) > batch.created_ms
+    await run_all(runtime)
+    await following
+    assert follower.progress[-1]["estimated_end_at"] is None
+
+
+async def test_all_followers_of_a_batch_cost_one_look(served: Served, runtime: Runtime) -> None:
+    """Fifty followers, one batch that is looked at."""
+    batch = await a_batch(runtime, 2)
+    followers = [BatchFollower([served.url], batch.id, query="") for _ in range(50)]
+    tasks = [asyncio.create_task(follower.follow()) for follower in followers]
+    await wait_until(lambda: served.api.batch_relay.follower_count == 50, "fifty followers")
+    assert served.api.batch_relay.batch_count == 1
+    await run_all(runtime)
+    await asyncio.gather(*tasks)
+    assert len({json.dumps(follower.ended) for follower in followers}) == 1
+
+
+async def test_an_erased_batch_ends_the_stream(served: Served, runtime: Runtime) -> None:
+    """A follower that comes back is told 404."""
+    batch = await a_batch(runtime, 1)
+    follower = BatchFollower([served.url], batch.id, query="")
+    following = asyncio.create_task(follower.follow_once())
+    await wait_until(lambda: bool(follower.progress), "the first progress")
+    await runtime.commands.call("HSET", keys.batch(batch.id), "state", "dropped")
+    assert await following == "eof"
+    status, _, _ = await ask(served.url, f"/v1/batches/{batch.id}/events")
+    assert status == 404
+
+
+async def test_followers_of_batches_are_told_of_a_shutdown(served: Served, runtime: Runtime) -> None:
+    """They come back elsewhere."""
+    batch = await a_batch(runtime, 1)
+    followers = [BatchFollower([served.url], batch.id, query=query) for query in ("", "tokens=true")]
+    tasks = [asyncio.create_task(follower.follow_once()) for follower in followers]
+    await wait_until(lambda: all(follower.progress for follower in followers), "the first progress")
+    served.api.stop()
+    assert await asyncio.gather(*tasks) == ["eof", "eof"]
+    for follower in followers:
+        assert any("restarting" in comment for comment in follower.comments)
+
+
+async def test_a_silent_batch_is_pinged(serve: Serve, runtime: Runtime) -> None:
+    batch = await a_batch(runtime, 1)
+    served = await serve(sse_ping_s=0.05)
+    follower = BatchFollower([served.url], batch.id, query="")
+    following = asyncio.create_task(follower.follow())
+    async with asking(served.url, f"/v1/batches/{batch.id}/events") as answer:
+        seen = b""
+        while seen.count(b": ping") < 3:
+            seen += await answer.read_some()
+    await run_all(runtime)
+    await following
