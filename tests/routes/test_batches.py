@@ -68,6 +68,7 @@ async def test_batches_are_listed_newest_first(api: CalledApi) -> None:
     await a_batch(api.runtime, 1, tenant="another")
     seen: list[str] = []
     query: dict[str, Any] = {"limit": 2}
+    page: Any = None
     for _ in range(3):
         page = (await api.http.get("/v1/batches", params=query)).json()
         seen += [batch["id"] for batch in page["data"]]
