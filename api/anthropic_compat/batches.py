@@ -8,6 +8,7 @@ from starlette.routing import Route, Router
 
 from api.answers import json_answer
 from api.anthropic_compat.batch_view import our_id_of, render, render_deleted, render_line, render_page
+from api.anthropic_compat.message_request import anthropic_beta_of
 from api.anthropic_compat.models import limit_of
 from api.auth import tenant_of
 from api.batch_results import results_answer
@@ -25,7 +26,7 @@ async def create_batch(request: Request) -> Response:
     """Requests in, a batch back. Each that is not valid is an errored result of its own."""
     api = api_of(request)
     tenant = tenant_of(request, api.settings)
-    submitted = await submit_batch(request, api, tenant, takes_options=False)
+    submitted = await submit_batch(request, api, tenant, anthropic_beta=anthropic_beta_of(request))
     headers = {"idempotency-replayed": "true"} if submitted.is_replayed else None
     return json_answer(render(submitted.batch), headers=headers)
 

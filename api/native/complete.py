@@ -70,7 +70,7 @@ async def complete(request: Request, api: Api, tenant: Tenant) -> Response:
     draft = completion_draft_of(await read_json(request, api.settings.max_body_bytes), model=api.settings.model)
     job_id = new_id("job")
     with contextlib.closing(api.relay.watch(job_id)) as watch:
-        await submit(api, tenant, draft, job_id=job_id)
+        await submit(api, tenant, draft, job_id=job_id, is_attended=True)
         has_ended = False
         try:
             has_ended = await while_connected(request, api.relay.wait_for_end(job_id, TIMEOUT_S, watch, is_new=True))
@@ -91,7 +91,7 @@ async def complete_stream(request: Request, api: Api, tenant: Tenant) -> Respons
     job_id = new_id("job")
     watch = api.relay.watch(job_id)
     try:
-        submitted = await submit(api, tenant, draft, job_id=job_id)
+        submitted = await submit(api, tenant, draft, job_id=job_id, is_attended=True)
     except BaseException:
         watch.close()
         raise
