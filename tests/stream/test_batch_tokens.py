@@ -86,10 +86,10 @@ async def test_every_item_of_a_batch_is_told_whole(
     ]
     staying, broken, late = followers[0::3], followers[1::3], followers[2::3]
 
-    async def break_off(follower: BatchFollower) -> None:
+    async def break_off(follower: BatchFollower) -> BatchFollower:
         for most_bytes in (1, 700, 3000, 9000, 20_000, 5_000):
             await follower.follow_once(most_bytes=most_bytes)
-        await follower.follow()
+        return await follower.follow()
 
     async with working(redis_under_test.url, simulator.url, concurrency=40, low_priority_share=1):
         tasks = [asyncio.create_task(follower.follow()) for follower in staying]
