@@ -118,7 +118,9 @@ async def asking(
     content = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.1", f"Host: {parts.netloc}"]
     if body is not None:
-        lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
+        lines += [f"Content-Length: {len(content)}"]
+        if "Content-Type" not in (headers or {}):
+            lines += ["Content-Type: application/json"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     writer.write("\r\n".join([*lines, "", ""]).encode() + content)
     async with Answer(reader, writer) as answer:
