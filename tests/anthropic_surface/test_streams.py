@@ -1,0 +1,254 @@
+"""What a stream says of all that can happen to its job: it ends with ``message_stop`` or an error, never just so."""
+
+import asyncio
+from typing import Any
+
+import anthropic
+import pytest
+from anthropic.types import Message
+
+from api.anthropic_compat import message_stream
+from shared.job import JobState
+from shared.store import keys
+from tests.anthropic_surface.conftest import Serve, Surface, a_client, asked, author_of_next
+from tests.support.author import TENANT, Author
+from tests.support.builders import an_answer, block_start, message_start, wired
+from tests.support.follower import asking
+from tests.support.sse_frames import Frame, SseFrames
+from tests.support.store import make_overdue, state_of
+from tests.support.wait import wait_until
+
+_START = wired([message_start(input_tokens=1, output_tokens=1)])
+_BLOCK = wired([block_start(0, {"type": "text", "text": ""})])
+
+
+async def _final(client: anthropic.AsyncAnthropic, **headers: str) -> Message:
+    async with client.messages.stream(**asked(), extra_headers=headers) as stream:
+        return await stream.get_final_message()
+
+
+async def _begin(author: Author, text: str = "Hel") -> None:
+    await author.write(*_START, *_BLOCK)
+    await author.say(text)
+
+
+async def _refused(calling: "asyncio.Task[Message]", status: int, error_type: str) -> anthropic.APIStatusError:
+    """The error that a call ends with."""
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        await calling
+    assert (caught.value.status_code, caught.value.type) == (status, error_type), caught.value.body
+    body: Any = caught.value.body
+    assert body["type"] == "error"
+    assert body["request_id"] == caught.value.response.headers["request-id"]
+    return caught.value
+
+
+async def test_the_stream_is_the_upstreams_own_events(surface: Surface) -> None:
+    """None of ours, no ids, and it ends right behind ``message_stop``."""
+    answer = an_answer("Blue", " light")
+    seen: list[tuple[int, str, bytes]] = []
+
+    async def call() -> None:
+        body = {**asked(), "stream": True}
+        async with asking(surface.served.url, "/v1/messages", method="POST", body=body) as reading:
+            seen.append((reading.status, reading.headers["content-type"], await reading.read()))
+
+    calling = asyncio.create_task(call())
+    author = await author_of_next(surface.runtime)
+    await author.write(*answer)
+    await author.succeed()
+    await calling
+    ((status, content_type, content),) = seen
+    assert (status, content_type) == (200, "text/event-stream; charset=utf-8")
+    frames = SseFrames().feed(content)
+    assert frames == [Frame(name, data.decode(), None) for name, data in answer]
+
+
+async def test_the_head_waits_for_the_first_event_and_failures_before_it_have_their_status(surface: Surface) -> None:
+    """Our own events are no answer."""
+    calling = asyncio.create_task(_final(surface.client))
+    author = await author_of_next(surface.runtime)
+    await author.try_again(2)
+    await author.fail()
+    await _refused(calling, 500, "api_error")
+
+
+async def test_a_failure_behind_the_head_is_an_error_event(surface: Surface) -> None:
+    """With its own type; the status has been said already."""
+    calling = asyncio.create_task(_final(surface.client))
+    author = await author_of_next(surface.runtime)
+    await _begin(author)
+    await author.fail()
+    await _refused(calling, 200, "api_error")
+
+
+async def test_an_answer_that_is_long_in_coming_is_told_by_pings(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the head was held for its time: at once, and again and again; the answer then comes as ever."""
+    monkeypatch.setattr(message_stream, "HOLD_S", 0.05)
+    served = await serve(sse_ping_s=0.05)
+    async with asking(served.url, "/v1/messages", method="POST", body={**asked(), "stream": True}) as call:
+        frames = SseFrames()
+        seen: list[Frame] = []
+        while len(seen) < 3:
+            seen += frames.feed(await call.read_some())
+        assert set(seen) == {Frame("ping", '{"type":"ping"}', None)}
+        author = await author_of_next(served.api.runtime)
+        await author.write(*an_answer("Hello."))
+        await author.succeed()
+        names = [frame.event for frame in frames.feed(await call.read()) if frame.event != "ping"]
+    assert names == [name for name, _ in an_answer("Hello.")]
+
+
+async def test_a_failure_behind_the_pings_is_an_error_event(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK hears it."""
+    monkeypatch.setattr(message_stream, "HOLD_S", 0.01)
+    served = await serve()
+    async with a_client(served) as client:
+        calling = asyncio.create_task(_final(client))
+        author = await author_of_next(served.api.runtime)
+        await asyncio.sleep(0.05)
+        await author.fail()
+        await _refused(calling, 200, "api_error")
+
+
+async def test_an_attempt_that_fails_before_its_content_is_followed_by_the_next_in_silence(surface: Surface) -> None:
+    """One ``message_start`` is all that the client sees."""
+    events: list[str] = []
+
+    async def call() -> Message:
+        async with surface.client.messages.stream(**asked()) as stream:
+            async for event in stream:
+                events.append(event.type)  # noqa: PERF401 - looked at while it grows
+            return await stream.get_final_message()
+
+    calling = asyncio.create_task(call())
+    author = await author_of_next(surface.runtime)
+    await author.write(*_START)
+    await wait_until(lambda: events == ["message_start"], "the first event")
+    await author.try_again(2)
+    await author.write(*an_answer("Hello."))
+    await author.succeed()
+    message = await calling
+    assert [block.to_dict()["text"] for block in message.content] == ["Hello."]
+    assert events.count("message_start") == 1
+
+
+async def test_content_that_is_taken_back_ends_the_stream_with_an_error_and_the_job(surface: Surface) -> None:
+    """The SDK would join both attempts to one text (measured)."""
+    calling = asyncio.create_task(_final(surface.client))
+    author = await author_of_next(surface.runtime)
+    await _begin(author)
+    await surface.has_been_told(author)
+    await author.try_again(2)
+    await _refused(calling, 200, "overloaded_error")
+    await surface.has_ended_as(author.job_id, JobState.CANCELLED)
+
+
+async def test_with_a_key_the_job_goes_on_when_content_was_taken_back(surface: Surface) -> None:
+    """The same key then finds the whole answer of the new attempt."""
+    calling = asyncio.create_task(_final(surface.client, **{"Idempotency-Key": "k"}))
+    author = await author_of_next(surface.runtime)
+    await _begin(author)
+    await surface.has_been_told(author)
+    await author.try_again(2)
+    await _refused(calling, 200, "overloaded_error")
+    assert await state_of(surface.runtime, author.job_id) is JobState.RUNNING
+    calling = asyncio.create_task(_final(surface.client, **{"Idempotency-Key": "k"}))
+    await author.write(*an_answer("Hello."))
+    await author.succeed()
+    assert [block.to_dict()["text"] for block in (await calling).content] == ["Hello."]
+
+
+async def test_an_answer_is_whole_only_when_its_job_has_succeeded(surface: Surface) -> None:
+    """``message_stop`` without a stop reason is a failed attempt, and was never told."""
+    calling = asyncio.create_task(_final(surface.client))
+    author = await author_of_next(surface.runtime)
+    await author.write(*an_answer("Hel", stop_reason=None))
+    await surface.has_been_told(author)
+    await author.fail()
+    await _refused(calling, 200, "api_error")
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_a_server_that_stops_says_so(serve: Serve, has_begun: bool) -> None:
+    """So that the client comes again; and what only it waited for ends."""
+    served = await serve()
+    async with a_client(served) as client:
+        calling = asyncio.create_task(_final(client))
+        author = await author_of_next(served.api.runtime)
+        surface = Surface(client, served)
+        if has_begun:
+            await _begin(author)
+            await surface.has_been_told(author)
+        served.api.stop()
+        if has_begun:
+            await _refused(calling, 200, "overloaded_error")
+        else:
+            error = await _refused(calling, 503, "api_error")
+            assert error.response.headers["retry-after"] == "1"
+            assert "x-should-retry" not in error.response.headers
+        await surface.has_ended_as(author.job_id, JobState.CANCELLED)
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_a_job_that_somebody_cancels_is_an_error(surface: Surface, has_begun: bool) -> None:
+    """There will be no answer, and asking again is not what they want."""
+    calling = asyncio.create_task(_final(surface.client))
+    author = await author_of_next(surface.runtime)
+    if has_begun:
+        await _begin(author)
+        await surface.has_been_told(author)
+    await surface.runtime.jobs.cancel(author.job_id, TENANT)
+    error = await _refused(calling, 200 if has_begun else 500, "api_error")
+    assert has_begun or error.response.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_job_that_never_starts_is_504(surface: Surface, is_streamed: bool) -> None:
+    """And not tried again."""
+
+    async def call() -> Message:
+        if is_streamed:
+            return await _final(surface.client)
+        message: Message = await surface.client.messages.create(**asked())
+        return message
+
+    calling = asyncio.create_task(call())
+    await wait_until(lambda: surface.served.relay.follower_count == 1, "the call")
+
+    async def waits() -> bool:
+        return bool(await surface.runtime.commands.call("ZCARD", keys.plain("waiting")))
+
+    await wait_until(waits, "the job")
+    (job_id,) = [name.decode() for name in await surface.runtime.commands.call("ZRANGE", keys.plain("waiting"), 0, -1)]
+    await make_overdue(surface.runtime, job_id)
+    await surface.runtime.jobs.expire()
+    error = await _refused(calling, 504, "timeout_error")
+    assert error.response.headers["x-should-retry"] == "false"
+
+
+async def test_a_job_that_is_erased_while_it_is_followed_is_an_error(surface: Surface) -> None:
+    """Whoever did that."""
+    calling = asyncio.create_task(_final(surface.client))
+    author = await author_of_next(surface.runtime)
+    await _begin(author)
+    await surface.has_been_told(author)
+    job_id = author.job_id
+    await surface.runtime.commands.call("DEL", keys.job(job_id), keys.log(job_id))
+    await _refused(calling, 200, "api_error")
+
+
+async def test_a_bug_on_the_way_is_an_error_too(surface: Surface, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even then the client must not take it for the end."""
+    calling = asyncio.create_task(_final(surface.client))
+    author = await author_of_next(surface.runtime)
+    await _begin(author)
+    await surface.has_been_told(author)
+
+    def fail(*_: object) -> bytes:
+        raise ValueError("canary-4f1d")
+
+    monkeypatch.setattr(message_stream.Teller, "tell", fail)
+    await author.say("lo")
+    error = await _refused(calling, 200, "api_error")
+    assert "canary" not in str(error.body)
