@@ -102,6 +102,19 @@ def follow(
     follow_job(job_id, url=url)
 
 
+@app.command()
+def batch(
+    file: Annotated[Path, typer.Argument(help="Requests, one JSON object a line: {custom_id, params}.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Tell its progress until it has ended.")] = False,
+    results: Annotated[Path | None, typer.Option(help="Where its results go, one JSON object a line.")] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Submit a file of requests as a batch. Exit code 0 only when all that was waited for succeeded."""
+    from cli.batch import run_batch
+
+    run_batch(file, follow=follow, results=results, url=url)
+
+
 @app.command(hidden=True)
 def probe(
     what: Annotated[str, typer.Argument(help="api or worker.")],

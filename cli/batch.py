@@ -1,0 +1,172 @@
+"""`tokenspool batch`: a file of requests becomes one batch; its progress on standard error, its results in a file.
+
+The file is sent as it is read, and the results are written as they arrive: neither is ever in memory as a whole.
+"""
+
+import random
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+from urllib.parse import quote
+
+import httpx2
+
+from cli.api_client import is_something_else, job_in, json_object, nobody_answers, open_client, refusal
+from cli.errors import CommandError
+from cli.event_stream import Event, EventReader
+from cli.terminal import one_line, printable, put, tell
+
+_ATTEMPTS: Final = 5
+_GIVE_UP_AFTER_S: Final = 300
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 10.0
+_TOLD_EVERY_S: Final = 2.0
+_WORTH_WAITING: Final = (429, 502, 503, 504)
+_NOT_SUCCEEDED: Final = ("failed", "cancelled", "expired")
+
+
+def run_batch(file: Path, *, follow: bool, results: Path | None, url: str) -> None:
+    """Print the batch's id; with ``follow`` or ``results`` wait for its end. Raises CommandError unless all succeeded."""
+    with open_client(url) as client:
+        try:
+            with file.open("rb") as lines:
+                batch = _submit(client, lines, url)
+        except OSError as error:
+            raise CommandError(f"The file {one_line(str(file))} cannot be read: {error.strerror}.", 2) from None
+        if not follow and results is None:
+            put(printable(batch["id"]) + "\n")
+            return
+        tell(f"batch {batch['id']}")
+        try:
+            ended = _follow(client, batch["id"], url)
+            if results is not None:
+                _write_results(client, batch["id"], results)
+        except KeyboardInterrupt:
+            raise CommandError(f"Stopped following; the batch goes on: {url}/v1/batches/{batch['id']}", 130) from None
+    counts = _counts_of(ended)
+    if lost := sum(counts.get(name, 0) for name in _NOT_SUCCEEDED):
+        raise CommandError(f"{lost} of {counts.get('total', 0)} requests did not succeed; their lines say why.")
+
+
+def _submit(client: httpx2.Client, lines: BinaryIO, url: str) -> dict[str, Any]:
+    # The key makes a repeat harmless: a connection that broke behind the last line must not make a second batch.
+    headers = {"Idempotency-Key": secrets.token_urlsafe(24), "Content-Type": "application/jsonl"}
+    for attempt in range(1, _ATTEMPTS + 1):
+        lines.seek(0)
+        try:
+            response = client.post("/v1/batches", content=lines, headers=headers)
+        except httpx2.RequestError as error:
+            if attempt == 1 and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+                raise nobody_answers(url) from None
+            if attempt == _ATTEMPTS:
+                raise CommandError(
+                    f"The connection to {url} broke {_ATTEMPTS} times; nothing is known of the batch."
+                ) from None
+            time.sleep(0.2 * 2**attempt)
+            continue
+        if response.status_code not in (200, 202):
+            raise refusal(response)
+        return job_in(response)
+    raise AssertionError("unreachable")
+
+
+def _follow(client: httpx2.Client, batch_id: str, url: str) -> dict[str, Any]:
+    """Tells how far it is, until its end. Returns it as it ended."""
+    told_s = 0.0
+    told = ""
+    for event in _events(client, batch_id, url):
+        data = json_object(event.data)
+        if event.name == "ended":
+            tell(_progress(data))
+            return data
+        now_s = time.monotonic()
+        if event.name == "progress" and now_s - told_s >= _TOLD_EVERY_S and (news := _progress(data)) != told:
+            told_s, told = now_s, news
+            tell(news)
+    raise AssertionError("unreachable")
+
+
+def _progress(data: dict[str, Any]) -> str:
+    counts = _counts_of(data)
+    total = counts.get("total", 0)
+    words = [f"{total - counts.get('queued', 0) - counts.get('running', 0)} of {total} done"]
+    words += [f"{counts[name]} {name}" for name in ("running", *_NOT_SUCCEEDED) if counts.get(name)]
+    if data.get("rate_per_s"):
+        words.append(f"{data['rate_per_s']:.1f} a second")
+    return ", ".join(words)
+
+
+def _counts_of(data: dict[str, Any]) -> dict[str, int]:
+    counts = data.get("counts")
+    found = counts if isinstance(counts, dict) else {}
+    return {name: number for name, number in found.items() if isinstance(number, int)}
+
+
+def _events(client: httpx2.Client, batch_id: str, url: str) -> Iterator[Event]:
+    """The batch's events, over as many connections as it takes. Does not end before the batch is told to have ended."""
+    heard_s = time.monotonic()
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        reader = EventReader()
+        try:
+            with client.stream("GET", f"{_path(batch_id)}/events", headers={"Accept": "text/event-stream"}) as response:
+                if response.status_code != 200:
+                    response.read()
+                    if response.status_code not in _WORTH_WAITING:
+                        raise refusal(response)
+                elif not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+                    raise is_something_else(response)
+                else:
+                    pause_s = _FIRST_PAUSE_S
+                    for chunk in response.iter_bytes():
+                        heard_s = time.monotonic()
+                        yield from reader.feed(chunk)
+        except httpx2.RequestError:
+            pass
+        if time.monotonic() - heard_s > _GIVE_UP_AFTER_S:
+            raise CommandError(f"{url} has been away for too long; the batch goes on: {url}{_path(batch_id)}")
+        time.sleep(random.uniform(0.5, 1) * pause_s)
+        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+
+def _write_results(client: httpx2.Client, batch_id: str, results: Path) -> None:
+    """All lines, in the order of the requests; a connection that breaks is gone on with behind the last whole line."""
+    try:
+        with results.open("wb") as out:
+            _fetch_results(client, batch_id, out)
+    except OSError as error:
+        raise CommandError(f"The file {one_line(str(results))} cannot be written: {error.strerror}.") from None
+
+
+def _fetch_results(client: httpx2.Client, batch_id: str, out: BinaryIO) -> None:
+    last_line = 0
+    for attempt in range(1, _ATTEMPTS + 1):
+        unfinished = bytearray()
+        try:
+            with client.stream("GET", f"{_path(batch_id)}/results", params={"after": last_line}) as response:
+                if response.status_code != 200:
+                    response.read()
+                    if response.status_code not in _WORTH_WAITING or attempt == _ATTEMPTS:
+                        raise refusal(response)
+                else:
+                    for chunk in response.iter_bytes():
+                        unfinished += chunk
+                        if b"\n" in chunk:
+                            *whole, rest = unfinished.split(b"\n")
+                            for line in whole:
+                                out.write(line + b"\n")
+                                last_line = int(json_object(bytes(line)).get("line", last_line))
+                            unfinished = rest
+                    return
+        except httpx2.RequestError:
+            if attempt == _ATTEMPTS:
+                raise CommandError(
+                    f"The connection broke {_ATTEMPTS} times; the results end behind line {last_line}."
+                ) from None
+        time.sleep(0.2 * 2**attempt)
+
+
+def _path(batch_id: str) -> str:
+    return f"/v1/batches/{quote(batch_id, safe='')}"
