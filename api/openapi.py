@@ -13,8 +13,11 @@ from fastapi import FastAPI
 from api.anthropic_compat.models import DEFAULT_LIMIT, MOST_LIMIT, ModelPage
 from api.anthropic_compat.models import Model as AnthropicModel
 from api.anthropic_compat.wire import ErrorEnvelope
+from api.batch_results import JSON_LINES, ResultLine
+from api.batch_stream import Progress
 from api.errors import PROBLEM_JSON, ProblemDocument
 from api.headers import EVENT_STREAM, JSON
+from api.native.batch_view import BatchPage, BatchView
 from api.native.complete import DEFAULT_MAX_TOKENS as COMPLETE_MAX_TOKENS
 from api.native.complete import MOST_MAX_TOKENS, MOST_PROMPT_CHARS, Answer
 from api.native.job_request import DEFAULT_MAX_TOKENS, MOST_MODEL_CHARS
@@ -33,6 +36,8 @@ _Schema = dict[str, Any]
 _SCHEMAS: Final = "#/components/schemas/"
 _SUBMIT: Final = "/v1/jobs"
 _JOB: Final = "/v1/jobs/{job_id}"
+_BATCHES: Final = "/v1/batches"
+_BATCH: Final = "/v1/batches/{batch_id}"
 
 
 def version() -> str:
@@ -58,7 +63,20 @@ def describe(app: FastAPI) -> None:
 
 def _completed(schema: _Schema) -> _Schema:
     _, answers = msgspec.json.schema_components(
-        (JobView, JobPage, UsageReport, ProblemDocument, Answer, HealthReport, ErrorEnvelope, ModelPage),
+        (
+            JobView,
+            JobPage,
+            BatchView,
+            BatchPage,
+            ResultLine,
+            Progress,
+            UsageReport,
+            ProblemDocument,
+            Answer,
+            HealthReport,
+            ErrorEnvelope,
+            ModelPage,
+        ),
         ref_template=_SCHEMAS + "{name}",
     )
     schema["components"] = {"schemas": {**answers, **_REQUESTS}}
@@ -99,7 +117,7 @@ _STATUSES: Final = {
     401: "No valid API key.",
     404: "Absent, or another tenant's.",
     406: "Nothing that Accept takes is offered.",
-    409: "The job has not ended.",
+    409: "The job or batch has not ended, or nothing of it can be retried.",
     413: "The body is too large.",
     415: "The body is not JSON, or compressed.",
     422: "The Idempotency-Key was used with another body.",
@@ -134,6 +152,14 @@ _STREAM: Final = {
     "example": 'event: queued\ndata: {"job_id":"job_01m84bdq4t7w9k2p5x8r3n6v0c","queue_position":1}\n\n'
     'id: 1795442531900-0\nevent: started\ndata: {"attempt":1}\n\n'
     'id: 1795442531900-3\nevent: delta\ndata: {"text":"Blue"}\n\n',
+}
+
+_BATCH_STREAM: Final = {
+    "schema": {"type": "string"},
+    "x-progress": _ref("Progress"),
+    "example": 'event: progress\ndata: {"counts":{"total":2,"queued":0,"running":2,"succeeded":0,"failed":0,"cancelled":0,'
+    '"expired":0},"rate_per_s":null,"estimated_end_at":null}\n\n'
+    'event: delta\ndata: {"custom_id":"row-1","job_id":"job_01m84bf2k14h8s2z6q9d3f7j5m","text":"Blue"}\n\n',
 }
 
 _JOB_OPTIONS: Final[_Schema] = {
@@ -290,6 +316,38 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
         "responses": {
             "200": _json("The key's job, which has ended.", "JobView"),
             "202": _json("A new job.", "JobView"),
+            **_READS,
+            **_problems(409, 422),
+        },
+    },
+    ("get", _BATCHES): {"responses": {"200": _json("A page.", "BatchPage"), **_problems(400, 401, 503)}},
+    ("get", _BATCH): {"responses": {"200": _json("The batch as it stands.", "BatchView"), **_READS}},
+    ("delete", _BATCH): {"responses": {"204": {"description": "Erased, with its items."}, **_READS, **_problems(409)}},
+    ("get", f"{_BATCH}/results"): {
+        "responses": {
+            "200": {
+                "description": "What has ended so far, one object a line.",
+                "content": {JSON_LINES: {"schema": _ref("ResultLine")}},
+            },
+            **_READS,
+        },
+    },
+    ("get", f"{_BATCH}/events"): {
+        "responses": {
+            "200": {
+                "description": "progress until the batch has ended, and with tokens=true its items' events; then ended.",
+                "content": {EVENT_STREAM: _BATCH_STREAM},
+            },
+            **_READS,
+            **_problems(406),
+        },
+    },
+    ("post", f"{_BATCH}/cancel"): {"responses": {"200": _json("The batch as it is now.", "BatchView"), **_READS}},
+    ("post", f"{_BATCH}/retry"): {
+        "parameters": [_IDEMPOTENCY_KEY],
+        "responses": {
+            "200": _json("The key's batch, which has ended.", "BatchView"),
+            "202": _json("A new batch.", "BatchView"),
             **_READS,
             **_problems(409, 422),
         },
