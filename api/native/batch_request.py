@@ -1,0 +1,194 @@
+"""The requests of a batch, checked one by one, and what they have in common.
+
+Pure. A request that cannot run is a value, not an error: the batch goes on without it. What is said of it names fields
+and places, never what stands there.
+"""
+
+import hashlib
+import re
+from typing import Any, Final
+
+import msgspec
+
+from api.batch_lines import JOB, Line
+from api.body import decode
+from api.fields import BODY, is_name, refuse
+from api.native.job_request import JobOptions, draft_of, options_of
+from shared.batch import ITEM_PRIORITY, InvalidItem, NewItem
+from shared.errors import FieldError, InvalidRequest
+from shared.job import new_id
+from shared.settings import Settings
+
+_MEMBERS: Final = frozenset({"custom_id", "params"})
+_MOST_CUSTOM_ID_CHARS: Final = 64
+_SHOWN_FIELDS: Final = 3
+_NOT_JSON: Final = "must be JSON"
+
+_PRIORITIES: Final = {ITEM_PRIORITY.value: ITEM_PRIORITY}
+_NUMBERS: Final = frozenset(JobOptions.__struct_fields__) - {"priority", "not_before_ms", "metadata"}
+_TEXTS: Final = frozenset({"priority", "not_before"})
+_METADATA: Final = "metadata."
+_DIGITS: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
+
+
+class BatchItems:
+    """Makes the items of one batch of its lines, and remembers what must not come twice."""
+
+    def __init__(self, settings: Settings, *, noun: str, with_fingerprint: bool) -> None:
+        """``noun`` is what a line is called in messages."""
+        self._settings = settings
+        self._noun = noun
+        self._custom_ids: set[str] = set()
+        self._digest = hashlib.sha256() if with_fingerprint else None
+
+    def item_of(self, line: Line) -> NewItem | InvalidItem:
+        """The line as an item."""
+        number, raw = line
+        if raw is None:
+            self._note(number, b"too long")
+            return self._refused(
+                number, [FieldError(BODY, f"has more than {self._settings.max_batch_line_bytes} bytes")]
+            )
+        try:
+            item = decode(raw)
+        except InvalidRequest as problem:
+            if self._digest:
+                self._note(number, hashlib.sha256(raw).digest())
+            return self._refused(number, list(problem.errors))
+        if self._digest:
+            self._note(number, msgspec.json.encode(item, order="deterministic"))
+        if type(item) is not dict:
+            return self._refused(number, [FieldError(BODY, "must be a JSON object")])
+        errors: list[FieldError] = []
+        custom_id = self._custom_id_of(item, errors)
+        if len(item) > 2 or not item.keys() <= _MEMBERS:
+            errors += [_unknown(name) for name in item if name not in _MEMBERS][: _SHOWN_FIELDS + 1]
+        params = item.get("params")
+        if type(params) is not dict:
+            errors.append(FieldError("#/params", "must be an object" if "params" in item else "is missing"))
+        elif JOB in params:
+            errors.append(FieldError("#/params/job", "must stand beside requests, for all of them"))
+        if errors or custom_id is None:
+            return self._refused(number, errors, custom_id)
+        try:
+            draft = draft_of(
+                params, default_model=self._settings.model, max_prompt_chars=self._settings.max_prompt_chars
+            )
+        except InvalidRequest as problem:
+            inside = [FieldError("#/params" + error.pointer[1:], error.detail) for error in problem.errors]
+            return self._refused(number, inside, custom_id)
+        return NewItem(number, new_id("job"), custom_id, draft.model, draft.request)
+
+    def fingerprint(self, options: JobOptions) -> str:
+        """Of all that came in, once it is all there: equal JSON is the same body, whatever its spacing."""
+        assert self._digest is not None
+        self._note(0, msgspec.json.encode(options, order="deterministic"))
+        return self._digest.hexdigest()[:32]
+
+    def _note(self, number: int, canonical: bytes) -> None:
+        if self._digest:
+            self._digest.update(b"%d %d " % (number, len(canonical)))
+            self._digest.update(canonical)
+
+    def _custom_id_of(self, item: dict[str, Any], errors: list[FieldError]) -> str | None:
+        custom_id = item.get("custom_id")
+        if (
+            type(custom_id) is not str
+            or not 1 <= len(custom_id) <= _MOST_CUSTOM_ID_CHARS
+            or not custom_id.isprintable()
+        ):
+            missing = "custom_id" not in item
+            detail = "is missing" if missing else f"must be a text of 1 to {_MOST_CUSTOM_ID_CHARS} printable characters"
+            errors.append(FieldError("#/custom_id", detail))
+            return None
+        if custom_id in self._custom_ids:
+            errors.append(FieldError("#/custom_id", f"is that of an earlier {self._noun}"))
+            return None
+        self._custom_ids.add(custom_id)
+        return custom_id
+
+    def _refused(self, number: int, errors: list[FieldError], custom_id: str | None = None) -> InvalidItem:
+        said = [_sentence(error) for error in errors[:_SHOWN_FIELDS]]
+        if len(errors) > _SHOWN_FIELDS:
+            said.append("and more")
+        return InvalidItem(number, f"{self._noun} {number} {'; '.join(said)}", custom_id)
+
+
+def _sentence(error: FieldError) -> str:
+    if error.pointer != BODY:
+        return f"{error.pointer} {error.detail}"
+    return (
+        "is not JSON"
+        if error.detail.startswith(_NOT_JSON + ";") or "but the body is empty" in error.detail
+        else error.detail
+    )
+
+
+def _unknown(name: str) -> FieldError:
+    return (
+        FieldError(f"#/{name}", "is not known") if is_name(name) else FieldError(BODY, "has a member that is not known")
+    )
+
+
+def options_of_job(raw: bytes | None) -> JobOptions:
+    """The ``job`` member of a JSON body, with its defaults. Raises InvalidRequest, which names the fields."""
+    if raw is None:
+        return _DEFAULTS
+    try:
+        job = decode(raw)
+    except InvalidRequest as problem:
+        raise refuse(*[FieldError(f"#/{JOB}{error.pointer[1:]}", error.detail) for error in problem.errors]) from None
+    return _checked(job, [])
+
+
+def options_of_query(query: list[tuple[str, str]]) -> JobOptions:
+    """The same as query parameters: ``?timeout_s=60&not_before=…&metadata.run=nightly``. Raises InvalidRequest."""
+    job: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    errors: list[FieldError] = []
+    for name, value in query:
+        key = name.removeprefix(_METADATA)
+        found: dict[str, Any] = metadata if name.startswith(_METADATA) else job
+        if "\0" in name + value:
+            errors.append(FieldError(BODY, "must not have the character U+0000"))
+        elif found is job and name not in _NUMBERS and name not in _TEXTS:
+            errors.append(_unknown_parameter(name))
+        elif key in found:
+            errors.append(FieldError(_parameter(name), "must be sent once"))
+        else:
+            found[key] = int(value) if name in _NUMBERS and _DIGITS.fullmatch(value) else value
+    if metadata:
+        job["metadata"] = metadata
+    try:
+        return _checked(job, errors)
+    except InvalidRequest as problem:
+        named = [
+            FieldError(error.pointer.removeprefix(f"#/{JOB}/").replace("/", "."), error.detail)
+            for error in problem.errors
+        ]
+        raise refuse(*named) from None
+
+
+def refuse_query(query: list[tuple[str, str]]) -> None:
+    """Raises InvalidRequest if there is a parameter: the body has a member for what it would say."""
+    if query:
+        raise refuse(*[_unknown_parameter(name) for name, _ in query])
+
+
+def _unknown_parameter(name: str) -> FieldError:
+    shown = _parameter(name)
+    return FieldError(shown, "is not known" if shown != BODY else "has a query parameter that is not known")
+
+
+def _parameter(name: str) -> str:
+    return name if is_name(name) else BODY
+
+
+def _checked(job: object, errors: list[FieldError]) -> JobOptions:
+    options = options_of(job, errors, priorities=_PRIORITIES)
+    if errors:
+        raise refuse(*errors)
+    return msgspec.structs.replace(options, priority=ITEM_PRIORITY)
+
+
+_DEFAULTS: Final = JobOptions(priority=ITEM_PRIORITY)

@@ -1,0 +1,39 @@
+"""``POST /v1/batches``: a batch as one JSON object, or as lines of JSON whose options stand in the query."""
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.answers import json_answer
+from api.auth import tenant_of
+from api.dependencies import api_of
+from api.native.batch_request import options_of_query, refuse_query
+from api.native.batch_view import render, url_of
+from api.submit_batch import BatchForm, form_of, submit_batch
+
+
+def add_submit_batch(app: FastAPI) -> None:
+    """Past FastAPI, which would read the body before it calls us."""
+    app.router.routes.append(Route("/v1/batches", submit_batch_route, methods=["POST"]))
+
+
+async def submit_batch_route(request: Request) -> Response:
+    """Take a batch in: 202 and where it is found. A repeat of one that has ended answers 200."""
+    api = api_of(request)
+    tenant = tenant_of(request, api.settings)
+    form = form_of(request)
+    query = request.query_params.multi_items()
+    if form is BatchForm.LINES:
+        submitted = await submit_batch(request, api, tenant, form=form, options=options_of_query(query))
+    else:
+        refuse_query(query)
+        submitted = await submit_batch(request, api, tenant, takes_options=True)
+    batch, is_replayed = submitted
+    headers = {"Location": url_of(batch.id)}
+    if is_replayed:
+        headers["Idempotency-Replayed"] = "true"
+    if not batch.has_ended:
+        headers["Retry-After"] = "1"
+    status = 200 if is_replayed and batch.has_ended else 202
+    return json_answer(render(batch), status, headers)

@@ -1,0 +1,311 @@
+"""The only place a batch is born.
+
+Its body comes in as a stream and goes to Redis in slices, so that no more than two of them are ever here. Until the body
+was whole nothing of it counts; whatever ends this before that leaves nothing.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from starlette.requests import ClientDisconnect, Request
+
+from api.admission import admit
+from api.batch_lines import JOB, REQUESTS, JsonLines, JsonRequests, Line, Splitter
+from api.dependencies import ApiState
+from api.headers import JSON, idempotency_key, one
+from api.native.batch_request import BatchItems, options_of_job
+from api.native.job_request import JobOptions
+from shared.batch import ITEM_PRIORITY, Batch, BatchSpec, InvalidItem, NewItem
+from shared.errors import IdempotencyKeyReused, InvalidRequest, Problem, TooLarge, UnsupportedMediaType
+from shared.job import JobSpec, new_id
+from shared.settings import Settings
+from shared.store.batches import SLICE_BYTES, SLICE_ITEMS
+
+JSON_LINES: Final = "application/jsonl"
+
+_SILENCE_S: Final = 60.0
+_SLOWEST_S: Final = 1800.0
+_STILL_HERE_S: Final = 5.0
+"""So often the store hears of a body that is still arriving; a third of the time after which it would give it up."""
+_PIECE_BYTES: Final = 64 << 10
+_BREATH_S: Final = 0.002
+"""After so much work other requests have their turn."""
+_LARGE_BYTES: Final = 256 << 10
+"""A longer line is read beside the event loop."""
+_START_S: Final = 0.5
+"""For so long the items of a new batch are started here; the loops go on."""
+_ERASE_S: Final = 60.0
+
+
+class BatchForm(StrEnum):
+    """What a body looks like."""
+
+    JSON = "request"
+    """One object with a list of requests. The value is what messages call one of them."""
+    LINES = "line"
+
+
+_CHARSET: Final = re.compile(r'charset\s*=\s*"?utf-?8"?', re.IGNORECASE)
+_FORMS: Final = {
+    JSON: BatchForm.JSON,
+    JSON_LINES: BatchForm.LINES,
+    "application/x-ndjson": BatchForm.LINES,
+    "application/x-jsonlines": BatchForm.LINES,
+}
+
+
+def form_of(request: Request) -> BatchForm:
+    """As ``Content-Type`` says. Raises UnsupportedMediaType."""
+    name, _, parameter = (one(request, b"content-type") or "").partition(";")
+    form = _FORMS.get(name.strip().lower())
+    if form is None or (parameter.strip() and not _CHARSET.fullmatch(parameter.strip(" \t;"))):
+        raise UnsupportedMediaType(f"The body must be {JSON} or {JSON_LINES}, and Content-Type must say so.")
+    return form
+
+
+class SubmittedBatch(NamedTuple):
+    """The batch as it stands: new, or the one that the Idempotency-Key has already."""
+
+    batch: Batch
+    is_replayed: bool
+
+
+async def submit_batch(
+    request: Request,
+    api: ApiState,
+    tenant: str,
+    *,
+    form: BatchForm = BatchForm.JSON,
+    options: JobOptions | None = None,
+    takes_options: bool = False,
+    anthropic_beta: str = "",
+) -> SubmittedBatch:
+    """Reads the body of the request. ``takes_options``: it may have a ``job`` member; if not, ``options`` holds them.
+
+    Raises InvalidRequest, TooLarge, UnsupportedMediaType, ClientDisconnect, StorageFull, QueueFull, StorageUnavailable,
+    IdempotencyKeyReused; NotFound if the key's batch was erased. A line that cannot run raises nothing.
+    """
+    admit(api)
+    if form_of(request) is not form:
+        raise UnsupportedMediaType(f"The body must be {JSON}, and Content-Type must say so.")
+    _refuse_compressed(request)
+    key = idempotency_key(request)
+    coming = _Coming(
+        request, api.settings, form, options, takes_options=takes_options, with_fingerprint=key is not None
+    )
+    batches = api.runtime.batches
+    if key is not None and (known := await batches.known(tenant, key)):
+        async for _ in coming.slices():
+            pass
+        if coming.fingerprint() != known.fingerprint:
+            raise IdempotencyKeyReused
+        return SubmittedBatch(await batches.get(known.id, tenant), is_replayed=True)
+
+    async def start(batch_id: str) -> str:
+        return await batches.start(
+            batch_id,
+            tenant,
+            _spec_of(coming.options, anthropic_beta),
+            expires_in_s=coming.options.expires_in_s,
+            idempotency_key=key,
+            fingerprint=coming.fingerprint() if key is not None else "",
+        )
+
+    return await bear(api, tenant, coming.slices(), start)
+
+
+async def bear(
+    api: ApiState,
+    tenant: str,
+    slices: AsyncGenerator[list[NewItem | InvalidItem]],
+    start: Callable[[str], Awaitable[str]],
+) -> SubmittedBatch:
+    """A batch of these items. ``start`` is called with its id when all are there, and gives the id of the one that stands:
+    it may be another.
+
+    Whatever the two raise leaves nothing. Raises StorageFull, QueueFull, StorageUnavailable.
+    """
+    batches = api.runtime.batches
+    batch_id = new_id("batch")
+    try:
+        await batches.open(batch_id, tenant)
+        await _add_all(api, batch_id, tenant, slices)
+        found_id = await start(batch_id)
+    except BaseException:
+        await asyncio.shield(asyncio.create_task(_leave_nothing(api, batch_id), name="drop a batch"))
+        raise
+    is_replayed = found_id != batch_id
+    with contextlib.suppress(Problem):  # it stands: whoever comes next does the rest
+        await batches.advance_all(batch_id, most_s=_ERASE_S if is_replayed else _START_S)
+    api.log.debug("submit_replayed" if is_replayed else "batch_submitted", batch_id=found_id)
+    return SubmittedBatch(await batches.get(found_id, tenant), is_replayed)
+
+
+async def _add_all(
+    api: ApiState, batch_id: str, tenant: str, slices: AsyncGenerator[list[NewItem | InvalidItem]]
+) -> None:
+    """Slice after slice: while one is on its way to Redis, the next is read."""
+    adding: asyncio.Task[None] | None = None
+    try:
+        async with contextlib.aclosing(slices):
+            async for items in slices:
+                admit(api)
+                if adding is not None:
+                    await adding
+                adding = asyncio.create_task(api.runtime.batches.add(batch_id, tenant, items), name="add to a batch")
+        if adding is not None:
+            await adding
+    finally:
+        # It may be on its way: what it adds must be there before it can be dropped.
+        if adding is not None and not adding.done():
+            await asyncio.shield(asyncio.wait((adding,)))
+        if adding is not None and not adding.cancelled():
+            adding.exception()
+
+
+async def _leave_nothing(api: ApiState, batch_id: str) -> None:
+    """If Redis is away, the loops find it once nothing was heard of it for a while."""
+    with contextlib.suppress(Problem):
+        await api.runtime.batches.drop(batch_id)
+        await api.runtime.batches.advance_all(batch_id, most_s=_ERASE_S)
+
+
+def _spec_of(options: JobOptions, anthropic_beta: str) -> BatchSpec:
+    items = JobSpec(
+        model="",
+        priority=ITEM_PRIORITY,
+        timeout_s=options.timeout_s,
+        max_attempts=options.max_attempts,
+        connect_timeout_s=options.connect_timeout_s,
+        first_token_timeout_s=options.first_token_timeout_s,
+        content_idle_timeout_s=options.content_idle_timeout_s,
+        not_before_ms=options.not_before_ms,
+        anthropic_beta=anthropic_beta,
+    )
+    return BatchSpec(items=items, metadata=options.metadata)
+
+
+class _Coming:
+    """A body on its way in."""
+
+    def __init__(
+        self,
+        request: Request,
+        settings: Settings,
+        form: BatchForm,
+        options: JobOptions | None,
+        *,
+        takes_options: bool,
+        with_fingerprint: bool,
+    ) -> None:
+        self._request = request
+        self._max_bytes = settings.max_batch_bytes
+        self._splitter = _splitter_of(form, settings, takes_options=takes_options)
+        self._items = BatchItems(settings, noun=form, with_fingerprint=with_fingerprint)
+        self._options: JobOptions | None = options
+        announced = one(request, b"content-length")
+        if (
+            announced is not None
+            and announced.isdecimal()
+            and (len(announced) > 15 or int(announced) > self._max_bytes)
+        ):
+            raise _too_large(self._max_bytes)
+
+    @property
+    def options(self) -> JobOptions:
+        """What all items have in common, once the body was whole."""
+        return self._options or options_of_job(None)
+
+    def fingerprint(self) -> str:
+        """Of the whole body."""
+        return self._items.fingerprint(self.options)
+
+    async def slices(self) -> AsyncGenerator[list[NewItem | InvalidItem]]:
+        """What can be added at once. An empty one says that the body is still coming, though slowly."""
+        clock = asyncio.get_running_loop().time
+        items: list[NewItem | InvalidItem] = []
+        size = 0
+        told_s = breathed_s = clock()
+        async with contextlib.aclosing(self._lines()) as coming:
+            async for lines in coming:
+                for line in lines:
+                    is_large = line.raw is not None and len(line.raw) > _LARGE_BYTES
+                    item = await asyncio.to_thread(self._items.item_of, line) if is_large else self._items.item_of(line)
+                    item_bytes = len(item.request) if isinstance(item, NewItem) else 0
+                    if items and (len(items) == SLICE_ITEMS or size + item_bytes > SLICE_BYTES):
+                        yield items
+                        items, size, told_s = [], 0, clock()
+                    items.append(item)
+                    size += item_bytes
+                    if clock() - breathed_s > _BREATH_S:
+                        await asyncio.sleep(0)
+                        breathed_s = clock()
+                if clock() - told_s > _STILL_HERE_S:
+                    yield items
+                    items, size, told_s = [], 0, clock()
+        if items:
+            yield items
+
+    async def _lines(self) -> AsyncGenerator[Iterator[Line]]:
+        async with contextlib.aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
+                yield self._splitter.feed(piece)
+                if self._options is None and self._splitter.job is not None:
+                    self._options = options_of_job(self._splitter.job)
+        yield self._splitter.end()
+
+    async def _pieces(self) -> AsyncGenerator[bytes]:
+        """The body as it arrives; an empty piece while nothing does."""
+        clock = asyncio.get_running_loop().time
+        begun_s = heard_s = clock()
+        size = 0
+        receiving = asyncio.ensure_future(self._request.receive())
+        try:
+            while True:
+                await asyncio.wait((receiving,), timeout=min(_STILL_HERE_S, _SILENCE_S))
+                now_s = clock()
+                if now_s - begun_s > _SLOWEST_S:
+                    raise InvalidRequest(f"The body did not arrive within {_SLOWEST_S:.0f} s.")
+                if not receiving.done():
+                    if now_s - heard_s >= _SILENCE_S:
+                        raise InvalidRequest(f"Of the body nothing arrived for {_SILENCE_S:.0f} s.")
+                    yield b""
+                    continue
+                message = receiving.result()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk: bytes = message.get("body", b"")
+                size += len(chunk)
+                if size > self._max_bytes:
+                    raise _too_large(self._max_bytes)
+                for place in range(0, len(chunk), _PIECE_BYTES):
+                    yield chunk[place : place + _PIECE_BYTES]
+                if not message.get("more_body", False):
+                    return
+                heard_s = clock()
+                receiving = asyncio.ensure_future(self._request.receive())
+        finally:
+            receiving.cancel()
+
+
+def _splitter_of(form: BatchForm, settings: Settings, *, takes_options: bool) -> Splitter:
+    if form is BatchForm.LINES:
+        return JsonLines(max_requests=settings.max_batch_requests, max_line_bytes=settings.max_batch_line_bytes)
+    return JsonRequests(
+        members=frozenset({REQUESTS, JOB}) if takes_options else frozenset({REQUESTS}),
+        max_requests=settings.max_batch_requests,
+        max_line_bytes=settings.max_batch_line_bytes,
+    )
+
+
+def _refuse_compressed(request: Request) -> None:
+    if (one(request, b"content-encoding") or "identity").lower() != "identity":
+        raise UnsupportedMediaType("The body must not be compressed: send it without Content-Encoding.")
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"A batch may have {max_bytes} bytes at most.")

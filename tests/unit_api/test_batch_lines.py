@@ -1,0 +1,321 @@
+"""A batch's body, cut up: any cutting gives the same requests, and no bytes give anything but requests or a problem."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from api.batch_lines import JsonLines, JsonRequests, Line, Splitter
+from api.native.batch_request import BatchItems, options_of_query
+from shared.batch import InvalidItem, NewItem
+from shared.errors import InvalidRequest, Problem, TooLarge
+from shared.job import Priority
+from shared.settings import load_settings
+
+MOST_REQUESTS = 12
+MOST_LINE_BYTES = 200
+
+
+def _lines(**limits: int) -> JsonLines:
+    return JsonLines(**{"max_requests": MOST_REQUESTS, "max_line_bytes": MOST_LINE_BYTES, **limits})
+
+
+def _requests(**limits: int) -> JsonRequests:
+    members = frozenset({"requests", "job"})
+    return JsonRequests(members=members, **{"max_requests": MOST_REQUESTS, "max_line_bytes": MOST_LINE_BYTES, **limits})
+
+
+def _split(splitter: Splitter, pieces: list[bytes]) -> list[Line]:
+    found = [line for piece in pieces for line in splitter.feed(piece)]
+    return [*found, *splitter.end()]
+
+
+def _ending(splitter: Splitter, pieces: list[bytes]) -> Any:
+    """All that can be told of a splitting, but for what was given before a refusal."""
+    try:
+        found = _split(splitter, pieces)
+    except Problem as problem:
+        return (problem.code, problem.detail, problem.errors)
+    return found, splitter.job
+
+
+def _cut(body: bytes, places: list[int]) -> list[bytes]:
+    ends = sorted({place % (len(body) + 1) for place in places} | {0, len(body)})
+    return [body[start:end] for start, end in itertools.pairwise(ends)] or [b""]
+
+
+def _bytewise(body: bytes) -> list[bytes]:
+    return [body[place : place + 1] for place in range(len(body))]
+
+
+PLACES = st.lists(st.integers(0, 10_000), max_size=8)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(['"', "\\", '\\"', "]},{[", ":"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=12,
+)
+SOUP = st.lists(
+    st.sampled_from(
+        [*(bytes([byte]) for byte in b'{}[],:"\\ \n\r\t\0\xff1au'), b'"requests"', b'"job"', b"null", b"{}"]
+    ),
+    max_size=40,
+).map(b"".join)
+BODIES = st.one_of(SOUP, SOUP.map(lambda soup: b'{"requests":[' + soup), SOUP.map(lambda s: b'{"requests":[{}],' + s))
+
+
+@given(
+    st.lists(VALUES, min_size=1, max_size=MOST_REQUESTS),
+    VALUES,
+    st.sampled_from(["before", "behind", "none"]),
+    st.booleans(),
+    st.booleans(),
+    PLACES,
+)
+def test_a_json_body_is_split_into_exactly_the_elements_of_its_list(
+    elements: list[Any], job: Any, where: str, ascii_only: bool, spaced: bool, places: list[int]
+) -> None:
+    """Whatever stands in them, and however it is written."""
+    members = {"job": job} if where == "before" else {}
+    members["requests"] = elements
+    if where == "behind":
+        members["job"] = job
+    body = json.dumps(members, ensure_ascii=ascii_only, indent=1 if spaced else None)
+    raw = body.encode(errors="replace")
+    splitter = _requests(max_line_bytes=1 << 20)
+    found = _split(splitter, _cut(raw, places))
+    assert [line.number for line in found] == list(range(1, len(elements) + 1))
+    reread = json.loads(raw)
+    assert [json.loads(line.raw or b"") for line in found] == reread["requests"]
+    if where == "none":
+        assert splitter.job is None
+    else:
+        assert splitter.job is not None
+        assert json.loads(splitter.job) == reread["job"]
+
+
+@given(BODIES, PLACES)
+@example(b'{"requests":[{"a":"\\\\"},{"b":"\\""}]}', [])
+@example(b'{"requests":[' + b'{"a":[[[[[[1]]]]]]},' * 3 + b"1]}", [20])
+def test_any_cutting_of_any_bytes_gives_the_same_of_a_json_body(body: bytes, places: list[int]) -> None:
+    """Down to single bytes, refusals with their places included."""
+    whole = _ending(_requests(), [body])
+    assert _ending(_requests(), _cut(body, places)) == whole
+    assert _ending(_requests(), _bytewise(body)) == whole
+
+
+@given(st.one_of(SOUP, st.lists(SOUP, max_size=20).map(b"\n".join)), PLACES)
+def test_any_cutting_of_any_bytes_gives_the_same_lines(body: bytes, places: list[int]) -> None:
+    """Also where a line feed is parted from its carriage return."""
+    whole = _ending(_lines(), [body])
+    assert _ending(_lines(), _cut(body, places)) == whole
+    assert _ending(_lines(), _bytewise(body)) == whole
+
+
+@given(st.sampled_from([b"", b" ", b"\r"]), st.integers(-2, 2), PLACES)
+def test_a_request_that_is_too_long_is_told_so_however_it_is_cut(behind: bytes, more: int, places: list[int]) -> None:
+    """At the limit to the byte; its neighbours stand."""
+    long = b'"' + b"x" * (MOST_LINE_BYTES + more - 2) + b'"'
+    body = b"1\n" + long + behind + b"\n2"
+    assert _split(_lines(), _cut(body, places)) == _split(_lines(), [body])
+    body = b'{"requests":[1,' + long + b"," + b'{"a":"' + long[1:] + b"},2]}"
+    found = _split(_requests(), _cut(body, places))
+    assert found == _split(_requests(), [body])
+    assert [line.raw is None for line in found] == [False, more > 0, True, False]
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_an_item_or_a_failed_one(raw: bytes) -> None:
+    """Nothing is raised, and what is said of them is short."""
+    item = _items().item_of(Line(1, raw))
+    assert isinstance(item, InvalidItem)
+    assert len(item.message) < 400
+
+
+def test_lines_are_numbered_as_an_editor_numbers_them() -> None:
+    """Blank ones are none, and count; the last may lack its line feed."""
+    body = b"\n1\r\n \t\r\n\n2\n3"
+    assert _split(_lines(), [body]) == [Line(2, b"1"), Line(5, b"2"), Line(6, b"3")]
+
+
+@pytest.mark.parametrize("body", [b"", b"\n\n", b" \r\n"])
+def test_lines_that_are_all_blank_are_400(body: bytes) -> None:
+    """There would be nothing to do."""
+    with pytest.raises(InvalidRequest):
+        _split(_lines(), [body])
+
+
+def test_too_many_requests_are_413_and_so_are_too_many_blank_lines() -> None:
+    """Blank lines cost too."""
+    _split(_lines(), [b"1\n" * MOST_REQUESTS])
+    _split(_lines(), [b"\n" * MOST_REQUESTS + b"1\n"])
+    _split(_requests(), [b'{"requests":[' + b",".join([b"1"] * MOST_REQUESTS) + b"]}"])
+    for body in (b"1\n" * (MOST_REQUESTS + 1), b"\n" * (MOST_REQUESTS + 1) + b"1\n"):
+        with pytest.raises(TooLarge):
+            _split(_lines(), [body])
+    for one in (b"1", b"{}"):
+        with pytest.raises(TooLarge):
+            _split(_requests(), [b'{"requests":[' + b",".join([one] * (MOST_REQUESTS + 1)) + b"]}"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b" ", b"[]", b"1", b"null", b'"a"', b"{}", b'{"job":{}}', b'{"requests":[]}', b'{"requests":{}}',
+        b'{"requests":null}', b'{"requests":[{}]', b'{"requests":[{}', b'{"requests":["', b'{"requests":[{},]}',
+        b'{"requests":[,{}]}', b'{"requests":[{}}}', b'{"requests":[{}]}}', b'{"requests":[{}]}1', b'{"requests":[{}],}',
+        b'{"requests":[{}] "job":{}}', b'{"requests" [{}]}', b"{requests:[{}]}", b'{"requests":[{}],"job":}',
+        b'{"requests":[{}],"more":1}', b'{"requests":[{}],"requests":[{}]}', b'{"job":{},"job":{},"requests":[{}]}',
+        b'{"requests":[{}],"re\\u0071uests":[{}]}', b'\xef\xbb\xbf{"requests":[{}]}', b'{"requests":[{}],"\xff":1}',
+        b'{"requests":[{}],"job":"' + b"x" * 70_000 + b'"}', b"{" + b" " * 70_000 + b'"requests":[{}]}',
+    ],
+)  # fmt: skip
+def test_an_envelope_that_is_not_json_is_400_for_the_whole(body: bytes) -> None:
+    """So is one without requests, with a member that is not known, or with one that stands there twice."""
+    with pytest.raises(InvalidRequest):
+        _split(_requests(), [body])
+
+
+def _items(noun: str = "line", *, with_fingerprint: bool = False) -> BatchItems:
+    return BatchItems(load_settings(), noun=noun, with_fingerprint=with_fingerprint)
+
+
+def _item(line: Any, number: int = 2, items: BatchItems | None = None) -> NewItem | InvalidItem:
+    raw = line if isinstance(line, bytes) else json.dumps(line).encode()
+    return (items or _items()).item_of(Line(number, raw))
+
+
+def _params(**members: Any) -> dict[str, Any]:
+    return {"prompt": "Say hello.", **members}
+
+
+def test_a_line_that_can_run_is_a_job_to_be() -> None:
+    """With the request that a single submit would make."""
+    item = _item({"custom_id": "row ä", "params": _params(stream=True, temperature=0.5)})
+    assert isinstance(item, NewItem)
+    assert (item.line, item.custom_id, item.model) == (2, "row ä", "claude-sonnet-4-6")
+    assert item.job_id.startswith("job_")
+    assert json.loads(item.request) == {
+        "model": "claude-sonnet-4-6",
+        "max_tokens": 1024,
+        "temperature": 0.5,
+        "messages": [{"role": "user", "content": "Say hello."}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{", "line 2 is not JSON"),
+        (b"secret", "line 2 is not JSON"),
+        (b"{} {}", "line 2 is not JSON"),
+        (b'{"custom_id":"\xff"}', "line 2 must be UTF-8"),
+        (b'{"a":1e999}', "line 2 has a number that is out of range"),
+        (b"[" * 10_000, "line 2 must not be nested deeper than 128"),
+        ([1], "line 2 must be a JSON object"),
+        ({}, "line 2 #/custom_id is missing; #/params is missing"),
+        ({"custom_id": "", "params": _params()}, "line 2 #/custom_id must be a text of 1 to 64 printable characters"),
+        (
+            {"custom_id": "a\nb", "params": _params()},
+            "line 2 #/custom_id must be a text of 1 to 64 printable characters",
+        ),
+        ({"custom_id": "a" * 65, "params": 1}, None),
+        ({"custom_id": 7, "params": _params()}, "line 2 #/custom_id must be a text of 1 to 64 printable characters"),
+        ({"custom_id": "a", "params": _params(), "body": 1}, "line 2 #/body is not known"),
+        ({"custom_id": "a", "params": _params(), "se cret": 1}, "line 2 has a member that is not known"),
+        (
+            {"custom_id": "a", "params": _params(job={})},
+            "line 2 #/params/job must stand beside requests, for all of them",
+        ),
+        (
+            {"custom_id": "a", "params": _params(max_tokens=0)},
+            "line 2 #/params/max_tokens must be a whole number of at least 1",
+        ),
+        ({"custom_id": "a", "params": []}, "line 2 #/params must be an object"),
+    ],
+)
+def test_a_line_that_cannot_run_says_why_without_a_word_of_it(line: Any, message: str | None) -> None:
+    """It is a value, not an error."""
+    item = _item(line)
+    assert isinstance(item, InvalidItem)
+    assert item.line == 2
+    assert message is None or item.message == message
+    assert "secret" not in item.message
+    assert "se cret" not in item.message
+
+
+def test_a_line_that_is_too_long_says_so() -> None:
+    """Its bytes were not kept."""
+    assert _items().item_of(Line(3, None)) == InvalidItem(3, "line 3 has more than 4194304 bytes")
+
+
+def test_a_custom_id_belongs_to_the_first_line_that_has_it() -> None:
+    """Even if that one cannot run."""
+    items = _items()
+    first = _item({"custom_id": "a", "params": {}}, 1, items)
+    second = _item({"custom_id": "a", "params": _params()}, 2, items)
+    assert isinstance(first, InvalidItem)
+    assert first.custom_id == "a"
+    assert second == InvalidItem(2, "line 2 #/custom_id is that of an earlier line")
+
+
+def test_bodies_of_equal_json_have_one_fingerprint() -> None:
+    """Spacing and the order of members say nothing; a number, a text or an option more does."""
+
+    def fingerprint(*lines: bytes, query: str = "") -> str:
+        items = _items(with_fingerprint=True)
+        for number, raw in enumerate(lines, 1):
+            items.item_of(Line(number, raw))
+        return items.fingerprint(options_of_query([("timeout_s", query)] if query else []))
+
+    one = fingerprint(b'{"custom_id":"a","params":{}}', b"{")
+    assert fingerprint(b' {"params" : {}, "custom_id":"\\u0061"}', b"{") == one
+    others = {
+        fingerprint(b'{"custom_id":"b","params":{}}', b"{"),
+        fingerprint(b'{"custom_id":"a","params":{}}', b"["),
+        fingerprint(b'{"custom_id":"a","params":{}}'),
+        fingerprint(b'{"custom_id":"a","params":{}}', b"{", query="60"),
+    }
+    assert len({one, *others}) == 5
+
+
+def test_options_in_a_query_are_those_of_the_job_member() -> None:
+    """Metadata has a parameter for each of its members."""
+    options = options_of_query(
+        [
+            ("timeout_s", "60"),
+            ("not_before", "2026-11-23T14:02:11Z"),
+            ("metadata.run", "nightly"),
+            ("metadata.a b", "7"),
+        ]
+    )
+    assert (options.timeout_s, options.max_attempts, options.priority) == (60, 3, Priority.LOW)
+    assert options.not_before_ms == 1_795_442_531_000
+    assert options.metadata == {"run": "nightly", "a b": "7"}
+
+
+@pytest.mark.parametrize(
+    ("query", "pointer"),
+    [
+        ([("timeout_s", "0")], "timeout_s"),
+        ([("timeout_s", "1.5")], "timeout_s"),
+        ([("timeout_s", "\u0661")], "timeout_s"),
+        ([("timeout_s", "5"), ("timeout_s", "5")], "timeout_s"),
+        ([("metadata.a", "5"), ("metadata.a", "6")], "metadata.a"),
+        ([("metadata.a", "x" * 513)], "metadata.a"),
+        ([("metadata", "{}")], "metadata"),
+        ([("priority", "high")], "priority"),
+        ([("priority", "normal")], "priority"),
+        ([("not_before", "soon")], "not_before"),
+        ([("not_before_ms", "5")], "not_before_ms"),
+        ([("se cret", "5")], "#"),
+        ([("metadata.a", "\0")], "#"),
+    ],
+)
+def test_a_query_that_is_not_valid_names_its_parameter(query: list[tuple[str, str]], pointer: str) -> None:
+    """Unknown ones too: an option that is not heard would be a surprise."""
+    with pytest.raises(InvalidRequest) as refused:
+        options_of_query(query)
+    assert [error.pointer for error in refused.value.errors] == [pointer]
