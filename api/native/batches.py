@@ -10,9 +10,10 @@ from api.answers import json_answer
 from api.batch_results import results_answer
 from api.batch_stream import batch_stream
 from api.dependencies import BATCH_ID, Api, ApiState, BatchId, Tenant
-from api.headers import EVENT_STREAM, must_accept
-from api.native.batch_view import render, render_page
+from api.headers import EVENT_STREAM, idempotency_key, must_accept
+from api.native.batch_view import render, render_page, url_of
 from api.native.jobs import RETRY_AFTER
+from api.retry_batch import retry
 from api.sse import StreamFormat
 from shared.errors import FieldError, InvalidCursor
 from shared.job import JobState
@@ -24,6 +25,7 @@ _MOST_S: Final = 0.5
 """So long a call works on what it began; the loops go on with the rest."""
 
 EndedState = Literal["succeeded", "failed", "cancelled", "expired"]
+"""Written out, as are the others: an enumeration would be a schema of its own in the OpenAPI document."""
 
 
 @router.get("/v1/batches")
@@ -51,14 +53,14 @@ async def read_results(
     api: Api,
     tenant: Tenant,
     batch_id: BatchId,
-    order: Order = Order.SUBMITTED,
+    order: Literal["submitted", "finished"] = "submitted",
     status: EndedState | None = None,
     after: Annotated[str | None, Query(description="The ``line`` of the last one that the client has.")] = None,
 ) -> Response:
     """What has ended so far, one JSON object a line."""
     batch = await api.runtime.batches.get(batch_id, tenant)
     wanted = None if status is None else JobState(status)
-    return await results_answer(api.runtime, batch, order=order, status=wanted, after=_line_of(after))
+    return await results_answer(api.runtime, batch, order=Order(order), status=wanted, after=_line_of(after))
 
 
 def _line_of(text: str | None) -> int | None:
@@ -77,13 +79,14 @@ async def follow_batch(
     batch_id: BatchId,
     tokens: Annotated[bool, Query(description="true: every item's events too.")] = False,
     form: Annotated[
-        StreamFormat, Query(alias="format", description="Of the items' events: ours, or the upstream's own.")
-    ] = StreamFormat.TEXT,
+        Literal["text", "messages"],
+        Query(alias="format", description="Of the items' events: ours, or the upstream's own."),
+    ] = "text",
 ) -> Response:
     """Its progress, as server-sent events, until it has ended."""
     must_accept(request, EVENT_STREAM)
     batch = await api.runtime.batches.get(batch_id, tenant)
-    return batch_stream(api, batch, items_as=form if tokens else None)
+    return batch_stream(api, batch, items_as=StreamFormat(form) if tokens else None)
 
 
 @router.post("/v1/batches/{batch_id}/cancel")
@@ -92,6 +95,20 @@ async def cancel_batch(api: Api, tenant: Tenant, batch_id: BatchId) -> Response:
     if await api.runtime.batches.cancel(batch_id, tenant):
         await api.runtime.batches.advance_all(batch_id, most_s=_MOST_S)
     return await _as_it_stands(api, tenant, batch_id)
+
+
+@router.post("/v1/batches/{batch_id}/retry", status_code=202)
+async def retry_batch(request: Request, api: Api, tenant: Tenant, batch_id: BatchId) -> Response:
+    """Submit the items that did not succeed once more, as a new batch with ``retry_of``. Lines that cannot run are left out."""
+    key = idempotency_key(request)
+    batch = await api.runtime.batches.get(batch_id, tenant)
+    again, is_replayed = await retry(api, batch, idempotency_key=key)
+    headers = {"Location": url_of(again.id)}
+    if is_replayed:
+        headers["Idempotency-Replayed"] = "true"
+    if not again.has_ended:
+        headers |= RETRY_AFTER
+    return json_answer(render(again), 200 if is_replayed and again.has_ended else 202, headers)
 
 
 @router.delete("/v1/batches/{batch_id}", status_code=204)

@@ -12,7 +12,7 @@ from tests.routes.conftest import CalledApi, pointers_of, problem_of
 from tests.support.batches import a_batch, a_result, fail, run_all, succeed
 from tests.support.follower import Cut, asking
 from tests.support.served import Served
-from tests.support.store import claim, claim_one
+from tests.support.store import all_keys, claim, claim_one, kind_of
 from tests.support.wait import wait_until
 
 _COUNTS = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
@@ -213,6 +213,53 @@ async def test_cancel_ends_what_has_not_ended(api: CalledApi) -> None:
     assert (view["counts"]["succeeded"], view["counts"]["cancelled"]) == (1, 299)
     again = await api.http.post(f"/v1/batches/{batch.id}/cancel")
     assert (again.status_code, again.json()) == (200, view)
+
+
+async def test_retry_is_a_new_batch_of_what_did_not_succeed(api: CalledApi) -> None:
+    """With its options, metadata and custom ids; lines that cannot run are left out."""
+    requests = [b'{"model":"a-model","number":%d}' % number for number in range(600)]
+    batch = await a_batch(
+        api.runtime, 600, invalid=[7], requests=requests, metadata={"run": "nightly"}, expires_in_s=500, timeout_s=77
+    )
+    await succeed(api.runtime, await claim_one(api.runtime))
+    await fail(api.runtime, await claim_one(api.runtime))
+    url = f"/v1/batches/{batch.id}"
+    problem_of(await api.http.post(f"{url}/retry"), 409, "not_ended")
+    await api.http.post(f"{url}/cancel")
+
+    response = await api.http.post(f"{url}/retry", headers={"Idempotency-Key": "again"})
+    assert response.status_code == 202, response.text
+    again = response.json()
+    assert response.headers["location"] == f"/v1/batches/{again['id']}"
+    assert (again["retry_of"], again["metadata"]) == (batch.id, {"run": "nightly"})
+    assert (again["counts"]["total"], again["counts"]["queued"]) == (598, 598)
+    claims = await claim(api.runtime, 500)
+    assert {one.spec.batch_id for one in claims} == {again["id"]}
+    assert [one.spec.custom_id for one in claims[:6]] == ["row-2", "row-3", "row-4", "row-5", "row-6", "row-8"]
+    assert [one.request for one in claims[:2]] == requests[1:3]
+    assert (claims[0].spec.timeout_s, claims[0].spec.priority) == (77, "low")
+
+    repeated = await api.http.post(f"{url}/retry", headers={"Idempotency-Key": "again"})
+    assert repeated.headers["idempotency-replayed"] == "true"
+    assert (repeated.status_code, repeated.json()["id"]) == (202, again["id"])
+    other = await a_batch(api.runtime, 1)
+    reused = await api.http.post(f"/v1/batches/{other.id}/retry", headers={"Idempotency-Key": "again"})
+    problem_of(reused, 422, "idempotency_key_reused")
+
+
+async def test_a_batch_without_anything_to_retry_is_409(api: CalledApi) -> None:
+    """All succeeded, or could never run: and nothing is left of the try."""
+    for invalid in ([], [1, 2]):
+        batch = await a_batch(api.runtime, 3, invalid=invalid)
+        await run_all(api.runtime)
+        before = await api.http.get("/v1/batches")
+        document = problem_of(await api.http.post(f"/v1/batches/{batch.id}/retry"), 409, "not_ended")
+        assert "retried" in document["detail"]
+        assert (await api.http.get("/v1/batches")).json() == before.json()
+        names = await all_keys(api.runtime.commands)
+        assert {name for name in names if kind_of(name) == "batch"} <= {
+            keys.batch(view["id"]) for view in before.json()["data"]
+        }
 
 
 async def test_only_a_batch_that_has_ended_is_erased(api: CalledApi) -> None:

@@ -1,0 +1,93 @@
+"""A batch once more: what of it did not succeed becomes a new one, with the same options.
+
+Its requests go from the old jobs' records to the new ones' in slices, so that no more than two of them are ever here.
+"""
+
+from collections.abc import AsyncGenerator
+from typing import Final
+
+import msgspec
+
+from api.admission import admit
+from api.dependencies import ApiState
+from api.submit_batch import SubmittedBatch, bear
+from shared.batch import Batch, InvalidItem, NewItem
+from shared.errors import IdempotencyKeyReused, NotEnded
+from shared.job import Job, JobState, new_id
+from shared.store import keys
+from shared.store.batches import SLICE_BYTES, SLICE_ITEMS
+from shared.store.idempotency import fingerprint_of
+
+_NONE_LEFT: Final = "No item of the batch could be retried: all others succeeded, or cannot run."
+
+
+async def retry(api: ApiState, batch: Batch, *, idempotency_key: str | None = None) -> SubmittedBatch:
+    """The new batch, or the one that the key has already.
+
+    Raises NotEnded before the batch's end and where nothing is to be retried, IdempotencyKeyReused, StorageFull, QueueFull,
+    StorageUnavailable; NotFound if the key's batch was erased.
+    """
+    batches = api.runtime.batches
+    fingerprint = fingerprint_of({"retry_of": batch.id})
+    if idempotency_key is not None and (known := await batches.known(batch.tenant, idempotency_key)):
+        if known.fingerprint != fingerprint:
+            raise IdempotencyKeyReused
+        return SubmittedBatch(await batches.get(known.id, batch.tenant), is_replayed=True)
+    admit(api)
+    if not batch.has_ended:
+        raise NotEnded("Only a batch that has ended can be retried.")
+    counts, spec = batch.counts, batch.spec
+    if not counts.failed + counts.cancelled + counts.expired:
+        raise NotEnded(_NONE_LEFT)
+    again = msgspec.structs.replace(
+        spec, items=msgspec.structs.replace(spec.items, not_before_ms=None), retry_of=batch.id
+    )
+    waited_ms = batch.expires_ms - max(batch.created_ms, spec.items.not_before_ms or 0)
+
+    async def start(batch_id: str) -> str:
+        return await batches.start(
+            batch_id,
+            batch.tenant,
+            again,
+            expires_in_s=max(1, waited_ms // 1000),
+            idempotency_key=idempotency_key,
+            fingerprint=fingerprint if idempotency_key is not None else "",
+        )
+
+    return await bear(api, batch.tenant, _slices(api, batch), start)
+
+
+async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | InvalidItem]]:
+    """Raises NotEnded if there is none: what failed were lines that cannot run, or was erased."""
+    line = start = 0
+    while ids := await api.runtime.batches.item_ids(batch.id, start, SLICE_ITEMS):
+        start += len(ids)
+        jobs = await api.runtime.jobs.get_many([job_id for job_id in ids if job_id is not None], batch.tenant)
+        wanted = [job for job in jobs if job is not None and job.state is not JobState.SUCCEEDED]
+        for portion in await _portions(api, wanted):
+            call = api.runtime.commands.call
+            requests = [call("HGET", keys.job(job.id), "request") for job in portion]
+            items: list[NewItem | InvalidItem] = []
+            for job, reply in zip(portion, requests, strict=True):
+                if request := await reply:
+                    line += 1
+                    items.append(NewItem(line, new_id("job"), job.spec.custom_id or "", job.spec.model, request))
+            if items:
+                yield items
+    if line == 0:
+        raise NotEnded(_NONE_LEFT)
+
+
+async def _portions(api: ApiState, jobs: list[Job]) -> list[list[Job]]:
+    """Those whose requests may be in memory at once, or one that is larger by itself."""
+    sizes = [api.runtime.commands.call("HSTRLEN", keys.job(job.id), "request") for job in jobs]
+    portions: list[list[Job]] = []
+    total = 0
+    for job, reply in zip(jobs, sizes, strict=True):
+        size = int(await reply)
+        if not portions or total + size > SLICE_BYTES:
+            portions.append([])
+            total = 0
+        portions[-1].append(job)
+        total += size
+    return portions
