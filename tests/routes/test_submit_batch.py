@@ -1,0 +1,268 @@
+"""``POST /v1/batches``: what a batch answers, what it stores, and what a repeated one finds."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from shared.errors import QueueFull
+from shared.store import keys
+from shared.store.batches import SLICE_ITEMS, Order
+from shared.store.runtime import Runtime
+from tests.routes.conftest import CalledApi, StartApi, problem_of
+from tests.support.batches import TENANT, run_all
+from tests.support.served import Served
+from tests.support.store import kind_of
+from tests.support.wait import wait_until
+
+LINES = {"Content-Type": "application/jsonl"}
+
+
+def a_request(number: int, **params: Any) -> dict[str, Any]:
+    """One that can run."""
+    return {"custom_id": f"row-{number}", "params": {"prompt": f"Say {number}.", **params}}
+
+
+def as_lines(count: int) -> bytes:
+    """So many, one a line."""
+    return b"".join(json.dumps(a_request(number)).encode() + b"\n" for number in range(1, count + 1))
+
+
+async def stored(runtime: Runtime) -> int:
+    """How many keys of jobs, batches and idempotency records there are; others come and go with the API's loops."""
+    names = (await runtime.commands.call("SCAN", 0, "COUNT", 100_000))[1]
+    return sum(kind_of(name.decode()) in _OF_BATCHES for name in names)
+
+
+_OF_BATCHES = ("job", "batch", "batch_items", "batch_invalid", "batch_ended", "idempotency")
+
+
+async def _submit_json(api: CalledApi, body: Any, **headers: str) -> httpx2.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await api.http.post("/v1/batches", json=body, headers=named)
+
+
+async def _submit_lines(api: CalledApi, body: bytes, query: str = "", **headers: str) -> httpx2.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await api.http.post(f"/v1/batches{query}", content=body, headers=LINES | named)
+
+
+async def _jobs_of(api: CalledApi, batch_id: str) -> list[Any]:
+    ids = [job_id for job_id in await api.runtime.batches.item_ids(batch_id, 0, 1000) if job_id]
+    return [await api.job(job_id) for job_id in ids]
+
+
+async def test_a_batch_answers_202_with_itself_and_where_it_is(api: CalledApi) -> None:
+    """Its items wait already, and have what the ``job`` member says of all of them."""
+    response = await _submit_json(
+        api,
+        {
+            "job": {"timeout_s": 60, "max_attempts": 2, "metadata": {"run": "nightly"}},
+            "requests": [a_request(1), a_request(2, model="a-model"), a_request(3, max_tokens=16)],
+        },
+    )
+    assert response.status_code == 202, response.text
+    batch = response.json()
+    assert response.headers["location"] == f"/v1/batches/{batch['id']}"
+    assert response.headers["cache-control"] == "no-store"
+    assert "idempotency-replayed" not in response.headers
+    assert batch["status"] == "running"
+    assert batch["metadata"] == {"run": "nightly"}
+    assert (batch["counts"]["total"], batch["counts"]["queued"]) == (3, 3)
+
+    jobs = await _jobs_of(api, batch["id"])
+    assert [job["custom_id"] for job in jobs] == ["row-1", "row-2", "row-3"]
+    assert [job["model"] for job in jobs] == ["claude-sonnet-4-6", "a-model", "claude-sonnet-4-6"]
+    for job in jobs:
+        assert (job["status"], job["priority"], job["batch_id"]) == ("queued", "low", batch["id"])
+        assert (job["timeout_s"], job["max_attempts"], job["metadata"]) == (60, 2, {})
+    stored = await api.runtime.commands.call("HGET", keys.job(jobs[2]["id"]), "request")
+    assert json.loads(stored) == {
+        "model": "claude-sonnet-4-6",
+        "max_tokens": 16,
+        "messages": [{"role": "user", "content": "Say 3."}],
+    }
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/jsonl", "application/x-ndjson; charset=utf-8", "Application/X-JSONLines"]
+)
+async def test_lines_are_a_batch_whose_options_stand_in_the_query(api: CalledApi, content_type: str) -> None:
+    """Under each of the names that such bodies go by."""
+    response = await api.http.post(
+        "/v1/batches?timeout_s=60&metadata.run=nightly",
+        content=as_lines(2),
+        headers={"Content-Type": content_type},
+    )
+    assert response.status_code == 202, response.text
+    batch = response.json()
+    assert batch["metadata"] == {"run": "nightly"}
+    assert [job["timeout_s"] for job in await _jobs_of(api, batch["id"])] == [60, 60]
+
+
+async def test_a_line_that_cannot_run_is_a_failed_item_and_the_others_run(api: CalledApi) -> None:
+    """Numbered as in the body, blank lines included."""
+    body = as_lines(1) + b"\nsecret\r\n" + json.dumps(a_request(2)).encode()
+    batch = (await _submit_lines(api, body)).json()
+    assert batch["counts"] == {
+        "total": 3, "queued": 2, "running": 0, "succeeded": 0, "failed": 1, "cancelled": 0, "expired": 0,
+    }  # fmt: skip
+    await run_all(api.runtime)
+    items = await api.runtime.batches.ended_items(batch["id"], Order.SUBMITTED)
+    assert [item.line for item in items] == [1, 3, 4]
+    assert items[1].job_id is None
+    assert items[1].invalid is not None
+    assert items[1].invalid.message == "line 3 is not JSON"
+    assert (await api.runtime.batches.get(batch["id"], TENANT)).has_ended
+
+
+async def test_a_batch_of_which_no_line_can_run_has_ended_at_once(api: CalledApi) -> None:
+    """A failed batch does not exist."""
+    batch = (await _submit_json(api, {"requests": [1, {}, {"custom_id": "a", "params": {}}]})).json()
+    assert batch["status"] == "ended"
+    assert (batch["counts"]["total"], batch["counts"]["failed"]) == (3, 3)
+
+
+@pytest.mark.parametrize("form", ["json", "lines"])
+async def test_a_batch_of_many_slices_is_whole_and_in_order(api: CalledApi, form: str) -> None:
+    """No line is lost or doubled where one slice ends and the next begins."""
+    count = 3 * SLICE_ITEMS + 1
+    body = as_lines(count)
+    if form == "json":
+        raw = b'{"requests":[' + b",".join(body.splitlines()) + b"]}"
+        response = await api.http.post("/v1/batches", content=raw, headers={"Content-Type": "application/json"})
+    else:
+        response = await _submit_lines(api, body)
+    batch_id = response.json()["id"]
+    ids = await api.runtime.batches.item_ids(batch_id, 0, count + 5)
+    assert len(ids) == len(set(ids)) == count
+    await api.runtime.batches.advance_all(batch_id)
+    assert (await api.runtime.batches.get(batch_id, TENANT)).counts.queued == count
+    last = await api.job(str(ids[-1]))
+    assert last["custom_id"] == f"row-{count}"
+
+
+async def test_the_same_batch_again_is_the_first_one(api: CalledApi) -> None:
+    """It is not stored a second time, and answers as it stands now."""
+    body = {"requests": [a_request(1)], "job": {"timeout_s": 60}}
+    first = await _submit_json(api, body, Idempotency_Key="a-key")
+    keys_count = await stored(api.runtime)
+    again = await api.http.post(
+        "/v1/batches",
+        content=json.dumps({"job": body["job"], "requests": body["requests"]}, indent=3),
+        headers={"Idempotency-Key": '"a-key"', "Content-Type": "application/json"},
+    )
+    assert again.status_code == 202
+    assert again.json()["id"] == first.json()["id"]
+    assert again.headers["location"] == first.headers["location"]
+    assert again.headers["idempotency-replayed"] == "true"
+    assert await stored(api.runtime) == keys_count
+
+    await run_all(api.runtime)
+    ended = await _submit_json(api, body, Idempotency_Key="a-key")
+    assert ended.status_code == 200
+    assert ended.json()["status"] == "ended"
+
+
+async def test_a_key_with_another_batch_or_a_jobs_key_is_422(api: CalledApi) -> None:
+    """A key stands for one body."""
+    await _submit_json(api, {"requests": [a_request(1)]}, Idempotency_Key="a-key")
+    await api.submitted(None, Idempotency_Key="a-jobs-key")
+    keys_count = await stored(api.runtime)
+    for body, key in (({"requests": [a_request(2)]}, "a-key"), ({"requests": [a_request(1)]}, "a-jobs-key")):
+        problem_of(await _submit_json(api, body, Idempotency_Key=key), 422, "idempotency_key_reused")
+    problem_of(await api.submit(None, Idempotency_Key="a-key"), 422, "idempotency_key_reused")
+    assert await stored(api.runtime) == keys_count
+
+
+async def test_two_of_the_same_key_at_once_make_one_batch(api: CalledApi) -> None:
+    """Neither knew of the other when it began; the later one is erased."""
+    answers = await asyncio.gather(
+        *[_submit_json(api, {"requests": [a_request(1), a_request(2)]}, Idempotency_Key="a-key") for _ in range(4)]
+    )
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert sum("idempotency-replayed" not in answer.headers for answer in answers) == 1
+    assert await api.runtime.commands.call("ZCARD", keys.plain("waiting")) == 2
+    assert await stored(api.runtime) == 5  # two jobs, the batch, its items, the key
+
+
+async def test_another_tenants_key_is_another_key(api: CalledApi) -> None:
+    """Nobody learns of another's batches by guessing keys."""
+    body = {"requests": [a_request(1)]}
+    first = await _submit_json(api, body, Idempotency_Key="a-key")
+    other = await _submit_json(api, body, Idempotency_Key="a-key", X_Tenant="another")
+    assert first.json()["id"] != other.json()["id"]
+
+
+async def test_nothing_of_a_batch_runs_before_its_body_was_whole(served: Served) -> None:
+    """Though slices of it are in Redis long before."""
+    going_on = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield as_lines(3 * SLICE_ITEMS)
+        await going_on.wait()
+
+    async with httpx2.AsyncClient(base_url=served.url) as client:
+        submitting = asyncio.create_task(client.post("/v1/batches", content=body(), headers=LINES))
+        commands = served.api.runtime.commands
+
+        async def has_slices() -> bool:
+            return await stored(served.api.runtime) > SLICE_ITEMS
+
+        await wait_until(has_slices, "slices in Redis")
+        assert await commands.call("ZCARD", keys.plain("waiting")) == 0
+        going_on.set()
+        assert (await submitting).status_code == 202
+
+
+async def test_a_client_that_goes_away_leaves_nothing(served: Served) -> None:
+    """Half a batch is nobody's."""
+
+    async def keys_count() -> int:
+        return await stored(served.api.runtime)
+
+    before = await keys_count()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield as_lines(2 * SLICE_ITEMS + 10)
+        await asyncio.Event().wait()
+
+    async with httpx2.AsyncClient(base_url=served.url) as client:
+        submitting = asyncio.create_task(client.post("/v1/batches", content=body(), headers=LINES))
+
+        async def has_slices() -> bool:
+            return await keys_count() > SLICE_ITEMS
+
+        await wait_until(has_slices, "slices in Redis")
+        submitting.cancel()
+        await asyncio.wait((submitting,))
+
+    async def is_as_before() -> bool:
+        return await keys_count() <= before
+
+    await wait_until(is_as_before, "nothing left")
+
+
+async def test_a_batch_that_is_more_than_may_wait_is_503_and_leaves_nothing(start_api: StartApi) -> None:
+    """Also when its first slices had room."""
+    api = await start_api(max_queued=2 * SLICE_ITEMS)
+    before = await stored(api.runtime)
+    problem_of(await _submit_lines(api, as_lines(2 * SLICE_ITEMS + 1)), QueueFull.status, QueueFull.code)
+    assert await stored(api.runtime) <= before
+    assert (await _submit_lines(api, as_lines(2 * SLICE_ITEMS))).status_code == 202
+
+
+async def test_an_api_that_reads_a_batch_answers_others_meanwhile(served: Served) -> None:
+    """Parsing gives way every few milliseconds."""
+    async with httpx2.AsyncClient(base_url=served.url) as client:
+        submitting = asyncio.create_task(client.post("/v1/batches", content=as_lines(20_000), headers=LINES))
+        answered = 0
+        while not submitting.done():
+            assert (await client.get("/health/live")).status_code == 200
+            answered += 1
+        assert (await submitting).json()["counts"]["total"] == 20_000
+    assert answered > 5
