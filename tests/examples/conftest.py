@@ -1,0 +1,21 @@
+"""A deployment for the examples: an API and a worker, as they are shipped, before the stand-in for the LLM."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.deployment import Deployment, a_deployment, a_simulator
+
+
+@pytest.fixture(scope="session")
+def _deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with a_simulator(Path(tmp_path_factory.mktemp("simulator"))) as url, a_deployment(url) as deployment:
+        yield deployment
+
+
+@pytest.fixture
+async def deployment(_deployment: Deployment) -> AsyncIterator[Deployment]:
+    """Whole again for each test."""
+    await _deployment.make_whole(apis=1, workers=1)
+    yield _deployment

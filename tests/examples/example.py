@@ -1,0 +1,54 @@
+"""An example as its reader runs it: a process of its own, in an environment of its own."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
+
+_OF_THE_DEVELOPER = ("ANTHROPIC_", "OPENAI_", "TOKENSPOOL_", "PYTHON")
+
+
+@asynccontextmanager
+async def an_example(name: str, *arguments: str | Path, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Started; killed at the end if it still runs."""
+    mine = {key: value for key, value in os.environ.items() if not key.startswith(_OF_THE_DEVELOPER)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        EXAMPLES / name,
+        *arguments,
+        env={**mine, **environment, "PYTHONUTF8": "1"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def printed(name: str, *arguments: str | Path, **environment: str) -> str:
+    """All that it prints. It must end well."""
+    async with an_example(name, *arguments, **environment) as process, asyncio.timeout(40):
+        out, told = await process.communicate()
+    assert process.returncode == 0, told.decode()
+    return out.decode()
+
+
+async def read_until(process: asyncio.subprocess.Process, sign: str) -> str:
+    """What it has printed so far, once the sign is in it."""
+    assert process.stdout is not None
+    so_far = b""
+    async with asyncio.timeout(30):
+        while sign.encode() not in so_far:
+            piece = await process.stdout.read(4096)
+            if not piece:
+                assert process.stderr is not None
+                raise AssertionError((await process.stderr.read()).decode())
+            so_far += piece
+    return so_far.decode()

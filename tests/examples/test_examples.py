@@ -1,0 +1,59 @@
+"""The examples do what their first lines say, against real processes."""
+
+import json
+import secrets
+from pathlib import Path
+
+import pytest
+
+from tests.examples.example import EXAMPLES, an_example, printed, read_until
+from tests.support.deployment import Deployment
+
+pytestmark = pytest.mark.timeout(90)
+
+
+async def test_a_program_that_was_killed_comes_back_and_has_the_whole_answer(deployment: Deployment) -> None:
+    """SIGKILL in the middle of the stream; the LLM was called once all the same."""
+    nonce = f"back-{secrets.token_hex(3)}"
+    environment = {
+        "ANTHROPIC_BASE_URL": deployment.apis[0].url,
+        "ANTHROPIC_API_KEY": "any",
+        "MODEL": "sim-t60-g20-f20",
+    }
+    arguments = (nonce, f"nonce={nonce}")
+    async with an_example("stream_and_come_back.py", *arguments, **environment) as process:
+        await read_until(process, f"{nonce}.1.5 ")
+        process.kill()
+        await process.wait()
+    whole = "".join(f"{nonce}.1.{index} " for index in range(60))
+    assert await printed("stream_and_come_back.py", *arguments, **environment) == f"{whole}\n"
+    assert [call.ended for call in await deployment.calls(nonce)] == ["completed"]
+
+
+async def test_a_file_of_prompts_is_a_batch_and_run_again_the_same_batch(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """The one that was killed on the way too: no prompt runs twice."""
+    results = tmp_path / "results.jsonl"
+    arguments = (EXAMPLES / "prompts.jsonl", results)
+    async with an_example("batch_of_a_file.py", *arguments, TOKENSPOOL_URL=deployment.apis[0].url) as process:
+        batch_id = (await read_until(process, "\n")).split()[0]
+        process.kill()
+        await process.wait()
+    calls_before = len(await deployment.calls())
+    told = await printed("batch_of_a_file.py", *arguments, TOKENSPOOL_URL=deployment.apis[0].url)
+    assert told.split()[0] == batch_id
+    assert "total=4 succeeded=4" in told
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [(line["custom_id"], line["status"]) for line in lines] == [
+        ("sky", "succeeded"),
+        ("grass", "succeeded"),
+        ("snow", "succeeded"),
+        ("night", "succeeded"),
+    ]
+    assert all(line["result"]["text"] for line in lines)
+
+    calls = len(await deployment.calls())
+    assert calls - calls_before <= 4
+    assert (await printed("batch_of_a_file.py", *arguments, TOKENSPOOL_URL=deployment.apis[0].url)).split()[0] == batch_id
+    assert len(await deployment.calls()) == calls
