@@ -60,7 +60,9 @@ def follow(client: httpx2.Client, url: str) -> None:
                         event = line.removeprefix("event:").strip()
                     elif line.startswith("data:") and event in ("progress", "ended"):
                         batch = json.loads(line.removeprefix("data:"))
-                        print(" ".join(f"{name}={count}" for name, count in batch["counts"].items() if count), flush=True)
+                        print(
+                            " ".join(f"{name}={count}" for name, count in batch["counts"].items() if count), flush=True
+                        )
                         if event == "ended":
                             return
         except httpx2.TransportError as error:

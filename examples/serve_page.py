@@ -29,11 +29,13 @@ class Handler(BaseHTTPRequestHandler):
         try:
             upstream.request(self.command, self.path, body or None, headers)
             answer = upstream.getresponse()
-            self.answer(answer.status, answer.getheader("Content-Type", "text/plain"), iter(lambda: answer.read1(65536), b""))
+            self.answer(
+                answer.status, answer.getheader("Content-Type", "text/plain"), iter(lambda: answer.read1(65536), b"")
+            )
         finally:
             upstream.close()
 
-    do_POST = do_GET
+    do_POST = do_GET  # noqa: N815 - the base class's own name
 
     def answer(self, status: int, media_type: str, pieces: object) -> None:
         self.send_response(status)

@@ -1,6 +1,6 @@
 """A deployment for the examples: an API and a worker, as they are shipped, before the stand-in for the LLM."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ def _deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment
 
 
 @pytest.fixture
-async def deployment(_deployment: Deployment) -> AsyncIterator[Deployment]:
+async def deployment(_deployment: Deployment) -> Deployment:
     """Whole again for each test."""
     await _deployment.make_whole(apis=1, workers=1)
-    yield _deployment
+    return _deployment

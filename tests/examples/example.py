@@ -13,7 +13,9 @@ _OF_THE_DEVELOPER = ("ANTHROPIC_", "OPENAI_", "TOKENSPOOL_", "PYTHON")
 
 
 @asynccontextmanager
-async def an_example(name: str, *arguments: str | Path, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def an_example(
+    name: str, *arguments: str | Path, **environment: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Started; killed at the end if it still runs."""
     mine = {key: value for key, value in os.environ.items() if not key.startswith(_OF_THE_DEVELOPER)}
     process = await asyncio.create_subprocess_exec(

@@ -55,5 +55,7 @@ async def test_a_file_of_prompts_is_a_batch_and_run_again_the_same_batch(
 
     calls = len(await deployment.calls())
     assert calls - calls_before <= 4
-    assert (await printed("batch_of_a_file.py", *arguments, TOKENSPOOL_URL=deployment.apis[0].url)).split()[0] == batch_id
+    assert (await printed("batch_of_a_file.py", *arguments, TOKENSPOOL_URL=deployment.apis[0].url)).split()[
+        0
+    ] == batch_id
     assert len(await deployment.calls()) == calls

@@ -1,0 +1,100 @@
+"""A real Chromium without a window, driven by its own protocol: no package that brings a browser is needed for it."""
+
+import asyncio
+import base64
+import json
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+"""Debian's package is called chromium."""
+
+
+class Page:
+    """One tab."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._calls = 0
+
+    async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """One command of the protocol, and its answer; events in between are passed over."""
+        self._calls += 1
+        await self._socket.send_json({"id": self._calls, "method": method, "params": parameters})
+        async with asyncio.timeout(20):
+            while True:
+                answer = await self._socket.receive_json()
+                if answer.get("id") == self._calls:
+                    assert "error" not in answer, answer
+                    result: dict[str, Any] = answer["result"]
+                    return result
+
+    async def open(self, url: str) -> None:
+        """Goes there, or begins to."""
+        await self.call("Page.navigate", url=url)
+
+    async def run(self, script: str) -> Any:
+        """The value of an expression in the page. A page that is being loaded has none yet: None."""
+        answer = await self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        return answer["result"].get("value")
+
+    async def text(self, selector: str) -> str:
+        """What stands in an element; empty if it is not there yet."""
+        return str(await self.run(f"document.querySelector({json.dumps(selector)})?.textContent ?? ''") or "")
+
+    async def picture(self, path: Path) -> None:
+        """A screenshot."""
+        answer = await self.call("Page.captureScreenshot", format="png")
+        path.write_bytes(base64.b64decode(answer["data"]))
+
+
+@asynccontextmanager
+async def a_page() -> AsyncIterator[Page]:
+    """A browser of its own with one empty tab."""
+    assert CHROMIUM is not None
+    with tempfile.TemporaryDirectory(prefix="tokenspool-chromium-", ignore_cleanup_errors=True) as profile:
+        process = await asyncio.create_subprocess_exec(
+            CHROMIUM,
+            "--headless=new",
+            "--no-sandbox",  # Chromium does not start as root with it
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--window-size=900,600",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={profile}",
+            "about:blank",
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            port = await _port_of(process)
+            async with aiohttp.ClientSession() as session:
+                async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
+                    tabs = await answer.json()
+                url = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
+                async with session.ws_connect(url, max_msg_size=0) as socket:
+                    page = Page(socket)
+                    await page.call("Page.enable")
+                    yield page
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+
+async def _port_of(process: asyncio.subprocess.Process) -> int:
+    assert process.stderr is not None
+    told = line = b""
+    async with asyncio.timeout(30):
+        while b"DevTools listening on ws://" not in told:
+            line = await process.stderr.readline()
+            assert line, told.decode(errors="replace")
+            told += line
+    return int(line.split(b"ws://127.0.0.1:")[1].split(b"/")[0])

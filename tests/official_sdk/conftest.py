@@ -1,0 +1,92 @@
+"""The official SDK, this year's and last year's, each in an environment of its own, against a whole deployment."""
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.deployment import Deployment, a_deployment, a_simulator
+
+PROGRAMS = Path(__file__).parent / "programs"
+ROOT = PROGRAMS.parent.parent.parent
+
+PYTHONS = {"2.12": Path(sys.executable), "0.75": ROOT / ".venv" / "old-sdk" / "bin" / "python"}
+"""By version of the SDK that it has."""
+
+Seen = dict[tuple[str, str], dict[str, Any]]
+"""What a program printed, by case and by sync or async."""
+
+_LONGEST_S = 50
+_OF_THE_DEVELOPER = ("ANTHROPIC_", "OPENAI_", "TOKENSPOOL_", "PYTHON")
+
+
+@dataclass(frozen=True)
+class Sdk:
+    """One version of the SDK."""
+
+    version: str
+    run: str
+    """Names the prompts of this version's runs apart from those of others."""
+
+    async def sees(self, program: str, base_url: str, **environment: str) -> Seen:
+        """What a program prints when it runs against that URL. It must end well."""
+        process = await asyncio.create_subprocess_exec(
+            PYTHONS[self.version],
+            PROGRAMS / f"{program}.py",
+            env=self._environment(base_url) | environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(_LONGEST_S):
+                out, told = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert process.returncode == 0, told.decode()
+        lines = [json.loads(line) for line in out.splitlines()]
+        return {(line.pop("case"), line.pop("mode")): line for line in lines}
+
+    def _environment(self, base_url: str) -> dict[str, str]:
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_DEVELOPER)}
+        return {**mine, "ANTHROPIC_BASE_URL": base_url, "ANTHROPIC_API_KEY": "sk-of-the-program", "RUN": self.run}
+
+
+@pytest.fixture(params=PYTHONS)
+def sdk(request: pytest.FixtureRequest) -> Sdk:
+    """Each version in turn."""
+    version: str = request.param
+    if not PYTHONS[version].exists():
+        pytest.fail("there is no old SDK in .venv/old-sdk; scripts/set-up dev makes it")
+    return Sdk(version, f"run-{version}-{secrets.token_hex(3)}")
+
+
+@pytest.fixture(scope="session")
+def reference_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The upstream itself, as a program sees it without us; it has its own counts of calls."""
+    with a_simulator(Path(tmp_path_factory.mktemp("reference"))) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def _deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with (
+        a_simulator(Path(tmp_path_factory.mktemp("simulator"))) as url,
+        a_deployment(url, TOKENSPOOL_UPSTREAM_RETRY_BASE_S="0.05") as deployment,
+    ):
+        yield deployment
+
+
+@pytest.fixture
+async def deployment(_deployment: Deployment) -> Deployment:
+    """An API and a worker before such an upstream."""
+    await _deployment.make_whole(apis=1, workers=1)
+    return _deployment
