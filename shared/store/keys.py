@@ -33,10 +33,16 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     ),
     "batch_items": (
         ("id",),
-        "list: the job id of each line, empty for one that never was a job. Lives as long as the batch.",
+        "list: the job id of each line, empty for one that never was a job. No TTL until the batch ends, then as its record.",
     ),
-    "batch_invalid": (("id",), "hash line → why it cannot run, as JSON. Lives as long as the batch."),
-    "batch_ended": (("id",), "zset line → its turn: the items that have ended. Lives as long as the batch."),
+    "batch_invalid": (
+        ("id",),
+        "hash line → why it cannot run, as JSON. No TTL until the batch ends, then as its record.",
+    ),
+    "batch_ended": (
+        ("id",),
+        "zset line → its turn: the items that have ended. No TTL until the batch ends, then as its record.",
+    ),
     "batch_followed": (("id",), "flag: somebody follows the tokens of a batch, half a minute TTL."),
     "batch_index": (
         ("tenant",),
@@ -46,7 +52,10 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         (),
         "zset batch → when somebody should look (ms): those that come in, start, are cancelled or erased. Gone when empty.",
     ),
-    "attendants": ((), "zset API process → until when it is believed to live (ms). A look drops those that are gone."),
+    "attendants": (
+        (),
+        "zset API process → until when it is believed to live (ms). A look drops those that are gone. Gone when empty.",
+    ),
     "spared": (
         (),
         "number: no attended job is cancelled before this (ms). Five seconds TTL, renewed by every look.",

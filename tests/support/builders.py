@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 
+from shared.batch import ITEM_PRIORITY, BatchSpec, InvalidItem, NewItem
 from shared.job import JobSpec, Priority, Submission, Usage, new_id
 from shared.store.idempotency import fingerprint_of
 
 A_REQUEST = b'{"model":"a-model","max_tokens":16,"messages":[{"role":"user","content":"Say hello."}]}'
 
-_MOMENT_ENDS = len("job_") + 10
 _births = itertools.count()
 
 
@@ -24,6 +24,7 @@ def a_submission(
     body: Any = "the body",
     request: bytes = A_REQUEST,
     job_id: str | None = None,
+    attended_by: str = "",
     **spec: Any,
 ) -> Submission:
     """A job about to be born. ``body`` is what its fingerprint is made of; ``spec`` is any other member of JobSpec."""
@@ -34,12 +35,39 @@ def a_submission(
         request=request,
         idempotency_key=idempotency_key,
         fingerprint=fingerprint_of(body),
+        attended_by=attended_by,
     )
 
 
-def an_id() -> str:
-    """A job's id that sorts behind every earlier one of this process, even within the same millisecond."""
-    return f"{new_id('job')[:_MOMENT_ENDS]}{next(_births):016d}"
+def a_batch_id() -> str:
+    """Sorts behind every earlier one, as ``an_id``."""
+    return an_id("batch")
+
+
+def a_batch_spec(*, metadata: dict[str, str] | None = None, retry_of: str | None = None, **items: Any) -> BatchSpec:
+    """``items``: members of JobSpec that all items have in common."""
+    common = JobSpec(**{"model": "", "priority": ITEM_PRIORITY, **items})
+    return BatchSpec(items=common, metadata=metadata or {}, retry_of=retry_of)
+
+
+def a_line(line: int, *, custom_id: str | None = None, model: str = "a-model", request: bytes = A_REQUEST) -> NewItem:
+    """A line that can run."""
+    return NewItem(line, an_id(), custom_id or f"item-{line}", model, request)
+
+
+def a_bad_line(line: int, *, custom_id: str | None = None) -> InvalidItem:
+    """A line that cannot."""
+    return InvalidItem(line, "max_tokens must be a number.", custom_id)
+
+
+def lines(count: int, *, start: int = 1) -> list[NewItem | InvalidItem]:
+    """As many lines that can run."""
+    return [a_line(number) for number in range(start, start + count)]
+
+
+def an_id(prefix: str = "job") -> str:
+    """An id that sorts behind every earlier one of this process, even within the same millisecond."""
+    return f"{new_id(prefix)[: len(prefix) + 11]}{next(_births):016d}"
 
 
 def a_text_delta(text: str, *, index: int = 0) -> tuple[str, bytes]:

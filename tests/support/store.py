@@ -7,16 +7,19 @@ holds it.
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, NamedTuple
 
+from shared.batch import Batch, BatchState, InvalidItem, NewItem
 from shared.events import Event, decode_published
 from shared.job import BANDS, TERMINAL_STATES, Job, JobState, Step, Submission
 from shared.store import keys
 from shared.store.commands import Commands
+from shared.store.idempotency import fingerprint_of
 from shared.store.queue import Claim, Ending, Finished, FinishReply, Reaped
 from shared.store.runtime import Runtime
-from tests.support.builders import a_submission
+from tests.support.builders import a_batch_id, a_batch_spec, a_submission, lines
 from tests.support.wait import wait_until
 
 A_RESULT = b'{"text":"Hello.","stop_reason":"end_turn","message":{}}'
@@ -41,6 +44,83 @@ async def submit_many(runtime: Runtime, count: int, **members: Any) -> list[str]
         for call in calls:
             await call
     return [submission.id for submission in submissions]
+
+
+class Begun(NamedTuple):
+    """A batch as it was sent."""
+
+    id: str
+    tenant: str
+    lines: Sequence[NewItem | InvalidItem]
+
+    @property
+    def job_ids(self) -> list[str]:
+        """Of the lines that can run, in order."""
+        return [line.job_id for line in self.lines if isinstance(line, NewItem)]
+
+
+async def receive(
+    runtime: Runtime,
+    items: int | Sequence[NewItem | InvalidItem] = 3,
+    *,
+    tenant: str = "tenant-a",
+    slice_items: int = 250,
+) -> Begun:
+    """A batch whose body has come in whole, and is not started. ``items``: its lines, or how many that can run."""
+    begun = Begun(a_batch_id(), tenant, lines(items) if isinstance(items, int) else items)
+    await runtime.batches.open(begun.id, tenant)
+    for start in range(0, len(begun.lines), slice_items):
+        await runtime.batches.add(begun.id, tenant, begun.lines[start : start + slice_items])
+    return begun
+
+
+async def begin(
+    runtime: Runtime,
+    begun: Begun,
+    *,
+    expires_in_s: int = 3600,
+    idempotency_key: str | None = None,
+    body: Any = "the body",
+    **spec: Any,
+) -> str:
+    """START of what was received; ``advance`` is the test's. ``spec``: as a_batch_spec() takes it."""
+    return await runtime.batches.start(
+        begun.id,
+        begun.tenant,
+        a_batch_spec(**spec),
+        expires_in_s=expires_in_s,
+        idempotency_key=idempotency_key,
+        fingerprint=fingerprint_of(body),
+    )
+
+
+async def start_batch(
+    runtime: Runtime, items: int | Sequence[NewItem | InvalidItem] = 3, *, tenant: str = "tenant-a", **how: Any
+) -> Begun:
+    """A batch whose items all wait. ``how``: as begin() takes it."""
+    begun = await receive(runtime, items, tenant=tenant)
+    assert await begin(runtime, begun, **how) == begun.id
+    await runtime.batches.advance_all(begun.id)
+    return begun
+
+
+async def batch_of(runtime: Runtime, begun: Begun) -> Batch:
+    """As its tenant sees it."""
+    return await runtime.batches.get(begun.id, begun.tenant)
+
+
+async def counts_of(runtime: Runtime, begun: Begun) -> dict[str, int]:
+    """Those that are not 0, but for the total."""
+    counts = (await batch_of(runtime, begun)).counts
+    found = {name: getattr(counts, name) for name in counts.__struct_fields__}
+    assert found.pop("total") == sum(found.values())
+    return {name: number for name, number in found.items() if number}
+
+
+async def make_batch_due(runtime: Runtime, *batch_ids: str) -> None:
+    """As if whoever was at these batches had fallen silent."""
+    for batch_id in batch_ids:
+        await runtime.commands.call("ZADD", keys.plain("due"), "XX", 1, batch_id)
 
 
 async def claim(
@@ -210,19 +290,27 @@ async def keys_that_leak(commands: Commands) -> list[str]:
             _, meaning = _ALL_KEYS[kind]
             if "No TTL until" in meaning or "no TTL until" in meaning:
                 if await _has_ended(commands, name):
-                    leaks.append(f"{name}: its job has ended")
+                    leaks.append(f"{name}: what it belongs to has ended")
             elif "No TTL:" not in meaning and "Gone when empty" not in meaning:
                 leaks.append(f"{name}: it is to have a TTL")
     return leaks
 
 
 async def _has_ended(commands: Commands, name: str) -> bool:
+    owner = name.rpartition(":")[2]
     if kind_of(name) == "idempotency":
-        job_id = (await commands.call("HGET", name, "job")).decode()
-    else:
-        job_id = name.rpartition(":")[2]
-    state = await commands.call("HGET", keys.job(job_id), "state")
+        owner = (await commands.call("HGET", name, "job")).decode()
+    if owner.startswith("batch_"):
+        return await _batch_has_ended(commands, owner)
+    state, batch_id = await commands.call("HMGET", keys.job(owner), "state", "batch")
+    if state is None and batch_id is not None:  # it was received, and waits for the start of its batch
+        return await _batch_has_ended(commands, batch_id.decode())
     return state is None or state.decode() in TERMINAL_STATES
+
+
+async def _batch_has_ended(commands: Commands, batch_id: str) -> bool:
+    state = await commands.call("HGET", keys.batch(batch_id), "state")
+    return state is None or state.decode() == BatchState.ENDED
 
 
 class Heard:
@@ -262,45 +350,142 @@ async def members(runtime: Runtime, key: str) -> list[str]:
     return [member.decode() for member in await runtime.commands.call("ZRANGE", key, 0, -1)]
 
 
-async def assert_consistent(runtime: Runtime, job_ids: Iterable[str]) -> None:
-    """The bookkeeping agrees with the records: what ``leave`` and ``put_back`` promise, for every job at once."""
-    # Asked for together: two round trips in all, for a test that looks after every step.
-    commands, ids = runtime.commands, list(job_ids)
-    names, *rest = await asyncio.gather(
-        all_keys(commands),
-        *(members(runtime, keys.plain(kind)) for kind in ("waiting", "deferred", "running")),
-        *(members(runtime, f"{keys.SHARD}ready:{band}") for band in BANDS),
-        *(commands.call("HMGET", keys.job(job_id), "state", "tenant", "flow") for job_id in ids),
-    )
-    waiting, deferred, running = (set(found) for found in rest[:3])
-    flows_ready = [flow for band in rest[3 : 3 + len(BANDS)] for flow in band]
-    records: dict[str, list[Any]] = dict(zip(ids, rest[3 + len(BANDS) :], strict=True))
-    states = {job_id: JobState(record[0].decode()) for job_id, record in records.items() if record[0]}
-    flow_names = [name for name in names if kind_of(name) == "flow"]
+async def assert_consistent(runtime: Runtime, job_ids: Iterable[str] = ()) -> None:
+    """The bookkeeping agrees with the records: what ``leave`` and ``put_back`` promise, for every job at once.
+
+    The items of batches need not be named: their batches name them.
+    """
+    # Asked for together: few round trips in all, for a test that looks after every step.
+    commands = runtime.commands
+    names = await all_keys(commands)
+    batches = await asyncio.gather(*(_books_of(runtime, name) for name in names if kind_of(name) == "batch"))
+    ids = list(dict.fromkeys([*job_ids, *(job_id for books in batches for job_id in books.items if job_id)]))
     tenant_names = [name for name in names if kind_of(name) == "tenant_running"]
-    waiting_in, running_of = await asyncio.gather(
+    flow_names = [name for name in names if kind_of(name) == "flow"]
+    attended_names = [name for name in names if kind_of(name) == "attended"]
+    waiting_list, deferred_list, running_list, due, *flows_ready = await asyncio.gather(
+        *(members(runtime, keys.plain(kind)) for kind in ("waiting", "deferred", "running", "due")),
+        *(members(runtime, f"{keys.SHARD}ready:{band}") for band in BANDS),
+    )
+    found, waiting_in, running_of, attended_by = await asyncio.gather(
+        asyncio.gather(
+            *(commands.call("HMGET", keys.job(job_id), "state", "tenant", "flow", "attended_by") for job_id in ids)
+        ),
         asyncio.gather(*(members(runtime, name) for name in flow_names)),
         asyncio.gather(*(commands.call("SMEMBERS", name) for name in tenant_names)),
+        asyncio.gather(*(commands.call("SMEMBERS", name) for name in attended_names)),
     )
+    records: dict[str, list[Any]] = dict(zip(ids, found, strict=True))
+    states = {job_id: JobState(record[0].decode()) for job_id, record in records.items() if record[0]}
+    waiting, deferred, running = set(waiting_list), set(deferred_list), set(running_list)
 
     assert waiting == {job_id for job_id, state in states.items() if state is JobState.QUEUED}
     assert running == {job_id for job_id, state in states.items() if state is JobState.RUNNING}
     assert deferred <= waiting
 
     in_flows: dict[str, str] = {}
-    for name, found in zip(flow_names, waiting_in, strict=True):
-        for job_id in found:
+    for name, waiting_here in zip(flow_names, waiting_in, strict=True):
+        for job_id in waiting_here:
             assert job_id not in in_flows, f"{job_id} is in two flows"
             in_flows[job_id] = name.removeprefix(keys.flow(""))
     assert set(in_flows) == waiting - deferred
     for job_id, flow in in_flows.items():
         assert records[job_id][2].decode() == flow
-    assert sorted(flows_ready) == sorted(set(in_flows.values()))
+    assert sorted(flow for band in flows_ready for flow in band) == sorted(set(in_flows.values()))
 
     by_tenant: dict[str, set[str]] = {}
     for job_id in running:
         by_tenant.setdefault(records[job_id][1].decode(), set()).add(job_id)
-    assert by_tenant == {
-        name.rpartition(":")[2]: {member.decode() for member in found}
-        for name, found in zip(tenant_names, running_of, strict=True)
+    assert by_tenant == _sets(tenant_names, running_of)
+
+    by_attendant: dict[str, set[str]] = {}
+    for job_id in waiting | running:
+        if name := records[job_id][3]:
+            by_attendant.setdefault(name.decode(), set()).add(job_id)
+    assert by_attendant == _sets(attended_names, attended_by)
+
+    for books in batches:
+        _assert_counted(books, states, is_due=books.id in due)
+
+
+def _sets(names: Iterable[str], found: Iterable[Any]) -> dict[str, set[str]]:
+    return {
+        name.rpartition(":")[2]: {member.decode() for member in each} for name, each in zip(names, found, strict=True)
     }
+
+
+class _Books(NamedTuple):
+    """All that is stored of a batch."""
+
+    id: str
+    record: dict[str, str]
+    items: list[str]
+    invalid: set[int]
+    ended: list[int]
+    turns: list[int]
+    lifetimes: list[int]
+
+
+async def _books_of(runtime: Runtime, name: str) -> _Books:
+    call, batch_id = runtime.commands.call, name.rpartition(":")[2]
+    parts = [keys.batch_items(batch_id), keys.batch_invalid(batch_id), keys.batch_ended(batch_id)]
+    record, items, invalid, ended, *lifetimes = await asyncio.gather(
+        call("HGETALL", name),
+        call("LRANGE", parts[0], 0, -1),
+        call("HKEYS", parts[1]),
+        call("ZRANGE", parts[2], 0, -1, "WITHSCORES"),
+        *(call("PTTL", part) for part in (name, *parts)),
+    )
+    words = [word.decode() for word in record]
+    return _Books(
+        batch_id,
+        dict(zip(words[::2], words[1::2], strict=True)),
+        [job_id.decode() for job_id in items],
+        {int(line) for line in invalid},
+        [int(line) for line in ended[::2]],
+        [int(float(turn)) for turn in ended[1::2]],
+        [lifetime for lifetime in lifetimes if lifetime != -2],
+    )
+
+
+def _assert_counted(books: _Books, states: dict[str, JobState], *, is_due: bool) -> None:
+    """A batch's counts are what its items' records say; it has ended if they have; who must go on with it will."""
+    record, state = books.record, BatchState(books.record["state"])
+    if state is BatchState.DROPPED:
+        assert is_due
+        assert not any(states[job_id] not in TERMINAL_STATES for job_id in books.items if job_id in states)
+        return
+    counts = {name: int(record.get(name, 0)) for name in JobState}
+    numbered = {line: job_id for line, job_id in enumerate(books.items, 1) if job_id}
+    unstarted = {line for line, job_id in numbered.items() if job_id not in states}
+    has_begun = state is not BatchState.RECEIVING
+    if has_begun:  # what was started and has no record was erased: its line ended
+        unstarted = {line for line in unstarted if line > int(record.get("started_to", 0))}
+    erased = len(numbered) - len(unstarted) - sum(job_id in states for job_id in numbered.values())
+    expected = Counter(states[job_id] for job_id in numbered.values() if job_id in states)
+    expected[JobState.QUEUED] += len(unstarted)
+    expected[JobState.FAILED] += len(books.invalid)
+    missing = {name: counts[name] - expected[name] for name in JobState}
+    assert all(missing[name] >= 0 for name in JobState), (books.id, counts, expected)
+    assert sum(missing[name] for name in TERMINAL_STATES) == sum(missing.values()) == erased, (counts, expected)
+    assert int(record.get("total", 0)) == sum(counts.values()) == len(numbered) + len(books.invalid)
+    live = counts[JobState.QUEUED] + counts[JobState.RUNNING]
+    assert int(record.get("live", 0)) == live
+
+    assert books.turns == list(range(len(books.ended)))
+    assert len(set(books.ended)) == len(books.ended)
+    has_ended = {line for line, job_id in numbered.items() if states.get(job_id) in TERMINAL_STATES}
+    assert has_ended | books.invalid <= set(books.ended)
+    assert len(books.ended) == sum(counts[name] for name in TERMINAL_STATES)
+    assert not any(states.get(numbered.get(line, "")) in (JobState.QUEUED, JobState.RUNNING) for line in books.ended)
+
+    if state is BatchState.ENDED:
+        assert live == 0
+        assert all(lifetime > 0 for lifetime in books.lifetimes)
+    else:
+        assert live > 0 or not has_begun
+        assert all(lifetime == -1 for lifetime in books.lifetimes)
+        is_at_work = not has_begun or bool(unstarted)
+        if state is BatchState.CANCELLING:
+            is_at_work = True
+        assert is_due or not is_at_work

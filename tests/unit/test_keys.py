@@ -5,6 +5,7 @@ from importlib.resources import files
 
 import pytest
 
+from shared.batch import BatchState
 from shared.job import TRANSITIONS, JobState, Priority, Step
 from shared.store import keys
 from shared.store.idempotency import fingerprint_of, key_hash
@@ -56,6 +57,8 @@ def test_a_script_touches_keys_of_its_own_prefix_only(name: str) -> None:
 def test_all_keys_and_channels_of_a_shard_are_in_one_slot() -> None:
     """Each script stays on one node of a cluster."""
     names = [keys.job("x"), keys.result("x"), keys.log("x"), keys.index("t"), keys.idempotency("t", "h")]
+    names += [keys.batch("b"), keys.batch_items("b"), keys.batch_invalid("b"), keys.batch_ended("b")]
+    names += [keys.batch_followed("b"), keys.batch_index("t"), keys.batch_events("b"), keys.plain("due")]
     names += [keys.worker("w"), keys.events("x"), keys.flow("normal:t:m"), keys.plain("wake"), keys.plain("running")]
     assert {re.search(r"\{(.*?)\}", name).group(1) for name in names} == {"0"}  # type: ignore[union-attr]
 
@@ -70,7 +73,8 @@ def test_a_flow_names_band_tenant_and_model() -> None:
 _STRINGS = re.compile(r"'([^'\n]*)'")
 _WRITES = re.compile(
     r"write_without_memory\(|stamp_alive\(|wake\(|enqueue\(|dequeue\(|leave\(|put_back\(|end_job\(|end_overdue\(|append\("
-    r"|call\('(?:SET|DEL|INCR|HSET|HDEL|ZADD|ZREM|SADD|SREM|XADD|PEXPIRE|EXPIRE|PUBLISH)"
+    r"|count\(|charge\(|end_batch\(|end_item\("
+    r"|call\('(?:SET|DEL|UNLINK|INCR|HINCRBY|HSET|HDEL|ZADD|ZREM|SADD|SREM|XADD|RPUSH|LTRIM|PEXPIRE|EXPIRE|PUBLISH)"
 )
 
 
@@ -93,7 +97,21 @@ def test_no_script_spells_a_state(name: str) -> None:
     assert spelled <= ({"failed"} if name == "reap" else set())  # its word to the reaper
 
 
-@pytest.mark.parametrize("name", ["renew", "append", "finish", "cancel", "release", "reap", "expire", "erase"])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_script_spells_a_state_of_a_batch(name: str) -> None:
+    """As above. (``ended`` is FINISH's word for yes, too, and made from the table at the head of each script.)"""
+    spelled = set(_STRINGS.findall(_code(name))) & (set(BatchState) - {BatchState.RUNNING, BatchState.ENDED})
+    assert spelled == set()
+    assert f"BANDS, BATCH_ENDED = '{','.join(Priority)}', '{BatchState.ENDED}'" in _code(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("renew", "append", "finish", "cancel", "release", "reap", "expire", "erase", "charge", "abandon"),
+        *("advance_batch", "cancel_batch", "drop_batch", "due_batches"),
+    ],
+)
 def test_scripts_that_must_pass_at_maxmemory_begin_with_a_write_that_needs_none(name: str) -> None:
     """Redis judges the first write only; behind it everything passes."""
     first = _WRITES.search(_body(name))
@@ -101,7 +119,7 @@ def test_scripts_that_must_pass_at_maxmemory_begin_with_a_write_that_needs_none(
     assert first.group() == "write_without_memory("
 
 
-@pytest.mark.parametrize("name", ["locate", "probe"])
+@pytest.mark.parametrize("name", ["locate", "probe", "ended_items"])
 def test_scripts_that_only_read_write_nothing(name: str) -> None:
     """They are called for every follower."""
     assert _WRITES.search(_body(name)) is None
