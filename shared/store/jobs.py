@@ -197,7 +197,11 @@ class Jobs:
             end = int(await self._commands.call("HGET", keys.job(after), "line") or 1) - 1
         found: list[Job] = []
         last = after
-        for _ in range(_PAGES_SCANNED):
+        pages = 0
+        while (
+            pages < _PAGES_SCANNED or last == after
+        ):  # a page needs a job to go on from; lines that never were have none
+            pages += 1
             start = max(0, end - _PAGE_SCANNED)
             if end <= start:
                 return Page(found, None)

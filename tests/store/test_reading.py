@@ -13,11 +13,12 @@ from shared.store.commands import Argument, Commands
 from shared.store.jobs import Jobs
 from shared.store.runtime import Runtime
 from tests.conftest import StartRuntime
-from tests.support.builders import an_id
+from tests.support.builders import a_bad_line, a_batch_id, a_line, an_id, lines
 from tests.support.redis_servers import on_real_redis
 from tests.support.store import (
     A_RESULT,
     all_keys,
+    begin,
     claim,
     claim_one,
     expire_leases,
@@ -26,7 +27,9 @@ from tests.support.store import (
     lose,
     members,
     now_ms,
+    receive,
     start,
+    start_batch,
     submit,
     submit_many,
     succeed,
@@ -124,23 +127,68 @@ async def test_jobs_submitted_meanwhile_do_not_move_the_pages(runtime: Runtime) 
     assert first + second == ids[::-1]
 
 
-async def test_a_list_by_state_and_batch(runtime: Runtime) -> None:
-    """Both filters at once; pages go on until all was seen."""
-    ids = [(await submit(runtime, batch_id=f"batch_{number % 2}")).id for number in range(8)]
+async def test_a_list_by_state(runtime: Runtime) -> None:
+    """Pages go on until all was seen."""
+    ids = await submit_many(runtime, 8)
     for claimed in await claim(runtime, 4):
         await finish(runtime, claimed)
     assert await _all_pages(runtime, limit=3, state=JobState.SUCCEEDED) == ids[:4][::-1]
-    assert await _all_pages(runtime, limit=3, batch_id="batch_1") == ids[1::2][::-1]
-    assert await _all_pages(runtime, limit=3, state=JobState.SUCCEEDED, batch_id="batch_0") == [ids[2], ids[0]]
     assert await _listed(runtime, state=JobState.FAILED) == ([], None)
+
+
+async def test_a_list_by_batch(runtime: Runtime) -> None:
+    """Its items, last line first, whatever stands between them; they are in no other list."""
+    job = await submit(runtime)
+    first = await start_batch(runtime, [a_line(1), a_bad_line(2), *lines(3, start=3), a_line(9)])
+    second = await start_batch(runtime, 2)
+    assert await _listed(runtime) == ([job.id], None)
+    assert await _listed(runtime, state=JobState.QUEUED) == ([job.id], None)
+    for limit in range(1, 7):
+        assert await _all_pages(runtime, limit=limit, batch_id=first.id) == first.job_ids[::-1]
+    assert await _listed(runtime, batch_id=second.id) == (second.job_ids[::-1], None)
+    assert await _listed(runtime, batch_id=second.id, tenant="tenant-b") == ([], None)
+    assert await _listed(runtime, batch_id=a_batch_id()) == ([], None)
+
+
+async def test_a_list_by_state_and_batch(runtime: Runtime) -> None:
+    """Both filters at once."""
+    first, _ = await start_batch(runtime, 5), await start_batch(runtime, 5)
+    for claimed in await claim(runtime, 6):
+        await finish(runtime, claimed)
+    done = [job_id for job_id in first.job_ids if (await job_of(runtime, job_id)).has_ended]
+    assert 0 < len(done) < 6
+    for limit in (1, 2, 10):
+        found = await _all_pages(runtime, limit=limit, state=JobState.SUCCEEDED, batch_id=first.id)
+        assert found == done[::-1]
+
+
+async def test_items_that_are_received_are_in_no_list(runtime: Runtime) -> None:
+    """Nor can they be read, cancelled or erased: they are nobody's yet."""
+    begun = await receive(runtime, 3)
+    assert await _listed(runtime, batch_id=begun.id) == ([], None)
+    assert await runtime.jobs.get_many(begun.job_ids, "tenant-a") == [None] * 3
+    with pytest.raises(NotFound):
+        await runtime.jobs.cancel(begun.job_ids[0], "tenant-a")
+    with pytest.raises(NotFound):
+        await runtime.jobs.erase(begun.job_ids[0], "tenant-a")
 
 
 @on_real_redis
 async def test_a_rare_match_far_down_is_found(runtime: Runtime) -> None:
     """However many others stand before it: pages may be short, but the list goes on until its end."""
-    rare = await submit(runtime, batch_id="batch_rare")
+    rare = await submit(runtime)
+    await runtime.jobs.cancel(rare.id, rare.tenant)
     await submit_many(runtime, 450)
-    assert await _all_pages(runtime, limit=5, batch_id="batch_rare") == [rare.id]
+    assert await _all_pages(runtime, limit=5, state=JobState.CANCELLED) == [rare.id]
+
+
+@on_real_redis
+async def test_an_item_before_thousands_of_lines_that_could_not_run_is_found(runtime: Runtime) -> None:
+    """They have no job that a page could end with: its cursor would be the one before, for ever."""
+    begun = await receive(runtime, [a_line(1), *map(a_bad_line, range(2, 5_500)), a_line(5_500)])
+    await begin(runtime, begun)
+    await runtime.batches.advance_all(begun.id)
+    assert await _all_pages(runtime, limit=1, batch_id=begun.id) == begun.job_ids[::-1]
 
 
 async def test_a_list_passes_over_jobs_that_are_gone(runtime: Runtime) -> None:
