@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -48,10 +47,10 @@ class Page:
         """What stands in an element; empty if it is not there yet."""
         return str(await self.run(f"document.querySelector({json.dumps(selector)})?.textContent ?? ''") or "")
 
-    async def picture(self, path: Path) -> None:
-        """A screenshot."""
+    async def picture(self) -> bytes:
+        """A screenshot, as PNG."""
         answer = await self.call("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(answer["data"]))
+        return base64.b64decode(answer["data"])
 
 
 @asynccontextmanager

@@ -1,10 +1,8 @@
 """The example page in a real browser: it shows the tokens as they come, and survives a reload and a lost API."""
 
 import json
-import os
 import secrets
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -67,8 +65,6 @@ async def test_a_reload_in_the_middle_loses_nothing(page: Page, page_url: str, d
     await _shows(page, "#state", "The answer has succeeded.")
     assert await page.text("#answer") == "".join(f"{nonce}.1.{index} " for index in range(80))
     assert [call.ended for call in await deployment.calls(nonce)] == ["completed"]
-    if folder := os.environ.get("SCREENSHOTS"):
-        await page.picture(Path(folder) / "page.png")
 
 
 async def test_a_second_attempt_begins_anew(page: Page, page_url: str) -> None:

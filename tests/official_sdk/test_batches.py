@@ -87,4 +87,5 @@ async def test_a_batch_lives_from_create_to_delete(sdk: Sdk, deployment: Deploym
         assert seen["no requests"] == refused("BadRequestError", 400, "invalid_request_error")
         # On purpose unlike the Anthropic API: what is wrong with one request is that request's own error.
         assert seen["two of one id"] == {"counts": {**_NOTHING, "succeeded": 1, "errored": 1}}
-        assert seen["an id that is none"] == {"counts": {**_NOTHING, "errored": 1}}
+        # And a custom_id may hold more than theirs.
+        assert seen["an id that is none"] == {"counts": {**_NOTHING, "succeeded": 1}}
