@@ -8,6 +8,7 @@ local batch = call('HMGET', record, 'state', 'tenant', 'started_to', 'cancelled_
   'not_before_ms', 'created_ms')
 
 local function erase_some()
+  call('DEL', key_batch_ended(id)) -- first: the list shrinks from its head, and lines would be told as other lines' jobs
   for _, job in ipairs(call('LRANGE', items, 0, most - 1)) do
     if job ~= '' then call('DEL', key_job(job), key_result(job), key_log(job)) end
   end
@@ -43,8 +44,8 @@ local function start_some(from)
   wake()
 end
 
-local function cancel_some(from)
-  local jobs = call('LRANGE', items, from, from + most - 1)
+local function cancel_some(from, to)
+  local jobs = call('LRANGE', items, from, math.min(from + most, to) - 1)
   for _, job in ipairs(jobs) do
     local found = call('HMGET', key_job(job), 'state', 'tenant', 'flow', 'epoch', 'worker')
     if found[1] and contains(ARGV[7], found[1]) then
@@ -60,10 +61,12 @@ if batch[1] == ARGV[5] then return erase_some() end
 if batch[1] == ARGV[3] then return 0 end -- its body is coming in
 local length = call('LLEN', items)
 local started_to, cancelled_to = tonumber(batch[3] or 0), tonumber(batch[4] or 0)
-if batch[1] and started_to < length then
+if batch[1] == ARGV[4] and cancelled_to < started_to then
+  cancel_some(cancelled_to, started_to)
+elseif batch[1] and started_to < length then
   start_some(started_to)
-elseif batch[1] == ARGV[4] and cancelled_to < length then
-  cancel_some(cancelled_to)
+  -- In the same step: what is being cancelled never waits where a worker could take it.
+  if batch[1] == ARGV[4] then cancel_some(started_to, length) end
 else
   call('ZREM', key_due(), id)
   return 0
