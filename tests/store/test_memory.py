@@ -13,14 +13,16 @@ from shared.store.jobs import Replayed
 from shared.store.queue import Claim, Finished
 from shared.store.runtime import Runtime, open_runtime
 from shared.store.upstreams import Verdict
-from tests.support.builders import a_submission, a_text_delta
+from tests.support.builders import a_submission, a_text_delta, lines
 from tests.support.store import (
     all_keys,
     append,
     assert_consistent,
+    begin,
     claim,
     claim_one,
     confirm,
+    counts_of,
     expire_leases,
     finish,
     job_of,
@@ -28,8 +30,10 @@ from tests.support.store import (
     make_due,
     make_overdue,
     now_ms,
+    receive,
     record_of,
     start,
+    start_batch,
     state_of,
     submit,
     submit_many,
@@ -211,3 +215,27 @@ async def test_a_redis_that_is_away_is_not_full(runtime: Runtime, own_server: Em
 async def _is_full(runtime: Runtime) -> bool:
     await runtime.memory.look()
     return runtime.memory.is_full
+
+
+async def test_what_concerns_a_batch_gets_through_a_full_redis(runtime: Runtime) -> None:
+    """Start of its items, their ends, cancel, drop and erase; only what comes in is refused."""
+    first, second, third = await receive(runtime, 2), await start_batch(runtime, 2), await receive(runtime, 2)
+    fourth = await receive(runtime, 2)
+    claimed, _ = await claim(runtime, 2)
+    await begin(runtime, third)
+    await _fill(runtime)
+    with pytest.raises(StorageFull):
+        await runtime.batches.add(fourth.id, fourth.tenant, lines(1, start=3))
+    with pytest.raises(StorageFull):
+        await begin(runtime, fourth)
+    await runtime.batches.drop(first.id)
+    await runtime.batches.advance_all(first.id)
+    await finish(runtime, claimed)
+    assert await runtime.batches.cancel(second.id, second.tenant)
+    await runtime.batches.advance_all(second.id)
+    assert await counts_of(runtime, second) == {"succeeded": 1, "cancelled": 1}
+    await runtime.batches.advance_all(third.id)
+    assert await counts_of(runtime, third) == {"queued": 2}
+    await runtime.batches.erase(second.id, second.tenant)
+    await runtime.batches.advance_all(second.id)
+    await assert_consistent(runtime)
