@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 from fastapi import FastAPI
 
+from api.anthropic_compat.batch_view import MessageBatch, MessageBatchPage
 from api.anthropic_compat.models import DEFAULT_LIMIT, MOST_LIMIT, ModelPage
 from api.anthropic_compat.models import Model as AnthropicModel
 from api.anthropic_compat.wire import ErrorEnvelope
@@ -17,6 +18,7 @@ from api.batch_results import JSON_LINES, ResultLine
 from api.batch_stream import Progress
 from api.errors import PROBLEM_JSON, ProblemDocument
 from api.headers import EVENT_STREAM, JSON
+from api.native.batch_request import MOST_CUSTOM_ID_CHARS
 from api.native.batch_view import BatchPage, BatchView
 from api.native.complete import DEFAULT_MAX_TOKENS as COMPLETE_MAX_TOKENS
 from api.native.complete import MOST_MAX_TOKENS, MOST_PROMPT_CHARS, Answer
@@ -24,11 +26,13 @@ from api.native.job_request import DEFAULT_MAX_TOKENS, MOST_MODEL_CHARS
 from api.native.job_view import JobPage, JobView
 from api.native.usage import UsageReport
 from api.ops.health import HealthReport
+from shared.batch import ITEM_PRIORITY
 from shared.job import Priority
 
 DESCRIPTION: Final = (
     "Submit a completion, have a job id within milliseconds, and poll, wait or follow its tokens; leave and come back at "
-    "any token. Errors are RFC 9457 problem documents."
+    "any token. Errors are RFC 9457 problem documents; under /v1/messages and /v1/models, which are Anthropic's Messages "
+    "API, they are in that API's error envelope."
 )
 
 _Schema = dict[str, Any]
@@ -38,6 +42,8 @@ _SUBMIT: Final = "/v1/jobs"
 _JOB: Final = "/v1/jobs/{job_id}"
 _BATCHES: Final = "/v1/batches"
 _BATCH: Final = "/v1/batches/{batch_id}"
+_MESSAGE_BATCHES: Final = "/v1/messages/batches"
+_MESSAGE_BATCH: Final = "/v1/messages/batches/{batch_id}"
 
 
 def version() -> str:
@@ -76,6 +82,8 @@ def _completed(schema: _Schema) -> _Schema:
             HealthReport,
             ErrorEnvelope,
             ModelPage,
+            MessageBatch,
+            MessageBatchPage,
         ),
         ref_template=_SCHEMAS + "{name}",
     )
@@ -162,23 +170,67 @@ _BATCH_STREAM: Final = {
     'event: delta\ndata: {"custom_id":"row-1","job_id":"job_01m84bf2k14h8s2z6q9d3f7j5m","text":"Blue"}\n\n',
 }
 
-_JOB_OPTIONS: Final[_Schema] = {
+_TIMER: Final[_Schema] = {"type": "integer", "minimum": 1, "maximum": 3600}
+_OPTIONS: Final[dict[str, _Schema]] = {
+    "timeout_s": {**_TIMER, "default": 600},
+    "connect_timeout_s": _TIMER,
+    "first_token_timeout_s": _TIMER,
+    "content_idle_timeout_s": _TIMER,
+    "expires_in_s": {"type": "integer", "minimum": 1, "maximum": 604_800, "default": 86_400},
+    "max_attempts": {"type": "integer", "minimum": 1, "maximum": 10, "default": 3},
+    "not_before": {"type": "string", "format": "date-time"},
+}
+_METADATA: Final[_Schema] = {
     "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "priority": {"enum": [priority.value for priority in Priority], "default": "normal"},
-        "timeout_s": {"type": "integer", "minimum": 1, "maximum": 3600, "default": 600},
-        "expires_in_s": {"type": "integer", "minimum": 1, "maximum": 604_800, "default": 86_400},
-        "max_attempts": {"type": "integer", "minimum": 1, "maximum": 10, "default": 3},
-        "not_before": {"type": "string", "format": "date-time"},
-        "metadata": {
+    "maxProperties": 16,
+    "propertyNames": {"minLength": 1, "maxLength": 64},
+    "additionalProperties": {"type": "string", "maxLength": 512},
+}
+_BATCH_PRIORITY: Final[_Schema] = {"enum": [ITEM_PRIORITY.value], "default": ITEM_PRIORITY.value}
+
+
+def _options(priority: _Schema) -> _Schema:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"priority": priority, **_OPTIONS, "metadata": _METADATA},
+    }
+
+
+_BATCH_QUERY: Final = [
+    _query(name, "Only beside lines: the member of job of that name.", schema)
+    for name, schema in {"priority": _BATCH_PRIORITY, **_OPTIONS}.items()
+]
+_METADATA_QUERY: Final = {
+    **_query(
+        "metadata",
+        "Only beside lines: metadata.NAME=VALUE, as often as there are names.",
+        {
             "type": "object",
             "maxProperties": 16,
-            "propertyNames": {"minLength": 1, "maxLength": 64},
+            "propertyNames": {"pattern": r"^metadata\..{1,64}$"},
             "additionalProperties": {"type": "string", "maxLength": 512},
         },
-    },
+    ),
+    "style": "form",
+    "explode": True,
 }
+
+_CUSTOM_ID: Final = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MOST_CUSTOM_ID_CHARS,
+    "description": "Printable, and in the batch once.",
+}
+
+
+def _result(kind: str, **members: _Schema) -> _Schema:
+    return {
+        "type": "object",
+        "required": ["type", *members],
+        "properties": {"type": {"const": kind}, **members},
+    }
+
 
 _REQUESTS: Final[_Schema] = {
     "JobRequest": {
@@ -199,7 +251,28 @@ _REQUESTS: Final[_Schema] = {
         "required": ["role", "content"],
         "properties": {"role": {"type": "string"}, "content": {"type": ["string", "array"]}},
     },
-    "JobOptions": _JOB_OPTIONS,
+    "JobOptions": _options({"enum": [priority.value for priority in Priority], "default": "normal"}),
+    "BatchRequest": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["requests"],
+        "properties": {
+            "requests": {
+                "description": "One that cannot run becomes a failed item; the others run.",
+                "type": "array",
+                "minItems": 1,
+                "items": _ref("BatchLine"),
+            },
+            "job": _ref("BatchOptions"),
+        },
+    },
+    "BatchOptions": _options(_BATCH_PRIORITY),
+    "BatchLine": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["custom_id", "params"],
+        "properties": {"custom_id": _CUSTOM_ID, "params": {**_ref("JobRequest"), "description": "Without job."}},
+    },
     "MessageRequest": {
         "description": "The parameters of the Messages API; those that are not listed are passed on untouched.",
         "type": "object",
@@ -210,6 +283,50 @@ _REQUESTS: Final[_Schema] = {
             "messages": {"type": "array", "minItems": 1, "items": _ref("Message")},
             "stream": {"type": "boolean", "default": False},
         },
+    },
+    "MessageBatchRequest": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["requests"],
+        "properties": {
+            "requests": {
+                "description": "One that cannot run becomes an errored result; the others run.",
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["custom_id", "params"],
+                    "properties": {"custom_id": _CUSTOM_ID, "params": _ref("MessageRequest")},
+                },
+            }
+        },
+    },
+    "MessageBatchResult": {
+        "type": "object",
+        "required": ["custom_id", "result"],
+        "properties": {
+            "custom_id": {"type": "string", "description": "Empty where the request had none that could be taken."},
+            "result": {
+                "oneOf": [
+                    _result("succeeded", message=_ref("MessageAnswer")),
+                    _result("errored", error=_ref("MessageBatchError")),
+                    _result("canceled"),
+                    _result("expired"),
+                ]
+            },
+        },
+    },
+    "MessageBatchError": {
+        "description": "The envelope, without a request id.",
+        "type": "object",
+        "required": ["type", "error", "request_id"],
+        "properties": {"type": {"const": "error"}, "error": _ref("ErrorBody"), "request_id": {"type": "null"}},
+    },
+    "DeletedMessageBatch": {
+        "type": "object",
+        "required": ["id", "type"],
+        "properties": {"id": {"type": "string"}, "type": {"const": "message_batch_deleted"}},
     },
     "TokenCountRequest": {
         "type": "object",
@@ -258,11 +375,21 @@ def _body(name: str) -> _Schema:
     return {"required": True, "content": {JSON: {"schema": _ref(name)}}}
 
 
+def _in_path(name: str) -> _Schema:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
 _READS: Final = _problems(400, 401, 404, 503)
 _SUBMITS: Final = _problems(400, 401, 413, 415, 422, 503)
 _COMPLETES: Final = _problems(400, 401, 413, 415, 429, 502, 503, 504)
+_MESSAGE_BATCH_READS: Final = _errors(400, 401, 404, 500, 503)
 
 _ANTHROPIC_BETA: Final = _header("anthropic-beta", "Passed on to an upstream that knows it.")
+_PAGE_QUERY: Final = [
+    _query("limit", "", {"type": "integer", "minimum": 1, "maximum": MOST_LIMIT, "default": DEFAULT_LIMIT}),
+    _query("after_id", "The last_id of the page before.", {"type": "string"}),
+    _query("before_id", "The first_id of the page behind; not beside after_id.", {"type": "string"}),
+]
 _MESSAGE_STREAM: Final = {
     "schema": {"type": "string"},
     "example": 'event: message_start\ndata: {"type":"message_start","message":{"content":[]}}\n\n'
@@ -318,6 +445,26 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
             "202": _json("A new job.", "JobView"),
             **_READS,
             **_problems(409, 422),
+        },
+    },
+    ("post", _BATCHES): {
+        "summary": "Submit Batch",
+        "description": "One object with all requests and what they have in common, or a request a line, whose common "
+        "options are query parameters. Nothing is begun before the body is whole.",
+        "operationId": "submit_batch",
+        "parameters": [_IDEMPOTENCY_KEY, *_BATCH_QUERY, _METADATA_QUERY],
+        "requestBody": {
+            "required": True,
+            "content": {
+                JSON: {"schema": _ref("BatchRequest")},
+                JSON_LINES: {"schema": _ref("BatchLine")},
+            },
+        },
+        "responses": {
+            "200": _json("The key's batch, which has ended.", "BatchView"),
+            "202": _json("Taken in.", "BatchView"),
+            **_SUBMITS,
+            **_problems(404),
         },
     },
     ("get", _BATCHES): {"responses": {"200": _json("A page.", "BatchPage"), **_problems(400, 401, 503)}},
@@ -382,22 +529,66 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
             **_errors(400, 401, 413, 415, 429, 500, 503, 504, 529),
         },
     },
+    ("post", _MESSAGE_BATCHES): {
+        "summary": "Create Message Batch",
+        "operationId": "create_message_batch",
+        "parameters": [_IDEMPOTENCY_KEY, _ANTHROPIC_BETA],
+        "requestBody": _body("MessageBatchRequest"),
+        "responses": {
+            "200": _json("Taken in; or, by its Idempotency-Key, the first batch as it stands.", "MessageBatch"),
+            **_errors(400, 401, 404, 413, 415, 422, 500, 503, 529),
+        },
+    },
+    ("get", _MESSAGE_BATCHES): {
+        "summary": "List Message Batches",
+        "operationId": "list_message_batches",
+        "parameters": _PAGE_QUERY,
+        "responses": {"200": _json("A page, newest first.", "MessageBatchPage"), **_errors(400, 401, 500, 503)},
+    },
+    ("get", _MESSAGE_BATCH): {
+        "summary": "Read Message Batch",
+        "operationId": "read_message_batch",
+        "parameters": [_in_path("batch_id")],
+        "responses": {"200": _json("As it stands, with live counts.", "MessageBatch"), **_MESSAGE_BATCH_READS},
+    },
+    ("delete", _MESSAGE_BATCH): {
+        "summary": "Delete Message Batch",
+        "operationId": "delete_message_batch",
+        "parameters": [_in_path("batch_id")],
+        "responses": {
+            "200": _json("Erased, with its results.", "DeletedMessageBatch"),
+            **_MESSAGE_BATCH_READS,
+            **_errors(409),
+        },
+    },
+    ("get", f"{_MESSAGE_BATCH}/results"): {
+        "summary": "Read Message Batch Results",
+        "operationId": "read_message_batch_results",
+        "parameters": [_in_path("batch_id")],
+        "responses": {
+            "200": {
+                "description": "What has ended so far, one object a line.",
+                "content": {JSON_LINES: {"schema": _ref("MessageBatchResult")}},
+            },
+            **_MESSAGE_BATCH_READS,
+        },
+    },
+    ("post", f"{_MESSAGE_BATCH}/cancel"): {
+        "summary": "Cancel Message Batch",
+        "operationId": "cancel_message_batch",
+        "parameters": [_in_path("batch_id")],
+        "responses": {"200": _json("As it is now.", "MessageBatch"), **_MESSAGE_BATCH_READS},
+    },
     ("get", "/v1/models"): {
         "summary": "List Models",
         "operationId": "list_models",
-        "parameters": [
-            _query("limit", "", {"type": "integer", "minimum": 1, "maximum": MOST_LIMIT, "default": DEFAULT_LIMIT}),
-            _query("after_id", "The last_id of the page before.", {"type": "string"}),
-            _query("before_id", "The first_id of the page behind.", {"type": "string"}),
-        ],
+        "parameters": _PAGE_QUERY,
         "responses": {"200": _json("A page.", "ModelPage"), **_errors(400, 401, 503)},
     },
     ("get", "/v1/models/{model_id}"): {
         "summary": "Read Model",
         "operationId": "read_model",
-        "parameters": [
-            {"name": "model_id", "in": "path", "required": True, "description": "", "schema": {"type": "string"}}
-        ],
+        "parameters": [_in_path("model_id")],
         "responses": {"200": _json("The model.", AnthropicModel.__name__), **_errors(400, 401, 404, 503)},
     },
     ("post", "/complete"): {

@@ -20,7 +20,7 @@ from shared.job import new_id
 from shared.settings import Settings
 
 _MEMBERS: Final = frozenset({"custom_id", "params"})
-_MOST_CUSTOM_ID_CHARS: Final = 64
+MOST_CUSTOM_ID_CHARS: Final = 64
 _SHOWN_FIELDS: Final = 3
 _NOT_JSON: Final = "must be JSON"
 
@@ -92,13 +92,9 @@ class BatchItems:
 
     def _custom_id_of(self, item: dict[str, Any], errors: list[FieldError]) -> str | None:
         custom_id = item.get("custom_id")
-        if (
-            type(custom_id) is not str
-            or not 1 <= len(custom_id) <= _MOST_CUSTOM_ID_CHARS
-            or not custom_id.isprintable()
-        ):
+        if type(custom_id) is not str or not 1 <= len(custom_id) <= MOST_CUSTOM_ID_CHARS or not custom_id.isprintable():
             missing = "custom_id" not in item
-            detail = "is missing" if missing else f"must be a text of 1 to {_MOST_CUSTOM_ID_CHARS} printable characters"
+            detail = "is missing" if missing else f"must be a text of 1 to {MOST_CUSTOM_ID_CHARS} printable characters"
             errors.append(FieldError("#/custom_id", detail))
             return None
         if custom_id in self._custom_ids:

@@ -1,8 +1,14 @@
 """``/openapi.json``: what it says is what the routes do."""
 
+import re
 from typing import Any
 
+from starlette.routing import Route
+
+from api.anthropic_compat.wire import is_on_surface
 from api.app import create_app
+from api.errors import PROBLEM_JSON
+from api.native.job_request import JobOptions
 from shared.settings import load_settings
 from tests.routes.conftest import A_BODY, CalledApi
 from tests.support.author import Author
@@ -37,6 +43,55 @@ def test_every_operation_says_how_it_answers() -> None:
             assert "HTTPValidationError" not in str(operation)
             if path.startswith(("/v1", "/complete")):
                 assert {"400", "401", "503"} <= statuses, (method, path)
+
+
+def test_errors_are_declared_in_the_words_of_their_surface() -> None:
+    """The envelope of the Messages API under its paths, and problem documents everywhere else."""
+    surfaces = set()
+    for path, operations in _document()["paths"].items():
+        of_anthropic = is_on_surface(path)
+        surfaces.add(of_anthropic)
+        expected = ("application/json", "ErrorEnvelope") if of_anthropic else (PROBLEM_JSON, "ProblemDocument")
+        for method, operation in operations.items():
+            for status, answer in operation["responses"].items():
+                if status >= "400" and not path.startswith("/health"):
+                    content_type, name = expected
+                    schema = {"schema": {"$ref": f"#/components/schemas/{name}"}}
+                    assert answer["content"] == {content_type: schema}, (method, path, status)
+    assert surfaces == {True, False}
+
+
+def test_every_place_in_a_path_is_a_parameter() -> None:
+    """Also where FastAPI does not see the route."""
+    for path, operations in _document()["paths"].items():
+        for method, operation in operations.items():
+            named = {parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "path"}
+            assert named == set(re.findall(r"\{(\w+)\}", path)), (method, path)
+
+
+def test_every_route_is_declared() -> None:
+    """With its methods, but for the document itself."""
+    app = create_app(load_settings(auth="off"))
+    served = {
+        (method.lower(), re.sub(r":\w+\}", "}", route.path))
+        for route in app.router.routes
+        if isinstance(route, Route)
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    declared = {(method, path) for path, operations in app.openapi()["paths"].items() for method in operations}
+    assert served - declared == {("get", "/openapi.json")}
+    assert declared <= served
+
+
+def test_a_batch_may_come_in_both_forms() -> None:
+    """Where the options of lines are query parameters, with the bounds of the ``job`` member."""
+    document = _document()
+    operation = document["paths"]["/v1/batches"]["post"]
+    assert set(operation["requestBody"]["content"]) == {"application/json", "application/jsonl"}
+    query = {each["name"]: each["schema"] for each in operation["parameters"] if each["in"] == "query"}
+    options = document["components"]["schemas"]["BatchOptions"]["properties"]
+    assert set(query) == set(options) == {field.removesuffix("_ms") for field in JobOptions.__struct_fields__}
+    assert all(query[name] == options[name] for name in options if name != "metadata")
 
 
 def test_streams_are_declared() -> None:
