@@ -15,10 +15,23 @@ from shared.settings import load_settings
 from tests.routes.conftest import A_BODY, CalledApi, StartApi, problem_of
 
 _A_JOB = "/v1/jobs/job_01m84bdq4t7w9k2p5x8r3n6v0c"
+_A_BATCH = "/v1/batches/batch_01m84bf2k09c4x7t1r5w8n3p6v"
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nope", "/v1", "/v1/jobs/", "/v1/jobs/a/b/c", "/v1/batches", "/docs", "/redoc", "/%00"]
+    "path",
+    [
+        "/",
+        "/nope",
+        "/v1",
+        "/v1/jobs/",
+        "/v1/jobs/a/b/c",
+        "/v1/batches/",
+        "/v1/batches/a/b/c",
+        "/docs",
+        "/redoc",
+        "/%00",
+    ],
 )
 async def test_an_unknown_path_is_404(api: CalledApi, path: str) -> None:
     """No redirects either: they would change a POST into a GET."""
@@ -32,6 +45,12 @@ async def test_an_unknown_path_is_404(api: CalledApi, path: str) -> None:
         ("/v1/jobs", "GET, HEAD, OPTIONS, POST"),
         (_A_JOB, "DELETE, GET, HEAD, OPTIONS"),
         (f"{_A_JOB}/cancel", "OPTIONS, POST"),
+        ("/v1/batches", "GET, HEAD, OPTIONS, POST"),
+        (_A_BATCH, "DELETE, GET, HEAD, OPTIONS"),
+        (f"{_A_BATCH}/results", "GET, HEAD, OPTIONS"),
+        (f"{_A_BATCH}/events", "GET, HEAD, OPTIONS"),
+        (f"{_A_BATCH}/cancel", "OPTIONS, POST"),
+        (f"{_A_BATCH}/retry", "OPTIONS, POST"),
         ("/complete", "OPTIONS, POST"),
         ("/health", "GET, HEAD, OPTIONS"),
     ],
@@ -47,8 +66,12 @@ async def test_a_method_that_a_path_has_not_is_405_with_those_it_has(api: Called
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/jobs", "/health", "/health/live", "/problems/not_found", "/openapi.json", "/nope", _A_JOB]
-)
+    "path",
+    [
+        "/v1/jobs", "/v1/batches", "/health", "/health/live", "/problems/not_found", "/openapi.json", "/nope", _A_JOB,
+        _A_BATCH, f"{_A_BATCH}/results",
+    ],
+)  # fmt: skip
 async def test_head_answers_as_get_without_its_body(api: CalledApi, path: str) -> None:
     """Status and headers alike."""
     same_id = {"X-Request-ID": "same"}
@@ -128,7 +151,9 @@ async def test_there_is_no_page_for_a_code_that_is_none(api: CalledApi) -> None:
 _OF_A_TENANT = [
     ("POST", "/v1/jobs"), ("GET", "/v1/jobs"), ("GET", _A_JOB), ("DELETE", _A_JOB), ("GET", f"{_A_JOB}/events"),
     ("POST", f"{_A_JOB}/cancel"), ("POST", f"{_A_JOB}/retry"), ("POST", "/complete"), ("POST", "/complete/stream"),
-    ("GET", "/v1/usage"),
+    ("GET", "/v1/usage"), ("POST", "/v1/batches"), ("GET", "/v1/batches"), ("GET", _A_BATCH), ("DELETE", _A_BATCH),
+    ("GET", f"{_A_BATCH}/results"), ("GET", f"{_A_BATCH}/events"), ("POST", f"{_A_BATCH}/cancel"),
+    ("POST", f"{_A_BATCH}/retry"),
 ]  # fmt: skip
 
 
@@ -149,12 +174,15 @@ def test_every_route_of_a_tenant_is_known_to_these_tests() -> None:
     """A new one must be added above, and so be asked for its key."""
     paths = create_app(load_settings(auth="off")).openapi()["paths"]
     found = {
-        (method.upper(), path.replace("{job_id}", _A_JOB.rpartition("/")[2]))
+        (
+            method.upper(),
+            path.format(job_id=_A_JOB.rpartition("/")[2], batch_id=_A_BATCH.rpartition("/")[2], code="", model_id=""),
+        )
         for path, operations in paths.items()
         for method in operations
     }
     found = {(method, path) for method, path in found if not is_on_surface(path)}  # see tests/anthropic_surface
-    open_to_all = {("GET", "/health"), ("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/problems/{code}")}
+    open_to_all = {("GET", "/health"), ("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/problems/")}
     assert found - open_to_all == set(_OF_A_TENANT)
 
 
