@@ -17,7 +17,7 @@ from api.admission import admit
 from api.batch_lines import JOB, REQUESTS, JsonLines, JsonRequests, Line, Splitter
 from api.dependencies import ApiState
 from api.headers import JSON, idempotency_key, one
-from api.native.batch_request import BatchItems, options_of_job
+from api.native.batch_request import BatchItems, DraftOf, options_of_job
 from api.native.job_request import JobOptions
 from shared.batch import ITEM_PRIORITY, Batch, BatchSpec, InvalidItem, NewItem
 from shared.errors import IdempotencyKeyReused, InvalidRequest, Problem, TooLarge, UnsupportedMediaType
@@ -82,9 +82,11 @@ async def submit_batch(
     form: BatchForm = BatchForm.JSON,
     options: JobOptions | None = None,
     takes_options: bool = False,
+    draft_of: DraftOf | None = None,
     anthropic_beta: str = "",
 ) -> SubmittedBatch:
     """Reads the body of the request. ``takes_options``: it may have a ``job`` member; if not, ``options`` holds them.
+    ``draft_of`` is how a request's parameters are read, if not as a job's.
 
     Raises InvalidRequest, TooLarge, UnsupportedMediaType, ClientDisconnect, StorageFull, QueueFull, StorageUnavailable,
     IdempotencyKeyReused; NotFound if the key's batch was erased. A line that cannot run raises nothing.
@@ -95,7 +97,13 @@ async def submit_batch(
     _refuse_compressed(request)
     key = idempotency_key(request)
     coming = _Coming(
-        request, api.settings, form, options, takes_options=takes_options, with_fingerprint=key is not None
+        request,
+        api.settings,
+        form,
+        options,
+        takes_options=takes_options,
+        draft_of=draft_of,
+        with_fingerprint=key is not None,
     )
     batches = api.runtime.batches
     if key is not None and (known := await batches.known(tenant, key)):
@@ -136,7 +144,7 @@ async def bear(
         await _add_all(api, batch_id, tenant, slices)
         found_id = await start(batch_id)
     except BaseException:
-        await asyncio.shield(asyncio.create_task(_leave_nothing(api, batch_id), name="drop a batch"))
+        await asyncio.shield(asyncio.create_task(_leave_nothing(api, batch_id, tenant), name="drop a batch"))
         raise
     is_replayed = found_id != batch_id
     with contextlib.suppress(Problem):  # it stands: whoever comes next does the rest
@@ -167,10 +175,10 @@ async def _add_all(
             adding.exception()
 
 
-async def _leave_nothing(api: ApiState, batch_id: str) -> None:
+async def _leave_nothing(api: ApiState, batch_id: str, tenant: str) -> None:
     """If Redis is away, the loops find it once nothing was heard of it for a while."""
     with contextlib.suppress(Problem):
-        await api.runtime.batches.drop(batch_id)
+        await api.runtime.batches.drop(batch_id, tenant)
         await api.runtime.batches.advance_all(batch_id, most_s=_ERASE_S)
 
 
@@ -200,12 +208,13 @@ class _Coming:
         options: JobOptions | None,
         *,
         takes_options: bool,
+        draft_of: DraftOf | None,
         with_fingerprint: bool,
     ) -> None:
         self._request = request
         self._max_bytes = settings.max_batch_bytes
         self._splitter = _splitter_of(form, settings, takes_options=takes_options)
-        self._items = BatchItems(settings, noun=form, with_fingerprint=with_fingerprint)
+        self._items = BatchItems(settings, noun=form, with_fingerprint=with_fingerprint, draft_of=draft_of)
         self._options: JobOptions | None = options
         announced = one(request, b"content-length")
         if (

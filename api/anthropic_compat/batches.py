@@ -1,5 +1,6 @@
 """``/v1/messages/batches``: our batches in the words of the Messages API, with live counts."""
 
+from functools import partial
 from typing import Final
 
 from starlette.requests import Request
@@ -8,7 +9,7 @@ from starlette.routing import Route, Router
 
 from api.answers import json_answer
 from api.anthropic_compat.batch_view import our_id_of, render, render_deleted, render_line, render_page
-from api.anthropic_compat.message_request import anthropic_beta_of
+from api.anthropic_compat.message_request import anthropic_beta_of, batch_draft_of
 from api.anthropic_compat.models import limit_of
 from api.auth import tenant_of
 from api.batch_results import results_answer
@@ -26,7 +27,13 @@ async def create_batch(request: Request) -> Response:
     """Requests in, a batch back. Each that is not valid is an errored result of its own."""
     api = api_of(request)
     tenant = tenant_of(request, api.settings)
-    submitted = await submit_batch(request, api, tenant, anthropic_beta=anthropic_beta_of(request))
+    submitted = await submit_batch(
+        request,
+        api,
+        tenant,
+        draft_of=partial(batch_draft_of, default_model=api.settings.model),
+        anthropic_beta=anthropic_beta_of(request),
+    )
     headers = {"idempotency-replayed": "true"} if submitted.is_replayed else None
     return json_answer(render(submitted.batch), headers=headers)
 

@@ -63,6 +63,9 @@ def anthropic_beta_of(request: Request) -> str:
     return beta
 
 
+_NOBODY: Final = CallHeaders(key=None, is_cancelled_by_leaving=False, anthropic_beta="")
+
+
 class MessageRequest(NamedTuple):
     """What the body asks for."""
 
@@ -90,6 +93,11 @@ def message_request_of(body: object, headers: CallHeaders, *, default_model: str
         anthropic_beta=headers.anthropic_beta,
     )
     return MessageRequest(draft, is_streamed)
+
+
+def batch_draft_of(params: object, *, default_model: str) -> Draft:
+    """One request of a batch: the parameters of a message, which nobody waits for. Raises InvalidRequest."""
+    return message_request_of(params, _NOBODY, default_model=default_model).draft
 
 
 def count_draft_of(body: object, *, default_model: str, anthropic_beta: str) -> Draft:

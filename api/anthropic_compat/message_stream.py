@@ -83,6 +83,10 @@ async def _end(api: ApiState, job: Job, teller: "Teller") -> bytes:
     """The answer of a job whose log is gone. Raises Refused, NotFound, StorageUnavailable."""
     ended = await ended_job(api, job)
     if ended.state is not JobState.SUCCEEDED:
+        # Behind the first words a failure that may pass is told in the one word that has clients begin anew.
+        if teller.has_content and ended.error is not None and ended.error.retryable:
+            said = f"{_TAKEN_BACK.message} {ended.error.message}"
+            raise Refused(_TAKEN_BACK._replace(message=said), has_ended=True)
         raise Refused(refusal_of_end(ended), has_ended=True)
     if teller.has_content or ended.result is None:
         raise Refused(_ENDED_EARLY, has_ended=True)

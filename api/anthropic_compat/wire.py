@@ -151,9 +151,15 @@ def refusal_of_failure(error: JobError) -> Refusal:
             status = 529
         case "timeout":
             return Refusal(504, _TYPES[504], error.message, may_retry=False)
+        case "upstream_error" if error.upstream_status in _UPSTREAM_FAILURES:
+            status = error.upstream_status or 500
         case _:
             status = 500
     return Refusal(status, type_of(status), error.message, may_retry=error.retryable)
+
+
+_UPSTREAM_FAILURES: Final = (500, 502, 503)
+"""Told as they were: a program may look at them."""
 
 
 def _rejected_status(upstream_status: int | None) -> int:

@@ -6,6 +6,7 @@ and places, never what stands there.
 
 import hashlib
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -13,11 +14,14 @@ import msgspec
 from api.batch_lines import JOB, Line
 from api.body import decode
 from api.fields import BODY, is_name, refuse
-from api.native.job_request import JobOptions, draft_of, options_of
+from api.native.job_request import Draft, JobOptions, draft_of, options_of
 from shared.batch import ITEM_PRIORITY, InvalidItem, NewItem
 from shared.errors import FieldError, InvalidRequest
 from shared.job import new_id
 from shared.settings import Settings
+
+DraftOf = Callable[[Any], Draft]
+"""What is asked of one request's parameters. Raises InvalidRequest, which names the fields."""
 
 _MEMBERS: Final = frozenset({"custom_id", "params"})
 MOST_CUSTOM_ID_CHARS: Final = 64
@@ -34,9 +38,12 @@ _DIGITS: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 class BatchItems:
     """Makes the items of one batch of its lines, and remembers what must not come twice."""
 
-    def __init__(self, settings: Settings, *, noun: str, with_fingerprint: bool) -> None:
-        """``noun`` is what a line is called in messages."""
+    def __init__(
+        self, settings: Settings, *, noun: str, with_fingerprint: bool, draft_of: DraftOf | None = None
+    ) -> None:
+        """``noun`` is what a line is called in messages; ``draft_of`` how its parameters are read, if not as a job's."""
         self._settings = settings
+        self._draft_of = draft_of or self._draft_of_job
         self._noun = noun
         self._custom_ids: set[str] = set()
         self._digest = hashlib.sha256() if with_fingerprint else None
@@ -66,18 +73,19 @@ class BatchItems:
         params = item.get("params")
         if type(params) is not dict:
             errors.append(FieldError("#/params", "must be an object" if "params" in item else "is missing"))
-        elif JOB in params:
-            errors.append(FieldError("#/params/job", "must stand beside requests, for all of them"))
         if errors or custom_id is None:
             return self._refused(number, errors, custom_id)
         try:
-            draft = draft_of(
-                params, default_model=self._settings.model, max_prompt_chars=self._settings.max_prompt_chars
-            )
+            draft = self._draft_of(params)
         except InvalidRequest as problem:
             inside = [FieldError("#/params" + error.pointer[1:], error.detail) for error in problem.errors]
             return self._refused(number, inside, custom_id)
         return NewItem(number, new_id("job"), custom_id, draft.model, draft.request)
+
+    def _draft_of_job(self, params: Any) -> Draft:
+        if JOB in params:
+            raise refuse(FieldError("#/job", "must stand beside requests, for all of them"))
+        return draft_of(params, default_model=self._settings.model, max_prompt_chars=self._settings.max_prompt_chars)
 
     def fingerprint(self, options: JobOptions) -> str:
         """Of all that came in, once it is all there: equal JSON is the same body, whatever its spacing."""

@@ -187,10 +187,10 @@ class Batches:
             case _:
                 raise NotFound
 
-    async def drop(self, batch_id: str) -> None:
+    async def drop(self, batch_id: str, tenant: str) -> None:
         """What was received is erased, piece by piece, by whoever calls ``advance``. Harmless once it has started."""
         allowed, dropped = BATCH_TRANSITIONS[BatchStep.DROP]
-        await self._commands.run(script("drop_batch"), batch_id, "", _joined(allowed), dropped)
+        await self._commands.run(script("drop_batch"), batch_id, tenant, _joined(allowed), dropped, _joined(_UNSEEN))
 
     # In pieces
 
@@ -273,7 +273,9 @@ class Batches:
     async def erase(self, batch_id: str, tenant: str) -> None:
         """It and its items are gone. Raises NotFound, NotEnded."""
         allowed, dropped = BATCH_TRANSITIONS[BatchStep.ERASE]
-        reply = await self._commands.run(script("drop_batch"), batch_id, tenant, _joined(allowed), dropped)
+        reply = await self._commands.run(
+            script("drop_batch"), batch_id, tenant, _joined(allowed), dropped, _joined(_UNSEEN)
+        )
         if reply < 0:
             raise NotFound
         if not reply:

@@ -112,6 +112,7 @@ class Jobs:
             _FLOWS_COUNTED,
             submission.attended_by,
             int(spec.kind is JobKind.COUNT_TOKENS),
+            _BELIEVED_MS,
         )
         match reply:
             case [b"created", created_ms, expires_ms, position]:

@@ -74,12 +74,12 @@ async def test_the_head_waits_for_the_first_event_and_failures_before_it_have_th
 
 
 async def test_a_failure_behind_the_head_is_an_error_event(surface: Surface) -> None:
-    """With its own type; the status has been said already."""
+    """That of overload: clients begin anew. The status has been said already."""
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await _begin(author)
     await author.fail()
-    await _refused(calling, 200, "api_error")
+    await _refused(calling, 200, "overloaded_error")
 
 
 async def test_an_answer_that_is_long_in_coming_is_told_by_pings(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ async def test_an_answer_is_whole_only_when_its_job_has_succeeded(surface: Surfa
     await author.write(*an_answer("Hel", stop_reason=None))
     await surface.has_been_told(author)
     await author.fail()
-    await _refused(calling, 200, "api_error")
+    await _refused(calling, 200, "overloaded_error")
 
 
 @pytest.mark.parametrize("has_begun", [False, True])

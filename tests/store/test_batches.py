@@ -191,7 +191,7 @@ async def test_the_queues_limit_holds_for_what_is_received(start_runtime: StartR
     await runtime.batches.add(begun.id, begun.tenant, [a_line(4)])
     with pytest.raises(QueueFull):
         await runtime.batches.add(begun.id, begun.tenant, [a_line(5)])
-    await runtime.batches.drop(begun.id)
+    await runtime.batches.drop(begun.id, "tenant-a")
     await runtime.batches.advance_all(begun.id)
     assert await claim(runtime, 5) != []
 
@@ -236,14 +236,14 @@ async def test_what_was_received_can_be_dropped(runtime: Runtime, small_slices: 
     before = await all_keys(runtime.commands)
     begun = await receive(runtime, count)
     for _ in range(2):
-        await runtime.batches.drop(begun.id)
+        await runtime.batches.drop(begun.id, "tenant-a")
     await runtime.batches.advance_all(begun.id)
     assert await all_keys(runtime.commands) == before
-    await runtime.batches.drop(begun.id)
+    await runtime.batches.drop(begun.id, "tenant-a")
     assert await all_keys(runtime.commands) == before
 
     started = await start_batch(runtime, 1)
-    await runtime.batches.drop(started.id)
+    await runtime.batches.drop(started.id, "tenant-a")
     assert await counts_of(runtime, started) == {"queued": 1}
 
 
@@ -538,7 +538,7 @@ async def test_a_batch_of_another_tenant_is_not_there(runtime: Runtime, state: B
     """Promise 7, in whatever state it is; nothing that is tried changes it."""
     begun = await receive(runtime, 1)
     if state is BatchState.DROPPED:
-        await runtime.batches.drop(begun.id)
+        await runtime.batches.drop(begun.id, "tenant-a")
     elif state is not BatchState.RECEIVING:
         await begin(runtime, begun)
         await runtime.batches.advance_all(begun.id)

@@ -228,7 +228,7 @@ async def test_what_concerns_a_batch_gets_through_a_full_redis(runtime: Runtime)
         await runtime.batches.add(fourth.id, fourth.tenant, lines(1, start=3))
     with pytest.raises(StorageFull):
         await begin(runtime, fourth)
-    await runtime.batches.drop(first.id)
+    await runtime.batches.drop(first.id, "tenant-a")
     await runtime.batches.advance_all(first.id)
     await finish(runtime, claimed)
     assert await runtime.batches.cancel(second.id, second.tenant)

@@ -1,7 +1,7 @@
 -- SUBMIT: a job is born, once per Idempotency-Key.
 -- ARGV: id, tenant, flow, state, request, spec, timeout_ms, expires_in_ms, not_before_ms or '', idempotency hash or '',
 --       fingerprint, most waiting jobs, most flows to count for the position, API process that attends it or '',
---       quiet (1/0: without a log, and in no list)
+--       quiet (1/0: without a log, and in no list), how long an API process is believed (ms)
 -- Returns {'created', created_ms, expires_ms, position} | {'replayed', job id} | {'reused'} | {'full'}
 local id, tenant, flow, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local not_before = tonumber(ARGV[9])
@@ -25,6 +25,7 @@ end
 if ARGV[14] ~= '' then
   call('HSET', key_job(id), 'attended_by', ARGV[14])
   call('SADD', key_attended(ARGV[14]), id)
+  call('ZADD', key_attendants(), 'NX', int(now + tonumber(ARGV[16])), ARGV[14])
 end
 if ARGV[15] == '1' then
   call('HSET', key_job(id), 'quiet', 1)
