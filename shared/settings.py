@@ -131,7 +131,7 @@ class Settings(BaseSettings):
 
     idle_check_s: float = Field(60, ge=0, le=86_400)
     """After so long without a call, one worker asks the upstreams for their models, which costs nothing, so that ``/health``
-    knows. 0: never."""
+    knows. 0: never; nor does any worker read their models for ``/v1/models`` then."""
 
     sse_ping_s: Seconds = 15
     """Comment frames that keep proxies from closing a silent stream."""
