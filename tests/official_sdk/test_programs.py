@@ -36,8 +36,8 @@ _OURS_500: Final = {
 _IN_THE_STREAM: Final = {"error": "APIStatusError", "bases": ["APIError"], "status": 200, "has_message": True}
 _BROKEN_OFF: Final = {
     **_IN_THE_STREAM,
-    "type": "api_error",
-    "type_attribute": "api_error",
+    "type": "overloaded_error",
+    "type_attribute": "overloaded_error",
     "has_request_id": True,
 }
 
@@ -45,13 +45,13 @@ ERRORS: Final = {
     "credentials": Differs(_OURS_500, "it is our key that was refused, of which the program knows nothing"),
     "permission": Differs(_OURS_500, "it is our key that may not do that"),
     "conflict": Differs(_OURS_500, "the upstream's conflict is with our retries, not with the program"),
-    "unavailable": Differs(_OURS_500, "what the upstream calls api_error is one, whatever status a proxy gave it"),
     "connection reset": Differs(_OURS_500, "it was our connection, and the program's own holds"),
 }
 STREAM: Final = {
     "cut in the middle": Differs(
         _BROKEN_OFF, "an SDK takes a stream that just ends for a success; ours never does that"
     ),
+    "broken in the middle": Differs(_BROKEN_OFF, "whatever broke behind the first words: the program is to begin anew"),
     "connection lost in the middle": Differs(_BROKEN_OFF, "it was our connection, and the program's own holds"),
 }
 RETRIES: Final = {
