@@ -25,7 +25,7 @@ from shared.store import keys
 from shared.store.queue import SUSPECT_TAKEOVERS, Claim
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger
-from worker.lag import AGAIN_S, Lag
+from worker.lag import LOOK_S, Lag
 from worker.log_writer import LogWriter
 from worker.model_lists import ModelLists
 from worker.run_job import RunContext, RunEnd, run_job
@@ -33,6 +33,7 @@ from worker.run_job import RunContext, RunEnd, run_job
 _TICK_S = 1.0
 _AGAIN_S = 0.25
 _UNHEARD_S = 0.5
+_PACE_IDLE_S = 0.25
 _SWEEP_S = 60.0
 _DRAIN_MARGIN_S = 20.0
 _HAND_BACK_S = 5.0
@@ -64,7 +65,7 @@ class ArqWorker(arq.Worker):
         self._writer: LogWriter = context.writer
         self._context = context
         self._governor = context.governor
-        self._lag = Lag(int(self.max_jobs * settings.low_priority_share) or 1, time.monotonic)
+        self._lag = Lag(int(self.max_jobs * settings.low_priority_share) or 1, time.thread_time)
         self._models = ModelLists(context.providers, logger, time.monotonic)
         self._claims: dict[str, Claim] = {}
         self._group = asyncio.TaskGroup()
@@ -98,6 +99,7 @@ class ArqWorker(arq.Worker):
                 group.create_task(self._loop("claim", self._claim, woken_by=self._wake)),
                 group.create_task(self._loop("renew", partial(self._renew_all, subscriber.stands))),
                 group.create_task(self._loop("reap", self._reap)),
+                group.create_task(self._loop("pace", self._pace)),
                 group.create_task(self._loop("expire", self._expire)),
                 group.create_task(self._loop("upkeep", self._upkeep)),
                 group.create_task(self._loop("sweep", self._sweep, first_s=_SWEEP_S)),
@@ -147,17 +149,15 @@ class ArqWorker(arq.Worker):
     async def _claim(self) -> float:
         """Fills the free slots; with ``low`` jobs only so many as leave the loop to the others."""
         async with self._claiming:
-            await self._lag.look()
             free = self.max_jobs - self.job_counter
             if not self.allow_pick_jobs or free <= 0:
                 return _TICK_S
             running = self._claims.values()
-            low_running = sum(claim.spec.priority == "low" for claim in running)
             quotas = await self._governor.quotas()
             claims, next_due_s = await self._runtime.queue.claim(
                 self.name,
                 count=free,
-                low_count=max(0, self._lag.room - low_running),
+                low_count=max(0, self._lag.room - self._low_running()),
                 takes_suspect=all(claim.takeovers < SUSPECT_TAKEOVERS for claim in running),
                 quotas=quotas,
             )
@@ -165,8 +165,20 @@ class ArqWorker(arq.Worker):
             await self._start(claims)
         if len(claims) == free:
             return 0
-        waits_s = [_TICK_S, next_due_s, self._governor.next_s(), AGAIN_S if self._lag.is_felt else None]
+        waits_s = [_TICK_S, next_due_s, self._governor.next_s()]
         return min(wait_s for wait_s in waits_s if wait_s is not None)
+
+    def _low_running(self) -> int:
+        return sum(claim.spec.priority == "low" for claim in self._claims.values())
+
+    async def _pace(self) -> float:
+        """While ``low`` jobs run: whether more of them may."""
+        if not self._low_running():
+            self._lag.rest()
+            return _PACE_IDLE_S
+        if await self._lag.look():
+            self._wake.set()
+        return LOOK_S
 
     async def _start(self, claims: list[Claim]) -> None:
         if not claims:
