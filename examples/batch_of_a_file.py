@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -29,7 +30,7 @@ def main(requests: Path, results: Path) -> None:
     print(f"results are in {results}")
 
 
-def submit(client: httpx2.Client, path: Path) -> dict:
+def submit(client: httpx2.Client, path: Path) -> dict[str, Any]:
     """Sends the file in pieces: it is never in memory as a whole, neither here nor there."""
     with path.open("rb") as file:
         key = hashlib.file_digest(file, "sha256").hexdigest()
@@ -39,7 +40,8 @@ def submit(client: httpx2.Client, path: Path) -> dict:
         headers={"Content-Type": "application/jsonl", "Idempotency-Key": key},
     )
     answer.raise_for_status()
-    return answer.json()
+    batch: dict[str, Any] = answer.json()
+    return batch
 
 
 def pieces(path: Path) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ Reads TOKENSPOOL_URL and TOKENSPOOL_API_KEY. In an application of yours this is 
 import http.client
 import os
 import sys
+from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -37,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
 
     do_POST = do_GET  # noqa: N815 - the base class's own name
 
-    def answer(self, status: int, media_type: str, pieces: object) -> None:
+    def answer(self, status: int, media_type: str, pieces: Iterable[bytes]) -> None:
         self.send_response(status)
         self.send_header("Content-Type", media_type)
         self.send_header("Cache-Control", "no-store")
