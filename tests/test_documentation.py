@@ -138,6 +138,9 @@ def _log_events() -> Iterator[str]:
                     match event:
                         case ast.Constant(value=str(name)) | ast.JoinedStr(values=[ast.Constant(value=str(name)), *_]):
                             yield name
+                        case ast.IfExp(body=ast.Constant(value=str(name)), orelse=ast.Constant(value=str(other))):
+                            yield name
+                            yield other
                         case _:
                             raise AssertionError(f"{path}: an event whose name cannot be read: {ast.unparse(event)}")
 
@@ -238,7 +241,7 @@ def _check_curl(words: list[str]) -> None:
     """The path is one that the API serves, and the body one that it takes."""
     (url,) = [urlsplit(word) for word in words if word.startswith("http://")]
     assert url.netloc == "127.0.0.1:8000"
-    path = re.sub(r"\$JOB|job_[0-9a-z]{26}", "{job_id}", url.path)
+    path = re.sub(r"\$JOB|job_[0-9a-z]{26}", "{job_id}", url.path).replace("$BATCH", "{batch_id}")
     assert path in create_app(load_settings(auth="off")).openapi()["paths"], path
     if "--json" in words:
         body = json.loads(words[words.index("--json") + 1])
