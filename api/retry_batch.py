@@ -44,12 +44,13 @@ async def retry(api: ApiState, batch: Batch, *, idempotency_key: str | None = No
     )
     waited_ms = batch.expires_ms - max(batch.created_ms, spec.items.not_before_ms or 0)
 
-    async def start(batch_id: str) -> str:
+    async def start(batch_id: str, total: int) -> str:
         return await batches.start(
             batch_id,
             batch.tenant,
             again,
             expires_in_s=max(1, waited_ms // 1000),
+            total=total,
             idempotency_key=idempotency_key,
             fingerprint=fingerprint if idempotency_key is not None else "",
         )

@@ -20,7 +20,15 @@ from api.headers import JSON, idempotency_key, one
 from api.native.batch_request import BatchItems, DraftOf, options_of_job
 from api.native.job_request import JobOptions
 from shared.batch import ITEM_PRIORITY, Batch, BatchSpec, InvalidItem, NewItem
-from shared.errors import IdempotencyKeyReused, InvalidRequest, Problem, TooLarge, UnsupportedMediaType
+from shared.errors import (
+    IdempotencyKeyReused,
+    InvalidRequest,
+    NotFound,
+    Problem,
+    StorageUnavailable,
+    TooLarge,
+    UnsupportedMediaType,
+)
 from shared.job import JobSpec, new_id
 from shared.settings import Settings
 from shared.store.batches import SLICE_BYTES, SLICE_ITEMS
@@ -113,12 +121,13 @@ async def submit_batch(
             raise IdempotencyKeyReused
         return SubmittedBatch(await batches.get(known.id, tenant), is_replayed=True)
 
-    async def start(batch_id: str) -> str:
+    async def start(batch_id: str, total: int) -> str:
         return await batches.start(
             batch_id,
             tenant,
             _spec_of(coming.options, anthropic_beta),
             expires_in_s=coming.options.expires_in_s,
+            total=total,
             idempotency_key=key,
             fingerprint=coming.fingerprint() if key is not None else "",
         )
@@ -130,10 +139,10 @@ async def bear(
     api: ApiState,
     tenant: str,
     slices: AsyncGenerator[list[NewItem | InvalidItem]],
-    start: Callable[[str], Awaitable[str]],
+    start: Callable[[str, int], Awaitable[str]],
 ) -> SubmittedBatch:
-    """A batch of these items. ``start`` is called with its id when all are there, and gives the id of the one that stands:
-    it may be another.
+    """A batch of these items. ``start`` is called with its id, and how many they are, when all are there, and gives the id of
+    the one that stands: it may be another.
 
     Whatever the two raise leaves nothing. Raises StorageFull, QueueFull, StorageUnavailable.
     """
@@ -141,10 +150,12 @@ async def bear(
     batch_id = new_id("batch")
     try:
         await batches.open(batch_id, tenant)
-        await _add_all(api, batch_id, tenant, slices)
-        found_id = await start(batch_id)
-    except BaseException:
+        total = await _add_all(api, batch_id, tenant, slices)
+        found_id = await start(batch_id, total)
+    except BaseException as error:
         await asyncio.shield(asyncio.create_task(_leave_nothing(api, batch_id, tenant), name="drop a batch"))
+        if isinstance(error, NotFound):  # nothing that the caller asked for: Redis lost it, or thought us dead
+            raise StorageUnavailable("The storage lost the batch while it came in: send it again.") from None
         raise
     is_replayed = found_id != batch_id
     with contextlib.suppress(Problem):  # it stands: whoever comes next does the rest
@@ -155,8 +166,9 @@ async def bear(
 
 async def _add_all(
     api: ApiState, batch_id: str, tenant: str, slices: AsyncGenerator[list[NewItem | InvalidItem]]
-) -> None:
-    """Slice after slice: while one is on its way to Redis, the next is read."""
+) -> int:
+    """Slice after slice: while one is on its way to Redis, the next is read. Returns how many items they had."""
+    total = 0
     adding: asyncio.Task[None] | None = None
     try:
         async with contextlib.aclosing(slices):
@@ -165,8 +177,10 @@ async def _add_all(
                 if adding is not None:
                     await adding
                 adding = asyncio.create_task(api.runtime.batches.add(batch_id, tenant, items), name="add to a batch")
+                total += len(items)
         if adding is not None:
             await adding
+        return total
     finally:
         # It may be on its way: what it adds must be there before it can be dropped.
         if adding is not None and not adding.done():

@@ -149,13 +149,16 @@ class Batches:
         spec: BatchSpec,
         *,
         expires_in_s: int,
+        total: int | None = None,
         idempotency_key: str | None = None,
         fingerprint: str = "",
     ) -> str:
         """The body is whole: from here on the batch stands, whatever process dies. Returns its id.
 
         Returns another batch's id if the key has one with the same body; this one is being dropped then. Its items begin
-        to wait with each ``advance``. Raises IdempotencyKeyReused, NotFound, StorageFull, StorageUnavailable.
+        to wait with each ``advance``. ``total``: how many were added; a Redis that was rolled back meanwhile has fewer.
+
+        Raises IdempotencyKeyReused, StorageFull, StorageUnavailable; NotFound if it, or a part of it, is gone.
         """
         allowed, running = BATCH_TRANSITIONS[BatchStep.START]
         common = msgspec.json.encode(
@@ -176,6 +179,7 @@ class Batches:
             key_hash(idempotency_key) if idempotency_key else "",
             fingerprint,
             retention(self._settings),
+            "" if total is None else total,
         )
         match reply:
             case [b"started"]:

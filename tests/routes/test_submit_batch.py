@@ -15,7 +15,7 @@ from shared.store.runtime import Runtime
 from tests.routes.conftest import CalledApi, StartApi, problem_of
 from tests.support.batches import TENANT, run_all
 from tests.support.served import Served
-from tests.support.store import kind_of
+from tests.support.store import all_keys, kind_of
 from tests.support.wait import wait_until
 
 LINES = {"Content-Type": "application/jsonl"}
@@ -245,6 +245,33 @@ async def test_a_client_that_goes_away_leaves_nothing(served: Served) -> None:
         return await keys_count() <= before
 
     await wait_until(is_as_before, "nothing left")
+
+
+@pytest.mark.parametrize("lost", ["a slice", "all of it"])
+async def test_what_redis_lost_while_it_came_in_is_never_taken_for_blank_lines(served: Served, lost: str) -> None:
+    """A failover takes back the last moments: the batch is not started without them, and may be sent again."""
+    going_on = asyncio.Event()
+    runtime = served.api.runtime
+
+    async def body() -> AsyncIterator[bytes]:
+        yield as_lines(2 * SLICE_ITEMS)
+        await going_on.wait()
+        yield json.dumps(a_request(0)).encode()
+
+    async with httpx2.AsyncClient(base_url=served.url) as client:
+        submitting = asyncio.create_task(client.post("/v1/batches", content=body(), headers=LINES))
+
+        async def has_a_slice() -> bool:
+            return await stored(runtime) > SLICE_ITEMS
+
+        await wait_until(has_a_slice, "a slice in Redis")
+        (name,) = [key for key in await all_keys(runtime.commands) if kind_of(key) == "batch"]
+        if lost == "a slice":
+            await runtime.commands.call("HINCRBY", name, "total", -SLICE_ITEMS)
+        else:
+            await runtime.commands.call("DEL", name)
+        going_on.set()
+        problem_of(await submitting, 503, "storage_unavailable")
 
 
 async def test_a_batch_that_is_more_than_may_wait_is_503_and_leaves_nothing(start_api: StartApi) -> None:

@@ -1,11 +1,12 @@
 -- START_BATCH: the body is whole, and the batch stands, once per Idempotency-Key. Its items are started by ADVANCE_BATCH.
 -- ARGV: id, tenant, source states, running, dropped, spec, what the items' specs have in common, timeout_ms, expires_in_ms,
---       not_before_ms or '', idempotency hash or '', fingerprint, retention
+--       not_before_ms or '', idempotency hash or '', fingerprint, retention, how many lines were added or ''
 -- Returns {'started'} | {'replayed', id} | {'reused'} | {'gone'}
 local id, tenant = ARGV[1], ARGV[2]
 local record = key_batch(id)
-local batch = call('HMGET', record, 'state', 'tenant', 'live')
+local batch = call('HMGET', record, 'state', 'tenant', 'live', 'total')
 if not batch[1] or not contains(ARGV[3], batch[1]) or batch[2] ~= tenant then return {'gone'} end
+if ARGV[14] ~= '' and ARGV[14] ~= (batch[4] or '0') then return {'gone'} end -- Redis has lost some in between
 if ARGV[11] ~= '' then
   local known = call('HMGET', key_idempotency(tenant, ARGV[11]), 'fingerprint', 'job')
   if known[2] then
