@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.sse import abort
 from shared.batch import Batch, EndedItem, InvalidItem
-from shared.errors import JobError, StorageFull, StorageUnavailable
+from shared.errors import InvalidCursor, JobError, NotFound, StorageFull, StorageUnavailable
 from shared.job import Job, JobState, Usage
 from shared.store import keys
 from shared.store.batches import Order
@@ -96,6 +96,7 @@ async def _pieces(
             if lines:
                 yield b"\n".join([*map(encode, lines), b""])
         items = await runtime.batches.ended_items(batch.id, order, after=items[-1].line, count=_PAGE_ITEMS)
+    await runtime.batches.get(batch.id, batch.tenant)  # of an erased one there is no more either
 
 
 async def _found_of(runtime: Runtime, tenant: str, items: Sequence[EndedItem], status: JobState | None) -> list[_Found]:
@@ -163,7 +164,7 @@ class JsonLinesResponse(Response):
         self.init_headers({"content-type": JSON_LINES, "cache-control": "no-store", **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI side. Raises StorageUnavailable, StorageFull, TimeoutError once the connection is closed."""
+        """The ASGI side. Where nobody can be asked to close the connection, it raises what went wrong."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         leaving = asyncio.create_task(_until_gone(receive), name="results client leaves")
         try:
@@ -175,7 +176,7 @@ class JsonLinesResponse(Response):
                         body = piece[start : start + _MOST_AT_ONCE]
                         await send({"type": "http.response.body", "body": body, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except (StorageUnavailable, StorageFull, TimeoutError):
+        except (StorageUnavailable, StorageFull, TimeoutError, NotFound, InvalidCursor):
             if not await abort(receive):
                 raise  # no server that we know how to ask: it closes as it can
         finally:

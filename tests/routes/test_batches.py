@@ -298,6 +298,22 @@ async def test_a_body_that_cannot_be_gone_on_with_never_looks_whole(served: Serv
     await wait_until(runtime.ping, "Redis to be back")
 
 
+@pytest.mark.parametrize("order", ["submitted", "finished"])
+async def test_results_of_a_batch_that_is_erased_meanwhile_never_look_whole(served: Served, order: str) -> None:
+    """They break off."""
+    runtime = served.api.runtime
+    batch = await a_batch(runtime, 300)
+    await run_all(runtime, "x" * (64 << 10))
+    url = f"/v1/batches/{batch.id}/results?order={order}"
+    async with asking(served.url, url, receive_buffer=4096) as answer:
+        assert answer.status == 200
+        await answer.read_some(100)
+        await runtime.batches.erase(batch.id, batch.tenant)
+        await runtime.batches.advance_all(batch.id)
+        with pytest.raises(Cut):
+            await answer.read()
+
+
 async def test_a_client_that_goes_ends_the_reading(served: Served) -> None:
     """Nothing more is asked of Redis for it."""
     runtime = served.api.runtime
