@@ -14,7 +14,7 @@ from api import background, errors, openapi
 from api.anthropic_compat import batches as message_batches
 from api.anthropic_compat import messages, models
 from api.batch_relay import BatchRelay
-from api.dependencies import ApiState
+from api.dependencies import MOST_UPLOADS, ApiState
 from api.envelope import Envelope
 from api.native import batch_submit, batches, complete, jobs, usage
 from api.ops import health, problems
@@ -60,7 +60,8 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             BatchRelay(runtime, relay) as batch_relay,
         ):
             log = get_logger("api").bind()
-            api = ApiState(new_id("api"), settings, runtime, relay, batch_relay, asyncio.Event(), log)
+            uploads = asyncio.Semaphore(MOST_UPLOADS)
+            api = ApiState(new_id("api"), settings, runtime, relay, batch_relay, uploads, asyncio.Event(), log)
             async with asyncio.TaskGroup() as group:
                 loops = [group.create_task(loop, name=name) for name, loop in background.loops_of(api).items()]
                 yield {"api": api}

@@ -16,6 +16,9 @@ from shared.errors import NotFound, StorageFull, StorageUnavailable
 from shared.events import Event, decode_published
 from shared.store import keys
 from shared.store.runtime import Runtime
+from shared.telemetry import get_logger
+
+_log = get_logger("api")
 
 _LOOK_S: Final = 0.25
 _PACE_S: Final = 10.0
@@ -154,9 +157,12 @@ class BatchRelay:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_LOOK_S)
-            await asyncio.gather(*[self._look(followed) for followed in list(self._followed.values())])
-            for watch in self._watches():
-                watch.tick(loop.time())
+            try:
+                await asyncio.gather(*[self._look(followed) for followed in list(self._followed.values())])
+                for watch in self._watches():
+                    watch.tick(loop.time())
+            except Exception as error:  # noqa: BLE001 - the loop's last net: all progress of this process hangs on it
+                _log.error("loop_failed", loop="batch looks", exc_info=error)
 
     async def _look(self, followed: _Followed) -> None:
         try:

@@ -20,6 +20,9 @@ JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 BATCH_ID: Final = re.compile(r"batch_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 
 
+MOST_UPLOADS: Final = 8
+
+
 @dataclass(frozen=True)
 class ApiState:
     """What lives as long as the application; opened by its lifespan."""
@@ -30,6 +33,8 @@ class ApiState:
     runtime: Runtime
     relay: Relay
     batch_relay: BatchRelay
+    uploads: asyncio.Semaphore
+    """Batches that come in at once, MOST_UPLOADS at most: each holds two slices, a line and all its custom ids."""
     shutdown: asyncio.Event
     """Set when the server begins to stop."""
     log: Logger

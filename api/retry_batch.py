@@ -55,7 +55,7 @@ async def retry(api: ApiState, batch: Batch, *, idempotency_key: str | None = No
             fingerprint=fingerprint if idempotency_key is not None else "",
         )
 
-    return await bear(api, batch.tenant, _slices(api, batch), start)
+    return await bear(api, batch.tenant, _slices(api, batch), start, has_key=idempotency_key is not None)
 
 
 async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | InvalidItem]]:

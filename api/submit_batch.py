@@ -25,6 +25,7 @@ from shared.errors import (
     InvalidRequest,
     NotFound,
     Problem,
+    QueueFull,
     StorageUnavailable,
     TooLarge,
     UnsupportedMediaType,
@@ -47,6 +48,7 @@ _LARGE_BYTES: Final = 256 << 10
 _START_S: Final = 0.5
 """For so long the items of a new batch are started here; the loops go on."""
 _ERASE_S: Final = 60.0
+_UPLOAD_AGAIN_S: Final = 5
 
 
 class BatchForm(StrEnum):
@@ -132,7 +134,7 @@ async def submit_batch(
             fingerprint=coming.fingerprint() if key is not None else "",
         )
 
-    return await bear(api, tenant, coming.slices(), start)
+    return await bear(api, tenant, coming.slices(), start, has_key=key is not None)
 
 
 async def bear(
@@ -140,28 +142,46 @@ async def bear(
     tenant: str,
     slices: AsyncGenerator[list[NewItem | InvalidItem]],
     start: Callable[[str, int], Awaitable[str]],
+    *,
+    has_key: bool,
 ) -> SubmittedBatch:
     """A batch of these items. ``start`` is called with its id, and how many they are, when all are there, and gives the id of
     the one that stands: it may be another.
 
-    Whatever the two raise leaves nothing. Raises StorageFull, QueueFull, StorageUnavailable.
+    Whatever the two raise leaves nothing; ``has_key``: a batch whose start was not heard may stand, for a repeat finds it.
+    Raises StorageFull, QueueFull, StorageUnavailable.
     """
+    if api.uploads.locked():
+        raise QueueFull("As many batches come in as may do so at once.", retry_after_s=_UPLOAD_AGAIN_S)
+    async with api.uploads:
+        return await _bear(api, tenant, slices, start, has_key=has_key)
+
+
+async def _bear(
+    api: ApiState,
+    tenant: str,
+    slices: AsyncGenerator[list[NewItem | InvalidItem]],
+    start: Callable[[str, int], Awaitable[str]],
+    *,
+    has_key: bool,
+) -> SubmittedBatch:
     batches = api.runtime.batches
     batch_id = new_id("batch")
     try:
         await batches.open(batch_id, tenant)
         total = await _add_all(api, batch_id, tenant, slices)
         found_id = await start(batch_id, total)
+        is_replayed = found_id != batch_id
+        with contextlib.suppress(Problem):  # it stands: whoever comes next does the rest
+            await batches.advance_all(batch_id, most_s=_ERASE_S if is_replayed else _START_S)
+        api.log.debug("submit_replayed" if is_replayed else "batch_submitted", batch_id=found_id)
+        return SubmittedBatch(await batches.get(found_id, tenant), is_replayed)
     except BaseException as error:
-        await asyncio.shield(asyncio.create_task(_leave_nothing(api, batch_id, tenant), name="drop a batch"))
+        leaving = _leave_nothing(api, batch_id, tenant, may_stand=has_key)
+        await asyncio.shield(asyncio.create_task(leaving, name="drop a batch"))
         if isinstance(error, NotFound):  # nothing that the caller asked for: Redis lost it, or thought us dead
             raise StorageUnavailable("The storage lost the batch while it came in: send it again.") from None
         raise
-    is_replayed = found_id != batch_id
-    with contextlib.suppress(Problem):  # it stands: whoever comes next does the rest
-        await batches.advance_all(batch_id, most_s=_ERASE_S if is_replayed else _START_S)
-    api.log.debug("submit_replayed" if is_replayed else "batch_submitted", batch_id=found_id)
-    return SubmittedBatch(await batches.get(found_id, tenant), is_replayed)
 
 
 async def _add_all(
@@ -189,11 +209,19 @@ async def _add_all(
             adding.exception()
 
 
-async def _leave_nothing(api: ApiState, batch_id: str, tenant: str) -> None:
-    """If Redis is away, the loops find it once nothing was heard of it for a while."""
+async def _leave_nothing(api: ApiState, batch_id: str, tenant: str, *, may_stand: bool) -> None:
+    """If Redis is away, the loops find it once nothing was heard of it for a while.
+
+    It stands if START happened and only its answer was lost. Its caller hears of a failure and sends it again: without a
+    key that is another batch, and this one would be run and paid for as well.
+    """
+    batches = api.runtime.batches
     with contextlib.suppress(Problem):
-        await api.runtime.batches.drop(batch_id, tenant)
-        await api.runtime.batches.advance_all(batch_id, most_s=_ERASE_S)
+        await batches.drop(batch_id, tenant)
+        if not may_stand:
+            with contextlib.suppress(NotFound):
+                await batches.cancel(batch_id, tenant)
+        await batches.advance_all(batch_id, most_s=_ERASE_S)
 
 
 def _spec_of(options: JobOptions, anthropic_beta: str) -> BatchSpec:

@@ -3,14 +3,16 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx2
 import pytest
 
-from shared.errors import QueueFull
+from api.dependencies import MOST_UPLOADS
+from shared.errors import QueueFull, StorageUnavailable
 from shared.store import keys
-from shared.store.batches import SLICE_ITEMS, Order
+from shared.store.batches import SLICE_ITEMS, Batches, Order
 from shared.store.runtime import Runtime
 from tests.routes.conftest import CalledApi, StartApi, problem_of
 from tests.support.batches import TENANT, run_all
@@ -293,3 +295,37 @@ async def test_an_api_that_reads_a_batch_answers_others_meanwhile(served: Served
             answered += 1
         assert (await submitting).json()["counts"]["total"] == 20_000
     assert answered > 5
+
+
+async def test_a_batch_whose_start_was_not_heard_does_not_run_without_a_key(
+    api: CalledApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller hears of a failure and sends it again: it would be run and paid for twice."""
+    begin = Batches.start
+
+    async def unheard(self: Batches, *arguments: Any, **named: Any) -> str:
+        await begin(self, *arguments, **named)
+        raise StorageUnavailable
+
+    monkeypatch.setattr(Batches, "start", unheard)
+    assert (await _submit_lines(api, as_lines(3))).status_code == 503
+    page = await api.runtime.batches.page(TENANT, after=None, limit=5)
+    assert [batch.counts.cancelled for batch in page.batches] == [3]
+
+    response = await _submit_lines(api, as_lines(3), Idempotency_Key="once")
+    assert response.status_code == 503
+    monkeypatch.undo()
+    again = await _submit_lines(api, as_lines(3), Idempotency_Key="once")
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert again.json()["counts"]["queued"] == 3
+
+
+async def test_more_uploads_than_may_be_held_are_refused_for_a_moment(api: CalledApi) -> None:
+    """Each holds some MB."""
+    async with AsyncExitStack() as stack:
+        for _ in range(MOST_UPLOADS):
+            await stack.enter_async_context(api.state.uploads)
+        response = await _submit_lines(api, as_lines(1))
+        assert (response.status_code, response.json()["code"]) == (503, "queue_full")
+        assert int(response.headers["Retry-After"]) > 0
+    assert (await _submit_lines(api, as_lines(1))).status_code == 202

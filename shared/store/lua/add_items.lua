@@ -11,7 +11,13 @@ if call('ZCARD', key_waiting()) + tonumber(batch[2] or 0) + (#ARGV - 6) / 5 > to
 local length = call('LLEN', items)
 for i = 7, #ARGV, 5 do
   local line, job = ARGV[i], ARGV[i + 1]
-  for _ = length + 2, tonumber(line) do call('RPUSH', items, '') end -- blank lines
+  local blank = tonumber(line) - length - 1
+  while blank > 0 do -- a thousand at a time: there may be as many as lines
+    local some = {}
+    for at = 1, math.min(blank, 1000) do some[at] = '' end
+    call('RPUSH', items, unpack(some))
+    blank = blank - #some
+  end
   length = tonumber(line)
   call('RPUSH', items, job)
   if job ~= '' then
