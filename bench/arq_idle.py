@@ -15,7 +15,7 @@ from arq import Worker, create_pool, func
 from arq.connections import RedisSettings
 
 
-async def nothing(ctx: dict[str, Any], number: int) -> int:
+async def nothing(ctx: dict[str, Any], number: int) -> int:  # noqa: ARG001 - arq calls it by this name
     return number
 
 
@@ -23,7 +23,14 @@ async def jobs_per_s(redis_url: str, jobs: int) -> float:
     pool = await create_pool(RedisSettings.from_dsn(redis_url))
     for start in range(0, jobs, 100):
         await asyncio.gather(*[pool.enqueue_job("nothing", number) for number in range(start, min(start + 100, jobs))])
-    worker = Worker([func(nothing, name="nothing")], redis_pool=pool, burst=True, max_jobs=100, poll_delay=0.01, handle_signals=False)
+    worker = Worker(
+        [func(nothing, name="nothing")],
+        redis_pool=pool,
+        burst=True,
+        max_jobs=100,
+        poll_delay=0.01,
+        handle_signals=False,
+    )
     start_s = time.monotonic()
     await worker.async_run()
     elapsed_s = time.monotonic() - start_s

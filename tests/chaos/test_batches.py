@@ -13,6 +13,7 @@ from shared.batch import BatchSpec, NewItem
 from shared.job import TERMINAL_STATES, JobSpec, new_id
 from shared.store import keys
 from shared.store.queue import FATAL_TAKEOVERS
+from tests.support.batch_follower import BatchFollower
 from tests.support.deployment import CANARY_PROMPT, Deployment, away
 from tests.support.facts import Fact
 from tests.support.follower import Cut, ask, asking
@@ -222,3 +223,44 @@ async def test_attended_jobs_of_an_api_that_dies_are_cancelled(quick: Deployment
         return seen.client_closed_s is not None
 
     await wait_until(is_closed, "the end of its upstream call", timeout_s=5)
+
+
+async def test_fifty_running_items_are_told_whole_on_one_connection(quick: Deployment, fact: Fact) -> None:
+    """Two followers in each format, one of which breaks off and comes back; a worker dies in the middle."""
+    nonce, total = f"told-batch-{random.randrange(1 << 32)}", 50
+    batch = await _submit(quick.urls[0], _lines(nonce, total, model="sim-t150-g30-f20"))
+
+    async def all_run() -> bool:
+        now = await _look(quick, batch["id"])
+        return now is not None and now["counts"]["running"] == total
+
+    await wait_until(all_run, "fifty running items", timeout_s=20)
+    followers = [
+        BatchFollower(quick.urls, batch["id"], query=f"tokens=true&format={form}")
+        for form in ("text", "messages", "text", "messages")
+    ]
+
+    async def break_off(follower: BatchFollower) -> BatchFollower:
+        for most_bytes in (1, 5_000, 20_000, 60_000):
+            await follower.follow_once(most_bytes=most_bytes)
+        return await follower.follow()
+
+    tasks = [asyncio.create_task(follower.follow()) for follower in followers[:2]]
+    tasks += [asyncio.create_task(break_off(follower)) for follower in followers[2:]]
+    await wait_until(
+        lambda: all(len(one.items) == total for one in followers[:2]), "all on one connection", timeout_s=20
+    )
+    quick.workers[0].kill()
+    await asyncio.gather(*tasks)
+    lines = {line["job_id"]: line for line in await _results(quick, batch["id"])}
+    for follower in followers:
+        assert follower.items.keys() == lines.keys()
+        for job_id, seen in follower.items.items():
+            assert len(seen.ends) == 1, seen.names
+            assert lines[job_id]["status"] == "succeeded"
+            assert seen.text == lines[job_id]["result"]["text"]
+            assert seen.custom_id == lines[job_id]["custom_id"]
+    fact(
+        f"{total} running items told whole to {len(followers)} followers over {sum(one.connections for one in followers)} "
+        f"connections, a worker killed: {sum(len(one.frames) for one in followers):,} events"
+    )
