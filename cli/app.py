@@ -107,12 +107,16 @@ def batch(
     file: Annotated[Path, typer.Argument(help="Requests, one JSON object a line: {custom_id, params}.")],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Tell its progress until it has ended.")] = False,
     results: Annotated[Path | None, typer.Option(help="Where its results go, one JSON object a line.")] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(help="Run again with the same key and file, it finds its batch instead of making another."),
+    ] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Submit a file of requests as a batch. Exit code 0 only when all that was waited for succeeded."""
     from cli.batch import run_batch
 
-    run_batch(file, follow=follow, results=results, url=url)
+    run_batch(file, follow=follow, results=results, key=idempotency_key, url=url)
 
 
 @app.command(hidden=True)

@@ -27,14 +27,21 @@ _WORTH_WAITING: Final = (429, 502, 503, 504)
 _NOT_SUCCEEDED: Final = ("failed", "cancelled", "expired")
 
 
-def run_batch(file: Path, *, follow: bool, results: Path | None, url: str) -> None:
-    """Print the batch's id; with ``follow`` or ``results`` wait for its end. Raises CommandError unless all succeeded."""
+def run_batch(file: Path, *, follow: bool, results: Path | None, key: str | None, url: str) -> None:
+    """Print the batch's id; with ``follow`` or ``results`` wait for its end. Raises CommandError unless all succeeded.
+
+    ``key`` is an Idempotency-Key: the same file with it finds its batch again.
+    """
+    if results is not None:
+        _check_writable(results)  # before anything is paid for
     with open_client(url) as client:
         try:
             with file.open("rb") as lines:
-                batch = _submit(client, lines, url)
+                batch = _submit(client, lines, url, key or secrets.token_urlsafe(24))
         except OSError as error:
             raise CommandError(f"The file {one_line(str(file))} cannot be read: {error.strerror}.", 2) from None
+        if invalid := _counts_of(batch).get("failed", 0) if batch.get("status") != "ended" else 0:
+            tell(f"{invalid} of {_counts_of(batch).get('total', 0)} lines cannot run; the results say why")
         if not follow and results is None:
             put(printable(batch["id"]) + "\n")
             return
@@ -44,15 +51,18 @@ def run_batch(file: Path, *, follow: bool, results: Path | None, url: str) -> No
             if results is not None:
                 _write_results(client, batch["id"], results)
         except KeyboardInterrupt:
-            raise CommandError(f"Stopped following; the batch goes on: {url}/v1/batches/{batch['id']}", 130) from None
+            where = f"{url}{_path(batch['id'])}"
+            raise CommandError(
+                f"Stopped following; the batch goes on: {where}, its results: {where}/results", 130
+            ) from None
     counts = _counts_of(ended)
     if lost := sum(counts.get(name, 0) for name in _NOT_SUCCEEDED):
         raise CommandError(f"{lost} of {counts.get('total', 0)} requests did not succeed; their lines say why.")
 
 
-def _submit(client: httpx2.Client, lines: BinaryIO, url: str) -> dict[str, Any]:
+def _submit(client: httpx2.Client, lines: BinaryIO, url: str, key: str) -> dict[str, Any]:
     # The key makes a repeat harmless: a connection that broke behind the last line must not make a second batch.
-    headers = {"Idempotency-Key": secrets.token_urlsafe(24), "Content-Type": "application/jsonl"}
+    headers = {"Idempotency-Key": key, "Content-Type": "application/jsonl"}
     for attempt in range(1, _ATTEMPTS + 1):
         lines.seek(0)
         try:
@@ -129,6 +139,13 @@ def _events(client: httpx2.Client, batch_id: str, url: str) -> Iterator[Event]:
             raise CommandError(f"{url} has been away for too long; the batch goes on: {url}{_path(batch_id)}")
         time.sleep(random.uniform(0.5, 1) * pause_s)
         pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+
+def _check_writable(results: Path) -> None:
+    try:
+        results.open("ab").close()
+    except OSError as error:
+        raise CommandError(f"The file {one_line(str(results))} cannot be written: {error.strerror}.", 2) from None
 
 
 def _write_results(client: httpx2.Client, batch_id: str, results: Path) -> None:

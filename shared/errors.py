@@ -114,7 +114,7 @@ class NotAcceptable(Problem):
 class NotEnded(Problem):
     """The job has not ended yet."""
 
-    status, code, title = 409, "not_ended", "The job is not at a point where that can be done"
+    status, code, title = 409, "not_ended", "It is not at a point where that can be done"
 
 
 class TooLarge(Problem):

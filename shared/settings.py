@@ -84,8 +84,9 @@ class Settings(BaseSettings):
 
     concurrency: int = Field(100, ge=1, le=500)
     """Jobs that one worker runs at once. They wait for the LLM most of the time: raise it until a core is busy."""
-    low_priority_share: float = Field(0.75, gt=0, le=1)
-    """Share of a worker's slots that ``low`` jobs (batch items) may fill; the rest is kept for the others."""
+    low_priority_share: float = Field(0.75, ge=0, le=1)
+    """Share of a worker's slots that ``low`` jobs (batch items) may fill; the rest is kept for the others. 0: it leaves
+    them to other workers, and answers whoever waits at once however busy those are."""
     lease_s: float = Field(8, ge=0.5, le=600)
     """A worker that is silent for this long is taken for dead, and its jobs run elsewhere. Renewed four times as often."""
     drain_s: float | None = Field(None, ge=0, le=86_400)

@@ -8,6 +8,7 @@ Redis being away never ends the process; every loop here goes on by itself.
 """
 
 import asyncio
+import math
 import os
 import socket
 import time
@@ -65,7 +66,7 @@ class ArqWorker(arq.Worker):
         self._writer: LogWriter = context.writer
         self._context = context
         self._governor = context.governor
-        self._lag = Lag(int(self.max_jobs * settings.low_priority_share) or 1, time.thread_time)
+        self._lag = Lag(math.ceil(self.max_jobs * settings.low_priority_share), time.thread_time)
         self._models = ModelLists(context.providers, logger, time.monotonic)
         self._claims: dict[str, Claim] = {}
         self._group = asyncio.TaskGroup()

@@ -104,3 +104,23 @@ def test_a_refusal_is_one_sentence(tokenspool: Tokenspool, file: Path) -> None:
     with FakeApi(problem(413, "A batch may have 100000 requests at most.")) as api:
         outcome = tokenspool("batch", file, "--url", api.url)
     assert (outcome.exit_code, outcome.sentence) == (1, "A batch may have 100000 requests at most.")
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_sent(
+    tokenspool: Tokenspool, file: Path, tmp_path: Path
+) -> None:
+    """The LLM would be paid for results that go nowhere."""
+    with FakeApi() as api:
+        outcome = tokenspool("batch", file, "--results", tmp_path / "nowhere" / "x.jsonl", "--url", api.url)
+    assert outcome.exit_code == 2
+    assert "cannot be written" in outcome.err
+    assert api.requests == []
+
+
+def test_a_key_of_the_callers_own_finds_the_batch_again(tokenspool: Tokenspool, file: Path) -> None:
+    """And lines that cannot run are told at once."""
+    with FakeApi(answer(202, _batch(queued=1, failed=1))) as api:
+        outcome = tokenspool("batch", file, "--idempotency-key", "nightly", "--url", api.url)
+    assert (outcome.exit_code, outcome.out) == (0, f"{_ID}\n")
+    assert "1 of 2 lines cannot run" in outcome.err
+    assert api.requests[0].headers["idempotency-key"] == "nightly"

@@ -112,6 +112,16 @@ async def test_one_low_job_runs_even_where_the_share_rounds_to_nothing(crew: Cre
     assert (await crew.ended(await crew.submit(priority=Priority.LOW))).state is JobState.SUCCEEDED
 
 
+async def test_a_worker_without_a_share_leaves_low_jobs_to_others(crew: Crew) -> None:
+    await crew.worker(low_priority_share=0)
+    low = await crew.submit(priority=Priority.LOW)
+    for _ in range(9):  # one pick in eight would be a lower band's
+        assert (await crew.ended(await crew.submit())).state is JobState.SUCCEEDED
+    assert await crew.state(low) is JobState.QUEUED
+    await crew.worker()
+    assert (await crew.ended(low)).state is JobState.SUCCEEDED
+
+
 async def test_a_tenant_runs_no_more_jobs_at_once_than_it_may(crew: Crew, no_ticks: None) -> None:
     """Over all workers; the rest waits, and starts as the others end."""
     for _ in range(2):
