@@ -29,11 +29,11 @@ async def test_a_batch_lives_from_create_to_delete(sdk: Sdk, deployment: Deploym
     ours = await sdk.sees("batches", deployment.apis[0].url)
     for mode in ("sync", "async"):
         seen = {case: value for (case, of), value in ours.items() if of == mode}
+        assert sum(seen["created"].pop("counts").values()) == 3  # live: some may have ended already
         born = {"prefix": "msgbatch_", "type": "message_batch"}
         assert seen["created"] == {
             **born,
             "status": "in_progress",
-            "counts": {**_NOTHING, "processing": 3},
             "has": ["created_at", "expires_at"],
             "results_url": False,
         }

@@ -26,6 +26,8 @@ from tests.support.working import working
 
 _SLOW = "sim-t120-g15-f10"
 """Some two seconds."""
+_BEGUN = 4
+"""Items that a worker runs at once however busy its loop is: here it shares it with the API and the simulator."""
 _PIECE = "0123456789abcdef" * 256  # 4 KiB
 
 
@@ -75,7 +77,7 @@ async def _all_run(runtime: Runtime, count: int) -> None:
 async def test_every_item_of_a_batch_is_told_whole(
     served: Served, runtime: Runtime, simulator: Simulator, redis_under_test: RedisUnderTest, fact: Fact
 ) -> None:
-    """Twenty items at once. Followers from the start and from the middle, in each format, with their connections cut at
+    """Twenty items, as many at once as the worker lets this full loop have. Followers from the start and from the middle, in each format, with their connections cut at
     any byte, and the subscription cut again and again.
     """
     batch = await _streaming_batch(runtime, 20)
@@ -93,7 +95,7 @@ async def test_every_item_of_a_batch_is_told_whole(
 
     async with working(redis_under_test.url, simulator.url, concurrency=40, low_priority_share=1):
         tasks = [asyncio.create_task(follower.follow()) for follower in staying]
-        await _all_run(runtime, 20)
+        await _all_run(runtime, _BEGUN)
         tasks += [asyncio.create_task(break_off(follower)) for follower in broken]
         tasks += [asyncio.create_task(follower.follow()) for follower in late]
         await asyncio.sleep(0.3)
