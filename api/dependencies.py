@@ -8,9 +8,10 @@ from typing import Annotated, Final
 from fastapi import Depends, Path
 from starlette.requests import Request
 
-from api.auth import tenant_of
+from api.auth import authenticate
 from api.batch_relay import BatchRelay
 from api.relay import Relay
+from shared.api_key import Caller, Scope
 from shared.errors import NotFound
 from shared.settings import Settings
 from shared.store.runtime import Runtime
@@ -56,8 +57,25 @@ async def _api(request: Request) -> ApiState:
     return api_of(request)  # a coroutine: FastAPI runs plain functions in threads
 
 
-async def _tenant(request: Request) -> str:
-    return tenant_of(request, api_of(request).settings)
+async def caller_of(request: Request, scope: Scope) -> Caller:
+    """Who sent it, and may do that. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable."""
+    return await authenticate(request, api_of(request).settings, scope)
+
+
+async def _submitter(request: Request) -> Caller:
+    return await caller_of(request, Scope.SUBMIT)
+
+
+async def _reader(request: Request) -> Caller:
+    return await caller_of(request, Scope.READ)
+
+
+async def _canceller(request: Request) -> Caller:
+    return await caller_of(request, Scope.CANCEL)
+
+
+async def _admin(request: Request) -> Caller:
+    return await caller_of(request, Scope.ADMIN)
 
 
 async def _job_id(job_id: Annotated[str, Path()]) -> str:
@@ -73,7 +91,10 @@ async def _batch_id(batch_id: Annotated[str, Path()]) -> str:
 
 
 Api = Annotated[ApiState, Depends(_api)]
-Tenant = Annotated[str, Depends(_tenant)]
+Submitter = Annotated[Caller, Depends(_submitter)]
+Reader = Annotated[Caller, Depends(_reader)]
+Canceller = Annotated[Caller, Depends(_canceller)]
+Admin = Annotated[Caller, Depends(_admin)]
 JobId = Annotated[str, Depends(_job_id)]
 BatchId = Annotated[str, Depends(_batch_id)]
 """Of the path. What cannot be one of ours is not found, like an absent one."""

@@ -11,6 +11,7 @@ import msgspec
 from api.admission import admit
 from api.dependencies import ApiState
 from api.submit_batch import SubmittedBatch, bear
+from shared.api_key import Caller
 from shared.batch import Batch, InvalidItem, NewItem
 from shared.errors import IdempotencyKeyReused, NotEnded
 from shared.job import Job, JobState, new_id
@@ -21,7 +22,7 @@ from shared.store.idempotency import fingerprint_of
 _NONE_LEFT: Final = "No item of the batch could be retried: all others succeeded, or cannot run."
 
 
-async def retry(api: ApiState, batch: Batch, *, idempotency_key: str | None = None) -> SubmittedBatch:
+async def retry(api: ApiState, caller: Caller, batch: Batch, *, idempotency_key: str | None = None) -> SubmittedBatch:
     """The new batch, or the one that the key has already.
 
     Raises NotEnded before the batch's end and where nothing is to be retried, IdempotencyKeyReused, StorageFull, QueueFull,
@@ -40,7 +41,9 @@ async def retry(api: ApiState, batch: Batch, *, idempotency_key: str | None = No
     if not counts.failed + counts.cancelled + counts.expired:
         raise NotEnded(_NONE_LEFT)
     again = msgspec.structs.replace(
-        spec, items=msgspec.structs.replace(spec.items, not_before_ms=None), retry_of=batch.id
+        spec,
+        items=msgspec.structs.replace(spec.items, not_before_ms=None, key_id=caller.key_id or ""),
+        retry_of=batch.id,
     )
     waited_ms = batch.expires_ms - max(batch.created_ms, spec.items.not_before_ms or 0)
 
@@ -55,7 +58,7 @@ async def retry(api: ApiState, batch: Batch, *, idempotency_key: str | None = No
             fingerprint=fingerprint if idempotency_key is not None else "",
         )
 
-    return await bear(api, batch.tenant, _slices(api, batch), start, has_key=idempotency_key is not None)
+    return await bear(api, caller, _slices(api, batch), start, has_key=idempotency_key is not None)
 
 
 async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | InvalidItem]]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from api.admission import admit
 from api.dependencies import ApiState
 from api.native.job_request import Draft
+from shared.api_key import Caller
 from shared.job import Job, JobSpec, JobState, Submission, new_id, prompt_hash_of
 from shared.store.jobs import Created
 
@@ -27,7 +28,7 @@ class Submitted(NamedTuple):
 
 async def submit(
     api: ApiState,
-    tenant: str,
+    caller: Caller,
     draft: Draft,
     *,
     idempotency: Idempotency | None = None,
@@ -44,7 +45,7 @@ async def submit(
     options = draft.options
     submission = Submission(
         id=job_id or new_id("job"),
-        tenant=tenant,
+        tenant=caller.tenant,
         spec=JobSpec(
             model=draft.model,
             priority=options.priority,
@@ -60,17 +61,19 @@ async def submit(
             kind=draft.kind,
             may_start_over=draft.may_start_over,
             anthropic_beta=draft.anthropic_beta,
+            key_id=caller.key_id or "",
         ),
         request=draft.request,
         idempotency_key=idempotency.key if idempotency else None,
         fingerprint=idempotency.fingerprint if idempotency else "",
+        limits=caller.limits,
         attended_by=api.name if is_attended else "",
     )
     outcome = await api.runtime.jobs.submit(submission, expires_in_s=options.expires_in_s)
     if isinstance(outcome, Created):
         api.log.debug("job_submitted", job_id=submission.id, prompt_hash=submission.spec.prompt_hash, model=draft.model)
         return Submitted(_born(submission, outcome), outcome.queue_position, is_replayed=False)
-    job = await api.runtime.jobs.get(outcome.job_id, tenant, with_result=True)
+    job = await api.runtime.jobs.get(outcome.job_id, caller.tenant, with_result=True)
     api.log.debug("submit_replayed", job_id=job.id)
     return Submitted(job, await position_of(api, job), is_replayed=True)
 

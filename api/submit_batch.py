@@ -19,6 +19,7 @@ from api.dependencies import ApiState
 from api.headers import JSON, idempotency_key, one
 from api.native.batch_request import BatchItems, DraftOf, options_of_job
 from api.native.job_request import JobOptions
+from shared.api_key import Caller
 from shared.batch import ITEM_PRIORITY, Batch, BatchSpec, InvalidItem, NewItem
 from shared.errors import (
     IdempotencyKeyReused,
@@ -87,7 +88,7 @@ class SubmittedBatch(NamedTuple):
 async def submit_batch(
     request: Request,
     api: ApiState,
-    tenant: str,
+    caller: Caller,
     *,
     form: BatchForm = BatchForm.JSON,
     options: JobOptions | None = None,
@@ -115,7 +116,7 @@ async def submit_batch(
         draft_of=draft_of,
         with_fingerprint=key is not None,
     )
-    batches = api.runtime.batches
+    batches, tenant = api.runtime.batches, caller.tenant
     if key is not None and (known := await batches.known(tenant, key)):
         async for _ in coming.slices():
             pass
@@ -127,19 +128,19 @@ async def submit_batch(
         return await batches.start(
             batch_id,
             tenant,
-            _spec_of(coming.options, anthropic_beta),
+            _spec_of(coming.options, anthropic_beta, caller),
             expires_in_s=coming.options.expires_in_s,
             total=total,
             idempotency_key=key,
             fingerprint=coming.fingerprint() if key is not None else "",
         )
 
-    return await bear(api, tenant, coming.slices(), start, has_key=key is not None)
+    return await bear(api, caller, coming.slices(), start, has_key=key is not None)
 
 
 async def bear(
     api: ApiState,
-    tenant: str,
+    caller: Caller,
     slices: AsyncGenerator[list[NewItem | InvalidItem]],
     start: Callable[[str, int], Awaitable[str]],
     *,
@@ -154,7 +155,7 @@ async def bear(
     if api.uploads.locked():
         raise QueueFull("As many batches come in as may do so at once.", retry_after_s=_UPLOAD_AGAIN_S)
     async with api.uploads:
-        return await _bear(api, tenant, slices, start, has_key=has_key)
+        return await _bear(api, caller.tenant, slices, start, has_key=has_key)
 
 
 async def _bear(
@@ -224,7 +225,7 @@ async def _leave_nothing(api: ApiState, batch_id: str, tenant: str, *, may_stand
         await batches.advance_all(batch_id, most_s=_ERASE_S)
 
 
-def _spec_of(options: JobOptions, anthropic_beta: str) -> BatchSpec:
+def _spec_of(options: JobOptions, anthropic_beta: str, caller: Caller) -> BatchSpec:
     items = JobSpec(
         model="",
         priority=ITEM_PRIORITY,
@@ -235,6 +236,7 @@ def _spec_of(options: JobOptions, anthropic_beta: str) -> BatchSpec:
         content_idle_timeout_s=options.content_idle_timeout_s,
         not_before_ms=options.not_before_ms,
         anthropic_beta=anthropic_beta,
+        key_id=caller.key_id or "",
     )
     return BatchSpec(items=items, metadata=options.metadata)
 

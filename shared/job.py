@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from shared.errors import IllegalTransition, JobError
+from shared.limits import CallerLimits
 
 
 class JobState(StrEnum):
@@ -118,6 +119,8 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     ``reset``."""
     anthropic_beta: str = ""
     """The caller's ``anthropic-beta`` header, for an upstream that knows it."""
+    key_id: str = ""
+    """The API key that it was submitted with; what its calls cost is counted for it. Empty: none."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -174,6 +177,8 @@ class Submission(msgspec.Struct, frozen=True):
     idempotency_key: str | None = None
     fingerprint: str = ""
     """Of the parsed body: equal JSON is the same body."""
+    limits: CallerLimits = CallerLimits()
+    """Of the API key; those of the tenant are in Redis."""
     attended_by: str = ""
     """The API process whose client waits for it: with neither it is cancelled. Empty: nobody has to wait."""
 

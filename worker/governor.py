@@ -103,6 +103,7 @@ class Governor:
             call = CallFacts(
                 id=new_id("call"),
                 tenant=claim.tenant,
+                key_id=claim.spec.key_id,
                 job_id=claim.id,
                 epoch=claim.epoch,
                 attempt=attempt,

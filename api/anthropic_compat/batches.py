@@ -11,11 +11,11 @@ from api.answers import json_answer
 from api.anthropic_compat.batch_view import our_id_of, render, render_deleted, render_line, render_page
 from api.anthropic_compat.message_request import anthropic_beta_of, batch_draft_of
 from api.anthropic_compat.models import limit_of
-from api.auth import tenant_of
 from api.batch_results import results_answer
-from api.dependencies import BATCH_ID, ApiState, api_of
+from api.dependencies import BATCH_ID, ApiState, api_of, caller_of
 from api.fields import refuse
 from api.submit_batch import submit_batch
+from shared.api_key import Scope
 from shared.batch import Batch
 from shared.errors import FieldError, NotFound
 
@@ -26,11 +26,11 @@ _ADVANCED_S: Final = 0.5
 async def create_batch(request: Request) -> Response:
     """Requests in, a batch back. Each that is not valid is an errored result of its own."""
     api = api_of(request)
-    tenant = tenant_of(request, api.settings)
+    caller = await caller_of(request, Scope.SUBMIT)
     submitted = await submit_batch(
         request,
         api,
-        tenant,
+        caller,
         draft_of=partial(batch_draft_of, default_model=api.settings.model),
         anthropic_beta=anthropic_beta_of(request),
     )
@@ -41,30 +41,30 @@ async def create_batch(request: Request) -> Response:
 async def list_batches(request: Request) -> Response:
     """The caller's, newest first."""
     api = api_of(request)
-    tenant = tenant_of(request, api.settings)
+    caller = await caller_of(request, Scope.READ)
     limit = limit_of(request)
     after, before = _cursor_of(request, "after_id"), _cursor_of(request, "before_id")
     if after and before:
         raise refuse(FieldError("before_id", "must not stand beside after_id"))
-    page = await api.runtime.batches.page(tenant, after=after, before=before, limit=limit)
+    page = await api.runtime.batches.page(caller.tenant, after=after, before=before, limit=limit)
     return json_answer(render_page(page.batches, has_more=page.next_after is not None))
 
 
 async def read_batch(request: Request) -> Response:
     """As it stands."""
-    _, batch = await _batch_of(request)
+    _, batch = await _batch_of(request, Scope.READ)
     return json_answer(render(batch))
 
 
 async def read_results(request: Request) -> Response:
     """What has ended so far, one JSON object a line."""
-    api, batch = await _batch_of(request)
+    api, batch = await _batch_of(request, Scope.READ)
     return await results_answer(api.runtime, batch, encode=render_line)
 
 
 async def cancel_batch(request: Request) -> Response:
     """End what has not ended; what is done stays."""
-    api, batch = await _batch_of(request)
+    api, batch = await _batch_of(request, Scope.CANCEL)
     if await api.runtime.batches.cancel(batch.id, batch.tenant):
         await api.runtime.batches.advance_all(batch.id, most_s=_ADVANCED_S)
     return json_answer(render(await api.runtime.batches.get(batch.id, batch.tenant)))
@@ -72,7 +72,7 @@ async def cancel_batch(request: Request) -> Response:
 
 async def delete_batch(request: Request) -> Response:
     """Erase a batch that has ended, with all its results."""
-    api, batch = await _batch_of(request)
+    api, batch = await _batch_of(request, Scope.CANCEL)
     await api.runtime.batches.erase(batch.id, batch.tenant)
     await api.runtime.batches.advance_all(batch.id, most_s=_ADVANCED_S)
     return json_answer(render_deleted(batch.id))
@@ -92,14 +92,14 @@ router = Router(
 )
 
 
-async def _batch_of(request: Request) -> tuple[ApiState, Batch]:
+async def _batch_of(request: Request, scope: Scope) -> tuple[ApiState, Batch]:
     """Raises NotFound, for what is no id of ours too."""
     api = api_of(request)
-    tenant = tenant_of(request, api.settings)
+    caller = await caller_of(request, scope)
     batch_id = our_id_of(request.path_params["batch_id"])
     if not BATCH_ID.fullmatch(batch_id):
         raise NotFound
-    return api, await api.runtime.batches.get(batch_id, tenant)
+    return api, await api.runtime.batches.get(batch_id, caller.tenant)
 
 
 def _cursor_of(request: Request, name: str) -> str | None:

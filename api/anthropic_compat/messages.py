@@ -33,15 +33,15 @@ from api.anthropic_compat.wire import (
     refusal_of_problem,
     type_of,
 )
-from api.auth import tenant_of
 from api.body import read_json
 from api.connection import while_connected
-from api.dependencies import ApiState, api_of
+from api.dependencies import ApiState, api_of, caller_of
 from api.errors import request_id_of
 from api.native.job_request import Draft
 from api.relay import Watch
 from api.sse import SseResponse
 from api.submit import Idempotency, Submitted, submit
+from shared.api_key import Caller, Scope
 from shared.errors import InternalError, NotFound, Problem, ServerStopping, StorageUnavailable
 from shared.job import Job, JobState, new_id
 
@@ -53,14 +53,14 @@ _LONGEST_WAIT_S: Final = 86_400 + 600 + 60
 async def create_message(request: Request) -> Response:
     """An answer, whole or as it is written."""
     api = api_of(request)
-    tenant = tenant_of(request, api.settings)
+    caller = await caller_of(request, Scope.SUBMIT)
     headers = call_headers_of(request)
     body = await read_json(request, api.settings.max_body_bytes)
     asked = message_request_of(body, headers, default_model=api.settings.model)
     call = await _begun(
         request,
         api,
-        tenant,
+        caller,
         asked.draft,
         idempotency=idempotency_of(body, headers.key),
         is_cancelled_by_leaving=headers.is_cancelled_by_leaving,
@@ -71,11 +71,11 @@ async def create_message(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     """How many tokens a request has, as the LLM counts them."""
     api = api_of(request)
-    tenant = tenant_of(request, api.settings)
+    caller = await caller_of(request, Scope.SUBMIT)
     beta = anthropic_beta_of(request)
     body = await read_json(request, api.settings.max_body_bytes)
     draft = count_draft_of(body, default_model=api.settings.model, anthropic_beta=beta)
-    call = await _begun(request, api, tenant, draft, idempotency=None, is_cancelled_by_leaving=True)
+    call = await _begun(request, api, caller, draft, idempotency=None, is_cancelled_by_leaving=True)
     return await call.whole(_count_answer, COUNT_TIMEOUT_S)
 
 
@@ -90,7 +90,7 @@ router = Router(
 async def _begun(
     request: Request,
     api: ApiState,
-    tenant: str,
+    caller: Caller,
     draft: Draft,
     *,
     idempotency: Idempotency | None,
@@ -101,13 +101,13 @@ async def _begun(
     watch = api.relay.watch(job_id)
     try:
         submitted = await submit(
-            api, tenant, draft, idempotency=idempotency, job_id=job_id, is_attended=is_cancelled_by_leaving
+            api, caller, draft, idempotency=idempotency, job_id=job_id, is_attended=is_cancelled_by_leaving
         )
     except BaseException as error:
         watch.close()
         # Whether it was born is not known. Nobody will hear its answer, and the SDK is about to send another one.
         if is_cancelled_by_leaving and not (isinstance(error, Problem) and not isinstance(error, StorageUnavailable)):
-            await _give_up(api, tenant, job_id)
+            await _give_up(api, caller.tenant, job_id)
         raise
     if submitted.is_replayed:
         watch.close()

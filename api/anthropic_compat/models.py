@@ -8,9 +8,9 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 
 from api.answers import json_answer
-from api.auth import tenant_of
-from api.dependencies import ApiState, api_of
+from api.dependencies import ApiState, api_of, caller_of
 from api.fields import refuse
+from shared.api_key import Scope
 from shared.errors import FieldError, NotFound
 from shared.models import UNKNOWN_TIME, ModelInfo, distinct
 
@@ -41,7 +41,7 @@ class ModelPage(msgspec.Struct, frozen=True):
 async def list_models(request: Request) -> Response:
     """A page of them."""
     api = api_of(request)
-    tenant_of(request, api.settings)
+    await caller_of(request, Scope.READ)
     limit = limit_of(request)
     after_id, before_id = request.query_params.get("after_id"), request.query_params.get("before_id")
     if after_id and before_id:
@@ -70,7 +70,7 @@ async def list_models(request: Request) -> Response:
 async def read_model(request: Request) -> Response:
     """One of them."""
     api = api_of(request)
-    tenant_of(request, api.settings)
+    await caller_of(request, Scope.READ)
     model_id = request.path_params["model_id"]
     for model in await _models(api):
         if model.id == model_id:

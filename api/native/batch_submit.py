@@ -6,11 +6,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.answers import json_answer
-from api.auth import tenant_of
-from api.dependencies import api_of
+from api.dependencies import api_of, caller_of
 from api.native.batch_request import options_of_query, refuse_query
 from api.native.batch_view import render, url_of
 from api.submit_batch import BatchForm, form_of, submit_batch
+from shared.api_key import Scope
 
 
 def add_submit_batch(app: FastAPI) -> None:
@@ -21,14 +21,14 @@ def add_submit_batch(app: FastAPI) -> None:
 async def submit_batch_route(request: Request) -> Response:
     """Take a batch in: 202 and where it is found. A repeat of one that has ended answers 200."""
     api = api_of(request)
-    tenant = tenant_of(request, api.settings)
+    caller = await caller_of(request, Scope.SUBMIT)
     form = form_of(request)
     query = request.query_params.multi_items()
     if form is BatchForm.LINES:
-        submitted = await submit_batch(request, api, tenant, form=form, options=options_of_query(query))
+        submitted = await submit_batch(request, api, caller, form=form, options=options_of_query(query))
     else:
         refuse_query(query)
-        submitted = await submit_batch(request, api, tenant, takes_options=True)
+        submitted = await submit_batch(request, api, caller, takes_options=True)
     batch, is_replayed = submitted
     headers = {"Location": url_of(batch.id)}
     if is_replayed:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from api.answers import json_answer
 from api.batch_results import results_answer
 from api.batch_stream import batch_stream
-from api.dependencies import BATCH_ID, Api, ApiState, BatchId, Tenant
+from api.dependencies import BATCH_ID, Api, ApiState, BatchId, Canceller, Reader, Submitter
 from api.headers import EVENT_STREAM, idempotency_key, must_accept
 from api.native.batch_view import render, render_page, url_of
 from api.native.jobs import RETRY_AFTER
@@ -31,34 +31,34 @@ EndedState = Literal["succeeded", "failed", "cancelled", "expired"]
 @router.get("/v1/batches")
 async def list_batches(
     api: Api,
-    tenant: Tenant,
+    caller: Reader,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
     """The caller's batches, newest first."""
     if after is not None and not BATCH_ID.fullmatch(after):
         raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
-    page = await api.runtime.batches.page(tenant, after=after, limit=limit)
+    page = await api.runtime.batches.page(caller.tenant, after=after, limit=limit)
     return json_answer(render_page(page.batches, page.next_after))
 
 
 @router.get("/v1/batches/{batch_id}")
-async def read_batch(api: Api, tenant: Tenant, batch_id: BatchId) -> Response:
+async def read_batch(api: Api, caller: Reader, batch_id: BatchId) -> Response:
     """The batch as it stands, with live counts."""
-    return await _as_it_stands(api, tenant, batch_id)
+    return await _as_it_stands(api, caller.tenant, batch_id)
 
 
 @router.get("/v1/batches/{batch_id}/results")
 async def read_results(
     api: Api,
-    tenant: Tenant,
+    caller: Reader,
     batch_id: BatchId,
     order: Literal["submitted", "finished"] = "submitted",
     status: EndedState | None = None,
     after: Annotated[str | None, Query(description="The ``line`` of the last one that the client has.")] = None,
 ) -> Response:
     """What has ended so far, one JSON object a line."""
-    batch = await api.runtime.batches.get(batch_id, tenant)
+    batch = await api.runtime.batches.get(batch_id, caller.tenant)
     wanted = None if status is None else JobState(status)
     return await results_answer(api.runtime, batch, order=Order(order), status=wanted, after=_line_of(after))
 
@@ -75,7 +75,7 @@ def _line_of(text: str | None) -> int | None:
 async def follow_batch(
     request: Request,
     api: Api,
-    tenant: Tenant,
+    caller: Reader,
     batch_id: BatchId,
     tokens: Annotated[bool, Query(description="true: every item's events too.")] = False,
     form: Annotated[
@@ -85,24 +85,24 @@ async def follow_batch(
 ) -> Response:
     """Its progress, as server-sent events, until it has ended."""
     must_accept(request, EVENT_STREAM)
-    batch = await api.runtime.batches.get(batch_id, tenant)
+    batch = await api.runtime.batches.get(batch_id, caller.tenant)
     return batch_stream(api, batch, items_as=StreamFormat(form) if tokens else None)
 
 
 @router.post("/v1/batches/{batch_id}/cancel")
-async def cancel_batch(api: Api, tenant: Tenant, batch_id: BatchId) -> Response:
+async def cancel_batch(api: Api, caller: Canceller, batch_id: BatchId) -> Response:
     """End what has not ended; what is done stays. A batch that has ended stays as it is."""
-    if await api.runtime.batches.cancel(batch_id, tenant):
+    if await api.runtime.batches.cancel(batch_id, caller.tenant):
         await api.runtime.batches.advance_all(batch_id, most_s=_MOST_S)
-    return await _as_it_stands(api, tenant, batch_id)
+    return await _as_it_stands(api, caller.tenant, batch_id)
 
 
 @router.post("/v1/batches/{batch_id}/retry", status_code=202)
-async def retry_batch(request: Request, api: Api, tenant: Tenant, batch_id: BatchId) -> Response:
+async def retry_batch(request: Request, api: Api, caller: Submitter, batch_id: BatchId) -> Response:
     """Submit the items that did not succeed once more, as a new batch with ``retry_of``. Lines that cannot run are left out."""
     key = idempotency_key(request)
-    batch = await api.runtime.batches.get(batch_id, tenant)
-    again, is_replayed = await retry(api, batch, idempotency_key=key)
+    batch = await api.runtime.batches.get(batch_id, caller.tenant)
+    again, is_replayed = await retry(api, caller, batch, idempotency_key=key)
     headers = {"Location": url_of(again.id)}
     if is_replayed:
         headers["Idempotency-Replayed"] = "true"
@@ -112,9 +112,9 @@ async def retry_batch(request: Request, api: Api, tenant: Tenant, batch_id: Batc
 
 
 @router.delete("/v1/batches/{batch_id}", status_code=204)
-async def erase_batch(api: Api, tenant: Tenant, batch_id: BatchId) -> Response:
+async def erase_batch(api: Api, caller: Canceller, batch_id: BatchId) -> Response:
     """Erase a batch that has ended, with all its items."""
-    await api.runtime.batches.erase(batch_id, tenant)
+    await api.runtime.batches.erase(batch_id, caller.tenant)
     await api.runtime.batches.advance_all(batch_id, most_s=_MOST_S)
     return Response(status_code=204)
 

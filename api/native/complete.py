@@ -16,7 +16,7 @@ from starlette.responses import Response
 from api.answers import json_answer
 from api.body import read_json
 from api.connection import while_connected
-from api.dependencies import Api, ApiState, Tenant
+from api.dependencies import Api, ApiState, Submitter
 from api.errors import document, request_id_of
 from api.fields import BODY, MOST_ERRORS, pointer, refuse
 from api.native.job_request import Draft, JobOptions, check_max_tokens, check_prompt, user_message
@@ -65,19 +65,19 @@ class _Result(msgspec.Struct):
 
 
 @router.post("/complete")
-async def complete(request: Request, api: Api, tenant: Tenant) -> Response:
+async def complete(request: Request, api: Api, caller: Submitter) -> Response:
     """The whole answer to a prompt."""
     draft = completion_draft_of(await read_json(request, api.settings.max_body_bytes), model=api.settings.model)
     job_id = new_id("job")
     with contextlib.closing(api.relay.watch(job_id)) as watch:
-        await submit(api, tenant, draft, job_id=job_id, is_attended=True)
+        await submit(api, caller, draft, job_id=job_id, is_attended=True)
         has_ended = False
         try:
             has_ended = await while_connected(request, api.relay.wait_for_end(job_id, TIMEOUT_S, watch, is_new=True))
         finally:
             if not has_ended:
-                await _give_up(api, tenant, job_id)
-    job = await api.runtime.jobs.get(job_id, tenant, with_result=True)
+                await _give_up(api, caller.tenant, job_id)
+    job = await api.runtime.jobs.get(job_id, caller.tenant, with_result=True)
     problem = problem_of(job, is_given_up=not has_ended)
     if problem is not None:
         raise ServerStopping if not has_ended and api.shutdown.is_set() else problem
@@ -85,20 +85,20 @@ async def complete(request: Request, api: Api, tenant: Tenant) -> Response:
 
 
 @router.post("/complete/stream")
-async def complete_stream(request: Request, api: Api, tenant: Tenant) -> Response:
+async def complete_stream(request: Request, api: Api, caller: Submitter) -> Response:
     """The answer to a prompt as it is written: ``data:`` frames of text, and ``data: [DONE]``."""
     draft = completion_draft_of(await read_json(request, api.settings.max_body_bytes), model=api.settings.model)
     job_id = new_id("job")
     watch = api.relay.watch(job_id)
     try:
-        submitted = await submit(api, tenant, draft, job_id=job_id, is_attended=True)
+        submitted = await submit(api, caller, draft, job_id=job_id, is_attended=True)
     except BaseException:
         watch.close()
         raise
 
     async def on_close(finished: bool) -> None:
         if not finished:
-            await _give_up(api, tenant, job_id)
+            await _give_up(api, caller.tenant, job_id)
 
     frames = _frames(api, submitted.job, watch, request_id_of(request))
     return SseResponse(frames, watch=watch, on_close=on_close)

@@ -8,10 +8,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.answers import json_answer
-from api.auth import tenant_of
 from api.body import read_json
 from api.connection import while_connected
-from api.dependencies import JOB_ID, Api, ApiState, JobId, Tenant, api_of
+from api.dependencies import JOB_ID, Api, ApiState, Canceller, JobId, Reader, Submitter, api_of, caller_of
 from api.fields import refuse
 from api.headers import (
     EVENT_STREAM,
@@ -26,6 +25,7 @@ from api.native.job_request import Draft, JobOptions, draft_of
 from api.native.job_view import render, render_page, url_of
 from api.sse import StreamFormat, job_stream
 from api.submit import Idempotency, Submitted, position_of, submit
+from shared.api_key import Caller, Scope
 from shared.errors import FieldError, InvalidCursor, NotEnded
 from shared.events import EventId, parse_cursor
 from shared.job import Job, JobState, new_id
@@ -49,7 +49,7 @@ async def submit_job(request: Request) -> Response:
     The hottest route: it reads its request itself, without FastAPI's dependencies.
     """
     api = api_of(request)
-    tenant = tenant_of(request, api.settings)
+    caller = await caller_of(request, Scope.SUBMIT)
     is_followed = wants_event_stream(request)
     wait_s = preferred_wait_s(request)
     key = idempotency_key(request)
@@ -58,19 +58,19 @@ async def submit_job(request: Request) -> Response:
     draft = draft_of(body, default_model=settings.model, max_prompt_chars=settings.max_prompt_chars)
     idempotency = Idempotency(key, fingerprint_of(body)) if key is not None else None
     if is_followed:
-        return await _submit_and_follow(request, api, tenant, draft, idempotency)
+        return await _submit_and_follow(request, api, caller, draft, idempotency)
     if wait_s:
-        return await _submit_and_wait(request, api, tenant, draft, idempotency, wait_s)
-    return _told(await submit(api, tenant, draft, idempotency=idempotency))
+        return await _submit_and_wait(request, api, caller, draft, idempotency, wait_s)
+    return _told(await submit(api, caller, draft, idempotency=idempotency))
 
 
 async def _submit_and_wait(
-    request: Request, api: ApiState, tenant: str, draft: Draft, idempotency: Idempotency | None, wait_s: int
+    request: Request, api: ApiState, caller: Caller, draft: Draft, idempotency: Idempotency | None, wait_s: int
 ) -> Response:
     job_id = new_id("job")
     watch = api.relay.watch(job_id)
     try:
-        submitted = await submit(api, tenant, draft, idempotency=idempotency, job_id=job_id)
+        submitted = await submit(api, caller, draft, idempotency=idempotency, job_id=job_id)
         job = submitted.job
         if submitted.is_replayed:
             if not job.has_ended:
@@ -79,20 +79,20 @@ async def _submit_and_wait(
             await while_connected(request, api.relay.wait_for_end(job_id, wait_s, watch, is_new=True))
     finally:
         watch.close()
-    job = await api.runtime.jobs.get(job.id, tenant, with_result=True)
+    job = await api.runtime.jobs.get(job.id, caller.tenant, with_result=True)
     now = submitted._replace(job=job, queue_position=await position_of(api, job))
     return _told(now, {"Preference-Applied": f"wait={wait_s}"})
 
 
 async def _submit_and_follow(
-    request: Request, api: ApiState, tenant: str, draft: Draft, idempotency: Idempotency | None
+    request: Request, api: ApiState, caller: Caller, draft: Draft, idempotency: Idempotency | None
 ) -> Response:
     form = _format_of(request)
     cursor = _cursor_of(one(request, b"last-event-id"))
     job_id = new_id("job")
     watch = api.relay.watch(job_id)
     try:
-        submitted = await submit(api, tenant, draft, idempotency=idempotency, job_id=job_id)
+        submitted = await submit(api, caller, draft, idempotency=idempotency, job_id=job_id)
     except BaseException:
         watch.close()
         raise
@@ -121,7 +121,7 @@ def _told(submitted: Submitted, headers: dict[str, str] | None = None) -> Respon
 async def read_job(
     request: Request,
     api: Api,
-    tenant: Tenant,
+    caller: Reader,
     job_id: JobId,
     wait: Annotated[
         int, Query(ge=0, description=f"Seconds to wait for the end; above {MOST_WAIT_S} counts as that.")
@@ -130,13 +130,13 @@ async def read_job(
 ) -> Response:
     """The job as it stands, or as it ended within ``wait`` seconds."""
     headers: dict[str, str] = {}
-    job = await api.runtime.jobs.get(job_id, tenant, with_result=result)
+    job = await api.runtime.jobs.get(job_id, caller.tenant, with_result=result)
     if wait:
         wait_s = min(wait, MOST_WAIT_S)
         headers["Preference-Applied"] = f"wait={wait_s}"
         if not job.has_ended:
             await while_connected(request, api.relay.wait_for_end(job_id, wait_s))
-            job = await api.runtime.jobs.get(job_id, tenant, with_result=result)
+            job = await api.runtime.jobs.get(job_id, caller.tenant, with_result=result)
     if not job.has_ended:
         headers |= RETRY_AFTER
     return json_answer(render(job, await position_of(api, job), with_result=result), headers=headers)
@@ -145,7 +145,7 @@ async def read_job(
 @router.get("/v1/jobs")
 async def list_jobs(
     api: Api,
-    tenant: Tenant,
+    caller: Reader,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     status: JobState | None = None,
@@ -154,14 +154,14 @@ async def list_jobs(
     """The caller's jobs, newest first, without their results."""
     if after is not None and not JOB_ID.fullmatch(after):
         raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
-    page = await api.runtime.jobs.list(tenant, after=after, limit=limit, state=status, batch_id=batch_id)
+    page = await api.runtime.jobs.list(caller.tenant, after=after, limit=limit, state=status, batch_id=batch_id)
     waiting = [job.id for job in page.jobs if job.state is JobState.QUEUED]
     places = dict(zip(waiting, await api.runtime.jobs.positions(waiting), strict=True))
     return json_answer(render_page(page.jobs, [places.get(job.id) for job in page.jobs], page.next_after))
 
 
 @router.get("/v1/jobs/{job_id}/events")
-async def follow_job(request: Request, api: Api, tenant: Tenant, job_id: JobId) -> Response:
+async def follow_job(request: Request, api: Api, caller: Reader, job_id: JobId) -> Response:
     """The job's events, as server-sent events: from its newest attempt on, or behind the client's last event."""
     must_accept(request, EVENT_STREAM)
     form = _format_of(request)
@@ -169,7 +169,7 @@ async def follow_job(request: Request, api: Api, tenant: Tenant, job_id: JobId) 
     after = request.query_params.get("after")
     from_now = not sent and after == _FROM_NOW
     cursor = None if from_now else _cursor_of(sent or after)
-    job = await api.runtime.jobs.get(job_id, tenant)
+    job = await api.runtime.jobs.get(job_id, caller.tenant)
     return _follow(api, job, await position_of(api, job), form, cursor, from_now=from_now)
 
 
@@ -207,22 +207,22 @@ def _cursor_of(text: str | None) -> EventId | None:
 
 
 @router.post("/v1/jobs/{job_id}/cancel")
-async def cancel_job(api: Api, tenant: Tenant, job_id: JobId) -> Response:
+async def cancel_job(api: Api, caller: Canceller, job_id: JobId) -> Response:
     """End the job now, whatever it does. One that has ended stays as it is."""
-    await api.runtime.jobs.cancel(job_id, tenant)
-    return json_answer(render(await api.runtime.jobs.get(job_id, tenant, with_result=True), None))
+    await api.runtime.jobs.cancel(job_id, caller.tenant)
+    return json_answer(render(await api.runtime.jobs.get(job_id, caller.tenant, with_result=True), None))
 
 
 @router.post("/v1/jobs/{job_id}/retry", status_code=202)
-async def retry_job(request: Request, api: Api, tenant: Tenant, job_id: JobId) -> Response:
+async def retry_job(request: Request, api: Api, caller: Submitter, job_id: JobId) -> Response:
     """Submit a job that ended without success once more, as a new job with ``retry_of``."""
     key = idempotency_key(request)
-    job, upstream_request = await api.runtime.jobs.request_of(job_id, tenant)
+    job, upstream_request = await api.runtime.jobs.request_of(job_id, caller.tenant)
     if not job.has_ended or job.state is JobState.SUCCEEDED:
         raise NotEnded("Only a job that ended without success can be retried.")
     idempotency = Idempotency(key, fingerprint_of({"retry_of": job_id})) if key is not None else None
     draft = Draft(model=job.spec.model, request=upstream_request, options=_options_again(job))
-    return _told(await submit(api, tenant, draft, idempotency=idempotency, retry_of=job_id))
+    return _told(await submit(api, caller, draft, idempotency=idempotency, retry_of=job_id))
 
 
 def _options_again(job: Job) -> JobOptions:
@@ -239,7 +239,7 @@ def _options_again(job: Job) -> JobOptions:
 
 
 @router.delete("/v1/jobs/{job_id}", status_code=204)
-async def erase_job(api: Api, tenant: Tenant, job_id: JobId) -> Response:
+async def erase_job(api: Api, caller: Canceller, job_id: JobId) -> Response:
     """Erase the prompt, the events and the result of a job that has ended."""
-    await api.runtime.jobs.erase(job_id, tenant)
+    await api.runtime.jobs.erase(job_id, caller.tenant)
     return Response(status_code=204)

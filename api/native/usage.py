@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from api.answers import json_answer
-from api.dependencies import Api, Tenant
+from api.dependencies import Api, Reader
 from api.fields import refuse
 from shared.errors import FieldError
 from shared.usage import Group, Grouping, UsageRow, UsageSums, grouped, total_of
@@ -72,12 +72,12 @@ _GroupBy = Annotated[
 
 @router.get("/v1/usage")
 async def read_usage(
-    api: Api, tenant: Tenant, first: _From = None, last: _To = None, group_by: _GroupBy = None
+    api: Api, caller: Reader, first: _From = None, last: _To = None, group_by: _GroupBy = None
 ) -> Response:
     """The tokens, calls and cost of the caller's tenant."""
     first_day, last_day = _days_of(first, last, today=datetime.now(UTC).date())
     by = _grouping_of([DEFAULT_GROUPING] if group_by is None else group_by)
-    rows = await api.runtime.usage.read(tenant, first_day, last_day)
+    rows = await api.runtime.usage.read(caller.tenant, first_day, last_day)
     return json_answer(render(rows, first_day, last_day, by))
 
 

@@ -60,6 +60,7 @@ class _Common(msgspec.Struct):
     content_idle_timeout_s: int | None
     not_before_ms: int | None
     anthropic_beta: str
+    key_id: str
     batch_id: str
 
 

@@ -51,6 +51,8 @@ class CallFacts(NamedTuple):
 
     id: str
     tenant: str
+    key_id: str
+    """The API key of the job, or empty."""
     job_id: str
     epoch: int
     attempt: int
@@ -153,7 +155,7 @@ class Upstreams:
             "tenant",
             call.tenant,
             "key",
-            "",
+            call.key_id,
             "job",
             call.job_id,
             "epoch",

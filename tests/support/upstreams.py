@@ -30,6 +30,7 @@ def a_call(call_id: str | None = None, **facts: Any) -> CallFacts:
         **{
             "id": call_id or an_id().replace("job", "call"),
             "tenant": "tenant-a",
+            "key_id": "",
             "job_id": "job_1",
             "epoch": 1,
             "attempt": 1,
