@@ -12,6 +12,8 @@ TokenspoolError
     ├── MethodNotAllowed    405
     ├── NotAcceptable       406
     ├── NotEnded            409      only an ended job can be erased or retried
+    ├── KeyEnded            409      a revoked or expired key gets no new secret
+    ├── TooManyKeys         409
     ├── TooLarge            413
     ├── UnsupportedMediaType 415
     ├── IdempotencyKeyReused 422
@@ -115,6 +117,18 @@ class NotEnded(Problem):
     """The job has not ended yet."""
 
     status, code, title = 409, "not_ended", "It is not at a point where that can be done"
+
+
+class KeyEnded(Problem):
+    """The API key is revoked or expired: make a new one."""
+
+    status, code, title = 409, "key_ended", "The key is revoked or expired"
+
+
+class TooManyKeys(Problem):
+    """The tenant has as many API keys as it may have; revoked ones count for 90 days."""
+
+    status, code, title = 409, "too_many_keys", "There are too many keys"
 
 
 class TooLarge(Problem):

@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     """How long an API call waits for Redis before it answers 503."""
     auth: Auth = Auth.KEYS
     """``keys``, or ``off``: then the ``X-Tenant`` header names the tenant. Never ``off`` on an open network."""
+    auth_cache_s: float = Field(60, ge=0, le=3_600)
+    """How long a caller whose key Redis knew is still let in while Redis is away. A revoked key is refused within 5 s otherwise."""
     model: str = Field("claude-sonnet-4-6", min_length=1, max_length=256)
     """The model of a request that names none."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

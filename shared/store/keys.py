@@ -103,6 +103,15 @@ GLOBAL_KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         ("tenant", "day"),
         "hash ``model\\nkey\\nmetric`` → integer: a tenant's calls of a day (UTC) added up. Its TTL is the usage's retention.",
     ),
+    "api_key": (
+        ("id",),
+        "hash: an API key, its secrets as SHA-256. No TTL: who holds it must be let in. If it has an end, 90 days beyond it.",
+    ),
+    "api_keys": (
+        ("tenant",),
+        "zset of ids, by name: the tenant's API keys. No TTL: each new key, and each list, drops entries whose record is gone.",
+    ),
+    "api_key_tenants": ((), "set of tenants that have API keys. No TTL: drops those whose last key is gone."),
 }
 
 CHANNELS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
@@ -193,6 +202,16 @@ def worker(name: str) -> str:
 def usage(tenant: str, day: str) -> str:
     """What a tenant's calls of a day (``YYYY-MM-DD``, UTC) add up to."""
     return _name("usage", tenant, day)
+
+
+def api_key(key_id: str) -> str:
+    """The record of an API key."""
+    return _name("api_key", key_id)
+
+
+def api_keys(tenant: str) -> str:
+    """The tenant's API keys."""
+    return _name("api_keys", tenant)
 
 
 def events(job_id: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from shared.errors import StorageFull, StorageUnavailable
 from shared.settings import Settings
+from shared.store.api_keys import ApiKeys
 from shared.store.batches import Batches
 from shared.store.commands import Commands
 from shared.store.connect import MakeConnection, connection_maker
@@ -33,6 +34,7 @@ class Runtime:
     queue: Queue
     upstreams: Upstreams
     usage: UsageBook
+    api_keys: ApiKeys
     memory: "Memory"
     make_connection: MakeConnection
 
@@ -102,6 +104,7 @@ async def open_runtime(
             queue=Queue(commands, settings),
             upstreams=Upstreams(commands, settings),
             usage=UsageBook(commands),
+            api_keys=ApiKeys(commands),
             memory=Memory(commands, settings.memory_high_water),
             make_connection=connect,
         )

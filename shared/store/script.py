@@ -35,6 +35,8 @@ _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "drop_batch": ("prelude", "bookkeeping", "drop_batch"),
     "due_batches": ("prelude", "bookkeeping", "due_batches"),
     "ended_items": ("prelude", "ended_items"),
+    "list_items": ("list_items",),
+    "content": ("content",),
     "attend": ("prelude", "bookkeeping", "attend"),
     "abandon": ("prelude", "bookkeeping", "abandon"),
     "reserve": ("upstream", "reserve"),
@@ -42,12 +44,22 @@ _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "probed": ("upstream", "probed"),
     "look": ("upstream", "look"),
     "hold": ("upstream", "hold"),
+    "create_api_key": ("api_key", "create_api_key"),
+    "rotate_api_key": ("api_key", "rotate_api_key"),
+    "revoke_api_key": ("api_key", "revoke_api_key"),
+    "use_api_keys": ("api_key", "use_api_keys"),
+    "check_api_keys": ("api_key", "check_api_keys"),
 }
 """What each is made of: nothing that it does not need, since Redis builds all of it anew for every call."""
 
 NAMES: Final = tuple(_PARTS)
 
-_GLOBAL: Final = frozenset({"reserve", "settle", "probed", "look", "hold"})
+_GLOBAL: Final = frozenset(
+    {
+        *("reserve", "settle", "probed", "look", "hold"),
+        *("create_api_key", "rotate_api_key", "revoke_api_key", "use_api_keys", "check_api_keys"),
+    }
+)
 """Those that keep what is not one shard's; all others see the shard, and nothing else."""
 
 

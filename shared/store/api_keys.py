@@ -1,0 +1,262 @@
+"""API keys as records: made, looked up, listed, rotated, revoked. A secret is kept as its SHA-256 alone."""
+
+import hmac
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from shared.api_key import (
+    ALL_SCOPES,
+    ApiKey,
+    PresentedKey,
+    Scope,
+    digest_of,
+    new_key_id,
+    new_key_text,
+)
+from shared.errors import KeyEnded, NotFound, TooManyKeys
+from shared.limits import CallerLimits
+from shared.store import keys
+from shared.store.commands import Commands
+from shared.store.script import script
+
+MOST_KEYS: Final = 10_000
+"""Of a tenant, those that have ended lately included."""
+
+_KEPT_MS: Final = 90 * 86_400_000
+"""For so long a key that has ended can still be listed."""
+_CHECKED_AT_ONCE: Final = 250
+_NO_DIGEST: Final = b"0" * 64
+"""Of no key: what an unknown id is compared with, so that it takes the time of a known one."""
+
+_FIELDS: Final = (
+    "tenant", "env", "name", "scopes", "limits", "created_ms", "expires_ms", "revoked_ms", "last_used_ms", "rotated_ms", "old_until_ms",
+)  # fmt: skip
+
+
+class NewKey(NamedTuple):
+    """A key and its text, which nobody can ask for again."""
+
+    key: ApiKey
+    text: str
+
+    def __repr__(self) -> str:
+        """Without the text: a log or a traceback must not hold it."""
+        return f"NewKey({self.key.id})"
+
+
+class FoundKey(NamedTuple):
+    """A key that somebody has, text and all."""
+
+    key: ApiKey
+    left_ms: int | None
+    """For how long this text is taken, as things stand. None: without an end."""
+
+
+class KeyPage(NamedTuple):
+    """Keys, newest first, and where the next page begins."""
+
+    keys: list[ApiKey]
+    next_after: str | None
+
+
+class ApiKeys:
+    """All keys of all tenants. With ``tenant`` a call sees that tenant's alone, and None is for the command line."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+
+    async def create(
+        self,
+        tenant: str,
+        *,
+        env: str,
+        name: str,
+        scopes: frozenset[Scope],
+        limits: CallerLimits,
+        expires_in_s: float | None = None,
+        latest_end_ms: int | None = None,
+    ) -> NewKey | None:
+        """A new key. ``latest_end_ms`` is the end of the key that makes it: without an end of its own it has that one, and
+        None is returned for one that would outlive it.
+
+        Raises TooManyKeys, StorageFull, StorageUnavailable; after the last one there may be a key that nobody has.
+        """
+        key_id = new_key_id()
+        text = new_key_text(key_id, env)
+        reply = await self._commands.run(
+            script("create_api_key"),
+            key_id,
+            tenant,
+            env,
+            name,
+            _scopes_text(scopes),
+            msgspec.json.encode(limits),
+            digest_of(text.encode()),
+            "" if expires_in_s is None else int(expires_in_s * 1000),
+            "" if latest_end_ms is None else latest_end_ms,
+            _KEPT_MS,
+            MOST_KEYS,
+        )
+        match reply:
+            case [b"outlives"]:
+                return None
+            case [b"full"]:
+                raise TooManyKeys
+            case [created_ms, expires_ms]:
+                key = ApiKey(key_id, tenant, env, name, scopes, limits, int(created_ms), _int(expires_ms))
+                return NewKey(key, text)
+            case _:  # a second key with that id: 30 bits of chance within one millisecond
+                return await self.create(
+                    tenant,
+                    env=env,
+                    name=name,
+                    scopes=scopes,
+                    limits=limits,
+                    expires_in_s=expires_in_s,
+                    latest_end_ms=latest_end_ms,
+                )
+
+    async def look_up(self, presented: PresentedKey) -> FoundKey | None:
+        """The key of that text; None for an unknown id, a wrong secret, a revoked and an expired one, at the same cost."""
+        found = self._commands.call("HMGET", keys.api_key(presented.id), "digest", "old_digest", *_FIELDS)
+        time = self._commands.call("TIME")
+        digest, old_digest, *record = await found
+        seconds, microseconds = await time
+        # Both comparisons are always made, and take as long whatever they compare.
+        own = presented.digest.encode()
+        is_newest = hmac.compare_digest(own, digest or _NO_DIGEST)
+        is_old = hmac.compare_digest(own, old_digest or _NO_DIGEST)
+        if not (is_newest or is_old) or record[0] is None:
+            return None
+        key = _key_of(presented.id, record)
+        now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+        ends = [key.expires_ms] if is_newest else [key.expires_ms, key.retiring_ms]
+        left_ms = min([end_ms - now_ms for end_ms in ends if end_ms is not None], default=None)
+        if key.revoked_ms is not None or (left_ms is not None and left_ms <= 0):
+            return None
+        return FoundKey(key, left_ms)
+
+    async def check(self, believed: Sequence[PresentedKey]) -> list[int | None]:
+        """Whether keys that were looked up before still stand: for how many ms each; 0 no more, None without an end."""
+        calls = [
+            self._commands.run(script("check_api_keys"), *[part for pair in some for part in pair])
+            for some in _portions(believed)
+        ]
+        lefts = [int(left) for call in calls for left in await call]
+        return [None if left < 0 else left for left in lefts]
+
+    async def note_use(self, used: Sequence[PresentedKey]) -> None:
+        """They were used within the minute."""
+        calls = [
+            self._commands.run(script("use_api_keys"), *[part for pair in some for part in pair])
+            for some in _portions(used)
+        ]
+        for call in calls:
+            await call
+
+    async def get(self, key_id: str, tenant: str | None) -> ApiKey:
+        """As its record stands. Raises NotFound, for foreign ids too."""
+        (key,) = await self._get_many([key_id])
+        if key is None or tenant not in (None, key.tenant):
+            raise NotFound
+        return key
+
+    async def page(self, tenant: str, *, after: str | None, limit: int) -> KeyPage:
+        """The tenant's keys, newest first, those that ended within 90 days included."""
+        found: list[ApiKey] = []
+        start = f"({after}" if after else "+"
+        while True:
+            index = keys.api_keys(tenant)
+            members = await self._commands.call("ZREVRANGEBYLEX", index, start, "-", "LIMIT", 0, limit + 1)
+            ids = [member.decode() for member in members]
+            for key_id, key in zip(ids, await self._get_many(ids), strict=True):
+                if key is None:
+                    await self._commands.call("ZREM", index, key_id)
+                elif len(found) == limit:
+                    return KeyPage(found, found[-1].id)
+                else:
+                    found.append(key)
+            if len(ids) <= limit:
+                return KeyPage(found, None)
+            start = f"({ids[-1]}"
+
+    async def tenants(self) -> list[str]:
+        """Those that have keys."""
+        found = [name.decode() for name in await self._commands.call("SMEMBERS", keys.plain("api_key_tenants"))]
+        sizes = [self._commands.call("ZCARD", keys.api_keys(tenant)) for tenant in found]
+        having = []
+        for tenant, size in zip(found, sizes, strict=True):
+            if await size:
+                having.append(tenant)
+            else:
+                await self._commands.call("SREM", keys.plain("api_key_tenants"), tenant)
+        return sorted(having)
+
+    async def is_empty(self) -> bool:
+        """Whether nobody ever made a key."""
+        return not await self._commands.call("EXISTS", keys.plain("api_key_tenants"))
+
+    async def rotate(self, key_id: str, tenant: str | None, *, grace_s: float) -> NewKey:
+        """A new secret; the older is taken for ``grace_s`` yet. Raises NotFound, KeyEnded."""
+        before = await self.get(key_id, tenant)
+        text = new_key_text(key_id, before.env)
+        reply = await self._commands.run(
+            script("rotate_api_key"), key_id, tenant or "", digest_of(text.encode()), int(grace_s * 1000)
+        )
+        if reply < 0:
+            raise NotFound
+        if not reply:
+            raise KeyEnded
+        return NewKey(await self.get(key_id, tenant), text)
+
+    async def revoke(self, key_id: str, tenant: str | None) -> ApiKey:
+        """Lets nobody in any more, within 5 s. Again changes nothing. Raises NotFound."""
+        if await self._commands.run(script("revoke_api_key"), key_id, tenant or "", _KEPT_MS) < 0:
+            raise NotFound
+        return await self.get(key_id, tenant)
+
+    async def now_ms(self) -> int:
+        """By the clock that decides what has expired."""
+        seconds, microseconds = await self._commands.call("TIME")
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    async def _get_many(self, key_ids: Sequence[str]) -> list[ApiKey | None]:
+        replies = [self._commands.call("HMGET", keys.api_key(key_id), *_FIELDS) for key_id in key_ids]
+        records = [await reply for reply in replies]
+        return [
+            None if record[0] is None else _key_of(key_id, record)
+            for key_id, record in zip(key_ids, records, strict=True)
+        ]
+
+
+def _portions(pairs: Sequence[PresentedKey]) -> Iterable[Sequence[PresentedKey]]:
+    return [pairs[start : start + _CHECKED_AT_ONCE] for start in range(0, len(pairs), _CHECKED_AT_ONCE)]
+
+
+def _scopes_text(scopes: frozenset[Scope]) -> str:
+    return ",".join([scope for scope in Scope if scope in scopes])
+
+
+def _key_of(key_id: str, record: Sequence[Any]) -> ApiKey:
+    tenant, env, name, scopes, limits, created_ms, expires_ms, revoked_ms, last_used_ms, rotated_ms, old_ms = record
+    words = scopes.decode().split(",")  # a newer version may know more of them
+    return ApiKey(
+        id=key_id,
+        tenant=tenant.decode(),
+        env=env.decode(),
+        name=name.decode(),
+        scopes=frozenset(scope for scope in ALL_SCOPES if scope in words),
+        limits=msgspec.json.decode(limits, type=CallerLimits),
+        created_ms=int(created_ms),
+        expires_ms=_int(expires_ms),
+        revoked_ms=_int(revoked_ms),
+        last_used_ms=_int(last_used_ms),
+        rotated_ms=_int(rotated_ms),
+        retiring_ms=_int(old_ms),
+    )
+
+
+def _int(value: bytes | None) -> int | None:
+    return int(value) if value else None

@@ -1,0 +1,14 @@
+-- The head of the scripts that keep API keys. KEYS[1] is the prefix of what is no shard's.
+local call = redis.call
+local time = call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- Lua's own conversion keeps 14 digits and may write an exponent: every number that is stored goes through here.
+local function int(number) return string.format('%.0f', number) end
+
+-- Of a key: {tenant or nil, whether it can be used}. want: the tenant that may know of it, '' for all.
+local function standing(id, want)
+  local found = call('HMGET', key_api_key(id), 'tenant', 'revoked_ms', 'expires_ms')
+  if not found[1] or (want ~= '' and found[1] ~= want) then return {nil, false} end
+  return {found[1], not found[2] and (not found[3] or tonumber(found[3]) > now)}
+end
