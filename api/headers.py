@@ -13,6 +13,7 @@ EVENT_STREAM: Final = "text/event-stream"
 MOST_WAIT_S: Final = 60
 
 _QUOTED: Final = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"', re.ASCII)
+_PLAIN: Final = re.compile(r'"[!#-\[\]-~]{1,255}"|[!#-\[\]-~]{1,255}', re.ASCII)
 _PRINTABLE: Final = re.compile(r"[ -~]{1,255}", re.ASCII)
 _DIGITS: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
 
@@ -38,6 +39,8 @@ def idempotency_key(request: Request) -> str | None:
     text = one(request, b"idempotency-key")
     if text is None:
         return None
+    if _PLAIN.fullmatch(text):  # in quotes or not, without anything to think about
+        return text.strip('"')
     quoted = _QUOTED.fullmatch(text)
     key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text
     if not _PRINTABLE.fullmatch(key) or (key.startswith('"') and not quoted):
