@@ -37,6 +37,8 @@ _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "ended_items": ("prelude", "ended_items"),
     "list_items": ("list_items",),
     "content": ("content",),
+    "list_items": ("list_items",),
+    "content": ("content",),
     "attend": ("prelude", "bookkeeping", "attend"),
     "abandon": ("prelude", "bookkeeping", "abandon"),
     "reserve": ("upstream", "reserve"),
