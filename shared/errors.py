@@ -11,15 +11,21 @@ TokenspoolError
     ├── NotFound            404      absent and foreign ids alike
     ├── MethodNotAllowed    405
     ├── NotAcceptable       406
+    ├── RequestTimeout      408      the head did not come in time
     ├── NotEnded            409      only an ended job can be erased or retried
     ├── KeyEnded            409      a revoked or expired key gets no new secret
     ├── TooManyKeys         409
     ├── TooLarge            413
     ├── UnsupportedMediaType 415
     ├── IdempotencyKeyReused 422
+    ├── HeadTooLarge        431
+    ├── RateLimited         429 ┐    a limit of the key, the tenant or the address; with Retry-After and the fields of
+    │   ├── TooManyQueued       │    RateLimit
+    │   └── BudgetExceeded      ┘
     ├── QueueFull           503 ┐
     ├── StorageFull         503 │    with Retry-After
     ├── StorageUnavailable  503 │
+    ├── TooManyConnections  503 │
     ├── ServerStopping      503 ┘
     ├── UpstreamRateLimited 429 ┐
     ├── UpstreamFailed      502 │    how the job behind a /complete ended; the code is the job's own
@@ -32,6 +38,8 @@ How a job failed is not an exception but a value: ``JobError``, stored in the re
 from collections.abc import Sequence
 
 import msgspec
+
+from shared.limits import LimitState
 
 
 class TokenspoolError(Exception):
@@ -149,6 +157,28 @@ class IdempotencyKeyReused(Problem):
     status, code, title = 422, "idempotency_key_reused", "The Idempotency-Key was used with another body"
 
 
+class RateLimited(Problem):
+    """As many requests, or tokens of requests, came within a minute as may: of the key, the tenant or the address."""
+
+    status, code, title = 429, "rate_limited", "Too much was asked for in the last minute"
+
+    def __init__(self, detail: str = "", *, retry_after_s: int, limits: Sequence[LimitState] = ()) -> None:
+        super().__init__(detail, retry_after_s=retry_after_s)
+        self.limits = tuple(limits)
+
+
+class TooManyQueued(RateLimited):
+    """As many jobs of the key or the tenant wait as may wait, items of batches included."""
+
+    code, title = "too_many_queued", "As many jobs wait as may wait"
+
+
+class BudgetExceeded(RateLimited):
+    """The budget of the key or the tenant for the day or the month (UTC) is spent."""
+
+    code, title = "budget_exceeded", "The budget is spent"
+
+
 class QueueFull(Problem):
     """As many jobs wait as may wait."""
 
@@ -171,6 +201,24 @@ class ServerStopping(Problem):
     """The process ends; another one answers."""
 
     status, code, title, retry_after_s = 503, "server_stopping", "The server is stopping", 1
+
+
+class RequestTimeout(Problem):
+    """The request's head was not complete in time."""
+
+    status, code, title = 408, "request_timeout", "The request did not come in time"
+
+
+class HeadTooLarge(Problem):
+    """More than 64 KiB of target and headers, or more than 100 headers."""
+
+    status, code, title = 431, "head_too_large", "The head of the request is too large"
+
+
+class TooManyConnections(Problem):
+    """As many connections are open as the process may have."""
+
+    status, code, title, retry_after_s = 503, "too_many_connections", "Too many connections are open", 5
 
 
 class UpstreamFailed(Problem):

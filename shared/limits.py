@@ -1,5 +1,9 @@
 """How much a key or a tenant may do. Written down once; the scripts of ``shared/store`` hold callers to it."""
 
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Final, NamedTuple
+
 import msgspec
 
 
@@ -20,3 +24,60 @@ class CallerLimits(msgspec.Struct, frozen=True, omit_defaults=True):
     runs goes on, so this is passed by at most what was running."""
     nano_usd_per_month: int = 0
     """The same for a calendar month (UTC)."""
+
+    @property
+    def hold_back_claims(self) -> bool:
+        """Whether a job that waits may have to wait for more than its turn."""
+        return bool(self.running_jobs or self.nano_usd_per_day or self.nano_usd_per_month)
+
+
+LIMITS: Final = CallerLimits.__struct_fields__
+"""In the order in which the scripts take them."""
+
+
+class TenantSettings(CallerLimits, frozen=True, omit_defaults=True):
+    """What is set for one tenant; each 0 is what holds for everybody."""
+
+    log_retention_ms: int = 0
+    """How long the events of an ended job are kept, in place of TOKENSPOOL_LOG_RETENTION_S."""
+    result_retention_ms: int = 0
+    """How long an ended job or batch and its results are kept, in place of TOKENSPOOL_RESULT_RETENTION_S."""
+
+
+WINDOW_S: Final = 60
+
+
+class Measured(StrEnum):
+    """What an answer tells the caller of, as its ``RateLimit`` fields name it."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    QUEUED = "queued"
+
+
+class LimitState(NamedTuple):
+    """How a limit stands behind a submit: the key's or the tenant's, whichever leaves less."""
+
+    measured: Measured
+    limit: int
+    remaining: int
+    reset_ms: int | None
+    """Until all of it is there again, if nothing more comes. None for what no time gives back."""
+
+
+def tokens_of(request: bytes) -> int:
+    """What a request is reserved as: ``max_tokens``, and a guess at its input, four bytes a token."""
+    try:
+        max_tokens = msgspec.json.decode(request, type=_Sized).max_tokens
+    except msgspec.DecodeError:  # never one that we took in
+        max_tokens = 0
+    return max_tokens + len(request) // 4 + 1
+
+
+class _Sized(msgspec.Struct):
+    max_tokens: int = 0
+
+
+def arguments_of(limits: CallerLimits) -> Sequence[int]:
+    """As the scripts take them."""
+    return [getattr(limits, name) for name in LIMITS]
