@@ -1,23 +1,30 @@
-"""What every answer has, whichever route it comes from: a request id, and an end.
+"""What every answer has, whichever route it comes from: a request id, the headers that keep it safe, and an end.
 
-The outermost layer of ours: a pure ASGI middleware (Starlette's BaseHTTPMiddleware hides disconnects). What no route
+The outermost layer of ours: a pure ASGI middleware (Starlette's BaseHTTPMiddleware hides disconnects). A target that two
+readers could read in two ways goes no further, and a preflight is answered here, for it carries no key. What no route
 expected ends here, logged by its type and place alone: its message may quote what a user sent, and the server's own
 log would print it.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.anthropic_compat import wire
+from api.cors import Cors
 from api.errors import REQUEST_ID, error_answer
-from shared.errors import InternalError
+from api.security_headers import security_headers
+from shared.errors import InternalError, InvalidRequest, Problem
 from shared.job import new_id
 from shared.telemetry import get_logger
 
 _ID: Final = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
+_NO_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 
 
 class _HeadAnswered(Exception):
@@ -25,10 +32,11 @@ class _HeadAnswered(Exception):
 
 
 class Envelope:
-    """Wraps the application."""
+    """Wraps the application. ``cors_origins``: whose pages may call from a browser."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, cors_origins: Sequence[str] = ()) -> None:
         self._app = app
+        self._cors = Cors(cors_origins)
         self._log = get_logger("api")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,9 +45,11 @@ class Envelope:
             return
         request_id = _request_id_of(scope)
         is_head = scope["method"] == "HEAD"
-        added = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        added = [(b"x-request-id", request_id.encode())]
         if wire.is_on_surface(scope["path"]):
             added.append((b"request-id", request_id.encode()))  # where the SDK of that API looks
+        if not self._cors.is_off:
+            added += self._cors.headers_for(_header(scope, b"origin"))
         # A copy: the server looks at the method to leave the body out.
         scope = {**scope, REQUEST_ID: request_id} | ({"method": "GET"} if is_head else {})
         has_begun = False
@@ -48,7 +58,8 @@ class Envelope:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
-                message["headers"] = [*message["headers"], *added]
+                headers = message["headers"]
+                message["headers"] = [*headers, *security_headers(headers), *added]
                 await send(message)
                 if is_head:
                     await send({"type": "http.response.body", "body": b""})
@@ -57,7 +68,12 @@ class Envelope:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_on)
+            if (problem := _problem_of_target(scope)) is not None:
+                await error_answer(scope, problem)(scope, receive, send_on)
+            elif scope["method"] == "OPTIONS" and not self._cors.is_off and _header(scope, _ASKED) is not None:
+                await self._answer_preflight(scope, send, added)
+            else:
+                await self._app(scope, receive, send_on)
         except (_HeadAnswered, ClientDisconnect):
             pass
         except Exception as error:  # noqa: BLE001 - the last net: whatever it is, the process goes on
@@ -66,9 +82,45 @@ class Envelope:
             if not has_begun:
                 await error_answer(scope, InternalError())(scope, receive, send_on)
 
+    async def _answer_preflight(self, scope: Scope, send: Send, added: list[tuple[bytes, bytes]]) -> None:
+        wanted = _header(scope, b"access-control-request-headers") or b""
+        headers = self._cors.preflight_for(_header(scope, b"origin"), wanted)
+        ids = [(name, value) for name, value in added if name.endswith(b"request-id")]
+        start = {"type": "http.response.start", "status": 204, "headers": [*headers, *security_headers(headers), *ids]}
+        await send(start)
+        await send({"type": "http.response.body", "body": b""})
+
+
+_ASKED: Final = b"access-control-request-method"
+
+
+def _problem_of_target(scope: Scope) -> Problem | None:
+    """A path or query with bytes that are no text. What a server decoded leniently is looked at as it was sent."""
+    path: bytes = scope.get("raw_path") or b""
+    query: bytes = scope["query_string"]
+    for part in (path, query):
+        if b"%" in part:
+            if _NO_ESCAPE.search(part):
+                return InvalidRequest("The path and the query may have no % without two hexadecimal digits.")
+            try:
+                text = unquote_to_bytes(part)
+                text.decode()
+            except UnicodeDecodeError:
+                return InvalidRequest("The path and the query must be UTF-8.")
+            if part is path and _CONTROL.search(text):
+                return InvalidRequest("The path may have no control characters.")
+    return None
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes | None:
+    for name, value in scope["headers"]:
+        if name == wanted:
+            found: bytes = value
+            return found
+    return None
+
 
 def _request_id_of(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            return value.decode() if _ID.fullmatch(value) else new_id("req")
-    return new_id("req")
+    """The client's own, if it sent one that can stand in any log and header; else a new one."""
+    value = _header(scope, b"x-request-id")
+    return value.decode() if value is not None and _ID.fullmatch(value) else new_id("req")

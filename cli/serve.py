@@ -13,15 +13,15 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cli.errors import CommandError
 
 if TYPE_CHECKING:
+    import asyncio
+
     from shared.settings import Settings
 
-# Longer request heads than this are nobody's; uvicorn's own default for h11, said here because httptools has none.
-_MAX_HEAD_BYTES = 64 << 10
 _BACKLOG = 2048
 
 
@@ -135,22 +135,24 @@ def _serve(settings: "Settings", listener: socket.socket) -> None:
     import uvicorn
 
     from api.app import create_app
+    from api.http_protocol import Door, bounds_of, open_files
     from shared.garbage import settle_garbage
     from shared.telemetry import configure_logging, get_logger
 
     configure_logging(settings.log_level)
     allow_many_connections()
+    door = Door(bounds_of(settings.max_connections, settings.keep_alive_s, open_files()))
     config = uvicorn.Config(
         create_app(settings),
         loop="uvloop",
-        http="httptools",
+        http=cast("type[asyncio.Protocol]", door.protocol),
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # api/proxies.py believes whom the settings name; uvicorn believes this machine
         backlog=_BACKLOG,
-        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s) + 1,
     )
     server = uvicorn.Server(config)

@@ -4,11 +4,14 @@ Read once, by the ``main`` of a process, and passed down; no other module looks 
 documentation is generated from this class.
 """
 
+import ipaddress
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings import SettingsError as EnvSettingsError
 
 from shared.errors import SettingsError
@@ -21,6 +24,11 @@ Seconds = Annotated[float, Field(gt=0, le=604_800)]
 Retention = Annotated[float, Field(ge=86_400, le=315_360_000)]
 """Seconds, of what is kept by the day: up to ten years."""
 Bytes = Annotated[int, Field(ge=1024, le=4 << 30)]
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]{1,253}(:[0-9]{1,5})?|https?://\[[0-9a-f:.]{2,45}\](:[0-9]{1,5})?", re.ASCII)
 
 
 class Auth(StrEnum):
@@ -64,6 +72,16 @@ class Settings(BaseSettings):
     """Batches of more requests are refused with 413."""
     max_batch_line_bytes: Bytes = 4 << 20
     """A longer request of a batch is a failed item."""
+    max_connections: int = Field(0, ge=0)
+    """Open connections of one API process; one more is told 503. 0: as many as the limit of open files leaves room for."""
+    keep_alive_s: Seconds = 75
+    """An idle connection is closed after this. Longer than the idle timeout of the proxy in front, so that it closes first."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins whose pages may call this API from a browser, comma separated, or ``*`` (not with ``TOKENSPOOL_AUTH=off``).
+    None: CORS is off."""
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = ()
+    """Networks of the reverse proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed, comma separated.
+    None: nobody's are."""
     max_prompt_chars: int = Field(16_000_000, ge=1)
     """Longer ``prompt`` members are refused with 400."""
     memory_high_water: float = Field(0.8, gt=0, le=1)
@@ -144,6 +162,30 @@ class Settings(BaseSettings):
     """After this silence the relay looks into the log, in case the last message was lost on the way."""
     shutdown_grace_s: Seconds = 5
     """How long the API lets its requests end after SIGTERM; followers are told to reconnect at once."""
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: object, info: ValidationInfo) -> object:
+        origins = _listed(value)
+        if "*" in origins and (len(origins) > 1 or info.data.get("auth") is Auth.OFF):
+            # Every page that somebody at this machine opens could act as any tenant.
+            raise PydanticCustomError("origins", "a list of origins where TOKENSPOOL_AUTH=off")
+        if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
+            raise PydanticCustomError("origins", "origins like https://app.example.com and comma separated")
+        return origins
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        try:
+            return tuple(ipaddress.ip_network(network) for network in _listed(value))
+        except ValueError:
+            raise PydanticCustomError("networks", "networks like 10.0.0.0/8 and comma separated") from None
+
+
+def _listed(value: object) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else (str(value),)
+    return tuple(part.strip() for part in map(str, parts) if part.strip())
 
 
 def load_settings(**overrides: Any) -> Settings:

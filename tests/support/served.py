@@ -5,12 +5,13 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
 from api.app import create_app
 from api.dependencies import ApiState
+from api.http_protocol import KEEP_ALIVE_S, Bounds, Door, bounds_of, open_files
 from api.relay import Relay
 from shared.settings import load_settings
 from tests.support.wait import wait_until
@@ -32,6 +33,7 @@ class Served:
     url: str
     api: ApiState
     server: uvicorn.Server
+    door: Door
 
     @property
     def relay(self) -> Relay:
@@ -40,19 +42,25 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(redis_url: str, **settings: Any) -> AsyncIterator[Served]:
-    """An API on a free port of this machine; ``settings`` are members of Settings. Stops as under SIGTERM."""
+async def serving(redis_url: str, *, bounds: Bounds | None = None, **settings: Any) -> AsyncIterator[Served]:
+    """An API on a free port of this machine; ``settings`` are members of Settings. Stops as under SIGTERM.
+
+    ``bounds``: of its connections, where the usual ones are too wide for a test.
+    """
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     app = create_app(load_settings(**{"redis_url": redis_url, "auth": "off", **settings}))
+    door = Door(bounds or bounds_of(0, KEEP_ALIVE_S, open_files()))
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=cast("type[asyncio.Protocol]", door.protocol),
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
+            server_header=False,
+            proxy_headers=False,
             backlog=2048,
             timeout_graceful_shutdown=2,
         )
@@ -63,7 +71,7 @@ async def serving(redis_url: str, **settings: Any) -> AsyncIterator[Served]:
         await running
     api: ApiState = server.lifespan.state["api"]
     try:
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", api, server)
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", api, server, door)
     finally:
         api.stop()
         server.should_exit = True

@@ -1,0 +1,504 @@
+"""The connections of the API: what uvicorn's HTTP protocol leaves unbounded is bounded here.
+
+Invariant: no client, whatever it sends or does not send or read, holds a connection for longer than its deadline, more
+memory than its bound, or a file that others need. A :class:`Door` is what the connections of one server share;
+``cli/serve.py`` makes it. What is not HTTP, and what comes too slowly or too much, is answered by a small problem
+document where that can still be heard, counted, and told to the log once a minute at most.
+"""
+
+import asyncio
+import functools
+import resource
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from api.errors import PROBLEM_JSON, document
+from api.security_headers import PRIVATE
+from shared.errors import HeadTooLarge, InvalidRequest, Problem, RequestTimeout, TooManyConnections
+from shared.job import new_id
+from shared.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application, ASGISendEvent
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+MOST_HEAD_BYTES: Final = 64 << 10
+MOST_HEADERS: Final = 100
+KEEP_ALIVE_S: Final = 75.0
+_HEAD_S: Final = 10.0
+"""A connection says what it wants within this, from its opening and from the first byte of each request."""
+_LINGER_S: Final = 5.0
+"""For so long a connection that is done may read what was sent to it. Closed at once, it would lose that to a reset."""
+_STALLED_S: Final = 30.0
+_LEAST_READ_BYTES: Final = 32 << 10
+"""A client that reads less than this in _STALLED_S, though more waits for it, is cut."""
+_MOST_PIPELINED: Final = 16
+_TICK_S: Final = 0.25
+_LOG_EVERY_S: Final = 60.0
+_OTHER_FILES: Final = 64
+"""Kept for what is not a client: Redis, log, event loop, listeners, and modules that are loaded late."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How many connections a process takes, and for how long."""
+
+    connections: int
+    """More than these are told 503, but for those that ask after the health of the process."""
+    spare: int
+    """So many more are held for the moment that this takes; beyond them one is closed unheard."""
+    keep_alive_s: float
+    head_s: float = _HEAD_S
+    linger_s: float = _LINGER_S
+    stalled_s: float = _STALLED_S
+
+
+def bounds_of(max_connections: int, keep_alive_s: float, open_files: int) -> Bounds:
+    """``max_connections`` 0: as many as the limit of open files leaves room for. Pure."""
+    room = max(open_files - _OTHER_FILES, 16)
+    spare = max(4, min(256, room // 8))
+    most = room - spare
+    return Bounds(min(max_connections, most) if max_connections else most, spare, keep_alive_s)
+
+
+def standard(**given: Any) -> "FrontDoor":
+    """For ``uvicorn --factory api.app:create_app --http api.http_protocol:standard``: as many as there are files for."""
+    return _standard_door().protocol(**given)
+
+
+@functools.cache
+def _standard_door() -> "Door":
+    return Door(bounds_of(0, KEEP_ALIVE_S, open_files()))
+
+
+def open_files() -> int:
+    """As many as this process may have."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20
+
+
+class _Waiting:
+    """Connections that wait for the same thing, equally long: the oldest first. Adding and leaving cost a dict's entry."""
+
+    __slots__ = ("_since_s", "act", "after_s")
+
+    def __init__(self, after_s: float, act: "Callable[[FrontDoor], None]") -> None:
+        self.after_s = after_s
+        self.act = act
+        self._since_s: dict[FrontDoor, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._since_s)
+
+    def add(self, connection: "FrontDoor", now_s: float) -> None:
+        self._since_s.pop(connection, None)
+        self._since_s[connection] = now_s
+
+    def discard(self, connection: "FrontDoor") -> None:
+        self._since_s.pop(connection, None)
+
+    def oldest(self) -> "FrontDoor | None":
+        return next(iter(self._since_s), None)
+
+    def end_overdue(self, now_s: float) -> None:
+        while (first := next(iter(self._since_s.items()), None)) is not None and now_s - first[1] >= self.after_s:
+            self.discard(first[0])
+            self.act(first[0])
+
+
+class Door:
+    """What the connections of a server share: their count, their deadlines, and what was refused."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.refused: Counter[str] = Counter()
+        """By reason, since the start of the process."""
+        self.count = 0
+        self.silent = _Waiting(bounds.head_s, FrontDoor.end_silent)
+        """Opened, and nothing heard."""
+        self.idle = _Waiting(bounds.keep_alive_s, FrontDoor.end_silent)
+        """Answered, and nothing heard since."""
+        self.hurried = _Waiting(min(1.0, bounds.head_s), FrontDoor.end_late_head)
+        """Over the bound: to be told so, or asking after our health."""
+        self.late = _Waiting(bounds.head_s, FrontDoor.end_late_head)
+        """In the middle of a head."""
+        self.leaving = _Waiting(bounds.linger_s, FrontDoor.abort)
+        """Done, and with something to read yet."""
+        self.stalled = _Waiting(bounds.stalled_s, FrontDoor.end_stalled)
+        """With more to read than they take."""
+        self._all = (self.silent, self.idle, self.hurried, self.late, self.leaving, self.stalled)
+        self._tick: asyncio.TimerHandle | None = None
+        self._told_s = float("-inf")
+        self._told: Counter[str] = Counter()
+        self._log = get_logger("front_door")
+
+    def protocol(self, **given: Any) -> "FrontDoor":
+        """What uvicorn's ``http`` wants: makes the protocol of one connection."""
+        return FrontDoor(door=self, **given)
+
+    def wait(self, waiting: _Waiting, connection: "FrontDoor") -> None:
+        """The connection's deadline runs from now."""
+        loop = connection.loop
+        waiting.add(connection, loop.time())
+        if self._tick is None:
+            self._tick = loop.call_later(_TICK_S, self._look, loop)
+
+    def settle(self, connection: "FrontDoor") -> None:
+        """It waits for nothing any more, but for its client to read."""
+        self.silent.discard(connection)
+        self.idle.discard(connection)
+        self.hurried.discard(connection)
+        self.late.discard(connection)
+
+    def forget(self, connection: "FrontDoor") -> None:
+        """It is gone."""
+        for waiting in self._all:
+            waiting.discard(connection)
+
+    def let_in(self, connection: "FrontDoor") -> _Waiting | None:
+        """Counts it, and says what it waits in: ``hurried`` if it is one too many, None if there is no room even to say so.
+
+        Where it is full the longest idle one goes, or else whichever has been slowest to say what it wants; never one
+        that is being answered.
+        """
+        self.count += 1
+        if self.count <= self.bounds.connections or self._make_room(self.idle, self.silent, self.late):
+            return self.silent
+        if self.count <= self.bounds.connections + self.bounds.spare or self._make_room(self.hurried, self.leaving):
+            return self.hurried
+        return None
+
+    def count_out(self, connection: "FrontDoor") -> None:
+        """It is gone, or will be in the loop's next turn."""
+        if connection.is_counted:
+            connection.is_counted = False
+            self.count -= 1
+
+    def _make_room(self, *kinds: _Waiting) -> bool:
+        for waiting in kinds:
+            oldest = waiting.oldest()
+            if oldest is not None:
+                self.forget(oldest)
+                self.count_out(oldest)
+                self.note("made_room", oldest.loop)
+                oldest.abort()
+                return True
+        return False
+
+    def note(self, reason: str, loop: asyncio.AbstractEventLoop) -> None:
+        """One was refused. A line at most once a minute: who is attacked wants no full disk as well."""
+        self.refused[reason] += 1
+        now_s = loop.time()
+        if now_s - self._told_s >= _LOG_EVERY_S:
+            self._told_s = now_s
+            new = self.refused - self._told
+            self._told = self.refused.copy()
+            self._log.warning("connections_refused", connections=self.count, **new)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        now_s = loop.time()
+        for waiting in self._all:
+            waiting.end_overdue(now_s)
+        self._tick = loop.call_later(_TICK_S, self._look, loop) if any(self._all) else None
+
+
+class _Cycle(RequestResponseCycle):
+    """A request and its answer. One that is answered before its body was there closes its connection: what comes next
+    may be the body or another request, and nobody could tell.
+    """
+
+    lingers = False
+
+    async def send(self, message: "ASGISendEvent") -> None:
+        if self.more_body and not self.response_started:
+            self.keep_alive = False
+            await super().send(message)
+            # uvicorn would close behind the last byte, and its client, still sending, would never read the answer.
+            self.keep_alive = self.lingers = True
+            return
+        await super().send(message)
+
+
+class FrontDoor(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(
+        self,
+        config: "Config",
+        server_state: "ServerState",
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        door: Door,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._door = door
+        self.is_counted = True
+        """Among the connections of the door."""
+        self._is_over = False
+        """Over the bound of connections."""
+        self._is_deaf = False
+        """Nothing that still comes is looked at."""
+        self._in_head = False
+        self._head_bytes = 0
+        self._active: RequestResponseCycle | None = None
+        """Being answered; ``cycle`` is the newest that came."""
+        self._unread_bytes = 0
+        """When it was last looked whether the client reads."""
+        self._is_leaving = False
+        self.pipeline: deque[tuple[RequestResponseCycle, ASGI3Application]] = deque()
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast("asyncio.Transport", transport))
+        waiting = self._door.let_in(self)
+        if waiting is None:
+            self._is_deaf = True
+            self._door.note(TooManyConnections.code, self.loop)
+            self.transport.write(_answer(TooManyConnections(), self.server_state.default_headers))
+            self.transport.close()
+            self._leave()
+            return
+        self._is_over = waiting is self._door.hurried
+        self._door.wait(waiting, self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._door.count_out(self)
+        self._door.forget(self)
+        # uvicorn tells the newest request alone that its client is gone.
+        for cycle in (self._active, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
+        began_in_head = self._in_head
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._is_deaf = True  # what follows is of a protocol that we do not speak; the request itself is answered
+            return
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._break_off(cause if isinstance(cause, Problem) else InvalidRequest("It is not valid HTTP/1.1."))
+            return
+        if self._in_head:
+            if began_in_head:
+                self._head_bytes += len(data)
+                if self._head_bytes > MOST_HEAD_BYTES:
+                    self._break_off(HeadTooLarge())
+            else:
+                self._door.settle(self)
+                self._door.wait(self._door.hurried if self._is_over else self._door.late, self)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_bytes = self.transport.get_write_buffer_size()
+        self._door.wait(self._door.stalled, self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self._is_leaving:
+            self._door.stalled.discard(self)
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer: it comes when the request is being answered, and must not become a header of it
+        if len(self.headers) >= MOST_HEADERS:
+            raise HeadTooLarge
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self._is_deaf:
+            return
+        if sum([len(name) + len(value) for name, value in self.headers], len(self.url)) > MOST_HEAD_BYTES:
+            raise HeadTooLarge
+        self._check_head()
+        self._door.settle(self)
+        if self._is_over and not self.url.startswith(b"/health"):
+            raise TooManyConnections
+        if len(self.pipeline) >= _MOST_PIPELINED:
+            self._is_deaf = True
+            self.pipeline[0][0].keep_alive = False
+            self._door.note("pipelined", self.loop)
+            return
+        super().on_headers_complete()
+        if self._is_over or self.parser.should_upgrade():
+            self.cycle.keep_alive = False
+
+    def _check_head(self) -> None:
+        """What the parser lets through and two readers could read in two ways."""
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise InvalidRequest("It is not HTTP/1.1.")
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and version == "1.1"):
+            raise InvalidRequest("A request has one Host.")
+        if not self.url.startswith(b"/"):
+            self._check_target(hosts)
+        if self.parser.should_upgrade() and any(
+            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+            for name, value in self.headers
+        ):
+            raise InvalidRequest("No other protocol is spoken here: send a body without Upgrade.")  # it is not parsed
+        for name, value in self.headers:
+            if name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
+                raise InvalidRequest("The only Transfer-Encoding is chunked.")
+
+    def _check_target(self, hosts: list[bytes]) -> None:
+        if self.url == b"*" and self.parser.get_method() == b"OPTIONS":
+            return
+        scheme, _, rest = self.url.partition(b"://")
+        authority, slash, _ = rest.partition(b"/")
+        if scheme.lower() not in (b"http", b"https") or not slash or [authority.lower()] != [h.lower() for h in hosts]:
+            raise InvalidRequest("The target of a request is a path of this host.")
+
+    def on_body(self, body: bytes) -> None:
+        if not self._is_deaf:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._is_deaf:
+            super().on_message_complete()
+
+    # What uvicorn calls.
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
+        cycle.__class__ = _Cycle
+        self._active = cycle
+        task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self._on_task_done)
+        self.tasks.add(task)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if self.transport.is_closing():  # also where the answer broke off
+            self._leave()
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        cycle = self._active
+        if self.transport.is_closing():
+            self._leave()
+            return
+        if cycle is not None and cast("_Cycle", cycle).lingers:
+            self._hang_up()
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif not self._in_head:
+            self._door.wait(self._door.idle, self)
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        if self._active is None or self._active.response_complete:
+            self.transport.close()
+            self._leave()
+        else:
+            self._active.keep_alive = False
+
+    # How a connection ends.
+
+    def end_silent(self) -> None:
+        """Nothing was asked in time."""
+        self.transport.close()
+        self._leave()
+
+    def end_late_head(self) -> None:
+        """The head did not come in time."""
+        self._break_off(RequestTimeout())
+
+    def end_stalled(self) -> None:
+        """Cut, unless it read something meanwhile. While this many bytes wait, nothing is added to them."""
+        unread_bytes = self.transport.get_write_buffer_size()
+        if unread_bytes and self._unread_bytes - unread_bytes < _LEAST_READ_BYTES:
+            self._door.note("did_not_read", self.loop)
+            self.abort()
+        else:
+            self._unread_bytes = unread_bytes
+            self._door.wait(self._door.stalled if unread_bytes else self._door.leaving, self)
+
+    def abort(self) -> None:
+        """With whatever is unsent."""
+        self.transport.abort()
+
+    def _break_off(self, problem: Problem) -> None:
+        """Nothing more is heard. The problem is told if it is its turn; if not, what came before is answered yet."""
+        if self._is_deaf:  # pipelined requests beyond the bound, and then rubbish
+            return
+        self._is_deaf = True
+        self._door.settle(self)
+        self._door.note(problem.code, self.loop)
+        newest = cast("RequestResponseCycle | None", self.cycle)
+        if newest is not None and newest.more_body and not newest.response_complete:  # its own body is what broke
+            if newest.response_started:
+                self.abort()
+                return
+            newest.disconnected = True
+            newest.message_event.set()
+        outstanding = [cycle for cycle, _ in self.pipeline if not cycle.disconnected]
+        self.pipeline = deque((cycle, app) for cycle, app in self.pipeline if not cycle.disconnected)
+        if self._active is not None and not self._active.response_complete and not self._active.disconnected:
+            outstanding.append(self._active)
+        if outstanding:
+            outstanding[0].keep_alive = False
+            return
+        self.transport.write(_answer(problem, self.server_state.default_headers))
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Our side is closed, the other is read to its end or for a while: closed at once, a connection whose client still
+        sends is reset, and the answer lost.
+        """
+        self._is_deaf = True
+        self._door.settle(self)
+        self.flow.resume_reading()
+        if not self.transport.is_closing() and self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        self._door.settle(self)
+        if self in self.connections and not self._is_leaving:
+            self._is_leaving = True
+            self._unread_bytes = self.transport.get_write_buffer_size()
+            self._door.wait(self._door.stalled if self._unread_bytes else self._door.leaving, self)
+
+
+def _answer(problem: Problem, default_headers: list[tuple[bytes, bytes]]) -> bytes:
+    request_id = new_id("req")
+    body = document(problem, request_id)
+    headers = [
+        *default_headers,
+        *PRIVATE,
+        (b"content-type", PROBLEM_JSON.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+        (b"x-request-id", request_id.encode()),
+    ]
+    if problem.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % problem.retry_after_s))
+    lines = [b"%b: %b\r\n" % header for header in headers]
+    return b"".join([STATUS_LINE[problem.status], *lines, b"\r\n", body])

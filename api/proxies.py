@@ -1,0 +1,69 @@
+"""Who the client is, behind reverse proxies that we were told of.
+
+``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed if the connection comes from a trusted network, and from nobody
+else, this machine included: anybody can send them. The client is the rightmost address that no trusted proxy has.
+"""
+
+import functools
+import ipaddress
+from collections.abc import Sequence
+from typing import Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shared.settings import Network
+
+_MOST_HOPS: Final = 20
+
+
+class TrustedProxies:
+    """Wraps the application; pure ASGI. Left out where no proxy is trusted."""
+
+    def __init__(self, app: ASGIApp, networks: Sequence[Network]) -> None:
+        self._app = app
+        self._networks = tuple(networks)
+        self._is_trusted = functools.lru_cache(1024)(self._look_up)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            client = scope.get("client")
+            if client is not None and self._is_trusted(client[0]):
+                self._believe(scope)
+        await self._app(scope, receive, send)
+
+    def _believe(self, scope: Scope) -> None:
+        hops: list[str] = []
+        for name, value in scope["headers"]:
+            if name == b"x-forwarded-for":
+                hops += value.decode("latin-1").split(",")
+            elif name == b"x-forwarded-proto" and value in (b"http", b"https"):
+                scope["scheme"] = value.decode()
+        for hop in hops[: -_MOST_HOPS - 1 : -1]:
+            address = address_of(hop)
+            if address is None:
+                return  # rubbish: whatever stands before it was written by the client
+            scope["client"] = (address, 0)
+            if not self._is_trusted(address):
+                return
+
+    def _look_up(self, host: str) -> bool:
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped  # of a listener on ::
+        return any(address in network for network in self._networks)
+
+
+def address_of(hop: str) -> str | None:
+    """The address in ``192.0.2.1``, ``192.0.2.1:80``, ``2001:db8::1`` or ``[2001:db8::1]:80``; None if there is none."""
+    text = hop.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(text)) if len(text) <= 45 else None
+    except ValueError:
+        return None

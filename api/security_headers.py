@@ -1,0 +1,32 @@
+"""The headers that every answer carries: nothing of ours is a document that a browser should run, frame, sniff or keep."""
+
+from typing import Final
+
+Headers = list[tuple[bytes, bytes]]
+
+NO_STORE: Final = (b"cache-control", b"no-store")
+CONTENT_SECURITY_POLICY: Final = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+
+ALWAYS: Final[Headers] = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+PRIVATE: Final[Headers] = [*ALWAYS, CONTENT_SECURITY_POLICY, NO_STORE]
+"""Of an answer that says nothing else about caches, and is no page."""
+
+
+def security_headers(headers: Headers) -> Headers:
+    """What an answer with these headers gets besides. A page brings a policy of its own, and may be kept if it says so."""
+    has_policy = has_cache = False
+    for name, _ in headers:
+        if name == b"cache-control":
+            has_cache = True
+        elif name == b"content-security-policy":
+            has_policy = True
+    if not has_policy:
+        return ALWAYS_WITH_POLICY if has_cache else PRIVATE
+    return ALWAYS if has_cache else [*ALWAYS, NO_STORE]
+
+
+ALWAYS_WITH_POLICY: Final[Headers] = [*ALWAYS, CONTENT_SECURITY_POLICY]
