@@ -16,8 +16,10 @@ from api.anthropic_compat import messages, models
 from api.batch_relay import BatchRelay
 from api.dependencies import MOST_UPLOADS, ApiState
 from api.envelope import Envelope
+from api.key_ring import KeyRing
 from api.native import batch_submit, batches, complete, jobs, usage
 from api.ops import health, problems
+from api.proxies import TrustedProxies
 from api.relay import Relay
 from shared.errors import SettingsError
 from shared.job import new_id
@@ -31,17 +33,20 @@ State = dict[str, ApiState]
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """An application for these settings, or for the environment's."""
+    settings = settings or _settings_of_the_environment()
     app = FastAPI(
         title="tokenspool",
         version=openapi.version(),
         description=openapi.DESCRIPTION,
-        lifespan=_lifespan(settings or _settings_of_the_environment()),
+        lifespan=_lifespan(settings),
         docs_url=None,  # both pages would load their scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # looked up on each call otherwise, 20 µs
     )
-    app.add_middleware(Envelope)
+    app.add_middleware(Envelope, cors_origins=settings.cors_origins)
+    if settings.trusted_proxies:
+        app.add_middleware(TrustedProxies, networks=settings.trusted_proxies)
     errors.add_handlers(app)
     jobs.add_submit(app)
     batch_submit.add_submit_batch(app)
@@ -58,10 +63,13 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             open_runtime(settings, process_name="tokenspool-api") as runtime,
             Relay(runtime) as relay,
             BatchRelay(runtime, relay) as batch_relay,
+            KeyRing(runtime) as key_ring,
         ):
             log = get_logger("api").bind()
             uploads = asyncio.Semaphore(MOST_UPLOADS)
-            api = ApiState(new_id("api"), settings, runtime, relay, batch_relay, uploads, asyncio.Event(), log)
+            api = ApiState(
+                new_id("api"), settings, runtime, relay, batch_relay, key_ring, uploads, asyncio.Event(), log
+            )
             async with asyncio.TaskGroup() as group:
                 loops = [group.create_task(loop, name=name) for name, loop in background.loops_of(api).items()]
                 yield {"api": api}

@@ -1,4 +1,6 @@
-"""What an API process does beside its requests: end overdue jobs, watch Redis's memory, and notice its own stop."""
+"""What an API process does beside its requests: end overdue jobs, watch Redis's memory, see that keys still stand, and
+notice its own stop.
+"""
 
 import asyncio
 import signal
@@ -7,6 +9,7 @@ from typing import Any, Final
 
 from api.dependencies import ApiState
 from shared.errors import Problem
+from shared.settings import Auth
 from shared.store.runtime import Runtime
 from shared.telemetry import get_logger
 
@@ -28,6 +31,7 @@ def loops_of(api: ApiState) -> dict[str, Coroutine[Any, Any, None]]:
         "attend": _for_ever("attend", lambda: _attend(api)),
         "upkeep": _for_ever("upkeep", lambda: _upkeep(api.runtime)),
         "memory": _for_ever("memory", api.runtime.memory.watch),
+        **({"keys": _for_ever("keys", api.key_ring.attend)} if api.settings.auth is Auth.KEYS else {}),
         "stop": _stop_with_the_server(api),
     }
 

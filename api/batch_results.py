@@ -12,6 +12,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.key_ring import credential_of
 from api.sse import abort
 from shared.batch import Batch, EndedItem, InvalidItem
 from shared.errors import InvalidCursor, JobError, NotFound, StorageFull, StorageUnavailable
@@ -167,9 +168,15 @@ class JsonLinesResponse(Response):
         """The ASGI side. Where nobody can be asked to close the connection, it raises what went wrong."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         leaving = asyncio.create_task(_until_gone(receive), name="results client leaves")
+        credential = credential_of(scope)
+        if credential is not None:
+            credential.hold(leaving.cancel)
         try:
             async for piece in self._pieces:
                 for start in range(0, len(piece), _MOST_AT_ONCE):
+                    if credential is not None and credential.is_over:
+                        await abort(receive)
+                        return
                     if leaving.done():
                         return
                     async with asyncio.timeout(_STALLED_S):
@@ -181,6 +188,8 @@ class JsonLinesResponse(Response):
                 raise  # no server that we know how to ask: it closes as it can
         finally:
             leaving.cancel()
+            if credential is not None:
+                credential.release(leaving.cancel)
 
 
 async def _until_gone(receive: Receive) -> None:

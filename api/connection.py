@@ -2,21 +2,30 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
+
+from api.key_ring import credential_of, not_valid
 
 T = TypeVar("T")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` gives. Raises ClientDisconnect, and ends ``work``, if the client goes first. The body must be read."""
+    """What ``work`` gives. The body must be read. Raises ClientDisconnect, and ends ``work``, if the client goes first;
+    Unauthenticated if its key ends first.
+    """
     working = asyncio.create_task(work, name="work for a client")
     leaving = asyncio.create_task(_until_gone(request), name="client leaves")
+    credential = credential_of(request.scope)
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        with nullcontext() if credential is None else credential.held(leaving.cancel):
+            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
+        if credential is not None and credential.is_over:
+            raise not_valid()
         raise ClientDisconnect
     finally:
         working.cancel()

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from api.auth import authenticate
 from api.batch_relay import BatchRelay
+from api.key_ring import KeyRing
 from api.relay import Relay
 from shared.api_key import Caller, Scope
 from shared.errors import NotFound
@@ -34,6 +35,7 @@ class ApiState:
     runtime: Runtime
     relay: Relay
     batch_relay: BatchRelay
+    key_ring: KeyRing
     uploads: asyncio.Semaphore
     """Batches that come in at once, MOST_UPLOADS at most: each holds two slices, a line and all its custom ids."""
     shutdown: asyncio.Event
@@ -59,7 +61,8 @@ async def _api(request: Request) -> ApiState:
 
 async def caller_of(request: Request, scope: Scope) -> Caller:
     """Who sent it, and may do that. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable."""
-    return await authenticate(request, api_of(request).settings, scope)
+    api = api_of(request)
+    return await authenticate(request, api.settings, api.key_ring, scope)
 
 
 async def _submitter(request: Request) -> Caller:

@@ -15,6 +15,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.key_ring import credential_of
 from api.native.job_view import render
 from api.relay import Closing, Gone, Watch
 from shared.errors import NotFound, StorageUnavailable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 PING: Final = b": ping\n\n"
 _PARTING: Final = b": the server is restarting, come back with your last event id\n\n"
+_KEY_ENDED: Final = b": the api key is not valid any more\n\n"
 _GRACE_S: Final = 0.5
 _MOST_AT_ONCE: Final = 64 << 10
 """Bytes given to the server in one piece: it takes any piece whole into its memory, then waits until it is sent."""
@@ -62,10 +64,11 @@ class Follower(Protocol):
 
 
 class SseResponse(Response):
-    """Sends frames as they come; ends when they end, when the client is gone, or at shutdown.
+    """Sends frames as they come; ends when they end, when the client is gone, at shutdown, or with the API key.
 
-    ``frames`` yields ready frames. ``on_close(finished)`` is awaited in the end, whatever happened: ``finished`` is
-    False if the client left, or was cut, before the frames ended.
+    ``frames`` yields ready frames. ``key_ended`` makes the last one for a client whose key is good no more, a comment if it
+    is not given. ``on_close(finished)`` is awaited in the end, whatever happened: ``finished`` is False if the client left, or
+    was cut, before the frames ended.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class SseResponse(Response):
         *,
         watch: Follower,
         on_close: Callable[[bool], Awaitable[None]] | None = None,
+        key_ended: Callable[[], bytes] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.status_code = 200
@@ -81,6 +85,7 @@ class SseResponse(Response):
         self._frames = frames
         self._watch = watch
         self._on_close = on_close
+        self._key_ended = key_ended
         self.init_headers({**_HEADERS, **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,29 +94,53 @@ class SseResponse(Response):
         watch = self._watch
         watch.on_cut = owner.end
         left = asyncio.create_task(_end_when_left(receive, owner), name="sse client")
+        credential = credential_of(scope)
+        if credential is not None:
+            credential.hold(owner.end)
         finished = False
+        is_writing = True
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            is_writing = False
             async for frame in self._frames:
+                is_writing = True
                 for start in range(0, len(frame), _MOST_AT_ONCE):
                     watch.is_writing(True)
                     await send(
                         {"type": "http.response.body", "body": frame[start : start + _MOST_AT_ONCE], "more_body": True}
                     )
                     watch.is_writing(False)
+                is_writing = False
             finished = True
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except asyncio.CancelledError:
             if not owner.ended_it():
                 raise
+            owner.release()
+            if credential is not None and credential.is_over and not left.done():
+                await self._part(receive, send, in_a_frame=is_writing)
         finally:
             owner.release()
             left.cancel()
+            if credential is not None:
+                credential.release(owner.end)
             watch.close()
             if watch.is_cut:
                 await abort(receive)
             if self._on_close is not None:
                 await self._on_close(finished)
+
+    async def _part(self, receive: Receive, send: Send, *, in_a_frame: bool) -> None:
+        """The key is good no more. A client that does not read, or has half a frame, is told nothing."""
+        if in_a_frame:
+            await abort(receive)
+            return
+        last = _KEY_ENDED if self._key_ended is None else self._key_ended()
+        try:
+            async with asyncio.timeout(_GRACE_S):
+                await send({"type": "http.response.body", "body": last, "more_body": False})
+        except TimeoutError:
+            await abort(receive)
 
 
 class _Owner:

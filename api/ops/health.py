@@ -9,13 +9,16 @@ from typing import Final
 
 import msgspec
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from api.answers import json_answer
-from api.dependencies import Api
+from api.dependencies import Api, ApiState, caller_of
+from shared.api_key import Scope
 from shared.clock import to_rfc3339
 from shared.errors import Problem
 from shared.job import JobState
+from shared.settings import Auth
 from shared.store.upstreams import RouteState
 
 router = APIRouter()
@@ -97,8 +100,19 @@ _RETRY: Final = {"Retry-After": "2"}
 
 
 @router.get("/health")
-async def health(api: Api) -> Response:
-    """All of it. 503 only without Redis."""
+async def health(request: Request, api: Api) -> Response:
+    """All of it; for callers without the scope ``read`` the status alone. 503 only without Redis."""
+    report = await _report_of(api)
+    status, headers = (503, _RETRY) if report.queue is None else (200, None)
+    if api.settings.auth is Auth.KEYS:
+        try:
+            await caller_of(request, Scope.READ)
+        except Problem:
+            return json_answer(msgspec.json.encode(_State(report.status)), status, headers)
+    return json_answer(msgspec.json.encode(report), status, headers)
+
+
+async def _report_of(api: ApiState) -> HealthReport:
     queue = api.runtime.queue
     try:
         note = _llm_note_of(await queue.llm_state())
@@ -106,13 +120,12 @@ async def health(api: Api) -> Response:
         depth = await queue.depth()
         workers = len(await queue.workers())
     except Problem:
-        report = HealthReport(Health.DEGRADED, LlmState.UNKNOWN, None, [], "unavailable", None, None)
-        return json_answer(msgspec.json.encode(report), 503, _RETRY)
+        return HealthReport(Health.DEGRADED, LlmState.UNKNOWN, None, [], "unavailable", None, None)
     llm = note.state
     if llm is LlmState.REACHABLE and any(route.circuit is Circuit.OPEN for route in routes):
         llm = LlmState.DEGRADED
     is_ok = workers > 0 and llm in {LlmState.REACHABLE, LlmState.UNKNOWN} and not api.runtime.memory.is_full
-    report = HealthReport(
+    return HealthReport(
         status=Health.OK if is_ok else Health.DEGRADED,
         llm=llm,
         llm_since=None if note.since_ms is None else to_rfc3339(note.since_ms),
@@ -121,7 +134,6 @@ async def health(api: Api) -> Response:
         workers=workers,
         queue=QueueDepth(depth[JobState.QUEUED], depth[JobState.RUNNING]),
     )
-    return json_answer(msgspec.json.encode(report))
 
 
 @router.get("/health/live")

@@ -1,0 +1,282 @@
+"""Which callers a process believes, and for how long: what stands between every request and a look into Redis.
+
+Kept by the SHA-256 of the whole key that was presented, never by its id: whoever has a wrong secret for a known id is
+unknown here. A caller is believed for 2 s and then looked up again, once for all of its requests; the revocation of a key is
+thus seen within 5 s, by its open streams too. While Redis is away a known caller is believed for TOKENSPOOL_AUTH_CACHE_S since
+Redis last said so: without Redis it can do nothing but hear that, and must not be told that its key is wrong.
+"""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any, Final, Self
+
+from shared.api_key import ApiKey, Caller, PresentedKey, read_key_text
+from shared.errors import Problem, StorageUnavailable, Unauthenticated
+from shared.store.api_keys import FoundKey
+from shared.store.runtime import Runtime
+from shared.telemetry import get_logger
+
+_BELIEVED_S: Final = 2.0
+"""Then it is looked up again, beside the request."""
+_WAITED_FOR_S: Final = 3.0
+"""And after this the request waits for the look. With the time that Redis may take it stays below 5 s."""
+_AFTER_AN_OUTAGE_S: Final = 0.5
+"""So long after a look that failed, requests of known callers do not wait for another one."""
+_WATCH_S: Final = 2.0
+_USE_TOLD_S: Final = 60.0
+_MOST_KNOWN: Final = 10_000
+_MOST_USES: Final = 10_000
+
+_FOR_EVER: Final = float("inf")
+_SCOPE_MEMBER: Final = "tokenspool.credential"
+
+_log = get_logger("api")
+
+
+class Credential:
+    """A key that Redis knows, as it was presented: who may call with it, and until when that is believed."""
+
+    __slots__ = ("_ring", "caller", "confirmed_s", "digest", "ends_ms", "ends_s", "fresh_until_s", "holders", "is_over", "presented", "use_told_s")  # fmt: skip
+
+    def __init__(self, ring: "KeyRing", digest: bytes, presented: PresentedKey, key: ApiKey) -> None:
+        self._ring = ring
+        self.digest = digest
+        self.presented = presented
+        self.caller = key.caller
+        self.ends_ms = key.expires_ms
+        """When the key expires, by Redis's clock."""
+        self.ends_s = _FOR_EVER
+        """When this secret is taken no more, by the loop's clock."""
+        self.confirmed_s = -_FOR_EVER
+        self.fresh_until_s = -_FOR_EVER
+        self.use_told_s = -_FOR_EVER
+        self.is_over = False
+        self.holders: set[Callable[[], object]] = set()
+        """What goes on as long as the key is good: called once it is not."""
+
+    def confirm(self, asked_s: float, left_ms: int | None) -> None:
+        """Redis was asked then, and said that it stands."""
+        self.confirmed_s = asked_s
+        self.ends_s = _FOR_EVER if left_ms is None else asked_s + left_ms / 1000
+        self.fresh_until_s = min(asked_s + _BELIEVED_S, self.ends_s)
+
+    def hold(self, on_over: Callable[[], object]) -> None:
+        """Until ``release``, ``on_over`` is called within 5 s of the key's end; now, if it has ended."""
+        self.holders.add(on_over)
+        self._ring.watch(self)
+        if self.is_over:
+            on_over()
+
+    def release(self, on_over: Callable[[], object]) -> None:
+        """Again is harmless."""
+        self.holders.discard(on_over)
+        if not self.holders:
+            self._ring.unwatch(self)
+
+    @contextmanager
+    def held(self, on_over: Callable[[], object]) -> Iterator[None]:
+        """``hold`` and ``release``."""
+        self.hold(on_over)
+        try:
+            yield
+        finally:
+            self.release(on_over)
+
+    def end(self) -> None:
+        """It is good no more."""
+        self.is_over = True
+        for on_over in list(self.holders):
+            on_over()
+
+
+def credential_of(scope: MutableMapping[str, Any]) -> Credential | None:
+    """Of a request that was let in by a key; None where no keys are used."""
+    found: Credential | None = scope.get(_SCOPE_MEMBER)
+    return found
+
+
+class KeyRing:
+    """One for an API process; ``async with`` it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._keys = runtime.api_keys
+        self._commands = runtime.commands
+        self._spared_s = runtime.settings.auth_cache_s
+        self._known: OrderedDict[bytes, Credential] = OrderedDict()
+        self._watched: dict[bytes, Credential] = {}
+        self._looks: dict[bytes, asyncio.Task[FoundKey | Problem | None]] = {}
+        self._used: dict[bytes, PresentedKey] = {}
+        self._failed_s = -_FOR_EVER
+        self._has_hinted = False
+        self._clock = asyncio.get_running_loop().time
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        looks = list(self._looks.values())
+        for look in looks:
+            look.cancel()
+        if looks:
+            await asyncio.wait(looks)
+
+    # Called by requests
+
+    async def admit(self, scope: MutableMapping[str, Any], presented: bytes) -> Caller:
+        """Who sends a request with that key. Raises Unauthenticated; StorageUnavailable for one that is not known here."""
+        digest = hashlib.sha256(presented).digest()
+        credential = self._known.get(digest)
+        now_s = self._clock()
+        if credential is None or now_s >= credential.fresh_until_s:
+            credential = await self._found(digest, presented, credential, now_s)
+        else:
+            self._known.move_to_end(digest)
+        if now_s >= credential.use_told_s + _USE_TOLD_S and len(self._used) < _MOST_USES:
+            credential.use_told_s = now_s
+            self._used[digest] = credential.presented
+        scope[_SCOPE_MEMBER] = credential
+        return credential.caller
+
+    async def still(self, scope: MutableMapping[str, Any]) -> None:
+        """Asked at the end of a long request. Raises Unauthenticated if its key ended meanwhile, StorageUnavailable."""
+        credential = credential_of(scope)
+        if credential is not None:
+            now_s = self._clock()
+            if credential.is_over:
+                raise not_valid()
+            if now_s >= credential.fresh_until_s:
+                await self._again(credential, now_s)
+
+    async def _found(self, digest: bytes, text: bytes, credential: Credential | None, now_s: float) -> Credential:
+        if credential is not None:
+            await self._again(credential, now_s)
+            return credential
+        presented = read_key_text(text)
+        if presented is None:
+            raise not_valid()
+        await self._outcome_of(self._look(digest, presented))
+        found = self._known.get(digest)
+        if found is None:
+            raise not_valid()
+        return found
+
+    async def _again(self, credential: Credential, now_s: float) -> None:
+        """Looks once more whether a known key stands, and waits for that only if it has to."""
+        if now_s >= credential.ends_s:
+            self._forget(credential)
+            raise not_valid()
+        if not self._seems_away(now_s):
+            look = self._look(credential.digest, credential.presented)
+            if now_s < credential.confirmed_s + _WAITED_FOR_S:
+                return
+            try:
+                await self._outcome_of(look)
+            except StorageUnavailable:
+                pass
+            else:
+                if credential.is_over:
+                    raise not_valid()
+                return
+        if self._clock() >= min(credential.confirmed_s + self._spared_s, credential.ends_s):
+            raise StorageUnavailable
+
+    def _seems_away(self, now_s: float) -> bool:
+        return not self._commands.is_connected or now_s < self._failed_s + _AFTER_AN_OUTAGE_S
+
+    async def _outcome_of(self, look: "asyncio.Task[FoundKey | Problem | None]") -> None:
+        outcome = await asyncio.shield(look)
+        if isinstance(outcome, Problem):
+            raise StorageUnavailable from None
+
+    def _look(self, digest: bytes, presented: PresentedKey) -> "asyncio.Task[FoundKey | Problem | None]":
+        """One for all requests with that key that are here now."""
+        look = self._looks.get(digest)
+        if look is None:
+            look = self._looks[digest] = asyncio.create_task(self._look_up(digest, presented), name="look up a key")
+            look.add_done_callback(lambda _: self._looks.pop(digest, None))
+        return look
+
+    async def _look_up(self, digest: bytes, presented: PresentedKey) -> FoundKey | Problem | None:
+        asked_s = self._clock()
+        try:
+            found = await self._keys.look_up(presented)
+        except Problem as problem:
+            self._failed_s = self._clock()
+            return problem
+        credential = self._known.get(digest) or self._watched.get(digest)
+        if found is None:
+            if credential is not None:
+                self._forget(credential)
+            return None
+        if credential is None:
+            credential = Credential(self, digest, presented, found.key)
+        credential.confirm(asked_s, found.left_ms)
+        self._known[digest] = credential
+        self._known.move_to_end(digest)
+        if len(self._known) > _MOST_KNOWN:
+            self._known.popitem(last=False)
+        return found
+
+    def _forget(self, credential: Credential) -> None:
+        self._known.pop(credential.digest, None)
+        self._watched.pop(credential.digest, None)
+        credential.end()
+
+    # Called by credentials
+
+    def watch(self, credential: Credential) -> None:
+        """Something goes on with it: it is looked after without being asked for."""
+        if not credential.is_over:
+            self._watched[credential.digest] = credential
+
+    def unwatch(self, credential: Credential) -> None:
+        """Nothing does any more. Again is harmless."""
+        if self._watched.get(credential.digest) is credential:
+            del self._watched[credential.digest]
+
+    # The loop
+
+    async def attend(self) -> None:
+        """Ends what goes on with keys that are good no more, and writes down which were used. For ever; raises what Redis says."""
+        if not self._has_hinted:
+            await self._hint()
+        while True:
+            await self._check_watched()
+            await self._tell_uses()
+            await asyncio.sleep(_WATCH_S)
+
+    async def _check_watched(self) -> None:
+        """All keys in few calls, however many streams they have. While Redis is away streams tell nothing, and may stay."""
+        asked_s = self._clock()
+        watched = list(self._watched.values())
+        for credential in watched:
+            if asked_s >= credential.ends_s:
+                self._forget(credential)
+        due = [one for one in watched if not one.is_over and asked_s >= one.fresh_until_s]
+        lefts = await self._keys.check([one.presented for one in due])
+        for credential, left_ms in zip(due, lefts, strict=True):
+            if left_ms == 0:
+                self._forget(credential)
+            else:
+                credential.confirm(asked_s, left_ms)
+
+    async def _tell_uses(self) -> None:
+        used, self._used = self._used, {}
+        if used:
+            await self._keys.note_use(list(used.values()))
+
+    async def _hint(self) -> None:
+        if await self._keys.is_empty():
+            _log.warning("no_api_keys", hint=f"Nobody can call before there is one: {FIRST_KEY}")
+        self._has_hinted = True
+
+
+FIRST_KEY: Final = "tokenspool keys create --tenant NAME --scope submit,read,cancel,admin"
+
+
+def not_valid() -> Unauthenticated:
+    """The same for whatever is wrong with a key, at the start of a request and in its course."""
+    return Unauthenticated("The API key is not valid: there is no such key, or it is revoked or expired.")
