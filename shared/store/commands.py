@@ -32,6 +32,8 @@ from shared.telemetry import get_logger
 Argument = bytes | str | int | float
 
 _TICK_S = 0.2
+_MOST_UNSENT_BYTES = 64 << 20
+"""What may wait while Redis takes nothing; beyond it a call fails at once. In time it is bounded by the deadline of each."""
 _RECONNECT_S = (0.02, 0.05, 0.1, 0.25, 0.5)
 
 
@@ -64,6 +66,7 @@ class Commands:
         self._scripts = tuple(scripts)
         self._loop = asyncio.get_running_loop()
         self._unsent: deque[_Call] = deque()
+        self._unsent_bytes = 0
         self._sent: deque[_Call] = deque()
         self._will_flush = False
         self._connection: AbstractConnection | None = None
@@ -103,14 +106,20 @@ class Commands:
         # Encoded here, so that what cannot be sent fails its caller, and not the connection. By hiredis: 6 µs, where
         # redis-py's own encoder takes 31 for an APPEND (measured).
         call = _Call(_packed(arguments), arguments, script, future, self._loop.time() + self._timeout_s)
-        if self._is_over:
+        if self._is_over or self._is_full_for(call):
             self._fail_one(call)
         else:
             self._send_soon(call)
         return future
 
+    def _is_full_for(self, call: _Call) -> bool:
+        if not self._unsent or self._unsent_bytes + len(call.packed) <= _MOST_UNSENT_BYTES:
+            return False
+        return self._connection is None or not takes_more(self._connection)
+
     def _send_soon(self, call: _Call) -> None:
         self._unsent.append(call)
+        self._unsent_bytes += len(call.packed)
         if not self._will_flush:
             self._will_flush = True
             self._loop.call_soon(self._flush)
@@ -122,6 +131,7 @@ class Commands:
             return
         calls = [call for call in self._unsent if not call.future.done()]
         self._unsent.clear()
+        self._unsent_bytes = 0
         if calls:
             self._sent.extend(calls)
             write(self._connection, [call.packed for call in calls])
@@ -199,7 +209,9 @@ class Commands:
             await asyncio.sleep(_TICK_S)
             now_s = self._loop.time()
             while self._unsent and self._unsent[0].deadline_s <= now_s:
-                self._fail_one(self._unsent.popleft())
+                late = self._unsent.popleft()
+                self._unsent_bytes -= len(late.packed)
+                self._fail_one(late)
             if self._sent and self._sent[0].deadline_s <= now_s and self._connection is not None:
                 await drop(self._connection)
             elif self._unsent:
@@ -209,6 +221,7 @@ class Commands:
         self._is_over = True
         self._fail(self._sent)
         self._fail(self._unsent)
+        self._unsent_bytes = 0
 
     def _fail(self, calls: deque[_Call]) -> None:
         while calls:

@@ -241,6 +241,27 @@ async def test_a_server_that_hangs_fails_calls_in_time(own_server: EmbeddedRedis
         await wait_until(lambda: _answers(commands), "the server's answer")
 
 
+async def test_what_waits_for_a_server_that_hangs_is_bounded_in_bytes(own_server: EmbeddedRedis) -> None:
+    """One more is refused at once: many submits of 32 MB would fill the memory within the timeout."""
+    async with commands_of(own_server, timeout_s=60) as commands:
+        await commands.call("PING")
+        os.kill(own_server.pid, signal.SIGSTOP)
+        try:
+            prompt = b"x" * (8 << 20)
+            calls = [commands.call("SET", "k", prompt)]
+            while not calls[-1].done():
+                assert len(calls) < 30
+                calls.append(commands.call("SET", "k", prompt))
+                await asyncio.sleep(0)  # what can be sent is
+            with pytest.raises(StorageUnavailable):
+                await calls.pop()
+            for call in calls:
+                call.cancel()
+        finally:
+            os.kill(own_server.pid, signal.SIGCONT)
+        await wait_until(lambda: _answers(commands), "the server's answer")
+
+
 async def _answers(commands: Commands) -> bool:
     try:
         return bool(await commands.call("PING"))
