@@ -18,6 +18,7 @@ from starlette.types import Scope
 
 from api.anthropic_compat import wire
 from api.fields import BODY, is_name, refuse
+from api.rate_limit import headers_of
 from shared.errors import (
     FieldError,
     Forbidden,
@@ -27,6 +28,7 @@ from shared.errors import (
     NotAcceptable,
     NotFound,
     Problem,
+    RateLimited,
     TooLarge,
     Unauthenticated,
     UnsupportedMediaType,
@@ -84,7 +86,10 @@ def problem_answer(problem: Problem, request_id: str, headers: Mapping[str, str]
 
 def error_answer(scope: Scope, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The problem in the words of the surface that was called."""
-    tell = wire.problem_answer if wire.is_on_surface(scope["path"]) else problem_answer
+    on_surface = wire.is_on_surface(scope["path"])
+    if isinstance(problem, RateLimited):
+        headers = {**(headers or {}), **headers_of(problem.limits, on_messages_surface=on_surface)}
+    tell = wire.problem_answer if on_surface else problem_answer
     return tell(problem, str(scope.get(REQUEST_ID, "")), headers)
 
 

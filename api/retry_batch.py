@@ -16,7 +16,7 @@ from shared.batch import Batch, InvalidItem, NewItem
 from shared.errors import IdempotencyKeyReused, NotEnded
 from shared.job import Job, JobState, new_id
 from shared.store import keys
-from shared.store.batches import SLICE_BYTES, SLICE_ITEMS
+from shared.store.batches import SLICE_BYTES, SLICE_ITEMS, Started
 from shared.store.idempotency import fingerprint_of
 
 _NONE_LEFT: Final = "No item of the batch could be retried: all others succeeded, or cannot run."
@@ -47,7 +47,7 @@ async def retry(api: ApiState, caller: Caller, batch: Batch, *, idempotency_key:
     )
     waited_ms = batch.expires_ms - max(batch.created_ms, spec.items.not_before_ms or 0)
 
-    async def start(batch_id: str, total: int) -> str:
+    async def start(batch_id: str, total: int) -> Started:
         return await batches.start(
             batch_id,
             batch.tenant,
@@ -56,6 +56,7 @@ async def retry(api: ApiState, caller: Caller, batch: Batch, *, idempotency_key:
             total=total,
             idempotency_key=idempotency_key,
             fingerprint=fingerprint if idempotency_key is not None else "",
+            key_limits=caller.limits,
         )
 
     return await bear(api, caller, _slices(api, batch), start, has_key=idempotency_key is not None)

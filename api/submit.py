@@ -7,6 +7,7 @@ from api.dependencies import ApiState
 from api.native.job_request import Draft
 from shared.api_key import Caller
 from shared.job import Job, JobSpec, JobState, Submission, new_id, prompt_hash_of
+from shared.limits import LimitState, tokens_of
 from shared.store.jobs import Created
 
 
@@ -24,6 +25,8 @@ class Submitted(NamedTuple):
     job: Job
     queue_position: int | None
     is_replayed: bool
+    limits: tuple[LimitState, ...] = ()
+    """Of those that are set, how they stand behind it."""
 
 
 async def submit(
@@ -39,7 +42,8 @@ async def submit(
     """Give ``job_id`` (of ``new_id``) to follow the job from before its birth; a replayed job has another.
     ``is_attended``: its client waits here for it; should this process die, the job is cancelled.
 
-    Raises StorageFull, QueueFull, StorageUnavailable, IdempotencyKeyReused; NotFound if the key's job was erased.
+    Raises StorageFull, QueueFull, StorageUnavailable, RateLimited, TooManyQueued, BudgetExceeded, IdempotencyKeyReused;
+    InvalidRequest if no limit will ever let it in; NotFound if the key's job was erased.
     """
     admit(api)
     options = draft.options
@@ -67,12 +71,13 @@ async def submit(
         idempotency_key=idempotency.key if idempotency else None,
         fingerprint=idempotency.fingerprint if idempotency else "",
         limits=caller.limits,
+        tokens=tokens_of(draft.request),
         attended_by=api.name if is_attended else "",
     )
     outcome = await api.runtime.jobs.submit(submission, expires_in_s=options.expires_in_s)
     if isinstance(outcome, Created):
         api.log.debug("job_submitted", job_id=submission.id, prompt_hash=submission.spec.prompt_hash, model=draft.model)
-        return Submitted(_born(submission, outcome), outcome.queue_position, is_replayed=False)
+        return Submitted(_born(submission, outcome), outcome.queue_position, is_replayed=False, limits=outcome.limits)
     job = await api.runtime.jobs.get(outcome.job_id, caller.tenant, with_result=True)
     api.log.debug("submit_replayed", job_id=job.id)
     return Submitted(job, await position_of(api, job), is_replayed=True)

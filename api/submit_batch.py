@@ -32,8 +32,9 @@ from shared.errors import (
     UnsupportedMediaType,
 )
 from shared.job import JobSpec, new_id
+from shared.limits import LimitState
 from shared.settings import Settings
-from shared.store.batches import SLICE_BYTES, SLICE_ITEMS
+from shared.store.batches import SLICE_BYTES, SLICE_ITEMS, Started
 
 JSON_LINES: Final = "application/jsonl"
 
@@ -83,6 +84,8 @@ class SubmittedBatch(NamedTuple):
 
     batch: Batch
     is_replayed: bool
+    limits: tuple[LimitState, ...] = ()
+    """Of those that are set, how they stand behind it."""
 
 
 async def submit_batch(
@@ -100,7 +103,7 @@ async def submit_batch(
     ``draft_of`` is how a request's parameters are read, if not as a job's.
 
     Raises InvalidRequest, TooLarge, UnsupportedMediaType, ClientDisconnect, StorageFull, QueueFull, StorageUnavailable,
-    IdempotencyKeyReused; NotFound if the key's batch was erased. A line that cannot run raises nothing.
+    RateLimited, TooManyQueued, BudgetExceeded, IdempotencyKeyReused; NotFound if the key's batch was erased. A line that cannot run raises nothing.
     """
     admit(api)
     if form_of(request) is not form:
@@ -124,7 +127,8 @@ async def submit_batch(
             raise IdempotencyKeyReused
         return SubmittedBatch(await batches.get(known.id, tenant), is_replayed=True)
 
-    async def start(batch_id: str, total: int) -> str:
+    async def start(batch_id: str, total: int) -> Started:
+        await api.key_ring.still(request.scope)  # a body may take half an hour, and its key may be revoked meanwhile
         return await batches.start(
             batch_id,
             tenant,
@@ -133,6 +137,7 @@ async def submit_batch(
             total=total,
             idempotency_key=key,
             fingerprint=coming.fingerprint() if key is not None else "",
+            key_limits=caller.limits,
         )
 
     return await bear(api, caller, coming.slices(), start, has_key=key is not None)
@@ -142,41 +147,41 @@ async def bear(
     api: ApiState,
     caller: Caller,
     slices: AsyncGenerator[list[NewItem | InvalidItem]],
-    start: Callable[[str, int], Awaitable[str]],
+    start: Callable[[str, int], Awaitable[Started]],
     *,
     has_key: bool,
 ) -> SubmittedBatch:
-    """A batch of these items. ``start`` is called with its id, and how many they are, when all are there, and gives the id of
-    the one that stands: it may be another.
+    """A batch of these items. ``start`` is called with its id, and how many they are, when all are there, and says which one
+    stands: it may be another.
 
     Whatever the two raise leaves nothing; ``has_key``: a batch whose start was not heard may stand, for a repeat finds it.
-    Raises StorageFull, QueueFull, StorageUnavailable.
+    Raises StorageFull, QueueFull, StorageUnavailable, RateLimited, TooManyQueued, BudgetExceeded.
     """
     if api.uploads.locked():
         raise QueueFull("As many batches come in as may do so at once.", retry_after_s=_UPLOAD_AGAIN_S)
     async with api.uploads:
-        return await _bear(api, caller.tenant, slices, start, has_key=has_key)
+        return await _bear(api, caller, slices, start, has_key=has_key)
 
 
 async def _bear(
     api: ApiState,
-    tenant: str,
+    caller: Caller,
     slices: AsyncGenerator[list[NewItem | InvalidItem]],
-    start: Callable[[str, int], Awaitable[str]],
+    start: Callable[[str, int], Awaitable[Started]],
     *,
     has_key: bool,
 ) -> SubmittedBatch:
-    batches = api.runtime.batches
+    batches, tenant = api.runtime.batches, caller.tenant
     batch_id = new_id("batch")
     try:
-        await batches.open(batch_id, tenant)
-        total = await _add_all(api, batch_id, tenant, slices)
-        found_id = await start(batch_id, total)
+        await batches.open(batch_id, tenant, key_id=caller.key_id or "", key_limits=caller.limits)
+        total = await _add_all(api, batch_id, caller, slices)
+        found_id, limits = await start(batch_id, total)
         is_replayed = found_id != batch_id
         with contextlib.suppress(Problem):  # it stands: whoever comes next does the rest
             await batches.advance_all(batch_id, most_s=_ERASE_S if is_replayed else _START_S)
         api.log.debug("submit_replayed" if is_replayed else "batch_submitted", batch_id=found_id)
-        return SubmittedBatch(await batches.get(found_id, tenant), is_replayed)
+        return SubmittedBatch(await batches.get(found_id, tenant), is_replayed, limits)
     except BaseException as error:
         leaving = _leave_nothing(api, batch_id, tenant, may_stand=has_key)
         await asyncio.shield(asyncio.create_task(leaving, name="drop a batch"))
@@ -186,7 +191,7 @@ async def _bear(
 
 
 async def _add_all(
-    api: ApiState, batch_id: str, tenant: str, slices: AsyncGenerator[list[NewItem | InvalidItem]]
+    api: ApiState, batch_id: str, caller: Caller, slices: AsyncGenerator[list[NewItem | InvalidItem]]
 ) -> int:
     """Slice after slice: while one is on its way to Redis, the next is read. Returns how many items they had."""
     total = 0
@@ -197,7 +202,10 @@ async def _add_all(
                 admit(api)
                 if adding is not None:
                     await adding
-                adding = asyncio.create_task(api.runtime.batches.add(batch_id, tenant, items), name="add to a batch")
+                slice_added = api.runtime.batches.add(
+                    batch_id, caller.tenant, items, key_id=caller.key_id or "", key_limits=caller.limits
+                )
+                adding = asyncio.create_task(slice_added, name="add to a batch")
                 total += len(items)
         if adding is not None:
             await adding

@@ -31,6 +31,8 @@ class CallerLimits(msgspec.Struct, frozen=True, omit_defaults=True):
         return bool(self.running_jobs or self.nano_usd_per_day or self.nano_usd_per_month)
 
 
+NO_LIMITS: Final = CallerLimits()
+
 LIMITS: Final = CallerLimits.__struct_fields__
 """In the order in which the scripts take them."""
 
@@ -52,7 +54,7 @@ class Measured(StrEnum):
 
     REQUESTS = "requests"
     TOKENS = "tokens"
-    QUEUED = "queued"
+    QUEUED_JOBS = "queued_jobs"
 
 
 class LimitState(NamedTuple):

@@ -14,6 +14,7 @@ from api.anthropic_compat.models import limit_of
 from api.batch_results import results_answer
 from api.dependencies import BATCH_ID, ApiState, api_of, caller_of
 from api.fields import refuse
+from api.rate_limit import headers_of
 from api.submit_batch import submit_batch
 from shared.api_key import Scope
 from shared.batch import Batch
@@ -34,7 +35,9 @@ async def create_batch(request: Request) -> Response:
         draft_of=partial(batch_draft_of, default_model=api.settings.model),
         anthropic_beta=anthropic_beta_of(request),
     )
-    headers = {"idempotency-replayed": "true"} if submitted.is_replayed else None
+    headers = headers_of(submitted.limits, on_messages_surface=True)
+    if submitted.is_replayed:
+        headers["idempotency-replayed"] = "true"
     return json_answer(render(submitted.batch), headers=headers)
 
 

@@ -37,7 +37,9 @@ from api.body import read_json
 from api.connection import while_connected
 from api.dependencies import ApiState, api_of, caller_of
 from api.errors import request_id_of
+from api.key_ring import not_valid
 from api.native.job_request import Draft
+from api.rate_limit import headers_of
 from api.relay import Watch
 from api.sse import SseResponse
 from api.submit import Idempotency, Submitted, submit
@@ -123,7 +125,7 @@ class _Call:
     ) -> None:
         self._request = request
         self._api = api
-        self._job, _, self._is_replayed = submitted
+        self._job, self._is_replayed = submitted.job, submitted.is_replayed
         self._watch = watch
         self._has_key = has_key
         self._is_attended = is_attended
@@ -175,7 +177,13 @@ class _Call:
             if not finished:
                 await self._leave()
 
-        return SseResponse(self._frames(held), watch=self._watch, on_close=on_close, headers=self._headers)
+        return SseResponse(
+            self._frames(held),
+            watch=self._watch,
+            on_close=on_close,
+            key_ended=lambda: error_frame(refusal_of_problem(not_valid()), request_id_of(self._request)),
+            headers=self._headers,
+        )
 
     async def _frames(self, held: HeldFrames) -> AsyncIterator[bytes]:
         """They end with ``message_stop`` or with an error, never just so."""
@@ -230,7 +238,7 @@ _STOPPING: Final = Refusal(529, type_of(529), "The server is stopping: send the 
 
 
 def _headers_of(submitted: Submitted) -> dict[str, str]:
-    headers = {"x-job-id": submitted.job.id}
+    headers = {"x-job-id": submitted.job.id, **headers_of(submitted.limits, on_messages_surface=True)}
     if submitted.queue_position is not None:
         headers["x-queue-position"] = str(submitted.queue_position)
     return headers | _REPLAYED if submitted.is_replayed else headers

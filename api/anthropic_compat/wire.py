@@ -10,6 +10,7 @@ import msgspec
 from starlette.responses import Response
 
 from shared.errors import (
+    BudgetExceeded,
     FieldError,
     JobError,
     Problem,
@@ -121,7 +122,8 @@ def refusal_of_problem(problem: Problem) -> Refusal:
     """What is wrong with the request, or with us."""
     status = 529 if isinstance(problem, QueueFull | StorageFull) else problem.status
     message = "; ".join([_named(error) for error in problem.errors]) or problem.detail
-    may_retry = status == 429 or (status >= 500 and status != 504)
+    # A budget comes back when a day begins: the SDK would try again at once, since it waits for a minute at most.
+    may_retry = (status == 429 and not isinstance(problem, BudgetExceeded)) or (status >= 500 and status != 504)
     return Refusal(status, type_of(status), message, may_retry, problem.retry_after_s)
 
 

@@ -9,6 +9,7 @@ from api.answers import json_answer
 from api.dependencies import api_of, caller_of
 from api.native.batch_request import options_of_query, refuse_query
 from api.native.batch_view import render, url_of
+from api.rate_limit import headers_of
 from api.submit_batch import BatchForm, form_of, submit_batch
 from shared.api_key import Scope
 
@@ -29,8 +30,8 @@ async def submit_batch_route(request: Request) -> Response:
     else:
         refuse_query(query)
         submitted = await submit_batch(request, api, caller, takes_options=True)
-    batch, is_replayed = submitted
-    headers = {"Location": url_of(batch.id)}
+    batch, is_replayed, limits = submitted
+    headers = {"Location": url_of(batch.id), **headers_of(limits)}
     if is_replayed:
         headers["Idempotency-Replayed"] = "true"
     if not batch.has_ended:

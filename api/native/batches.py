@@ -13,6 +13,7 @@ from api.dependencies import BATCH_ID, Api, ApiState, BatchId, Canceller, Reader
 from api.headers import EVENT_STREAM, idempotency_key, must_accept
 from api.native.batch_view import render, render_page, url_of
 from api.native.jobs import RETRY_AFTER
+from api.rate_limit import headers_of
 from api.retry_batch import retry
 from api.sse import StreamFormat
 from shared.errors import FieldError, InvalidCursor
@@ -102,8 +103,8 @@ async def retry_batch(request: Request, api: Api, caller: Submitter, batch_id: B
     """Submit the items that did not succeed once more, as a new batch with ``retry_of``. Lines that cannot run are left out."""
     key = idempotency_key(request)
     batch = await api.runtime.batches.get(batch_id, caller.tenant)
-    again, is_replayed = await retry(api, caller, batch, idempotency_key=key)
-    headers = {"Location": url_of(again.id)}
+    again, is_replayed, limits = await retry(api, caller, batch, idempotency_key=key)
+    headers = {"Location": url_of(again.id), **headers_of(limits)}
     if is_replayed:
         headers["Idempotency-Replayed"] = "true"
     if not again.has_ended:

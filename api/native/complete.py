@@ -19,7 +19,9 @@ from api.connection import while_connected
 from api.dependencies import Api, ApiState, Submitter
 from api.errors import document, request_id_of
 from api.fields import BODY, MOST_ERRORS, pointer, refuse
+from api.key_ring import not_valid
 from api.native.job_request import Draft, JobOptions, check_max_tokens, check_prompt, user_message
+from api.rate_limit import headers_of
 from api.relay import Closing, Gone, Watch
 from api.sse import PING, SseResponse
 from api.sse import frame as sse_frame
@@ -70,7 +72,7 @@ async def complete(request: Request, api: Api, caller: Submitter) -> Response:
     draft = completion_draft_of(await read_json(request, api.settings.max_body_bytes), model=api.settings.model)
     job_id = new_id("job")
     with contextlib.closing(api.relay.watch(job_id)) as watch:
-        await submit(api, caller, draft, job_id=job_id, is_attended=True)
+        submitted = await submit(api, caller, draft, job_id=job_id, is_attended=True)
         has_ended = False
         try:
             has_ended = await while_connected(request, api.relay.wait_for_end(job_id, TIMEOUT_S, watch, is_new=True))
@@ -81,7 +83,7 @@ async def complete(request: Request, api: Api, caller: Submitter) -> Response:
     problem = problem_of(job, is_given_up=not has_ended)
     if problem is not None:
         raise ServerStopping if not has_ended and api.shutdown.is_set() else problem
-    return json_answer(msgspec.json.encode(answer_of(job)))
+    return json_answer(msgspec.json.encode(answer_of(job)), headers=headers_of(submitted.limits))
 
 
 @router.post("/complete/stream")
@@ -101,7 +103,17 @@ async def complete_stream(request: Request, api: Api, caller: Submitter) -> Resp
             await _give_up(api, caller.tenant, job_id)
 
     frames = _frames(api, submitted.job, watch, request_id_of(request))
-    return SseResponse(frames, watch=watch, on_close=on_close)
+    return SseResponse(
+        frames,
+        watch=watch,
+        on_close=on_close,
+        key_ended=lambda: _key_ended_frame(request),
+        headers=headers_of(submitted.limits),
+    )
+
+
+def _key_ended_frame(request: Request) -> bytes:
+    return sse_frame("error", document(not_valid(), request_id_of(request)))
 
 
 def completion_draft_of(body: object, *, model: str) -> Draft:

@@ -23,6 +23,7 @@ from api.headers import (
 )
 from api.native.job_request import Draft, JobOptions, draft_of
 from api.native.job_view import render, render_page, url_of
+from api.rate_limit import headers_of
 from api.sse import StreamFormat, job_stream
 from api.submit import Idempotency, Submitted, position_of, submit
 from shared.api_key import Caller, Scope
@@ -96,8 +97,8 @@ async def _submit_and_follow(
     except BaseException:
         watch.close()
         raise
-    job, position, is_replayed = submitted
-    headers = {"Location": url_of(job.id)}
+    job, position, is_replayed, limits = submitted
+    headers = {"Location": url_of(job.id), **headers_of(limits)}
     if not is_replayed:
         return job_stream(api, job, queue_position=position, form=form, watch=watch, is_new=True, headers=headers)
     watch.close()
@@ -109,7 +110,7 @@ _REPLAYED: Final = {"Idempotency-Replayed": "true"}
 
 def _told(submitted: Submitted, headers: dict[str, str] | None = None) -> Response:
     job = submitted.job
-    all_headers = {"Location": url_of(job.id), **(headers or {})}
+    all_headers = {"Location": url_of(job.id), **headers_of(submitted.limits), **(headers or {})}
     if submitted.is_replayed:
         all_headers |= _REPLAYED
     if not job.has_ended:

@@ -25,8 +25,9 @@ from shared.batch import (
 )
 from shared.errors import IdempotencyKeyReused, InvalidCursor, NotEnded, NotFound, QueueFull
 from shared.job import JobState, Step, Usage, prompt_hash_of
+from shared.limits import NO_LIMITS, CallerLimits, LimitState, arguments_of
 from shared.settings import Settings, routes_of
-from shared.store import keys
+from shared.store import keys, limits
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
 from shared.store.jobs import retention
@@ -74,6 +75,15 @@ class Order(StrEnum):
     FINISHED = "finished"
 
 
+class Started(NamedTuple):
+    """A batch stands."""
+
+    id: str
+    """Another's, if the Idempotency-Key has one already."""
+    limits: tuple[LimitState, ...] = ()
+    """Of those that are set, how they stand behind it."""
+
+
 class Known(NamedTuple):
     """An Idempotency-Key that was used."""
 
@@ -106,20 +116,43 @@ class Batches:
         )
         return Known(found[0].decode(), found[1].decode()) if found[0] else None
 
-    async def open(self, batch_id: str, tenant: str) -> None:
-        """A body begins to arrive. ``add`` its slices, ``start`` it, or ``drop`` it; left alone it is dropped."""
-        await self._commands.run(script("open_batch"), batch_id, tenant, BatchState.RECEIVING, _RECEIVING_MS)
+    async def open(self, batch_id: str, tenant: str, *, key_id: str = "", key_limits: CallerLimits = NO_LIMITS) -> None:
+        """A body begins to arrive. ``add`` its slices, ``start`` it, or ``drop`` it; left alone it is dropped.
 
-    async def add(self, batch_id: str, tenant: str, items: Sequence[NewItem | InvalidItem]) -> None:
+        Nothing is counted yet. Raises what ``start`` would raise now: RateLimited, TooManyQueued, BudgetExceeded.
+        """
+        reply = await self._commands.run(
+            script("open_batch"),
+            batch_id,
+            tenant,
+            BatchState.RECEIVING,
+            _RECEIVING_MS,
+            key_id,
+            *arguments_of(key_limits),
+        )
+        if reply[0] != b"opened":
+            raise limits.problem_of(reply)
+
+    async def add(
+        self,
+        batch_id: str,
+        tenant: str,
+        items: Sequence[NewItem | InvalidItem],
+        *,
+        key_id: str = "",
+        key_limits: CallerLimits = NO_LIMITS,
+    ) -> None:
         """The next lines, at most SLICE_ITEMS of at most SLICE_BYTES together (one line may be longer).
 
-        Raises QueueFull, StorageFull, StorageUnavailable; NotFound if it was given up meanwhile.
+        Raises QueueFull, StorageFull, StorageUnavailable; TooManyQueued, BudgetExceeded, and InvalidRequest if so many can
+        never wait; NotFound if it was given up meanwhile.
         """
+        held_back = key_id if key_limits.hold_back_claims else ""
         arguments: list[str | bytes | int] = []
         for item in items:
             match item:
                 case NewItem():
-                    flow = keys.flow_of(ITEM_PRIORITY, tenant, self._routes.chain_name_of(item.model))
+                    flow = keys.flow_of(ITEM_PRIORITY, tenant, self._routes.chain_name_of(item.model), key_id=held_back)
                     own = {
                         "model": item.model,
                         "custom_id": item.custom_id,
@@ -136,12 +169,18 @@ class Batches:
             self._settings.max_queued,
             JobState.QUEUED,
             JobState.FAILED,
+            *arguments_of(key_limits),
             *arguments,
         )
-        if reply == b"full":
-            raise QueueFull
-        if reply != b"added":
-            raise NotFound
+        match reply:
+            case [b"added"]:
+                pass
+            case [b"full"]:
+                raise QueueFull
+            case [b"gone"]:
+                raise NotFound
+            case _:
+                raise limits.problem_of(reply)
 
     async def start(
         self,
@@ -153,13 +192,15 @@ class Batches:
         total: int | None = None,
         idempotency_key: str | None = None,
         fingerprint: str = "",
-    ) -> str:
-        """The body is whole: from here on the batch stands, whatever process dies. Returns its id.
+        key_limits: CallerLimits = NO_LIMITS,
+    ) -> Started:
+        """The body is whole: from here on the batch stands, whatever process dies.
 
-        Returns another batch's id if the key has one with the same body; this one is being dropped then. Its items begin
+        It is another batch if the key has one with the same body; this one is being dropped then. Its items begin
         to wait with each ``advance``. ``total``: how many were added; a Redis that was rolled back meanwhile has fewer.
 
-        Raises IdempotencyKeyReused, StorageFull, StorageUnavailable; NotFound if it, or a part of it, is gone.
+        Raises IdempotencyKeyReused, StorageFull, StorageUnavailable; RateLimited, TooManyQueued, BudgetExceeded, and
+        InvalidRequest if so many can never wait; NotFound if it, or a part of it, is gone.
         """
         allowed, running = BATCH_TRANSITIONS[BatchStep.START]
         common = msgspec.json.encode(
@@ -181,16 +222,20 @@ class Batches:
             fingerprint,
             retention(self._settings),
             "" if total is None else total,
+            spec.items.key_id,
+            *arguments_of(key_limits),
         )
         match reply:
-            case [b"started"]:
-                return batch_id
+            case [b"started", told]:
+                return Started(batch_id, limits.states_of(told))
             case [b"replayed", other_id]:
-                return str(other_id.decode())
+                return Started(other_id.decode())
             case [b"reused"]:
                 raise IdempotencyKeyReused
-            case _:
+            case [b"gone"]:
                 raise NotFound
+            case _:
+                raise limits.problem_of(reply)
 
     async def drop(self, batch_id: str, tenant: str) -> None:
         """What was received is erased, piece by piece, by whoever calls ``advance``. Harmless once it has started."""

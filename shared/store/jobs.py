@@ -9,8 +9,9 @@ import msgspec
 
 from shared.errors import IdempotencyKeyReused, JobError, NotEnded, NotFound, QueueFull
 from shared.job import TERMINAL_STATES, Job, JobKind, JobSpec, JobState, Step, Submission, Usage
+from shared.limits import LimitState, arguments_of
 from shared.settings import Settings, routes_of
-from shared.store import keys
+from shared.store import keys, limits
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
 from shared.store.script import script, sources, target
@@ -42,6 +43,8 @@ class Created(NamedTuple):
     created_ms: int
     expires_ms: int
     queue_position: int | None
+    limits: tuple[LimitState, ...] = ()
+    """Of those that are set, how they stand behind it."""
 
 
 class Replayed(NamedTuple):
@@ -92,14 +95,20 @@ class Jobs:
         """A job is born, in one step with its idempotency record and its place in the queue.
 
         Called again with the same key and body it finds the first job, and changes nothing.
-        Raises IdempotencyKeyReused, QueueFull, StorageFull, StorageUnavailable.
+        Raises IdempotencyKeyReused, QueueFull, StorageFull, StorageUnavailable; RateLimited, TooManyQueued, BudgetExceeded,
+        and InvalidRequest for what no limit will ever let in. What is refused was counted nowhere.
         """
         spec = submission.spec
         reply = await self._commands.run(
             script("submit"),
             submission.id,
             submission.tenant,
-            keys.flow_of(spec.priority, submission.tenant, self._routes.chain_name_of(spec.model)),
+            keys.flow_of(
+                spec.priority,
+                submission.tenant,
+                self._routes.chain_name_of(spec.model),
+                key_id=spec.key_id if submission.limits.hold_back_claims else "",
+            ),
             JobState.QUEUED,
             submission.request,
             msgspec.json.encode(spec),
@@ -113,16 +122,23 @@ class Jobs:
             submission.attended_by,
             int(spec.kind is JobKind.COUNT_TOKENS),
             _BELIEVED_MS,
+            0 if spec.kind is JobKind.COUNT_TOKENS else submission.tokens,
+            spec.key_id,
+            *arguments_of(submission.limits),
         )
         match reply:
-            case [b"created", created_ms, expires_ms, position]:
-                return Created(int(created_ms), int(expires_ms), position if position > 0 else None)
+            case [b"created", created_ms, expires_ms, position, told]:
+                return Created(
+                    int(created_ms), int(expires_ms), position if position > 0 else None, limits.states_of(told)
+                )
             case [b"replayed", job_id]:
                 return Replayed(job_id.decode())
             case [b"reused"]:
                 raise IdempotencyKeyReused
-            case _:
+            case [b"full"]:
                 raise QueueFull
+            case _:
+                raise limits.problem_of(reply)
 
     async def get(self, job_id: str, tenant: str, *, with_result: bool = False) -> Job:
         """The job as it stands; an overdue one ends first. Raises NotFound, for foreign ids too."""

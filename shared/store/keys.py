@@ -61,7 +61,10 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         "number: no attended job is cancelled before this (ms). Five seconds TTL, renewed by every look.",
     ),
     "attended": (("name",), "set of ids: jobs that a client of an API process waits for. Gone when empty."),
-    "flow": (("flow",), "zset id → place: the waiting jobs of one band, tenant and chain of routes. Gone when empty."),
+    "flow": (
+        ("flow",),
+        "zset id → place: the waiting jobs of one band, tenant, API key (if it has a cap) and chain of routes. Gone when empty.",
+    ),
     "ready": (("band",), "zset flow → its turn in the band's virtual time: the flows that have jobs. Gone when empty."),
     "turns": (
         ("band",),
@@ -74,6 +77,29 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "deferred": ((), "zset id → when it is due (ms): queued jobs that are not in a flow yet. Gone when empty."),
     "running": ((), "zset id → when its lease expires (ms). Gone when empty."),
     "tenant_running": (("tenant",), "set of ids: the tenant's running jobs. Gone when empty."),
+    "key_running": (
+        ("key",),
+        "set of ids: the running jobs of an API key that had a cap at their submit. Gone when empty.",
+    ),
+    "key_limits": (
+        ("key",),
+        "string: jobs at once, budget of a day and of a month of an API key, as SUBMIT heard them last. 45 days TTL.",
+    ),
+    "queued_jobs": (
+        (),
+        "hash owner → how many of its jobs wait, or are about to in a batch; its field is gone at 0. Gone when empty.",
+    ),
+    "requests": (("owner",), "hash bucket → submits in half a second. Two minutes TTL from the last."),
+    "tokens": (("owner",), "hash bucket → tokens of submits in half a second. Two minutes TTL from the last submit."),
+    "spend": (
+        ("owner", "period"),
+        "number: what calls cost, in nano-dollars. Two days TTL where the period is a day (UTC), 62 where it is a month.",
+    ),
+    "tenant": (
+        ("tenant",),
+        "hash: a tenant's limits and retentions. No TTL: set by an operator, to hold until he changes it; some 100 bytes.",
+    ),
+    "tenants": ((), "set of names: the tenants that have settings. No TTL: as those. Gone when empty."),
     "alive": ((), "number: when a worker last called (ms), one hour TTL."),
     "grace": ((), "number: no lease is reaped before this (ms), its TTL one lease."),
     "hungry": ((), "flag: a worker has free slots and found nothing more, one minute TTL."),
@@ -227,9 +253,42 @@ def plain(kind: str) -> str:
     return _name(kind)
 
 
-def flow_of(band: str, tenant: str, chain: str) -> str:
-    """The name of a flow. Neither a band nor a tenant has a colon in it; a chain of routes may."""
-    return f"{band}:{tenant}:{chain}"
+def tenant(name: str) -> str:
+    """What is set for a tenant."""
+    return _name("tenant", name)
+
+
+def owner_of_tenant(name: str) -> str:
+    """How a tenant goes by among those whose use is counted."""
+    return f"tenant:{name}"
+
+
+def owner_of_key(key_id: str) -> str:
+    """As above, an API key."""
+    return f"key:{key_id}"
+
+
+def requests(owner: str) -> str:
+    """Its submits of the last minute."""
+    return _name("requests", owner)
+
+
+def tokens(owner: str) -> str:
+    """The tokens of its submits of the last minute."""
+    return _name("tokens", owner)
+
+
+def spend(owner: str, period: str) -> str:
+    """What its calls cost in a day (``YYYY-MM-DD``) or a month (``YYYY-MM``)."""
+    return _name("spend", owner, period)
+
+
+def flow_of(band: str, tenant: str, chain: str, *, key_id: str = "") -> str:
+    """The name of a flow. Only a chain of routes may have a colon in it.
+
+    ``key_id``: the API key, if CLAIM may have to hold its jobs back. Those of all others share the tenant's flow.
+    """
+    return f"{band}:{tenant}:{key_id}:{chain}"
 
 
 def flow(flow_name: str) -> str:

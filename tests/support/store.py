@@ -84,7 +84,7 @@ async def begin(
     **spec: Any,
 ) -> str:
     """START of what was received; ``advance`` is the test's. ``spec``: as a_batch_spec() takes it."""
-    return await runtime.batches.start(
+    started = await runtime.batches.start(
         begun.id,
         begun.tenant,
         a_batch_spec(**spec),
@@ -92,6 +92,7 @@ async def begin(
         idempotency_key=idempotency_key,
         fingerprint=fingerprint_of(body),
     )
+    return started.id
 
 
 async def start_batch(
@@ -369,7 +370,10 @@ async def assert_consistent(runtime: Runtime, job_ids: Iterable[str] = ()) -> No
     )
     found, waiting_in, running_of, attended_by = await asyncio.gather(
         asyncio.gather(
-            *(commands.call("HMGET", keys.job(job_id), "state", "tenant", "flow", "attended_by") for job_id in ids)
+            *(
+                commands.call("HMGET", keys.job(job_id), "state", "tenant", "flow", "attended_by", "key")
+                for job_id in ids
+            )
         ),
         asyncio.gather(*(members(runtime, name) for name in flow_names)),
         asyncio.gather(*(commands.call("SMEMBERS", name) for name in tenant_names)),
@@ -397,6 +401,7 @@ async def assert_consistent(runtime: Runtime, job_ids: Iterable[str] = ()) -> No
     for job_id in running:
         by_tenant.setdefault(records[job_id][1].decode(), set()).add(job_id)
     assert by_tenant == _sets(tenant_names, running_of)
+    await _assert_use_is_counted(runtime, records, running, waiting, batches, names)
 
     by_attendant: dict[str, set[str]] = {}
     for job_id in waiting | running:
@@ -406,6 +411,42 @@ async def assert_consistent(runtime: Runtime, job_ids: Iterable[str] = ()) -> No
 
     for books in batches:
         _assert_counted(books, states, is_due=books.id in due)
+
+
+async def _assert_use_is_counted(
+    runtime: Runtime,
+    records: dict[str, list[Any]],
+    running: set[str],
+    waiting: set[str],
+    batches: Sequence["_Books"],
+    names: Sequence[str],
+) -> None:
+    """What limits look at: the jobs that wait, or are about to in a batch that stands, and the running ones of capped keys."""
+    queued: Counter[str] = Counter()
+
+    def count(tenant: str, key_id: str | None, jobs: int = 1) -> None:
+        queued[keys.owner_of_tenant(tenant)] += jobs
+        if key_id:
+            queued[keys.owner_of_key(key_id)] += jobs
+
+    for job_id in waiting:
+        _, tenant, _, _, key_id = records[job_id]
+        count(tenant.decode(), key_id.decode() if key_id else None)
+    for books in batches:
+        if books.record["state"] in (BatchState.RUNNING, BatchState.CANCELLING):
+            unstarted = sum(bool(job_id) for job_id in books.items[int(books.record.get("started_to", 0)) :])
+            count(books.record["tenant"], books.record.get("key"), unstarted)
+    stored = await runtime.commands.call("HGETALL", keys.plain("queued_jobs"))
+    found = dict(zip([owner.decode() for owner in stored[::2]], map(int, stored[1::2]), strict=True))
+    assert found == +queued
+
+    by_key: dict[str, set[str]] = {}
+    for job_id in running:
+        if key_id := records[job_id][2].decode().split(":")[2]:
+            by_key.setdefault(key_id, set()).add(job_id)
+    key_names = [name for name in names if kind_of(name) == "key_running"]
+    running_of = await asyncio.gather(*(runtime.commands.call("SMEMBERS", name) for name in key_names))
+    assert by_key == _sets(key_names, running_of)
 
 
 def _sets(names: Iterable[str], found: Iterable[Any]) -> dict[str, set[str]]:

@@ -63,16 +63,17 @@ def test_all_keys_and_channels_of_a_shard_are_in_one_slot() -> None:
     assert {re.search(r"\{(.*?)\}", name).group(1) for name in names} == {"0"}  # type: ignore[union-attr]
 
 
-def test_a_flow_names_band_tenant_and_model() -> None:
+def test_a_flow_names_band_tenant_key_and_model() -> None:
     """In this order: CLAIM reads the tenant between the first two colons, and a model may have colons."""
-    assert keys.flow_of(Priority.HIGH, "tenant-a", "vendor:model:1") == "high:tenant-a:vendor:model:1"
+    assert keys.flow_of(Priority.HIGH, "tenant-a", "vendor:model:1") == "high:tenant-a::vendor:model:1"
+    assert keys.flow_of(Priority.LOW, "t", "m", key_id="k1") == "low:t:k1:m"
 
 
 # The scripts, as texts
 
 _STRINGS = re.compile(r"'([^'\n]*)'")
 _WRITES = re.compile(
-    r"write_without_memory\(|stamp_alive\(|wake\(|enqueue\(|dequeue\(|leave\(|put_back\(|end_job\(|end_overdue\(|append\("
+    r"count_in_limits\(|count_queued\(|begin_waiting\(|stop_waiting\(|write_without_memory\(|stamp_alive\(|wake\(|enqueue\(|dequeue\(|leave\(|put_back\(|end_job\(|end_overdue\(|append\("
     r"|count\(|charge\(|end_batch\(|end_item\("
     r"|call\('(?:SET|DEL|UNLINK|INCR|HINCRBY|HSET|HDEL|ZADD|ZREM|SADD|SREM|XADD|RPUSH|LTRIM|PEXPIRE|EXPIRE|PUBLISH)"
 )

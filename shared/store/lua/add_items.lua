@@ -1,15 +1,22 @@
 -- ADD_ITEMS: the next lines of a body. Their records stand, but belong to nobody and wait nowhere until they are started.
--- ARGV: id, receiving, how long it may stay silent (ms), most waiting jobs, queued, failed,
+-- ARGV: id, receiving, how long it may stay silent (ms), most waiting jobs, queued, failed, API key's limits (6),
 --       then for each: line, job id or '' (it cannot run), flow, request, its own part of the spec (or why it cannot run)
--- Returns 'added' | 'full' | 'gone'
+-- Returns {'added'} | {'full'} | {'gone'} | {'limited' ...} | {'never' ...} as SUBMIT
 local id, queued, failed = ARGV[1], 0, 0
 local record, items = key_batch(id), key_batch_items(id)
-local batch = call('HMGET', record, 'state', 'live')
-if batch[1] ~= ARGV[2] then return 'gone' end
-if call('ZCARD', key_waiting()) + tonumber(batch[2] or 0) + (#ARGV - 6) / 5 > tonumber(ARGV[4]) then return 'full' end
+local batch = call('HMGET', record, 'state', 'live', 'tenant', 'key')
+if batch[1] ~= ARGV[2] then return {'gone'} end
+local jobs = tonumber(batch[2] or 0)
+for i = 13, #ARGV, 5 do
+  if ARGV[i + 1] ~= '' then jobs = jobs + 1 end
+end
+if call('ZCARD', key_waiting()) + jobs > tonumber(ARGV[4]) then return {'full'} end
+-- START decides; but of what it would refuse no more need arrive.
+local refusal = refusal_of(look_at_limits(owners_of(batch[3], batch[4] or '', 7), jobs, 0, false))
+if refusal then return refusal end
 
 local length = call('LLEN', items)
-for i = 7, #ARGV, 5 do
+for i = 13, #ARGV, 5 do
   local line, job = ARGV[i], ARGV[i + 1]
   local blank = tonumber(line) - length - 1
   while blank > 0 do -- a thousand at a time: there may be as many as lines
@@ -34,4 +41,4 @@ call('HINCRBY', record, 'live', queued)
 call('HINCRBY', record, ARGV[5], queued)
 call('HINCRBY', record, ARGV[6], failed)
 call('ZADD', key_due(), int(now + tonumber(ARGV[3])), id)
-return 'added'
+return {'added'}

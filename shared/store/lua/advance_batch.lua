@@ -5,7 +5,7 @@ local id, most = ARGV[1], tonumber(ARGV[2])
 local record, items = key_batch(id), key_batch_items(id)
 write_without_memory()
 local batch = call('HMGET', record, 'state', 'tenant', 'started_to', 'cancelled_to', 'common', 'timeout_ms', 'expires_ms',
-  'not_before_ms', 'created_ms')
+  'not_before_ms', 'created_ms', 'key')
 
 local function erase_some()
   call('DEL', key_batch_ended(id)) -- first: the list shrinks from its head, and lines would be told as other lines' jobs
@@ -25,7 +25,8 @@ local function start_item(job, place)
   local spec = string.sub(own[2], 1, -2) .. ',' .. string.sub(batch[5], 2)
   call('HSET', key_job(job), 'tenant', batch[2], 'state', ARGV[6], 'place', place, 'created_ms', batch[9],
     'expires_ms', batch[7], 'timeout_ms', batch[6], 'spec', spec)
-  call('ZADD', key_waiting(), batch[7], job)
+  if batch[10] then call('HSET', key_job(job), 'key', batch[10]) end
+  call('ZADD', key_waiting(), batch[7], job) -- and is among the queued: START counted it
   local not_before = tonumber(batch[8])
   if not_before and not_before > now then
     call('ZADD', key_deferred(), int(not_before), job)

@@ -46,6 +46,25 @@ local function dequeue(id, flow)
   end
 end
 
+-- How many jobs of a tenant, and of an API key, wait: exact, as nothing else puts a job among those that wait or takes it
+-- out. Those of a batch are counted when it starts, and begin to wait in pieces.
+local function count_queued(tenant, key, jobs)
+  for _, owner in ipairs({'tenant:' .. tenant, key and 'key:' .. key or nil}) do
+    if call('HINCRBY', key_queued_jobs(), owner, int(jobs)) <= 0 then call('HDEL', key_queued_jobs(), owner) end
+  end
+end
+
+local function begin_waiting(id, tenant, key, deadline_ms)
+  if call('ZADD', key_waiting(), deadline_ms, id) == 1 then count_queued(tenant, key, 1) end
+end
+
+local function stop_waiting(id, tenant)
+  if call('ZREM', key_waiting(), id) == 1 then count_queued(tenant, call('HGET', key_job(id), 'key'), -1) end
+end
+
+-- The API key in a flow's name: of those whose jobs may have to wait for more than their turn. '' for all others.
+local function key_of_flow(flow) return string.match(flow, '^[^:]+:[^:]+:([^:]*):') or '' end
+
 -- An item of a batch goes from one state to another: its batch counts with it. batch: its id, or false for other jobs.
 local function count(batch, from, to)
   if batch then
@@ -66,9 +85,20 @@ local function kept_ms(retention)
   return tonumber(log), tonumber(result), tonumber(idempotency), tonumber(item_log)
 end
 
+-- What a tenant wants otherwise goes before it. Returns as kept_ms.
+local function kept_for(tenant, retention)
+  local log_ms, result_ms, idempotency_ms, item_log_ms = kept_ms(retention)
+  local own = call('HMGET', key_tenant(tenant), 'log_retention_ms', 'result_retention_ms')
+  if own[1] then
+    log_ms = tonumber(own[1])
+    item_log_ms = math.min(item_log_ms, log_ms)
+  end
+  return log_ms, tonumber(own[2] or result_ms), idempotency_ms, item_log_ms
+end
+
 local function end_batch(batch, retention)
-  local _, result_ms, idempotency_ms = kept_ms(retention)
   local record = key_batch(batch)
+  local _, result_ms, idempotency_ms = kept_for(call('HGET', record, 'tenant'), retention)
   call('HSET', record, 'state', BATCH_ENDED, 'ended_ms', int(now))
   for _, key in ipairs({record, key_batch_items(batch), key_batch_invalid(batch), key_batch_ended(batch)}) do
     call('PEXPIRE', key, int(result_ms))
@@ -91,7 +121,9 @@ end
 local function leave(id, tenant, flow)
   call('ZREM', key_running(), id)
   call('SREM', key_tenant_running(tenant), id)
-  call('ZREM', key_waiting(), id)
+  local key = key_of_flow(flow)
+  if key ~= '' then call('SREM', key_key_running(key), id) end
+  stop_waiting(id, tenant)
   call('ZREM', key_deferred(), id)
   dequeue(id, flow)
   call('HDEL', key_job(id), 'worker', 'confirmed')
@@ -100,7 +132,7 @@ end
 -- Back to the queue: at its old place now, or deferred until due_ms.
 local function put_back(id, tenant, flow, place, deadline_ms, due_ms)
   leave(id, tenant, flow)
-  call('ZADD', key_waiting(), deadline_ms, id)
+  begin_waiting(id, tenant, call('HGET', key_job(id), 'key'), deadline_ms)
   if due_ms and due_ms > now then
     call('ZADD', key_deferred(), int(due_ms), id)
   else
@@ -109,19 +141,46 @@ local function put_back(id, tenant, flow, place, deadline_ms, due_ms)
   wake()
 end
 
+-- What a submit reserved of the tokens a minute makes room for what was used. A job that never started used none; of one
+-- that ended without telling, what was reserved stays.
+local function settle_tokens(reserved, owners, usage, has_started)
+  local used
+  if usage then
+    used = 0
+    for _, tokens in pairs(cjson.decode(usage)) do used = used + tokens end
+  elseif not has_started then
+    used = 0
+  else
+    return
+  end
+  local bucket, amounts = string.match(reserved, '^(%d+) (.*)$')
+  local at = 0
+  for amount in string.gmatch(amounts, '%d+') do
+    at = at + 1
+    -- A bucket that has left the window is not made again.
+    if amount ~= '0' and owners[at] and call('HEXISTS', key_tokens(owners[at]), bucket) == 1 then
+      call('HINCRBY', key_tokens(owners[at]), bucket, int(used - amount))
+      call('HINCRBY', key_tokens(owners[at]), 'sum', int(used - amount))
+    end
+  end
+end
+
 -- The end of a job, the same for every way to end. retention: as in kept_ms. extra: more fields of the record. A job that
 -- never ran has no log: then only the record and the channel say that it ended.
 local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   local record = key_job(id)
   local end_id = int(epoch) .. '-' .. int(seq)
   local job = call('HMGET', record, 'state', 'tenant', 'idempotency', 'batch', 'line', 'expires_ms', 'timeout_ms',
-    'attended_by', 'quiet')
+    'attended_by', 'quiet', 'reserved', 'key', 'started_ms')
   local batch = job[4]
+  if job[10] then
+    settle_tokens(job[10], {'tenant:' .. job[2], job[11] and 'key:' .. job[11]}, usage, job[12])
+  end
   call('HSET', record, 'state', state, 'epoch', int(epoch), 'ended_ms', int(now), 'end_id', end_id, unpack(extra))
   local data = '{"status":"' .. state .. '"}'
   local heard = append(id, batch, epoch, seq, false, {state, data}) or tell(id, batch, end_id .. '\n' .. state .. '\n' .. data)
 
-  local log_ms, result_ms, idempotency_ms, item_log_ms = kept_ms(retention)
+  local log_ms, result_ms, idempotency_ms, item_log_ms = kept_for(job[2], retention)
   if batch then
     if heard == 0 then log_ms = item_log_ms end
     -- As long as the batch, which ends with its last item: at the latest when an item's time is over.

@@ -1,5 +1,5 @@
 -- CLAIM: gives a worker the next jobs, in the fair order, each with an epoch and its `started` event.
--- ARGV: worker, lease_ms, how many, how many of the lowest band, tenant's running limit (0: none), may take a suspect (1/0),
+-- ARGV: worker, lease_ms, how many, how many of the lowest band, running limit of a tenant without one of its own (0: none), may take a suspect (1/0),
 --       counted takeovers that make a suspect, source states, target state,
 --       then as in EXPIRE: states to expire from, expired, states to time out from, failed, timeout error, retention,
 --       then for routes that have a bound: name, how many may start or -1 (shut), name, ... A bound for the name '' is
@@ -25,10 +25,14 @@ local passed_over = {}
 local quotas = {}
 for i = 16, #ARGV, 2 do quotas[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
+-- The second is for flows that an earlier version named: without a place for the API key.
+local function chain_of(flow)
+  return string.match(flow, '^[^:]+:[^:]+:[^:]*:(.*)$') or string.match(flow, '^[^:]+:[^:]+:(.*)$')
+end
+
 -- Which route of a flow's chain a job of it would take: the first that is not shut. Its quota, nil for no bound.
 local function quota_of(flow)
-  local chain = string.match(flow, '^[^:]+:[^:]+:(.*)$')
-  for route in string.gmatch(chain, '[^>]+') do
+  for route in string.gmatch(chain_of(flow), '[^>]+') do
     if not quotas[route] and quotas[''] then quotas[route] = quotas[''] end
     local quota = quotas[route]
     if quota ~= -1 then return quota, route end
@@ -39,15 +43,46 @@ end
 -- Whether no job of the flow may start by the quotas. Asked of thousands of flows, which have few chains.
 local gated = {}
 local function is_gated(flow)
-  local chain = string.match(flow, '^[^:]+:[^:]+:(.*)$')
+  local chain = chain_of(flow)
   if gated[chain] == nil then gated[chain] = quota_of(flow) == 0 end
   return gated[chain]
 end
 
+-- What a tenant or an API key may run at once (0: any number), and whether its budget is spent. Read once per script: no
+-- claim changes it.
+local caps = {}
+local function cap_of(owner, running_limit, a_day, a_month)
+  local is_spent = a_day > 0 and spent_by(owner, day_name()) >= a_day
+    or a_month > 0 and spent_by(owner, month_name()) >= a_month
+  caps[owner] = {running_limit, is_spent}
+  return caps[owner]
+end
+
+local function cap_of_tenant(tenant)
+  local owner = 'tenant:' .. tenant
+  if caps[owner] then return caps[owner] end
+  local found = call('HMGET', key_tenant(tenant), 'running_jobs', 'nano_usd_per_day', 'nano_usd_per_month')
+  return cap_of(owner, tonumber(found[1] or tenant_limit), tonumber(found[2] or 0), tonumber(found[3] or 0))
+end
+
+local function cap_of_key(key)
+  local owner = 'key:' .. key
+  if caps[owner] then return caps[owner] end
+  local limits = call('GET', key_key_limits(key)) or '0 0 0'
+  local running_limit, a_day, a_month = string.match(limits, '^(%d+) (%d+) (%d+)$')
+  return cap_of(owner, tonumber(running_limit), tonumber(a_day), tonumber(a_month))
+end
+
+-- What is parked stays where it is in the queue.
+local function is_parked(cap, running)
+  return cap[2] or (cap[1] > 0 and call('SCARD', running) >= cap[1])
+end
+
 local function may_not_start(flow)
   if next(quotas) and is_gated(flow) then return true end
-  local tenant = string.match(flow, '^[^:]+:([^:]+)')
-  return tenant_limit > 0 and call('SCARD', key_tenant_running(tenant)) >= tenant_limit
+  local tenant, key = string.match(flow, '^[^:]+:([^:]+)'), key_of_flow(flow)
+  return is_parked(cap_of_tenant(tenant), key_tenant_running(tenant))
+    or key ~= '' and is_parked(cap_of_key(key), key_key_running(key))
 end
 
 -- The lowest flow of a band that may start a job, and that job. Suspects are looked past, 32 deep. Flows at the front that
@@ -115,7 +150,7 @@ local function take_turn(flow, band, id)
   call('ZREMRANGEBYSCORE', key_turns(band), '-inf', int(clock))
 end
 
-local function start(id, was)
+local function start(id, was, flow)
   local record = key_job(id)
   local job = call('HMGET', record, 'tenant', 'epoch', 'attempts', 'published', 'reset_reason', 'started_ms',
     'timeout_ms', 'created_ms', 'failures', 'takeovers', 'request', 'spec', 'batch', 'quiet')
@@ -126,7 +161,9 @@ local function start(id, was)
     'attempts', int(attempt), 'started_ms', started_ms)
   call('ZADD', key_running(), int(now + lease_ms), id)
   call('SADD', key_tenant_running(job[1]), id)
-  call('ZREM', key_waiting(), id)
+  local key = key_of_flow(flow)
+  if key ~= '' then call('SADD', key_key_running(key), id) end
+  stop_waiting(id, job[1])
   local events = {'started', '{"attempt":' .. int(attempt) .. '}'}
   if job[4] then
     events[3], events[4] = 'reset', '{"attempt":' .. int(attempt) .. ',"reason":"' .. (job[5] or 'worker_lost') .. '"}'
@@ -158,7 +195,7 @@ while #reply <= count and touched < 500 and bytes < most_bytes do
   else
     take_turn(flow, band, id)
     if band == lowest then low_count = low_count - 1 end
-    local claim = start(id, state)
+    local claim = start(id, state, flow)
     bytes = bytes + #claim[12]
     reply[#reply + 1] = claim
   end

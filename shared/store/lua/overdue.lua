@@ -3,7 +3,7 @@ local function end_overdue(id, expire_sources, expired, time_out_sources, failed
   local job = call('HMGET', key_job(id), 'state', 'tenant', 'flow', 'epoch', 'started_ms')
   local sources = job[5] and time_out_sources or expire_sources
   if not job[1] or not contains(sources, job[1]) then
-    call('ZREM', key_waiting(), id)
+    if job[2] then stop_waiting(id, job[2]) else call('ZREM', key_waiting(), id) end
     return false
   end
   leave(id, job[2], job[3])

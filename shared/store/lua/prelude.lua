@@ -38,22 +38,6 @@ local function append(id, batch, epoch, seq, create, events)
   return tell(id, batch, table.concat(message, '\n'))
 end
 
--- What calls cost, in nano-dollars: '' for nothing, '?' for a model whose price nobody knows.
-local function charge_record(record, nano)
-  if nano == '?' then
-    call('HSET', record, 'unpriced', 1)
-  elseif nano ~= '' then
-    call('HINCRBY', record, 'cost_nano_usd', nano)
-  end
-end
-
-local function charge(id, nano)
-  if nano == '' then return end
-  charge_record(key_job(id), nano)
-  local batch = call('HGET', key_job(id), 'batch')
-  if batch and call('EXISTS', key_batch(batch)) == 1 then charge_record(key_batch(batch), nano) end
-end
-
 local function contains(list, item)
   for word in string.gmatch(list, '[^,]+') do
     if word == item then return true end

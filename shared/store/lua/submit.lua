@@ -1,8 +1,10 @@
 -- SUBMIT: a job is born, once per Idempotency-Key.
 -- ARGV: id, tenant, flow, state, request, spec, timeout_ms, expires_in_ms, not_before_ms or '', idempotency hash or '',
 --       fingerprint, most waiting jobs, most flows to count for the position, API process that attends it or '',
---       quiet (1/0: without a log, and in no list), how long an API process is believed (ms)
--- Returns {'created', created_ms, expires_ms, position} | {'replayed', job id} | {'reused'} | {'full'}
+--       quiet (1/0: without a log, and in no list), how long an API process is believed (ms), tokens to reserve, API key
+--       or '', its limits (6)
+-- Returns {'created', created_ms, expires_ms, position, told} | {'replayed', job id} | {'reused'} | {'full'}
+--       | {'limited', code, ms to wait, told} | {'never', what is limited, the limit}; told as in told_of()
 local id, tenant, flow, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local not_before = tonumber(ARGV[9])
 if ARGV[10] ~= '' then
@@ -13,6 +15,11 @@ if ARGV[10] ~= '' then
   end
 end
 if call('ZCARD', key_waiting()) >= tonumber(ARGV[12]) then return {'full'} end
+local key = ARGV[18]
+local owners = owners_of(tenant, key, 19)
+local limits = look_at_limits(owners, 1, tonumber(ARGV[17]), true)
+local refusal = refusal_of(limits)
+if refusal then return refusal end
 
 local place = call('INCR', key_places())
 local expires = math.max(now, not_before or 0) + tonumber(ARGV[8])
@@ -21,6 +28,11 @@ call('HSET', key_job(id), 'state', state, 'tenant', tenant, 'flow', flow, 'place
 if ARGV[10] ~= '' then
   call('HSET', key_job(id), 'idempotency', ARGV[10])
   call('HSET', key_idempotency(tenant, ARGV[10]), 'fingerprint', ARGV[11], 'job', id)
+end
+count_in_limits(limits, owners, key)
+if key ~= '' then call('HSET', key_job(id), 'key', key) end
+if limits.reserved then
+  call('HSET', key_job(id), 'reserved', int(math.floor(now / BUCKET_MS)) .. ' ' .. table.concat(limits.reserved, ' '))
 end
 if ARGV[14] ~= '' then
   call('HSET', key_job(id), 'attended_by', ARGV[14])
@@ -37,12 +49,13 @@ else
   end
   call('ZADD', key_index(tenant), 0, id)
 end
-call('ZADD', key_waiting(), int(expires), id)
+begin_waiting(id, tenant, key ~= '' and key, int(expires))
 if not_before and not_before > now then
   call('ZADD', key_deferred(), int(not_before), id)
   wake()
-  return {'created', int(now), int(expires), -1}
+  return {'created', int(now), int(expires), -1, told_of(limits)}
 end
 enqueue(id, flow, place)
 wake()
-return {'created', int(now), int(expires), position(flow, call('ZCARD', key_flow(flow)), tonumber(ARGV[13]))}
+return {'created', int(now), int(expires), position(flow, call('ZCARD', key_flow(flow)), tonumber(ARGV[13])),
+  told_of(limits)}

@@ -1,0 +1,58 @@
+-- What calls cost, added up for jobs, batches, tenants and API keys: in nano-dollars, '' for nothing, '?' for a model whose
+-- price nobody knows.
+local DAY_MS = 86400000
+local SPENT_DAY_KEPT_MS, SPENT_MONTH_KEPT_MS = 2 * DAY_MS, 62 * DAY_MS
+
+-- The date (UTC) of a day since 1970. Redis's Lua has no os.date. (Howard Hinnant, "chrono-compatible low-level date
+-- algorithms": eras of 400 years, which begin in March.)
+local function date_of(days)
+  local shifted = days + 719468
+  local era = math.floor(shifted / 146097)
+  local of_era = shifted - era * 146097
+  local year = math.floor((of_era - math.floor(of_era / 1460) + math.floor(of_era / 36524) - math.floor(of_era / 146096)) / 365)
+  local of_year = of_era - (365 * year + math.floor(year / 4) - math.floor(year / 100))
+  local shifted_month = math.floor((5 * of_year + 2) / 153)
+  local day = of_year - math.floor((153 * shifted_month + 2) / 5) + 1
+  local month = shifted_month < 10 and shifted_month + 3 or shifted_month - 9
+  return year + era * 400 + (month <= 2 and 1 or 0), month, day
+end
+
+local today = math.floor(now / DAY_MS)
+local function day_name() return string.format('%04d-%02d-%02d', date_of(today)) end
+local function month_name() return string.sub(day_name(), 1, 7) end
+
+local function ms_to_next_day() return (today + 1) * DAY_MS - now end
+local function ms_to_next_month()
+  local _, month = date_of(today)
+  local next_month = today + 1
+  while select(2, date_of(next_month)) == month do next_month = next_month + 1 end
+  return next_month * DAY_MS - now
+end
+
+local function spent_by(owner, period) return tonumber(call('GET', key_spend(owner, period)) or 0) end
+
+local function add_spent(owner, period, nano, kept_ms)
+  local key = key_spend(owner, period)
+  if call('INCRBY', key, nano) == tonumber(nano) then call('PEXPIRE', key, int(kept_ms)) end
+end
+
+local function charge_record(record, nano)
+  if nano == '?' then
+    call('HSET', record, 'unpriced', 1)
+  else
+    call('HINCRBY', record, 'cost_nano_usd', nano)
+  end
+end
+
+local function charge(id, nano)
+  if nano == '' then return end
+  charge_record(key_job(id), nano)
+  local job = call('HMGET', key_job(id), 'batch', 'tenant', 'key')
+  if job[1] and call('EXISTS', key_batch(job[1])) == 1 then charge_record(key_batch(job[1]), nano) end
+  if nano == '?' or nano == '0' or not job[2] then return end
+  local day, month = day_name(), month_name()
+  for _, owner in ipairs({'tenant:' .. job[2], job[3] and 'key:' .. job[3] or nil}) do
+    add_spent(owner, day, nano, SPENT_DAY_KEPT_MS)
+    add_spent(owner, month, nano, SPENT_MONTH_KEPT_MS)
+  end
+end
