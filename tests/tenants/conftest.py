@@ -1,0 +1,44 @@
+"""An API over real sockets on a real Redis, a tenant that has something of everything, and another one who asks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import pytest
+import uvloop
+
+from shared.store.runtime import Runtime
+from tests.support.redis_servers import RedisUnderTest
+from tests.support.served import Served, serving
+from tests.tenants.victim import Victim, a_victim
+from tests.tenants.wire import Line, a_line
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """What `tokenspool serve` runs on; asyncio's own leaves Nagle's algorithm on for uvicorn's sockets, 40 ms an answer."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+def redis_under_test(real_redis: RedisUnderTest) -> RedisUnderTest:
+    """What is stored is compared byte by byte."""
+    return real_redis
+
+
+@pytest.fixture
+async def victim(runtime: Runtime) -> Victim:
+    """Before any API looks."""
+    return await a_victim(runtime)
+
+
+@pytest.fixture
+async def served(victim: Victim, real_redis: RedisUnderTest) -> AsyncIterator[Served]:
+    """An API with the default settings."""
+    async with serving(real_redis.url) as running:
+        yield running
+
+
+@pytest.fixture
+async def line(served: Served) -> AsyncIterator[Line]:
+    """A connection to it."""
+    async with a_line(served.url) as opened:
+        yield opened

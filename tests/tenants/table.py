@@ -1,0 +1,72 @@
+"""Every route that the application has, with every method: read from it, so that no new one escapes the tests."""
+
+import re
+from typing import Final, NamedTuple
+
+from starlette.routing import BaseRoute, Route
+
+from api.app import create_app
+from shared.settings import load_settings
+
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+NO_TENANTS: Final = frozenset({"/v1/models/{model_id:path}", "/problems/{code}"})
+"""What stands in their path belongs to nobody."""
+
+_OWNED: Final = {
+    "/v1/jobs/": ("job_id", "job"),
+    "/v1/batches/": ("batch_id", "batch"),
+    "/v1/messages/batches/": ("batch_id", "msgbatch"),
+    "/v1/keys/": ("key_id", "key"),
+    "/v1/webhooks/deliveries/": ("delivery_id", "delivery"),
+}
+"""Where an id that belongs to a tenant stands in a path: its name there, and its kind."""
+
+
+class OwnedPath(NamedTuple):
+    """A path with the id of something that belongs to a tenant."""
+
+    path: str
+    """Up to the id, and behind it, with ``{}`` for the id."""
+    kind: str
+    methods: frozenset[str]
+    """Those that a route of it takes."""
+
+    def of(self, own_id: str) -> str:
+        """The path to one."""
+        return self.path.format(own_id)
+
+
+def routes() -> list[Route]:
+    """All of them. A mount, or a socket, would need tests of its own."""
+    found: list[BaseRoute] = create_app(load_settings(auth="off")).router.routes
+    plain = [route for route in found if isinstance(route, Route)]
+    assert plain == found, "a kind of route that these tests do not know"
+    return plain
+
+
+def paths_without_parameters() -> dict[str, frozenset[str]]:
+    """And their methods."""
+    return {path: methods for path, methods in _methods_by_path().items() if "{" not in path}
+
+
+def owned_paths() -> list[OwnedPath]:
+    """Raises AssertionError for a parameter in a path that nobody has thought about."""
+    return [
+        _owned(path, methods) for path, methods in _methods_by_path().items() if "{" in path and path not in NO_TENANTS
+    ]
+
+
+def _methods_by_path() -> dict[str, frozenset[str]]:
+    found: dict[str, frozenset[str]] = {}
+    for route in routes():
+        found[route.path] = found.get(route.path, frozenset()) | (route.methods or frozenset())
+    return found
+
+
+def _owned(path: str, methods: frozenset[str]) -> OwnedPath:
+    names = re.findall(r"\{([^}]*)\}", path)
+    for prefix, (name, kind) in _OWNED.items():
+        if path.startswith(f"{prefix}{{{name}}}") and names == [name]:
+            return OwnedPath(path.replace(f"{{{name}}}", "{}"), kind, methods)
+    raise AssertionError(f"{path}: say here whose the ids in it are, and test it with another tenant's")

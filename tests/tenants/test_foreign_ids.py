@@ -1,0 +1,101 @@
+"""What is another tenant's is not there: no route, no method, no state of it says otherwise, in a byte or in Redis."""
+
+import pytest
+
+from shared.errors import NotFound
+from shared.job import JobState, new_id
+from shared.store.runtime import Runtime
+from tests.support.store import make_overdue, state_of, submit
+from tests.tenants.table import METHODS, OwnedPath, owned_paths
+from tests.tenants.victim import ATTACKER, CANARY, VICTIM, Victim, absent_ids, state_of_all
+from tests.tenants.wire import Line, Told
+
+_PATHS = owned_paths()
+_STREAM = "text/event-stream"
+
+
+def _manners(victim: Victim, path: OwnedPath, own_id: str) -> list[tuple[str, dict[str, str]]]:
+    """Ways to ask for the same thing: a query, and headers. Some know what only the owner can."""
+    if path.path.endswith("/events"):
+        return [
+            ("", {"Accept": _STREAM}),
+            ("?after=now", {}),
+            ("?format=messages&tokens=true", {"Last-Event-ID": own_id}),
+        ]
+    return [("", {}), ("?wait=1&order=finished&result=true", {"Idempotency-Key": "the-key-of-both"})]
+
+
+@pytest.mark.parametrize("path", _PATHS, ids=[f"{path.path}" for path in _PATHS])
+async def test_foreign_and_absent_ids_are_told_alike(
+    runtime: Runtime, victim: Victim, line: Line, path: OwnedPath
+) -> None:
+    """The same status, headers and bytes by every method, of whatever state the other's is; and it stays what it was."""
+    jobs = [await runtime.jobs.get(own_id, VICTIM) for own_id in (victim.ids["job"]["succeeded"],)]
+    end_id = jobs[0].end_id
+    assert end_id
+    before = await state_of_all(runtime)
+    foreign = victim.of(path.kind)
+    assert foreign
+    for method in METHODS:
+        for query, headers in _manners(victim, path, end_id):
+            sent = {**headers, "X-Tenant": ATTACKER}
+            body = b"{}" if method in ("POST", "PUT", "PATCH") else None
+            told: dict[str, Told] = {}
+            for name, some_id in {**absent_ids(path.kind), **foreign}.items():
+                told[name] = await line.ask(method, path.of(some_id) + query, headers=sent, body=body)
+            absent = told["absent"]
+            assert {name for name, answer in told.items() if answer != absent} == set(), method
+            assert CANARY.encode() not in absent.body
+            is_taken = method in path.methods or (method == "HEAD" and "GET" in path.methods)
+            assert absent.status == (404 if is_taken else 204 if method == "OPTIONS" else 405), method
+    assert (await state_of_all(runtime)).differences_to(before) == set()
+    for method in sorted(
+        path.methods - {"HEAD"}, key="DELETE".__eq__
+    ):  # the owner is told more, or this test would show nothing
+        state = "ended" if "batch" in path.kind else "succeeded"
+        answer = await line.ask(method, path.of(foreign[state]), headers={"X-Tenant": VICTIM})
+        assert answer.status not in (404, 405), method
+
+
+def test_every_kind_of_id_is_tried() -> None:
+    """Of each method that a route takes: the table is the application's own."""
+    assert {path.kind for path in _PATHS} >= {"job", "batch", "msgbatch"}
+    assert len({path.path for path in _PATHS}) == len(_PATHS) >= 11
+
+
+async def test_a_foreign_read_does_not_end_an_overdue_job(runtime: Runtime) -> None:
+    """Its owner's does. (An API's own loop does, too: so there is none here.)"""
+    job = await submit(runtime, tenant=VICTIM)
+    await make_overdue(runtime, job.id)
+    before = await state_of_all(runtime)
+    for tenant in (ATTACKER, "", "*"):
+        with pytest.raises(NotFound):
+            await runtime.jobs.get(job.id, tenant, with_result=True)
+        with pytest.raises(NotFound):
+            await runtime.jobs.request_of(job.id, tenant)
+        for call in (runtime.jobs.cancel, runtime.jobs.erase):
+            with pytest.raises(NotFound):
+                await call(job.id, tenant)
+    assert (await state_of_all(runtime)).differences_to(before) == set()
+    assert (await runtime.jobs.get(job.id, VICTIM)).state is JobState.EXPIRED
+    assert await state_of(runtime, job.id) is JobState.EXPIRED
+
+
+async def test_another_tenants_content_is_not_read(runtime: Runtime) -> None:
+    """Not even to be thrown away: megabytes would show in the time that the answer takes."""
+    large = b'{"messages":"%b"}' % (b"x" * 1_000_000)
+    job = await submit(runtime, tenant=VICTIM, request=large)
+    _, request = await runtime.jobs.request_of(job.id, VICTIM)
+    assert request == large
+    sent_bytes = await _sent_bytes(runtime)
+    for tenant, own_id in ((ATTACKER, job.id), (VICTIM, new_id("job"))):
+        with pytest.raises(NotFound):
+            await runtime.jobs.request_of(own_id, tenant)
+        with pytest.raises(NotFound):
+            await runtime.jobs.get(own_id, tenant, with_result=True)
+    assert await _sent_bytes(runtime) - sent_bytes < 100_000
+
+
+async def _sent_bytes(runtime: Runtime) -> int:
+    facts = (await runtime.commands.call("INFO", "stats")).decode()
+    return int(facts.partition("total_net_output_bytes:")[2].split()[0])

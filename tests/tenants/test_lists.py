@@ -1,0 +1,174 @@
+"""Lists, cursors, filters and Idempotency-Keys: each tenant has its own, and another's ids are as good as made-up ones."""
+
+import json
+from typing import Any
+
+import pytest
+
+from shared.store.runtime import Runtime
+from tests.support.builders import a_bad_line, a_batch_id, a_line, an_id
+from tests.support.redis_servers import RedisUnderTest
+from tests.support.served import serving
+from tests.support.store import all_keys, begin, receive, start_batch, submit
+from tests.support.wait import wait_until
+from tests.tenants.table import paths_without_parameters
+from tests.tenants.victim import ATTACKER, CANARY, KEY, VICTIM, Victim, absent_ids, state_of_all
+from tests.tenants.wire import Line, Told
+from tests.tenants.wire import a_line as a_connection
+
+_GETTABLE = sorted(path for path, methods in paths_without_parameters().items() if "GET" in methods)
+_POSTABLE = sorted(path for path, methods in paths_without_parameters().items() if "POST" in methods)
+
+
+async def _asked(line: Line, path: str, tenant: str = ATTACKER, method: str = "GET", **more: Any) -> Told:
+    return await line.ask(method, path, headers={"X-Tenant": tenant, **more.pop("headers", {})}, **more)
+
+
+async def _keys_of(runtime: Runtime, tenant: str) -> list[str]:
+    return [name for name in await all_keys(runtime.commands) if f":idempotency:{tenant}:" in name]
+
+
+def _twin_of(own_id: str) -> str:
+    """An id that is nobody's, and sorts right beside it."""
+    return own_id[:-1] + ("0" if own_id[-1] != "0" else "1")
+
+
+@pytest.mark.parametrize("path", _GETTABLE)
+async def test_what_is_listed_is_ones_own(victim: Victim, line: Line, path: str) -> None:
+    """Whatever can be read without an id: nothing of it is another tenant's. New routes are tried as they come."""
+    answer = await _asked(line, path)
+    assert answer.status == 200
+    for mark in (CANARY, KEY, VICTIM, *victim.all_ids, *victim.of("msgbatch").values()):
+        assert mark.encode() not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "name"),
+    [
+        ("/v1/jobs", "job", "after"),
+        ("/v1/batches", "batch", "after"),
+        ("/v1/messages/batches", "msgbatch", "after_id"),
+        ("/v1/messages/batches", "msgbatch", "before_id"),
+    ],
+)
+async def test_a_foreign_cursor_is_a_place_and_no_more(
+    runtime: Runtime, victim: Victim, line: Line, path: str, kind: str, name: str
+) -> None:
+    """As an id right beside it that nobody has."""
+    for _ in range(3):
+        await submit(runtime, tenant=ATTACKER)
+        await start_batch(runtime, 1, tenant=ATTACKER)
+    for own_id in victim.of(kind).values():
+        found = await _asked(line, f"{path}?limit=2&{name}={own_id}")
+        assert found.status == 200
+        assert found == await _asked(line, f"{path}?limit=2&{name}={_twin_of(own_id)}")
+
+
+async def test_a_foreign_batch_has_no_items(runtime: Runtime, victim: Victim, line: Line) -> None:
+    """Of whatever state; with whichever filter and cursor beside it."""
+    own = await start_batch(runtime, 2, tenant=ATTACKER)
+    for query in ("", "&status=queued", f"&after={own.job_ids[1]}", f"&after={victim.ids['job']['running item']}"):
+        told = {
+            name: await _asked(line, f"/v1/jobs?batch_id={batch_id}{query}")
+            for name, batch_id in {**absent_ids("batch"), **victim.ids["batch"]}.items()
+        }
+        assert json.loads(told["absent"].body) == {"data": [], "has_more": False, "next": None}
+        assert {name for name, answer in told.items() if answer != told["absent"]} == set()
+
+
+async def test_a_large_foreign_batch_names_none_of_its_items(runtime: Runtime) -> None:
+    """Its list was read in pages, and after the last allowed one the place to go on from was told: a job of another's."""
+    received = await receive(runtime, [a_line(1), *map(a_bad_line, range(2, 5_300)), a_line(5_300)], tenant=VICTIM)
+    await begin(runtime, received)
+    await runtime.batches.advance_all(received.id)
+    for batch_id in (received.id, a_batch_id()):
+        page = await runtime.jobs.list(ATTACKER, after=None, limit=1, state=None, batch_id=batch_id)
+        assert (page.jobs, page.next_after) == ([], None)
+
+
+async def test_a_foreign_item_is_no_place_in_ones_own_batch(runtime: Runtime, victim: Victim, line: Line) -> None:
+    """Its line told where to go on, and so that there was such a job. Nor is one's own of another batch."""
+    own, other = await start_batch(runtime, 5, tenant=ATTACKER), await start_batch(runtime, 5, tenant=ATTACKER)
+    absent = await _asked(line, f"/v1/jobs?batch_id={own.id}&after={an_id()}")
+    assert json.loads(absent.body)["data"] == []
+    for job_id in (*victim.ids["job"].values(), other.job_ids[4]):
+        assert await _asked(line, f"/v1/jobs?batch_id={own.id}&after={job_id}") == absent
+    items = json.loads((await _asked(line, f"/v1/jobs?batch_id={own.id}&after={own.job_ids[4]}")).body)["data"]
+    assert [item["id"] for item in items] == own.job_ids[:4][::-1]
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/messages", "/v1/batches", "/v1/messages/batches"])
+async def test_idempotency_keys_are_each_tenants_own(victim: Victim, runtime: Runtime, line: Line, path: str) -> None:
+    """The other's key, used for another body, is a new one here; and both tenants keep what theirs stands for."""
+    params = {"model": "a-model", "max_tokens": 16, "messages": [{"role": "user", "content": "Say hello."}]}
+    requests = [{"custom_id": "row-1", "params": params}]
+    key = KEY if "batches" not in path else f"{KEY} of batches"
+    sent = {
+        "/v1/jobs": params,
+        "/v1/messages": {**params, "stream": True},
+        "/v1/batches": {"requests": requests},
+        "/v1/messages/batches": {"requests": requests},
+    }[path]
+    before = await state_of_all(runtime)
+    body, headers = json.dumps(sent).encode(), {"Idempotency-Key": key}
+    if path == "/v1/messages":
+        async with a_connection(f"http://{line.host}") as another:  # it streams until its job ends: left alone
+            another.begin("POST", path, headers={"X-Tenant": ATTACKER, **headers}, body=body)
+
+            async def is_known() -> bool:
+                return bool(await _keys_of(runtime, ATTACKER))
+
+            await wait_until(is_known, "the job")
+    else:
+        answer = await _asked(line, path, method="POST", headers=headers, body=body)
+        assert answer.status in (200, 202)
+        assert not any(header.lower().startswith(b"idempotency-replayed") for header in answer.headers)
+        assert not any(own_id.encode() in answer.body for own_id in victim.all_ids)
+    after = await state_of_all(runtime)
+    records = {name for name in before if ":idempotency:" in name}
+    assert len(records) == 2
+    assert len(await _keys_of(runtime, ATTACKER)) == 1
+    for name in records | {name for name in before if any(own_id in name for own_id in victim.all_ids)}:
+        assert after[name][0] == before[name][0], name
+
+
+async def test_a_queue_position_counts_all_tenants_jobs(real_redis: RedisUnderTest, runtime: Runtime) -> None:
+    """On purpose: it says when a job starts, and others' start before it. It says how many, and nothing of them."""
+    mine = await submit(runtime, tenant=ATTACKER)
+    for _ in range(5):
+        await submit(runtime, tenant=VICTIM)
+    last = await submit(runtime, tenant=ATTACKER)
+    async with serving(real_redis.url) as served, a_connection(served.url) as line:
+        first = json.loads((await _asked(line, f"/v1/jobs/{mine.id}")).body)["queue_position"]
+        place = json.loads((await _asked(line, f"/v1/jobs/{last.id}")).body)["queue_position"]
+    assert 1 <= first < place <= 4  # tenants take turns: a flood of one does not push another's behind it
+
+
+async def test_usage_is_each_tenants_own(victim: Victim, runtime: Runtime, line: Line) -> None:
+    """Of no other name either that would make the same key."""
+    await runtime.commands.call("HSET", f"ts:{{g}}:usage:{VICTIM}:2026-11-24", "m\n\ncalls", 7)
+    for tenant in (ATTACKER, "tenant", "tenant-a.", "TENANT-A", "default"):
+        answer = await _asked(line, "/v1/usage?from=2026-11-20&to=2026-11-26", tenant)
+        assert json.loads(answer.body)["data"] == []
+    answer = await _asked(line, "/v1/usage?from=2026-11-20&to=2026-11-26", VICTIM)
+    assert json.loads(answer.body)["total"]["calls"] == 7
+
+
+@pytest.mark.parametrize("tenant", ["*", "a:b", "a b", "", "a\tb", "ä", "x" * 65, "tenant-a:", "../tenant-a", "a,b"])
+async def test_a_tenant_that_is_no_name_is_refused(victim: Victim, line: Line, runtime: Runtime, tenant: str) -> None:
+    """It would stand in the names of keys, and could mean another's."""
+    before = await all_keys(runtime.commands)
+    for path in (*_GETTABLE, f"/v1/jobs/{victim.ids['job']['queued']}"):
+        answer = await _asked(line, path, tenant)
+        assert answer.status == 400 or path.startswith(("/health", "/openapi", "/v1/models", "/metrics")) or not tenant
+        assert CANARY.encode() not in answer.body
+    assert set(await all_keys(runtime.commands)) >= set(before)
+
+
+def test_these_tests_know_every_way_in() -> None:
+    """What takes something without an id in its path: a new one may make something, and belongs to somebody."""
+    assert set(_POSTABLE) <= {
+        *("/v1/jobs", "/v1/batches", "/v1/messages", "/v1/messages/batches"),  # as above
+        *("/v1/messages/count_tokens", "/complete", "/complete/stream"),  # without Idempotency-Keys
+        *("/v1/keys", "/v1/webhooks/secret/rotate"),  # tests/keys and tests/webhooks
+    }

@@ -1,0 +1,77 @@
+"""Answers as they stand on the wire, byte for byte, but for what differs from any answer to the next: the date."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+REQUEST_ID = "the-same-for-all"
+
+
+class Told(NamedTuple):
+    """All of an answer."""
+
+    status: int
+    headers: tuple[bytes, ...]
+    """Lines, in order."""
+    body: bytes
+
+
+class Line:
+    """One connection, which is kept."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.host = host
+
+    async def ask(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> Told:
+        """One request, and its whole answer, which must say how long it is, or be chunked."""
+        self.begin(method, path, headers=headers, body=body)
+        status, told = await self._head()
+        sizes = [line for line in told if line.lower().startswith(b"content-length:")]
+        content = b""
+        if method != "HEAD" and status not in (204, 304):
+            if any(line.lower() == b"transfer-encoding: chunked" for line in told):
+                content = await self._chunks()
+            else:
+                content = await self._reader.readexactly(int(sizes[0].partition(b":")[2]))
+        kept = tuple(line for line in told if not line.lower().startswith(b"date:"))
+        return Told(status, kept, content)
+
+    def begin(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> None:
+        """Sends a request whose answer is not waited for here."""
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {self.host}", f"X-Request-ID: {REQUEST_ID}"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        if body is not None:
+            lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        self._writer.write("\r\n".join([*lines, "", ""]).encode() + (body or b""))
+
+    async def _head(self) -> tuple[int, list[bytes]]:
+        head = (await self._reader.readuntil(b"\r\n\r\n")).removesuffix(b"\r\n\r\n")
+        first, *told = head.split(b"\r\n")
+        return int(first.split(b" ")[1]), told
+
+    async def _chunks(self) -> bytes:
+        pieces = []
+        while size := int(await self._reader.readuntil(b"\r\n"), 16):
+            pieces.append(await self._reader.readexactly(size))
+            await self._reader.readexactly(2)
+        await self._reader.readexactly(2)
+        return b"".join(pieces)
+
+
+@asynccontextmanager
+async def a_line(url: str) -> AsyncIterator[Line]:
+    """To an API."""
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=64 << 20)
+    try:
+        yield Line(reader, writer, parts.netloc)
+    finally:
+        writer.transport.abort()
