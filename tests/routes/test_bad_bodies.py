@@ -67,6 +67,9 @@ NOT_JSON = {
     + b' x":1,"'
     + CANARY.encode()
     + b' x":1}]}',
+    "100,001 numbers": b'{"prompt":"a","x":[' + b"1," * 100_000 + b"1]}",
+    "a million lists": b'{"prompt":"a","x":[' + b"[]," * 1_000_000 + b"[]]}",
+    "a million texts": b'{"prompt":"a","x":[' + b'"\\"",' * 1_000_000 + b'""]}',
     "null": b"null",
     "a list": b'["' + CANARY.encode() + b'"]',
     "a text": b'"' + CANARY.encode() + b'"',
@@ -167,9 +170,14 @@ async def test_each_field_of_a_completion_that_is_not_valid_is_named(
 
 async def test_of_many_wrong_fields_the_first_are_named(api: CalledApi) -> None:
     """The answer does not grow with the request."""
-    response = await api.submit({"messages": [CANARY] * 100_000})
+    response = await api.submit({"messages": [CANARY] * 90_000})
     assert len(pointers_of(response)) == 20
     await _assert_no_trace(api, response.text)
+
+
+async def test_brackets_and_commas_in_texts_are_no_values(api: CalledApi) -> None:
+    """A prompt may be a table of a million cells, and quote."""
+    await api.submitted({"prompt": '[{1,"\\' * 200_000})
 
 
 async def test_a_prompt_over_its_limit_is_refused(start_api: StartApi) -> None:
