@@ -133,7 +133,7 @@ class Deployment:
 
     def begin_api(self, *, port: int | None = None, **settings: str) -> Api:
         """Starts an API; does not wait for it."""
-        port = port or _free_port()
+        port = port or free_port()
         api = self._begin(Api, "api", [sys.executable, "-m", "cli", "serve", "--port", str(port)], settings)
         assert isinstance(api, Api)
         api.url = f"http://127.0.0.1:{port}"
@@ -290,7 +290,7 @@ def a_deployment(simulator_url: str, **settings: str) -> Iterator[Deployment]:
     assert leaked == [], leaked
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,0 +1,132 @@
+"""Whether a foreign id can be told from an absent one by the time of its answer: the medians of thousands, route by route.
+
+    .venv/bin/python -m tests.tenants.measure_time [--count 2000]
+
+One API process, one connection, a Redis of its own. Foreign and absent ids take turns in a random order, so that whatever
+else the machine does hits both. Foreign are also a prompt, a result and a log that are large, and a batch of 10,000.
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+
+from cli.child import start_child
+from cli.embedded_redis import EmbeddedRedis
+from shared.job import Step, new_id
+from shared.settings import load_settings
+from shared.store.queue import Ending
+from shared.store.runtime import Runtime, open_runtime
+from tests.support.batches import a_result
+from tests.support.builders import a_text_delta, lines
+from tests.support.deployment import free_port
+from tests.support.store import append, begin, claim_one, finish, receive, start, submit
+from tests.tenants.table import OwnedPath, owned_paths
+from tests.tenants.victim import ATTACKER, VICTIM
+from tests.tenants.wire import Line, a_line
+
+MOST_MS = 0.5
+_LARGE_BYTES = 5_000_000
+
+
+async def _large(runtime: Runtime) -> dict[str, dict[str, str]]:
+    """Ids of a tenant, by kind, by what they are."""
+    request = b'{"messages":[{"role":"user","content":"%b"}]}' % (b"x" * _LARGE_BYTES)
+    done = await start(runtime, tenant=VICTIM, request=request)
+    await finish(runtime, done, Ending(Step.SUCCEED, a_result("x" * _LARGE_BYTES)))
+    told = await start(runtime, tenant=VICTIM)
+    for at in range(0, 5000, 250):
+        events = [a_text_delta(f"word {number} ") for number in range(250)]
+        await append(runtime, told, *events, seq=told.next_seq + at)
+    running = await start(runtime, tenant=VICTIM)
+    batch = await receive(runtime, lines(10_000), tenant=VICTIM)
+    await begin(runtime, batch)
+    await runtime.batches.advance_all(batch.id)
+    for _ in range(100):
+        await finish(runtime, await claim_one(runtime), Ending(Step.SUCCEED, a_result("Hello.")))
+    small = await receive(runtime, lines(1), tenant=VICTIM)
+    await begin(runtime, small)
+    await runtime.batches.advance_all(small.id)
+    waiting = await submit(runtime, tenant=VICTIM)
+    metadata = {f"key-{number}": "x" * 512 for number in range(16)}
+    described = await submit(runtime, tenant=VICTIM, metadata=metadata)
+    return {
+        "job": {
+            "5 MB in and out": done.id,
+            "5,000 events": told.id,
+            "running": running.id,
+            "queued": waiting.id,
+            "all metadata": described.id,
+            "item": batch.job_ids[50],
+        },
+        "batch": {"10,000 items": batch.id, "1 item": small.id},
+    }
+
+
+async def _measure(line: Line, method: str, path: OwnedPath, foreign: dict[str, str], count: int) -> str:
+    """One row of the table; the ids of absent things are new each time."""
+    took: dict[str, list[float]] = defaultdict(list)
+    body = b"{}" if method == "POST" else None
+    kinds = [*foreign] * (count // len(foreign) + 1)
+    turns = [(name, foreign[name]) for name in kinds[:count]] + [("absent", "")] * count
+    random.shuffle(turns)
+    for name, own_id in turns:
+        asked = path.of(own_id or new_id("job" if path.kind == "job" else path.kind))
+        started_s = time.perf_counter()
+        await line.ask(method, asked, headers={"X-Tenant": ATTACKER}, body=body)
+        took[name].append((time.perf_counter() - started_s) * 1000)
+    absent_ms = median(took.pop("absent"))
+    all_ms = median([one_ms for each in took.values() for one_ms in each]) - absent_ms
+    by_kind = {name: median(each) - absent_ms for name, each in took.items()}
+    worst = max(by_kind, key=lambda name: abs(by_kind[name]))
+    too_far = " <-- too far" if max(abs(all_ms), abs(by_kind[worst])) >= MOST_MS else ""
+    row = f"{method:6} {path.path:42} {absent_ms:8.3f} {all_ms:+8.3f} {by_kind[worst]:+8.3f} {worst}{too_far}"
+    print(row, flush=True)  # noqa: T201 - a command
+    return too_far
+
+
+async def _main(count: int) -> int:
+    directory = Path(tempfile.mkdtemp(prefix="tokenspool-time-"))
+    with EmbeddedRedis(append_only=False) as redis:
+        async with open_runtime(load_settings(redis_url=redis.url), process_name="measure", timeout_s=60) as runtime:
+            ids = await _large(runtime)
+        ids["msgbatch"] = {name: own_id.replace("batch_", "msgbatch_") for name, own_id in ids["batch"].items()}
+        port = free_port()
+        settings = {"TOKENSPOOL_AUTH": "off", "TOKENSPOOL_REDIS_URL": redis.url}
+        command = [sys.executable, "-m", "cli", "serve", "--port", str(port)]
+        with (directory / "api.log").open("wb") as log:
+            api = start_child("api", command, output=log, environment=settings)
+        try:
+            async with asyncio.timeout(30):
+                while True:
+                    try:
+                        async with a_line(f"http://127.0.0.1:{port}"):
+                            break
+                    except OSError:
+                        await asyncio.sleep(0.1)
+            lists = [
+                OwnedPath("/v1/jobs?batch_id={}", "batch", frozenset({"GET"})),
+                OwnedPath("/v1/jobs?after={}", "job", frozenset({"GET"})),
+                OwnedPath("/v1/batches?after={}", "batch", frozenset({"GET"})),
+                OwnedPath("/v1/messages/batches?after_id={}", "msgbatch", frozenset({"GET"})),
+            ]
+            print(f"{'':49} {'absent':>8} {'foreign':>8} {'worst':>8} (ms: median, differences of medians)")  # noqa: T201
+            is_far = False
+            async with a_line(f"http://127.0.0.1:{port}") as line:
+                for path in [path for path in owned_paths() if path.kind in ids] + lists:
+                    for method in sorted(path.methods - {"HEAD"}):
+                        is_far |= bool(await _measure(line, method, path, ids[path.kind], count))
+        finally:
+            api.stop(10)
+    return int(is_far)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=int, default=2000, help="foreign ids per route, and as many absent ones")
+    sys.exit(asyncio.run(_main(parser.parse_args().count)))
