@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import FastAPI
 
 from api import background, errors, openapi
+from api.address_limit import AddressLimit
 from api.anthropic_compat import batches as message_batches
 from api.anthropic_compat import messages, models
 from api.batch_relay import BatchRelay
@@ -18,7 +19,7 @@ from api.dependencies import MOST_UPLOADS, ApiState
 from api.envelope import Envelope
 from api.key_ring import KeyRing
 from api.native import batch_submit, batches, complete, jobs, usage
-from api.ops import health, problems
+from api.ops import health, keys, problems
 from api.proxies import TrustedProxies
 from api.relay import Relay
 from shared.errors import SettingsError
@@ -44,13 +45,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # looked up on each call otherwise, 20 µs
     )
+    if settings.address_requests_per_minute:
+        app.add_middleware(AddressLimit, requests_per_minute=settings.address_requests_per_minute)
     app.add_middleware(Envelope, cors_origins=settings.cors_origins)
     if settings.trusted_proxies:
         app.add_middleware(TrustedProxies, networks=settings.trusted_proxies)
     errors.add_handlers(app)
     jobs.add_submit(app)
     batch_submit.add_submit_batch(app)
-    for part in (jobs, batches, usage, complete, messages, message_batches, models, health, problems):
+    for part in (jobs, batches, usage, complete, messages, message_batches, models, keys, health, problems):
         app.router.routes.extend(part.router.routes)  # include_router makes finding a route cost 40 µs more (0.165)
     openapi.describe(app)
     return app

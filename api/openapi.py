@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from api.anthropic_compat.batch_view import MessageBatch, MessageBatchPage
 from api.anthropic_compat.models import DEFAULT_LIMIT, MOST_LIMIT, ModelPage
 from api.anthropic_compat.models import Model as AnthropicModel
-from api.anthropic_compat.wire import ErrorEnvelope
+from api.anthropic_compat.wire import ErrorEnvelope, is_on_surface
 from api.batch_results import JSON_LINES, ResultLine
 from api.batch_stream import Progress
 from api.errors import PROBLEM_JSON, ProblemDocument
@@ -26,6 +26,18 @@ from api.native.job_request import DEFAULT_MAX_TOKENS, MOST_MODEL_CHARS
 from api.native.job_view import JobPage, JobView
 from api.native.usage import UsageReport
 from api.ops.health import HealthReport
+from api.ops.keys import (
+    DEFAULT_GRACE_S,
+    MOST_EXPIRES_IN_S,
+    MOST_GRACE_S,
+    MOST_NAME_CHARS,
+    MOST_USD,
+    KeyLimits,
+    KeyPage,
+    KeyView,
+)
+from api.ops.keys import MOST_LIMIT as MOST_KEY_LIMIT
+from shared.api_key import DEFAULT_ENV, DEFAULT_SCOPES, Scope
 from shared.batch import ITEM_PRIORITY
 from shared.job import Priority
 
@@ -42,6 +54,8 @@ _SUBMIT: Final = "/v1/jobs"
 _JOB: Final = "/v1/jobs/{job_id}"
 _BATCHES: Final = "/v1/batches"
 _BATCH: Final = "/v1/batches/{batch_id}"
+_KEYS: Final = "/v1/keys"
+_KEY: Final = "/v1/keys/{key_id}"
 _MESSAGE_BATCHES: Final = "/v1/messages/batches"
 _MESSAGE_BATCH: Final = "/v1/messages/batches/{batch_id}"
 
@@ -82,12 +96,14 @@ def _completed(schema: _Schema) -> _Schema:
             HealthReport,
             ErrorEnvelope,
             ModelPage,
+            KeyView,
+            KeyPage,
             MessageBatch,
             MessageBatchPage,
         ),
         ref_template=_SCHEMAS + "{name}",
     )
-    schema["components"] = {"schemas": {**answers, **_REQUESTS}}
+    schema["components"] = {"schemas": {**answers, **_REQUESTS}, "securitySchemes": _SECURITY_SCHEMES}
     for (method, path), operation in _OPERATIONS.items():
         found = schema["paths"].setdefault(path, {}).setdefault(method, {})
         # FastAPI's 422 is not ours: every invalid request is 400.
@@ -95,6 +111,10 @@ def _completed(schema: _Schema) -> _Schema:
         found |= {name: value for name, value in operation.items() if name != "parameters"}
         if "parameters" in operation:
             found["parameters"] = [*found.get("parameters", []), *operation["parameters"]]
+        if "401" in found["responses"]:
+            tell = _errors if is_on_surface(path) else _problems
+            found["responses"] = dict(sorted({**found["responses"], **tell(403)}.items()))
+            found["security"] = [{name: []} for name in _SECURITY_SCHEMES]
         if path.startswith(("/v1/", "/complete")):
             found["parameters"] = [*found.get("parameters", []), _TENANT]
     return schema
@@ -123,9 +143,10 @@ def _errors(*statuses: int) -> _Schema:
 _STATUSES: Final = {
     400: "Not valid: the fields are named, never their content.",
     401: "No valid API key.",
+    403: "The API key lacks the scope, or would give more than it has.",
     404: "Absent, or another tenant's.",
     406: "Nothing that Accept takes is offered.",
-    409: "The job or batch has not ended, or nothing of it can be retried.",
+    409: "The job or batch has not ended, or nothing of it can be retried; the API key has ended, or there are too many.",
     413: "The body is too large.",
     415: "The body is not JSON, or compressed.",
     422: "The Idempotency-Key was used with another body.",
@@ -145,6 +166,20 @@ def _header(name: str, description: str) -> _Schema:
 def _query(name: str, description: str, schema: _Schema) -> _Schema:
     return {"name": name, "in": "query", "description": description, "schema": schema}
 
+
+_SECURITY_SCHEMES: Final = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key; where TOKENSPOOL_AUTH is off, none is asked for.",
+    },
+    "x-api-key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "x-api-key",
+        "description": "The same, for clients that send it so.",
+    },
+}
 
 _TENANT: Final = _header("X-Tenant", "The tenant, while TOKENSPOOL_AUTH is off.")
 _IDEMPOTENCY_KEY: Final = _header(
@@ -353,6 +388,50 @@ _REQUESTS: Final[_Schema] = {
         "type": "object",
         "required": ["input_tokens"],
         "properties": {"input_tokens": {"type": "integer", "minimum": 0}},
+    },
+    "KeyRequest": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "name": {"type": "string", "maxLength": MOST_NAME_CHARS, "default": "", "description": "For people."},
+            "env": {"type": "string", "pattern": "^[a-z0-9]{1,16}$", "default": DEFAULT_ENV},
+            "scopes": {
+                "type": "array",
+                "minItems": 1,
+                "items": {"enum": [scope.value for scope in Scope]},
+                "default": [scope.value for scope in Scope if scope in DEFAULT_SCOPES],
+            },
+            "expires_in_s": {
+                "type": ["integer", "null"],
+                "minimum": 1,
+                "maximum": MOST_EXPIRES_IN_S,
+                "description": "Null or left out: without an end, or with that of the key that makes it.",
+            },
+            "limits": {
+                "description": "Null is none; those that are left out are those of the key that makes it.",
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {
+                    name: {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": MOST_USD}
+                    if name.startswith("usd")
+                    else {"type": ["integer", "null"], "minimum": 1, "maximum": MOST_KEY_LIMIT}
+                    for name in KeyLimits.__struct_fields__
+                },
+            },
+        },
+    },
+    "RotateRequest": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "grace_s": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": MOST_GRACE_S,
+                "default": DEFAULT_GRACE_S,
+                "description": "So long the secret before it is taken too.",
+            }
+        },
     },
     "CompletionRequest": {
         "type": "object",
@@ -591,6 +670,24 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
         "parameters": [_in_path("model_id")],
         "responses": {"200": _json("The model.", AnthropicModel.__name__), **_errors(400, 401, 404, 503)},
     },
+    ("post", _KEYS): {
+        "requestBody": _body("KeyRequest"),
+        "responses": {
+            "201": _json("The key, with its text in key: shown once.", "KeyView"),
+            **_problems(400, 401, 409, 413, 415, 503),
+        },
+    },
+    ("get", _KEYS): {"responses": {"200": _json("A page, newest first.", "KeyPage"), **_problems(400, 401, 503)}},
+    ("get", _KEY): {"responses": {"200": _json("The key, without its text.", "KeyView"), **_READS}},
+    ("post", f"{_KEY}/rotate"): {
+        "requestBody": {**_body("RotateRequest"), "required": False},
+        "responses": {
+            "200": _json("The key, with its new text in key: shown once.", "KeyView"),
+            **_READS,
+            **_problems(409, 413, 415),
+        },
+    },
+    ("post", f"{_KEY}/revoke"): {"responses": {"200": _json("The key as it is now.", "KeyView"), **_READS}},
     ("post", "/complete"): {
         "requestBody": _body("CompletionRequest"),
         "responses": {"200": _json("The whole answer.", "Answer"), **_COMPLETES},
@@ -611,7 +708,11 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
         },
     },
     ("get", "/health"): {
-        "responses": {"200": _json("As it is.", "HealthReport"), "503": _json("Redis is away.", "HealthReport")}
+        "security": [{}, *[{name: []} for name in _SECURITY_SCHEMES]],
+        "responses": {
+            "200": _json("As it is; the status alone for who has no key with the scope read.", "HealthReport"),
+            "503": _json("Redis is away.", "HealthReport"),
+        },
     },
     ("get", "/health/live"): {"responses": {"200": {"description": "The process runs."}}},
     ("get", "/health/ready"): {

@@ -16,6 +16,7 @@ from tests.routes.conftest import A_BODY, CalledApi, StartApi, problem_of
 
 _A_JOB = "/v1/jobs/job_01m84bdq4t7w9k2p5x8r3n6v0c"
 _A_BATCH = "/v1/batches/batch_01m84bf2k09c4x7t1r5w8n3p6v"
+_A_KEY = "/v1/keys/key_01m84bdq4tyw9k2p"
 
 
 @pytest.mark.parametrize(
@@ -154,6 +155,7 @@ _OF_A_TENANT = [
     ("GET", "/v1/usage"), ("POST", "/v1/batches"), ("GET", "/v1/batches"), ("GET", _A_BATCH), ("DELETE", _A_BATCH),
     ("GET", f"{_A_BATCH}/results"), ("GET", f"{_A_BATCH}/events"), ("POST", f"{_A_BATCH}/cancel"),
     ("POST", f"{_A_BATCH}/retry"),
+    ("POST", "/v1/keys"), ("GET", "/v1/keys"), ("GET", _A_KEY), ("POST", f"{_A_KEY}/rotate"), ("POST", f"{_A_KEY}/revoke"),
 ]  # fmt: skip
 
 
@@ -161,7 +163,7 @@ _OF_A_TENANT = [
 async def test_while_keys_are_asked_for_every_call_of_a_tenant_is_401(
     start_api: StartApi, method: str, path: str
 ) -> None:
-    """There are none yet: nothing is open by accident, whatever the caller sends."""
+    """Nothing is open by accident, whatever the caller sends."""
     api = await start_api(auth="keys")
     headers = {"Authorization": "Bearer anything", "X-Tenant": "default"}
     response = await api.http.request(method, path, json=A_BODY, headers=headers)
@@ -176,7 +178,13 @@ def test_every_route_of_a_tenant_is_known_to_these_tests() -> None:
     found = {
         (
             method.upper(),
-            path.format(job_id=_A_JOB.rpartition("/")[2], batch_id=_A_BATCH.rpartition("/")[2], code="", model_id=""),
+            path.format(
+                job_id=_A_JOB.rpartition("/")[2],
+                batch_id=_A_BATCH.rpartition("/")[2],
+                key_id=_A_KEY.rpartition("/")[2],
+                code="",
+                model_id="",
+            ),
         )
         for path, operations in paths.items()
         for method in operations

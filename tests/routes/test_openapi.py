@@ -39,10 +39,10 @@ def test_every_operation_says_how_it_answers() -> None:
     for path, operations in _document()["paths"].items():
         for method, operation in operations.items():
             statuses = set(operation["responses"])
-            assert statuses & {"200", "202", "204"}, (method, path)
+            assert statuses & {"200", "201", "202", "204"}, (method, path)
             assert "HTTPValidationError" not in str(operation)
             if path.startswith(("/v1", "/complete")):
-                assert {"400", "401", "503"} <= statuses, (method, path)
+                assert {"400", "401", "403", "503"} <= statuses, (method, path)
 
 
 def test_errors_are_declared_in_the_words_of_their_surface() -> None:

@@ -1,0 +1,324 @@
+"""``/v1/keys``: the API keys of the caller's tenant, for keys with the scope ``admin``.
+
+A key gives no more than it has: no scope, no wider limit, no later end. Otherwise a key that may do little, and make keys,
+could do everything. Without TOKENSPOOL_AUTH=keys nothing of this is open: keys that anybody made would be good later.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+import msgspec
+from fastapi import APIRouter, Depends, Path, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.answers import json_answer
+from api.body import read_json
+from api.dependencies import Admin, Api, ApiState
+from api.fields import BODY, MOST_ERRORS, is_whole, pointer, refuse
+from api.headers import one
+from api.key_ring import credential_of
+from shared.api_key import DEFAULT_ENV, DEFAULT_SCOPES, ENV, KEY_ID, ApiKey, Caller, Scope, is_within
+from shared.clock import to_rfc3339
+from shared.errors import FieldError, Forbidden, InvalidCursor, NotFound
+from shared.limits import CallerLimits
+from shared.settings import Auth
+
+router = APIRouter()
+
+MOST_NAME_CHARS: Final = 128
+MOST_EXPIRES_IN_S: Final = int(timedelta(days=3650).total_seconds())
+MOST_GRACE_S: Final = int(timedelta(days=30).total_seconds())
+DEFAULT_GRACE_S: Final = int(timedelta(days=1).total_seconds())
+MOST_LIMIT: Final = 1_000_000_000_000
+MOST_USD: Final = 1_000_000
+
+_NANO: Final = 1_000_000_000
+_MEMBERS: Final = ("name", "env", "scopes", "expires_in_s", "limits")
+
+
+class KeyStatus(StrEnum):
+    """Whether it lets anybody in."""
+
+    ACTIVE = "active"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
+class KeyLimits(msgspec.Struct, frozen=True):
+    """Null is none."""
+
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    running_jobs: int | None
+    queued_jobs: int | None
+    usd_per_day: float | None
+    usd_per_month: float | None
+
+
+class KeyView(msgspec.Struct, frozen=True, kw_only=True):
+    """The wire form."""
+
+    id: str
+    type: str
+    status: KeyStatus
+    name: str
+    env: str
+    scopes: list[Scope]
+    limits: KeyLimits
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+    rotated_at: str | None
+    old_secret_until: str | None
+    """Until when the secret before the last rotation is taken too; null if it is not."""
+    key: str | msgspec.UnsetType = msgspec.UNSET
+    """The key itself: in the answer that makes it or its new secret, and never again."""
+
+
+class KeyPage(msgspec.Struct, frozen=True):
+    """A list of keys; ``next`` is the ``after`` of the next page."""
+
+    data: list[KeyView]
+    has_more: bool
+    next: str | None
+
+
+async def _manager(api: Api, caller: Admin) -> Caller:
+    if api.settings.auth is not Auth.KEYS:
+        raise Forbidden("Keys are managed where they are asked for: under TOKENSPOOL_AUTH=keys, or by tokenspool keys.")
+    return caller
+
+
+async def _key_id(key_id: Annotated[str, Path()]) -> str:
+    if not KEY_ID.fullmatch(key_id):
+        raise NotFound
+    return key_id
+
+
+Manager = Annotated[Caller, Depends(_manager)]
+KeyId = Annotated[str, Depends(_key_id)]
+
+
+@router.post("/v1/keys", status_code=201)
+async def create_key(request: Request, api: Api, caller: Manager) -> Response:
+    """A new key of the caller's tenant. Its text is in this answer, and nowhere else ever."""
+    if one(request, b"idempotency-key") is not None:
+        raise refuse(FieldError("Idempotency-Key", "must not be sent: what is shown once cannot be repeated"))
+    draft = _draft_of(await read_json(request, api.settings.max_body_bytes), caller.limits)
+    credential = credential_of(request.scope)
+    if not draft.scopes <= caller.scopes or not is_within(draft.limits, caller.limits):
+        raise _gives_too_much()
+    made = await api.runtime.api_keys.create(
+        caller.tenant,
+        env=draft.env,
+        name=draft.name,
+        scopes=draft.scopes,
+        limits=draft.limits,
+        expires_in_s=draft.expires_in_s,
+        latest_end_ms=None if credential is None else credential.ends_ms,
+    )
+    if made is None:
+        raise _gives_too_much()
+    api.log.info("api_key_created", key_id=made.key.id, by=caller.key_id)
+    return json_answer(render(made.key, made.key.created_ms, made.text), 201, {"Location": f"/v1/keys/{made.key.id}"})
+
+
+@router.get("/v1/keys")
+async def list_keys(
+    api: Api,
+    caller: Manager,
+    after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Response:
+    """The tenant's keys, newest first; those that have ended for 90 days yet."""
+    if after is not None and not KEY_ID.fullmatch(after):
+        raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
+    page = await api.runtime.api_keys.page(caller.tenant, after=after, limit=limit)
+    now_ms = await api.runtime.api_keys.now_ms()
+    views = [view_of(key, now_ms) for key in page.keys]
+    return json_answer(msgspec.json.encode(KeyPage(views, page.next_after is not None, page.next_after)))
+
+
+@router.get("/v1/keys/{key_id}")
+async def read_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
+    """A key, without its text."""
+    return await _as_it_stands(api, await api.runtime.api_keys.get(key_id, caller.tenant))
+
+
+@router.post("/v1/keys/{key_id}/rotate")
+async def rotate_key(request: Request, api: Api, caller: Manager, key_id: KeyId) -> Response:
+    """A new secret for the key; the one before it is taken for ``grace_s`` yet."""
+    grace_s = _grace_of(await read_json(request, api.settings.max_body_bytes) if _has_body(request) else {})
+    key = await api.runtime.api_keys.get(key_id, caller.tenant)
+    own = credential_of(request.scope)
+    outlives = own is not None and own.ends_ms is not None and (key.expires_ms is None or key.expires_ms > own.ends_ms)
+    if outlives or not key.scopes <= caller.scopes or not is_within(key.limits, caller.limits):
+        raise _gives_too_much()
+    made = await api.runtime.api_keys.rotate(key_id, caller.tenant, grace_s=grace_s)
+    api.log.info("api_key_rotated", key_id=key_id, by=caller.key_id)
+    return json_answer(render(made.key, await api.runtime.api_keys.now_ms(), made.text))
+
+
+@router.post("/v1/keys/{key_id}/revoke")
+async def revoke_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
+    """Lets nobody in any more, in every process within 5 s. A revoked key stays as it is."""
+    key = await api.runtime.api_keys.revoke(key_id, caller.tenant)
+    api.log.info("api_key_revoked", key_id=key_id, by=caller.key_id)
+    return await _as_it_stands(api, key)
+
+
+async def _as_it_stands(api: ApiState, key: ApiKey) -> Response:
+    return json_answer(render(key, await api.runtime.api_keys.now_ms()))
+
+
+def _gives_too_much() -> Forbidden:
+    return Forbidden("A key gives no more than it has: no other scope, no wider limit, no later end.")
+
+
+# --- as it is told -------------------------------------------------------------------------------------------------------
+
+
+def render(key: ApiKey, now_ms: int, text: str | None = None) -> bytes:
+    """One line of JSON."""
+    return msgspec.json.encode(view_of(key, now_ms, text))
+
+
+def view_of(key: ApiKey, now_ms: int, text: str | None = None) -> KeyView:
+    """As the record stands."""
+    is_rotating = not key.has_ended(now_ms) and key.retiring_ms is not None and key.retiring_ms > now_ms
+    return KeyView(
+        id=key.id,
+        type="key",
+        status=status_of(key, now_ms),
+        name=key.name,
+        env=key.env,
+        scopes=[scope for scope in Scope if scope in key.scopes],
+        limits=_told(key.limits),
+        created_at=to_rfc3339(key.created_ms),
+        expires_at=_time(key.expires_ms),
+        revoked_at=_time(key.revoked_ms),
+        last_used_at=_time(key.last_used_ms),
+        rotated_at=_time(key.rotated_ms),
+        old_secret_until=_time(key.retiring_ms) if is_rotating else None,
+        key=msgspec.UNSET if text is None else text,
+    )
+
+
+def status_of(key: ApiKey, now_ms: int) -> KeyStatus:
+    """A revoked key is not called expired."""
+    if key.revoked_ms is not None:
+        return KeyStatus.REVOKED
+    return KeyStatus.EXPIRED if key.has_ended(now_ms) else KeyStatus.ACTIVE
+
+
+def _told(limits: CallerLimits) -> KeyLimits:
+    return KeyLimits(
+        requests_per_minute=limits.requests_per_minute or None,
+        tokens_per_minute=limits.tokens_per_minute or None,
+        running_jobs=limits.running_jobs or None,
+        queued_jobs=limits.queued_jobs or None,
+        usd_per_day=limits.nano_usd_per_day / _NANO or None,
+        usd_per_month=limits.nano_usd_per_month / _NANO or None,
+    )
+
+
+def _time(time_ms: int | None) -> str | None:
+    return None if time_ms is None else to_rfc3339(time_ms)
+
+
+# --- as it is asked for --------------------------------------------------------------------------------------------------
+
+
+class _Draft(msgspec.Struct, frozen=True):
+    name: str
+    env: str
+    scopes: frozenset[Scope]
+    expires_in_s: int | None
+    limits: CallerLimits
+
+
+def _draft_of(body: object, own: CallerLimits) -> _Draft:
+    """Raises InvalidRequest, which names every field that is not valid. Limits that are not named are the maker's ``own``."""
+    if not isinstance(body, dict):
+        raise refuse(FieldError(BODY, "must be a JSON object"))
+    errors = _unknown(body, _MEMBERS, BODY)
+    name = body.get("name", "")
+    if not isinstance(name, str) or len(name) > MOST_NAME_CHARS or not name.isprintable():
+        errors.append(FieldError("#/name", f"must be at most {MOST_NAME_CHARS} printable characters"))
+    env = body.get("env", DEFAULT_ENV)
+    if not isinstance(env, str) or not ENV.fullmatch(env):
+        errors.append(FieldError("#/env", "must be 1 to 16 of a-z and 0-9"))
+    expires_in_s = body.get("expires_in_s")
+    if expires_in_s is not None and not is_whole(expires_in_s, 1, MOST_EXPIRES_IN_S):
+        errors.append(FieldError("#/expires_in_s", f"must be a whole number from 1 to {MOST_EXPIRES_IN_S}, or null"))
+    scopes = _scopes_of(body.get("scopes"), errors) if "scopes" in body else DEFAULT_SCOPES
+    limits = _limits_of(body["limits"], own, errors) if "limits" in body else own
+    if errors:
+        raise refuse(*errors)
+    return _Draft(name, env, scopes, expires_in_s, limits)
+
+
+def _scopes_of(value: object, errors: list[FieldError]) -> frozenset[Scope]:
+    words = value if isinstance(value, list) else []
+    if not words or not all(isinstance(word, str) and word in list(Scope) for word in words):
+        errors.append(FieldError("#/scopes", "must be a list of any of: " + ", ".join(Scope)))
+        return frozenset()
+    return frozenset(Scope(word) for word in words)
+
+
+def _limits_of(value: object, own: CallerLimits, errors: list[FieldError]) -> CallerLimits:
+    if not isinstance(value, dict):
+        errors.append(FieldError("#/limits", "must be an object"))
+        return own
+    errors += _unknown(value, KeyLimits.__struct_fields__, "#/limits")
+    found: dict[str, int] = {}
+    for name in KeyLimits.__struct_fields__:
+        if name not in value:
+            continue
+        limit = value[name]
+        if name.startswith("usd"):
+            is_number = type(limit) in (int, float) and limit <= MOST_USD and round(limit * _NANO) >= 1
+            if limit is not None and not is_number:
+                errors.append(FieldError(f"#/limits/{name}", f"must be a number above 0, at most {MOST_USD}, or null"))
+                continue
+            found[f"nano_{name}"] = 0 if limit is None else round(limit * _NANO)
+        elif limit is not None and not is_whole(limit, 1, MOST_LIMIT):
+            errors.append(FieldError(f"#/limits/{name}", f"must be a whole number from 1 to {MOST_LIMIT}, or null"))
+        else:
+            found[name] = limit or 0
+    return msgspec.structs.replace(own, **found)
+
+
+def _grace_of(body: object) -> int:
+    if not isinstance(body, dict):
+        raise refuse(FieldError(BODY, "must be a JSON object"))
+    errors = _unknown(body, ("grace_s",), BODY)
+    grace_s = body.get("grace_s", DEFAULT_GRACE_S)
+    if not is_whole(grace_s, 0, MOST_GRACE_S):
+        errors.append(FieldError("#/grace_s", f"must be a whole number from 0 to {MOST_GRACE_S}"))
+    if errors:
+        raise refuse(*errors)
+    return int(grace_s)
+
+
+def _unknown(members: Mapping[str, Any], known: tuple[str, ...], parent: str) -> list[FieldError]:
+    errors = []
+    for name in members.keys() - set(known):
+        where = pointer(parent, name)
+        errors.append(FieldError(where, "is not known" if where != parent else "has a member that is not known"))
+        if len(errors) > MOST_ERRORS:
+            break
+    return errors
+
+
+def _has_body(request: Request) -> bool:
+    headers = {name for name, _ in request.scope["headers"]}
+    return (
+        b"content-type" in headers
+        or b"transfer-encoding" in headers
+        or one(request, b"content-length") not in (None, "0")
+    )
