@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Final
 
 from fastapi import Depends, Path
@@ -25,6 +25,13 @@ BATCH_ID: Final = re.compile(r"batch_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 MOST_UPLOADS: Final = 8
 
 
+@dataclass
+class LetPast:
+    """How many requests went past the limit of addresses because Redis did not answer."""
+
+    count: int = 0
+
+
 @dataclass(frozen=True)
 class ApiState:
     """What lives as long as the application; opened by its lifespan."""
@@ -41,6 +48,7 @@ class ApiState:
     shutdown: asyncio.Event
     """Set when the server begins to stop."""
     log: Logger
+    let_past: LetPast = field(default_factory=LetPast)
 
     def stop(self) -> None:
         """The server begins to stop: followers are told to come back, and what waits answers now. Again is harmless."""

@@ -119,6 +119,71 @@ def batch(
     run_batch(file, follow=follow, results=results, key=idempotency_key, url=url)
 
 
+tenants = typer.Typer(
+    help="Limits and retentions of tenants. They hold at once, in every process.", no_args_is_help=True
+)
+app.add_typer(tenants, name="tenants")
+
+Tenant = Annotated[str, typer.Argument(help="The tenant's name.")]
+Count = Annotated[int | None, typer.Option(min=0, max=1_000_000_000_000)]
+Dollars = Annotated[float | None, typer.Option(min=0, max=1_000_000)]
+Retention = Annotated[float | None, typer.Option(min=0, max=315_360_000)]
+
+
+@tenants.command("set")
+def tenants_set(
+    tenant: Tenant,
+    requests_per_minute: Count = None,
+    tokens_per_minute: Count = None,
+    running_jobs: Count = None,
+    queued_jobs: Count = None,
+    usd_per_day: Dollars = None,
+    usd_per_month: Dollars = None,
+    log_retention_s: Retention = None,
+    result_retention_s: Retention = None,
+) -> None:
+    """Change what is named, and leave the rest as it is. 0 takes a limit away."""
+    from cli.tenants import set_tenant
+
+    set_tenant(
+        tenant,
+        {
+            "requests_per_minute": requests_per_minute,
+            "tokens_per_minute": tokens_per_minute,
+            "running_jobs": running_jobs,
+            "queued_jobs": queued_jobs,
+            "usd_per_day": usd_per_day,
+            "usd_per_month": usd_per_month,
+            "log_retention_s": log_retention_s,
+            "result_retention_s": result_retention_s,
+        },
+    )
+
+
+@tenants.command("show")
+def tenants_show(tenant: Tenant) -> None:
+    """Print what is set for a tenant."""
+    from cli.tenants import show_tenant
+
+    show_tenant(tenant)
+
+
+@tenants.command("list")
+def tenants_list() -> None:
+    """Print the tenants that have settings."""
+    from cli.tenants import list_tenants
+
+    list_tenants()
+
+
+@tenants.command("clear")
+def tenants_clear(tenant: Tenant) -> None:
+    """Take all settings of a tenant away."""
+    from cli.tenants import clear_tenant
+
+    clear_tenant(tenant)
+
+
 @app.command(hidden=True)
 def probe(
     what: Annotated[str, typer.Argument(help="api or worker.")],

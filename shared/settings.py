@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     its prompt."""
     tenant_running_jobs: int = Field(0, ge=0)
     """Jobs of one tenant that may run at once, over all workers; more wait. 0 is no limit."""
+    address_requests_per_minute: int = Field(0, ge=0, le=1_000_000)
+    """Requests that one address may send in any 60 s, before anybody asks for its key; of IPv6 its /64 counts as one. 0 is no
+    limit. Set it (20, say) where strangers can reach the API, not behind a proxy that hides who comes."""
     max_body_bytes: Bytes = 32 << 20
     """Larger request bodies are refused with 413."""
     max_batch_bytes: Bytes = 256 << 20

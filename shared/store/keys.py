@@ -124,6 +124,10 @@ GLOBAL_KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         "zset call id → until when its worker holds it (ms): a route's running calls. One day TTL from the last.",
     ),
     "call": (("id",), "hash: a row of the ledger, one for each upstream call. Its TTL is the ledger's retention."),
+    "address": (
+        ("address",),
+        "hash bucket → requests of an address (of IPv6: of its /64) in half a second. Two minutes TTL from the last.",
+    ),
     "check": ((), "flag: a worker asks idle upstreams whether they answer, its TTL the time until the next does."),
     "usage": (
         ("tenant", "day"),

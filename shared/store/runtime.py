@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from shared.errors import StorageFull, StorageUnavailable
 from shared.settings import Settings
+from shared.store.addresses import Addresses
 from shared.store.api_keys import ApiKeys
 from shared.store.batches import Batches
 from shared.store.commands import Commands
@@ -16,6 +17,7 @@ from shared.store.log import Log
 from shared.store.queue import Queue
 from shared.store.script import NAMES, script
 from shared.store.subscriber import Subscriber
+from shared.store.tenants import Tenants
 from shared.store.upstreams import Upstreams
 from shared.store.usage import UsageBook
 
@@ -35,6 +37,8 @@ class Runtime:
     upstreams: Upstreams
     usage: UsageBook
     api_keys: ApiKeys
+    tenants: Tenants
+    addresses: Addresses
     memory: "Memory"
     make_connection: MakeConnection
 
@@ -105,6 +109,8 @@ async def open_runtime(
             upstreams=Upstreams(commands, settings),
             usage=UsageBook(commands),
             api_keys=ApiKeys(commands),
+            tenants=Tenants(commands),
+            addresses=Addresses(commands),
             memory=Memory(commands, settings.memory_high_water),
             make_connection=connect,
         )

@@ -37,6 +37,8 @@ _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "ended_items": ("prelude", "ended_items"),
     "list_items": ("list_items",),
     "content": ("content",),
+    "set_tenant": ("prelude", "bookkeeping", "set_tenant"),
+    "admit_address": ("clock", "window", "admit_address"),
     "attend": ("prelude", "bookkeeping", "attend"),
     "abandon": ("prelude", "bookkeeping", "abandon"),
     "reserve": ("upstream", "reserve"),
@@ -57,6 +59,7 @@ NAMES: Final = tuple(_PARTS)
 _GLOBAL: Final = frozenset(
     {
         *("reserve", "settle", "probed", "look", "hold"),
+        "admit_address",
         *("create_api_key", "rotate_api_key", "revoke_api_key", "use_api_keys", "check_api_keys"),
     }
 )

@@ -1,0 +1,44 @@
+"""How many requests come from an address. Of no tenant, and counted before anybody knows of which."""
+
+import ipaddress
+
+from shared.errors import RateLimited
+from shared.limits import LimitState, Measured
+from shared.store.commands import Commands
+from shared.store.script import script
+
+
+class Addresses:
+    """The requests of the last minute, over all API processes."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+
+    @property
+    def can_count(self) -> bool:
+        """Whether Redis is there, as far as we know."""
+        return self._commands.is_connected
+
+    async def admit(self, address: str, requests_per_minute: int) -> None:
+        """Counts one more. Raises RateLimited, and counts nothing; StorageUnavailable."""
+        reply = await self._commands.run(script("admit_address"), subnet_of(address), requests_per_minute)
+        wait_ms, remaining, reset_ms = map(int, reply)
+        if wait_ms:
+            raise RateLimited(
+                "More requests come from this address than may within a minute.",
+                retry_after_s=-(-wait_ms // 1000),
+                limits=(LimitState(Measured.REQUESTS, requests_per_minute, remaining, reset_ms),),
+            )
+
+
+def subnet_of(address: str) -> str:
+    """What counts as one address: of IPv6 the network that a household has. What is no IP address counts as it is."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))

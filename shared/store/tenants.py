@@ -1,0 +1,41 @@
+"""What is set for tenants: limits, and how long what they leave is kept. The scripts read it, so a change holds at once."""
+
+from collections.abc import Mapping
+
+from shared.limits import TenantSettings
+from shared.store import keys
+from shared.store.commands import Commands
+from shared.store.script import script
+
+_FIELDS = TenantSettings.__struct_fields__
+
+
+class Tenants:
+    """The settings of a shard's tenants."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+
+    async def get(self, tenant: str) -> TenantSettings:
+        """What is set; all 0 for a tenant without settings, known or not. Raises StorageUnavailable."""
+        found = await self._commands.call("HMGET", keys.tenant(tenant), *_FIELDS)
+        return TenantSettings(**{name: int(value or 0) for name, value in zip(_FIELDS, found, strict=True)})
+
+    async def set(self, tenant: str, changes: Mapping[str, int]) -> TenantSettings:
+        """Changes the named members of TenantSettings, 0 takes one away. Returns what is set now. Safe to repeat.
+
+        Raises StorageUnavailable, StorageFull.
+        """
+        assert changes.keys() <= set(_FIELDS)
+        flat = [part for pair in changes.items() for part in pair]
+        await self._commands.run(script("set_tenant"), tenant, *flat)
+        return await self.get(tenant)
+
+    async def clear(self, tenant: str) -> None:
+        """As if nothing had ever been set for it."""
+        await self.set(tenant, dict.fromkeys(_FIELDS, 0))
+
+    async def list(self) -> dict[str, TenantSettings]:
+        """The tenants that have settings, by name."""
+        names = sorted(name.decode() for name in await self._commands.call("SMEMBERS", keys.plain("tenants")))
+        return {name: await self.get(name) for name in names}
