@@ -184,6 +184,82 @@ def tenants_clear(tenant: Tenant) -> None:
     clear_tenant(tenant)
 
 
+keys = typer.Typer(help="API keys. Talks to Redis, not to the API.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+KeyId = Annotated[str, typer.Argument(help="As `keys list` shows it: key_ and 16 characters.")]
+KeyCount = Annotated[int | None, typer.Option(min=1, max=1_000_000_000_000)]
+KeyDollars = Annotated[float | None, typer.Option(min=0.000000001, max=1_000_000)]
+
+
+@keys.command("create")
+def keys_create(
+    tenant: Annotated[str, typer.Option(help="Whose it is.")],
+    name: Annotated[str, typer.Option(help="What it is for; people see it in lists.")] = "",
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="submit, read, cancel, admin; again for more of them. Default: all but admin."),
+    ] = None,
+    env: Annotated[str, typer.Option(help="The second part of the key: live, test, …")] = "live",
+    expires_in_days: Annotated[
+        float | None, typer.Option(min=0.00001, max=3650, help="Default: it has no end.")
+    ] = None,
+    requests_per_minute: KeyCount = None,
+    tokens_per_minute: KeyCount = None,
+    running_jobs: KeyCount = None,
+    queued_jobs: KeyCount = None,
+    usd_per_day: KeyDollars = None,
+    usd_per_month: KeyDollars = None,
+) -> None:
+    """Make a key, and print it: the only time that it is shown."""
+    from cli.keys import create_key
+
+    create_key(
+        tenant,
+        name=name,
+        scopes=scope or [],
+        env=env,
+        expires_in_days=expires_in_days,
+        limits={
+            "requests_per_minute": requests_per_minute,
+            "tokens_per_minute": tokens_per_minute,
+            "running_jobs": running_jobs,
+            "queued_jobs": queued_jobs,
+            "usd_per_day": usd_per_day,
+            "usd_per_month": usd_per_month,
+        },
+    )
+
+
+@keys.command("list")
+def keys_list(tenant: Annotated[str | None, typer.Option(help="Default: all of them.")] = None) -> None:
+    """Print the keys, without their secrets; those that have ended for 90 days yet."""
+    from cli.keys import list_keys
+
+    list_keys(tenant)
+
+
+@keys.command("rotate")
+def keys_rotate(
+    key_id: KeyId,
+    grace_s: Annotated[
+        int, typer.Option(min=0, max=2_592_000, help="So long the older secret is taken too; 0: not at all.")
+    ] = 86_400,
+) -> None:
+    """Give a key a new secret, and print it."""
+    from cli.keys import rotate_key
+
+    rotate_key(key_id, grace_s=grace_s)
+
+
+@keys.command("revoke")
+def keys_revoke(key_id: KeyId) -> None:
+    """Let nobody in with a key any more."""
+    from cli.keys import revoke_key
+
+    revoke_key(key_id)
+
+
 @app.command(hidden=True)
 def probe(
     what: Annotated[str, typer.Argument(help="api or worker.")],

@@ -7,6 +7,7 @@ the data directory, so the next start finds them.
 import contextlib
 import os
 import secrets
+import shlex
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from cli.serve import bind, read_settings
 from cli.supervisor import Interrupted, Service, Supervisor
 from cli.terminal import printable, put
 from shared.routes import ProviderName
-from shared.settings import Settings
+from shared.settings import Auth, Settings
 
 _HOST = "127.0.0.1"
 _SIMULATED_MODEL = "simulated"
@@ -53,9 +54,7 @@ class Upstream:
 
 def run_dev(*, port: int, workers: int, data_dir: Path, simulator: bool) -> None:
     """Run until Ctrl-C or SIGTERM. Raises CommandError when something cannot be had, and leaves nothing running."""
-    settings = read_settings()
-    if os.environ.get("TOKENSPOOL_AUTH") and settings.auth != "off":
-        raise CommandError("API keys do not exist yet: unset TOKENSPOOL_AUTH, or set it to off.", 2)
+    read_settings()
     with contextlib.closing(bind(_HOST, port, hint=" (make run ARGS='--port 8001')")) as listener:
         _make_directory(data_dir)
         redis = EmbeddedRedis(data_dir / "redis", unix_socket=True)
@@ -88,7 +87,7 @@ def _run(
     url = f"http://{_HOST}:{listener.getsockname()[1]}"
     common = {
         **_environment_without(*_UPSTREAM_VARIABLES),
-        "TOKENSPOOL_AUTH": "off",
+        "TOKENSPOOL_AUTH": os.environ.get("TOKENSPOOL_AUTH") or Auth.OFF,  # only this machine reaches it
         "TOKENSPOOL_REDIS_URL": redis.url,
         "PYTHONUNBUFFERED": "1",
     }
@@ -99,7 +98,8 @@ def _run(
         for number in range(1, workers + 1)
     ]
     supervisor.start([api, *worker_services])
-    _show(_screen(url, redis, redis_service, upstream, api, worker_services, data_dir, logs))
+    has_keys = common["TOKENSPOOL_AUTH"] == Auth.KEYS
+    _show(_screen(url, redis, redis_service, upstream, api, worker_services, data_dir, logs, has_keys=has_keys))
     supervisor.watch()
 
 
@@ -331,6 +331,8 @@ def _screen(
     workers: list[Service],
     data_dir: Path,
     logs: Path,
+    *,
+    has_keys: bool,
 ) -> str:
     rows = [
         ("API", url, [api]),
@@ -342,6 +344,8 @@ def _screen(
         ("logs", f"{_shown(logs)}/", []),
     ]
     table = "\n".join(f"  {name:<9}{what}{_pids(services)}" for name, what, services in rows if what)
+    make_key = f"KEY=$(TOKENSPOOL_REDIS_URL={shlex.quote(redis.url)} tokenspool keys create --tenant default)\n  "
+    first, header = (make_key, ' -H "Authorization: Bearer $KEY"') if has_keys else ("", "")
     return f"""
 tokenspool is running. Ctrl-C stops it.
 
@@ -349,9 +353,9 @@ tokenspool is running. Ctrl-C stops it.
 
 Try, in another terminal:
 
-  curl -N {url}/v1/jobs -H 'Accept: text/event-stream' --json '{{"prompt": "Why is the sky blue?"}}'
-  curl -s {url}/v1/jobs -H 'Prefer: wait=30' --json '{{"prompt": "Write a haiku about queues."}}'
-  curl -s '{url}/v1/jobs?limit=3'
+  {first}curl -N {url}/v1/jobs{header} -H 'Accept: text/event-stream' --json '{{"prompt": "Why is the sky blue?"}}'
+  curl -s {url}/v1/jobs{header} -H 'Prefer: wait=30' --json '{{"prompt": "Write a haiku about queues."}}'
+  curl -s '{url}/v1/jobs?limit=3'{header}
 
 """
 

@@ -80,10 +80,8 @@ def read_settings(**overrides: Any) -> "Settings":
 
 
 def refuse_open_network_without_keys(settings: "Settings", host: str, *, insecure: bool) -> None:
-    """Raise CommandError unless everybody who can reach the API may use it as anybody."""
-    if settings.auth != "off":
-        raise CommandError("API keys do not exist yet: start it with TOKENSPOOL_AUTH=off, on a closed network.", 2)
-    if not is_loopback(host) and not insecure:
+    """Raise CommandError unless keys are asked for, or everybody who can reach the API may use it as anybody."""
+    if settings.auth == "off" and not is_loopback(host) and not insecure:
         raise CommandError(
             f"TOKENSPOOL_AUTH=off lets everybody who reaches {host} act as any tenant: listen on 127.0.0.1, or say "
             "--insecure if the network is closed.",

@@ -60,10 +60,10 @@ def test_a_redis_url_that_only_looks_like_one_is_told_and_not_shown(
     [
         (("worker", "--concurrency", "0"), "TOKENSPOOL_CONCURRENCY must be at least 1, but is '0'."),
         (("worker", "--drain-s", "nan"), "TOKENSPOOL_DRAIN_S must be at most 86400.0, but is 'nan'."),
-        (
-            ("serve",),
-            "API keys do not exist yet: start it with TOKENSPOOL_AUTH=off, on a closed network.",
-        ),
+        (("keys", "create", "--tenant", "a b"), "A tenant's name is 1 to 64 of A-Z, a-z, 0-9, _, . and -."),
+        (("keys", "create", "--tenant", "acme", "--scope", "all"), "A scope is one of submit, read, cancel, admin."),
+        (("keys", "create", "--tenant", "acme", "--env", "Live"), "An env is 1 to 16 of a-z and 0-9."),
+        (("keys", "revoke", "x"), "A key's id is key_ and 16 characters, as `tokenspool keys list` shows it."),
         (("probe", "weather"), "A probe is of an api or of a worker, but is asked for 'weather'."),
     ],
 )
@@ -108,14 +108,6 @@ def test_a_port_that_is_taken_is_told(
         f"Port {taken_port} on 127.0.0.1 cannot be had (Address already in use): choose one with --port{hint}."
     )
     assert not data_dir.exists()
-
-
-def test_dev_says_that_there_are_no_keys_yet(tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It turns them off by itself; who asked for them must know."""
-    monkeypatch.setenv("TOKENSPOOL_AUTH", "keys")
-    outcome = tokenspool("dev", "--port", "0")
-    assert outcome.exit_code == 2
-    assert outcome.sentence == "API keys do not exist yet: unset TOKENSPOOL_AUTH, or set it to off."
 
 
 def test_a_data_directory_that_cannot_be_one_is_told(tokenspool: Tokenspool, tmp_path: Path) -> None:

@@ -1,0 +1,184 @@
+"""`tokenspool keys`: API keys made, listed, rotated and revoked, straight in Redis.
+
+Whoever reaches Redis can do everything anyway: so the first key of all is made here. A key is printed once, alone on standard
+output, so that a shell can keep it in a variable; all other words go to standard error.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, TypeVar
+
+from cli.errors import CommandError
+from cli.serve import read_settings
+from cli.terminal import one_line, printable, put, tell
+from shared.api_key import DEFAULT_SCOPES, ENV, KEY_ID, TENANT, ApiKey, Scope
+from shared.clock import to_rfc3339
+from shared.errors import KeyEnded, NotFound, Problem
+from shared.limits import CallerLimits
+from shared.store.api_keys import ApiKeys, NewKey
+from shared.store.runtime import open_runtime
+
+T = TypeVar("T")
+
+_TIMEOUT_S: Final = 5.0
+_NANO: Final = 1_000_000_000
+_DAY_S: Final = 86_400
+_PAGE: Final = 100
+_MOST_NAME_CHARS: Final = 128
+
+
+def create_key(
+    tenant: str,
+    *,
+    name: str,
+    scopes: Sequence[str],
+    env: str,
+    expires_in_days: float | None,
+    limits: Mapping[str, float | None],
+) -> None:
+    """Print a new key. Raises CommandError."""
+    _check_tenant(tenant)
+    if not ENV.fullmatch(env):
+        raise CommandError("An env is 1 to 16 of a-z and 0-9.", 2)
+    if len(name) > _MOST_NAME_CHARS or not name.isprintable():
+        raise CommandError(f"A name is {_MOST_NAME_CHARS} printable characters at most.", 2)
+    wanted = _scopes_of(scopes)
+    chosen = {
+        (f"nano_{option}" if option.startswith("usd") else option): round(
+            value * (_NANO if option.startswith("usd") else 1)
+        )
+        for option, value in limits.items()
+        if value is not None
+    }
+    made = _run(
+        lambda keys: keys.create(
+            tenant,
+            env=env,
+            name=name,
+            scopes=wanted,
+            limits=CallerLimits(**chosen),
+            expires_in_s=None if expires_in_days is None else expires_in_days * _DAY_S,
+        )
+    )
+    assert made is not None  # nothing that it could outlive
+    _show_once(made, f"a key of {tenant}")
+
+
+def list_keys(tenant: str | None) -> None:
+    """Print a line for each key, of one tenant or of all. Raises CommandError."""
+    if tenant is not None:
+        _check_tenant(tenant)
+    found = _run(lambda keys: _all_of(keys, tenant))
+    now_ms = time.time_ns() // 1_000_000  # near enough for a list
+    rows = [("id", "tenant", "name", "scopes", "status", "limits", "created", "last used")]
+    rows += [
+        (
+            key.id,
+            key.tenant,
+            one_line(key.name) or "-",
+            ",".join(scope for scope in Scope if scope in key.scopes),
+            _status_of(key, now_ms),
+            _limits_text(key.limits),
+            _minute(key.created_ms),
+            "never" if key.last_used_ms is None else _minute(key.last_used_ms),
+        )
+        for key in found
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    put(printable("\n".join(lines)) + "\n" if found else "")
+    if not found:
+        tell("there are no keys" if tenant is None else f"{tenant} has no keys")
+
+
+def rotate_key(key_id: str, *, grace_s: int) -> None:
+    """Print the key with a new secret. Raises CommandError."""
+    made = _run(lambda keys: keys.rotate(_checked(key_id), None, grace_s=grace_s))
+    until = f"the older is taken for {grace_s} s yet" if grace_s else "the older is taken no more"
+    _show_once(made, f"the new secret of {made.key.id}, of {made.key.tenant}; {until}")
+
+
+def revoke_key(key_id: str) -> None:
+    """Let nobody in with it any more. Raises CommandError."""
+    key = _run(lambda keys: keys.revoke(_checked(key_id), None))
+    tell(f"{key.id} of {key.tenant} is revoked; every process knows within 5 s")
+
+
+def _show_once(made: NewKey, what: str) -> None:
+    key = made.key
+    end = "without an end" if key.expires_ms is None else f"until {to_rfc3339(key.expires_ms)}"
+    scopes = ", ".join(scope for scope in Scope if scope in key.scopes)
+    tell(f"{what}: {key.id}, may {scopes}, {end}. It is shown once, here:")
+    put(made.text + "\n")
+
+
+async def _all_of(keys: ApiKeys, tenant: str | None) -> list[ApiKey]:
+    found: list[ApiKey] = []
+    for name in await keys.tenants() if tenant is None else [tenant]:
+        after: str | None = None
+        while True:
+            page = await keys.page(name, after=after, limit=_PAGE)
+            found += page.keys
+            after = page.next_after
+            if after is None:
+                break
+    return found
+
+
+def _status_of(key: ApiKey, now_ms: int) -> str:
+    if key.revoked_ms is not None:
+        return f"revoked {_minute(key.revoked_ms)}"
+    if key.expires_ms is None:
+        return "active"
+    return f"{'expired' if key.has_ended(now_ms) else 'until'} {_minute(key.expires_ms)}"
+
+
+def _limits_text(limits: CallerLimits) -> str:
+    told = [
+        f"{name.removeprefix('nano_')}={value / _NANO if name.startswith('nano') else value:.12g}"
+        for name in CallerLimits.__struct_fields__
+        if (value := getattr(limits, name))
+    ]
+    return ",".join(told) or "-"
+
+
+def _minute(time_ms: int) -> str:
+    return to_rfc3339(time_ms)[:16] + "Z"
+
+
+def _scopes_of(words: Sequence[str]) -> frozenset[Scope]:
+    """Given one at a time, or with commas between them."""
+    names = {name.strip() for word in words for name in word.split(",")} - {""}
+    try:
+        return frozenset(Scope(name) for name in names) or DEFAULT_SCOPES
+    except ValueError:
+        raise CommandError(f"A scope is one of {', '.join(Scope)}.", 2) from None
+
+
+def _check_tenant(tenant: str) -> None:
+    if not TENANT.fullmatch(tenant):
+        raise CommandError("A tenant's name is 1 to 64 of A-Z, a-z, 0-9, _, . and -.", 2)
+
+
+def _checked(key_id: str) -> str:
+    """The id. What else is given may be a key itself: it is not repeated."""
+    if not KEY_ID.fullmatch(key_id):
+        raise CommandError("A key's id is key_ and 16 characters, as `tokenspool keys list` shows it.", 2)
+    return key_id
+
+
+def _run(ask: Callable[[ApiKeys], Awaitable[T]]) -> T:
+    try:
+        return asyncio.run(_asked(ask))
+    except NotFound:
+        raise CommandError("There is no key of that id; `tokenspool keys list` shows all.") from None
+    except KeyEnded:
+        raise CommandError("The key is revoked or expired, and gets no new secret: make a new key.") from None
+    except Problem as problem:
+        raise CommandError(f"{problem.detail} Is TOKENSPOOL_REDIS_URL right?") from None
+
+
+async def _asked(ask: Callable[[ApiKeys], Awaitable[T]]) -> T:
+    async with open_runtime(read_settings(), process_name="tokenspool-keys", timeout_s=_TIMEOUT_S) as runtime:
+        return await ask(runtime.api_keys)
