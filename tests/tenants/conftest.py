@@ -32,13 +32,13 @@ async def victim(runtime: Runtime) -> Victim:
 
 @pytest.fixture
 async def served(victim: Victim, real_redis: RedisUnderTest) -> AsyncIterator[Served]:
-    """An API with the default settings."""
-    async with serving(real_redis.url) as running:
+    """An API that asks for keys, as it does by default."""
+    async with serving(real_redis.url, auth="keys") as running:
         yield running
 
 
 @pytest.fixture
-async def line(served: Served) -> AsyncIterator[Line]:
+async def line(served: Served, victim: Victim) -> AsyncIterator[Line]:
     """A connection to it."""
-    async with a_line(served.url) as opened:
+    async with a_line(served.url, victim.key_texts) as opened:
         yield opened

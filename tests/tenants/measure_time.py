@@ -18,6 +18,7 @@ from statistics import median
 
 from cli.child import start_child
 from cli.embedded_redis import EmbeddedRedis
+from shared.api_key import new_key_id
 from shared.job import Step, new_id
 from shared.settings import load_settings
 from shared.store.queue import Ending
@@ -27,7 +28,7 @@ from tests.support.builders import a_text_delta, lines
 from tests.support.deployment import free_port
 from tests.support.store import append, begin, claim_one, finish, receive, start, submit
 from tests.tenants.table import OwnedPath, owned_paths
-from tests.tenants.victim import ATTACKER, VICTIM
+from tests.tenants.victim import ATTACKER, VICTIM, a_key
 from tests.tenants.wire import Line, a_line
 
 MOST_MS = 0.5
@@ -76,9 +77,9 @@ async def _measure(line: Line, method: str, path: OwnedPath, foreign: dict[str, 
     turns = [(name, foreign[name]) for name in kinds[:count]] + [("absent", "")] * count
     random.shuffle(turns)
     for name, own_id in turns:
-        asked = path.of(own_id or new_id("job" if path.kind == "job" else path.kind))
+        asked = path.of(own_id or (new_key_id() if path.kind == "key" else new_id(path.kind)))
         started_s = time.perf_counter()
-        await line.ask(method, asked, headers={"X-Tenant": ATTACKER}, body=body)
+        await line.ask(method, asked, headers=line.of(ATTACKER), body=body)
         took[name].append((time.perf_counter() - started_s) * 1000)
     absent_ms = median(took.pop("absent"))
     all_ms = median([one_ms for each in took.values() for one_ms in each]) - absent_ms
@@ -95,9 +96,11 @@ async def _main(count: int) -> int:
     with EmbeddedRedis(append_only=False) as redis:
         async with open_runtime(load_settings(redis_url=redis.url), process_name="measure", timeout_s=60) as runtime:
             ids = await _large(runtime)
+            ids["key"] = {"key": (await a_key(runtime, VICTIM)).key.id}
+            keys = {VICTIM: "", ATTACKER: (await a_key(runtime, ATTACKER)).text}
         ids["msgbatch"] = {name: own_id.replace("batch_", "msgbatch_") for name, own_id in ids["batch"].items()}
         port = free_port()
-        settings = {"TOKENSPOOL_AUTH": "off", "TOKENSPOOL_REDIS_URL": redis.url}
+        settings = {"TOKENSPOOL_AUTH": "keys", "TOKENSPOOL_REDIS_URL": redis.url}
         command = [sys.executable, "-m", "cli", "serve", "--port", str(port)]
         with (directory / "api.log").open("wb") as log:
             api = start_child("api", command, output=log, environment=settings)
@@ -117,7 +120,7 @@ async def _main(count: int) -> int:
             ]
             print(f"{'':49} {'absent':>8} {'foreign':>8} {'worst':>8} (ms: median, differences of medians)")  # noqa: T201
             is_far = False
-            async with a_line(f"http://127.0.0.1:{port}") as line:
+            async with a_line(f"http://127.0.0.1:{port}", keys) as line:
                 for path in [path for path in owned_paths() if path.kind in ids] + lists:
                     for method in sorted(path.methods - {"HEAD"}):
                         is_far |= bool(await _measure(line, method, path, ids[path.kind], count))

@@ -14,13 +14,13 @@ _PATHS = owned_paths()
 _STREAM = "text/event-stream"
 
 
-def _manners(victim: Victim, path: OwnedPath, own_id: str) -> list[tuple[str, dict[str, str]]]:
+def _manners(path: OwnedPath, end_id: str) -> list[tuple[str, dict[str, str]]]:
     """Ways to ask for the same thing: a query, and headers. Some know what only the owner can."""
     if path.path.endswith("/events"):
         return [
             ("", {"Accept": _STREAM}),
             ("?after=now", {}),
-            ("?format=messages&tokens=true", {"Last-Event-ID": own_id}),
+            ("?format=messages&tokens=true", {"Last-Event-ID": end_id}),
         ]
     return [("", {}), ("?wait=1&order=finished&result=true", {"Idempotency-Key": "the-key-of-both"})]
 
@@ -30,15 +30,14 @@ async def test_foreign_and_absent_ids_are_told_alike(
     runtime: Runtime, victim: Victim, line: Line, path: OwnedPath
 ) -> None:
     """The same status, headers and bytes by every method, of whatever state the other's is; and it stays what it was."""
-    jobs = [await runtime.jobs.get(own_id, VICTIM) for own_id in (victim.ids["job"]["succeeded"],)]
-    end_id = jobs[0].end_id
+    end_id = (await runtime.jobs.get(victim.ids["job"]["succeeded"], VICTIM)).end_id
     assert end_id
     before = await state_of_all(runtime)
     foreign = victim.of(path.kind)
     assert foreign
     for method in METHODS:
-        for query, headers in _manners(victim, path, end_id):
-            sent = {**headers, "X-Tenant": ATTACKER}
+        for query, headers in _manners(path, end_id):
+            sent = {**headers, **line.of(ATTACKER)}
             body = b"{}" if method in ("POST", "PUT", "PATCH") else None
             told: dict[str, Told] = {}
             for name, some_id in {**absent_ids(path.kind), **foreign}.items():
@@ -52,15 +51,15 @@ async def test_foreign_and_absent_ids_are_told_alike(
     for method in sorted(
         path.methods - {"HEAD"}, key="DELETE".__eq__
     ):  # the owner is told more, or this test would show nothing
-        state = "ended" if "batch" in path.kind else "succeeded"
-        answer = await line.ask(method, path.of(foreign[state]), headers={"X-Tenant": VICTIM})
+        state = {"job": "succeeded", "key": "standing"}.get(path.kind, "ended")
+        answer = await line.ask(method, path.of(foreign[state]), headers=line.of(VICTIM))
         assert answer.status not in (404, 405), method
 
 
 def test_every_kind_of_id_is_tried() -> None:
     """Of each method that a route takes: the table is the application's own."""
-    assert {path.kind for path in _PATHS} >= {"job", "batch", "msgbatch"}
-    assert len({path.path for path in _PATHS}) == len(_PATHS) >= 11
+    assert {path.kind for path in _PATHS} >= {"job", "batch", "msgbatch", "key"}
+    assert len({path.path for path in _PATHS}) == len(_PATHS) >= 14
 
 
 async def test_a_foreign_read_does_not_end_an_overdue_job(runtime: Runtime) -> None:

@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from shared.api_key import ALL_SCOPES, new_key_id
 from shared.job import JobKind, Priority, Step, new_id
+from shared.limits import CallerLimits
 from shared.store import keys
+from shared.store.api_keys import NewKey
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime
 from tests.support.batches import a_result, fail
@@ -36,7 +39,9 @@ _LATER_MS = 3_600_000
 class Victim:
     """Ids by what they are of."""
 
-    ids: dict[str, dict[str, str]] = field(default_factory=lambda: {"job": {}, "batch": {}})
+    ids: dict[str, dict[str, str]] = field(default_factory=lambda: {"job": {}, "batch": {}, "key": {}})
+    key_texts: dict[str, str] = field(default_factory=dict)
+    """A key of each tenant that may do everything; the victim's first."""
 
     @property
     def all_ids(self) -> list[str]:
@@ -79,7 +84,24 @@ async def a_victim(runtime: Runtime) -> Victim:
     batches["running"] = running.id
     jobs |= dict(zip(("succeeded item", "running item", "queued item"), running.job_ids, strict=True))
     await _and_what_waits(runtime, victim, about)
+    await _and_keys(runtime, victim)
     return victim
+
+
+async def _and_keys(runtime: Runtime, victim: Victim) -> None:
+    for name in ("standing", "revoked", "rotating"):
+        victim.ids["key"][name] = (await a_key(runtime, VICTIM)).key.id
+    await runtime.api_keys.revoke(victim.ids["key"]["revoked"], VICTIM)
+    await runtime.api_keys.rotate(victim.ids["key"]["rotating"], VICTIM, grace_s=3600)
+    victim.key_texts = {tenant: (await a_key(runtime, tenant)).text for tenant in (VICTIM, ATTACKER)}
+
+
+async def a_key(runtime: Runtime, tenant: str) -> NewKey:
+    """That may do everything."""
+    name = CANARY if tenant == VICTIM else "mine"
+    made = await runtime.api_keys.create(tenant, env="live", name=name, scopes=ALL_SCOPES, limits=CallerLimits())
+    assert made is not None
+    return made
 
 
 async def _and_what_waits(runtime: Runtime, victim: Victim, about: dict[str, Any]) -> None:
@@ -109,10 +131,10 @@ async def _and_what_waits(runtime: Runtime, victim: Victim, about: dict[str, Any
 
 def absent_ids(kind: str) -> dict[str, str]:
     """Ids that could be somebody's, and texts that could not."""
-    fitting = new_id(kind)
+    fitting = new_key_id() if kind == "key" else new_id(kind)
     return {
         "absent": fitting,
-        "absent too": new_id(kind),
+        "absent too": new_key_id() if kind == "key" else new_id(kind),
         "upper case": fitting.upper(),
         "short": fitting[:-1],
         "long": f"{fitting}0",
@@ -160,10 +182,13 @@ class State(dict[str, tuple[bytes, int]]):
     """Everything in Redis, with the moment at which it will be gone; but for what the API writes of itself."""
 
     def differences_to(self, other: "State") -> set[str]:
-        """Keys that are not what they were. A moment is the same within 10 ms: a lifetime begun anew would be later."""
+        """Keys that are not what they were, but for those of the attacker. A moment is the same within 10 ms: a lifetime
+        that is begun anew ends later.
+        """
         return {
             name
             for name in self.keys() | other.keys()
+            if ATTACKER not in name + str(self.get(name)) + str(other.get(name))
             if name not in self
             or name not in other
             or self[name][0] != other[name][0]

@@ -21,7 +21,10 @@ class Told(NamedTuple):
 class Line:
     """One connection, which is kept."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, keys: Mapping[str, str]
+    ) -> None:
+        self._keys = keys
         self._reader = reader
         self._writer = writer
         self.host = host
@@ -52,6 +55,13 @@ class Line:
             lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
         self._writer.write("\r\n".join([*lines, "", ""]).encode() + (body or b""))
 
+    def of(self, tenant: str, **more: str) -> dict[str, str]:
+        """Headers of a tenant: its key, and a word that counts only where there are none. ``more``: with _ for -."""
+        named = {name.replace("_", "-"): value for name, value in more.items()}
+        if key := self._keys.get(tenant):
+            return {"Authorization": f"Bearer {key}", "X-Tenant": next(iter(self._keys)), **named}
+        return {"X-Tenant": tenant, **named}
+
     async def _head(self) -> tuple[int, list[bytes]]:
         head = (await self._reader.readuntil(b"\r\n\r\n")).removesuffix(b"\r\n\r\n")
         first, *told = head.split(b"\r\n")
@@ -67,11 +77,11 @@ class Line:
 
 
 @asynccontextmanager
-async def a_line(url: str) -> AsyncIterator[Line]:
-    """To an API."""
+async def a_line(url: str, keys: Mapping[str, str] | None = None) -> AsyncIterator[Line]:
+    """To an API. ``keys``: by tenant, where it asks for them."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=64 << 20)
     try:
-        yield Line(reader, writer, parts.netloc)
+        yield Line(reader, writer, parts.netloc, keys or {})
     finally:
         writer.transport.abort()
