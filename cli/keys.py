@@ -96,7 +96,7 @@ def rotate_key(key_id: str, *, grace_s: int) -> None:
     """Print the key with a new secret. Raises CommandError."""
     made = _run(lambda keys: keys.rotate(_checked(key_id), None, grace_s=grace_s))
     until = f"the older is taken for {grace_s} s yet" if grace_s else "the older is taken no more"
-    _show_once(made, f"the new secret of {made.key.id}, of {made.key.tenant}; {until}")
+    _show_once(made, f"a new secret for a key of {made.key.tenant}; {until}")
 
 
 def revoke_key(key_id: str) -> None:

@@ -1,0 +1,69 @@
+"""The API as it is served to who has a key: real sockets, a real Redis, and keys made as the command line makes them."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
+
+import httpx2
+import pytest
+
+from shared.api_key import ALL_SCOPES, Scope
+from shared.limits import CallerLimits
+from shared.store.api_keys import NewKey
+from shared.store.runtime import Runtime
+from tests.support.redis_servers import RedisUnderTest
+from tests.support.served import Served, serving
+
+TENANT = "tenant-a"
+
+
+class Serve(Protocol):
+    """Starts an API that asks for keys; it stops with the test."""
+
+    async def __call__(self, **settings: Any) -> Served: ...
+
+
+@pytest.fixture
+async def serve(real_redis: RedisUnderTest) -> AsyncIterator[Serve]:
+    """For tests that need settings of their own, or two processes."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**settings: Any) -> Served:
+            settings = {"redis_url": real_redis.url, "auth": "keys", **settings}
+            return await stack.enter_async_context(serving(**settings))
+
+        yield start
+
+
+@pytest.fixture
+async def served(serve: Serve) -> Served:
+    """One, with the default settings."""
+    return await serve()
+
+
+@pytest.fixture
+async def http(served: Served) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of it without a key."""
+    async with httpx2.AsyncClient(base_url=served.url) as client:
+        yield client
+
+
+async def make_key(
+    runtime: Runtime,
+    *,
+    tenant: str = TENANT,
+    scopes: frozenset[Scope] = ALL_SCOPES,
+    expires_in_s: float | None = None,
+    limits: CallerLimits = CallerLimits(),  # noqa: B008 - frozen
+) -> NewKey:
+    """A new key stands."""
+    made = await runtime.api_keys.create(
+        tenant, env="test", name="of a test", scopes=scopes, limits=limits, expires_in_s=expires_in_s
+    )
+    assert made is not None
+    return made
+
+
+def bearer(text: str) -> dict[str, str]:
+    """The header that shows it."""
+    return {"Authorization": f"Bearer {text}"}

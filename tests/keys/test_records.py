@@ -1,0 +1,207 @@
+"""Keys in Redis: what is kept of them, for how long, and what becomes of their secrets."""
+
+import asyncio
+
+import pytest
+
+from shared.api_key import ALL_SCOPES, DEFAULT_SCOPES, PresentedKey, read_key_text
+from shared.errors import KeyEnded, NotFound, TooManyKeys
+from shared.limits import CallerLimits
+from shared.store import api_keys, keys
+from shared.store.runtime import Runtime
+from tests.keys.conftest import TENANT, make_key
+from tests.support.store import all_keys, keys_that_leak, now_ms, ttl_ms
+
+_DAY_MS = 86_400_000
+
+
+def presented(text: str) -> PresentedKey:
+    """A text that can be a key."""
+    found = read_key_text(text.encode())
+    assert found is not None
+    return found
+
+
+async def is_good(runtime: Runtime, text: str) -> bool:
+    """Whether it lets somebody in; both ways to ask agree."""
+    found = await runtime.api_keys.look_up(presented(text))
+    (left_ms,) = await runtime.api_keys.check([presented(text)])
+    assert (found is None) == (left_ms == 0)
+    return found is not None
+
+
+async def test_a_key_is_found_by_its_text_alone(runtime: Runtime) -> None:
+    """With all that was said of it."""
+    limits = CallerLimits(requests_per_minute=3, nano_usd_per_month=7)
+    made = await make_key(runtime, scopes=DEFAULT_SCOPES, limits=limits)
+    found = await runtime.api_keys.look_up(presented(made.text))
+    assert found is not None
+    assert found.left_ms is None
+    assert found.key == made.key
+    assert (found.key.caller.tenant, found.key.caller.limits) == (TENANT, limits)
+    other = await make_key(runtime)
+    wrong = presented(other.text)._replace(id=made.key.id)
+    assert await runtime.api_keys.look_up(wrong) is None
+    assert await runtime.api_keys.look_up(wrong._replace(id="key_0000000000000000")) is None
+
+
+async def test_nothing_of_a_secret_is_in_redis(runtime: Runtime) -> None:
+    """Neither in a name nor in a value: the whole database is looked through."""
+    made = await make_key(runtime)
+    rotated = await runtime.api_keys.rotate(made.key.id, TENANT, grace_s=60)
+    assert repr(made) == f"NewKey({made.key.id})"
+    secrets = [text.rpartition("_")[2].encode() for text in (made.text, rotated.text)]
+    for name in await all_keys(runtime.commands):
+        kind = (await runtime.commands.call("TYPE", name)).decode()
+        read = {
+            "hash": ("HGETALL", name),
+            "zset": ("ZRANGE", name, 0, -1),
+            "set": ("SMEMBERS", name),
+            "string": ("GET", name),
+        }
+        content = repr(await runtime.commands.call(*read[kind])).encode()
+        for secret in secrets:
+            for part in (secret, secret[:12], secret[-12:]):
+                assert part not in content + name.encode()
+
+
+async def test_a_rotation_leaves_two_secrets_for_a_while(runtime: Runtime) -> None:
+    """Then one. A third ends the first."""
+    first = await make_key(runtime)
+    second = await runtime.api_keys.rotate(first.key.id, TENANT, grace_s=3600)
+    assert await is_good(runtime, first.text)
+    assert await is_good(runtime, second.text)
+    found = await runtime.api_keys.look_up(presented(first.text))
+    assert found is not None
+    assert found.left_ms is not None
+    assert 0 < found.left_ms <= 3_600_000
+    await runtime.api_keys.note_use([presented(second.text)])
+    third = await runtime.api_keys.rotate(first.key.id, TENANT, grace_s=3600)
+    assert [await is_good(runtime, made.text) for made in (first, second, third)] == [False, True, True]
+    await runtime.commands.call("HSET", keys.api_key(first.key.id), "old_until_ms", await now_ms(runtime))
+    assert [await is_good(runtime, made.text) for made in (second, third)] == [False, True]
+
+
+async def test_a_secret_that_nobody_ever_used_is_what_a_repeated_rotation_replaces(runtime: Runtime) -> None:
+    """The answer that told it was lost: the secret that callers use must outlive the repeat."""
+    in_use = await make_key(runtime)
+    await runtime.api_keys.note_use([presented(in_use.text)])
+    lost = await runtime.api_keys.rotate(in_use.key.id, TENANT, grace_s=3600)
+    heard = await runtime.api_keys.rotate(in_use.key.id, TENANT, grace_s=3600)
+    assert [await is_good(runtime, made.text) for made in (in_use, lost, heard)] == [True, False, True]
+
+
+async def test_a_rotation_may_end_the_older_secrets_at_once(runtime: Runtime) -> None:
+    """All of them: for a secret that leaked."""
+    first = await make_key(runtime)
+    second = await runtime.api_keys.rotate(first.key.id, None, grace_s=60)
+    third = await runtime.api_keys.rotate(first.key.id, None, grace_s=0)
+    assert [await is_good(runtime, made.text) for made in (first, second, third)] == [False, False, True]
+
+
+async def test_a_revoked_key_is_kept_for_lists_and_has_no_secret_any_more(runtime: Runtime) -> None:
+    """For 90 days. Again changes nothing."""
+    made = await make_key(runtime)
+    assert await ttl_ms(runtime, keys.api_key(made.key.id)) is None
+    revoked = await runtime.api_keys.revoke(made.key.id, TENANT)
+    assert revoked.revoked_ms is not None
+    assert not await is_good(runtime, made.text)
+    assert await runtime.commands.call("HMGET", keys.api_key(made.key.id), "digest", "old_digest") == [None, None]
+    left_ms = await ttl_ms(runtime, keys.api_key(made.key.id))
+    assert left_ms is not None
+    assert 89 * _DAY_MS < left_ms <= 90 * _DAY_MS
+    assert await runtime.api_keys.revoke(made.key.id, TENANT) == revoked
+    with pytest.raises(KeyEnded):
+        await runtime.api_keys.rotate(made.key.id, TENANT, grace_s=60)
+    assert (await runtime.api_keys.page(TENANT, after=None, limit=5)).keys == [revoked]
+
+
+async def test_a_key_expires_and_is_kept_for_lists(runtime: Runtime) -> None:
+    """By Redis's clock; its record's end is set when it is made, since nobody comes by when it expires."""
+    made = await make_key(runtime, expires_in_s=3600)
+    assert made.key.expires_ms == made.key.created_ms + 3_600_000
+    assert await is_good(runtime, made.text)
+    left_ms = await ttl_ms(runtime, keys.api_key(made.key.id))
+    assert left_ms is not None
+    assert left_ms > 90 * _DAY_MS
+    await runtime.commands.call("HSET", keys.api_key(made.key.id), "expires_ms", await now_ms(runtime))
+    assert not await is_good(runtime, made.text)
+    with pytest.raises(KeyEnded):
+        await runtime.api_keys.rotate(made.key.id, TENANT, grace_s=60)
+
+
+async def test_what_a_key_makes_does_not_outlive_it(runtime: Runtime) -> None:
+    """Without an end of its own it has the maker's."""
+    end_ms = await now_ms(runtime) + 60_000
+    common = {"env": "live", "name": "", "scopes": ALL_SCOPES, "limits": CallerLimits(), "latest_end_ms": end_ms}
+    without = await runtime.api_keys.create(TENANT, **common)  # type: ignore[arg-type]
+    assert without is not None
+    assert without.key.expires_ms == end_ms
+    assert await runtime.api_keys.create(TENANT, expires_in_s=3600, **common) is None  # type: ignore[arg-type]
+    shorter = await runtime.api_keys.create(TENANT, expires_in_s=30, **common)  # type: ignore[arg-type]
+    assert shorter is not None
+
+
+async def test_a_foreign_key_is_as_one_that_is_not_there(runtime: Runtime) -> None:
+    """In the script that writes, too."""
+    made = await make_key(runtime)
+    for key_id, tenant in ((made.key.id, "tenant-b"), ("key_0000000000000000", TENANT)):
+        for call in (
+            runtime.api_keys.get(key_id, tenant),
+            runtime.api_keys.rotate(key_id, tenant, grace_s=60),
+            runtime.api_keys.revoke(key_id, tenant),
+        ):
+            with pytest.raises(NotFound):
+                await call
+    assert await is_good(runtime, made.text)
+
+
+async def test_use_is_written_down_and_never_brings_a_key_back(runtime: Runtime) -> None:
+    """A record that is gone stays gone."""
+    made = await make_key(runtime)
+    gone = await make_key(runtime)
+    await runtime.commands.call("DEL", keys.api_key(gone.key.id))
+    await runtime.api_keys.note_use([presented(made.text), presented(gone.text)])
+    assert (await runtime.api_keys.get(made.key.id, TENANT)).last_used_ms is not None
+    assert not await runtime.commands.call("EXISTS", keys.api_key(gone.key.id))
+    assert (await runtime.api_keys.page(TENANT, after=None, limit=5)).keys == [
+        await runtime.api_keys.get(made.key.id, TENANT)
+    ]
+    assert await runtime.commands.call("ZCARD", keys.api_keys(TENANT)) == 1
+    assert await keys_that_leak(runtime.commands) == []
+
+
+async def test_lists_are_paged_newest_first_and_per_tenant(runtime: Runtime) -> None:
+    """The last page has no next, also where it is full."""
+    made = [await make_key(runtime) for _ in range(4)]
+    await make_key(runtime, tenant="tenant-b")
+    ids = sorted((one.key.id for one in made), reverse=True)
+    first = await runtime.api_keys.page(TENANT, after=None, limit=2)
+    second = await runtime.api_keys.page(TENANT, after=first.next_after, limit=2)
+    assert [key.id for key in (*first.keys, *second.keys)] == ids
+    assert second.next_after is None
+    assert await runtime.api_keys.tenants() == [TENANT, "tenant-b"]
+    await runtime.commands.call("DEL", keys.api_keys("tenant-b"))
+    assert await runtime.api_keys.tenants() == [TENANT]
+
+
+async def test_a_tenant_has_so_many_keys_at_most(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have their own."""
+    monkeypatch.setattr(api_keys, "MOST_KEYS", 3)
+    made = await asyncio.gather(*[make_key(runtime) for _ in range(3)])
+    with pytest.raises(TooManyKeys):
+        await make_key(runtime)
+    await make_key(runtime, tenant="tenant-b")
+    await runtime.commands.call("DEL", keys.api_key(made[0].key.id))
+    await make_key(runtime)
+
+
+async def test_many_keys_are_checked_in_few_calls(runtime: Runtime) -> None:
+    """In their order."""
+    made = await make_key(runtime)
+    ending = await make_key(runtime, expires_in_s=60)
+    pairs = [presented(made.text), presented(ending.text), presented(made.text)._replace(digest="0" * 64)] * 200
+    lefts = await runtime.api_keys.check(pairs)
+    assert lefts[0::3] == [None] * 200
+    assert all(left is not None and 0 < left <= 60_000 for left in lefts[1::3])
+    assert lefts[2::3] == [0] * 200
