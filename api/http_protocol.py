@@ -103,8 +103,10 @@ class _Waiting:
     def discard(self, connection: "FrontDoor") -> None:
         self._since_s.pop(connection, None)
 
-    def oldest(self) -> "FrontDoor | None":
-        return next(iter(self._since_s), None)
+    def oldest(self, now_s: float) -> "tuple[float, FrontDoor] | None":
+        """And how much of its time it has had, 0 to 1."""
+        first = next(iter(self._since_s.items()), None)
+        return None if first is None else ((now_s - first[1]) / self.after_s, first[0])
 
     def end_overdue(self, now_s: float) -> None:
         while (first := next(iter(self._since_s.items()), None)) is not None and now_s - first[1] >= self.after_s:
@@ -164,13 +166,15 @@ class Door:
     def let_in(self, connection: "FrontDoor") -> _Waiting | None:
         """Counts it, and says what it waits in: ``hurried`` if it is one too many, None if there is no room even to say so.
 
-        Where it is full the longest idle one goes, or else whichever has been slowest to say what it wants; never one
-        that is being answered.
+        Where it is full, the one goes that says nothing and has used up most of its time; never one that is being
+        answered.
         """
         self.count += 1
-        if self.count <= self.bounds.connections or self._make_room(self.idle, self.silent, self.late):
+        now_s = connection.loop.time()
+        if self.count <= self.bounds.connections or self._make_room(now_s, self.idle, self.silent, self.late):
             return self.silent
-        if self.count <= self.bounds.connections + self.bounds.spare or self._make_room(self.hurried, self.leaving):
+        most = self.bounds.connections + self.bounds.spare
+        if self.count <= most or self._make_room(now_s, self.hurried, self.leaving):
             return self.hurried
         return None
 
@@ -180,16 +184,18 @@ class Door:
             connection.is_counted = False
             self.count -= 1
 
-    def _make_room(self, *kinds: _Waiting) -> bool:
-        for waiting in kinds:
-            oldest = waiting.oldest()
-            if oldest is not None:
-                self.forget(oldest)
-                self.count_out(oldest)
-                self.note("made_room", oldest.loop)
-                oldest.abort()
-                return True
-        return False
+    def _make_room(self, now_s: float, *kinds: _Waiting) -> bool:
+        oldest = max(
+            (found for kind in kinds if (found := kind.oldest(now_s))), key=lambda found: found[0], default=None
+        )
+        if oldest is None:
+            return False
+        connection = oldest[1]
+        self.forget(connection)
+        self.count_out(connection)
+        self.note("made_room", connection.loop)
+        connection.abort()
+        return True
 
     def note(self, reason: str, loop: asyncio.AbstractEventLoop) -> None:
         """One was refused. A line at most once a minute: who is attacked wants no full disk as well."""
@@ -247,6 +253,8 @@ class FrontDoor(HttpToolsProtocol):
         """Nothing that still comes is looked at."""
         self._in_head = False
         self._head_bytes = 0
+        self._begun = 0
+        """Requests that began in the piece that is being parsed."""
         self._active: RequestResponseCycle | None = None
         """Being answered; ``cycle`` is the newest that came."""
         self._unread_bytes = 0
@@ -283,7 +291,9 @@ class FrontDoor(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
             return
-        began_in_head = self._in_head
+        newest = cast("RequestResponseCycle | None", self.cycle)
+        was_in_head, was_in_body = self._in_head, newest is not None and newest.more_body
+        self._begun = 0
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -293,14 +303,17 @@ class FrontDoor(HttpToolsProtocol):
             cause = error.__context__
             self._break_off(cause if isinstance(cause, Problem) else InvalidRequest("It is not valid HTTP/1.1."))
             return
-        if self._in_head:
-            if began_in_head:
-                self._head_bytes += len(data)
-                if self._head_bytes > MOST_HEAD_BYTES:
-                    self._break_off(HeadTooLarge())
-            else:
-                self._door.settle(self)
-                self._door.wait(self._door.hurried if self._is_over else self._door.late, self)
+        if not self._in_head:
+            return
+        if not self._begun:
+            self._head_bytes += len(data)
+        else:
+            # Of what came together with the end of another request, only later pieces are counted: it is one read at most.
+            self._head_bytes = len(data) if self._begun == 1 and not was_in_body and not was_in_head else 0
+            self._door.settle(self)
+            self._door.wait(self._door.hurried if self._is_over else self._door.late, self)
+        if self._head_bytes > MOST_HEAD_BYTES:
+            self._break_off(HeadTooLarge())
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -316,7 +329,7 @@ class FrontDoor(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._in_head = True
-        self._head_bytes = 0
+        self._begun += 1
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:

@@ -1,0 +1,180 @@
+"""No client holds a connection for longer than its deadline, or one that others need."""
+
+import asyncio
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from api.http_protocol import MOST_HEADERS, Bounds, bounds_of
+from cli.probe import http_status
+from tests.front_door.conftest import A_HEAD, NO_REDIS, connected, hear, port_of, say
+from tests.support.served import Served, serving
+from tests.support.wait import wait_until
+
+_SHORT = Bounds(connections=1000, spare=8, keep_alive_s=0.3, head_s=0.3, linger_s=0.3, stalled_s=0.3)
+_PATIENT = Bounds(connections=1000, spare=8, keep_alive_s=600, head_s=600, linger_s=600, stalled_s=600)
+
+
+async def test_a_head_of_64_kib_or_100_headers_is_the_most(door: Served) -> None:
+    """In one piece, in many, and without an end."""
+    assert (await say(door, A_HEAD[:-2] + b"X: %b\r\n\r\n" % (b"x" * 60_000))).statuses == [200]
+    heard = await say(door, A_HEAD[:-2] + b"X: %b\r\n\r\n" % (b"x" * 66_000))
+    assert (heard.statuses, heard.closed) == ([431], True)
+    assert b'"code":"head_too_large"' in heard.raw
+    assert (await say(door, b"GET /%b HTTP/1.1\r\n" % (b"x" * 66_000))).statuses == [431]
+    async with connected(door) as (reader, writer):
+        writer.write(A_HEAD[:-2] + b"X: ")
+        for _ in range(70):
+            writer.write(b"x" * 1000)
+            await asyncio.sleep(0)
+        assert (await hear(reader)).statuses == [431]
+    most = MOST_HEADERS - 1
+    assert (await say(door, A_HEAD[:-2] + b"X: a\r\n" * most + b"\r\n")).statuses == [200]
+    assert (await say(door, A_HEAD[:-2] + b"X: a\r\n" * (most + 1) + b"\r\n")).statuses == [431]
+
+
+async def test_whoever_says_nothing_is_let_go() -> None:
+    """At the beginning, or behind an answer; empty lines say nothing."""
+    async with serving(NO_REDIS, bounds=_SHORT) as door:
+        async with connected(door) as (reader, _):
+            assert await hear(reader) == (b"", True)
+        async with connected(door) as (reader, writer):
+            writer.write(b"\r\n\r\n")
+            assert await hear(reader) == (b"", True)
+        async with connected(door) as (reader, writer):
+            writer.write(A_HEAD)
+            heard = await hear(reader)
+            assert (heard.statuses, heard.closed) == ([200], True)
+        await wait_until(lambda: door.door.count == 0, "their going")
+
+
+async def test_a_head_that_drips_is_cut_with_408() -> None:
+    """However regularly a byte comes: the deadline runs from the first."""
+    async with serving(NO_REDIS, bounds=_SHORT) as door, connected(door) as (reader, writer):
+
+        async def drip() -> None:
+            writer.write(A_HEAD[:-2])
+            while not writer.transport.is_closing():
+                writer.write(b"X: a\r\n")
+                await asyncio.sleep(0.02)
+
+        dripping = asyncio.create_task(drip())
+        heard = await hear(reader)
+        dripping.cancel()
+        assert (heard.statuses, heard.closed) == ([408], True)
+        assert b'"code":"request_timeout"' in heard.raw
+
+
+async def test_whoever_does_not_read_its_answer_is_cut() -> None:
+    """An answer that fits in no buffer: the page of the API's own description, many times over."""
+    async with (
+        serving(NO_REDIS, bounds=replace(_PATIENT, stalled_s=0.3)) as door,
+        connected(door, receive_buffer=4096) as (_, writer),
+    ):
+        ask = b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n"
+        while not door.door.refused["did_not_read"]:
+            if not writer.transport.is_closing():
+                writer.write(ask)
+            await asyncio.sleep(0.01)
+        await wait_until(lambda: door.door.count == 0, "its going")
+
+
+async def test_whoever_reads_slowly_but_reads_is_not_cut() -> None:
+    """Also when its connection is to end behind the answer."""
+    ask = b"GET /openapi.json HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    async with serving(NO_REDIS, bounds=replace(_SHORT, stalled_s=0.5)) as door:
+        size = len((await say(door, ask)).raw)
+        async with connected(door, receive_buffer=4096) as (reader, writer):
+            writer.write(ask)
+            read = 0
+            while piece := await reader.read(8192):
+                read += len(piece)
+                await asyncio.sleep(0.01)
+        assert read == size
+        assert not door.door.refused["did_not_read"]
+
+
+async def test_above_the_bound_503_but_not_for_health_probes() -> None:
+    """While all others are being answered; when one of them goes, there is room again."""
+    wait = b"POST /v1/jobs HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    async with serving(NO_REDIS, bounds=replace(_PATIENT, connections=2)) as door:
+        async with connected(door) as (_, first), connected(door) as (_, second):
+            first.write(wait)
+            second.write(wait)
+            await wait_until(lambda: len(door.server.server_state.tasks) == 2, "both requests")
+            heard = await say(door, b"GET /v1/jobs HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (heard.statuses, heard.closed) == ([503], True)
+            assert b"\r\nretry-after: 5\r\n" in heard.raw
+            assert b'"code":"too_many_connections"' in heard.raw
+            heard = await say(door, A_HEAD)
+            assert (heard.statuses, heard.closed) == ([200], True)
+        await wait_until(lambda: door.door.count == 0, "their going")
+        assert (await say(door, A_HEAD)).statuses == [200]
+
+
+async def test_who_says_nothing_makes_room_for_who_does() -> None:
+    """The connections of an attacker that only holds them lock nobody out: the longest idle one goes."""
+    async with serving(NO_REDIS, bounds=replace(_PATIENT, connections=4)) as door:
+        held = [await asyncio.open_connection("127.0.0.1", port_of(door)) for _ in range(4)]
+        held[3][1].write(b"GET / HTTP/1.1\r\nX: ")
+        await wait_until(lambda: door.door.count == 4, "all of them")
+        came = [await asyncio.open_connection("127.0.0.1", port_of(door)) for _ in range(4)]
+        for reader, writer in came:
+            writer.write(A_HEAD)
+            assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 200 ")
+        for reader, _ in held:
+            assert (await hear(reader)).closed
+        assert door.door.refused["made_room"] == 4
+        for _, writer in (*held, *came):
+            writer.transport.abort()
+
+
+def test_the_bound_follows_the_limit_of_open_files() -> None:
+    """Unless the setting says less; never more than there are files for."""
+    assert bounds_of(0, 75, 20_000) == Bounds(20_000 - 64 - 256, 256, 75)
+    assert bounds_of(0, 75, 256) == Bounds(168, 24, 75)
+    assert bounds_of(100, 75, 20_000).connections == 100
+    assert bounds_of(100_000, 75, 1024).connections == 1024 - 64 - 120
+    assert bounds_of(0, 75, 16).connections > 0
+
+
+@contextmanager
+def _api_with_few_files() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "serve", "--port", "0"],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TOKENSPOOL_AUTH": "off", "TOKENSPOOL_REDIS_URL": NO_REDIS},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128)),  # noqa: PLW1509 - one thread here
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+async def test_a_flood_beyond_the_open_files_is_shed_and_outlived() -> None:
+    """`ulimit -n 128`, a thousand connections that hold: who asks is answered meanwhile, and everything heals."""
+    with _api_with_few_files() as process:
+        assert process.stderr is not None
+        port = int(re.findall(rb'"port": (\d+)', process.stderr.readline())[0])
+        await wait_until(lambda: http_status("127.0.0.1", port, "/health/live") == 200, "the API")
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(1000)]
+        for _ in range(5):
+            assert http_status("127.0.0.1", port, "/health/live") == 200
+        for _, writer in held:
+            writer.transport.abort()
+        assert http_status("127.0.0.1", port, "/health/live") == 200
+        process.terminate()
+        _, log = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert b"Traceback" not in log
+    assert log.count(b"connections_refused") == 1
