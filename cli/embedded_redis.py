@@ -213,6 +213,7 @@ class EmbeddedRedis:
             "save": "",  # the append-only file is the one copy; snapshots beside it only cost forks
             "maxmemory": str(self._maxmemory_bytes or machine_memory_bytes() // 2),
             "maxmemory-policy": "noeviction",  # a job is never evicted: submits are refused instead
+            "slowlog-log-slower-than": "-1",  # it would keep what slow commands were given: prompts
             **self._options,
         }
         arguments = [word for name, value in directives.items() for word in (f"--{name}", value)]

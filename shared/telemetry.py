@@ -6,12 +6,17 @@ Call sites pass names and numbers only. A prompt, an answer or a key is never an
 import logging
 import re
 import sys
+import threading
 from collections.abc import MutableMapping
-from typing import Any
+from types import TracebackType
+from typing import Any, Final
 
 import structlog
 
 Logger = structlog.typing.FilteringBoundLogger
+
+_MOST_LEAVES: Final = 10
+"""Of a group of errors that nobody caught."""
 
 
 def configure_logging(level: str) -> None:
@@ -36,6 +41,9 @@ def configure_logging(level: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+    sys.excepthook = _on_uncaught
+    threading.excepthook = lambda told: _on_uncaught(told.exc_type, told.exc_value, told.exc_traceback)
+    sys.unraisablehook = lambda told: _on_uncaught(told.exc_type, told.exc_value, told.exc_traceback)
     # At DEBUG these print chunk by chunk what the model says.
     for name in ("sse_starlette", "anthropic", "httpx2", "httpcore2", "aiohttp"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -45,6 +53,20 @@ def get_logger(part: str) -> Logger:
     """A logger whose lines carry ``part``."""
     logger: Logger = structlog.get_logger(part=part)
     return logger
+
+
+def _on_uncaught(_kind: type[BaseException], error: BaseException | None, _trace: TracebackType | None) -> None:
+    """What nobody caught is told without its message, as any other: Python itself would print that, whatever it quotes."""
+    if isinstance(error, KeyboardInterrupt):
+        return
+    leaves = _leaves_of(error) if error is not None else []
+    get_logger("process").critical("uncaught", errors=[_type_and_place(leaf) for leaf in leaves])
+
+
+def _leaves_of(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in _leaves_of(each)][:_MOST_LEAVES]
+    return [error]
 
 
 def _error_by_name(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

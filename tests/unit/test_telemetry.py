@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ _SET = ("", "sse_starlette", "anthropic", "httpx2", "httpcore2", "aiohttp")
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """configure_logging is for a process; here it is undone."""
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     levels = {name: logging.getLogger(name).level for name in _SET}
     handlers = logging.getLogger().handlers[:]
     yield
@@ -27,6 +29,7 @@ def logging_as_before() -> Iterator[None]:
         logging.getLogger(name).setLevel(level)
     logging.getLogger().handlers[:] = handlers
     structlog.reset_defaults()
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
 
 
 def _configure(level: str) -> None:
@@ -158,3 +161,30 @@ def test_the_sdks_own_debug_lines_are_off(capsys: pytest.CaptureFixture[str]) ->
         logging.getLogger(name).info("chunk: %s", PROMPT)
     assert capsys.readouterr().err == ""
     assert sys.exc_info() == (None, None, None)
+
+
+def test_what_nobody_caught_is_told_by_type_and_place(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the process's main, in a thread, in a finaliser: Python would print the message, and so what it quotes."""
+
+    class Finalised:
+        def __del__(self) -> None:
+            raise _quoting()
+
+    def fail() -> None:
+        raise _quoting()
+
+    _configure("INFO")
+    group = BaseExceptionGroup(PROMPT, [_quoting(), BaseExceptionGroup(PROMPT, [_quoting()])])
+    sys.excepthook(type(group), group, None)
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    thing: Finalised | None = Finalised()
+    assert thing is not None
+    thing = None
+    main, other, finaliser = _lines(capsys)
+    assert [error["error"] for error in main["errors"]] == ["ValueError", "ValueError"]
+    for line in (main, other, finaliser):
+        assert (line["event"], line["level"]) == ("uncaught", "critical")
+        assert line["errors"][0]["at"].startswith("test_telemetry.py:")
+        assert PROMPT not in str(line)
