@@ -23,7 +23,7 @@ _SAFE = {
 
 
 async def _headers(served: Served, request: bytes) -> list[bytes]:
-    heard = await say(served, request, patience_s=3 if b"/health " in request else 0.3)
+    heard = await say(served, request, patience_s=5)
     return heard.raw.partition(b"\r\n\r\n")[0].split(b"\r\n")
 
 
@@ -37,14 +37,14 @@ async def test_every_answer_carries_the_security_headers(door: Served) -> None:
         b"GET /x",
         b"PUT /v1/jobs",
     ):
-        headers = await _headers(door, line + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        headers = await _headers(door, line + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert {header: headers.count(header) for header in _SAFE} == dict.fromkeys(_SAFE, 1), line
         assert not any(header.startswith((b"server:", b"access-control-")) for header in headers)
 
 
 async def test_a_page_has_a_policy_of_its_own(door: Served) -> None:
     """And may be kept."""
-    headers = await _headers(door, b"GET /problems/not_found HTTP/1.1\r\nHost: a\r\n\r\n")
+    headers = await _headers(door, b"GET /problems/not_found HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     assert [header for header in headers if header.startswith(b"content-security-policy:")] == [
         b"content-security-policy: default-src 'none'; style-src 'unsafe-inline'"
     ]
@@ -52,7 +52,7 @@ async def test_a_page_has_a_policy_of_its_own(door: Served) -> None:
 
 
 _PREFLIGHT = (
-    b"OPTIONS /v1/jobs HTTP/1.1\r\nHost: a\r\nOrigin: https://app.example\r\nAccess-Control-Request-Method: DELETE\r\n"
+    b"OPTIONS /v1/jobs HTTP/1.1\r\nHost: a\r\nConnection: close\r\nOrigin: https://app.example\r\nAccess-Control-Request-Method: DELETE\r\n"
     b"Access-Control-Request-Headers: authorization,idempotency-key,anthropic-version\r\n\r\n"
 )
 
@@ -65,7 +65,9 @@ async def test_pages_of_named_origins_may_call() -> None:
         assert b"access-control-allow-origin: https://app.example" in told
         assert b"access-control-allow-methods: GET, HEAD, POST, PUT, PATCH, DELETE" in told
         assert b"access-control-allow-headers: authorization,idempotency-key,anthropic-version" in told
-        told = await _headers(door, b"GET /nowhere HTTP/1.1\r\nHost: a\r\nOrigin: http://localhost:3000\r\n\r\n")
+        told = await _headers(
+            door, b"GET /nowhere HTTP/1.1\r\nHost: a\r\nConnection: close\r\nOrigin: http://localhost:3000\r\n\r\n"
+        )
         assert b"access-control-allow-origin: http://localhost:3000" in told
         assert b"vary: Origin" in told
         for origin in (b"https://evil.example", b"null", b"https://app.example.evil", b"http://app.example"):
