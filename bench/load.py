@@ -112,7 +112,7 @@ class Submits:
 
 @asynccontextmanager
 async def submitting(
-    port: int, path: bytes, body: bytes, connections: int, expected_status: int
+    port: int, path: bytes, body: bytes, connections: int, expected_status: int, api_key: bytes = b""
 ) -> AsyncIterator[Submits]:
     """Closed loops of POSTs, each with an Idempotency-Key of its own; yields the growing count.
 
@@ -130,7 +130,7 @@ async def submitting(
             key = b"%b-%d-%d" % (run.encode(), number, count)
             try:
                 async with asyncio.timeout(SUBMIT_TIMEOUT_S):
-                    head = await connection.send(post(path, body, idempotency_key=key))
+                    head = await connection.send(post(path, body, idempotency_key=key, api_key=api_key))
             except (Broken, TimeoutError) as error:
                 submits.problems.append(repr(error))
                 return
@@ -199,8 +199,11 @@ async def _follow(port: int, path: bytes, connections: list[Connection], ends: l
     await asyncio.wait_for(first_bytes.wait(), SUBMIT_TIMEOUT_S)
 
 
-def post(path: bytes, body: bytes, *, accept: bytes = b"*/*", idempotency_key: bytes = b"") -> bytes:
+def post(
+    path: bytes, body: bytes, *, accept: bytes = b"*/*", idempotency_key: bytes = b"", api_key: bytes = b""
+) -> bytes:
     key = b'idempotency-key: "%b"\r\n' % idempotency_key if idempotency_key else b""
+    key += b"authorization: Bearer %b\r\n" % api_key if api_key else b""
     return (
         b"POST %b HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: %b\r\ncontent-type: application/json\r\n"
         b"%bcontent-length: %d\r\n\r\n%b" % (path, accept, key, len(body), body)

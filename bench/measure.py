@@ -198,10 +198,13 @@ class SubmitServer:
     path: bytes
     expected_status: int
     roles: Mapping[str, Sequence[int]]
+    row: str = "submits"
+    api_key: bytes = b""
 
 
 def submits(with_tokenspool: bool, effort: Effort, samples: Samples) -> None:
-    """POST /v1/jobs with no worker up, beside an echo endpoint and a plain arq enqueue loop.
+    """POST /v1/jobs with no worker up, beside an echo endpoint and a plain arq enqueue loop: with an Idempotency-Key, and
+    with an API key and every limit set on it and on its tenant, or with neither.
 
     The server has one core to itself; the load client, and Redis, have the others. Without that the
     client would take the server's time on two cores, and the rate would say nothing of one core.
@@ -215,10 +218,13 @@ def submits(with_tokenspool: bool, effort: Effort, samples: Samples) -> None:
         with on_cores(other_cores):
             redis = stack.enter_context(EmbeddedRedis())
         if with_tokenspool:
-            with on_cores(server_core):
-                port, pid = stack.enter_context(systems.tokenspool_api(redis.url))
-            roles = {"api": [pid], "redis": [redis.pid]}
-            servers.append(SubmitServer(systems.TOKENSPOOL, port, systems.JOBS_PATH, 202, roles))
+            with on_cores(other_cores):
+                api_key = systems.limited_key(redis.url)
+            for row, auth, key in (("submits", "keys", api_key), ("submits-open", "off", b"")):
+                with on_cores(server_core):
+                    port, pid = stack.enter_context(systems.tokenspool_api(redis.url, auth=auth))
+                roles = {"api": [pid], "redis": [redis.pid]}
+                servers.append(SubmitServer(systems.TOKENSPOOL, port, systems.JOBS_PATH, 202, roles, row, key))
         for _ in range(effort.rounds):
             for server in servers:
                 with on_cores(other_cores):
@@ -233,15 +239,23 @@ def _limits(servers: Sequence[SubmitServer], samples: Samples) -> list[str]:
     """Who was how busy, which says what the rate was limited by."""
     lines = []
     for server in servers:
-        busy = [f"{role} {samples.median(f'submit share of {role}', server.column):.0%}" for role in server.roles]
-        client = f"load client {samples.median('submit share of the client', server.column):.0%}"
-        lines.append(f"busy during the submits to {server.column}, each of one core: {', '.join([*busy, client])}")
+        busy = [f"{role} {samples.median(f'{server.row} share of {role}', server.column):.0%}" for role in server.roles]
+        client = f"load client {samples.median(f'{server.row} share of the client', server.column):.0%}"
+        keys = ", without keys and limits" if server.row == "submits-open" else ""
+        lines.append(
+            f"busy during the submits to {server.column}{keys}, each of one core: {', '.join([*busy, client])}"
+        )
     return lines
 
 
 async def _submit_round(server: SubmitServer, window_s: float, samples: Samples) -> None:
     submitting = load.submitting(
-        server.port, server.path, systems.submit_body(), SUBMIT_CONNECTIONS, server.expected_status
+        server.port,
+        server.path,
+        systems.submit_body(),
+        SUBMIT_CONNECTIONS,
+        server.expected_status,
+        server.api_key,
     )
     async with submitting as submits:
         await asyncio.sleep(1.0)
@@ -252,12 +266,12 @@ async def _submit_round(server: SubmitServer, window_s: float, samples: Samples)
         raise Failed(f"{server.column}: submits refused: {dict(Counter(submits.problems))}")
     elapsed_s = after.at_s - before.at_s
     done = sum(before.at_s <= accepted_s < after.at_s for accepted_s in submits.accepted_s)
-    samples.add("submits", server.column, done / elapsed_s)
+    samples.add(server.row, server.column, done / elapsed_s)
     client_share = (after.client_cpu_s - before.client_cpu_s) / elapsed_s
-    samples.add("submit share of the client", server.column, client_share)
+    samples.add(f"{server.row} share of the client", server.column, client_share)
     for role in server.roles:
         share = (after.cpu_s[role] - before.cpu_s[role]) / elapsed_s
-        samples.add(f"submit share of {role}", server.column, share)
+        samples.add(f"{server.row} share of {role}", server.column, share)
 
 
 def _arq_enqueue_rate(redis_url: str, seconds: float) -> float:

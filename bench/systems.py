@@ -7,6 +7,8 @@ stand-in and the load client never count as part of a system.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -124,12 +126,28 @@ def tokenspool(upstream: Upstream) -> Iterator[System]:
 
 
 @contextmanager
-def tokenspool_api(redis_url: str) -> Iterator[tuple[int, int]]:
+def tokenspool_api(redis_url: str, auth: str = "off") -> Iterator[tuple[int, int]]:
     """`tokenspool serve` alone; yields its port and process id."""
     port = free_port()
     command = [_command(), "serve", "--host", "127.0.0.1", "--port", str(port)]
-    with running(command, _tokenspool_environment(redis_url), ready_port=port) as pid:
+    environment = {**_tokenspool_environment(redis_url), "TOKENSPOOL_AUTH": auth}
+    with running(command, environment, ready_port=port) as pid:
         yield port, pid
+
+
+def limited_key(redis_url: str) -> bytes:
+    """An API key of a tenant, with every limit set on both, so high that none is reached."""
+    environment = {**os.environ, **_tokenspool_environment(redis_url)}
+    limits = ["--requests-per-minute", "--tokens-per-minute", "--queued-jobs", "--running-jobs"]
+    options = [part for limit in limits for part in (limit, "1000000000")]
+    options += ["--usd-per-day", "1000000", "--usd-per-month", "1000000"]
+
+    def told(*command: str) -> bytes:
+        line = [_command(), *command, *options]
+        return subprocess.run(line, env=environment, capture_output=True, check=True, timeout=30).stdout.strip()
+
+    told("tenants", "set", "bench")
+    return told("keys", "create", "--tenant", "bench")
 
 
 @contextmanager
