@@ -44,6 +44,7 @@ async def quick(_quick: Deployment) -> AsyncIterator[Deployment]:
     await _quick.make_whole(apis=2, workers=2)
     yield _quick
     await nothing_waits(_quick)
+    assert _quick.say_what_leaked() == []
 
 
 @pytest.fixture
@@ -52,6 +53,7 @@ async def real(_real: Deployment) -> AsyncIterator[Deployment]:
     await _real.make_whole(apis=1, workers=1)
     yield _real
     await nothing_waits(_real)
+    assert _real.say_what_leaked() == []
 
 
 @pytest.fixture

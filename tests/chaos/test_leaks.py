@@ -2,13 +2,27 @@
 
 import asyncio
 import signal
+import sys
+from typing import Any
 
 import pytest
 
+from shared.api_key import ALL_SCOPES, new_key_text
+from shared.limits import CallerLimits
 from tests.chaos.conftest import HistoryOf
-from tests.support.deployment import CANARY_KEY, CANARY_PROMPT, Deployment, away
+from tests.support.deployment import (
+    CANARIES,
+    CANARY_API_KEY,
+    CANARY_KEY,
+    CANARY_METADATA,
+    CANARY_PROMPT,
+    Deployment,
+    Process,
+    away,
+)
 from tests.support.facts import Fact
 from tests.support.follower import ask, asking
+from tests.support.store import all_keys
 from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
@@ -36,10 +50,14 @@ _ANSWERS = [
 ]
 
 
+_TALKATIVE = {"PYTHONASYNCIODEBUG": "1", "PYTHONDEVMODE": "1"}
+"""Python's own words: slow callbacks, tasks whose errors nobody asked for, sockets that nobody closed, stacks at a crash."""
+
+
 async def test_no_canary_is_in_any_log(empty: Deployment, history_of: HistoryOf, fact: Fact) -> None:
     """Every way that the upstream can fail, bodies that nobody should send, cancels, an outage, and a full Redis."""
-    api = empty.begin_api()
-    settings = {"TOKENSPOOL_CONTENT_IDLE_TIMEOUT_S": "1", "TOKENSPOOL_UPSTREAM_RETRY_BASE_S": "0.01"}
+    api = empty.begin_api(port=None, **_TALKATIVE)
+    settings = {"TOKENSPOOL_CONTENT_IDLE_TIMEOUT_S": "1", "TOKENSPOOL_UPSTREAM_RETRY_BASE_S": "0.01", **_TALKATIVE}
     worker = empty.begin_worker(**settings)
     await empty.api_up(api)
     await empty.worker_up(worker)
@@ -65,6 +83,14 @@ async def test_no_canary_is_in_any_log(empty: Deployment, history_of: HistoryOf,
                 said = (await answer.read()).decode()
                 assert CANARY_PROMPT not in said
                 assert CANARY_KEY not in said
+    for path in (
+        f"/v1/jobs/{CANARY_PROMPT}",
+        f"/{CANARY_PROMPT}",
+        f"/v1/jobs?after={CANARY_PROMPT}",
+        f"/?{CANARY_KEY}",
+    ):
+        async with asking(api.url, path, headers={"Idempotency-Key": CANARY_KEY, "Cookie": CANARY_KEY}) as answer:
+            assert CANARY_PROMPT.encode() not in await answer.read()
     async with asking(api.url, "/complete/stream", method="POST", body={"prompt": f"{CANARY_PROMPT} stall=2"}) as gone:
         await gone.read_some()
     running = await history.submit_many(6, "tokens=100 gap-ms=20", allowed_calls=4)
@@ -79,6 +105,12 @@ async def test_no_canary_is_in_any_log(empty: Deployment, history_of: HistoryOf,
         await asyncio.gather(*[history.submit("tokens=1") for _ in range(5)])
         await runtime.commands.call("CONFIG", "SET", "maxmemory", "0")
     await history.all_ended(timeout_s=60)
+    crashing = empty.begin_worker(**settings)
+    await empty.worker_up(crashing)
+    crashing.signal(signal.SIGABRT)
+    assert await crashing.ended(20) == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in crashing.log  # as faulthandler tells it: places, and no values
+    assert empty.say_what_leaked() == []
     worker.signal(signal.SIGTERM)
     api.signal(signal.SIGTERM)
     assert await api.ended(20) == 0
@@ -92,3 +124,74 @@ async def test_no_canary_is_in_any_log(empty: Deployment, history_of: HistoryOf,
     assert told
     assert all(len(prompt_hash) == 12 for prompt_hash in told)
     fact(f"{lines} log lines at DEBUG through {len(_ANSWERS)} kinds of answers, an outage, a full Redis: 0 canaries")
+
+
+async def test_no_key_of_ours_is_in_any_log(empty: Deployment) -> None:
+    """Made, used, guessed at, rotated and revoked, over HTTP and by the command, where keys are asked for."""
+    api = empty.begin_api(port=None, TOKENSPOOL_AUTH="keys", **_TALKATIVE)
+    await empty.api_up(api)
+    async with empty.runtime() as runtime:
+        made = await runtime.api_keys.create(
+            "default", env="live", name="one", scopes=ALL_SCOPES, limits=CallerLimits(requests_per_minute=1000)
+        )
+    assert made is not None
+    canaries = [made.text.rpartition("_")[2]]
+
+    async def call(path: str, key: str, method: str = "GET", body: Any = None) -> tuple[int, Any]:
+        status, answer, _ = await ask(api.url, path, method=method, headers={"X-Api-Key": key}, body=body)
+        return status, answer
+
+    body = {"prompt": CANARY_PROMPT, "job": {"metadata": {CANARY_METADATA: CANARY_METADATA}}}
+    assert (await call("/v1/jobs", made.text, "POST", body))[0] == 202
+    wrong = new_key_text(made.key.id, "live")
+    for guess in (wrong, made.text[:-1], made.text + "0", made.text.replace("live", "test"), CANARY_KEY, "Bearer"):
+        status, problem = await call("/v1/jobs", guess, "POST", body)
+        assert status == 401
+        assert guess not in str(problem)
+    status, second = await call("/v1/keys", made.text, "POST", {"name": "two"})
+    assert status == 201
+    status, third = await call(f"/v1/keys/{second['id']}/rotate", made.text, "POST")
+    assert status == 200
+    assert (await call(f"/v1/keys/{second['id']}/revoke", made.text, "POST"))[0] == 200
+    canaries += [text.rpartition("_")[2] for text in (wrong, second["key"], third["key"])]
+    async with asking(api.url, f"/v1/jobs?api_key={made.text}&x-api-key={made.text}") as answer:
+        assert answer.status == 401
+        assert made.text.encode() not in await answer.read()
+    CANARIES.extend(canaries)
+    try:
+        assert empty.say_what_leaked() == []
+        async with empty.runtime() as runtime:  # nor is it kept: only its hash is
+            for name in await all_keys(runtime.commands):
+                value = await runtime.commands.call("DUMP", name)
+                assert not any(canary.encode() in value for canary in canaries), name
+        api.signal(signal.SIGTERM)
+        assert await api.ended(20) == 0
+        assert empty.say_what_leaked() == []
+    finally:
+        del CANARIES[-len(canaries) :]
+
+
+async def test_the_search_finds_what_is_planted(quick: Deployment) -> None:
+    """In each place where it looks: a search that finds nothing proves nothing by itself."""
+    log = quick.directory / "planted.log"
+    program = "import sys, time; print('up', flush=True); time.sleep(60)"
+    try:
+        log.write_text(f"a line\na line with {CANARY_PROMPT}\n")
+        planted = Process("planted", [sys.executable, "-c", program, CANARY_KEY], {}, quick.directory / "planted2.log")
+        quick.processes.append(planted)
+        await wait_until(lambda: "up" in planted.log, "the planted process")
+        async with quick.runtime() as runtime:
+            await runtime.commands.call("SET", f"ts:{{0}}:llm:{CANARY_METADATA}", 1)
+            await runtime.commands.call("CONFIG", "SET", "slowlog-log-slower-than", "0")
+            await runtime.commands.call("GET", f"no such key {CANARY_API_KEY}")
+        found = quick.say_what_leaked()
+        assert [line.partition(":")[0] for line in found] == ["planted.log", "command line", "Redis", "Redis"]
+    finally:
+        log.unlink()
+        planted.kill()
+        quick.processes.remove(planted)
+        async with quick.runtime() as runtime:
+            await runtime.commands.call("DEL", f"ts:{{0}}:llm:{CANARY_METADATA}")
+            await runtime.commands.call("CONFIG", "SET", "slowlog-log-slower-than", "-1")
+            await runtime.commands.call("SLOWLOG", "RESET")
+    assert quick.say_what_leaked() == []

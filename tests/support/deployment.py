@@ -5,6 +5,7 @@ Every process logs at DEBUG into a file of its own; the prompt and the key that 
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -18,9 +19,14 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import redis
 
 from cli.child import Child, start_child
 from cli.embedded_redis import EmbeddedRedis
+from shared.api_key import new_key_text
 from shared.settings import load_settings
 from shared.store.runtime import Runtime, open_runtime
 from tests.support.follower import Cut, ask, asking
@@ -28,6 +34,12 @@ from tests.support.wait import wait_until
 
 CANARY_PROMPT = "kanarienvogel-prompt-7f3a"
 CANARY_KEY = "sk-ant-kanarienvogel-key-91bc"
+CANARY_METADATA = "kanarienvogel-metadata-5c21"
+CANARY_API_KEY = new_key_text("key_" + "0" * 16, "live")
+"""Nobody's, but sent with every job: a key of ours in all but a record."""
+CANARIES = [CANARY_PROMPT, CANARY_KEY, CANARY_METADATA, CANARY_API_KEY.rpartition("_")[2]]
+"""What must be in no log, no name of a key in Redis, no command line, and in no answer to whoever did not send it. A test
+appends its own."""
 
 MODEL = "sim-t40-g20-f20"
 """Forty tokens, 20 ms apart: 0.8 s an answer."""
@@ -222,13 +234,31 @@ class Deployment:
             yield runtime
 
     def say_what_leaked(self) -> list[str]:
-        """Where a canary stands in a log, and the line without it."""
-        return [
+        """Where a canary stands: in a log, Redis's own among them, in the name of a key, in a command line, in what an API
+        tells everybody.
+        """
+        found = [
             f"{path.name}: {line[:200]}"
-            for path in sorted(self.directory.glob("*.log"))
+            for path in sorted([*self.directory.glob("*.log"), self.redis.log_path])
             for line in path.read_text(errors="replace").splitlines()
-            if CANARY_PROMPT in line or CANARY_KEY in line
+            if _has_canary(line)
         ]
+        found += [f"command line: {line}" for line in self._command_lines() if _has_canary(line)]
+        found += [f"{url}: {text[:200]}" for url in self.urls for text in _told_to_all(url) if _has_canary(text)]
+        if self.redis.is_running:
+            found += [f"Redis: {text[:200]}" for text in _told_by_redis(self.redis.url) if _has_canary(text)]
+        return found
+
+    def _command_lines(self) -> list[str]:
+        """Of our processes and their children. (An environment does hold the key of the upstream: it has to come from
+        somewhere.)
+        """
+        lines = []
+        for process in self.processes:
+            with contextlib.suppress(psutil.Error):
+                ours = psutil.Process(process.pid)
+                lines += [f"{each.name()} {each.cmdline()}" for each in [ours, *ours.children(recursive=True)]]
+        return lines
 
     def close(self) -> None:
         """Stops everything, at once."""
@@ -254,6 +284,31 @@ class Deployment:
         process = kind(f"{name} {number}", command, environment, self.directory / f"{name}-{number}.log")
         self.processes.append(process)
         return process
+
+
+def _has_canary(text: str) -> bool:
+    return any(canary in text for canary in CANARIES)
+
+
+def _told_to_all(url: str) -> Iterator[str]:
+    """What is no tenant's own."""
+    for path in ("/health", "/metrics", "/openapi.json"):
+        with contextlib.suppress(OSError, http.client.HTTPException):  # it may have been killed, or stopped
+            connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=2)
+            try:
+                connection.request("GET", path)
+                yield connection.getresponse().read().decode(errors="replace")
+            finally:
+                connection.close()
+
+
+def _told_by_redis(url: str) -> Iterator[str]:
+    """The names of all keys, what runs, and what ran slowly; not the values, where content belongs."""
+    with contextlib.suppress(redis.exceptions.ConnectionError), redis.Redis.from_url(url, socket_timeout=10) as client:
+        for name in client.scan_iter(count=1000):
+            yield name.decode(errors="replace")
+        for command in ("CLIENT LIST", "SLOWLOG GET 128", "INFO everything"):
+            yield str(client.execute_command(*command.split()))
 
 
 @contextmanager
@@ -283,8 +338,8 @@ def a_deployment(simulator_url: str, **settings: str) -> Iterator[Deployment]:
     try:
         yield deployment
     finally:
-        deployment.close()
         leaked = deployment.say_what_leaked()
+        deployment.close()
         if not leaked:
             shutil.rmtree(directory, ignore_errors=True)
     assert leaked == [], leaked

@@ -16,7 +16,7 @@ from typing import Any
 
 from shared.events import Event
 from shared.store.runtime import Runtime
-from tests.support.deployment import CANARY_PROMPT, Deployment
+from tests.support.deployment import CANARY_API_KEY, CANARY_METADATA, CANARY_PROMPT, Deployment
 from tests.support.follower import TERMINAL, Cut, Follower, ask
 from tests.support.sse_frames import Frame
 from tests.support.story import assert_tells, id_of, text_of_log
@@ -68,8 +68,11 @@ class History:
     ) -> Submitted | None:
         """A new job, or None if it was refused or its fate is unknown."""
         nonce = nonce or f"{self.name}-{next(self._numbers)}"
-        headers = {"X-Tenant": tenant} | ({"Idempotency-Key": key} if key else {})
-        body: dict[str, Any] = {"prompt": f"{CANARY_PROMPT} nonce={nonce} {words}"} | ({"job": job} if job else {})
+        headers = {"X-Tenant": tenant, "X-Api-Key": CANARY_API_KEY} | ({"Idempotency-Key": key} if key else {})
+        body: dict[str, Any] = {
+            "prompt": f"{CANARY_PROMPT} nonce={nonce} {words}",
+            "job": {"metadata": {"note": CANARY_METADATA}, **job},
+        }
         if model:
             body["model"] = model
         try:
