@@ -1,20 +1,36 @@
 """The API as it is served to who has a key: real sockets, a real Redis, and keys made as the command line makes them."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 import httpx2
 import pytest
+import uvloop
+from _pytest.terminal import TerminalReporter
 
 from shared.api_key import ALL_SCOPES, Scope
 from shared.limits import CallerLimits
 from shared.store.api_keys import NewKey
 from shared.store.runtime import Runtime
+from tests.support.facts import fact, print_facts
 from tests.support.redis_servers import RedisUnderTest
 from tests.support.served import Served, serving
 
+__all__ = ["fact"]
+
 TENANT = "tenant-a"
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """The figures, behind the results."""
+    print_facts(terminalreporter, "tests/keys")
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """What `tokenspool serve` runs on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 class Serve(Protocol):

@@ -1,0 +1,219 @@
+"""Who is let in, who is not, and what they are told: on our surface and on the Messages API's, over real HTTP."""
+
+from typing import Any, Final
+
+import httpx2
+import pytest
+
+from api.anthropic_compat.wire import is_on_surface
+from api.app import create_app
+from shared.api_key import ALL_SCOPES, Scope
+from shared.settings import load_settings
+from tests.keys.conftest import TENANT, Serve, bearer, make_key
+from tests.support.served import Served
+
+surfaces = pytest.mark.parametrize("path", ["/v1/jobs", "/v1/models"], ids=["native", "messages"])
+
+
+def refusal_of(response: httpx2.Response, status: int) -> str:
+    """What an answer says that refuses the key, in the words of its surface."""
+    assert response.status_code == status, response.text
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
+    body = response.json()
+    if is_on_surface(response.request.url.path):
+        assert body["type"] == "error"
+        assert body["error"]["type"] == {401: "authentication_error", 403: "permission_error"}[status]
+        return str(body["error"]["message"])
+    assert response.headers["content-type"] == "application/problem+json"
+    assert body["code"] == {401: "unauthenticated", 403: "forbidden"}[status]
+    return str(body["detail"])
+
+
+@surfaces
+async def test_both_headers_let_in(served: Served, http: httpx2.AsyncClient, path: str) -> None:
+    """Both at once too, if they are the same; the scheme's case does not matter, nor do spaces around."""
+    text = (await make_key(served.api.runtime)).text
+    for headers in (
+        bearer(text),
+        {"x-api-key": text},
+        {"authorization": f"bearer   {text}"},
+        {"AUTHORIZATION": f"BEARER {text}", "X-Api-Key": text},
+    ):
+        assert (await http.get(path, headers=headers)).status_code == 200
+
+
+@surfaces
+async def test_whatever_is_wrong_with_a_key_is_told_in_the_same_words(
+    served: Served, http: httpx2.AsyncClient, path: str
+) -> None:
+    """Nobody learns which ids there are, nor that a key was good once."""
+    runtime = served.api.runtime
+    made, other, gone = [await make_key(runtime) for _ in range(3)]
+    await runtime.api_keys.revoke(gone.key.id, TENANT)
+    expired = await make_key(runtime, expires_in_s=0.001)
+    of_other = made.text.replace(made.key.id[4:], other.key.id[4:])  # its checksum is wrong, and is made right below
+    wrong_secret = _with_checksum(of_other[:-6])
+    unknown = _with_checksum(made.text.replace(made.key.id[4:], "0" * 16)[:-6])
+    said = set()
+    for headers in [
+        *[bearer(text) for text in (wrong_secret, unknown, gone.text, expired.text, made.text[:-1] + "!")],
+        *[bearer(text) for text in (made.text + "0", made.text[:-1], "x", "ä", made.text.upper())],
+        {"x-api-key": wrong_secret},
+        {"x-api-key": ""},
+        {"authorization": f"Basic {made.text}"},
+        {"authorization": made.text},
+        {"authorization": "Bearer"},
+        {"authorization": f"Basic {made.text}", "x-api-key": made.text},
+        {**bearer(made.text), "x-api-key": other.text},
+        {**bearer(wrong_secret), "x-api-key": made.text},
+        {**bearer(made.text), "x-api-key": ""},
+    ]:
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        response = await http.get(path, headers=raw)
+        said.add(refusal_of(response, 401))
+        assert not any(text in response.text for text in (made.text, wrong_secret, made.key.id, other.key.id))
+    assert said == {"The API key is not valid: there is no such key, or it is revoked or expired."}
+
+
+@surfaces
+async def test_without_a_key_one_is_told_how_to_send_it(served: Served, http: httpx2.AsyncClient, path: str) -> None:
+    """A key in the URL is none, and X-Tenant names nobody."""
+    text = (await make_key(served.api.runtime)).text
+    query = dict.fromkeys(("key", "api_key", "x-api-key", "access_token", "token", "authorization"), text)
+    for response in (
+        await http.get(path),
+        await http.get(path, headers={"X-Tenant": TENANT}),
+        await http.get(path, params=query),
+        await http.get(path, headers={"Cookie": f"x-api-key={text}", "Proxy-Authorization": f"Bearer {text}"}),
+    ):
+        assert refusal_of(response, 401) == "Send an API key, as Authorization: Bearer or as x-api-key."
+        assert text not in response.text
+
+
+@surfaces
+@pytest.mark.parametrize("name", ["Authorization", "X-Api-Key"])
+async def test_a_header_that_is_sent_twice_is_refused(
+    served: Served, http: httpx2.AsyncClient, path: str, name: str
+) -> None:
+    """Even with the same key: a proxy may have looked at the other one."""
+    text = (await make_key(served.api.runtime)).text
+    value = f"Bearer {text}" if name == "Authorization" else text
+    response = await http.get(path, headers=[(name, value), (name, value)])
+    assert response.status_code == 400
+    assert name in response.text
+    assert text not in response.text
+
+
+def _with_checksum(text: str) -> str:
+    """As a forger would do it."""
+    import binascii
+
+    number, digits = binascii.crc32(text.encode()), ""
+    alphabet = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    for _ in range(6):
+        number, digit = divmod(number, 62)
+        digits = alphabet[digit] + digits
+    return text + digits
+
+
+# --- scopes --------------------------------------------------------------------------------------------------------------
+
+_OPEN: Final = {"/health", "/health/live", "/health/ready", "/problems/{code}"}
+_NEEDED: Final = {
+    "/v1/jobs": {"post": Scope.SUBMIT, "get": Scope.READ},
+    "/v1/jobs/{job_id}": {"get": Scope.READ, "delete": Scope.CANCEL},
+    "/v1/jobs/{job_id}/events": {"get": Scope.READ},
+    "/v1/jobs/{job_id}/cancel": {"post": Scope.CANCEL},
+    "/v1/jobs/{job_id}/retry": {"post": Scope.SUBMIT},
+    "/v1/batches": {"post": Scope.SUBMIT, "get": Scope.READ},
+    "/v1/batches/{batch_id}": {"get": Scope.READ, "delete": Scope.CANCEL},
+    "/v1/batches/{batch_id}/results": {"get": Scope.READ},
+    "/v1/batches/{batch_id}/events": {"get": Scope.READ},
+    "/v1/batches/{batch_id}/cancel": {"post": Scope.CANCEL},
+    "/v1/batches/{batch_id}/retry": {"post": Scope.SUBMIT},
+    "/v1/usage": {"get": Scope.READ},
+    "/v1/keys": {"post": Scope.ADMIN, "get": Scope.ADMIN},
+    "/v1/keys/{key_id}": {"get": Scope.ADMIN},
+    "/v1/keys/{key_id}/rotate": {"post": Scope.ADMIN},
+    "/v1/keys/{key_id}/revoke": {"post": Scope.ADMIN},
+    "/v1/messages": {"post": Scope.SUBMIT},
+    "/v1/messages/count_tokens": {"post": Scope.SUBMIT},
+    "/v1/messages/batches": {"post": Scope.SUBMIT, "get": Scope.READ},
+    "/v1/messages/batches/{batch_id}": {"get": Scope.READ, "delete": Scope.CANCEL},
+    "/v1/messages/batches/{batch_id}/results": {"get": Scope.READ},
+    "/v1/messages/batches/{batch_id}/cancel": {"post": Scope.CANCEL},
+    "/v1/models": {"get": Scope.READ},
+    "/v1/models/{model_id}": {"get": Scope.READ},
+    "/complete": {"post": Scope.SUBMIT},
+    "/complete/stream": {"post": Scope.SUBMIT},
+}
+
+
+async def test_every_route_asks_for_its_scope(served: Served, http: httpx2.AsyncClient) -> None:
+    """403 with all others, before anything else of the request is looked at; and with it alone neither 401 nor 403."""
+    runtime = served.api.runtime
+    only = {scope: (await make_key(runtime, scopes=frozenset({scope}))).text for scope in Scope}
+    without = {scope: (await make_key(runtime, scopes=ALL_SCOPES - {scope})).text for scope in Scope}
+    ids = {
+        "job_id": "job_01m84bdq4t7w9k2p5x8r3n6v0c",
+        "batch_id": "batch_01m84bdq4t7w9k2p5x8r3n6v0c",
+        "key_id": "key_01m84bdq4tyw9k2p",
+        "model_id": "a-model",
+    }
+    paths: dict[str, Any] = create_app(load_settings(auth="off")).openapi()["paths"]
+    known = {path: scopes for path, scopes in _NEEDED.items() if path in paths}
+    for path, scopes in known.items():
+        assert set(paths[path]) == set(scopes)
+        for method, scope in scopes.items():
+            where = path.format(**ids)
+            refused = await http.request(method, where, headers=bearer(without[scope]), content=b"not JSON")
+            assert refusal_of(refused, 403) == f"The key lacks the scope {scope}."
+            let_in = await http.request(method, where, headers=bearer(only[scope]), content=b"not JSON")
+            assert let_in.status_code not in (401, 403), (method, path, let_in.text)
+
+
+def test_every_route_but_the_open_ones_declares_its_keys() -> None:
+    """In the OpenAPI document, with both ways to show one."""
+    document = create_app(load_settings(auth="off")).openapi()
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "x-api-key"}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if path not in _OPEN:
+                assert operation["security"] == [{"bearer": []}, {"x-api-key": []}], path
+                assert {"401", "403"} <= set(operation["responses"]), path
+
+
+async def test_health_tells_its_details_to_who_may_read(served: Served, http: httpx2.AsyncClient) -> None:
+    """And to the others whether all is well; restarters and load balancers need no key."""
+    runtime = served.api.runtime
+    reader = await make_key(runtime, scopes=frozenset({Scope.READ}))
+    submitter = await make_key(runtime, scopes=frozenset({Scope.SUBMIT}))
+    for headers in ({}, bearer(submitter.text), bearer("x")):
+        response = await http.get("/health", headers=headers)
+        assert (response.status_code, response.json()) == (200, {"status": "degraded"})
+    assert (await http.get("/health", headers=bearer(reader.text))).json()["redis"] == "ok"
+    for path in ("/health/live", "/health/ready", "/openapi.json", "/problems/unauthenticated"):
+        assert (await http.get(path)).status_code == 200
+
+
+async def test_a_key_is_its_tenant_whatever_x_tenant_says(served: Served, http: httpx2.AsyncClient) -> None:
+    """Also where that is none."""
+    runtime = served.api.runtime
+    mine, theirs = await make_key(runtime), await make_key(runtime, tenant="tenant-b")
+    headers = {**bearer(mine.text), "X-Tenant": "tenant-b"}
+    job = (await http.post("/v1/jobs", json={"prompt": "Hello."}, headers=headers)).json()
+    for tenant in ("tenant-b", "not valid!"):
+        response = await http.get(f"/v1/jobs/{job['id']}", headers={**bearer(mine.text), "X-Tenant": tenant})
+        assert response.status_code == 200
+    assert (await http.get(f"/v1/jobs/{job['id']}", headers=bearer(theirs.text))).status_code == 404
+    spec = (await runtime.jobs.get(job["id"], TENANT)).spec
+    assert spec.key_id == mine.key.id
+
+
+async def test_without_keys_nobody_makes_any(serve: Serve) -> None:
+    """What anybody could make now would let him in for ever once keys are asked for."""
+    served = await serve(auth="off")
+    async with httpx2.AsyncClient(base_url=served.url) as http:
+        response = await http.post("/v1/keys", json={})
+    assert "TOKENSPOOL_AUTH=keys" in refusal_of(response, 403)
