@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 
 from shared.events import TERMINAL_EVENTS, Event
 from shared.job import TERMINAL_STATES, JobState, Priority, Step
+from shared.limits import NO_LIMITS, CallerLimits
 from shared.settings import load_settings
 from shared.store import keys
 from shared.store.jobs import Created, Replayed
@@ -46,6 +47,8 @@ from tests.support.store import (
 
 TENANTS = ("tenant-a", "tenant-b")
 A_LONG_LEASE_S = 600
+WIDE = CallerLimits(10_000, 1_000_000, 10_000, 10_000, 10**15, 10**15)
+"""Holds nobody back: all the counting, and a flow of its own."""
 
 
 @dataclass
@@ -115,8 +118,11 @@ class AnyHistory(RuleBasedStateMachine):
         priority=st.sampled_from(Priority),
         key=st.none() | st.sampled_from(["key-1", "key-2"]),
         is_deferred=st.sampled_from([False, False, False, True]),
+        key_id=st.sampled_from(["", "key-a", "key-b"]),
     )
-    def submit(self, tenant: str, model: str, priority: Priority, key: str | None, is_deferred: bool) -> None:
+    def submit(
+        self, tenant: str, model: str, priority: Priority, key: str | None, is_deferred: bool, key_id: str
+    ) -> None:
         async def submit() -> Created | Replayed:
             not_before_ms = await now_ms(self.runtime) + 3_600_000 if is_deferred else None
             submission = a_submission(
@@ -126,6 +132,9 @@ class AnyHistory(RuleBasedStateMachine):
                 idempotency_key=key,
                 not_before_ms=not_before_ms,
                 body=key,
+                key_id=key_id,
+                limits=WIDE if key_id == "key-b" else NO_LIMITS,
+                tokens=20,
             )
             reply = await self.runtime.jobs.submit(submission, expires_in_s=3600)
             if isinstance(reply, Created):

@@ -8,6 +8,7 @@ import msgspec
 
 from shared.batch import ITEM_PRIORITY, BatchSpec, InvalidItem, NewItem
 from shared.job import JobSpec, Priority, Submission, Usage, new_id
+from shared.limits import NO_LIMITS, CallerLimits
 from shared.store.idempotency import fingerprint_of
 
 A_REQUEST = b'{"model":"a-model","max_tokens":16,"messages":[{"role":"user","content":"Say hello."}]}'
@@ -25,6 +26,8 @@ def a_submission(
     request: bytes = A_REQUEST,
     job_id: str | None = None,
     attended_by: str = "",
+    limits: CallerLimits = NO_LIMITS,
+    tokens: int = 0,
     **spec: Any,
 ) -> Submission:
     """A job about to be born. ``body`` is what its fingerprint is made of; ``spec`` is any other member of JobSpec."""
@@ -35,6 +38,8 @@ def a_submission(
         request=request,
         idempotency_key=idempotency_key,
         fingerprint=fingerprint_of(body),
+        limits=limits,
+        tokens=tokens,
         attended_by=attended_by,
     )
 

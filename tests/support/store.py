@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from shared.batch import Batch, BatchState, InvalidItem, NewItem
 from shared.events import Event, decode_published
 from shared.job import BANDS, TERMINAL_STATES, Job, JobState, Step, Submission
+from shared.limits import NO_LIMITS, CallerLimits
 from shared.store import keys
 from shared.store.commands import Commands
 from shared.store.idempotency import fingerprint_of
@@ -65,12 +66,15 @@ async def receive(
     *,
     tenant: str = "tenant-a",
     slice_items: int = 250,
+    key_id: str = "",
+    key_limits: CallerLimits = NO_LIMITS,
 ) -> Begun:
     """A batch whose body has come in whole, and is not started. ``items``: its lines, or how many that can run."""
     begun = Begun(a_batch_id(), tenant, lines(items) if isinstance(items, int) else items)
-    await runtime.batches.open(begun.id, tenant)
+    key: dict[str, Any] = {"key_id": key_id, "key_limits": key_limits}
+    await runtime.batches.open(begun.id, tenant, **key)
     for start in range(0, len(begun.lines), slice_items):
-        await runtime.batches.add(begun.id, tenant, begun.lines[start : start + slice_items])
+        await runtime.batches.add(begun.id, tenant, begun.lines[start : start + slice_items], **key)
     return begun
 
 
@@ -81,6 +85,7 @@ async def begin(
     expires_in_s: int = 3600,
     idempotency_key: str | None = None,
     body: Any = "the body",
+    key_limits: CallerLimits = NO_LIMITS,
     **spec: Any,
 ) -> str:
     """START of what was received; ``advance`` is the test's. ``spec``: as a_batch_spec() takes it."""
@@ -91,16 +96,23 @@ async def begin(
         expires_in_s=expires_in_s,
         idempotency_key=idempotency_key,
         fingerprint=fingerprint_of(body),
+        key_limits=key_limits,
     )
     return started.id
 
 
 async def start_batch(
-    runtime: Runtime, items: int | Sequence[NewItem | InvalidItem] = 3, *, tenant: str = "tenant-a", **how: Any
+    runtime: Runtime,
+    items: int | Sequence[NewItem | InvalidItem] = 3,
+    *,
+    tenant: str = "tenant-a",
+    key_id: str = "",
+    key_limits: CallerLimits = NO_LIMITS,
+    **how: Any,
 ) -> Begun:
     """A batch whose items all wait. ``how``: as begin() takes it."""
-    begun = await receive(runtime, items, tenant=tenant)
-    assert await begin(runtime, begun, **how) == begun.id
+    begun = await receive(runtime, items, tenant=tenant, key_id=key_id, key_limits=key_limits)
+    assert await begin(runtime, begun, key_id=key_id, key_limits=key_limits, **how) == begun.id
     await runtime.batches.advance_all(begun.id)
     return begun
 
