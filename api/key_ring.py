@@ -25,7 +25,7 @@ _WAITED_FOR_S: Final = 3.0
 """And after this the request waits for the look. With the time that Redis may take it stays below 5 s."""
 _AFTER_AN_OUTAGE_S: Final = 0.5
 """So long after a look that failed, requests of known callers do not wait for another one."""
-_WATCH_S: Final = 2.0
+_WATCH_S: Final = 1.0
 _USE_TOLD_S: Final = 60.0
 _MOST_KNOWN: Final = 10_000
 _MOST_USES: Final = 10_000

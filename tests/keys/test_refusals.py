@@ -1,5 +1,6 @@
 """Who is let in, who is not, and what they are told: on our surface and on the Messages API's, over real HTTP."""
 
+import binascii
 from typing import Any, Final
 
 import httpx2
@@ -107,8 +108,6 @@ async def test_a_header_that_is_sent_twice_is_refused(
 
 def _with_checksum(text: str) -> str:
     """As a forger would do it."""
-    import binascii
-
     number, digits = binascii.crc32(text.encode()), ""
     alphabet = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     for _ in range(6):

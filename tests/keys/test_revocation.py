@@ -1,0 +1,173 @@
+"""What goes on with a key ends with it: streams, long polls, waits, in every process, within 5 s."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import httpx2
+
+from shared.job import JobState
+from shared.store.runtime import Runtime
+from tests.keys.conftest import TENANT, Serve, bearer, make_key
+from tests.support.author import Author
+from tests.support.follower import asking
+from tests.support.served import Served
+from tests.support.wait import wait_until
+
+A_BODY = {"prompt": "Say hello."}
+A_MESSAGE = {"model": "a-model", "max_tokens": 10, "messages": [{"role": "user", "content": "Say hello."}]}
+A_BATCH = {"requests": [{"custom_id": "a", "params": A_BODY}]}
+
+_KEY_ENDED = b": the api key is not valid any more\n\n"
+
+
+async def _asked(served: Served, path: str, text: str, *, body: Any = None, **headers: str) -> tuple[int, bytes]:
+    """One request, to its end."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()} | bearer(text)
+    method = "GET" if body is None else "POST"
+    async with asking(served.url, path, method=method, headers=named, body=body) as answer:
+        return answer.status, await answer.read()
+
+
+async def _running_job(served: Served, text: str) -> Author:
+    """A job of /v1/messages whose answer has begun, and its stream."""
+    async with httpx2.AsyncClient(base_url=served.url, headers=bearer(text)) as http:
+        response = await http.post("/v1/jobs", json=A_BODY)
+    assert response.status_code == 202
+    return await Author.claim_next(served.api.runtime)
+
+
+async def test_everything_that_goes_on_with_a_revoked_key_ends_in_every_process(
+    serve: Serve, fact: Callable[[str], None]
+) -> None:
+    """Each in the words of its surface; what goes on with another key of the tenant does not."""
+    first, second = await serve(), await serve()
+    runtime = first.api.runtime
+    key, other = await make_key(runtime), await make_key(runtime)
+    text = key.text
+    async with httpx2.AsyncClient(base_url=second.url, headers=bearer(text)) as http:
+        job = (await http.post("/v1/jobs", json=A_BODY)).json()
+        batch = (await http.post("/v1/batches", json=A_BATCH)).json()
+    a_job, a_batch = f"/v1/jobs/{job['id']}", f"/v1/batches/{batch['id']}"
+    going: dict[str, Coroutine[Any, Any, tuple[int, bytes]]] = {}
+    for number, served in enumerate((first, second)):
+        going |= {
+            f"{number} events": _asked(served, f"{a_job}/events", text),
+            f"{number} batch": _asked(served, f"{a_batch}/events", text),
+            f"{number} batch tokens": _asked(served, f"{a_batch}/events?tokens=true", text),
+            f"{number} submit and follow": _asked(served, "/v1/jobs", text, body=A_BODY, Accept="text/event-stream"),
+            f"{number} complete stream": _asked(served, "/complete/stream", text, body={"prompt": "x"}),
+            f"{number} long poll": _asked(served, f"{a_job}?wait=60", text),
+            f"{number} submit and wait": _asked(served, "/v1/jobs", text, body=A_BODY, Prefer="wait=60"),
+            f"{number} complete": _asked(served, "/complete", text, body={"prompt": "x"}),
+            f"{number} message": _asked(served, "/v1/messages", text, body=A_MESSAGE),
+            f"{number} message held": _asked(served, "/v1/messages", text, body={**A_MESSAGE, "stream": True}),
+        }
+    tasks = {name: asyncio.create_task(one, name=name) for name, one in going.items()}
+    async with asking(first.url, f"{a_job}/events", headers=bearer(other.text)) as spared:
+        await wait_until(lambda: all(_is_held(served, text, 10) for served in (first, second)), "all of them")
+        began_s = asyncio.get_running_loop().time()
+        await runtime.api_keys.revoke(key.key.id, TENANT)
+        async with asyncio.timeout(20):
+            found = {name: await task for name, task in tasks.items()}
+        fact(f"a revoked key: 20 streams and waits in two processes ended within {_since(began_s):.1f} s")
+        assert (await spared.read_some()).startswith(b"retry: ")
+        for served in (first, second):
+            assert list(served.api.key_ring._watched) == ([_digest(other.text)] if served is first else [])
+    for name, (status, body) in found.items():
+        match name[2:]:
+            case "events" | "batch" | "batch tokens" | "submit and follow":
+                assert (status, body[-len(_KEY_ENDED) :]) == (200, _KEY_ENDED), name
+            case "complete stream":
+                assert status == 200
+                assert body.startswith(b"event: error\ndata: {")
+                assert b'"code":"unauthenticated"' in body
+            case "long poll" | "submit and wait" | "complete":
+                assert status == 401, name
+                assert b'"code":"unauthenticated"' in body
+            case _:
+                assert status == 401, name
+                assert b'"type":"authentication_error"' in body
+    for served in (first, second):
+        assert served.relay.follower_count <= 1
+    assert (await _asked(second, "/v1/jobs", other.text))[0] == 200
+    await wait_until(lambda: _have_ended(runtime, first), "the jobs that a client had waited for are cancelled")
+
+
+async def test_a_stream_that_has_begun_ends_with_an_error_on_the_messages_surface(served: Served) -> None:
+    """A stream that just ended would look like a success. The upstream's call is ended too."""
+    runtime = served.api.runtime
+    key = await make_key(runtime)
+    following = asyncio.create_task(
+        _asked(served, "/v1/messages", key.text, body={**A_MESSAGE, "stream": True}), name="a message"
+    )
+
+    async def is_queued() -> bool:
+        return (await runtime.queue.depth())[JobState.QUEUED] == 1
+
+    await wait_until(is_queued, "its job")
+    author = await Author.claim_next(runtime)
+    await author.open()
+    await author.say("Hel", "lo")
+    await wait_until(lambda: _is_held(served, key.text, 1), "the stream")
+    await runtime.api_keys.revoke(key.key.id, TENANT)
+    async with asyncio.timeout(20):
+        status, body = await following
+    assert status == 200
+    last = body.rstrip(b"\n").split(b"\n\n")[-1]
+    assert last.startswith(b'event: error\ndata: {"type":"error","error":{"type":"authentication_error"')
+    job = await runtime.jobs.get(author.job_id, TENANT)
+    assert job.state is JobState.CANCELLED
+
+
+async def test_a_stream_ends_when_its_key_expires(served: Served) -> None:
+    """Without anybody's doing."""
+    runtime = served.api.runtime
+    lasting, ending = await make_key(runtime), await make_key(runtime, expires_in_s=1)
+    author = await _running_job(served, lasting.text)
+    async with asyncio.timeout(20):
+        status, body = await _asked(served, f"/v1/jobs/{author.job_id}/events", ending.text)
+    assert (status, body[-len(_KEY_ENDED) :]) == (200, _KEY_ENDED)
+    assert (await runtime.jobs.get(author.job_id, TENANT)).state is JobState.RUNNING
+
+
+async def test_a_batch_whose_key_is_revoked_while_it_comes_in_is_not_started(served: Served) -> None:
+    """A body may take half an hour."""
+    runtime = served.api.runtime
+    key = await make_key(runtime)
+    line = b'{"custom_id":"%d","params":{"prompt":"x"}}\n'
+
+    async def lines() -> Any:
+        yield line % 1
+        await wait_until(lambda: bool(served.api.key_ring._known), "its key is known")
+        await runtime.api_keys.revoke(key.key.id, TENANT)
+        for credential in served.api.key_ring._known.values():
+            credential.confirmed_s -= 10
+            credential.fresh_until_s -= 10
+        yield line % 2
+
+    async with httpx2.AsyncClient(base_url=served.url) as http:
+        headers = {**bearer(key.text), "Content-Type": "application/jsonl"}
+        response = await http.post("/v1/batches", content=lines(), headers=headers)
+    assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
+    assert (await runtime.batches.page(TENANT, after=None, limit=5)).batches == []
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _is_held(served: Served, text: str, by: int) -> bool:
+    credential = served.api.key_ring._watched.get(_digest(text))
+    return credential is not None and len(credential.holders) == by
+
+
+def _since(began_s: float) -> float:
+    return asyncio.get_running_loop().time() - began_s
+
+
+async def _have_ended(runtime: Runtime, served: Served) -> bool:
+    """Of 2 + 2 × 6 jobs the attended ones: those of /complete and of /v1/messages."""
+    depth = await runtime.queue.depth()
+    return depth[JobState.QUEUED] == 2 + 2 * 2

@@ -1,0 +1,192 @@
+"""What a process believes of keys, and for how long: with Redis there, slow, and away."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import httpx2
+import pytest
+
+from api import key_ring
+from api.key_ring import Credential, KeyRing
+from cli.embedded_redis import EmbeddedRedis
+from shared.api_key import Caller
+from shared.errors import StorageUnavailable, Unauthenticated
+from tests.keys.conftest import TENANT, bearer, make_key
+from tests.support.served import Served, serving
+from tests.support.wait import wait_until
+
+T = TypeVar("T")
+
+
+def at_once(work: Coroutine[Any, Any, T]) -> T:
+    """What it gives without ever waiting. Fails if it waits."""
+    try:
+        work.send(None)
+    except StopIteration as ended:
+        found: T = ended.value
+        return found
+    work.close()
+    raise AssertionError("it waits")
+
+
+def age(ring: KeyRing, by_s: float) -> None:
+    """As if all that is known had been confirmed so long ago."""
+    for credential in ring._known.values():
+        credential.confirmed_s -= by_s
+        credential.fresh_until_s -= by_s
+
+
+async def admitted(ring: KeyRing, text: str) -> Caller:
+    """A request with that key."""
+    return await ring.admit({}, text.encode())
+
+
+async def test_a_known_caller_costs_no_look_for_two_seconds(served: Served) -> None:
+    """And then one for all of its requests, beside which they go on."""
+    ring = served.api.key_ring
+    text = (await make_key(served.api.runtime)).text
+    callers = asyncio.gather(*[admitted(ring, text) for _ in range(50)])
+    await asyncio.sleep(0)
+    assert len(ring._looks) == 1
+    assert len({id(caller) for caller in await callers}) == 1
+    at_once(admitted(ring, text))
+    assert not ring._looks
+    age(ring, 2.5)
+    for _ in range(50):
+        at_once(admitted(ring, text))
+    assert len(ring._looks) == 1
+    await wait_until(lambda: not ring._looks, "the look")
+    age(ring, 3.5)
+    with pytest.raises(AssertionError, match="it waits"):
+        at_once(admitted(ring, text))
+
+
+async def test_a_revoked_key_is_refused_though_it_was_believed(served: Served) -> None:
+    """Once 3 s are over its request waits for the look."""
+    runtime, ring = served.api.runtime, served.api.key_ring
+    made = await make_key(runtime)
+    await admitted(ring, made.text)
+    await runtime.api_keys.revoke(made.key.id, TENANT)
+    at_once(admitted(ring, made.text))
+    age(ring, 3.5)
+    with pytest.raises(Unauthenticated):
+        await admitted(ring, made.text)
+    assert not ring._known
+
+
+async def test_an_expired_key_is_refused_without_a_look(served: Served) -> None:
+    """Its end is known from the start, whatever becomes of Redis."""
+    ring = served.api.key_ring
+    made = await make_key(served.api.runtime, expires_in_s=3600)
+    await admitted(ring, made.text)
+    for credential in ring._known.values():
+        credential.confirm(credential.confirmed_s - 3600, 3_600_000)
+    with pytest.raises(Unauthenticated):
+        at_once(admitted(ring, made.text))
+
+
+async def test_so_many_callers_are_known_at_most(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were here last. What goes on with a forgotten one is watched all the same."""
+    monkeypatch.setattr(key_ring, "_MOST_KNOWN", 3)
+    runtime, ring = served.api.runtime, served.api.key_ring
+    made = [await make_key(runtime) for _ in range(4)]
+    scope: dict[str, Any] = {}
+    await ring.admit(scope, made[0].text.encode())
+    for one in (made[1], made[2], made[0], made[3]):
+        await admitted(ring, one.text)
+    assert [credential.caller.key_id for credential in ring._known.values()] == [made[i].key.id for i in (2, 0, 3)]
+    credential = key_ring.credential_of(scope)
+    assert isinstance(credential, Credential)
+    ended = asyncio.Event()
+    with credential.held(ended.set):
+        for _ in range(2):
+            for one in made[1:]:
+                await admitted(ring, one.text)
+        await runtime.api_keys.revoke(made[0].key.id, TENANT)
+        async with asyncio.timeout(15):
+            await ended.wait()
+    assert credential.is_over
+    assert not ring._watched
+
+
+async def test_use_is_written_down_beside_the_requests(served: Served, http: httpx2.AsyncClient) -> None:
+    """Once for all of them."""
+    runtime = served.api.runtime
+    made = await make_key(runtime)
+    for _ in range(3):
+        assert (await http.get("/v1/jobs", headers=bearer(made.text))).status_code == 200
+    assert len(served.api.key_ring._used) <= 1
+
+    async def is_known() -> bool:
+        return (await runtime.api_keys.get(made.key.id, TENANT)).last_used_ms is not None
+
+    await wait_until(is_known, "when it was used")
+
+
+async def test_while_redis_is_away_known_callers_are_let_in_and_others_are_not_told_that_they_are_wrong(
+    own_server: EmbeddedRedis,
+) -> None:
+    """A known one is told that the storage is away, without a wait for its key; so is an unknown one."""
+    async with serving(own_server.url, auth="keys") as served, httpx2.AsyncClient(base_url=served.url) as http:
+        ring = served.api.key_ring
+        known, unknown = [(await make_key(served.api.runtime)).text for _ in range(2)]
+        assert (await http.get("/v1/jobs", headers=bearer(known))).status_code == 200
+        own_server.kill()
+        await wait_until(lambda: not served.api.runtime.commands.is_connected, "the loss of Redis")
+        age(ring, 30)
+        assert at_once(admitted(ring, known)).tenant == TENANT
+        for text, status in ((known, 503), (unknown, 503), (unknown[:-1], 401)):
+            response = await http.get("/v1/jobs", headers=bearer(text))
+            assert response.status_code == status, response.text
+            assert response.json()["code"] == ("storage_unavailable" if status == 503 else "unauthenticated")
+        response = await http.post("/v1/messages", json={}, headers={"x-api-key": unknown})
+        assert (response.status_code, response.json()["error"]["type"]) == (503, "api_error")
+        assert (await http.get("/health", headers=bearer(known))).status_code == 503
+        age(ring, 31)
+        with pytest.raises(StorageUnavailable):
+            at_once(admitted(ring, known))
+        own_server.restart()
+        await wait_until(lambda: served.api.runtime.commands.is_connected, "Redis")
+        for text in (known, unknown):
+            assert (await http.get("/v1/jobs", headers=bearer(text))).status_code == 200
+
+
+async def test_a_redis_that_hangs_is_waited_for_once(own_server: EmbeddedRedis) -> None:
+    """By all requests together; whoever comes behind them does not wait."""
+    async with serving(own_server.url, auth="keys", redis_timeout_s=0.3) as served:
+        ring = served.api.key_ring
+        text = (await make_key(served.api.runtime)).text
+        await admitted(ring, text)
+        age(ring, 10)
+        os.kill(own_server.child.pid, signal.SIGSTOP)
+        try:
+            callers = await asyncio.gather(*[admitted(ring, text) for _ in range(20)])
+            assert {caller.tenant for caller in callers} == {TENANT}
+            at_once(admitted(ring, text))
+        finally:
+            os.kill(own_server.child.pid, signal.SIGCONT)
+
+
+async def test_without_a_cache_nobody_is_believed_while_redis_is_away(own_server: EmbeddedRedis) -> None:
+    """TOKENSPOOL_AUTH_CACHE_S=0."""
+    async with serving(own_server.url, auth="keys", auth_cache_s=0, redis_timeout_s=0.3) as served:
+        ring = served.api.key_ring
+        text = (await make_key(served.api.runtime)).text
+        await admitted(ring, text)
+        own_server.kill()
+        await wait_until(lambda: not served.api.runtime.commands.is_connected, "the loss of Redis")
+        age(ring, 4)
+        with pytest.raises(StorageUnavailable):
+            await admitted(ring, text)
+
+
+async def test_an_api_starts_without_redis_and_says_later_that_there_are_no_keys(own_server: EmbeddedRedis) -> None:
+    """Nothing at the start waits for it."""
+    own_server.kill()
+    async with serving(own_server.url, auth="keys", redis_timeout_s=0.3) as served:
+        assert not served.api.key_ring._has_hinted
+        own_server.restart()
+        await wait_until(lambda: served.api.key_ring._has_hinted, "the hint")
