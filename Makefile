@@ -5,7 +5,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check chaos bench lock clean
+.PHONY: help run test check chaos fuzz bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ check: ## Format, lint and type checks, and the deployment files
 chaos: ## The longer tier: real processes killed and stopped under load
 	@scripts/set-up dev model
 	@scripts/test -n 0 -m chaos $(ARGS)
+
+fuzz: ## Requests that mean harm: 50,000 bodies, and schemathesis over the OpenAPI document
+	@scripts/set-up dev
+	@scripts/test -n 0 -m fuzz -s $(ARGS)
 
 bench: ## Measure the figures of the README on this machine
 	@scripts/set-up dev model

@@ -1,0 +1,100 @@
+"""Whatever is posted, wherever: never a 5xx, and nothing of it comes back."""
+
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from api.app import create_app
+from shared.settings import load_settings
+from tests.fuzz.hostile import (
+    ROUTES,
+    Answer,
+    answer_of,
+    bodies,
+    content_types,
+    echoed,
+    headers,
+    large_bodies,
+    queries,
+)
+from tests.routes.conftest import CalledApi, called_api
+from tests.support.redis_servers import RedisUnderTest
+
+_CAMPAIGN = 50_000
+
+
+class Target:
+    """An application, and how it answered."""
+
+    def __init__(self, api: CalledApi) -> None:
+        self.app = create_app(load_settings(auth="off", redis_url=api.state.settings.redis_url))
+        self.api = api
+        self.statuses: Counter[int] = Counter()
+        self.slowest: tuple[float, str, bytes] = (0.0, "", b"")
+
+    async def post(self, path: str, body: bytes, given: list[tuple[bytes, bytes]], query: bytes = b"") -> Answer:
+        """Remembers how long it took."""
+        answer = await answer_of(self.app, self.api.state, path, body, given, query)
+        self.statuses[answer.status] += 1
+        self.slowest = max(self.slowest, (answer.took_ms, path, body[:60]))
+        return answer
+
+    async def post_everywhere(self, body: bytes, given: list[tuple[bytes, bytes]], query: bytes) -> None:
+        """To each route; and sees that it is answered as it must be."""
+        for path in ROUTES:
+            answer = await self.post(path, body, given, query)
+            assert answer.status < 500, (path, answer)
+            assert not echoed(answer), (path, answer)
+
+    def tell(self, what: str) -> None:
+        """The figures."""
+        total = sum(self.statuses.values())
+        print(f"{what}: {total} bodies, {dict(sorted(self.statuses.items()))}, slowest {self.slowest}")  # noqa: T201
+
+
+@pytest.fixture
+async def target(real_redis: RedisUnderTest) -> AsyncIterator[Target]:
+    """On a real Redis, without a worker."""
+    async with called_api(redis_url=real_redis.url) as api:
+        running = Target(api)
+        yield running
+        running.tell("in all")
+
+
+_cases = given(body=bodies, content_type=content_types, more=headers, query=queries)
+_checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+@pytest.mark.timeout(120)
+@settings(max_examples=40, deadline=None, suppress_health_check=_checks)
+@_cases
+async def test_no_body_makes_a_5xx_or_comes_back(
+    target: Target, body: bytes, content_type: bytes, more: list[tuple[bytes, bytes]], query: bytes
+) -> None:
+    """A slice of the campaign."""
+    await target.post_everywhere(body, [(b"content-type", content_type), *more], query)
+
+
+@pytest.mark.fuzz
+@pytest.mark.timeout(3000)
+@settings(max_examples=_CAMPAIGN // len(ROUTES) + 1, deadline=None, suppress_health_check=_checks, database=None)
+@_cases
+async def test_50_000_hostile_bodies(
+    target: Target, body: bytes, content_type: bytes, more: list[tuple[bytes, bytes]], query: bytes
+) -> None:
+    """`make fuzz`, which prints what was answered, and the slowest."""
+    await target.post_everywhere(body, [(b"content-type", content_type), *more], query)
+
+
+@pytest.mark.fuzz
+@pytest.mark.timeout(600)
+async def test_the_largest_bodies(target: Target) -> None:
+    """As much work as 32 MB can be, on each route that reads one."""
+    for name, body in large_bodies().items():
+        target.slowest = (0.0, "", b"")
+        for path in ROUTES:
+            answer = await target.post(path, body, [(b"content-type", b"application/json")])
+            assert answer.status < 500, (name, path)
+        target.tell(name)
