@@ -159,8 +159,8 @@ _STATUSES: Final = {
 }
 
 
-def _header(name: str, description: str) -> _Schema:
-    return {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
+def _header(name: str, description: str, **schema: Any) -> _Schema:
+    return {"name": name, "in": "header", "description": description, "schema": {"type": "string", **schema}}
 
 
 def _query(name: str, description: str, schema: _Schema) -> _Schema:
@@ -181,24 +181,33 @@ _SECURITY_SCHEMES: Final = {
     },
 }
 
-_TENANT: Final = _header("X-Tenant", "The tenant, while TOKENSPOOL_AUTH is off.")
+_TENANT: Final = _header("X-Tenant", "The tenant, while TOKENSPOOL_AUTH is off.", pattern="^[A-Za-z0-9_.-]{1,64}$")
 _IDEMPOTENCY_KEY: Final = _header(
-    "Idempotency-Key", "1 to 255 printable characters. The same key with the same body finds the first job."
+    "Idempotency-Key",
+    "1 to 255 printable characters. The same key with the same body finds the first job.",
+    pattern=r'^([!#-~]([ -~]{0,253}[!-~])?|"[!#-\[\]-~]{1,255}")$',
 )
-_LAST_EVENT_ID: Final = _header("Last-Event-ID", "The id of the last event that the client has; wins over after.")
+_LAST_EVENT_ID: Final = _header(
+    "Last-Event-ID",
+    "The id of the last event that the client has; wins over after.",
+    pattern=r"^[0-9]{1,15}-[0-9]{1,10}$",
+)
 _FORMAT: Final = _query(
     "format", "text: ours, with delta. messages: the upstream's own.", {"enum": ["text", "messages"], "default": "text"}
 )
 
+_FRAMES: Final[_Schema] = {"description": "Frames of server-sent events."}
+"""Neither a text nor an object: a reader of the document may take it for the whole stream or for each event."""
+
 _STREAM: Final = {
-    "schema": {"type": "string"},
+    "schema": _FRAMES,
     "example": 'event: queued\ndata: {"job_id":"job_01m84bdq4t7w9k2p5x8r3n6v0c","queue_position":1}\n\n'
     'id: 1795442531900-0\nevent: started\ndata: {"attempt":1}\n\n'
     'id: 1795442531900-3\nevent: delta\ndata: {"text":"Blue"}\n\n',
 }
 
 _BATCH_STREAM: Final = {
-    "schema": {"type": "string"},
+    "schema": _FRAMES,
     "x-progress": _ref("Progress"),
     "example": 'event: progress\ndata: {"counts":{"total":2,"queued":0,"running":2,"succeeded":0,"failed":0,"cancelled":0,'
     '"expired":0},"rate_per_s":null,"estimated_end_at":null}\n\n'
@@ -463,14 +472,16 @@ _SUBMITS: Final = _problems(400, 401, 413, 415, 422, 503)
 _COMPLETES: Final = _problems(400, 401, 413, 415, 429, 502, 503, 504)
 _MESSAGE_BATCH_READS: Final = _errors(400, 401, 404, 500, 503)
 
-_ANTHROPIC_BETA: Final = _header("anthropic-beta", "Passed on to an upstream that knows it.")
+_ANTHROPIC_BETA: Final = _header(
+    "anthropic-beta", "Passed on to an upstream that knows it.", maxLength=1024, pattern="^[ -~]*$"
+)
 _PAGE_QUERY: Final = [
     _query("limit", "", {"type": "integer", "minimum": 1, "maximum": MOST_LIMIT, "default": DEFAULT_LIMIT}),
     _query("after_id", "The last_id of the page before.", {"type": "string"}),
     _query("before_id", "The first_id of the page behind; not beside after_id.", {"type": "string"}),
 ]
 _MESSAGE_STREAM: Final = {
-    "schema": {"type": "string"},
+    "schema": _FRAMES,
     "example": 'event: message_start\ndata: {"type":"message_start","message":{"content":[]}}\n\n'
     'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":'
     '{"type":"text_delta","text":"Blue"}}\n\n'
@@ -699,7 +710,7 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
                 "description": "The text, and [DONE]; or an error event with a problem document.",
                 "content": {
                     EVENT_STREAM: {
-                        "schema": {"type": "string"},
+                        "schema": _FRAMES,
                         "example": "data: Blue\n\ndata:  light\n\ndata: [DONE]\n\n",
                     }
                 },
@@ -721,7 +732,7 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
     ("get", "/problems/{code}"): {
         "responses": {
             "200": {"description": "A page.", "content": {"text/html": {"schema": {"type": "string"}}}},
-            **_problems(404),
+            **_problems(400, 404),
         }
     },
 }
