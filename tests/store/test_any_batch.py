@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 from shared.batch import Batch, BatchState, InvalidItem, NewItem
 from shared.errors import IdempotencyKeyReused, NotEnded, NotFound
 from shared.job import TERMINAL_STATES, JobState, Priority, Step, Usage
+from shared.limits import CallerLimits
 from shared.settings import load_settings
 from shared.store import keys
 from shared.store.batches import Known, Order
@@ -67,6 +68,12 @@ LINES = st.lists(st.tuples(st.sampled_from(["model-1", "model-1", "model-2", ""]
 """Of each line its model (none: it cannot run), and how many blank lines stand before it."""
 COSTS = st.sampled_from([None, 0, 7, 1_000, UNPRICED])
 SUCCESS_USAGES = st.sampled_from([None, Usage(1, 2, 3, 4), Usage(input_tokens=10, output_tokens=5)])
+
+
+def _with_key(tenant: str) -> dict[str, Any]:
+    """One of the tenants has an API key, whose limits hold nobody back: all is counted, and it has flows of its own."""
+    wide = CallerLimits(10_000, 1_000_000, 10_000, 10_000, 10**15, 10**15)
+    return {"key_id": "key-b", "key_limits": wide} if tenant == "tenant-b" else {}
 
 
 @dataclass(eq=False)
@@ -269,7 +276,7 @@ class AnyBatch(RuleBasedStateMachine):
     @rule(tenant=st.sampled_from(TENANTS))
     def open(self, tenant: str) -> None:
         batch = Sent(a_batch_id(), tenant)
-        self.run(self.runtime.batches.open(batch.id, tenant))
+        self.run(self.runtime.batches.open(batch.id, tenant, **_with_key(tenant)))
         self.batches.append(batch)
 
     @precondition(lambda self: self.batches_in(BatchState.RECEIVING))
@@ -292,7 +299,7 @@ class AnyBatch(RuleBasedStateMachine):
                 bad = a_bad_line(number)
                 batch.lines.append(bad)
                 added.append(bad)
-        self.run(self.runtime.batches.add(batch.id, batch.tenant, added))
+        self.run(self.runtime.batches.add(batch.id, batch.tenant, added, **_with_key(batch.tenant)))
 
     @precondition(lambda self: self.batches_in(BatchState.RECEIVING))
     @rule(
@@ -313,6 +320,7 @@ class AnyBatch(RuleBasedStateMachine):
                 idempotency_key=key,
                 body=body,
                 not_before_ms=not_before_ms,
+                **_with_key(batch.tenant),
             )
 
         known = self.keys.get((batch.tenant, key)) if key else None
@@ -889,6 +897,7 @@ class AnyBatch(RuleBasedStateMachine):
         names = await all_keys(self.runtime.commands)
         assert {kind_of(name) for name in names} <= {
             "job", "result", "log", "index", "idempotency", "turns", "clock", "places", "picks", "alive", "grace", "hungry",
+            "spend", "key_limits", "requests", "tokens",
         }  # fmt: skip
         ids = {batch.id for batch in self.batches} | {job.id for batch in self.batches for job in batch.jobs}
         assert [name for name in names if name.rpartition(":")[2] in ids] == []

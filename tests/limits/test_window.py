@@ -1,0 +1,246 @@
+"""Requests and tokens a minute: never more than the limit in any 60 s, and no less than it either."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from shared.errors import BudgetExceeded, InvalidRequest, RateLimited
+from shared.job import JobKind, Step, Usage
+from shared.limits import CallerLimits, LimitState, Measured
+from shared.settings import load_settings
+from shared.store import keys
+from shared.store.jobs import Created, Replayed
+from shared.store.queue import Ending
+from shared.store.runtime import Runtime, open_runtime
+from tests.support.builders import a_submission
+from tests.support.limits import BUCKET_MS, KEY, TENANT, WINDOW_MS, age, counted
+from tests.support.redis_servers import RedisUnderTest
+from tests.support.store import (
+    A_RESULT,
+    all_keys,
+    begin,
+    claim_one,
+    finish,
+    kind_of,
+    lose,
+    make_overdue,
+    receive,
+    record_of,
+    submit,
+    ttl_ms,
+)
+
+THREE = CallerLimits(requests_per_minute=3)
+
+
+async def admitted(runtime: Runtime, **members: object) -> Created:
+    """What a submit is told."""
+    reply = await runtime.jobs.submit(a_submission(**members), expires_in_s=3600)  # type: ignore[arg-type]
+    assert isinstance(reply, Created)
+    return reply
+
+
+async def test_a_key_may_submit_so_often_within_a_minute_and_is_told_how_it_stands(runtime: Runtime) -> None:
+    """Each answer says what is left; the refusal when there is room again."""
+    for left in (2, 1, 0):
+        told = (await admitted(runtime, key_id="key-1", limits=THREE)).limits
+        assert told == (LimitState(Measured.REQUESTS, 3, left, WINDOW_MS),)
+    before = await all_keys(runtime.commands)
+    with pytest.raises(RateLimited) as refused:
+        await admitted(runtime, key_id="key-1", limits=THREE)
+    assert refused.value.limits[0][:3] == (Measured.REQUESTS, 3, 0)
+    assert refused.value.retry_after_s is not None
+    assert 55 <= refused.value.retry_after_s <= 61
+    assert await all_keys(runtime.commands) == before  # nothing was born
+    assert 0 < (await ttl_ms(runtime, keys.requests(KEY)) or 0) <= 120_000
+    await admitted(runtime)  # others go on
+    await age(runtime, keys.requests(KEY), refused.value.retry_after_s * 1000)
+    await admitted(runtime, key_id="key-1", limits=THREE)
+
+
+async def test_the_tighter_of_key_and_tenant_binds_and_is_told(runtime: Runtime) -> None:
+    """A tenant's limit is shared by its keys, and a change of it holds for the next submit."""
+    await runtime.tenants.set("tenant-a", {"requests_per_minute": 4})
+    assert (await admitted(runtime, key_id="key-1", limits=THREE)).limits[0][:3] == (Measured.REQUESTS, 3, 2)
+    await admitted(runtime, key_id="key-2", limits=THREE)
+    assert (await admitted(runtime, key_id="key-2", limits=THREE)).limits[0][:3] == (Measured.REQUESTS, 4, 1)
+    await admitted(runtime)
+    with pytest.raises(RateLimited):
+        await admitted(runtime, key_id="key-1", limits=THREE)
+    await runtime.tenants.set("tenant-a", {"requests_per_minute": 0})
+    await admitted(runtime, key_id="key-1", limits=THREE)
+
+
+async def test_what_is_refused_or_repeated_is_counted_nowhere(runtime: Runtime) -> None:
+    """A replay finds its job, over the limit too; a submit that the budget refuses uses up no request."""
+    await admitted(runtime, key_id="key-1", limits=THREE, idempotency_key="k")
+    for _ in range(5):
+        again = a_submission(key_id="key-1", limits=THREE, idempotency_key="k")
+        assert isinstance(await runtime.jobs.submit(again, expires_in_s=60), Replayed)
+    broke = CallerLimits(requests_per_minute=3, tokens_per_minute=100, nano_usd_per_day=1)
+    claimed = await claim_one(runtime)
+    await runtime.queue.finish(claimed, Ending(Step.SUCCEED, A_RESULT), seq=claimed.next_seq, cost=2)
+    with pytest.raises(BudgetExceeded):
+        await admitted(runtime, key_id="key-1", limits=broke, tokens=50)
+    assert await counted(runtime, keys.requests(KEY)) == 1
+    assert await counted(runtime, keys.tokens(KEY)) == 0
+
+
+async def test_a_batch_is_one_request_and_is_refused_before_and_behind_its_body(runtime: Runtime) -> None:
+    """At OPEN nothing is counted: START decides."""
+    one = CallerLimits(requests_per_minute=1, tokens_per_minute=10)
+    key = {"key_id": "key-1", "key_limits": one}
+    first, second = await receive(runtime, 3, **key), await receive(runtime, 3, **key)  # type: ignore[arg-type]
+    assert await begin(runtime, first, **key) == first.id  # type: ignore[arg-type]
+    with pytest.raises(RateLimited):
+        await begin(runtime, second, **key)  # type: ignore[arg-type]
+    with pytest.raises(RateLimited):
+        await receive(runtime, 1, **key)  # type: ignore[arg-type]
+    assert await counted(runtime, keys.requests(KEY)) == 1
+    assert await counted(runtime, keys.tokens(KEY)) == 0
+
+
+# Tokens
+
+TOKENS = CallerLimits(tokens_per_minute=100)
+
+
+async def test_tokens_are_reserved_and_make_room_for_what_was_used(runtime: Runtime) -> None:
+    """For the key and for its tenant, in the bucket of the submit."""
+    await runtime.tenants.set("tenant-a", {"tokens_per_minute": 1000})
+    told = (await admitted(runtime, key_id="key-1", limits=TOKENS, tokens=60)).limits
+    assert told[0][:3] == (Measured.TOKENS, 100, 40)
+    with pytest.raises(RateLimited):
+        await admitted(runtime, key_id="key-1", limits=TOKENS, tokens=41)
+    used = Usage(input_tokens=3, output_tokens=5, cache_creation_input_tokens=1, cache_read_input_tokens=1)
+    await finish(runtime, await claim_one(runtime), Ending(Step.SUCCEED, A_RESULT, used))
+    assert [await counted(runtime, keys.tokens(owner)) for owner in (KEY, TENANT)] == [10, 10]
+    await admitted(runtime, key_id="key-1", limits=TOKENS, tokens=90)
+
+
+async def test_a_job_that_never_started_gives_its_tokens_back(runtime: Runtime) -> None:
+    """Cancelled or expired: no call was made."""
+    for end in ("cancel", "expire"):
+        job = await submit(runtime, key_id="key-1", limits=TOKENS, tokens=60)
+        assert await counted(runtime, keys.tokens(KEY)) == 60
+        if end == "cancel":
+            await runtime.jobs.cancel(job.id, "tenant-a")
+        else:
+            await make_overdue(runtime, job.id)
+            await runtime.jobs.expire()
+        assert await counted(runtime, keys.tokens(KEY)) == 0
+
+
+async def test_what_was_begun_and_not_told_stays_reserved_once(runtime: Runtime) -> None:
+    """Cancelled while it ran, failed, or taken over and then done: never twice, never lost."""
+    job = await submit(runtime, key_id="key-1", limits=TOKENS, tokens=20)
+    await claim_one(runtime)
+    await runtime.jobs.cancel(job.id, "tenant-a")
+    await submit(runtime, key_id="key-1", limits=TOKENS, tokens=20)
+    await finish(runtime, await claim_one(runtime), Ending(Step.FAIL))
+    await submit(runtime, key_id="key-1", limits=TOKENS, tokens=20)
+    await lose(runtime, await claim_one(runtime))
+    assert await counted(runtime, keys.tokens(KEY)) == 60
+    await finish(runtime, await claim_one(runtime), Ending(Step.SUCCEED, A_RESULT, Usage(1, 1)))
+    assert await counted(runtime, keys.tokens(KEY)) == 42
+
+
+async def test_what_was_used_of_a_minute_that_is_over_is_not_counted_again(runtime: Runtime) -> None:
+    """The bucket of its submit has left, and is not made anew."""
+    job = await submit(runtime, key_id="key-1", limits=TOKENS, tokens=60)
+    await age(runtime, keys.tokens(KEY), WINDOW_MS)
+    bucket, amounts = (await record_of(runtime, job.id))[b"reserved"].split(b" ", 1)
+    await runtime.commands.call("HSET", keys.job(job.id), "reserved", b"%d %b" % (int(bucket) - 121, amounts))
+    await submit(runtime, key_id="key-1", limits=TOKENS, tokens=30)
+    await finish(runtime, await claim_one(runtime), Ending(Step.SUCCEED, A_RESULT, Usage(500, 500)))
+    assert await counted(runtime, keys.tokens(KEY)) == 30
+    assert [kind_of(name) for name in await all_keys(runtime.commands)].count("tokens") == 1
+
+
+async def test_what_can_never_fit_is_no_429(runtime: Runtime) -> None:
+    """The caller would wait for ever: 400 names max_tokens."""
+    with pytest.raises(InvalidRequest) as refused:
+        await admitted(runtime, key_id="key-1", limits=TOKENS, tokens=101)
+    assert [error.pointer for error in refused.value.errors] == ["#/max_tokens"]
+
+
+async def test_a_count_of_tokens_is_a_request_without_tokens(runtime: Runtime) -> None:
+    """The upstream takes nothing for it."""
+    limits = CallerLimits(requests_per_minute=1, tokens_per_minute=10)
+    await admitted(runtime, key_id="key-1", limits=limits, tokens=1000, kind=JobKind.COUNT_TOKENS)
+    with pytest.raises(RateLimited):
+        await admitted(runtime, key_id="key-1", limits=limits, kind=JobKind.COUNT_TOKENS)
+
+
+# Any history
+
+_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), st.integers(1, 40)),
+        st.tuples(st.just("pass"), st.sampled_from([BUCKET_MS, 7_000, 29_500, 31_000, 59_500, 60_500, 130_000])),
+    ),
+    min_size=5,
+    max_size=40,
+)
+
+
+@pytest.mark.timeout(120)
+def test_no_sixty_seconds_hold_more_than_the_limit_whatever_comes_when(real_redis: RedisUnderTest) -> None:
+    """And what is refused would have been too much; what Retry-After says is long enough, and no longer than a window."""
+    most = CallerLimits(requests_per_minute=5, tokens_per_minute=100)
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        opened = open_runtime(load_settings(redis_url=real_redis.url), process_name="tests", timeout_s=10)
+        runtime = runner.run(stack.enter_async_context(opened))
+
+        async def check(steps: list[tuple[str, int]]) -> None:
+            await runtime.commands.call("FLUSHDB")
+            windows = [keys.requests(KEY), keys.tokens(KEY)]
+            moved_ms = 0
+            history: list[tuple[int, int]] = []
+            for what, amount in steps:
+                if what == "pass":
+                    for window in windows:
+                        await age(runtime, window, amount)
+                    moved_ms += amount
+                    continue
+                seconds, micros = await runtime.commands.call("TIME")
+                now_ms = moved_ms + int(seconds) * 1000 + int(micros) // 1000
+                recent = [(at, tokens) for at, tokens in history if at > now_ms - WINDOW_MS - 50]
+                try:
+                    created = await admitted(runtime, key_id="key-1", limits=most, tokens=amount)
+                except RateLimited as refused:
+                    assert len(recent) + 1 > 5 or sum(tokens for _, tokens in recent) + amount > 100
+                    wait_s = refused.retry_after_s or 0
+                    for window in windows:
+                        await age(runtime, window, wait_s * 1000)
+                    moved_ms += wait_s * 1000
+                    assert 1 <= wait_s <= 61
+                    created = await admitted(runtime, key_id="key-1", limits=most, tokens=amount)
+                history.append((created.created_ms + moved_ms, amount))
+                within = [tokens for at, tokens in history if at >= history[-1][0] - 60_000]
+                assert len(within) <= 5
+                assert sum(within) <= 100
+
+        @hypothesis_settings(max_examples=30, deadline=None)
+        @given(steps=_STEPS)
+        def any_history(steps: list[tuple[str, int]]) -> None:
+            runner.run(check(steps))
+
+        try:
+            any_history()
+        finally:
+            runner.run(stack.aclose())
+
+
+def test_a_submission_carries_an_estimate_of_its_tokens() -> None:
+    """Four bytes a token, and what it may answer."""
+    from shared.limits import tokens_of
+
+    request = msgspec.json.encode({"max_tokens": 50, "messages": [{"role": "user", "content": "x" * 400}]})
+    assert tokens_of(request) == 50 + len(request) // 4 + 1
