@@ -72,6 +72,7 @@ async def submit(
         fingerprint=idempotency.fingerprint if idempotency else "",
         limits=caller.limits,
         tokens=tokens_of(draft.request),
+        webhook=options.webhook,
         attended_by=api.name if is_attended else "",
     )
     outcome = await api.runtime.jobs.submit(submission, expires_in_s=options.expires_in_s)
@@ -92,6 +93,7 @@ def _born(submission: Submission, created: Created) -> Job:
         spec=submission.spec,
         created_ms=created.created_ms,
         expires_ms=created.expires_ms,
+        webhook=submission.webhook,
     )
 
 

@@ -246,7 +246,7 @@ def _spec_of(options: JobOptions, anthropic_beta: str, caller: Caller) -> BatchS
         anthropic_beta=anthropic_beta,
         key_id=caller.key_id or "",
     )
-    return BatchSpec(items=items, metadata=options.metadata)
+    return BatchSpec(items=items, metadata=options.metadata, webhook=options.webhook)
 
 
 class _Coming:

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from shared.job import JobSpec, Priority, Usage
+from shared.webhooks import Webhook
 
 
 class BatchState(StrEnum):
@@ -56,6 +57,8 @@ class BatchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """What all items have in common: their limits. ``model``, ``custom_id`` and ``prompt_hash`` are each one's own."""
     metadata: dict[str, str] = {}
     retry_of: str | None = None
+    webhook: Webhook | None = None
+    """For the batch, and for its items if it asks for events of jobs."""
 
 
 class BatchCounts(msgspec.Struct, frozen=True):

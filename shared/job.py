@@ -15,6 +15,7 @@ import msgspec
 
 from shared.errors import IllegalTransition, JobError
 from shared.limits import CallerLimits
+from shared.webhooks import Webhook
 
 
 class JobState(StrEnum):
@@ -158,6 +159,8 @@ class Job(msgspec.Struct, frozen=True):
     usage: Usage | None = None
     cost_usd: float | None = None
     """Of all its calls. None if the price of one is not known, and until one has ended."""
+    webhook: Webhook | None = None
+    """Its own; an item's is its batch's."""
     result: msgspec.Raw | None = None
     """``{"text", "stop_reason", "message"}`` as stored by FINISH; None unless succeeded and asked for."""
 
@@ -182,6 +185,7 @@ class Submission(msgspec.Struct, frozen=True):
     """Of the API key; those of the tenant are in Redis."""
     tokens: int = 0
     """Reserved where tokens a minute are limited, until the usage is known."""
+    webhook: Webhook | None = None
     attended_by: str = ""
     """The API process whose client waits for it: with neither it is cancelled. Empty: nobody has to wait."""
 

@@ -13,6 +13,7 @@ from api.fields import BODY, MOST_ERRORS, is_whole, pointer, refuse
 from shared.clock import from_rfc3339
 from shared.errors import FieldError
 from shared.job import JobKind, Priority
+from shared.webhooks import Webhook
 
 DEFAULT_MAX_TOKENS: Final = 1024
 MOST_MODEL_CHARS: Final = 256
@@ -46,6 +47,7 @@ class JobOptions(msgspec.Struct, frozen=True):
     max_attempts: int = 3
     not_before_ms: int | None = None
     metadata: dict[str, str] = {}
+    webhook: Webhook | None = None
 
 
 class Draft(msgspec.Struct, frozen=True):

@@ -236,6 +236,7 @@ def _options_again(job: Job) -> JobOptions:
         expires_in_s=max(1, expires_in_ms // 1000),
         max_attempts=spec.max_attempts,
         metadata=spec.metadata,
+        webhook=job.webhook,
     )
 
 

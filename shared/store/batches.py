@@ -32,6 +32,7 @@ from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
 from shared.store.jobs import retention
 from shared.store.script import script, sources, target
+from shared.webhooks import JOB_EVENTS, stored_form
 
 SLICE_ITEMS: Final = 250
 """Requests of one ``add``, and items of one ``advance``: some milliseconds of Redis."""
@@ -224,6 +225,8 @@ class Batches:
             "" if total is None else total,
             spec.items.key_id,
             *arguments_of(key_limits),
+            stored_form(spec.webhook),
+            int(spec.webhook is not None and not JOB_EVENTS.isdisjoint(spec.webhook.events)),
         )
         match reply:
             case [b"started", told]:

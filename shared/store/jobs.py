@@ -15,14 +15,18 @@ from shared.store import keys, limits
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
 from shared.store.script import script, sources, target
+from shared.webhooks import stored_form, webhook_of
 
 _FIELDS: Final = (
     "tenant", "state", "spec", "created_ms", "expires_ms", "attempts", "epoch", "started_ms", "first_token_ms", "ended_ms", "end_id",
-    "error", "usage", "cost_nano_usd", "unpriced",
+    "error", "usage", "cost_nano_usd", "unpriced", "webhook",
 )  # fmt: skip
 
 _FLOWS_COUNTED: Final = 100
 """Flows that a queue position looks at before it scales up: 1 µs of Redis each."""
+
+_OF_BATCH: Final = b"batch"
+"""For the webhook of an item: its batch has it."""
 
 _PAGE_SCANNED: Final = 200
 _PAGES_SCANNED: Final = 25
@@ -125,6 +129,7 @@ class Jobs:
             0 if spec.kind is JobKind.COUNT_TOKENS else submission.tokens,
             spec.key_id,
             *arguments_of(submission.limits),
+            stored_form(submission.webhook),
         )
         match reply:
             case [b"created", created_ms, expires_ms, position, told]:
@@ -331,6 +336,7 @@ def _job_of(job_id: str, record: list[Any], raw_result: bytes | None) -> Job:
         usage,
         cost,
         unpriced,
+        webhook,
     ) = record
     return Job(
         id=job_id,
@@ -348,6 +354,7 @@ def _job_of(job_id: str, record: list[Any], raw_result: bytes | None) -> Job:
         error=msgspec.json.decode(error, type=JobError) if error else None,
         usage=msgspec.json.decode(usage, type=Usage) if usage else None,
         cost_usd=int(cost) / 1_000_000_000 if cost and not unpriced else None,
+        webhook=webhook_of(webhook) if webhook and webhook != _OF_BATCH else None,
         # Read behind the record: FINISH may have come between, and then the state read is still an earlier one.
         result=msgspec.Raw(raw_result) if raw_result and state == JobState.SUCCEEDED.encode() else None,
     )

@@ -100,6 +100,29 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         "hash: a tenant's limits and retentions. No TTL: set by an operator, to hold until he changes it; some 100 bytes.",
     ),
     "tenants": ((), "set of names: the tenants that have settings. No TTL: as those. Gone when empty."),
+    "delivery": (
+        ("id",),
+        "hash: a webhook to be told. No TTL until it was told or given up, then the result's retention.",
+    ),
+    "delivery_index": (
+        ("tenant",),
+        "zset of ids, by name: the tenant's deliveries. No TTL: each new one drops entries whose record is gone.",
+    ),
+    "lanes": (
+        (),
+        "zset lane → when it should be looked at (ms): the deliveries of one tenant to one origin. Gone when empty.",
+    ),
+    "unsent": (("lane",), "zset delivery → when it is due (ms). Gone when empty."),
+    "sending": (("lane",), "zset delivery → when its lease expires (ms): attempts under way. Gone when empty."),
+    "tenant_sending": (("tenant",), "set of ids: the tenant's attempts under way. Gone when empty."),
+    "webhook_gone": (
+        ("tenant", "endpoint"),
+        "flag: the receiver answered 410, and is told nothing more. 30 days TTL, or until a redelivery arrives.",
+    ),
+    "webhook_secret": (
+        ("tenant",),
+        "hash: what a tenant's webhooks are signed with. No TTL: receivers know it. Some 150 bytes.",
+    ),
     "alive": ((), "number: when a worker last called (ms), one hour TTL."),
     "grace": ((), "number: no lease is reaped before this (ms), its TTL one lease."),
     "hungry": ((), "flag: a worker has free slots and found nothing more, one minute TTL."),
@@ -150,6 +173,7 @@ CHANNELS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "wake": ((), "empty messages: a job is ready, and some worker was hungry."),
     "control": ((), "``cancel <id>``: to whichever worker runs it."),
     "gates": ((), "names of routes whose gate or circuit changed."),
+    "deliveries": ((), "empty messages: a webhook is due."),
 }
 
 _GLOBAL_KINDS: Final = GLOBAL_KEYS.keys() | {"gates"}
@@ -285,6 +309,16 @@ def tokens(owner: str) -> str:
 def spend(owner: str, period: str) -> str:
     """What its calls cost in a day (``YYYY-MM-DD``) or a month (``YYYY-MM``)."""
     return _name("spend", owner, period)
+
+
+def delivery(delivery_id: str) -> str:
+    """The record of a webhook to be told."""
+    return _name("delivery", delivery_id)
+
+
+def delivery_index(tenant: str) -> str:
+    """The tenant's deliveries."""
+    return _name("delivery_index", tenant)
 
 
 def flow_of(band: str, tenant: str, chain: str, *, key_id: str = "") -> str:

@@ -20,6 +20,7 @@ from shared.store.subscriber import Subscriber
 from shared.store.tenants import Tenants
 from shared.store.upstreams import Upstreams
 from shared.store.usage import UsageBook
+from shared.store.webhooks import Webhooks
 
 _MEMORY_LOOK_S = 1.0
 
@@ -39,6 +40,7 @@ class Runtime:
     api_keys: ApiKeys
     tenants: Tenants
     addresses: Addresses
+    webhooks: Webhooks
     memory: "Memory"
     make_connection: MakeConnection
 
@@ -111,6 +113,7 @@ async def open_runtime(
             api_keys=ApiKeys(commands),
             tenants=Tenants(commands),
             addresses=Addresses(commands),
+            webhooks=Webhooks(commands, settings),
             memory=Memory(commands, settings.memory_high_water),
             make_connection=connect,
         )

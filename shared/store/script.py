@@ -9,28 +9,29 @@ from functools import cache
 from importlib.resources import files
 from typing import Final, NamedTuple
 
-from shared.batch import BatchState
-from shared.job import BANDS, TRANSITIONS, Step
+from shared.batch import BatchCounts, BatchState
+from shared.job import BANDS, TRANSITIONS, Step, Usage
 from shared.store import keys
+from shared.webhooks import DeliveryState, EventType
 
 _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "submit": ("prelude", "bookkeeping", "window", "spend", "limits", "position", "submit"),
     "locate": ("prelude", "position", "locate"),
-    "claim": ("prelude", "bookkeeping", "spend", "overdue", "claim"),
+    "claim": ("prelude", "webhooks", "bookkeeping", "spend", "overdue", "claim"),
     "renew": ("prelude", "bookkeeping", "renew"),
-    "reap": ("prelude", "bookkeeping", "reap"),
+    "reap": ("prelude", "webhooks", "bookkeeping", "reap"),
     "release": ("prelude", "bookkeeping", "spend", "release"),
     "append": ("prelude", "append"),
-    "finish": ("prelude", "bookkeeping", "spend", "finish"),
-    "cancel": ("prelude", "bookkeeping", "cancel"),
-    "expire": ("prelude", "bookkeeping", "overdue", "expire"),
-    "erase": ("prelude", "erase"),
+    "finish": ("prelude", "webhooks", "bookkeeping", "spend", "finish"),
+    "cancel": ("prelude", "webhooks", "bookkeeping", "cancel"),
+    "expire": ("prelude", "webhooks", "bookkeeping", "overdue", "expire"),
+    "erase": ("prelude", "webhooks", "erase"),
     "probe": ("prelude", "probe"),
     "charge": ("prelude", "bookkeeping", "spend", "charge"),
     "open_batch": ("prelude", "bookkeeping", "window", "spend", "limits", "open_batch"),
     "add_items": ("prelude", "bookkeeping", "window", "spend", "limits", "add_items"),
-    "start_batch": ("prelude", "bookkeeping", "window", "spend", "limits", "start_batch"),
-    "advance_batch": ("prelude", "bookkeeping", "advance_batch"),
+    "start_batch": ("prelude", "webhooks", "bookkeeping", "window", "spend", "limits", "start_batch"),
+    "advance_batch": ("prelude", "webhooks", "bookkeeping", "advance_batch"),
     "cancel_batch": ("prelude", "bookkeeping", "cancel_batch"),
     "drop_batch": ("prelude", "bookkeeping", "drop_batch"),
     "due_batches": ("prelude", "bookkeeping", "due_batches"),
@@ -39,8 +40,12 @@ _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "content": ("content",),
     "set_tenant": ("prelude", "bookkeeping", "set_tenant"),
     "admit_address": ("clock", "window", "admit_address"),
+    "claim_deliveries": ("prelude", "clock", "webhooks", "lanes", "claim_deliveries"),
+    "end_delivery": ("prelude", "clock", "webhooks", "lanes", "end_delivery"),
+    "redeliver": ("prelude", "clock", "webhooks", "lanes", "redeliver"),
+    "webhook_secret": ("prelude", "clock", "webhook_secret"),
     "attend": ("prelude", "bookkeeping", "attend"),
-    "abandon": ("prelude", "bookkeeping", "abandon"),
+    "abandon": ("prelude", "webhooks", "bookkeeping", "abandon"),
     "reserve": ("upstream", "reserve"),
     "settle": ("upstream", "settle"),
     "probed": ("upstream", "probed"),
@@ -55,6 +60,17 @@ _PARTS: Final[dict[str, tuple[str, ...]]] = {
 """What each is made of: nothing that it does not need, since Redis builds all of it anew for every call."""
 
 NAMES: Final = tuple(_PARTS)
+
+_CONSTANTS: Final = {
+    "BANDS": ",".join(BANDS),
+    "BATCH_ENDED": BatchState.ENDED.value,
+    "BATCH_COUNTS": ",".join(BatchCounts.__struct_fields__),
+    "BATCH_EVENT": EventType.BATCH_ENDED.value,
+    "JOB_EVENT": "job.",
+    "USAGE_FIELDS": ",".join(Usage.__struct_fields__),
+    "DELIVERY_PENDING": DeliveryState.PENDING.value,
+}
+"""Words that the scripts know by name."""
 
 _GLOBAL: Final = frozenset(
     {
@@ -81,7 +97,7 @@ def script(name: str) -> Script:
     """The script of that name, assembled once per process."""
     folder = files("shared.store") / "lua"
     body = "\n".join((folder / f"{part}.lua").read_text() for part in _PARTS[name])
-    names = f"local BANDS, BATCH_ENDED = '{','.join(BANDS)}', '{BatchState.ENDED}'\n"
+    names = "".join(f"local {name} = '{value}'\n" for name, value in _CONSTANTS.items() if name in body)
     head = f"{names}{keys.lua_functions(used_in=body)}\n"
     text = (head + body).encode()
     prefix = keys.GLOBAL if name in _GLOBAL else keys.SHARD

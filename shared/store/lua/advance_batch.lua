@@ -5,15 +5,19 @@ local id, most = ARGV[1], tonumber(ARGV[2])
 local record, items = key_batch(id), key_batch_items(id)
 write_without_memory()
 local batch = call('HMGET', record, 'state', 'tenant', 'started_to', 'cancelled_to', 'common', 'timeout_ms', 'expires_ms',
-  'not_before_ms', 'created_ms', 'key')
+  'not_before_ms', 'created_ms', 'key', 'webhook_of_items')
 
 local function erase_some()
   call('DEL', key_batch_ended(id)) -- first: the list shrinks from its head, and lines would be told as other lines' jobs
   for _, job in ipairs(call('LRANGE', items, 0, most - 1)) do
-    if job ~= '' then call('DEL', key_job(job), key_result(job), key_log(job)) end
+    if job ~= '' then
+      call('DEL', key_job(job), key_result(job), key_log(job))
+      if batch[11] then forget_delivery(job) end
+    end
   end
   call('LTRIM', items, most, -1)
   if call('EXISTS', items) == 1 then return 1 end
+  forget_delivery(id)
   call('DEL', record, key_batch_invalid(id), key_batch_ended(id), key_batch_followed(id))
   call('ZREM', key_due(), id)
   return 0
@@ -26,6 +30,7 @@ local function start_item(job, place)
   call('HSET', key_job(job), 'tenant', batch[2], 'state', ARGV[6], 'place', place, 'created_ms', batch[9],
     'expires_ms', batch[7], 'timeout_ms', batch[6], 'spec', spec)
   if batch[10] then call('HSET', key_job(job), 'key', batch[10]) end
+  if batch[11] then call('HSET', key_job(job), 'webhook', 'batch') end
   call('ZADD', key_waiting(), batch[7], job) -- and is among the queued: START counted it
   local not_before = tonumber(batch[8])
   if not_before and not_before > now then

@@ -105,6 +105,7 @@ local function end_batch(batch, retention)
   end
   local key = call('HMGET', record, 'tenant', 'idempotency')
   if key[2] then call('PEXPIRE', key_idempotency(key[1], key[2]), int(math.max(result_ms, idempotency_ms))) end
+  tell_end_of_batch(batch)
 end
 
 -- An item of a batch has ended. usage: of its answer, as JSON, or nil.
@@ -171,7 +172,7 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   local record = key_job(id)
   local end_id = int(epoch) .. '-' .. int(seq)
   local job = call('HMGET', record, 'state', 'tenant', 'idempotency', 'batch', 'line', 'expires_ms', 'timeout_ms',
-    'attended_by', 'quiet', 'reserved', 'key', 'started_ms')
+    'attended_by', 'quiet', 'reserved', 'key', 'started_ms', 'webhook')
   local batch = job[4]
   if job[10] then
     settle_tokens(job[10], {'tenant:' .. job[2], job[11] and 'key:' .. job[11]}, usage, job[12])
@@ -193,6 +194,7 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   call('PEXPIRE', record, int(result_ms))
   if job[3] then call('PEXPIRE', key_idempotency(job[2], job[3]), int(math.max(result_ms, idempotency_ms))) end
   if job[8] then call('SREM', key_attended(job[8]), id) end
+  if job[13] then tell_end_of_job(job[13], id, job[2], state, batch, usage) end
   if batch then
     count(batch, job[1], state)
     end_item(batch, job[5], usage, retention)

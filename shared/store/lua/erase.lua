@@ -7,4 +7,5 @@ if not job[1] or job[2] ~= ARGV[2] then return -1 end
 if not contains(ARGV[3], job[1]) then return 0 end
 call('DEL', key_job(id), key_result(id), key_log(id))
 call('ZREM', key_index(job[2]), id)
+forget_delivery(id)
 return 1

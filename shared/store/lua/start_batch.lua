@@ -1,7 +1,7 @@
 -- START_BATCH: the body is whole, and the batch stands, once per Idempotency-Key. Its items are started by ADVANCE_BATCH.
 -- ARGV: id, tenant, source states, running, dropped, spec, what the items' specs have in common, timeout_ms, expires_in_ms,
 --       not_before_ms or '', idempotency hash or '', fingerprint, retention, how many lines were added or '', API key or '',
---       its limits (6)
+--       its limits (6), webhook as JSON or '', whether it asks for events of items (1/0)
 -- Returns {'started', told} | {'replayed', id} | {'reused'} | {'gone'} | {'limited' ...} | {'never' ...} as SUBMIT
 local id, tenant = ARGV[1], ARGV[2]
 local record = key_batch(id)
@@ -32,6 +32,8 @@ if jobs > 0 then count_queued(tenant, key ~= '' and key, jobs) end -- all of the
 local expires = math.max(now, tonumber(ARGV[10]) or 0) + tonumber(ARGV[9])
 call('HSET', record, 'state', ARGV[4], 'spec', ARGV[6], 'common', ARGV[7], 'timeout_ms', ARGV[8], 'not_before_ms', ARGV[10],
   'created_ms', int(now), 'expires_ms', int(expires))
+if ARGV[22] ~= '' then call('HSET', record, 'webhook', ARGV[22]) end
+if ARGV[23] == '1' then call('HSET', record, 'webhook_of_items', 1) end
 for _, oldest in ipairs(call('ZRANGE', key_batch_index(tenant), 0, 1)) do
   if call('EXISTS', key_batch(oldest)) == 1 then break end
   call('ZREM', key_batch_index(tenant), oldest)

@@ -1,0 +1,43 @@
+-- CLAIM_DELIVERIES: what is due, for one attempt each; no lane and no tenant takes more than its share.
+-- ARGV: how many, lease_ms, most of a lane, most of a tenant, failed, what is noted of a disabled endpoint, retention_ms,
+--       fields...
+-- Returns {ms until the next is due or -1, id, epoch, failed before, {fields}, ...}
+local most, lease_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
+local lane_most, tenant_most = tonumber(ARGV[3]), tonumber(ARGV[4])
+write_without_memory()
+local reply, taken = {-1}, 0
+for _, lane in ipairs(call('ZRANGEBYSCORE', key_lanes(), '-inf', int(now), 'LIMIT', 0, 2 * most)) do
+  if taken >= most then break end
+  local tenant = string.match(lane, '^([^:]+)')
+  for _, id in ipairs(call('ZRANGEBYSCORE', key_sending(lane), '-inf', int(now))) do -- its worker is gone
+    stop_sending(id, lane, tenant)
+    if call('EXISTS', key_delivery(id)) == 1 then call('ZADD', key_unsent(lane), int(now), id) end
+  end
+  local lane_room = lane_most - call('ZCARD', key_sending(lane))
+  local tenant_room = tenant_most - call('SCARD', key_tenant_sending(tenant))
+  local room = math.max(0, math.min(most - taken, lane_room, tenant_room))
+  local due = room > 0 and call('ZRANGEBYSCORE', key_unsent(lane), '-inf', int(now), 'LIMIT', 0, room) or {}
+  for _, id in ipairs(due) do
+    call('ZREM', key_unsent(lane), id)
+    local found = call('HMGET', key_delivery(id), 'endpoint', 'failed', 'manual')
+    if found[1] and not found[3] and call('EXISTS', key_webhook_gone(tenant, found[1])) == 1 then
+      note_attempt(id, '{"at_ms":' .. int(now) .. ',' .. ARGV[6] .. '}')
+      finish_delivery(id, tenant, ARGV[5], ARGV[7])
+    elseif found[1] then
+      taken, lane_room, tenant_room = taken + 1, lane_room - 1, tenant_room - 1
+      call('ZADD', key_sending(lane), int(now + lease_ms), id)
+      call('SADD', key_tenant_sending(tenant), id)
+      local epoch = call('HINCRBY', key_delivery(id), 'epoch', 1)
+      call('HDEL', key_delivery(id), 'due_ms')
+      reply[#reply + 1] = id
+      reply[#reply + 1] = epoch
+      reply[#reply + 1] = tonumber(found[2])
+      reply[#reply + 1] = call('HMGET', key_delivery(id), unpack(ARGV, 8))
+    end
+  end
+  -- Behind the other lanes that are due; one whose tenant is at its share is looked at again in a second.
+  place_lane(lane, lane_room, tenant_room > 0 and now or now + 1000)
+end
+local first = call('ZRANGE', key_lanes(), 0, 0, 'WITHSCORES')[2]
+if first then reply[1] = int(math.max(0, tonumber(first) - now)) end
+return reply

@@ -1,0 +1,19 @@
+-- WEBHOOK_SECRET: what a tenant's webhooks are signed with; made when it is asked for first.
+-- ARGV: tenant, a fresh one, for how long the older signs as well (ms), or '' to change nothing
+-- Returns {current, created_ms, previous or '', previous_until_ms or ''}
+local record = key_webhook_secret(ARGV[1])
+local time = call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local known = call('HGET', record, 'current')
+if not known then
+  call('HSET', record, 'current', ARGV[2], 'created_ms', int(now))
+elseif ARGV[3] ~= '' then
+  call('HSET', record, 'current', ARGV[2], 'created_ms', int(now), 'previous', known, 'previous_until_ms',
+    int(now + tonumber(ARGV[3])))
+end
+local found = call('HMGET', record, 'current', 'created_ms', 'previous', 'previous_until_ms')
+if found[4] and tonumber(found[4]) <= now then
+  call('HDEL', record, 'previous', 'previous_until_ms')
+  found[3], found[4] = false, false
+end
+return {found[1], found[2], found[3] or '', found[4] or ''}

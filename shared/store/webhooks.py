@@ -1,0 +1,215 @@
+"""Deliveries of webhooks as records and as a queue: claimed under a lease, ended, told again, listed.
+
+The jobs' queue in small: a lease instead of a worker's word, an epoch as fence, Redis's clock. A delivery waits in its lane,
+which is one tenant's way to one origin, so that a receiver that hangs delays nobody but itself. Deliveries are born by the
+scripts that end jobs and batches.
+"""
+
+import base64
+import secrets
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from shared.errors import NotFound
+from shared.settings import Settings
+from shared.store import keys
+from shared.store.commands import Commands
+from shared.store.script import script
+from shared.webhooks import Attempt, Delivery, DeliveryState, EventType, Next, Reason, Secrets, delivery_id_of
+
+LANE_MOST: Final = 8
+"""Attempts at once from a tenant to an origin."""
+TENANT_MOST: Final = 16
+"""As above, to all origins of a tenant."""
+_GONE_MS: Final = 30 * 86_400_000
+
+_PAGE_SCANNED: Final = 200
+_PAGES_SCANNED: Final = 25
+"""A filtered list looks at 5,000 deliveries at most; then the page is short and ``next`` goes on."""
+
+_FIELDS: Final = (
+    "tenant", "event", "subject", "status", "url", "state", "created_ms", "with_result", "batch", "custom_id", "usage", "counts",
+    "error", "due_ms", "ended_ms", "history",
+)  # fmt: skip
+
+
+class DeliveryClaim(NamedTuple):
+    """A delivery to be attempted once, now."""
+
+    delivery: Delivery
+    epoch: int
+    failed_before: int
+    """Attempts of this schedule."""
+
+
+class Claimed(NamedTuple):
+    """What CLAIM_DELIVERIES brought."""
+
+    claims: list[DeliveryClaim]
+    next_due_s: float | None
+    """Until there may be more; None if there is none."""
+
+
+class DeliveryPage(NamedTuple):
+    """Deliveries, newest job or batch first, and where the next page begins."""
+
+    deliveries: list[Delivery]
+    next_after: str | None
+
+
+class Webhooks:
+    """The deliveries and secrets of a shard."""
+
+    def __init__(self, commands: Commands, settings: Settings) -> None:
+        self._commands = commands
+        self._retention_ms = int(settings.result_retention_s * 1000)
+
+    # For workers
+
+    async def claim(self, *, count: int, lease_s: float) -> Claimed:
+        """What is due, at most ``count``; whoever does not end one within the lease has lost it."""
+        next_ms, *flat = await self._commands.run(
+            script("claim_deliveries"),
+            count,
+            int(lease_s * 1000),
+            LANE_MOST,
+            TENANT_MOST,
+            DeliveryState.FAILED,
+            f'"took_ms":0,"reason":"{Reason.DISABLED}"',
+            self._retention_ms,
+            *_FIELDS,
+        )
+        claims = [
+            DeliveryClaim(_delivery_of(raw_id.decode(), record), epoch, failed)
+            for raw_id, epoch, failed, record in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+        ]
+        return Claimed(claims, None if int(next_ms) < 0 else int(next_ms) / 1000)
+
+    async def end(self, claim: DeliveryClaim, then: Next, attempt: Attempt | None) -> bool:
+        """What became of it; without an ``attempt`` none was made, and none is counted. False: the claim was over."""
+        reply = await self._commands.run(
+            script("end_delivery"),
+            claim.delivery.id,
+            claim.epoch,
+            then.state,
+            int(then.delay_s * 1000),
+            "" if attempt is None else msgspec.json.encode(attempt),
+            self._retention_ms,
+            _GONE_MS if then.reason is Reason.GONE else "",
+            int(then.state is DeliveryState.DELIVERED),
+        )
+        return bool(reply)
+
+    async def result_of(self, delivery: Delivery) -> bytes | None:
+        """The result of the job that it tells of, as stored; None if it has none, or none any more."""
+        found: bytes | None = await self._commands.call("GET", keys.result(delivery.subject))
+        return found
+
+    async def secrets(self, tenant: str) -> Secrets:
+        """What the tenant's deliveries are signed with; made when they are asked for first."""
+        return await self._secrets(tenant, "")
+
+    # For callers
+
+    async def rotate(self, tenant: str, *, grace_s: float) -> Secrets:
+        """A new secret; the one before signs as well for ``grace_s``. A tenant without one gets its first."""
+        return await self._secrets(tenant, int(grace_s * 1000))
+
+    async def get(self, delivery_id: str, tenant: str) -> Delivery:
+        """Raises NotFound, for foreign ids too."""
+        (found,) = await self._get_many([delivery_id], tenant)
+        if found is None:
+            raise NotFound
+        return found
+
+    async def redeliver(self, delivery_id: str, tenant: str) -> Delivery:
+        """Told again, now, whatever became of it; one that is being told stays as it is. Raises NotFound."""
+        if await self._commands.run(script("redeliver"), delivery_id, tenant) < 0:
+            raise NotFound
+        return await self.get(delivery_id, tenant)
+
+    async def page(
+        self,
+        tenant: str,
+        *,
+        after: str | None,
+        limit: int,
+        state: DeliveryState | None = None,
+        job_id: str | None = None,
+        batch_id: str | None = None,
+    ) -> DeliveryPage:
+        """Newest job or batch first. ``batch_id``: of the batch and of its items. With a filter a page may be short of
+        ``limit`` and still have a next.
+        """
+        found: list[Delivery] = []
+        if job_id is not None:
+            (one,) = await self._get_many([delivery_id_of(job_id)], tenant)
+            is_it = one is not None and one.subject == job_id and state in (None, one.state)
+            if one is None or not is_it or batch_id not in (None, one.batch_id):
+                return DeliveryPage([], None)
+            return DeliveryPage([one], None)
+        filtered = state is not None or batch_id is not None
+        last = after
+        for _ in range(_PAGES_SCANNED if filtered else 2):
+            start = f"({last}" if last else "+"
+            count = _PAGE_SCANNED if filtered else limit + 1
+            members = await self._commands.call(
+                "ZREVRANGEBYLEX", keys.delivery_index(tenant), start, "-", "LIMIT", 0, count
+            )
+            ids = [member.decode() for member in members]
+            for delivery_id, one in zip(ids, await self._get_many(ids, tenant), strict=True):
+                if one is not None and state in (None, one.state) and batch_id in (None, one.batch_id, one.subject):
+                    if len(found) == limit:
+                        return DeliveryPage(found, found[-1].id)
+                    found.append(one)
+                last = delivery_id
+            if len(ids) < count:
+                return DeliveryPage(found, None)
+        return DeliveryPage(found, last)
+
+    async def _get_many(self, delivery_ids: Sequence[str], tenant: str) -> list[Delivery | None]:
+        replies = [self._commands.call("HMGET", keys.delivery(each), *_FIELDS) for each in delivery_ids]
+        records = [await reply for reply in replies]
+        return [
+            _delivery_of(each, record) if record[0] == tenant.encode() else None
+            for each, record in zip(delivery_ids, records, strict=True)
+        ]
+
+    async def _secrets(self, tenant: str, grace_ms: int | str) -> Secrets:
+        fresh = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+        current, created_ms, previous, until_ms = await self._commands.run(
+            script("webhook_secret"), tenant, fresh, grace_ms
+        )
+        return Secrets(
+            current.decode(), int(created_ms), previous.decode() or None, int(until_ms) if until_ms else None
+        )
+
+
+def _delivery_of(delivery_id: str, record: Sequence[Any]) -> Delivery:
+    fields = dict(zip(_FIELDS, record, strict=True))
+    history = b"[" + (fields["history"] or b"") + b"]"
+    return Delivery(
+        id=delivery_id,
+        tenant=fields["tenant"].decode(),
+        event=EventType(fields["event"].decode()),
+        subject=fields["subject"].decode(),
+        status=fields["status"].decode(),
+        url=fields["url"].decode(),
+        state=DeliveryState(fields["state"].decode()),
+        created_ms=int(fields["created_ms"]),
+        with_result=fields["with_result"] == b"1",
+        batch_id=fields["batch"].decode() if fields["batch"] else None,
+        custom_id=fields["custom_id"].decode() if fields["custom_id"] else None,
+        usage=_raw(fields["usage"]),
+        counts=_raw(fields["counts"]),
+        error=_raw(fields["error"]),
+        due_ms=int(fields["due_ms"]) if fields["due_ms"] else None,
+        ended_ms=int(fields["ended_ms"]) if fields["ended_ms"] else None,
+        attempts=msgspec.json.decode(history, type=tuple[Attempt, ...]),
+    )
+
+
+def _raw(value: bytes | None) -> msgspec.Raw | None:
+    return msgspec.Raw(value) if value else None

@@ -1,0 +1,235 @@
+"""Webhooks: what a caller asks to be told, what it is told, and when that is tried again.
+
+Standard Webhooks (standardwebhooks.com): the body is thin, the same bytes at every attempt, and signed; ``webhook-id`` is the
+delivery's id. A delivery is born in the same step as the end that it tells of, so that no end goes untold.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from shared.clock import to_rfc3339
+
+
+class EventType(StrEnum):
+    """What a webhook may tell of."""
+
+    JOB_SUCCEEDED = "job.succeeded"
+    JOB_FAILED = "job.failed"
+    JOB_CANCELLED = "job.cancelled"
+    JOB_EXPIRED = "job.expired"
+    BATCH_ENDED = "batch.ended"
+
+
+JOB_EVENTS: Final = frozenset(EventType) - {EventType.BATCH_ENDED}
+"""Of a job, or of the items of a batch."""
+DEFAULT_BATCH_EVENTS: Final = (EventType.BATCH_ENDED,)
+
+MOST_URL_CHARS: Final = 2000
+MOST_ATTEMPTS: Final = 20
+"""Of one schedule, and so in one history."""
+LONGEST_RETRY_AFTER_S: Final = 86_400.0
+_JITTER: Final = 0.1
+
+
+class Webhook(msgspec.Struct, frozen=True):
+    """What a submit asks for."""
+
+    url: str
+    events: tuple[EventType, ...]
+    result: bool = False
+    """Whether the body holds the result of the job."""
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    """As the record holds it, for the scripts."""
+
+    url: str
+    events: tuple[EventType, ...]
+    result: bool
+    origin: str
+    """Of the URL, hashed: deliveries to one origin share a lane."""
+    endpoint: str
+    """The URL, hashed: what a 410 disables."""
+
+
+def stored_form(webhook: Webhook | None) -> bytes:
+    """JSON for a record; empty for none."""
+    if webhook is None:
+        return b""
+    parts = urlsplit(webhook.url)
+    origin = f"{parts.scheme}://{parts.hostname}:{parts.port or ''}"
+    stored = _Stored(webhook.url, webhook.events, webhook.result, _short_hash(origin), _short_hash(webhook.url))
+    return msgspec.json.encode(stored)
+
+
+def webhook_of(stored: bytes) -> Webhook:
+    """Back from ``stored_form``."""
+    return msgspec.json.decode(stored, type=Webhook)
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def delivery_id_of(subject: str) -> str:
+    """Of the job or batch that it tells of: each ends once."""
+    return "evt_" + subject.partition("_")[2]
+
+
+class DeliveryState(StrEnum):
+    """Where a delivery is."""
+
+    PENDING = "pending"
+    """Waits for its next attempt, or is being sent."""
+    DELIVERED = "delivered"
+    """The receiver answered 2xx."""
+    FAILED = "failed"
+    """No attempt is left, or the receiver said that it is gone. A redelivery begins anew."""
+
+
+class Reason(StrEnum):
+    """Why an attempt had no 2xx."""
+
+    STATUS = "status"
+    """Another status."""
+    REDIRECT = "redirect"
+    """A 3xx, which is never followed."""
+    GONE = "gone"
+    """410: the endpoint is disabled."""
+    DISABLED = "disabled"
+    """It said so at an earlier delivery: nothing was sent."""
+    FORBIDDEN_ADDRESS = "forbidden_address"
+    UNRESOLVABLE = "unresolvable"
+    REFUSED_CONNECTION = "refused_connection"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    PROTOCOL = "protocol"
+    """It answered something that is not HTTP, or broke off."""
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One attempt that has ended."""
+
+    at_ms: int
+    took_ms: int
+    status: int | None = None
+    reason: Reason | None = None
+    """None: it was delivered."""
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """A delivery as its record stands. Times are milliseconds since 1970 by Redis's clock."""
+
+    id: str
+    tenant: str
+    event: EventType
+    subject: str
+    """The job or batch that has ended."""
+    status: str
+    """Its state."""
+    url: str
+    state: DeliveryState
+    created_ms: int
+    """When the subject ended."""
+    with_result: bool = False
+    batch_id: str | None = None
+    custom_id: str | None = None
+    usage: msgspec.Raw | None = None
+    counts: msgspec.Raw | None = None
+    error: msgspec.Raw | None = None
+    due_ms: int | None = None
+    """The next attempt; None if none is to come, or one is under way."""
+    ended_ms: int | None = None
+    attempts: tuple[Attempt, ...] = ()
+    """Of the newest schedule."""
+
+    @property
+    def is_of_batch(self) -> bool:
+        """Or of a job."""
+        return self.event is EventType.BATCH_ENDED
+
+
+def url_of_subject(delivery: Delivery) -> str:
+    """Where the subject is read."""
+    return f"/v1/{'batches' if delivery.is_of_batch else 'jobs'}/{delivery.subject}"
+
+
+def body_of(delivery: Delivery, result: bytes | None = None) -> bytes:
+    """What is sent: the same at every attempt, as long as the result is kept. ``result``: as stored, if it was asked for."""
+    data: dict[str, Any] = {}
+    if delivery.is_of_batch:
+        data["batch_id"] = delivery.subject
+    else:
+        data["job_id"] = delivery.subject
+        if delivery.batch_id is not None:
+            data |= {"batch_id": delivery.batch_id, "custom_id": delivery.custom_id}
+    data["status"] = delivery.status
+    data["usage"] = delivery.usage
+    if delivery.counts is not None:
+        data["counts"] = delivery.counts
+    if delivery.error is not None:
+        data["error"] = delivery.error
+    data["url"] = url_of_subject(delivery)
+    if delivery.with_result:
+        data["result"] = msgspec.Raw(result) if result else None
+    return msgspec.json.encode(
+        {"type": delivery.event, "timestamp": to_rfc3339(delivery.created_ms), "data": data},
+    )
+
+
+class Next(msgspec.Struct, frozen=True):
+    """What becomes of a delivery behind an attempt."""
+
+    state: DeliveryState
+    reason: Reason | None = None
+    delay_s: float = 0
+    """Until the next attempt, where it is pending."""
+
+
+def next_of(
+    *,
+    status: int | None,
+    reason: Reason | None,
+    retry_after_s: float | None,
+    failed_before: int,
+    retry_s: Sequence[float],
+    chance: Callable[[], float],
+) -> Next:
+    """2xx delivers, 410 ends it, all else is tried again: after ``retry_s[failed_before]``, up to a tenth longer, and not before
+    the receiver's ``Retry-After`` of at most a day. ``status`` None: no answer, and ``reason`` says why.
+    """
+    if status is not None and 200 <= status < 300:
+        return Next(DeliveryState.DELIVERED)
+    if status == 410:
+        return Next(DeliveryState.FAILED, Reason.GONE)
+    if status is not None:
+        reason = Reason.REDIRECT if 300 <= status < 400 else Reason.STATUS
+    if failed_before >= len(retry_s):
+        return Next(DeliveryState.FAILED, reason)
+    delay_s = retry_s[failed_before] * (1 + _JITTER * chance())
+    return Next(DeliveryState.PENDING, reason, max(delay_s, min(retry_after_s or 0, LONGEST_RETRY_AFTER_S)))
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    """What a tenant's deliveries are signed with. ``repr`` shows none."""
+
+    current: str
+    """``whsec_`` and 32 random bytes in base 64."""
+    created_ms: int
+    previous: str | None = None
+    """Signs as well, until ``previous_until_ms``."""
+    previous_until_ms: int | None = None
+
+    def __repr__(self) -> str:
+        """A log or a traceback must not hold them."""
+        return f"Secrets(created_ms={self.created_ms})"
+
+    @property
+    def live(self) -> tuple[str, ...]:
+        """Newest first."""
+        return (self.current,) if self.previous is None else (self.current, self.previous)
