@@ -27,6 +27,7 @@ from shared.job import new_id
 from shared.settings import Settings, load_settings
 from shared.store.runtime import open_runtime
 from shared.telemetry import configure_logging, get_logger
+from shared.version import version
 
 State = dict[str, ApiState]
 """What the lifespan gives to every request: ``scope["state"]["api"]``."""
@@ -37,7 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or _settings_of_the_environment()
     app = FastAPI(
         title="tokenspool",
-        version=openapi.version(),
+        version=version(),
         description=openapi.DESCRIPTION,
         lifespan=_lifespan(settings),
         docs_url=None,  # both pages would load their scripts from other hosts

@@ -4,7 +4,6 @@ Bodies are read by ourselves and answers encoded by ourselves, so both stand her
 the types that are encoded.
 """
 
-from importlib import metadata
 from typing import Any, Final
 
 import msgspec
@@ -58,14 +57,6 @@ _KEYS: Final = "/v1/keys"
 _KEY: Final = "/v1/keys/{key_id}"
 _MESSAGE_BATCHES: Final = "/v1/messages/batches"
 _MESSAGE_BATCH: Final = "/v1/messages/batches/{batch_id}"
-
-
-def version() -> str:
-    """Of the installed distribution."""
-    try:
-        return metadata.version("tokenspool")
-    except metadata.PackageNotFoundError:
-        return "0"
 
 
 def describe(app: FastAPI) -> None:

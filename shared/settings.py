@@ -17,6 +17,7 @@ from pydantic_settings import SettingsError as EnvSettingsError
 from shared.errors import SettingsError
 from shared.prices import OwnPrice
 from shared.routes import ProviderName, RouteRule, Routes
+from shared.webhooks import MOST_ATTEMPTS
 
 _PREFIX = "TOKENSPOOL_"
 
@@ -157,6 +158,19 @@ class Settings(BaseSettings):
     """After so long without a call, one worker asks the upstreams for their models, which costs nothing, so that ``/health``
     knows. 0: never; nor does any worker read their models for ``/v1/models`` then."""
 
+    webhook_timeout_s: float = Field(15, gt=0, le=30)
+    """How long an attempt to tell a webhook may take, from the look-up of its name to its answer."""
+    webhook_retry_s: Annotated[tuple[Seconds, ...], Field(max_length=MOST_ATTEMPTS - 1)] = (
+        5,
+        300,
+        1_800,
+        7_200,
+        18_000,
+        36_000,
+        36_000,
+    )
+    """The pauses between the attempts, as a JSON list; each may be up to a tenth longer. Behind the last attempt it has failed."""
+
     sse_ping_s: Seconds = 15
     """Comment frames that keep proxies from closing a silent stream."""
     sse_buffer_bytes: Bytes = 1 << 20
@@ -257,6 +271,7 @@ _EXPECTED = {
     "dict_type": "a JSON object",
     "model_type": "a JSON object",
     "tuple_type": "a JSON list",
+    "too_long": "a list of at most {max_length}",
     "string_pattern_mismatch": "a URL that begins with one of: {schemes}",
     "string_too_short": "a text of at least {min_length} characters",
     "string_too_long": "a text of at most {max_length} characters",
