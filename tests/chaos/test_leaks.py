@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from tests.support.deployment import (
     CANARY_KEY,
     CANARY_METADATA,
     CANARY_PROMPT,
+    Api,
     Deployment,
     Process,
     away,
+    free_port,
 )
 from tests.support.facts import Fact
 from tests.support.follower import ask, asking
@@ -158,6 +161,7 @@ async def test_no_key_of_ours_is_in_any_log(empty: Deployment) -> None:
         assert answer.status == 401
         assert made.text.encode() not in await answer.read()
     CANARIES.extend(canaries)
+    empty.key = made.text
     try:
         assert empty.say_what_leaked() == []
         async with empty.runtime() as runtime:  # nor is it kept: only its hash is
@@ -171,23 +175,32 @@ async def test_no_key_of_ours_is_in_any_log(empty: Deployment) -> None:
         del CANARIES[-len(canaries) :]
 
 
-async def test_the_search_finds_what_is_planted(quick: Deployment) -> None:
+async def test_the_search_finds_what_is_planted(quick: Deployment, tmp_path: Path) -> None:
     """In each place where it looks: a search that finds nothing proves nothing by itself."""
     log = quick.directory / "planted.log"
     program = "import sys, time; print('up', flush=True); time.sleep(60)"
+    port = free_port()
+    telling = [sys.executable, "-um", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
+    (tmp_path / "metrics").write_text(f'jobs{{model="{CANARY_PROMPT[:16]}"}} 1\n')
+    teller = Api("teller", telling, {}, quick.directory / "teller.log")
+    teller.url = f"http://127.0.0.1:{port}"
+    quick.apis.append(teller)
     try:
         log.write_text(f"a line\na line with {CANARY_PROMPT}\n")
         planted = Process("planted", [sys.executable, "-c", program, CANARY_KEY], {}, quick.directory / "planted2.log")
         quick.processes.append(planted)
         await wait_until(lambda: "up" in planted.log, "the planted process")
+        await wait_until(lambda: "Serving" in teller.log, "the planted API")
         async with quick.runtime() as runtime:
             await runtime.commands.call("SET", f"ts:{{0}}:llm:{CANARY_METADATA}", 1)
             await runtime.commands.call("CONFIG", "SET", "slowlog-log-slower-than", "0")
             await runtime.commands.call("GET", f"no such key {CANARY_API_KEY}")
         found = quick.say_what_leaked()
-        assert [line.partition(":")[0] for line in found] == ["planted.log", "command line", "Redis", "Redis"]
+        assert [line.partition(":")[0] for line in found] == ["planted.log", "command line", "http", "Redis", "Redis"]
     finally:
         log.unlink()
+        quick.apis.remove(teller)
+        teller.kill()
         planted.kill()
         quick.processes.remove(planted)
         async with quick.runtime() as runtime:
