@@ -151,6 +151,7 @@ class Sent:
     was_started: bool = False
     started_to: int = 0
     cancelled_to: int = 0
+    kept_to: int = 0
     erased_to: int = 0
     cost: int | None = None
     is_unpriced: bool = False
@@ -200,7 +201,9 @@ class Sent:
         if self.state in (None, BatchState.RECEIVING):
             return False
         is_cancelling = self.state is BatchState.CANCELLING
-        if is_cancelling and self.cancelled_to < self.started_to:
+        if self.state is BatchState.ENDED and self.kept_to < len(self.lines):
+            self.kept_to = min(self.kept_to + PIECE, len(self.lines))
+        elif is_cancelling and self.cancelled_to < self.started_to:
             self._cancel_some(min(self.cancelled_to + PIECE, self.started_to))
         elif self.started_to < len(self.lines):
             self._start_some(min(self.started_to + PIECE, len(self.lines)))

@@ -1,11 +1,12 @@
--- ADVANCE_BATCH: the next piece of what concerns all items of a batch: they start, are cancelled, or are erased.
+-- ADVANCE_BATCH: the next piece of what concerns all items of a batch: they start, are cancelled, are kept as long as
+-- the batch, or are erased.
 -- ARGV: id, most items, receiving, cancelling, dropped, queued, states to cancel from, cancelled, retention
 -- Returns 1 if something is left to do, else 0
 local id, most = ARGV[1], tonumber(ARGV[2])
 local record, items = key_batch(id), key_batch_items(id)
 write_without_memory()
 local batch = call('HMGET', record, 'state', 'tenant', 'started_to', 'cancelled_to', 'common', 'timeout_ms', 'expires_ms',
-  'not_before_ms', 'created_ms', 'key', 'webhook_of_items')
+  'not_before_ms', 'created_ms', 'key', 'webhook_of_items', 'kept_to')
 
 local function erase_some()
   call('DEL', key_batch_ended(id)) -- first: the list shrinks from its head, and lines would be told as other lines' jobs
@@ -63,11 +64,26 @@ local function cancel_some(from, to)
   call('HSET', record, 'cancelled_to', from + #jobs)
 end
 
+-- When an item ended, nobody knew when its batch would: it goes with it, not later.
+local function keep_some(from)
+  local jobs, left = call('LRANGE', items, from, from + most - 1), call('PTTL', record)
+  for _, job in ipairs(jobs) do
+    if job ~= '' then
+      for _, key in ipairs({key_job(job), key_result(job)}) do
+        if call('PTTL', key) > left then call('PEXPIRE', key, int(left)) end
+      end
+    end
+  end
+  call('HSET', record, 'kept_to', from + #jobs)
+end
+
 if batch[1] == ARGV[5] then return erase_some() end
 if batch[1] == ARGV[3] then return 0 end -- its body is coming in
 local length = call('LLEN', items)
-local started_to, cancelled_to = tonumber(batch[3] or 0), tonumber(batch[4] or 0)
-if batch[1] == ARGV[4] and cancelled_to < started_to then
+local started_to, cancelled_to, kept_to = tonumber(batch[3] or 0), tonumber(batch[4] or 0), tonumber(batch[12] or 0)
+if batch[1] == BATCH_ENDED and kept_to < length then
+  keep_some(kept_to)
+elseif batch[1] == ARGV[4] and cancelled_to < started_to then
   cancel_some(cancelled_to, started_to)
 elseif batch[1] and started_to < length then
   start_some(started_to)

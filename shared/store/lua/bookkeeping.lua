@@ -91,9 +91,12 @@ local function kept_for(tenant, retention)
   local own = call('HMGET', key_tenant(tenant), 'log_retention_ms', 'result_retention_ms')
   if own[1] then
     log_ms = tonumber(own[1])
-    item_log_ms = math.min(item_log_ms, log_ms)
   end
-  return log_ms, tonumber(own[2] or result_ms), idempotency_ms, item_log_ms
+  if own[2] then -- the log tells what the result does
+    result_ms = tonumber(own[2])
+    log_ms = math.min(log_ms, result_ms)
+  end
+  return log_ms, result_ms, idempotency_ms, math.min(item_log_ms, log_ms)
 end
 
 local function end_batch(batch, retention)
@@ -105,6 +108,7 @@ local function end_batch(batch, retention)
   end
   local key = call('HMGET', record, 'tenant', 'idempotency')
   if key[2] then call('PEXPIRE', key_idempotency(key[1], key[2]), int(math.max(result_ms, idempotency_ms))) end
+  call('ZADD', key_due(), int(now), batch) -- ADVANCE_BATCH: the items reckoned with the latest end that it could have
   tell_end_of_batch(batch)
 end
 
