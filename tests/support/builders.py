@@ -10,6 +10,7 @@ from shared.batch import ITEM_PRIORITY, BatchSpec, InvalidItem, NewItem
 from shared.job import JobSpec, Priority, Submission, Usage, new_id
 from shared.limits import NO_LIMITS, CallerLimits
 from shared.store.idempotency import fingerprint_of
+from shared.webhooks import EventType, Webhook
 
 A_REQUEST = b'{"model":"a-model","max_tokens":16,"messages":[{"role":"user","content":"Say hello."}]}'
 
@@ -28,6 +29,7 @@ def a_submission(
     attended_by: str = "",
     limits: CallerLimits = NO_LIMITS,
     tokens: int = 0,
+    webhook: Webhook | None = None,
     **spec: Any,
 ) -> Submission:
     """A job about to be born. ``body`` is what its fingerprint is made of; ``spec`` is any other member of JobSpec."""
@@ -40,6 +42,7 @@ def a_submission(
         fingerprint=fingerprint_of(body),
         limits=limits,
         tokens=tokens,
+        webhook=webhook,
         attended_by=attended_by,
     )
 
@@ -49,10 +52,21 @@ def a_batch_id() -> str:
     return an_id("batch")
 
 
-def a_batch_spec(*, metadata: dict[str, str] | None = None, retry_of: str | None = None, **items: Any) -> BatchSpec:
+def a_webhook(url: str = "https://hooks.example.com/told", *events: EventType, result: bool = False) -> Webhook:
+    """For whatever ends, unless ``events`` are named."""
+    return Webhook(url, events or tuple(EventType), result)
+
+
+def a_batch_spec(
+    *,
+    metadata: dict[str, str] | None = None,
+    retry_of: str | None = None,
+    webhook: Webhook | None = None,
+    **items: Any,
+) -> BatchSpec:
     """``items``: members of JobSpec that all items have in common."""
     common = JobSpec(**{"model": "", "priority": ITEM_PRIORITY, **items})
-    return BatchSpec(items=common, metadata=metadata or {}, retry_of=retry_of)
+    return BatchSpec(items=common, metadata=metadata or {}, retry_of=retry_of, webhook=webhook)
 
 
 def a_line(line: int, *, custom_id: str | None = None, model: str = "a-model", request: bytes = A_REQUEST) -> NewItem:

@@ -20,6 +20,7 @@ from shared.store.commands import Commands
 from shared.store.idempotency import fingerprint_of
 from shared.store.queue import Claim, Ending, Finished, FinishReply, Reaped
 from shared.store.runtime import Runtime
+from shared.webhooks import DeliveryState
 from tests.support.builders import a_batch_id, a_batch_spec, a_submission, lines
 from tests.support.wait import wait_until
 
@@ -311,6 +312,8 @@ async def keys_that_leak(commands: Commands) -> list[str]:
 
 async def _has_ended(commands: Commands, name: str) -> bool:
     owner = name.rpartition(":")[2]
+    if kind_of(name) == "delivery":
+        return bool(await commands.call("HGET", name, "state") != DeliveryState.PENDING.encode())
     if kind_of(name) == "idempotency":
         owner = (await commands.call("HGET", name, "job")).decode()
     if owner.startswith("batch_"):

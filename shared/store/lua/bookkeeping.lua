@@ -1,7 +1,5 @@
--- Redis's clock, so that no machine's matters, and the bookkeeping that the life cycle's scripts share.
+-- The bookkeeping that the life cycle's scripts share.
 local QUIET_KEPT_MS = 60000 -- of a job that only its own submitter asks for, and right away
-local time = call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- A mass silence is Redis having been away, not a mass death: then nothing is reaped for one more lease. A stamp that is
 -- not there has aged away, which is a long silence; with no lease about there is nobody to spare.

@@ -1,6 +1,4 @@
 -- Lanes: the deliveries of one tenant to one origin, which wait for each other and for nobody else. KEYS[1] is the shard's.
-local time = call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- When a lane should be looked at next: at its first due delivery if it has room for it, else when a lease expires.
 -- not_before: of those that it must leave to others for now.

@@ -2,8 +2,6 @@
 -- ARGV: tenant, a fresh one, for how long the older signs as well (ms), or '' to change nothing
 -- Returns {current, created_ms, previous or '', previous_until_ms or ''}
 local record = key_webhook_secret(ARGV[1])
-local time = call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local known = call('HGET', record, 'current')
 if not known then
   call('HSET', record, 'current', ARGV[2], 'created_ms', int(now))
