@@ -11,6 +11,7 @@ import pytest
 from shared.api_key import ALL_SCOPES, new_key_text
 from shared.limits import CallerLimits
 from tests.chaos.conftest import HistoryOf
+from tests.support.contents import contents
 from tests.support.deployment import (
     CANARIES,
     CANARY_API_KEY,
@@ -25,7 +26,6 @@ from tests.support.deployment import (
 )
 from tests.support.facts import Fact
 from tests.support.follower import ask, asking
-from tests.support.store import all_keys
 from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
@@ -165,8 +165,7 @@ async def test_no_key_of_ours_is_in_any_log(empty: Deployment) -> None:
     try:
         assert empty.say_what_leaked() == []
         async with empty.runtime() as runtime:  # nor is it kept: only its hash is
-            for name in await all_keys(runtime.commands):
-                value = await runtime.commands.call("DUMP", name)
+            for name, value in (await contents(runtime.commands)).items():
                 assert not any(canary.encode() in value for canary in canaries), name
         api.signal(signal.SIGTERM)
         assert await api.ended(20) == 0

@@ -23,10 +23,10 @@ from shared.job import Step, new_id
 from shared.settings import load_settings
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime, open_runtime
-from tests.support.batches import a_result
+from tests.support.batches import a_result, fail
 from tests.support.builders import a_text_delta, lines
 from tests.support.deployment import free_port
-from tests.support.store import append, begin, claim_one, finish, receive, start, submit
+from tests.support.store import append, begin, claim_one, finish, make_overdue, receive, start, start_batch, submit
 from tests.tenants.table import OwnedPath, owned_paths
 from tests.tenants.victim import ATTACKER, VICTIM, a_key
 from tests.tenants.wire import Line, a_line
@@ -35,8 +35,28 @@ MOST_MS = 0.5
 _LARGE_BYTES = 5_000_000
 
 
+async def _ended(runtime: Runtime) -> tuple[dict[str, str], dict[str, str]]:
+    """Jobs and batches of each end, and such as will never begin."""
+    failed = await start(runtime, tenant=VICTIM)
+    await fail(runtime, failed)
+    ended = await start_batch(runtime, 1, tenant=VICTIM)
+    await finish(runtime, await claim_one(runtime), Ending(Step.SUCCEED, a_result("Hello.")))
+    cancelled, expired = [await submit(runtime, tenant=VICTIM) for _ in range(2)]
+    await runtime.jobs.cancel(cancelled.id, VICTIM)
+    await make_overdue(runtime, expired.id)
+    await runtime.jobs.expire()
+    cancelling = await start_batch(runtime, 2, tenant=VICTIM)
+    await runtime.batches.cancel(cancelling.id, VICTIM)
+    receiving, dropped = [await receive(runtime, 2, tenant=VICTIM) for _ in range(2)]
+    await runtime.batches.drop(dropped.id, VICTIM)
+    jobs = {"failed": failed.id, "cancelled": cancelled.id, "expired": expired.id, "ended item": ended.job_ids[0]}
+    batches = {"ended": ended.id, "cancelling": cancelling.id, "receiving": receiving.id, "dropped": dropped.id}
+    return jobs, batches
+
+
 async def _large(runtime: Runtime) -> dict[str, dict[str, str]]:
     """Ids of a tenant, by kind, by what they are."""
+    jobs, batches = await _ended(runtime)
     request = b'{"messages":[{"role":"user","content":"%b"}]}' % (b"x" * _LARGE_BYTES)
     done = await start(runtime, tenant=VICTIM, request=request)
     await finish(runtime, done, Ending(Step.SUCCEED, a_result("x" * _LARGE_BYTES)))
@@ -64,9 +84,17 @@ async def _large(runtime: Runtime) -> dict[str, dict[str, str]]:
             "queued": waiting.id,
             "all metadata": described.id,
             "item": batch.job_ids[50],
+            **jobs,
         },
-        "batch": {"10,000 items": batch.id, "1 item": small.id},
+        "batch": {"10,000 items": batch.id, "1 item": small.id, **batches},
     }
+
+
+async def _keys(runtime: Runtime) -> dict[str, str]:
+    standing, revoked, rotating = [(await a_key(runtime, VICTIM)).key.id for _ in range(3)]
+    await runtime.api_keys.revoke(revoked, VICTIM)
+    await runtime.api_keys.rotate(rotating, VICTIM, grace_s=3600)
+    return {"standing": standing, "revoked": revoked, "rotating": rotating}
 
 
 async def _measure(line: Line, method: str, path: OwnedPath, foreign: dict[str, str], count: int) -> str:
@@ -96,7 +124,7 @@ async def _main(count: int) -> int:
     with EmbeddedRedis(append_only=False) as redis:
         async with open_runtime(load_settings(redis_url=redis.url), process_name="measure", timeout_s=60) as runtime:
             ids = await _large(runtime)
-            ids["key"] = {"key": (await a_key(runtime, VICTIM)).key.id}
+            ids["key"] = await _keys(runtime)
             keys = {VICTIM: "", ATTACKER: (await a_key(runtime, ATTACKER)).text}
         ids["msgbatch"] = {name: own_id.replace("batch_", "msgbatch_") for name, own_id in ids["batch"].items()}
         port = free_port()
