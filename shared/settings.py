@@ -170,6 +170,9 @@ class Settings(BaseSettings):
         36_000,
     )
     """The pauses between the attempts, as a JSON list; each may be up to a tenth longer. Behind the last attempt it has failed."""
+    webhook_allow_networks: Annotated[tuple[Network, ...], NoDecode] = ()
+    """Networks inside which webhooks may lead to any port, and by plain http, comma separated. None: they are told by https on
+    port 443 of public addresses alone."""
 
     sse_ping_s: Seconds = 15
     """Comment frames that keep proxies from closing a silent stream."""
@@ -191,7 +194,7 @@ class Settings(BaseSettings):
             raise PydanticCustomError("origins", "origins like https://app.example.com and comma separated")
         return origins
 
-    @field_validator("trusted_proxies", mode="before")
+    @field_validator("trusted_proxies", "webhook_allow_networks", mode="before")
     @classmethod
     def _networks(cls, value: object) -> object:
         try:
