@@ -83,14 +83,16 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     ),
     "key_limits": (
         ("key",),
-        "string: jobs at once, budget of a day and of a month of an API key, as SUBMIT heard them last. 45 days TTL.",
+        "string: jobs at once, budget of a day and of a month of an API key, as SUBMIT heard them last, and the day. 45 days TTL.",
     ),
     "queued_jobs": (
         (),
         "hash owner → how many of its jobs wait, or are about to in a batch; its field is gone at 0. Gone when empty.",
     ),
-    "requests": (("owner",), "hash bucket → submits in half a second. Two minutes TTL from the last."),
-    "tokens": (("owner",), "hash bucket → tokens of submits in half a second. Two minutes TTL from the last submit."),
+    "pace": (
+        ("owner",),
+        "hash bucket → submits, and their tokens, in half a second; ``head`` → the span and the sums. Two minutes TTL from the last.",
+    ),
     "spend": (
         ("owner", "period"),
         "number: what calls cost, in nano-dollars. Two days TTL where the period is a day (UTC), 62 where it is a month.",
@@ -296,14 +298,9 @@ def owner_of_key(key_id: str) -> str:
     return f"key:{key_id}"
 
 
-def requests(owner: str) -> str:
-    """Its submits of the last minute."""
-    return _name("requests", owner)
-
-
-def tokens(owner: str) -> str:
-    """The tokens of its submits of the last minute."""
-    return _name("tokens", owner)
+def pace(owner: str) -> str:
+    """Its submits of the last minute, and their tokens."""
+    return _name("pace", owner)
 
 
 def spend(owner: str, period: str) -> str:

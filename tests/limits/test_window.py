@@ -57,9 +57,9 @@ async def test_a_key_may_submit_so_often_within_a_minute_and_is_told_how_it_stan
     assert refused.value.retry_after_s is not None
     assert 55 <= refused.value.retry_after_s <= 61
     assert await all_keys(runtime.commands) == before  # nothing was born
-    assert 0 < (await ttl_ms(runtime, keys.requests(KEY)) or 0) <= 120_000
+    assert 0 < (await ttl_ms(runtime, keys.pace(KEY)) or 0) <= 120_000
     await admitted(runtime)  # others go on
-    await age(runtime, keys.requests(KEY), refused.value.retry_after_s * 1000)
+    await age(runtime, keys.pace(KEY), refused.value.retry_after_s * 1000)
     await admitted(runtime, key_id="key-1", limits=THREE)
 
 
@@ -87,8 +87,7 @@ async def test_what_is_refused_or_repeated_is_counted_nowhere(runtime: Runtime) 
     await runtime.queue.finish(claimed, Ending(Step.SUCCEED, A_RESULT), seq=claimed.next_seq, cost=2)
     with pytest.raises(BudgetExceeded):
         await admitted(runtime, key_id="key-1", limits=broke, tokens=50)
-    assert await counted(runtime, keys.requests(KEY)) == 1
-    assert await counted(runtime, keys.tokens(KEY)) == 0
+    assert await counted(runtime, KEY) == (1, 0)
 
 
 async def test_a_batch_is_one_request_and_is_refused_before_and_behind_its_body(runtime: Runtime) -> None:
@@ -101,8 +100,7 @@ async def test_a_batch_is_one_request_and_is_refused_before_and_behind_its_body(
         await begin(runtime, second, **key)  # type: ignore[arg-type]
     with pytest.raises(RateLimited):
         await receive(runtime, 1, **key)  # type: ignore[arg-type]
-    assert await counted(runtime, keys.requests(KEY)) == 1
-    assert await counted(runtime, keys.tokens(KEY)) == 0
+    assert await counted(runtime, KEY) == (1, 0)
 
 
 # Tokens
@@ -119,7 +117,7 @@ async def test_tokens_are_reserved_and_make_room_for_what_was_used(runtime: Runt
         await admitted(runtime, key_id="key-1", limits=TOKENS, tokens=41)
     used = Usage(input_tokens=3, output_tokens=5, cache_creation_input_tokens=1, cache_read_input_tokens=1)
     await finish(runtime, await claim_one(runtime), Ending(Step.SUCCEED, A_RESULT, used))
-    assert [await counted(runtime, keys.tokens(owner)) for owner in (KEY, TENANT)] == [10, 10]
+    assert [(await counted(runtime, owner))[1] for owner in (KEY, TENANT)] == [10, 10]
     await admitted(runtime, key_id="key-1", limits=TOKENS, tokens=90)
 
 
@@ -127,13 +125,13 @@ async def test_a_job_that_never_started_gives_its_tokens_back(runtime: Runtime) 
     """Cancelled or expired: no call was made."""
     for end in ("cancel", "expire"):
         job = await submit(runtime, key_id="key-1", limits=TOKENS, tokens=60)
-        assert await counted(runtime, keys.tokens(KEY)) == 60
+        assert (await counted(runtime, KEY))[1] == 60
         if end == "cancel":
             await runtime.jobs.cancel(job.id, "tenant-a")
         else:
             await make_overdue(runtime, job.id)
             await runtime.jobs.expire()
-        assert await counted(runtime, keys.tokens(KEY)) == 0
+        assert (await counted(runtime, KEY))[1] == 0
 
 
 async def test_what_was_begun_and_not_told_stays_reserved_once(runtime: Runtime) -> None:
@@ -145,21 +143,21 @@ async def test_what_was_begun_and_not_told_stays_reserved_once(runtime: Runtime)
     await finish(runtime, await claim_one(runtime), Ending(Step.FAIL))
     await submit(runtime, key_id="key-1", limits=TOKENS, tokens=20)
     await lose(runtime, await claim_one(runtime))
-    assert await counted(runtime, keys.tokens(KEY)) == 60
+    assert (await counted(runtime, KEY))[1] == 60
     await finish(runtime, await claim_one(runtime), Ending(Step.SUCCEED, A_RESULT, Usage(1, 1)))
-    assert await counted(runtime, keys.tokens(KEY)) == 42
+    assert (await counted(runtime, KEY))[1] == 42
 
 
 async def test_what_was_used_of_a_minute_that_is_over_is_not_counted_again(runtime: Runtime) -> None:
     """The bucket of its submit has left, and is not made anew."""
     job = await submit(runtime, key_id="key-1", limits=TOKENS, tokens=60)
-    await age(runtime, keys.tokens(KEY), WINDOW_MS)
+    await age(runtime, keys.pace(KEY), WINDOW_MS)
     bucket, amounts = (await record_of(runtime, job.id))[b"reserved"].split(b" ", 1)
     await runtime.commands.call("HSET", keys.job(job.id), "reserved", b"%d %b" % (int(bucket) - 121, amounts))
     await submit(runtime, key_id="key-1", limits=TOKENS, tokens=30)
     await finish(runtime, await claim_one(runtime), Ending(Step.SUCCEED, A_RESULT, Usage(500, 500)))
-    assert await counted(runtime, keys.tokens(KEY)) == 30
-    assert [kind_of(name) for name in await all_keys(runtime.commands)].count("tokens") == 1
+    assert (await counted(runtime, KEY))[1] == 30
+    assert [kind_of(name) for name in await all_keys(runtime.commands)].count("pace") == 1
 
 
 async def test_what_can_never_fit_is_no_429(runtime: Runtime) -> None:
@@ -200,13 +198,11 @@ def test_no_sixty_seconds_hold_more_than_the_limit_whatever_comes_when(real_redi
 
         async def check(steps: list[tuple[str, int]]) -> None:
             await runtime.commands.call("FLUSHDB")
-            windows = [keys.requests(KEY), keys.tokens(KEY)]
             moved_ms = 0
             history: list[tuple[int, int]] = []
             for what, amount in steps:
                 if what == "pass":
-                    for window in windows:
-                        await age(runtime, window, amount)
+                    await age(runtime, keys.pace(KEY), amount)
                     moved_ms += amount
                     continue
                 seconds, micros = await runtime.commands.call("TIME")
@@ -217,8 +213,7 @@ def test_no_sixty_seconds_hold_more_than_the_limit_whatever_comes_when(real_redi
                 except RateLimited as refused:
                     assert len(recent) + 1 > 5 or sum(tokens for _, tokens in recent) + amount > 100
                     wait_s = refused.retry_after_s or 0
-                    for window in windows:
-                        await age(runtime, window, wait_s * 1000)
+                    await age(runtime, keys.pace(KEY), wait_s * 1000)
                     moved_ms += wait_s * 1000
                     assert 1 <= wait_s <= 61
                     created = await admitted(runtime, key_id="key-1", limits=most, tokens=amount)

@@ -19,23 +19,23 @@ async def age(runtime: Runtime, window: str, by_ms: int) -> None:
     found = await call("HGETALL", window)
     if not found:
         return
-    fields = {name.decode(): int(value) for name, value in zip(found[::2], found[1::2], strict=True)}
-    moved = {
-        str(int(name) - buckets) if name.isdecimal() else name: value - buckets if name in ("first", "last") else value
-        for name, value in fields.items()
-    }
+    fields = {name.decode(): value.decode() for name, value in zip(found[::2], found[1::2], strict=True)}
+    first, last, sums = fields.pop("head").split(" ", 2)
+    moved = {str(int(name) - buckets): amounts for name, amounts in fields.items()}
+    moved["head"] = f"{int(first) - buckets} {int(last) - buckets} {sums}"
     await call("DEL", window)
     await call("HSET", window, *[part for pair in moved.items() for part in pair])
     await call("PEXPIRE", window, 120_000)
 
 
-async def counted(runtime: Runtime, window: str) -> int:
-    """The sum of a window, which must be that of its buckets."""
-    found = await runtime.commands.call("HGETALL", window)
-    fields = {name.decode(): int(value) for name, value in zip(found[::2], found[1::2], strict=True)}
-    total = sum(value for name, value in fields.items() if name.isdecimal())
-    assert fields.get("sum", 0) == total
-    return total
+async def counted(runtime: Runtime, owner: str) -> tuple[int, int]:
+    """The requests and tokens of an owner's window, whose sums must be those of its buckets."""
+    found = await runtime.commands.call("HGETALL", keys.pace(owner))
+    fields = {name.decode(): value.decode() for name, value in zip(found[::2], found[1::2], strict=True)}
+    _, _, requests, tokens = map(int, fields.pop("head", "0 0 0 0").split())
+    buckets = [tuple(map(int, amounts.split())) for amounts in fields.values()]
+    assert (requests, tokens) == (sum(bucket[0] for bucket in buckets), sum(bucket[1] for bucket in buckets))
+    return requests, tokens
 
 
 async def spent(runtime: Runtime, owner: str) -> list[int]:

@@ -161,9 +161,13 @@ local function settle_tokens(reserved, owners, usage, has_started)
   for amount in string.gmatch(amounts, '%d+') do
     at = at + 1
     -- A bucket that has left the window is not made again.
-    if amount ~= '0' and owners[at] and call('HEXISTS', key_tokens(owners[at]), bucket) == 1 then
-      call('HINCRBY', key_tokens(owners[at]), bucket, int(used - amount))
-      call('HINCRBY', key_tokens(owners[at]), 'sum', int(used - amount))
+    local found = amount ~= '0' and owners[at] and call('HMGET', key_pace(owners[at]), bucket, 'head')
+    if found and found[1] and found[2] then
+      local function moved(amounts) -- the tokens stand last
+        local before, tokens = string.match(amounts, '^(.* )(%S+)$')
+        return before .. int(tokens + used - amount)
+      end
+      call('HSET', key_pace(owners[at]), bucket, moved(found[1]), 'head', moved(found[2]))
     end
   end
 end

@@ -68,8 +68,8 @@ end
 local function cap_of_key(key)
   local owner = 'key:' .. key
   if caps[owner] then return caps[owner] end
-  local limits = call('GET', key_key_limits(key)) or '0 0 0'
-  local running_limit, a_day, a_month = string.match(limits, '^(%d+) (%d+) (%d+)$')
+  local limits = call('GET', key_key_limits(key)) or '0 0 0 0'
+  local running_limit, a_day, a_month = string.match(limits, '^(%d+) (%d+) (%d+) ')
   return cap_of(owner, tonumber(running_limit), tonumber(a_day), tonumber(a_month))
 end
 

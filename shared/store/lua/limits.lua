@@ -3,18 +3,48 @@
 local QUEUED_AGAIN_MS, KEY_LIMITS_KEPT_MS = 5000, 45 * 86400000
 
 -- Both in the order of LIMITS (shared/limits.py): those of the tenant are read here, so that a change holds at once.
--- first: where those of the key stand in ARGV. key: its id or ''. Returns {{owner, limits}, ...}.
+-- first: where those of the key stand in ARGV. key: its id or ''.
+-- Returns {{name, requests, tokens, running, queued, a_day, a_month}, ...}, each limit 0 for none.
 local function owners_of(tenant, key, first)
-  local limits = call('HMGET', key_tenant(tenant), 'requests_per_minute', 'tokens_per_minute', 'running_jobs', 'queued_jobs',
-    'nano_usd_per_day', 'nano_usd_per_month')
-  local owners = {{'tenant:' .. tenant, limits}}
-  if key ~= '' then owners[2] = {'key:' .. key, {unpack(ARGV, first, first + 5)}} end
+  local owners = {}
+  local function add(name, limits)
+    for i = 1, 6 do limits[i] = tonumber(limits[i] or 0) end
+    owners[#owners + 1] = {name = name, requests = limits[1], tokens = limits[2], running = limits[3], queued = limits[4],
+      a_day = limits[5], a_month = limits[6]}
+  end
+  add('tenant:' .. tenant, call('HMGET', key_tenant(tenant), 'requests_per_minute', 'tokens_per_minute', 'running_jobs',
+    'queued_jobs', 'nano_usd_per_day', 'nano_usd_per_month'))
+  if key ~= '' then add('key:' .. key, {unpack(ARGV, first, first + 5)}) end
   return owners
 end
 
--- How the limits stand for `jobs` more, and `tokens`. with_pace: the two windows too. Returns
+-- What is stored of both, in two reads: how many of their jobs wait, what was spent, and the limits of the key that CLAIM
+-- knows. Returns {[owner's place] = queued}, {[place] = {of the day, of the month}}, limits or false
+local function read_stored(owners, key)
+  local names, keys, has_queued = {}, {}, false
+  for at, owner in ipairs(owners) do
+    names[at] = owner.name
+    has_queued = has_queued or owner.queued > 0
+    if owner.a_day > 0 or owner.a_month > 0 then
+      local day = day_name()
+      keys[#keys + 1], keys[#keys + 2] = key_spend(owner.name, day), key_spend(owner.name, string.sub(day, 1, 7))
+    end
+  end
+  if key ~= '' then keys[#keys + 1] = key_key_limits(key) end
+  local queued = has_queued and call('HMGET', key_queued_jobs(), unpack(names)) or {}
+  local found, spent, next_found = #keys > 0 and call('MGET', unpack(keys)) or {}, {}, 1
+  for at, owner in ipairs(owners) do
+    if owner.a_day > 0 or owner.a_month > 0 then
+      spent[at] = {tonumber(found[next_found] or 0), tonumber(found[next_found + 1] or 0)}
+      next_found = next_found + 2
+    end
+  end
+  return queued, spent, found[next_found]
+end
+
+-- How the limits stand for `jobs` more, and `tokens`. with_pace: the windows too. Returns
 -- {code or nil: why not, wait_ms, windows, told: what is limited → {limit, left, need, ms until it is whole or -1}}
-local function look_at_limits(owners, jobs, tokens, with_pace)
+local function look_at_limits(owners, key, jobs, tokens, with_pace)
   local found = {wait_ms = 0, told = {}, windows = {}}
   local function hold_back(code, wait_ms)
     if wait_ms > found.wait_ms then found.code, found.wait_ms = code, wait_ms end
@@ -23,31 +53,33 @@ local function look_at_limits(owners, jobs, tokens, with_pace)
     local told = found.told[measured]
     if not told or left < told[2] then found.told[measured] = {limit, left, need, whole} end
   end
-  local function look_at(measured, key, limit, need)
-    local window = window_of(key)
+  local function look_at(measured, window, limit, need)
     if need > limit then found.never = measured end
-    hold_back('rate_limited', room_ms(window, need, limit))
-    tell(measured, limit, limit - window.sum, need, whole_ms(window))
-    found.windows[#found.windows + 1] = {window, need}
+    hold_back('rate_limited', room_ms(window, measured, need, limit))
+    tell(measured, limit, limit - window[measured], need, whole_ms(window, measured))
   end
-  for at, each in ipairs(owners) do
-    local owner, limits = each[1], each[2]
-    local requests, a_minute, queued = tonumber(limits[1] or 0), tonumber(limits[2] or 0), tonumber(limits[4] or 0)
-    local a_day, a_month = tonumber(limits[5] or 0), tonumber(limits[6] or 0)
-    if with_pace and requests > 0 then look_at('requests', key_requests(owner), requests, 1) end
-    if with_pace and a_minute > 0 and tokens > 0 then
-      look_at('tokens', key_tokens(owner), a_minute, tokens)
-      found.reserved = found.reserved or {'0', '0'}
-      found.reserved[at] = int(tokens)
+  local queued, spent
+  queued, spent, found.key_limits = read_stored(owners, key)
+  for at, owner in ipairs(owners) do
+    local has_tokens = owner.tokens > 0 and tokens > 0
+    if with_pace and (owner.requests > 0 or has_tokens) then
+      local window = window_of(key_pace(owner.name))
+      if owner.requests > 0 then look_at('requests', window, owner.requests, 1) end
+      if has_tokens then
+        look_at('tokens', window, owner.tokens, tokens)
+        found.reserved = found.reserved or {'0', '0'}
+        found.reserved[at] = int(tokens)
+      end
+      found.windows[#found.windows + 1] = {window, has_tokens and tokens or 0}
     end
-    if queued > 0 then
-      local waiting = tonumber(call('HGET', key_queued_jobs(), owner) or 0)
-      if jobs > queued then found.never = 'queued_jobs' end
-      if waiting + jobs > queued then hold_back('too_many_queued', QUEUED_AGAIN_MS) end
-      tell('queued_jobs', queued, queued - waiting, jobs, -1)
+    if owner.queued > 0 then
+      local waiting = tonumber(queued[at] or 0)
+      if jobs > owner.queued then found.never = 'queued_jobs' end
+      if waiting + jobs > owner.queued then hold_back('too_many_queued', QUEUED_AGAIN_MS) end
+      tell('queued_jobs', owner.queued, owner.queued - waiting, jobs, -1)
     end
-    if a_day > 0 and spent_by(owner, day_name()) >= a_day then hold_back('budget_exceeded', ms_to_next_day()) end
-    if a_month > 0 and spent_by(owner, month_name()) >= a_month then hold_back('budget_exceeded', ms_to_next_month()) end
+    if owner.a_day > 0 and spent[at][1] >= owner.a_day then hold_back('budget_exceeded', ms_to_next_day()) end
+    if owner.a_month > 0 and spent[at][2] >= owner.a_month then hold_back('budget_exceeded', ms_to_next_month()) end
   end
   return found
 end
@@ -76,16 +108,14 @@ local function refusal_of(found)
   if found.code then return {'limited', found.code, int(found.wait_ms), told_of(found)} end
 end
 
--- What was looked at is admitted. CLAIM knows the limits of a key as they were heard here last.
-local function count_in_limits(found, owners, key)
-  for _, each in ipairs(found.windows) do count_in(each[1], each[2]) end
-  if key ~= '' then
-    local limits = owners[2][2]
-    local of_claims = limits[3] .. ' ' .. limits[5] .. ' ' .. limits[6]
-    if of_claims == '0 0 0' then
-      call('DEL', key_key_limits(key))
-    else
-      call('SET', key_key_limits(key), of_claims, 'PX', int(KEY_LIMITS_KEPT_MS))
-    end
+-- What was looked at is admitted. CLAIM knows the limits of a key as they were heard here last; with the day, so that they
+-- are written once a day and live on.
+local function count_in_limits(found, owners)
+  for _, each in ipairs(found.windows) do count_in(each[1], 1, each[2]) end
+  local key = owners[2]
+  if not key or (not found.key_limits and key.running + key.a_day + key.a_month == 0) then return end
+  local of_claims = string.format('%.0f %.0f %.0f %.0f', key.running, key.a_day, key.a_month, today)
+  if of_claims ~= found.key_limits then
+    call('SET', key_key_limits(string.sub(key.name, 5)), of_claims, 'PX', int(KEY_LIMITS_KEPT_MS))
   end
 end

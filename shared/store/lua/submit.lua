@@ -17,7 +17,7 @@ end
 if call('ZCARD', key_waiting()) >= tonumber(ARGV[12]) then return {'full'} end
 local key = ARGV[18]
 local owners = owners_of(tenant, key, 19)
-local limits = look_at_limits(owners, 1, tonumber(ARGV[17]), true)
+local limits = look_at_limits(owners, key, 1, tonumber(ARGV[17]), true)
 local refusal = refusal_of(limits)
 if refusal then return refusal end
 
@@ -29,7 +29,7 @@ if ARGV[10] ~= '' then
   call('HSET', key_job(id), 'idempotency', ARGV[10])
   call('HSET', key_idempotency(tenant, ARGV[10]), 'fingerprint', ARGV[11], 'job', id)
 end
-count_in_limits(limits, owners, key)
+count_in_limits(limits, owners)
 if key ~= '' then call('HSET', key_job(id), 'key', key) end
 if ARGV[25] ~= '' then call('HSET', key_job(id), 'webhook', ARGV[25]) end
 if limits.reserved then

@@ -1,54 +1,61 @@
 -- A sliding minute, exact: what was counted stays until all of its bucket is more than 60 s old, so that no 60 s, wherever
--- they begin, hold more than a limit. A window is one hash: a bucket of half a second → what was counted in it, and
--- `first` and `last` bucket and the `sum` of all.
+-- they begin, hold more than a limit. A window is one hash, so that a look is one command and a count another: a bucket of
+-- half a second → requests and tokens that were counted in it, and `head`: first and last bucket, and the sums of both.
 local BUCKET_MS, BUCKETS, WINDOW_KEPT_MS = 500, 121, 120000
+
+local function two_of(amounts)
+  local requests, tokens = string.match(amounts or '0 0', '^(%S+) (%S+)$')
+  return tonumber(requests), tonumber(tokens)
+end
 
 -- A window as it is now, what is older left out. Reads only.
 local function window_of(key)
   local bucket = math.floor(now / BUCKET_MS)
-  local window = {key = key, bucket = bucket, first = bucket, last = bucket, sum = 0, old = {}}
-  local found = call('HMGET', key, 'first', 'last', 'sum')
-  if not found[3] then return window end
-  local first, last = tonumber(found[1]), tonumber(found[2])
+  local window = {key = key, bucket = bucket, first = bucket, last = bucket, requests = 0, tokens = 0, old = {}}
+  local found = call('HMGET', key, 'head', int(bucket))
+  if not found[1] then return window end
+  local first, last, requests, tokens = string.match(found[1], '^(%S+) (%S+) (%S+) (%S+)$')
+  first, last = tonumber(first), tonumber(last)
   -- All of it is older; or the clock was set back by more than a window, and it would not age for as long.
   if bucket - last >= BUCKETS or first - bucket >= BUCKETS then
-    window.is_over = true
+    for old = first, last do window.old[#window.old + 1] = int(old) end
     return window
   end
-  window.first, window.last, window.sum = first, math.max(last, bucket), tonumber(found[3])
+  window.here = found[2]
+  window.first, window.last = first, math.max(last, bucket)
+  window.requests, window.tokens = tonumber(requests), tonumber(tokens)
   for old = first, bucket - BUCKETS do window.old[#window.old + 1] = int(old) end
   if #window.old > 0 then
     window.first = bucket - BUCKETS + 1
-    for _, amount in ipairs(call('HMGET', key, unpack(window.old))) do
-      if amount then window.sum = window.sum - tonumber(amount) end
+    for _, amounts in ipairs(call('HMGET', key, unpack(window.old))) do
+      local old_requests, old_tokens = two_of(amounts)
+      window.requests, window.tokens = window.requests - old_requests, window.tokens - old_tokens
     end
   end
   return window
 end
 
-local function count_in(window, amount)
-  local key = window.key
-  if window.is_over then
-    call('DEL', key)
-  elseif #window.old > 0 then
-    call('HDEL', key, unpack(window.old))
-  end
+local function count_in(window, requests, tokens)
+  local key, here_requests, here_tokens = window.key, two_of(window.here)
   window.first = math.min(window.first, window.bucket)
-  window.sum = window.sum + amount
-  call('HINCRBY', key, int(window.bucket), int(amount))
-  call('HSET', key, 'first', int(window.first), 'last', int(window.last), 'sum', int(window.sum))
-  call('PEXPIRE', key, WINDOW_KEPT_MS)
+  window.requests, window.tokens = window.requests + requests, window.tokens + tokens
+  call('HSET', key,
+    'head', string.format('%.0f %.0f %.0f %.0f', window.first, window.last, window.requests, window.tokens),
+    int(window.bucket), string.format('%.0f %.0f', here_requests + requests, here_tokens + tokens))
+  if #window.old > 0 then call('HDEL', key, unpack(window.old)) end
+  if not window.here then call('PEXPIRE', key, WINDOW_KEPT_MS) end -- once a bucket: it is kept for two windows
 end
 
--- ms until `need` more fit the limit, if nothing else comes.
-local function room_ms(window, need, limit)
-  local left = window.sum + need - limit
+-- ms until `need` more fit the limit, if nothing else comes. measured: 'requests' or 'tokens'.
+local function room_ms(window, measured, need, limit)
+  local left = window[measured] + need - limit
   if left <= 0 then return 0 end
   local buckets = {}
   for bucket = window.first, window.last do buckets[#buckets + 1] = int(bucket) end
   local leaves = window.last
-  for at, amount in ipairs(call('HMGET', window.key, unpack(buckets))) do
-    left = left - tonumber(amount or 0)
+  for at, amounts in ipairs(call('HMGET', window.key, unpack(buckets))) do
+    local requests, tokens = two_of(amounts)
+    left = left - (measured == 'requests' and requests or tokens)
     if left <= 0 then
       leaves = window.first + at - 1
       break
@@ -58,6 +65,6 @@ local function room_ms(window, need, limit)
 end
 
 -- ms until all of the limit is there again, if nothing more comes.
-local function whole_ms(window)
-  return window.sum > 0 and math.max(1, (window.last + BUCKETS) * BUCKET_MS - now) or 0
+local function whole_ms(window, measured)
+  return window[measured] > 0 and math.max(1, (window.last + BUCKETS) * BUCKET_MS - now) or 0
 end
