@@ -88,6 +88,12 @@ class Target(msgspec.Struct, frozen=True):
     address: Address | None
     """If the host is one."""
 
+    @property
+    def authority(self) -> str:
+        """For the Host header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
 
 def target_of(url: str) -> Target:
     """Raises RefusedUrl for what is no absolute http(s) URL in its plainest form, whatever the settings allow."""

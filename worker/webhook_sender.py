@@ -1,0 +1,267 @@
+"""One attempt to tell a webhook: a POST to an address that was looked up, checked and then connected to itself.
+
+There is one look-up an attempt and none behind the check, so a name cannot lead elsewhere in between (DNS rebinding). Below
+httpx2 there are no redirects, proxies, cookies or decompression to be switched off, so this stands on httpcore2. Nothing is
+logged here, and no error gets out: what happened is the Answer.
+"""
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpcore2
+import httpx2
+import msgspec
+
+from shared.webhook_address import Address, Networks, RefusedUrl, Target, may_connect, target_of
+from shared.webhooks import Reason
+from worker.retry_after import retry_after_s
+
+_MOST_HEAD_BYTES: Final = 64 << 10
+_MOST_BODY_BYTES: Final = 64 << 10
+_MOST_LOOKUPS: Final = 64
+"""At once. A name server that hangs holds one for as long as the resolver's own patience, up to half a minute."""
+_MOST_ADDRESSES: Final = 4
+"""Tried of one name, one after the other, each for its share of the time."""
+_OURS: Final = frozenset(
+    {"host", "user-agent", "content-length", "transfer-encoding", "connection", "accept", "accept-encoding"}
+)
+
+Resolve = Callable[[str], Sequence[Address]]
+"""All addresses of a name; blocks. Raises OSError or UnicodeError if there are none."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """How one attempt ended."""
+
+    status: int | None
+    """What the receiver answered, whatever it is; None: nothing."""
+    reason: Reason | None = None
+    """Why there is no status."""
+    retry_after_s: float | None = None
+    """How long the receiver asks to be left alone."""
+
+
+class _Unheard(Exception):
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+def addresses_of(name: str) -> Sequence[Address]:
+    """By the system's resolver, A and AAAA."""
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(ipaddress.ip_address(address[0]) for *_, address in found))
+
+
+class Sender:
+    """Sends what is signed already. Each attempt has a connection of its own, and holds nothing when it has ended."""
+
+    def __init__(
+        self,
+        allowed: Networks,
+        *,
+        user_agent: str,
+        timeout_s: float = 15.0,
+        ssl_context: ssl.SSLContext | None = None,
+        resolve: Resolve = addresses_of,
+        network: httpcore2.AsyncNetworkBackend | None = None,
+    ) -> None:
+        """``timeout_s`` is for all of an attempt. ``network`` connects to what ``resolve`` found and the check let pass."""
+        self._allowed = allowed
+        self._user_agent = user_agent
+        self._timeout_s = timeout_s
+        self._ssl_context = ssl_context or httpx2.create_ssl_context()
+        self._resolve = resolve
+        self._network = network or httpcore2.AnyIOBackend()
+        self._lookups = asyncio.Semaphore(_MOST_LOOKUPS)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is open between two attempts; look-ups that hang end with the process."""
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """One attempt, within the sender's time. Raises nothing but CancelledError."""
+        heard: Answer | None = None
+        connections: _Checked | None = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                target = target_of(url)
+                connections = _Checked(self._network, await self._checked(target), self._timeout_s)
+                response = await self._head_of_answer(target, headers, body, connections)
+                heard = _answer_of(response)
+                await connections.skip_body_of(response)
+        except TimeoutError:
+            reason = Reason.TIMEOUT
+        except RefusedUrl:
+            reason = Reason.FORBIDDEN_ADDRESS
+        except _Unheard as unheard:
+            reason = unheard.reason
+        except ssl.SSLError:  # the receiver's alert may come as late as its answer
+            reason = Reason.TLS
+        except Exception:  # noqa: BLE001 whatever a stranger's bytes make a library raise
+            reason = Reason.PROTOCOL
+        else:
+            reason = Reason.PROTOCOL  # never told: there is an answer
+        finally:
+            if connections is not None:
+                await connections.close()
+        return heard or Answer(None, reason)
+
+    async def _checked(self, target: Target) -> Sequence[Address]:
+        """Where it may be told. One forbidden address among many refuses all: such a name means harm."""
+        found = [target.address] if target.address is not None else await self._looked_up(target.host)
+        if not found:
+            raise _Unheard(Reason.UNRESOLVABLE)
+        for address in found:
+            if not may_connect(address, scheme=target.scheme, port=target.port, allowed=self._allowed):
+                raise _Unheard(Reason.FORBIDDEN_ADDRESS)
+        return found
+
+    async def _looked_up(self, name: str) -> Sequence[Address]:
+        """In a thread of its own, which no other work waits for, and which ends with the process."""
+        loop = asyncio.get_running_loop()
+        await self._lookups.acquire()
+        found: asyncio.Future[Sequence[Address]] = loop.create_future()
+
+        def tell(addresses: Sequence[Address]) -> None:
+            self._lookups.release()
+            if not found.done():
+                found.set_result(addresses)
+
+        def look_up() -> None:
+            addresses: Sequence[Address] = ()
+            try:
+                addresses = self._resolve(name)
+            except Exception:  # noqa: BLE001,S110 its message holds the name; no address says it all
+                pass
+            try:
+                loop.call_soon_threadsafe(tell, addresses)
+            except RuntimeError:  # the loop was closed meanwhile
+                pass
+
+        try:
+            threading.Thread(target=look_up, name="webhook look-up", daemon=True).start()
+        except RuntimeError:  # no more threads
+            self._lookups.release()
+            raise _Unheard(Reason.UNRESOLVABLE) from None
+        return await found
+
+    async def _head_of_answer(
+        self, target: Target, headers: Mapping[str, str], body: bytes, connections: "_Checked"
+    ) -> httpcore2.Response:
+        host = target.host.encode()
+        request = httpcore2.Request(
+            "POST",
+            httpcore2.URL(scheme=target.scheme.encode(), host=host, port=target.port, target=target.path.encode()),
+            headers=[
+                ("Host", target.authority),
+                ("User-Agent", self._user_agent),
+                ("Content-Length", str(len(body))),
+                ("Accept", "*/*"),
+                ("Accept-Encoding", "identity"),
+                ("Connection", "close"),
+                *((name, value) for name, value in headers.items() if name.lower() not in _OURS),
+            ],
+            content=body,
+        )
+        connection = httpcore2.AsyncHTTPConnection(
+            httpcore2.Origin(target.scheme.encode(), host, target.port),
+            ssl_context=self._ssl_context,
+            network_backend=connections,
+        )
+        return await connection.handle_async_request(request)
+
+
+def _answer_of(response: httpcore2.Response) -> Answer:
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+    return Answer(response.status, retry_after_s=_asked_pause_s(headers))
+
+
+def _asked_pause_s(headers: Mapping[str, str]) -> float | None:
+    try:
+        return retry_after_s(headers)
+    except Exception:  # noqa: BLE001 a date by a stranger, read by a parser made for letters
+        return None
+
+
+class _Checked(httpcore2.AsyncNetworkBackend):
+    """Connects to the addresses that it was given, whatever host it is asked for. Owns what it opened, and bounds what is
+    read from it.
+    """
+
+    def __init__(self, network: httpcore2.AsyncNetworkBackend, addresses: Sequence[Address], timeout_s: float) -> None:
+        self._network = network
+        self._addresses = addresses[:_MOST_ADDRESSES]
+        self._share_s = timeout_s / len(self._addresses)
+        self._raw: httpcore2.AsyncNetworkStream | None = None
+        self._left_bytes = [_MOST_HEAD_BYTES]
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        for address in self._addresses:
+            try:
+                self._raw = await self._network.connect_tcp(str(address), port, timeout=self._share_s)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                continue
+            return _Stream(self._raw, self._left_bytes)
+        raise _Unheard(Reason.REFUSED_CONNECTION)
+
+    async def skip_body_of(self, response: httpcore2.Response) -> None:
+        """Reads some of it, since a receiver may take a connection closed in its face for a failure of its own."""
+        self._left_bytes[0] = _MOST_BODY_BYTES
+        async for _ in response.aiter_stream():
+            pass
+
+    async def close(self) -> None:
+        """httpcore2 forgets a connection that is cancelled in its TLS handshake."""
+        if self._raw is not None:
+            await self._raw.aclose()
+
+
+class _Stream(httpcore2.AsyncNetworkStream):
+    """Reads no more than is left; tells a failed TLS handshake from a failed connection."""
+
+    def __init__(self, stream: httpcore2.AsyncNetworkStream, left_bytes: list[int]) -> None:
+        self._stream = stream
+        self._left_bytes = left_bytes
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._left_bytes[0] <= 0:
+            raise _Unheard(Reason.PROTOCOL)
+        piece = await self._stream.read(min(max_bytes, self._left_bytes[0]), timeout)
+        self._left_bytes[0] -= len(piece)
+        return piece
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.AsyncNetworkStream:
+        try:
+            stream = await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        except Exception:  # noqa: BLE001 OpenSSL, anyio and httpcore2 each have their own
+            raise _Unheard(Reason.TLS) from None
+        return _Stream(stream, self._left_bytes)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
