@@ -30,6 +30,7 @@ from worker.lag import LOOK_S, Lag
 from worker.log_writer import LogWriter
 from worker.model_lists import ModelLists
 from worker.run_job import RunContext, RunEnd, run_job
+from worker.webhooks import Deliverer
 
 _TICK_S = 1.0
 _AGAIN_S = 0.25
@@ -67,6 +68,7 @@ class ArqWorker(arq.Worker):
         self._context = context
         self._governor = context.governor
         self._lag = Lag(math.ceil(self.max_jobs * settings.low_priority_share), time.thread_time)
+        self._deliverer = Deliverer(runtime.webhooks, settings, self._writer.outage, logger)
         self._models = ModelLists(context.providers, logger, time.monotonic)
         self._claims: dict[str, Claim] = {}
         self._group = asyncio.TaskGroup()
@@ -92,10 +94,11 @@ class ArqWorker(arq.Worker):
     async def main(self) -> None:
         """Claims and runs until drained. Cancelled: ends the runs, and hands nothing back."""
         subscriber = self._runtime.subscriber(on_message=self._on_message, on_confirmed=lambda _: self._wake.set())
-        async with subscriber, self._group as group:
+        async with subscriber, self._deliverer, self._group as group:
             subscriber.subscribe(keys.plain("wake"))
             subscriber.subscribe(keys.plain("control"))
             subscriber.subscribe(keys.plain("gates"))
+            subscriber.subscribe(keys.plain("deliveries"))
             loops = [
                 group.create_task(self._loop("claim", self._claim, woken_by=self._wake)),
                 group.create_task(self._loop("renew", partial(self._renew_all, subscriber.stands))),
@@ -107,6 +110,7 @@ class ArqWorker(arq.Worker):
                 group.create_task(self._loop("announce", self._announce)),
                 group.create_task(self._loop("govern", self._govern)),
                 group.create_task(self._loop("check", self._check)),
+                group.create_task(self._loop("deliver", self._deliverer.deliver, woken_by=self._deliverer.wake)),
             ]
             self._logger.info("worker_started", worker=self.name, concurrency=self.max_jobs)
             await self._stopping.wait()
@@ -138,6 +142,9 @@ class ArqWorker(arq.Worker):
                 await asyncio.sleep(_TICK_S)
 
     def _on_message(self, channel: str, message: bytes) -> None:
+        if channel == keys.plain("deliveries"):
+            self._deliverer.wake.set()
+            return
         if channel == keys.plain("control"):
             verb, _, job_id = message.decode().partition(" ")
             if verb == "cancel" and (task := self.tasks.get(job_id)):
@@ -327,10 +334,12 @@ class ArqWorker(arq.Worker):
         if drain_s is None:
             drain_s = max(timeouts_s, default=0.0) + _DRAIN_MARGIN_S
         self._logger.info("draining", worker=self.name, running=self.job_counter, drain_s=drain_s)
+        delivering = self._group.create_task(self._deliverer.drain(self._hurry), name="drain the webhooks")
         deadline_s = self.loop.time() + drain_s
         while self.tasks and not self._hurry.is_set() and (left_s := deadline_s - self.loop.time()) > 0:
             await _wait(self._hurry, min(left_s, 0.1))
         await self._hand_back()
+        await delivering
         try:
             async with asyncio.timeout(1):
                 await self._runtime.queue.withdraw(self.name)

@@ -1,0 +1,147 @@
+"""Tells webhooks: claims what is due, signs it, sends it once, and says what becomes of it.
+
+Beside the jobs and not among their slots: a receiver that hangs holds up no job, nor, by the shares of lanes and tenants in
+shared/store/webhooks.py, anybody else's deliveries. Told at least once: a worker that dies behind an attempt, or cannot say
+how it ended, leaves a lease that expires, and another tells it again.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final, Self
+
+from standardwebhooks.webhooks import Webhook as Signer
+
+from shared.errors import StorageFull, StorageUnavailable
+from shared.settings import Settings
+from shared.store.webhooks import DeliveryClaim, Webhooks
+from shared.telemetry import Logger
+from shared.version import version
+from shared.webhooks import Attempt, Secrets, body_of, next_of
+from worker.outage import Outage
+from worker.webhook_sender import Sender
+
+_SLOTS: Final = 64
+"""Attempts of one worker at once."""
+_TICK_S: Final = 1.0
+_LEASE_MARGIN_S: Final = 10.0
+"""What an attempt may take beside the sending: reading the result, saying how it ended."""
+
+_AWAY: Final = (StorageUnavailable, StorageFull)
+
+
+class Deliverer:
+    """One for a worker process. ``wake`` it when something may be due."""
+
+    def __init__(
+        self,
+        webhooks: Webhooks,
+        settings: Settings,
+        outage: Outage,
+        logger: Logger,
+        *,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._webhooks = webhooks
+        self._sender = Sender(
+            settings.webhook_allow_networks,
+            user_agent=f"tokenspool/{version()}",
+            timeout_s=settings.webhook_timeout_s,
+        )
+        self._lease_s = settings.webhook_timeout_s + _LEASE_MARGIN_S
+        self._retry_s = settings.webhook_retry_s
+        self._outage = outage
+        self._logger = logger
+        self._chance = chance
+        self._attempts: set[asyncio.Task[None]] = set()
+        self._is_draining = False
+        self.wake = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        await self._sender.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """What is under way is left to its leases."""
+        await self._stop()
+        await self._sender.__aexit__(None, None, None)
+
+    async def deliver(self) -> float:
+        """Fills the free slots. Returns how many seconds to wait, unless woken. Raises StorageUnavailable, StorageFull."""
+        free = _SLOTS - len(self._attempts)
+        if free <= 0 or self._is_draining:
+            return _TICK_S
+        claimed = await self._webhooks.claim(count=free, lease_s=self._lease_s)
+        for claim in claimed.claims:
+            attempt = asyncio.create_task(self._attempt(claim), name=claim.delivery.id)
+            self._attempts.add(attempt)
+            attempt.add_done_callback(self._on_end)
+        return _TICK_S if claimed.next_due_s is None else min(_TICK_S, claimed.next_due_s)
+
+    async def drain(self, hurry: asyncio.Event) -> None:
+        """Claims no more, and lets what is under way end; in a ``hurry`` it is left to its leases. Never raises."""
+        self._is_draining = True
+        deadline_s = time.monotonic() + self._lease_s
+        while self._attempts and not hurry.is_set() and time.monotonic() < deadline_s:
+            await asyncio.wait(self._attempts, timeout=0.1)
+        await self._stop()
+
+    async def _stop(self) -> None:
+        for attempt in self._attempts:
+            attempt.cancel()
+        if self._attempts:
+            await asyncio.wait(self._attempts)
+
+    def _on_end(self, attempt: "asyncio.Task[None]") -> None:
+        self._attempts.discard(attempt)
+        self.wake.set()
+
+    async def _attempt(self, claim: DeliveryClaim) -> None:
+        try:
+            await self._tell(claim)
+        except _AWAY as problem:
+            self._outage.note(problem)  # its lease will expire
+        except Exception:  # a bug of ours: its lease will expire too
+            self._logger.exception("delivery_crashed", delivery_id=claim.delivery.id)
+
+    async def _tell(self, claim: DeliveryClaim) -> None:
+        delivery = claim.delivery
+        secrets = await self._webhooks.secrets(delivery.tenant)
+        result = await self._webhooks.result_of(delivery) if delivery.with_result else None
+        body = body_of(delivery, result)
+        began_s, at_ms = time.monotonic(), time.time_ns() // 1_000_000
+        answer = await self._sender.post(delivery.url, headers_of(delivery.id, body, secrets), body)
+        then = next_of(
+            status=answer.status,
+            reason=answer.reason,
+            retry_after_s=answer.retry_after_s,
+            failed_before=claim.failed_before,
+            retry_s=self._retry_s,
+            chance=self._chance,
+        )
+        took_ms = int((time.monotonic() - began_s) * 1000)
+        await self._webhooks.end(claim, then, Attempt(at_ms, took_ms, answer.status, then.reason))
+        self._logger.info(
+            "webhook_attempted",
+            delivery_id=delivery.id,
+            attempt=claim.failed_before + 1,
+            status=answer.status,
+            reason=then.reason,
+            became=then.state,
+            took_ms=took_ms,
+        )
+
+
+def headers_of(delivery_id: str, body: bytes, secrets: Secrets, *, now: datetime | None = None) -> dict[str, str]:
+    """Of Standard Webhooks: one signature for each secret that is live."""
+    moment = now or datetime.now(UTC)
+    text = body.decode()
+    signatures = [Signer(secret).sign(msg_id=delivery_id, timestamp=moment, data=text) for secret in secrets.live]
+    return {
+        "content-type": "application/json",
+        "webhook-id": delivery_id,
+        "webhook-timestamp": str(int(moment.timestamp())),
+        "webhook-signature": " ".join(signatures),
+    }
