@@ -5,6 +5,8 @@ never spelled in Lua: they arrive as arguments, from the table of the life cycle
 """
 
 import hashlib
+import re
+from collections import Counter
 from functools import cache
 from importlib.resources import files
 from typing import Final, NamedTuple
@@ -96,12 +98,29 @@ class Script(NamedTuple):
 def script(name: str) -> Script:
     """The script of that name, assembled once per process."""
     folder = files("shared.store") / "lua"
-    body = "\n".join((folder / f"{part}.lua").read_text() for part in _PARTS[name])
+    body = _used_of("\n".join((folder / f"{part}.lua").read_text() for part in _PARTS[name]))
     names = "".join(f"local {name} = '{value}'\n" for name, value in _CONSTANTS.items() if name in body)
     head = f"{names}{keys.lua_functions(used_in=body)}\n"
     text = (head + body).encode()
     prefix = keys.GLOBAL if name in _GLOBAL else keys.SHARD
     return Script(name, prefix, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
+
+
+_FUNCTION: Final = re.compile(r"^local function (\w+)\((?:[^\n]* end\n|.*?\nend\n)", re.MULTILINE | re.DOTALL)
+"""One that begins a line: it is that line, or goes on to the first line that is its `end`."""
+_COMMENT: Final = re.compile(r"^\s*--.*\n", re.MULTILINE)
+
+
+def _used_of(body: str) -> str:
+    """Without the functions that nobody calls: each costs every call some 0.3 µs, and SUBMIT needs a third of them."""
+    body = _COMMENT.sub("", body)
+    while True:
+        words = Counter(re.findall(r"\w+", body))
+        unused = [found for found in _FUNCTION.finditer(body) if words[found[1]] == 1]
+        if not unused:
+            return body
+        for found in reversed(unused):
+            body = body[: found.start()] + body[found.end() :]
 
 
 def sources(step: Step) -> str:

@@ -900,7 +900,7 @@ class AnyBatch(RuleBasedStateMachine):
         names = await all_keys(self.runtime.commands)
         assert {kind_of(name) for name in names} <= {
             "job", "result", "log", "index", "idempotency", "turns", "clock", "places", "picks", "alive", "grace", "hungry",
-            "spend", "key_limits", "requests", "tokens",
+            "spend", "key_limits", "pace",
         }  # fmt: skip
         ids = {batch.id for batch in self.batches} | {job.id for batch in self.batches for job in batch.jobs}
         assert [name for name in names if name.rpartition(":")[2] in ids] == []
