@@ -77,6 +77,7 @@ async def a_victim(runtime: Runtime) -> Victim:
     ended = await start_batch(runtime, 2, tenant=VICTIM, idempotency_key=f"{KEY} of batches", metadata={"note": CANARY})
     await finish(runtime, await claim_one(runtime), _SUCCESS)
     await fail(runtime, await claim_one(runtime))
+    await runtime.batches.advance_all(ended.id)
     batches["ended"], jobs["item of an ended batch"] = ended.id, ended.job_ids[0]
     running = await start_batch(runtime, 3, tenant=VICTIM)
     await finish(runtime, await claim_one(runtime), _SUCCESS)
