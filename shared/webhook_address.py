@@ -148,7 +148,7 @@ def refusal_of_url(url: str, allowed: Networks) -> str | None:
 
 def may_connect(address: Address, *, scheme: str, port: int, allowed: Networks) -> bool:
     """Whether a webhook may be told there: anything inside ``allowed``, elsewhere https on port 443 of public addresses."""
-    plain = _unmapped(address)
+    plain = unmapped(address)
     if any(plain in network for network in allowed if network.version == plain.version):
         return True
     return scheme == "https" and port == HTTPS_PORT and is_public(plain)
@@ -156,7 +156,7 @@ def may_connect(address: Address, *, scheme: str, port: int, allowed: Networks) 
 
 def is_public(address: Address) -> bool:
     """Whether it is a host on the internet, and so is the IPv4 address that it carries, if it carries one."""
-    address = _unmapped(address)
+    address = unmapped(address)
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_V4)
     last_four_bytes = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
@@ -168,7 +168,7 @@ def is_public(address: Address) -> bool:
     return not carries_one or is_public(last_four_bytes)
 
 
-def _unmapped(address: Address) -> Address:
+def unmapped(address: Address) -> Address:
     """``::ffff:a.b.c.d`` is a.b.c.d: the kernel speaks IPv4 to it."""
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address

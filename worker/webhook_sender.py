@@ -6,6 +6,7 @@ logged here, and no error gets out: what happened is the Answer.
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 import ssl
@@ -18,7 +19,7 @@ import httpcore2
 import httpx2
 import msgspec
 
-from shared.webhook_address import Address, Networks, RefusedUrl, Target, may_connect, target_of
+from shared.webhook_address import Address, Networks, RefusedUrl, Target, may_connect, target_of, unmapped
 from shared.webhooks import Reason
 from worker.retry_after import retry_after_s
 
@@ -92,6 +93,7 @@ class Sender:
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """One attempt, within the sender's time. Raises nothing but CancelledError."""
         heard: Answer | None = None
+        reason = Reason.PROTOCOL
         connections: _Checked | None = None
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -108,10 +110,8 @@ class Sender:
             reason = unheard.reason
         except ssl.SSLError:  # the receiver's alert may come as late as its answer
             reason = Reason.TLS
-        except Exception:  # noqa: BLE001 whatever a stranger's bytes make a library raise
-            reason = Reason.PROTOCOL
-        else:
-            reason = Reason.PROTOCOL  # never told: there is an answer
+        except Exception:  # noqa: BLE001,S110 whatever a stranger's bytes make a library raise
+            pass
         finally:
             if connections is not None:
                 await connections.close()
@@ -214,9 +214,10 @@ class _Checked(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        for address in self._addresses:
+        for number, address in enumerate(self._addresses, start=1):
+            share_s = self._share_s if number < len(self._addresses) else None  # the last one has what is left
             try:
-                self._raw = await self._network.connect_tcp(str(address), port, timeout=self._share_s)
+                self._raw = await self._network.connect_tcp(str(unmapped(address)), port, timeout=share_s)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 continue
             return _Stream(self._raw, self._left_bytes)
@@ -231,7 +232,8 @@ class _Checked(httpcore2.AsyncNetworkBackend):
     async def close(self) -> None:
         """httpcore2 forgets a connection that is cancelled in its TLS handshake."""
         if self._raw is not None:
-            await self._raw.aclose()
+            with contextlib.suppress(Exception):
+                await self._raw.aclose()
 
 
 class _Stream(httpcore2.AsyncNetworkStream):
