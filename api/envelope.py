@@ -24,7 +24,6 @@ from shared.telemetry import get_logger
 
 _ID: Final = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 _NO_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 
 
 class _HeadAnswered(Exception):
@@ -103,12 +102,9 @@ def _problem_of_target(scope: Scope) -> Problem | None:
             if _NO_ESCAPE.search(part):
                 return InvalidRequest("The path and the query may have no % without two hexadecimal digits.")
             try:
-                text = unquote_to_bytes(part)
-                text.decode()
+                unquote_to_bytes(part).decode()
             except UnicodeDecodeError:
                 return InvalidRequest("The path and the query must be UTF-8.")
-            if part is path and _CONTROL.search(text):
-                return InvalidRequest("The path may have no control characters.")
     return None
 
 
