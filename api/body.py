@@ -28,6 +28,7 @@ _LEAST_BYTES_PER_S: Final = 1024
 """A body may be slower than this for _PATIENCE_S in all."""
 _LARGE_BYTES: Final = 256 << 10
 """Above this it is decoded beside the event loop, which others wait for."""
+_PIECE_BYTES: Final = 1 << 20
 
 _JSON_TYPE: Final = re.compile(r'application/json\s*(;\s*charset\s*=\s*"?utf-?8"?\s*)?;?', re.IGNORECASE)
 _PLACE: Final = re.compile(r"\(byte (\d+)\)$")
@@ -84,8 +85,7 @@ def _too_large(max_bytes: int) -> TooLarge:
 
 def decode(raw: bytes) -> Any:
     """Strict JSON as plain data. Raises InvalidRequest, which names the place and nothing that stands there."""
-    brackets = raw.count(b"{") + raw.count(b"[")
-    if len(raw) > MOST_VALUES and brackets + raw.count(b",") > MOST_VALUES:
+    if len(raw) > MOST_VALUES and _has_many_commas(raw):
         _refuse_many_values(raw)
     try:
         data = msgspec.json.decode(raw)
@@ -97,7 +97,7 @@ def decode(raw: bytes) -> Any:
         raise refuse(FieldError(BODY, "must be UTF-8")) from None
     except msgspec.DecodeError as error:
         raise refuse(FieldError(BODY, _what_is_wrong(raw, str(error)))) from None
-    if brackets > MOST_DEPTH or b"\\u0000" in raw:
+    if raw.count(b"{") + raw.count(b"[") > MOST_DEPTH or b"\\u0000" in raw:
         _refuse_depth_and_nul(data)
     if raw.count(b":") != _members_of(data):  # a text with a colon, or a member that stands there twice
         _refuse_twins(raw)
@@ -111,15 +111,27 @@ def _what_is_wrong(raw: bytes, error: str) -> str:
     return f"must be JSON; it goes wrong at byte {place[1]}" if place else "must be JSON; it goes wrong or breaks off"
 
 
+def _has_many_commas(raw: bytes) -> bool:
+    """Or brackets, in texts or not. In pieces: what is full of them shows it at once, and counting them all takes long."""
+    count = 0
+    for place in range(0, len(raw), _PIECE_BYTES):
+        end = place + _PIECE_BYTES
+        count += raw.count(b",", place, end) + raw.count(b"[", place, end) + raw.count(b"{", place, end)
+        if count > MOST_VALUES:
+            return True
+    return False
+
+
 def _refuse_many_values(raw: bytes) -> None:
     """Counts what stands outside of texts. What is no JSON may be counted wrongly; it is refused either way."""
-    bare = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Each text is a value or a name; more of them than that need not be taken apart.
-    if bare.count(b'"') <= 4 * MOST_VALUES:
-        outside = b"".join(bare.split(b'"')[::2])
-        if outside.count(b",") + outside.count(b"[") + outside.count(b"{") <= MOST_VALUES:
-            return
-    raise refuse(FieldError(BODY, f"must not hold more than {MOST_VALUES} values"))
+    for part in (raw[: 2 * _PIECE_BYTES], raw):  # a part is often enough
+        bare = part.replace(b"\\\\", b"").replace(b'\\"', b"")
+        # Each text is a value or a name; more of them than that need not be taken apart.
+        if bare.count(b'"') <= 4 * MOST_VALUES:
+            outside = b"".join(bare.split(b'"')[::2])
+            if outside.count(b",") + outside.count(b"[") + outside.count(b"{") <= MOST_VALUES:
+                continue
+        raise refuse(FieldError(BODY, f"must not hold more than {MOST_VALUES} values"))
 
 
 def _too_deep() -> InvalidRequest:

@@ -21,7 +21,7 @@ async def test_schemathesis_finds_nothing_in_any_phase(tmp_path: Path) -> None:
         url = deployment.urls[0]
         command = [str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(_CONFIG), "run"]
         command += [f"{url}/openapi.json", "--url", url, "--phases", "examples,coverage,fuzzing,stateful", "--no-color"]
-        command += ["--max-examples", "40", "--max-time", "600", "--request-timeout", "40", "--continue-on-failure"]
+        command += ["--max-examples", "40", "--max-time", "120", "--request-timeout", "40", "--continue-on-failure"]
         command += ["--output-truncate", "true"]
         done = await asyncio.to_thread(
             subprocess.run, command, cwd=tmp_path, capture_output=True, text=True, check=False

@@ -209,7 +209,7 @@ def test_outside_of_the_allow_list_only_https_on_its_own_port_is_called() -> Non
 
 @pytest.mark.parametrize(
     "address",
-    (
+    [
         *(
             "1.1.1.1",
             "8.8.8.8",
@@ -220,7 +220,7 @@ def test_outside_of_the_allow_list_only_https_on_its_own_port_is_called() -> Non
             "2606:4700:4700::1111",
         ),
         *("2a00:1450:4001:80b::200e", "2001:4860:4860::8888", "64:ff9b::1.1.1.1", "2606:4700::5efe:8.8.8.8"),
-    ),
+    ],
 )
 def test_an_address_on_the_internet_is_public(address: str) -> None:
     """The edges of the table too."""

@@ -1,0 +1,315 @@
+"""One attempt, against receivers that behave and such that do not: it ends in time, reads little, and leaves nothing open."""
+
+import asyncio
+import gzip
+import socket
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+import uvloop
+
+from shared.webhook_address import Address
+from shared.webhooks import Reason
+from tests.support.wait import wait_until
+from tests.webhook_addresses.conftest import (
+    HOST,
+    LOOPBACK,
+    PUBLIC,
+    Canaries,
+    Certificates,
+    Names,
+    StartReceiver,
+    WatchedNetwork,
+    a_sender,
+)
+from worker.webhook_sender import Answer
+
+_MOST_READ_BYTES = 128 << 10
+_SHORT_S = 0.5
+
+
+async def test_a_webhook_is_a_post_of_the_bytes_and_headers_that_it_was_given(start_receiver: StartReceiver) -> None:
+    """The sender adds what HTTP needs, and nobody can change that."""
+    receiver = await start_receiver(b"HTTP/1.1 204 No Content\r\nSet-Cookie: a=b\r\n\r\n")
+    sender = a_sender(LOOPBACK)
+    headers = {"webhook-id": "evt_1", "Content-Type": "application/json", "Host": "other", "Content-Length": "9"}
+    for _ in range(2):
+        assert await sender.post(f"{receiver.url}?a=b%20c", headers, b'{"a":1}') == Answer(204)
+    assert receiver.bodies == [b'{"a":1}'] * 2
+    assert receiver.heads[0] == receiver.heads[1]  # no cookies
+    lines = receiver.heads[0].lower().decode().split("\r\n")
+    assert lines[0] == "post /hook?a=b%20c http/1.1"
+    assert f"host: 127.0.0.1:{receiver.port}" in lines
+    assert {"webhook-id: evt_1", "content-length: 7", "user-agent: tokenspool-tests"} <= set(lines)
+    assert not {"host: other", "content-length: 9"} & set(lines)
+
+
+async def test_https_goes_to_the_checked_address_under_the_name_of_the_url(
+    start_receiver: StartReceiver, certificates: Certificates
+) -> None:
+    """Server name, certificate and Host header are the URL's; one look-up, one connection."""
+    names_shown: list[str | None] = []
+    serving = certificates.serving()
+    serving.sni_callback = lambda _socket, name, _context: names_shown.append(name)
+    receiver = await start_receiver(tls=serving)
+    network = WatchedNetwork(moved={PUBLIC: "127.0.0.1"}, ports={443: receiver.port})
+    names = Names((PUBLIC,))
+    sender = a_sender(network=network, resolve=names, ssl_context=certificates.trusting())
+    assert await sender.post(f"https://{HOST.upper()}/hook", {}, b"{}") == Answer(204)
+    assert names_shown == [HOST]
+    assert f"host: {HOST}\r\n".encode() in receiver.heads[0].lower()
+    assert network.attempts == [PUBLIC]
+    assert names.asked == [HOST]
+
+
+async def test_a_certificate_of_another_name_or_of_an_unknown_authority_is_refused(
+    start_receiver: StartReceiver, certificates: Certificates
+) -> None:
+    """Nothing is sent to it."""
+    receiver = await start_receiver(tls=certificates.serving())
+    network = WatchedNetwork(moved={PUBLIC: "127.0.0.1"}, ports={443: receiver.port})
+    trusting = a_sender(network=network, ssl_context=certificates.trusting())
+    for url in ("https://other.example.com/", f"https://{PUBLIC}/"):
+        assert await trusting.post(url, {}, b"{}") == Answer(None, Reason.TLS)
+    assert await a_sender(network=network).post(f"https://{HOST}/", {}, b"{}") == Answer(None, Reason.TLS)
+    assert receiver.heads == []
+
+
+async def test_plain_text_behind_https_is_no_answer(start_receiver: StartReceiver) -> None:
+    """It is told as TLS."""
+    receiver = await start_receiver(reads=False)
+    sender = a_sender(LOOPBACK)
+    assert await sender.post(f"https://127.0.0.1:{receiver.port}/", {}, b"{}") == Answer(None, Reason.TLS)
+
+
+async def test_a_name_that_leads_elsewhere_at_the_second_look_is_looked_up_once(
+    start_receiver: StartReceiver, certificates: Certificates, canaries: Canaries
+) -> None:
+    """DNS rebinding: public for the check, loopback for the connection. The next attempt looks anew, and is refused."""
+    receiver = await start_receiver(tls=certificates.serving())
+    names = Names((PUBLIC,), ("127.0.0.2",))
+    ports = {443: receiver.port}
+    network = WatchedNetwork(moved={PUBLIC: "127.0.0.1"}, ports=ports)
+    sender = a_sender(network=network, resolve=names, ssl_context=certificates.trusting())
+    assert await sender.post(f"https://{HOST}/", {}, b"{}") == Answer(204)
+    assert names.asked == [HOST]
+    ports[443] = canaries.port
+    assert await sender.post(f"https://{HOST}/", {}, b"{}") == Answer(None, Reason.FORBIDDEN_ADDRESS)
+    assert network.attempts == [PUBLIC]
+
+
+async def test_proxy_variables_are_not_heard(
+    start_receiver: StartReceiver, canaries: Canaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy would resolve the name for itself."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        for variable in (name, name.lower()):
+            monkeypatch.setenv(variable, f"http://127.0.0.1:{canaries.port}")
+    receiver = await start_receiver()
+    sender = a_sender(LOOPBACK, resolve=Names(("127.0.0.1",)))
+    assert await sender.post(receiver.url, {}, b"{}") == Answer(204)
+    assert await sender.post(f"http://named:{receiver.port}/", {}, b"{}") == Answer(204)
+    assert (await sender.post(f"https://named:{receiver.port}/", {}, b"{}")).reason is Reason.TLS
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (b"", Answer(None, Reason.TIMEOUT)),
+        (b"HTTP/1.1 200 OK\r\nContent-", Answer(None, Reason.TIMEOUT)),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", Answer(None, Reason.TIMEOUT)),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", Answer(200)),  # it was told: the rest is its own affair
+        (b"HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", Answer(500)),
+    ],
+)
+async def test_a_receiver_that_hangs_is_left_in_time(
+    answer: bytes, expected: Answer, start_receiver: StartReceiver
+) -> None:
+    """Wherever it hangs; and its connection is closed."""
+    receiver = await start_receiver(answer, hangs=True)
+    assert await a_sender(LOOPBACK, timeout_s=_SHORT_S).post(receiver.url, {}, b"{}") == expected
+    await asyncio.wait_for(receiver.closed.wait(), 10)
+
+
+async def test_a_receiver_that_hangs_in_its_handshake_is_left_in_time(start_receiver: StartReceiver) -> None:
+    """Its connection is closed too, though nobody but the sender knows of it by then."""
+    receiver = await start_receiver(b"", hangs=True, reads=False)
+    sender = a_sender(LOOPBACK, timeout_s=_SHORT_S)
+    assert await sender.post(f"https://127.0.0.1:{receiver.port}/", {}, b"{}") == Answer(None, Reason.TIMEOUT)
+    await asyncio.wait_for(receiver.closed.wait(), 10)
+
+
+async def test_a_receiver_that_takes_no_body_is_left_in_time() -> None:
+    """It does not even read."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        sender = a_sender(LOOPBACK, timeout_s=_SHORT_S)
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}/"
+        assert await sender.post(url, {}, b"a" * (32 << 20)) == Answer(None, Reason.TIMEOUT)
+
+
+async def test_an_attempt_that_is_cancelled_closes_its_connection(start_receiver: StartReceiver) -> None:
+    """Cancelling is the one thing that gets out."""
+    receiver = await start_receiver(b"", hangs=True)
+    attempt = asyncio.create_task(a_sender(LOOPBACK).post(receiver.url, {}, b"{}"))
+    await wait_until(lambda: bool(receiver.bodies), "the receiver was told")
+    attempt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    await asyncio.wait_for(receiver.closed.wait(), 10)
+
+
+@pytest.mark.parametrize(
+    ("answer", "again", "expected"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10485760\r\n\r\n", b"a" * 65536, Answer(200)),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"a" * 65536, Answer(200)),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n" * 1000, Answer(200)),
+        (b"HTTP/1.1 200 OK\r\nA: ", b"a" * 65536, Answer(None, Reason.PROTOCOL)),
+        (b"HTTP/1.1 200 OK\r\n", b"a: b\r\n" * 1000, Answer(None, Reason.PROTOCOL)),
+        (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100, Answer(None, Reason.PROTOCOL)),
+        (b"", b"\x00\xff" * 1000, Answer(None, Reason.PROTOCOL)),
+        (b"", b"\r\n" * 1000, Answer(None, Reason.PROTOCOL)),
+    ],
+)
+async def test_a_receiver_that_never_ends_is_read_for_a_while(
+    answer: bytes, again: bytes, expected: Answer, start_receiver: StartReceiver
+) -> None:
+    """A head of 64 KB, and as much of a body."""
+    receiver = await start_receiver(answer, again=again)
+    network = WatchedNetwork()
+    assert await a_sender(LOOPBACK, network=network).post(receiver.url, {}, b"{}") == expected
+    assert network.read_bytes <= _MOST_READ_BYTES
+    await asyncio.wait_for(receiver.closed.wait(), 10)
+
+
+async def test_a_compressed_answer_is_not_unpacked(start_receiver: StartReceiver) -> None:
+    """A bomb of 32 MB is 32 KB of bytes that nobody looks at."""
+    bomb = gzip.compress(bytes(32 << 20), 9)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
+    receiver = await start_receiver(head + bomb)
+    network = WatchedNetwork()
+    assert await a_sender(LOOPBACK, network=network).post(receiver.url, {}, b"{}") == Answer(200)
+    assert network.read_bytes <= _MOST_READ_BYTES
+    assert b"accept-encoding: identity\r\n" in receiver.heads[0].lower()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 200 O",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"-ERR unknown command 'POST'\r\n",
+        b"HTTP/1.1 99999 No\r\n\r\n",
+        b"HTTP/1.1 -1 No\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n: \r\n\r\n",
+        b"\x16\x03\x01\x02\x00",
+    ],
+)
+async def test_what_is_no_answer_is_told_as_such(answer: bytes, start_receiver: StartReceiver) -> None:
+    """The receiver closes behind it."""
+    receiver = await start_receiver(answer)
+    assert await a_sender(LOOPBACK).post(receiver.url, {}, b"{}") == Answer(None, Reason.PROTOCOL)
+
+
+async def test_a_closed_port_is_a_refused_connection(start_receiver: StartReceiver) -> None:
+    """Of several addresses the next one is tried."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    sender = a_sender(LOOPBACK)
+    assert await sender.post(f"http://127.0.0.1:{port}/", {}, b"{}") == Answer(None, Reason.REFUSED_CONNECTION)
+    receiver = await start_receiver()
+    sender = a_sender(LOOPBACK, resolve=Names(("127.0.0.9", "127.0.0.1")))
+    assert await sender.post(f"http://anything:{receiver.port}/", {}, b"{}") == Answer(204)
+
+
+async def test_a_name_without_addresses_is_unresolvable() -> None:
+    """Whatever the resolver does instead."""
+
+    def fails(_name: str) -> Sequence[Address]:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    for resolve in (fails, Names(())):
+        assert await a_sender(resolve=resolve).post(f"https://{HOST}/", {}, b"{}") == Answer(None, Reason.UNRESOLVABLE)
+
+
+async def test_a_resolver_that_hangs_holds_up_nobody_who_needs_none(start_receiver: StartReceiver) -> None:
+    """Nor more than 64 threads; and once it answers, names are looked up again."""
+    goes_on = threading.Event()
+    asked: list[str] = []
+
+    def hangs(name: str) -> Sequence[Address]:
+        asked.append(name)
+        goes_on.wait(20)
+        return Names(("127.0.0.1",))(name)
+
+    receiver = await start_receiver()
+    sender = a_sender(LOOPBACK, timeout_s=_SHORT_S, resolve=hangs)
+    url = f"http://anything:{receiver.port}/"
+    try:
+        answers = await asyncio.gather(*(sender.post(url, {}, b"{}") for _ in range(100)))
+        assert set(answers) == {Answer(None, Reason.TIMEOUT)}
+        assert len(asked) <= 64
+        patient = a_sender(LOOPBACK, resolve=hangs)
+        assert await patient.post(receiver.url, {}, b"{}") == Answer(204)
+        assert await asyncio.to_thread(lambda: "the default executor is free") != ""
+    finally:
+        goes_on.set()
+
+    async def told() -> bool:
+        return await sender.post(url, {}, b"{}") == Answer(204)
+
+    await wait_until(told, "names are looked up again")
+
+
+@pytest.mark.parametrize(
+    ("header", "least_s", "most_s"),
+    [
+        ("120", 120, 120),
+        (format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True), 3600, 7200),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+    ],
+)
+async def test_the_pause_that_a_receiver_asks_for_is_told(
+    header: str, least_s: float, most_s: float, start_receiver: StartReceiver
+) -> None:
+    """In seconds or as a date."""
+    receiver = await start_receiver(f"HTTP/1.1 503 Busy\r\nRetry-After: {header}\r\nContent-Length: 0\r\n\r\n".encode())
+    answer = await a_sender(LOOPBACK).post(receiver.url, {}, b"{}")
+    assert answer.status == 503
+    assert answer.retry_after_s is not None
+    assert least_s <= answer.retry_after_s <= most_s
+
+
+@pytest.mark.parametrize("header", ["soon", "-5", "inf", "Mon, 99 Zzz 99999 99:99:99", "1" * 400, "\xff"])
+async def test_a_pause_that_nobody_understands_is_none(header: str, start_receiver: StartReceiver) -> None:
+    """The status is told all the same."""
+    head = f"HTTP/1.1 429 No\r\nRetry-After: {header}\r\nContent-Length: 0\r\n\r\n"
+    receiver = await start_receiver(head.encode("latin-1"))
+    assert await a_sender(LOOPBACK).post(receiver.url, {}, b"{}") == Answer(429)
+
+
+def test_all_of_it_holds_on_the_loop_of_a_worker(certificates: Certificates) -> None:
+    """uvloop: an answer over TLS, a hang in the handshake, a closed port, a look-up by the system."""
+
+    async def run() -> list[Answer]:
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=certificates.serving())
+        with socket.create_server(("127.0.0.1", 0)) as deaf, socket.create_server(("127.0.0.1", 0)) as gone:
+            ports = [server.sockets[0].getsockname()[1], deaf.getsockname()[1], gone.getsockname()[1]]
+            gone.close()
+            context = certificates.trusting()
+            sender = a_sender(LOOPBACK, timeout_s=2, resolve=Names(("127.0.0.1",)), ssl_context=context)
+            answers = await asyncio.gather(*(sender.post(f"https://{HOST}:{port}/", {}, b"{}") for port in ports))
+        server.close()
+        return answers
+
+    assert uvloop.run(run()) == [Answer(204), Answer(None, Reason.TIMEOUT), Answer(None, Reason.REFUSED_CONNECTION)]
