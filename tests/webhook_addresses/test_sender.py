@@ -269,7 +269,9 @@ async def test_a_resolver_that_hangs_holds_up_nobody_who_needs_none(start_receiv
     ("header", "least_s", "most_s"),
     [
         ("120", 120, 120),
-        (format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True), 3600, 7200),
+        pytest.param(
+            format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True), 3600, 7200, id="a date to come"
+        ),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
     ],
 )
