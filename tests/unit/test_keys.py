@@ -87,6 +87,7 @@ def _code(name: str) -> str:
 def _body(name: str) -> str:
     """What is the script's own, without comments."""
     own = (files("shared.store") / "lua" / f"{name}.lua").read_text()
+    own = re.sub(r"^\s*--.*\n", "", own, flags=re.MULTILINE)
     assert script(name).text.decode().endswith(own)
     return re.sub(r"--[^\n]*", "", own)
 
