@@ -19,7 +19,7 @@ TOLD = [
     "message_stop",
 ]
 """An answer of one block, whole."""
-QUICK = {"content_idle_timeout_s": 0.1, "first_token_timeout_s": 0.15}
+QUICK = {"content_idle_timeout_s": 0.1, "first_token_timeout_s": 0.5}
 
 
 @dataclass(frozen=True)

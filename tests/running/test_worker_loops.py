@@ -221,7 +221,7 @@ async def test_strays_are_counted_and_told(crew: Crew, monkeypatch: pytest.Monke
     await wait_until(strays, "a stray to be told")
     assert hand.log.named("stray_jobs")[0] == {"count": 1}
     hand.expected_errors.add("stray_jobs")
-    await crew.runtime.commands.call("DEL", keys.job(job_id), keys.index(TENANT))
+    await crew.runtime.commands.call("DEL", keys.job(job_id), keys.index(TENANT), keys.plain("queued_jobs"))
 
 
 def flows_of(_job_id: str) -> list[str]:

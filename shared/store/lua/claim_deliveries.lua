@@ -19,7 +19,7 @@ for _, lane in ipairs(call('ZRANGEBYSCORE', key_lanes(), '-inf', int(now), 'LIMI
   local due = room > 0 and call('ZRANGEBYSCORE', key_unsent(lane), '-inf', int(now), 'LIMIT', 0, room) or {}
   for _, id in ipairs(due) do
     call('ZREM', key_unsent(lane), id)
-    local found = call('HMGET', key_delivery(id), 'endpoint', 'failed', 'manual')
+    local found = call('HMGET', key_delivery(id), 'endpoint', 'failures', 'manual')
     if found[1] and not found[3] and call('EXISTS', key_webhook_gone(tenant, found[1])) == 1 then
       note_attempt(id, '{"at_ms":' .. int(now) .. ',' .. ARGV[6] .. '}')
       finish_delivery(id, tenant, ARGV[5], ARGV[7])

@@ -11,7 +11,7 @@ stop_sending(id, lane, tenant)
 if ARGV[5] ~= '' then note_attempt(id, ARGV[5]) end
 if ARGV[3] == DELIVERY_PENDING then
   local due = int(now + tonumber(ARGV[4]))
-  if ARGV[5] ~= '' then call('HINCRBY', key_delivery(id), 'failed', 1) end
+  if ARGV[5] ~= '' then call('HINCRBY', key_delivery(id), 'failures', 1) end
   call('HSET', key_delivery(id), 'due_ms', due)
   call('ZADD', key_unsent(lane), due, id)
 else

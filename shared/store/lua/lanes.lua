@@ -25,7 +25,7 @@ local function finish_delivery(id, tenant, state, retention_ms)
 end
 
 -- Behind the attempts of the newest schedule.
-local function note_attempt(id, attempt)
+local function note_attempt(id, attempt_json)
   local history = call('HGET', key_delivery(id), 'history')
-  call('HSET', key_delivery(id), 'history', history and history .. ',' .. attempt or attempt)
+  call('HSET', key_delivery(id), 'history', history and history .. ',' .. attempt_json or attempt_json)
 end

@@ -5,7 +5,7 @@ write_without_memory()
 local found = call('HMGET', key_delivery(id), 'tenant', 'lane')
 if found[1] ~= tenant then return -1 end
 if call('ZSCORE', key_sending(found[2]), id) then return 1 end -- is being told
-call('HSET', key_delivery(id), 'state', DELIVERY_PENDING, 'due_ms', int(now), 'failed', 0, 'manual', 1)
+call('HSET', key_delivery(id), 'state', DELIVERY_PENDING, 'due_ms', int(now), 'failures', 0, 'manual', 1)
 call('HDEL', key_delivery(id), 'history', 'ended_ms')
 call('PERSIST', key_delivery(id))
 call('ZADD', key_delivery_index(tenant), 0, id)

@@ -15,7 +15,7 @@ local function begin_delivery(asked, event, subject, tenant, status, facts)
   local id, lane = delivery_of(subject), tenant .. ':' .. asked.origin
   call('HSET', key_delivery(id), 'tenant', tenant, 'lane', lane, 'event', event, 'subject', subject, 'status', status,
     'url', asked.url, 'endpoint', asked.endpoint, 'with_result', asked.result and 1 or 0, 'created_ms', int(now),
-    'state', DELIVERY_PENDING, 'due_ms', int(now), 'epoch', 0, 'failed', 0, unpack(facts))
+    'state', DELIVERY_PENDING, 'due_ms', int(now), 'epoch', 0, 'failures', 0, unpack(facts))
   for _, oldest in ipairs(call('ZRANGE', key_delivery_index(tenant), 0, 1)) do
     if call('EXISTS', key_delivery(oldest)) == 1 then break end
     call('ZREM', key_delivery_index(tenant), oldest)
