@@ -18,7 +18,7 @@ from api.batch_relay import BatchRelay
 from api.dependencies import MOST_UPLOADS, ApiState
 from api.envelope import Envelope
 from api.key_ring import KeyRing
-from api.native import batch_submit, batches, complete, jobs, usage
+from api.native import batch_submit, batches, complete, jobs, usage, webhooks
 from api.ops import health, keys, problems
 from api.proxies import TrustedProxies
 from api.relay import Relay
@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.add_handlers(app)
     jobs.add_submit(app)
     batch_submit.add_submit_batch(app)
-    for part in (jobs, batches, usage, complete, messages, message_batches, models, keys, health, problems):
+    for part in (jobs, batches, usage, complete, messages, message_batches, models, keys, webhooks, health, problems):
         app.router.routes.extend(part.router.routes)  # include_router makes finding a route cost 40 µs more (0.165)
     openapi.describe(app)
     return app

@@ -4,6 +4,7 @@ Bodies are read by ourselves and answers encoded by ourselves, so both stand her
 the types that are encoded.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -24,6 +25,7 @@ from api.native.complete import MOST_MAX_TOKENS, MOST_PROMPT_CHARS, Answer
 from api.native.job_request import DEFAULT_MAX_TOKENS, MOST_MODEL_CHARS
 from api.native.job_view import JobPage, JobView
 from api.native.usage import UsageReport
+from api.native.webhooks import DeliveryPage, DeliveryView, SecretView
 from api.ops.health import HealthReport
 from api.ops.keys import (
     DEFAULT_GRACE_S,
@@ -39,6 +41,7 @@ from api.ops.keys import MOST_LIMIT as MOST_KEY_LIMIT
 from shared.api_key import DEFAULT_ENV, DEFAULT_SCOPES, Scope
 from shared.batch import ITEM_PRIORITY
 from shared.job import Priority
+from shared.webhooks import JOB_EVENTS, MOST_URL_CHARS, EventType
 
 DESCRIPTION: Final = (
     "Submit a completion, have a job id within milliseconds, and poll, wait or follow its tokens; leave and come back at "
@@ -55,6 +58,9 @@ _BATCHES: Final = "/v1/batches"
 _BATCH: Final = "/v1/batches/{batch_id}"
 _KEYS: Final = "/v1/keys"
 _KEY: Final = "/v1/keys/{key_id}"
+_SECRET: Final = "/v1/webhooks/secret"  # noqa: S105 - a path
+_DELIVERIES: Final = "/v1/webhooks/deliveries"
+_DELIVERY: Final = "/v1/webhooks/deliveries/{delivery_id}"
 _MESSAGE_BATCHES: Final = "/v1/messages/batches"
 _MESSAGE_BATCH: Final = "/v1/messages/batches/{batch_id}"
 
@@ -89,6 +95,9 @@ def _completed(schema: _Schema) -> _Schema:
             ModelPage,
             KeyView,
             KeyPage,
+            SecretView,
+            DeliveryView,
+            DeliveryPage,
             MessageBatch,
             MessageBatchPage,
         ),
@@ -224,17 +233,48 @@ _METADATA: Final[_Schema] = {
 _BATCH_PRIORITY: Final[_Schema] = {"enum": [ITEM_PRIORITY.value], "default": ITEM_PRIORITY.value}
 
 
-def _options(priority: _Schema) -> _Schema:
+def _webhook(events: Iterable[EventType]) -> _Schema:
+    return {
+        "type": ["object", "null"],
+        "additionalProperties": False,
+        "required": ["url"],
+        "properties": {
+            "url": {
+                "type": "string",
+                "maxLength": MOST_URL_CHARS,
+                "description": "https, on port 443 of a public address.",
+            },
+            "events": {
+                "type": "array",
+                "minItems": 1,
+                "uniqueItems": True,
+                "items": {"enum": sorted(events)},
+            },
+            "result": {"type": "boolean", "default": False},
+        },
+    }
+
+
+def _options(priority: _Schema, events: Iterable[EventType]) -> _Schema:
     return {
         "type": "object",
         "additionalProperties": False,
-        "properties": {"priority": priority, **_OPTIONS, "metadata": _METADATA},
+        "properties": {"priority": priority, **_OPTIONS, "metadata": _METADATA, "webhook": _webhook(events)},
     }
 
 
 _BATCH_QUERY: Final = [
     _query(name, "Only beside lines: the member of job of that name.", schema)
     for name, schema in {"priority": _BATCH_PRIORITY, **_OPTIONS}.items()
+]
+_WEBHOOK_QUERY: Final = [
+    _query(
+        "webhook.url",
+        "Only beside lines: the member url of job.webhook.",
+        {"type": "string", "maxLength": MOST_URL_CHARS},
+    ),
+    _query("webhook.events", "Only beside lines, comma separated.", {"type": "string"}),
+    _query("webhook.result", "Only beside lines.", {"type": "boolean"}),
 ]
 _METADATA_QUERY: Final = {
     **_query(
@@ -286,7 +326,7 @@ _REQUESTS: Final[_Schema] = {
         "required": ["role", "content"],
         "properties": {"role": {"type": "string"}, "content": {"type": ["string", "array"]}},
     },
-    "JobOptions": _options({"enum": [priority.value for priority in Priority], "default": "normal"}),
+    "JobOptions": _options({"enum": [priority.value for priority in Priority], "default": "normal"}, JOB_EVENTS),
     "BatchRequest": {
         "type": "object",
         "additionalProperties": False,
@@ -301,7 +341,7 @@ _REQUESTS: Final[_Schema] = {
             "job": _ref("BatchOptions"),
         },
     },
-    "BatchOptions": _options(_BATCH_PRIORITY),
+    "BatchOptions": _options(_BATCH_PRIORITY, EventType),
     "BatchLine": {
         "type": "object",
         "additionalProperties": False,
@@ -533,7 +573,7 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
         "description": "One object with all requests and what they have in common, or a request a line, whose common "
         "options are query parameters. Nothing is begun before the body is whole.",
         "operationId": "submit_batch",
-        "parameters": [_IDEMPOTENCY_KEY, *_BATCH_QUERY, _METADATA_QUERY],
+        "parameters": [_IDEMPOTENCY_KEY, *_BATCH_QUERY, _METADATA_QUERY, *_WEBHOOK_QUERY],
         "requestBody": {
             "required": True,
             "content": {
@@ -688,6 +728,20 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
             **_READS,
             **_problems(409, 413, 415),
         },
+    },
+    ("get", _SECRET): {
+        "responses": {"200": _json("What deliveries are signed with.", "SecretView"), **_problems(400, 401, 503)}
+    },
+    ("post", f"{_SECRET}/rotate"): {
+        "requestBody": {**_body("RotateRequest"), "required": False},
+        "responses": {"200": _json("The new secret.", "SecretView"), **_problems(400, 401, 413, 415, 503)},
+    },
+    ("get", _DELIVERIES): {
+        "responses": {"200": _json("A page, newest job or batch first.", "DeliveryPage"), **_problems(400, 401, 503)}
+    },
+    ("get", _DELIVERY): {"responses": {"200": _json("The delivery as it stands.", "DeliveryView"), **_READS}},
+    ("post", f"{_DELIVERY}/redeliver"): {
+        "responses": {"202": _json("The delivery as it is now.", "DeliveryView"), **_READS}
     },
     ("post", f"{_KEY}/revoke"): {"responses": {"200": _json("The key as it is now.", "KeyView"), **_READS}},
     ("post", "/complete"): {

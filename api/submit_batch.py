@@ -265,6 +265,7 @@ class _Coming:
     ) -> None:
         self._request = request
         self._max_bytes = settings.max_batch_bytes
+        self._webhook_networks = settings.webhook_allow_networks
         self._splitter = _splitter_of(form, settings, takes_options=takes_options)
         self._items = BatchItems(settings, noun=form, with_fingerprint=with_fingerprint, draft_of=draft_of)
         self._options: JobOptions | None = options
@@ -316,7 +317,7 @@ class _Coming:
             async for piece in pieces:
                 yield self._splitter.feed(piece)
                 if self._options is None and self._splitter.job is not None:
-                    self._options = options_of_job(self._splitter.job)
+                    self._options = options_of_job(self._splitter.job, self._webhook_networks)
         yield self._splitter.end()
 
     async def _pieces(self) -> AsyncGenerator[bytes]:

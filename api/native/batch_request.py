@@ -19,6 +19,8 @@ from shared.batch import ITEM_PRIORITY, InvalidItem, NewItem
 from shared.errors import FieldError, InvalidRequest
 from shared.job import new_id
 from shared.settings import Settings
+from shared.webhook_address import Networks
+from shared.webhooks import DEFAULT_BATCH_EVENTS, EventType
 
 DraftOf = Callable[[Any], Draft]
 """What is asked of one request's parameters. Raises InvalidRequest, which names the fields."""
@@ -29,9 +31,12 @@ _SHOWN_FIELDS: Final = 3
 _NOT_JSON: Final = "must be JSON"
 
 _PRIORITIES: Final = {ITEM_PRIORITY.value: ITEM_PRIORITY}
-_NUMBERS: Final = frozenset(JobOptions.__struct_fields__) - {"priority", "not_before_ms", "metadata"}
+_NUMBERS: Final = frozenset(JobOptions.__struct_fields__) - {"priority", "not_before_ms", "metadata", "webhook"}
 _TEXTS: Final = frozenset({"priority", "not_before"})
 _METADATA: Final = "metadata."
+_WEBHOOK: Final = "webhook."
+_BOOLEANS: Final = {"true": True, "false": False}
+_EVENTS: Final = {True: sorted(EventType), False: DEFAULT_BATCH_EVENTS}
 _DIGITS: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 
 
@@ -134,7 +139,7 @@ def _unknown(name: str) -> FieldError:
     )
 
 
-def options_of_job(raw: bytes | None) -> JobOptions:
+def options_of_job(raw: bytes | None, webhook_networks: Networks = ()) -> JobOptions:
     """The ``job`` member of a JSON body, with its defaults. Raises InvalidRequest, which names the fields."""
     if raw is None:
         return _DEFAULTS
@@ -142,17 +147,23 @@ def options_of_job(raw: bytes | None) -> JobOptions:
         job = decode(raw)
     except InvalidRequest as problem:
         raise refuse(*[FieldError(f"#/{JOB}{error.pointer[1:]}", error.detail) for error in problem.errors]) from None
-    return _checked(job, [])
+    return _checked(job, [], webhook_networks)
 
 
-def options_of_query(query: list[tuple[str, str]]) -> JobOptions:
-    """The same as query parameters: ``?timeout_s=60&not_before=…&metadata.run=nightly``. Raises InvalidRequest."""
+def options_of_query(query: list[tuple[str, str]], webhook_networks: Networks = ()) -> JobOptions:
+    """The same as query parameters: ``?timeout_s=60&metadata.run=nightly&webhook.url=…&webhook.events=batch.ended,job.failed``.
+
+    Raises InvalidRequest.
+    """
     job: dict[str, Any] = {}
     metadata: dict[str, str] = {}
+    webhook: dict[str, Any] = {}
     errors: list[FieldError] = []
     for name, value in query:
-        key = name.removeprefix(_METADATA)
-        found: dict[str, Any] = metadata if name.startswith(_METADATA) else job
+        key, found = name, job
+        for prefix, members in ((_METADATA, metadata), (_WEBHOOK, webhook)):
+            if name.startswith(prefix):
+                key, found = name.removeprefix(prefix), members
         if "\0" in name + value:
             errors.append(FieldError(BODY, "must not have the character U+0000"))
         elif found is job and name not in _NUMBERS and name not in _TEXTS:
@@ -161,10 +172,16 @@ def options_of_query(query: list[tuple[str, str]]) -> JobOptions:
             errors.append(FieldError(_parameter(name), "must be sent once"))
         else:
             found[key] = int(value) if name in _NUMBERS and _DIGITS.fullmatch(value) else value
+    if webhook:
+        if "events" in webhook:
+            webhook["events"] = webhook["events"].split(",")
+        if "result" in webhook:
+            webhook["result"] = _BOOLEANS.get(webhook["result"], webhook["result"])
+        job["webhook"] = webhook
     if metadata:
         job["metadata"] = metadata
     try:
-        return _checked(job, errors)
+        return _checked(job, errors, webhook_networks)
     except InvalidRequest as problem:
         named = [
             FieldError(error.pointer.removeprefix(f"#/{JOB}/").replace("/", "."), error.detail)
@@ -188,8 +205,8 @@ def _parameter(name: str) -> str:
     return name if is_name(name) else BODY
 
 
-def _checked(job: object, errors: list[FieldError]) -> JobOptions:
-    options = options_of(job, errors, priorities=_PRIORITIES)
+def _checked(job: object, errors: list[FieldError], webhook_networks: Networks) -> JobOptions:
+    options = options_of(job, errors, priorities=_PRIORITIES, webhook_networks=webhook_networks, webhook_events=_EVENTS)
     if errors:
         raise refuse(*errors)
     return msgspec.structs.replace(options, priority=ITEM_PRIORITY)

@@ -26,7 +26,9 @@ async def submit_batch_route(request: Request) -> Response:
     form = form_of(request)
     query = request.query_params.multi_items()
     if form is BatchForm.LINES:
-        submitted = await submit_batch(request, api, caller, form=form, options=options_of_query(query))
+        submitted = await submit_batch(
+            request, api, caller, form=form, options=options_of_query(query, api.settings.webhook_allow_networks)
+        )
     else:
         refuse_query(query)
         submitted = await submit_batch(request, api, caller, takes_options=True)

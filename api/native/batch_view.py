@@ -7,6 +7,7 @@ import msgspec
 from shared.batch import Batch, BatchCounts, BatchState
 from shared.clock import to_rfc3339
 from shared.job import Usage
+from shared.webhooks import Webhook
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -32,6 +33,7 @@ class BatchView(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: str | None
     retry_of: str | None
     metadata: dict[str, str]
+    webhook: Webhook | None
     usage: Usage
     cost_usd: float | None
     urls: BatchUrls
@@ -74,6 +76,7 @@ def view_of(batch: Batch) -> BatchView:
         ended_at=None if batch.ended_ms is None else to_rfc3339(batch.ended_ms),
         retry_of=batch.spec.retry_of,
         metadata=batch.spec.metadata,
+        webhook=batch.spec.webhook,
         usage=batch.usage,
         cost_usd=batch.cost_usd,
         urls=BatchUrls(self=url, results=f"{url}/results", events=f"{url}/events", cancel=f"{url}/cancel"),

@@ -4,7 +4,7 @@ Pure. The parameters of the Messages API are looked at only as far as we use the
 to judge, and what it refuses ends as ``upstream_rejected``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +13,8 @@ from api.fields import BODY, MOST_ERRORS, is_whole, pointer, refuse
 from shared.clock import from_rfc3339
 from shared.errors import FieldError
 from shared.job import JobKind, Priority
-from shared.webhooks import Webhook
+from shared.webhook_address import Networks, refusal_of_url
+from shared.webhooks import JOB_EVENTS, EventType, Webhook
 
 DEFAULT_MAX_TOKENS: Final = 1024
 MOST_MODEL_CHARS: Final = 256
@@ -33,6 +34,8 @@ _RANGES: Final = {
     "max_attempts": (1, 10),
 }
 _PRIORITIES: Final = {priority.value: priority for priority in Priority}
+_WEBHOOK_MEMBERS: Final = frozenset(Webhook.__struct_fields__)
+_EVENTS_OF_JOB: Final = {True: sorted(JOB_EVENTS), False: sorted(JOB_EVENTS)}
 
 
 class JobOptions(msgspec.Struct, frozen=True):
@@ -66,7 +69,7 @@ class Draft(msgspec.Struct, frozen=True):
 _DEFAULTS: Final = JobOptions()
 
 
-def draft_of(body: object, *, default_model: str, max_prompt_chars: int) -> Draft:
+def draft_of(body: object, *, default_model: str, max_prompt_chars: int, webhook_networks: Networks = ()) -> Draft:
     """Raises InvalidRequest, which names every field that is not valid."""
     if not isinstance(body, dict):
         raise refuse(FieldError(BODY, "must be a JSON object"))
@@ -74,7 +77,9 @@ def draft_of(body: object, *, default_model: str, max_prompt_chars: int) -> Draf
     request: dict[str, Any] = {"model": default_model, "max_tokens": DEFAULT_MAX_TOKENS, **body}
     if type(request.pop("stream", False)) is not bool:
         errors.append(FieldError("#/stream", "must be true or false"))
-    options = options_of(request.pop("job"), errors) if "job" in request else _DEFAULTS
+    options = _DEFAULTS
+    if "job" in request:
+        options = options_of(request.pop("job"), errors, webhook_networks=webhook_networks)
     check_model(request["model"], errors)
     check_max_tokens(request["max_tokens"], MOST_MAX_TOKENS, errors)
     if "prompt" in request:
@@ -136,9 +141,16 @@ def check_messages(messages: object, errors: list[FieldError]) -> None:
 
 
 def options_of(
-    job: object, errors: list[FieldError], *, priorities: Mapping[str, Priority] = _PRIORITIES
+    job: object,
+    errors: list[FieldError],
+    *,
+    priorities: Mapping[str, Priority] = _PRIORITIES,
+    webhook_networks: Networks = (),
+    webhook_events: Mapping[bool, Sequence[EventType]] = _EVENTS_OF_JOB,
 ) -> JobOptions:
-    """The ``job`` member, checked; what is not valid is added to ``errors``."""
+    """The ``job`` member, checked; what is not valid is added to ``errors``. ``webhook_networks``: where webhooks may lead
+    beside public addresses; ``webhook_events``: those that may be asked for (True), and that are if none is named (False).
+    """
     if not isinstance(job, dict):
         errors.append(FieldError("#/job", "must be an object"))
         return _DEFAULTS
@@ -160,6 +172,8 @@ def options_of(
         elif name == "metadata":
             _check_metadata(value, errors)
             found[name] = value
+        elif name == "webhook":
+            found[name] = _webhook_of(value, errors, webhook_networks, webhook_events)
         else:
             detail = "is not known" if where != "#/job" else "has a member that is not known"
             errors.append(FieldError(where, detail))
@@ -179,6 +193,40 @@ def _not_before_ms(value: object, errors: list[FieldError]) -> int | None:
     elif not 0 <= moment_ms < _YEAR_9999_MS:
         errors.append(FieldError("#/job/not_before", "must be a time from 1970 to 9998"))
     return moment_ms
+
+
+def _webhook_of(
+    value: object, errors: list[FieldError], networks: Networks, events: Mapping[bool, Sequence[EventType]]
+) -> Webhook | None:
+    where = "#/job/webhook"
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        errors.append(FieldError(where, "must be an object, or null"))
+        return None
+    for name in value:
+        if name not in _WEBHOOK_MEMBERS:
+            at = pointer(where, name)
+            errors.append(FieldError(at, "is not known" if at != where else "has a member that is not known"))
+            break
+    url = value.get("url")
+    refusal = refusal_of_url(url, networks) if isinstance(url, str) else "must be a text"
+    if refusal is not None:
+        errors.append(FieldError(f"{where}/url", refusal))
+    asked = value.get("events", list(events[False]))
+    if (
+        not isinstance(asked, list)
+        or not asked
+        or not all(isinstance(event, str) and event in events[True] for event in asked)
+        or len(set(asked)) < len(asked)
+    ):
+        errors.append(FieldError(f"{where}/events", "must be a list of some of: " + ", ".join(events[True])))
+    result = value.get("result", False)
+    if type(result) is not bool:
+        errors.append(FieldError(f"{where}/result", "must be true or false"))
+    if errors:
+        return None
+    return Webhook(str(url), tuple(sorted(map(EventType, asked))), bool(result))
 
 
 def _check_metadata(metadata: object, errors: list[FieldError]) -> None:

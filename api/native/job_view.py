@@ -7,6 +7,7 @@ import msgspec
 from shared.clock import to_rfc3339
 from shared.errors import JobError
 from shared.job import Job, JobState, Usage
+from shared.webhooks import Webhook
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -53,6 +54,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     custom_id: str | None
     retry_of: str | None
     metadata: dict[str, str]
+    webhook: Webhook | None
     result: msgspec.Raw | msgspec.UnsetType | None = msgspec.UNSET
     usage: Usage | None
     cost_usd: float | None
@@ -108,6 +110,7 @@ def view_of(job: Job, queue_position: int | None, *, with_result: bool) -> JobVi
         custom_id=spec.custom_id,
         retry_of=spec.retry_of,
         metadata=spec.metadata,
+        webhook=job.webhook,
         result=job.result if with_result else msgspec.UNSET,
         usage=job.usage,
         cost_usd=job.cost_usd,

@@ -56,7 +56,12 @@ async def submit_job(request: Request) -> Response:
     key = idempotency_key(request)
     settings = api.settings
     body = await read_json(request, settings.max_body_bytes)
-    draft = draft_of(body, default_model=settings.model, max_prompt_chars=settings.max_prompt_chars)
+    draft = draft_of(
+        body,
+        default_model=settings.model,
+        max_prompt_chars=settings.max_prompt_chars,
+        webhook_networks=settings.webhook_allow_networks,
+    )
     idempotency = Idempotency(key, fingerprint_of(body)) if key is not None else None
     if is_followed:
         return await _submit_and_follow(request, api, caller, draft, idempotency)

@@ -18,7 +18,7 @@ _OWNED: Final = {
     "/v1/batches/": ("batch_id", "batch"),
     "/v1/messages/batches/": ("batch_id", "msgbatch"),
     "/v1/keys/": ("key_id", "key"),
-    "/v1/webhooks/deliveries/": ("delivery_id", "delivery"),
+    "/v1/webhooks/deliveries/": ("delivery_id", "evt"),
 }
 """Where an id that belongs to a tenant stands in a path: its name there, and its kind."""
 

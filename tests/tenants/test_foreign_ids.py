@@ -51,7 +51,7 @@ async def test_foreign_and_absent_ids_are_told_alike(
     for method in sorted(
         path.methods - {"HEAD"}, key="DELETE".__eq__
     ):  # the owner is told more, or this test would show nothing
-        state = {"job": "succeeded", "key": "standing"}.get(path.kind, "ended")
+        state = {"job": "succeeded", "key": "standing", "evt": "pending"}.get(path.kind, "ended")
         answer = await line.ask(method, path.of(foreign[state]), headers=line.of(VICTIM))
         assert answer.status not in (404, 405), method
 

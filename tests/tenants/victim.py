@@ -10,8 +10,9 @@ from shared.store import keys
 from shared.store.api_keys import NewKey
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime
+from shared.webhooks import delivery_id_of
 from tests.support.batches import a_result, fail
-from tests.support.builders import a_text_delta
+from tests.support.builders import a_text_delta, a_webhook
 from tests.support.store import (
     append,
     claim_one,
@@ -39,7 +40,7 @@ _LATER_MS = 3_600_000
 class Victim:
     """Ids by what they are of."""
 
-    ids: dict[str, dict[str, str]] = field(default_factory=lambda: {"job": {}, "batch": {}, "key": {}})
+    ids: dict[str, dict[str, str]] = field(default_factory=lambda: {"job": {}, "batch": {}, "key": {}, "evt": {}})
     key_texts: dict[str, str] = field(default_factory=dict)
     """A key of each tenant that may do everything; the victim's first."""
 
@@ -61,10 +62,12 @@ async def a_victim(runtime: Runtime) -> Victim:
     jobs, batches = victim.ids["job"], victim.ids["batch"]
     about: dict[str, Any] = {"tenant": VICTIM, "metadata": {"note": CANARY}}
 
-    claimed = await start(runtime, idempotency_key=KEY, request=_REQUEST, **about)
+    webhook = a_webhook(f"https://{CANARY}.example.com/")
+    claimed = await start(runtime, idempotency_key=KEY, request=_REQUEST, webhook=webhook, **about)
     await append(runtime, claimed, a_text_delta(CANARY))
     await finish(runtime, claimed, _SUCCESS, seq=claimed.next_seq + 1)
     jobs["succeeded"] = claimed.id
+    victim.ids["evt"]["pending"] = delivery_id_of(claimed.id)
     claimed = await start(runtime, request=_REQUEST, **about)
     await fail(runtime, claimed)
     jobs["failed"] = claimed.id

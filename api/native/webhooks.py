@@ -1,0 +1,187 @@
+"""``/v1/webhooks``: what deliveries are signed with, and the deliveries: listed, read, told again."""
+
+import re
+from datetime import timedelta
+from typing import Annotated, Final
+
+import msgspec
+from fastapi import APIRouter, Depends, Path, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.answers import json_answer
+from api.body import read_json
+from api.dependencies import BATCH_ID, JOB_ID, Admin, Api, ApiState, Reader, Submitter
+from api.fields import BODY, is_whole, pointer, refuse
+from shared.clock import to_rfc3339
+from shared.errors import FieldError, InvalidCursor, NotFound
+from shared.webhooks import Attempt, Delivery, DeliveryState, EventType, Reason, Secrets
+
+router = APIRouter()
+
+DELIVERY_ID: Final = re.compile(r"evt_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
+MOST_GRACE_S: Final = int(timedelta(days=30).total_seconds())
+DEFAULT_GRACE_S: Final = int(timedelta(days=1).total_seconds())
+
+
+class SecretView(msgspec.Struct, frozen=True):
+    """What a tenant's deliveries are signed with."""
+
+    type: str
+    secret: str
+    created_at: str
+    previous_secret_until: str | None
+    """Until when the one before signs as well; null if it does not."""
+
+
+class AttemptView(msgspec.Struct, frozen=True):
+    """One attempt that has ended."""
+
+    at: str
+    status: int | None
+    """What the receiver answered; null if it did not."""
+    error: Reason | None
+    """Why it is not delivered; null if it is."""
+    took_ms: int
+
+
+class DeliveryView(msgspec.Struct, frozen=True, kw_only=True):
+    """The wire form."""
+
+    id: str
+    type: str
+    event: EventType
+    status: DeliveryState
+    job_id: str | None
+    batch_id: str | None
+    custom_id: str | None
+    url: str
+    created_at: str
+    next_attempt_at: str | None
+    ended_at: str | None
+    attempts: list[AttemptView]
+
+
+class DeliveryPage(msgspec.Struct, frozen=True):
+    """A list of deliveries; ``next`` is the ``after`` of the next page."""
+
+    data: list[DeliveryView]
+    has_more: bool
+    next: str | None
+
+
+async def _delivery_id(delivery_id: Annotated[str, Path()]) -> str:
+    if not DELIVERY_ID.fullmatch(delivery_id):
+        raise NotFound
+    return delivery_id
+
+
+DeliveryId = Annotated[str, Depends(_delivery_id)]
+
+
+@router.get("/v1/webhooks/secret")
+async def read_secret(api: Api, caller: Admin) -> Response:
+    """What the tenant's deliveries are signed with; made when it is asked for first."""
+    return _told(await api.runtime.webhooks.secrets(caller.tenant))
+
+
+@router.post("/v1/webhooks/secret/rotate")
+async def rotate_secret(request: Request, api: Api, caller: Admin) -> Response:
+    """A new secret; the one before it signs as well for ``grace_s`` yet."""
+    grace_s = await _grace_s(request, api)
+    return _told(await api.runtime.webhooks.rotate(caller.tenant, grace_s=grace_s))
+
+
+@router.get("/v1/webhooks/deliveries")
+async def list_deliveries(
+    api: Api,
+    caller: Reader,
+    after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    status: DeliveryState | None = None,
+    job_id: str | None = None,
+    batch_id: str | None = None,
+) -> Response:
+    """The tenant's deliveries, newest job or batch first. ``batch_id``: of the batch and of its items."""
+    if after is not None and not DELIVERY_ID.fullmatch(after):
+        raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
+    is_none = (job_id is not None and not JOB_ID.fullmatch(job_id)) or (
+        batch_id is not None and not BATCH_ID.fullmatch(batch_id)
+    )
+    if is_none:
+        return json_answer(msgspec.json.encode(DeliveryPage([], has_more=False, next=None)))
+    page = await api.runtime.webhooks.page(
+        caller.tenant, after=after, limit=limit, state=status, job_id=job_id, batch_id=batch_id
+    )
+    views = [view_of(delivery) for delivery in page.deliveries]
+    return json_answer(msgspec.json.encode(DeliveryPage(views, page.next_after is not None, page.next_after)))
+
+
+@router.get("/v1/webhooks/deliveries/{delivery_id}")
+async def read_delivery(api: Api, caller: Reader, delivery_id: DeliveryId) -> Response:
+    """A delivery, and its attempts."""
+    return json_answer(render(await api.runtime.webhooks.get(delivery_id, caller.tenant)))
+
+
+@router.post("/v1/webhooks/deliveries/{delivery_id}/redeliver", status_code=202)
+async def redeliver(api: Api, caller: Submitter, delivery_id: DeliveryId) -> Response:
+    """Tell it again, now, whatever became of it. One that is being told stays as it is."""
+    return json_answer(render(await api.runtime.webhooks.redeliver(delivery_id, caller.tenant)), 202)
+
+
+async def _grace_s(request: Request, api: ApiState) -> int:
+    body = await read_json(request, api.settings.max_body_bytes) if _has_body(request) else {}
+    if not isinstance(body, dict):
+        raise refuse(FieldError(BODY, "must be a JSON object"))
+    unknown = next((name for name in body if name != "grace_s"), None)
+    if unknown is not None:
+        at = pointer(BODY, unknown)
+        raise refuse(FieldError(at, "is not known" if at != BODY else "has a member that is not known"))
+    grace_s = body.get("grace_s", DEFAULT_GRACE_S)
+    if not is_whole(grace_s, 0, MOST_GRACE_S):
+        raise refuse(FieldError("#/grace_s", f"must be a whole number from 0 to {MOST_GRACE_S}"))
+    return int(grace_s)
+
+
+def _has_body(request: Request) -> bool:
+    headers = request.headers
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
+def _told(secrets: Secrets) -> Response:
+    until_ms = secrets.previous_until_ms
+    view = SecretView(
+        "webhook_secret", secrets.current, to_rfc3339(secrets.created_ms), to_rfc3339(until_ms) if until_ms else None
+    )
+    return json_answer(msgspec.json.encode(view), 200, {"Cache-Control": "no-store"})
+
+
+def render(delivery: Delivery) -> bytes:
+    """One line of JSON."""
+    return msgspec.json.encode(view_of(delivery))
+
+
+def view_of(delivery: Delivery) -> DeliveryView:
+    """As the record stands."""
+    return DeliveryView(
+        id=delivery.id,
+        type="webhook_delivery",
+        event=delivery.event,
+        status=delivery.state,
+        job_id=None if delivery.is_of_batch else delivery.subject,
+        batch_id=delivery.subject if delivery.is_of_batch else delivery.batch_id,
+        custom_id=delivery.custom_id,
+        url=delivery.url,
+        created_at=to_rfc3339(delivery.created_ms),
+        next_attempt_at=_time(delivery.due_ms),
+        ended_at=_time(delivery.ended_ms),
+        attempts=[_attempt_of(attempt) for attempt in delivery.attempts],
+    )
+
+
+def _attempt_of(attempt: Attempt) -> AttemptView:
+    return AttemptView(to_rfc3339(attempt.at_ms), attempt.status, attempt.reason, attempt.took_ms)
+
+
+def _time(time_ms: int | None) -> str | None:
+    return None if time_ms is None else to_rfc3339(time_ms)
