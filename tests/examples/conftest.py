@@ -10,7 +10,8 @@ from tests.support.deployment import Deployment, a_deployment, a_simulator
 
 @pytest.fixture(scope="session")
 def _deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with a_simulator(Path(tmp_path_factory.mktemp("simulator"))) as url, a_deployment(url) as deployment:
+    settings = {"TOKENSPOOL_WEBHOOK_ALLOW_NETWORKS": "127.0.0.0/8"}
+    with a_simulator(Path(tmp_path_factory.mktemp("simulator"))) as url, a_deployment(url, **settings) as deployment:
         yield deployment
 
 

@@ -4,6 +4,7 @@ import json
 import secrets
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.examples.example import EXAMPLES, an_example, printed, read_until
@@ -59,3 +60,19 @@ async def test_a_file_of_prompts_is_a_batch_and_run_again_the_same_batch(
         0
     ] == batch_id
     assert len(await deployment.calls()) == calls
+
+
+async def test_a_receiver_of_webhooks_prints_what_is_signed_and_refuses_what_is_not(deployment: Deployment) -> None:
+    """The same event once, though it is sent again by hand."""
+    async with httpx2.AsyncClient(base_url=deployment.apis[0].url, timeout=20) as api, httpx2.AsyncClient() as stranger:
+        secret = (await api.get("/v1/webhooks/secret")).json()["secret"]
+        async with an_example("webhook_receiver.py", "0", TOKENSPOOL_WEBHOOK_SECRET=secret) as process:
+            url = (await read_until(process, "\n")).split()[-1]
+            assert (await stranger.post(url, json={"type": "job.succeeded", "data": {}})).status_code == 401
+            body = {"prompt": "Hello.", "job": {"webhook": {"url": url}}}
+            job = (await api.post("/v1/jobs", json=body, headers={"Prefer": "wait=20"})).json()
+            assert (await read_until(process, "\n")).strip() == f"job.succeeded /v1/jobs/{job['id']}"
+            (delivery,) = (await api.get("/v1/webhooks/deliveries", params={"job_id": job["id"]})).json()["data"]
+            await api.post(f"/v1/webhooks/deliveries/{delivery['id']}/redeliver")
+            other = (await api.post("/v1/jobs", json=body, headers={"Prefer": "wait=20"})).json()
+            assert (await read_until(process, "\n")).strip() == f"job.succeeded /v1/jobs/{other['id']}"

@@ -114,5 +114,6 @@ async def test_the_secret_is_the_tenants_and_is_rotated(api: CalledApi) -> None:
     assert second["previous_secret_until"] is not None
     third = (await api.http.post("/v1/webhooks/secret/rotate", json={"grace_s": 0})).json()
     assert third["previous_secret_until"] is None
-    for body in ([], {"grace_s": -1}, {"grace_s": True}, {"grace": 1}):
+    wrong: list[Any] = [[], {"grace_s": -1}, {"grace_s": True}, {"grace": 1}]
+    for body in wrong:
         problem_of(await api.http.post("/v1/webhooks/secret/rotate", json=body), 400, "invalid_request")

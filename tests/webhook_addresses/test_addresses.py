@@ -67,7 +67,8 @@ INNER_NAMES = (
 )
 
 
-def _literal(address: str) -> str:
+def literal(address: str) -> str:
+    """As a URL has it."""
     return f"[{address}]" if ":" in address else address
 
 
@@ -81,9 +82,9 @@ async def test_a_forbidden_address_is_refused_as_a_host_and_not_called(address: 
     """At submit; and at delivery, should it have come past that."""
     network = WatchedNetwork(ports={443: canaries.port})
     sender = a_sender(network=network)
-    assert refusal_of_url(f"https://{_literal(address)}/hook", ()) == "must lead to a public address"
+    assert refusal_of_url(f"https://{literal(address)}/hook", ()) == "must lead to a public address"
     assert not is_public(ipaddress.ip_address(address))
-    assert (await sender.post(f"https://{_literal(address)}/hook", {}, b"{}")).reason is Reason.FORBIDDEN_ADDRESS
+    assert (await sender.post(f"https://{literal(address)}/hook", {}, b"{}")).reason is Reason.FORBIDDEN_ADDRESS
     assert network.attempts == []
 
 
@@ -103,8 +104,8 @@ async def test_redirects_to_forbidden_addresses_are_not_followed(
     canaries: Canaries, start_receiver: StartReceiver
 ) -> None:
     """Nor to any other: the status is the answer. The receiver may be called itself, and so may the canaries beside it."""
-    places = [f"https://{_literal(address)}/" for address in FORBIDDEN] + canaries.urls()
-    places += [f"http://{_literal(address)}:{canaries.port}/" for address in FORBIDDEN]
+    places = [f"https://{literal(address)}/" for address in FORBIDDEN] + canaries.urls()
+    places += [f"http://{literal(address)}:{canaries.port}/" for address in FORBIDDEN]
     for status, place in zip(itertools.cycle((301, 302, 303, 307, 308)), places * 2, strict=False):
         receiver = await start_receiver(
             f"HTTP/1.1 {status} Moved\r\nLocation: {place}\r\nRefresh: 0; url={place}\r\nContent-Length: 0\r\n\r\n".encode()

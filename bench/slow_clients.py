@@ -1,0 +1,126 @@
+"""`python -m bench.slow_clients`: what others feel while slowhttptest holds on to one API process.
+
+Slow heads (-H), slow bodies (-B) and slow reading (-X), a thousand connections each. Before each attack and during it the same
+load asks the API, in turns, so that the machine's drift hits both alike; the latencies of all rounds are put together. Without
+API keys: with them a slow body is refused before it is read, which would be the easier case.
+
+Needs `slowhttptest` (a package of that name on Debian and Homebrew), which nothing else here does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import uvloop
+
+from bench import systems
+from bench.connection import Connection, connect
+from bench.load import post
+from bench.measure import FAR_FUTURE, percentile
+from cli.child import start_child
+from cli.embedded_redis import EmbeddedRedis
+
+CLIENTS = 20
+PAUSE_S = 0.1  # between an answer and the client's next request: some 200 requests a second in all
+SLOW_CONNECTIONS = 1000
+SLOW_CONNECTIONS_PER_S = 200
+LEAD_S = 0.5  # between the start of an attack and the measurement, which sees its connections come and go on
+ATTACKS = {
+    "-H slow heads": ["-H", "-i", "5", "-x", "24", "-t", "GET"],
+    "-B slow bodies": ["-B", "-i", "5", "-x", "10", "-s", "8192", "-t", "POST", "-f", "application/json"],
+    "-X slow reading": ["-X", "-n", "5", "-z", "32", "-w", "256", "-y", "512", "-k", "3"],
+}
+PATHS = {"-H slow heads": "/v1/jobs", "-B slow bodies": "/v1/jobs", "-X slow reading": "/openapi.json"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.slow_clients", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="of each attack, in turns with none")
+    parser.add_argument("--window-s", type=float, default=9.0, help="how long each is measured")
+    arguments = parser.parse_args()
+    program = shutil.which("slowhttptest")
+    if program is None:
+        print(
+            "slowhttptest is not installed: apt-get install slowhttptest, or brew install slowhttptest", file=sys.stderr
+        )
+        return 1
+    print(f"{'':16} {'alone p50 / p99':>20} {'attacked p50 / p99':>22}   p99")
+    with EmbeddedRedis() as redis:
+        for name, options in ATTACKS.items():
+            alone: list[float] = []
+            attacked: list[float] = []
+            for _ in range(arguments.rounds):
+                with systems.tokenspool_api(redis.url) as (port, _pid):
+                    alone += uvloop.run(_latencies_ms(port, arguments.window_s))
+                    url = f"http://127.0.0.1:{port}{PATHS[name]}"
+                    with _attack([program, *options, "-u", url], arguments.window_s):
+                        attacked += uvloop.run(_latencies_ms(port, arguments.window_s))
+            print(_row(name, alone, attacked), flush=True)
+    return 0
+
+
+@contextmanager
+def _attack(command: Sequence[str], window_s: float) -> Iterator[None]:
+    """It must still be going on at the end of the block: a head that is not whole is cut after 10 s."""
+    sizes = ["-c", str(SLOW_CONNECTIONS), "-r", str(SLOW_CONNECTIONS_PER_S), "-p", "3", "-l", str(int(window_s) + 20)]
+    with tempfile.TemporaryFile(mode="w+b") as output:
+        child = start_child(command[0], [*command, *sizes], output=output, environment={"TERM": "dumb"})
+        try:
+            time.sleep(LEAD_S)
+            yield
+            output.seek(0)
+            if child.exit_code is not None:
+                raise SystemExit(f"slowhttptest ended by itself:\n{output.read()[-2000:].decode(errors='replace')}")
+        finally:
+            child.stop(5)
+
+
+async def _latencies_ms(port: int, window_s: float) -> list[float]:
+    connections = [await connect(port) for _ in range(CLIENTS)]
+    end_s = time.monotonic() + window_s
+    try:
+        each = await asyncio.gather(*(_ask(connection, number, end_s) for number, connection in enumerate(connections)))
+    finally:
+        for connection in connections:
+            connection.close()
+    return [latency_ms for latencies_ms in each for latency_ms in latencies_ms]
+
+
+async def _ask(connection: Connection, number: int, end_s: float) -> list[float]:
+    """Submits and reads by turns."""
+    await asyncio.sleep(PAUSE_S * number / CLIENTS)
+    submit = post(systems.JOBS_PATH, systems.submit_body(not_before=FAR_FUTURE), accept=b"application/json")
+    latencies_ms = []
+    read = b""
+    while time.monotonic() < end_s:
+        for request in (submit, read):
+            if not request:
+                continue
+            begin_s = time.monotonic()
+            head = await asyncio.wait_for(connection.send(request), timeout=10)
+            latencies_ms.append((time.monotonic() - begin_s) * 1000)
+            if head.status not in (200, 202):
+                raise SystemExit(f"a client was answered {head.status}")
+            if location := head.field(b"location"):
+                read = b"GET %b HTTP/1.1\r\nHost: bench\r\n\r\n" % location
+            await asyncio.sleep(PAUSE_S)
+    return latencies_ms
+
+
+def _row(name: str, alone: Sequence[float], attacked: Sequence[float]) -> str:
+    alone_ms, attacked_ms = ([percentile(each, percent) for percent in (50, 99)] for each in (alone, attacked))
+    change = attacked_ms[1] / alone_ms[1] - 1
+    return f"{name:16} {alone_ms[0]:8.2f} / {alone_ms[1]:6.2f} ms {attacked_ms[0]:10.2f} / {attacked_ms[1]:6.2f} ms   {change:+.0%}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
