@@ -131,7 +131,7 @@ WRONG_FIELDS: list[tuple[Any, list[str]]] = [
     ({"prompt": "x", "job": {"metadata": {"a": 1}}}, ["#/job/metadata/a"]),
     ({"prompt": "x", "job": {"metadata": {"a b": None}}}, ["#/job/metadata"]),
     ({"prompt": "x", "job": {"metadata": {"a": "x" * 513}}}, ["#/job/metadata/a"]),
-    ({"prompt": "x", "job": {"webhook": {"url": "https://example.com"}}}, ["#/job/webhook"]),
+    ({"prompt": "x", "job": {"webhook": {"url": "ftp://example.com"}}}, ["#/job/webhook/url"]),
     ({"prompt": "x", "job": {f"{CANARY} {CANARY}": 1}}, ["#/job"]),
     ({"prompt": 1, "max_tokens": 0, "job": {"x": 1}}, ["#/job/x", "#/max_tokens", "#/prompt"]),
 ]

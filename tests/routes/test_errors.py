@@ -17,6 +17,7 @@ from tests.routes.conftest import A_BODY, CalledApi, StartApi, problem_of
 _A_JOB = "/v1/jobs/job_01m84bdq4t7w9k2p5x8r3n6v0c"
 _A_BATCH = "/v1/batches/batch_01m84bf2k09c4x7t1r5w8n3p6v"
 _A_KEY = "/v1/keys/key_01m84bdq4tyw9k2p"
+_A_DELIVERY = "/v1/webhooks/deliveries/evt_01m84bdq4tyw9k2p0000000000"
 
 
 @pytest.mark.parametrize(
@@ -156,6 +157,8 @@ _OF_A_TENANT = [
     ("GET", f"{_A_BATCH}/results"), ("GET", f"{_A_BATCH}/events"), ("POST", f"{_A_BATCH}/cancel"),
     ("POST", f"{_A_BATCH}/retry"),
     ("POST", "/v1/keys"), ("GET", "/v1/keys"), ("GET", _A_KEY), ("POST", f"{_A_KEY}/rotate"), ("POST", f"{_A_KEY}/revoke"),
+    ("GET", "/v1/webhooks/secret"), ("POST", "/v1/webhooks/secret/rotate"), ("GET", "/v1/webhooks/deliveries"),
+    ("GET", _A_DELIVERY), ("POST", f"{_A_DELIVERY}/redeliver"),
 ]  # fmt: skip
 
 
@@ -182,6 +185,7 @@ def test_every_route_of_a_tenant_is_known_to_these_tests() -> None:
                 job_id=_A_JOB.rpartition("/")[2],
                 batch_id=_A_BATCH.rpartition("/")[2],
                 key_id=_A_KEY.rpartition("/")[2],
+                delivery_id=_A_DELIVERY.rpartition("/")[2],
                 code="",
                 model_id="",
             ),
