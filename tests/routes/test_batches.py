@@ -40,7 +40,7 @@ async def test_a_batch_is_shown_with_live_counts(api: CalledApi) -> None:
     view = response.json()
     url = f"/v1/batches/{batch.id}"
     assert list(view) == [
-        "id", "type", "status", "counts", "created_at", "expires_at", "ended_at", "retry_of", "metadata", "usage",
+        "id", "type", "status", "counts", "created_at", "expires_at", "ended_at", "retry_of", "metadata", "webhook", "usage",
         "cost_usd", "urls",
     ]  # fmt: skip
     assert view["status"] == "running"
