@@ -41,6 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version(),
         description=openapi.DESCRIPTION,
         lifespan=_lifespan(settings),
+        openapi_url=None,  # openapi.describe serves it
         docs_url=None,  # both pages would load their scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,

@@ -1,6 +1,6 @@
 """`python -m bench.slow_clients`: what others feel while slowhttptest holds on to one API process.
 
-Slow heads (-H), slow bodies (-B) and slow reading (-X), a thousand connections each. Before each attack and during it the same
+Slow heads (-H), slow bodies (-B) and slow reading (-X), up to a thousand connections each, a hundred more each second. Before each attack and during it the same
 load asks the API, in turns, so that the machine's drift hits both alike; the latencies of all rounds are put together. Without
 API keys: with them a slow body is refused before it is read, which would be the easier case.
 
@@ -30,12 +30,12 @@ from cli.embedded_redis import EmbeddedRedis
 CLIENTS = 20
 PAUSE_S = 0.1  # between an answer and the client's next request: some 200 requests a second in all
 SLOW_CONNECTIONS = 1000
-SLOW_CONNECTIONS_PER_S = 200
+SLOW_CONNECTIONS_PER_S = 100
 LEAD_S = 0.5  # between the start of an attack and the measurement, which sees its connections come and go on
 ATTACKS = {
     "-H slow heads": ["-H", "-i", "5", "-x", "24", "-t", "GET"],
     "-B slow bodies": ["-B", "-i", "5", "-x", "10", "-s", "8192", "-t", "POST", "-f", "application/json"],
-    "-X slow reading": ["-X", "-n", "5", "-z", "32", "-w", "256", "-y", "512", "-k", "3"],
+    "-X slow reading": ["-X", "-n", "5", "-z", "32", "-w", "256", "-y", "512", "-k", "1"],
 }
 PATHS = {"-H slow heads": "/v1/jobs", "-B slow bodies": "/v1/jobs", "-X slow reading": "/openapi.json"}
 

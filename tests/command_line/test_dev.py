@@ -19,7 +19,7 @@ from tests.support.wait import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 _SECRET = "sk-ant-of-the-developer"
-_FAST_TAKEOVER = {"TOKENSPOOL_LEASE_S": "1"}
+_FAST_TAKEOVER = {"TOKENSPOOL_LEASE_S": "2"}
 
 
 async def _job(url: str, job_id: str) -> Any:
@@ -72,7 +72,7 @@ async def test_a_killed_worker_a_ctrl_c_and_a_second_start_lose_nothing(tmp_path
         kill(worker)
         killed = time.monotonic()
         out, err = await follower.communicate()
-        fact(f"whole answer {time.monotonic() - killed:.1f} s behind the worker's death, lease 1 s")
+        fact(f"whole answer {time.monotonic() - killed:.1f} s behind the worker's death, lease 2 s")
         assert follower.returncode == 0
         job_line, reset_line = err.decode().splitlines()
         assert reset_line == "tokenspool: the text starts again (worker_lost)"
