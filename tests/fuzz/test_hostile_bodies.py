@@ -33,11 +33,13 @@ class Target:
         self.api = api
         self.statuses: Counter[int] = Counter()
         self.slowest: tuple[float, str, bytes] = (0.0, "", b"")
+        self.over_100_ms = 0
 
     async def post(self, path: str, body: bytes, given: list[tuple[bytes, bytes]], query: bytes = b"") -> Answer:
         """Remembers how long it took."""
         answer = await answer_of(self.app, self.api.state, path, body, given, query)
         self.statuses[answer.status] += 1
+        self.over_100_ms += answer.took_ms > 100
         self.slowest = max(self.slowest, (answer.took_ms, path, body[:60]))
         return answer
 
@@ -51,7 +53,10 @@ class Target:
     def tell(self, what: str) -> None:
         """The figures."""
         total = sum(self.statuses.values())
-        print(f"{what}: {total} bodies, {dict(sorted(self.statuses.items()))}, slowest {self.slowest}")  # noqa: T201
+        print(  # noqa: T201
+            f"{what}: {total} bodies, {dict(sorted(self.statuses.items()))} (0: gone before its answer), "
+            f"{self.over_100_ms} over 100 ms, slowest {self.slowest}"
+        )
 
 
 @pytest.fixture
