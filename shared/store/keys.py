@@ -66,6 +66,14 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         "zset id → place: the waiting jobs of one band, tenant, API key (if it has a cap) and chain of routes. Gone when empty.",
     ),
     "ready": (("band",), "zset flow → its turn in the band's virtual time: the flows that have jobs. Gone when empty."),
+    "parked": (
+        (),
+        "zset owner → when CLAIM looks at it again (ms): tenants and API keys that wait for room or money. Gone when empty.",
+    ),
+    "parked_flows": (
+        ("owner", "band"),
+        "zset flow → the turn that it had: the flows of such an owner that are not ready until then. Gone when empty.",
+    ),
     "turns": (
         ("band",),
         "zset tenant → the next turn of its flows, if ahead of the clock. No TTL: CLAIM drops those that it passes.",

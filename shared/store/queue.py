@@ -107,7 +107,7 @@ class Queue:
     async def claim(
         self, worker: str, *, count: int, low_count: int, takes_suspect: bool, quotas: Mapping[str, int] = NO_QUOTAS
     ) -> tuple[list[Claim], float | None]:
-        """Up to ``count`` jobs, ``low_count`` of them from the lowest band. Also: seconds until a deferred job is due.
+        """Up to ``count`` jobs, ``low_count`` of them from the lowest band. Also: seconds until a deferred or parked one may be due.
 
         ``quotas``: by route, how many of its jobs may start; -1 says that it is shut, and that stand-ins may be asked.
         """

@@ -1,5 +1,7 @@
 """Running jobs, queued jobs and budgets: what is over them waits or is refused, and goes on when there is room."""
 
+import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -7,19 +9,23 @@ import pytest
 from shared.errors import BudgetExceeded, InvalidRequest, TooManyQueued
 from shared.job import JobState, Step
 from shared.limits import CallerLimits
+from shared.settings import load_settings
 from shared.store import keys
 from shared.store.queue import Ending
-from shared.store.runtime import Runtime
-from tests.support.builders import a_batch_spec
+from shared.store.runtime import Runtime, open_runtime
+from tests.support.builders import a_batch_spec, a_submission
 from tests.support.limits import A_DOLLAR, KEY, TENANT, spent
+from tests.support.redis_servers import RedisUnderTest
 from tests.support.store import (
     A_RESULT,
     all_keys,
     assert_consistent,
     claim,
+    claim_one,
     finish,
     kind_of,
     lose,
+    now_ms,
     receive,
     start_batch,
     state_of,
@@ -76,6 +82,89 @@ async def test_items_of_a_batch_are_parked_for_their_key(runtime: Runtime) -> No
     assert len(await claim(runtime, 10)) == 2
     assert await claim(runtime, 10) == []
     await assert_consistent(runtime)
+
+
+async def test_thousands_of_parked_flows_hide_nobody(real_redis: RedisUnderTest) -> None:
+    """A tenant over its limit, with a job for each of 5,500 models; the clock of the others has long passed them all."""
+    async with open_runtime(load_settings(redis_url=real_redis.url), process_name="tests", timeout_s=10) as runtime:
+        await runtime.tenants.set("tenant-a", {"running_jobs": 1})
+        for start in range(0, 5500, 500):
+            calls = [
+                runtime.jobs.submit(a_submission(model=f"model-{number}"), expires_in_s=3600)
+                for number in range(start, start + 500)
+            ]
+            await asyncio.gather(*calls)
+        await runtime.commands.call("SET", f"{keys.SHARD}clock:normal", 10_000)
+        other = await submit(runtime, tenant="tenant-b")
+        assert await asyncio.wait_for(_claimed_by(runtime, "tenant-b"), 10) == other.id
+        assert await runtime.commands.call("ZCARD", f"{keys.SHARD}ready:normal") == 0  # a CLAIM looks at none of them
+
+
+async def _claimed_by(runtime: Runtime, tenant: str) -> str:
+    """A worker that has room comes again as long as it is told to."""
+    while True:
+        for found in await claim(runtime, 5):
+            if found.tenant == tenant:
+                return found.id
+
+
+async def test_what_was_parked_comes_back_one_turn_at_a_time(runtime: Runtime) -> None:
+    """A tenant that waited with thirty models has not saved up thirty turns."""
+    await runtime.tenants.set("tenant-a", {"running_jobs": 1})
+    ids = [(await submit(runtime, model=f"model-{number}")).id for number in range(30)]
+    ids += await submit_many(runtime, 100, tenant="tenant-b")
+    await claim(runtime, 40)
+    await runtime.tenants.set("tenant-a", {"running_jobs": 0})
+    shares = Counter(found.tenant for found in await claim(runtime, 20))
+    assert 9 <= shares["tenant-a"] <= 11  # who has the first turn gets it twice
+    await assert_consistent(runtime, ids)
+
+
+async def test_one_that_parks_again_and_again_keeps_its_share(runtime: Runtime) -> None:
+    """With one job at a time, for many models, it takes turns with a tenant that has a hundred waiting."""
+    await runtime.tenants.set("tenant-a", {"running_jobs": 1})
+    for number in range(30):
+        await submit(runtime, model=f"model-{number}")
+    await submit_many(runtime, 100, tenant="tenant-b")
+    turns: Counter[str] = Counter()
+    while turns.total() < 40:
+        claimed = await claim_one(runtime)
+        turns[claimed.tenant] += 1
+        await finish(runtime, claimed)
+    assert turns == {"tenant-a": 20, "tenant-b": 20}
+
+
+async def test_parked_jobs_have_a_place_and_can_be_cancelled(runtime: Runtime) -> None:
+    """They are not in anybody's way, and leave nothing behind."""
+    ids = await submit_many(runtime, 4, **ONE_AT_ONCE)
+    (held,) = await claim(runtime, 10)
+    other = await submit(runtime, tenant="tenant-b")
+    assert await runtime.jobs.positions([*ids[1:], other.id]) == [2, 3, 4, 1]
+    late = await submit(runtime, **ONE_AT_ONCE)  # into a flow that is parked
+    await assert_consistent(runtime, [*ids, other.id, late.id])
+    for job_id in (*ids[1:], late.id):
+        await runtime.jobs.cancel(job_id, "tenant-a")
+    await runtime.jobs.cancel(other.id, "tenant-b")
+    await finish(runtime, held)
+    assert await claim(runtime, 10) == []
+    left = {kind_of(name) for name in await all_keys(runtime.commands)}
+    assert not left & {"flow", "ready", "parked", "parked_flows"}
+
+
+async def test_an_owner_that_nobody_wakes_is_looked_at_all_the_same(runtime: Runtime) -> None:
+    """At a new day its budget is whole, and no script tells so."""
+    ids = await submit_many(runtime, 2, key_id="key-1", limits=CallerLimits(nano_usd_per_day=A_DOLLAR))
+    (first,) = await claim(runtime)
+    await runtime.queue.finish(first, Ending(Step.SUCCEED, A_RESULT), seq=first.next_seq, cost=A_DOLLAR)
+    _, waits_s = await runtime.queue.claim("worker-1", count=10, low_count=10, takes_suspect=True)
+    assert waits_s is not None
+    assert 0 < waits_s <= 10
+    for name in await all_keys(runtime.commands):
+        if kind_of(name) == "spend":
+            await runtime.commands.call("DEL", name)
+    assert await claim(runtime, 10) == []
+    await runtime.commands.call("ZADD", keys.plain("parked"), "XX", await now_ms(runtime) - 1, KEY)
+    assert [found.id for found in await claim(runtime, 10)] == ids[1:]
 
 
 # Queued jobs

@@ -49,6 +49,8 @@ TENANTS = ("tenant-a", "tenant-b")
 A_LONG_LEASE_S = 600
 WIDE = CallerLimits(10_000, 1_000_000, 10_000, 10_000, 10**15, 10**15)
 """Holds nobody back: all the counting, and a flow of its own."""
+ONE_AT_ONCE = CallerLimits(running_jobs=1)
+LIMITS_OF_KEYS = {"": NO_LIMITS, "key-a": NO_LIMITS, "key-b": WIDE, "key-c": ONE_AT_ONCE}
 
 
 @dataclass
@@ -58,6 +60,7 @@ class Model:
     id: str
     tenant: str
     priority: Priority
+    key_id: str = ""
     state: JobState = JobState.QUEUED
     is_deferred: bool = False
     held: Claim | None = None
@@ -93,6 +96,8 @@ class AnyHistory(RuleBasedStateMachine):
         super().__init__()
         self.jobs: dict[str, Model] = {}
         self.keys: dict[tuple[str, str], str] = {}
+        self.running_jobs = dict.fromkeys(TENANTS, 0)
+        """The tenants' limits; 0 is none."""
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(coroutine)
@@ -118,7 +123,7 @@ class AnyHistory(RuleBasedStateMachine):
         priority=st.sampled_from(Priority),
         key=st.none() | st.sampled_from(["key-1", "key-2"]),
         is_deferred=st.sampled_from([False, False, False, True]),
-        key_id=st.sampled_from(["", "key-a", "key-b"]),
+        key_id=st.sampled_from(sorted(LIMITS_OF_KEYS)),
     )
     def submit(
         self, tenant: str, model: str, priority: Priority, key: str | None, is_deferred: bool, key_id: str
@@ -133,12 +138,12 @@ class AnyHistory(RuleBasedStateMachine):
                 not_before_ms=not_before_ms,
                 body=key,
                 key_id=key_id,
-                limits=WIDE if key_id == "key-b" else NO_LIMITS,
+                limits=LIMITS_OF_KEYS[key_id],
                 tokens=20,
             )
             reply = await self.runtime.jobs.submit(submission, expires_in_s=3600)
             if isinstance(reply, Created):
-                self.jobs[submission.id] = Model(submission.id, tenant, priority, is_deferred=is_deferred)
+                self.jobs[submission.id] = Model(submission.id, tenant, priority, key_id, is_deferred=is_deferred)
                 if key:
                     self.keys[tenant, key] = submission.id
             return reply
@@ -156,6 +161,19 @@ class AnyHistory(RuleBasedStateMachine):
         if was_cancelled:
             job.stop(JobState.CANCELLED)
 
+    @rule(tenant=st.sampled_from(TENANTS), running_jobs=st.sampled_from([0, 1, 2]))
+    def limit(self, tenant: str, running_jobs: int) -> None:
+        """By an operator."""
+        self.run(self.runtime.tenants.set(tenant, {"running_jobs": running_jobs}))
+        self.running_jobs[tenant] = running_jobs
+
+    def is_full(self, job: Model) -> bool:
+        """Whether as many of its tenant, or of its key, run as may."""
+        running = [other for other in self.jobs.values() if other.state is JobState.RUNNING]
+        most = self.running_jobs[job.tenant]
+        is_tenant_full = 0 < most <= sum(other.tenant == job.tenant for other in running)
+        return is_tenant_full or (job.key_id == "key-c" and any(other.key_id == "key-c" for other in running))
+
     # What workers do
 
     @precondition(lambda self: self.has(JobState.QUEUED))
@@ -170,6 +188,7 @@ class AnyHistory(RuleBasedStateMachine):
         for found in claims:
             job = self.jobs[found.id]
             assert (job.state, job.is_deferred) == (JobState.QUEUED, False)
+            assert not self.is_full(job)
             assert (found.takeovers, found.attempt, found.failures) == (job.takeovers, job.attempts + 1, job.failures)
             assert found.next_seq == (2 if job.is_published else 1)  # started, and reset
             job.is_published = False
@@ -186,7 +205,7 @@ class AnyHistory(RuleBasedStateMachine):
                 if job.state is JobState.QUEUED and not job.is_deferred:
                     is_kept_back = job.priority is Priority.LOW and lows == low_count
                     is_suspect = job.takeovers >= SUSPECT_TAKEOVERS and suspects_left == 0
-                    assert is_kept_back or is_suspect
+                    assert is_kept_back or is_suspect or self.is_full(job)
 
     @precondition(lambda self: any(job.held or job.over for job in self.jobs.values()))
     @rule(draw=st.data())

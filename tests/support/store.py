@@ -378,10 +378,11 @@ async def assert_consistent(runtime: Runtime, job_ids: Iterable[str] = ()) -> No
     ids = list(dict.fromkeys([*job_ids, *(job_id for books in batches for job_id in books.items if job_id)]))
     tenant_names = [name for name in names if kind_of(name) == "tenant_running"]
     flow_names = [name for name in names if kind_of(name) == "flow"]
+    parked_names = [name for name in names if kind_of(name) == "parked_flows"]
     attended_names = [name for name in names if kind_of(name) == "attended"]
-    waiting_list, deferred_list, running_list, due, *flows_ready = await asyncio.gather(
-        *(members(runtime, keys.plain(kind)) for kind in ("waiting", "deferred", "running", "due")),
-        *(members(runtime, f"{keys.SHARD}ready:{band}") for band in BANDS),
+    waiting_list, deferred_list, running_list, due, parked_owners, *flows_listed = await asyncio.gather(
+        *(members(runtime, keys.plain(kind)) for kind in ("waiting", "deferred", "running", "due", "parked")),
+        *(members(runtime, name) for name in (*(f"{keys.SHARD}ready:{band}" for band in BANDS), *parked_names)),
     )
     found, waiting_in, running_of, attended_by = await asyncio.gather(
         asyncio.gather(
@@ -410,7 +411,9 @@ async def assert_consistent(runtime: Runtime, job_ids: Iterable[str] = ()) -> No
     assert set(in_flows) == waiting - deferred
     for job_id, flow in in_flows.items():
         assert records[job_id][2].decode() == flow
-    assert sorted(flow for band in flows_ready for flow in band) == sorted(set(in_flows.values()))
+    assert sorted(flow for listed in flows_listed for flow in listed) == sorted(set(in_flows.values()))
+    prefix = keys.plain("parked") + "_flows:"
+    assert {name.removeprefix(prefix).rpartition(":")[0] for name in parked_names} <= set(parked_owners)
 
     by_tenant: dict[str, set[str]] = {}
     for job_id in running:

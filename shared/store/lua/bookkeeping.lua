@@ -24,24 +24,50 @@ local function next_turn(band, tenant)
   return int(turn)
 end
 
+-- The API key in a flow's name: of those whose jobs may have to wait for more than their turn. '' for all others.
+local function key_of_flow(flow) return string.match(flow, '^[^:]+:[^:]+:([^:]*):') or '' end
+
+-- Where a flow may be parked: with its tenant, or with its API key. See CLAIM.
+local function parked_places(flow, band, tenant)
+  return {key_parked_flows('tenant:' .. tenant, band), key_parked_flows('key:' .. key_of_flow(flow), band)}
+end
+
+local function is_parked(flow, band, tenant)
+  if call('EXISTS', key_parked()) == 0 then return false end
+  local places = parked_places(flow, band, tenant)
+  return call('ZSCORE', places[1], flow) or call('ZSCORE', places[2], flow)
+end
+
 -- Puts a job in its flow at its place. A flow that becomes non-empty takes its tenant's next turn.
 local function enqueue(id, flow, place)
   call('ZADD', key_flow(flow), place, id)
   local band, tenant = string.match(flow, '^([^:]+):([^:]+)')
-  if not call('ZSCORE', key_ready(band), flow) then call('ZADD', key_ready(band), next_turn(band, tenant), flow) end
+  if call('ZSCORE', key_ready(band), flow) or is_parked(flow, band, tenant) then return end
+  call('ZADD', key_ready(band), next_turn(band, tenant), flow)
+end
+
+-- A tenant's next turn in a band is that one again.
+local function give_turn_back(band, tenant, turn)
+  call('ZREM', key_turns(band), tenant)
+  if turn > tonumber(call('GET', key_clock(band)) or 0) then call('ZADD', key_turns(band), int(turn), tenant) end
 end
 
 -- Takes a job out of its flow. A flow that becomes empty gives its turn back, if it was its tenant's last.
 local function dequeue(id, flow)
-  if call('ZREM', key_flow(flow), id) == 1 and call('EXISTS', key_flow(flow)) == 0 then
-    local band, tenant = string.match(flow, '^([^:]+):([^:]+)')
-    local turn = tonumber(call('ZSCORE', key_ready(band), flow) or 0)
+  if call('ZREM', key_flow(flow), id) == 0 or call('EXISTS', key_flow(flow)) == 1 then return end
+  local band, tenant = string.match(flow, '^([^:]+):([^:]+)')
+  local turn = tonumber(call('ZSCORE', key_ready(band), flow))
+  if turn then
     call('ZREM', key_ready(band), flow)
-    if tonumber(call('ZSCORE', key_turns(band), tenant) or 0) == turn + 1 then
-      call('ZREM', key_turns(band), tenant)
-      if turn > tonumber(call('GET', key_clock(band)) or 0) then call('ZADD', key_turns(band), int(turn), tenant) end
-    end
+    if tonumber(call('ZSCORE', key_turns(band), tenant)) == turn + 1 then give_turn_back(band, tenant, turn) end
+  else
+    for _, place in ipairs(parked_places(flow, band, tenant)) do call('ZREM', place, flow) end
   end
+end
+
+-- A tenant or an API key may have room again for what was parked: the next CLAIM looks.
+local function look_at_parked(owner)
+  if call('ZADD', key_parked(), 'XX', 'CH', int(now), owner) == 1 then wake() end
 end
 
 -- How many jobs of a tenant, and of an API key, wait: exact, as nothing else puts a job among those that wait or takes it
@@ -59,9 +85,6 @@ end
 local function stop_waiting(id, tenant)
   if call('ZREM', key_waiting(), id) == 1 then count_queued(tenant, call('HGET', key_job(id), 'key'), -1) end
 end
-
--- The API key in a flow's name: of those whose jobs may have to wait for more than their turn. '' for all others.
-local function key_of_flow(flow) return string.match(flow, '^[^:]+:[^:]+:([^:]*):') or '' end
 
 -- An item of a batch goes from one state to another: its batch counts with it. batch: its id, or false for other jobs.
 local function count(batch, from, to)
@@ -123,9 +146,9 @@ end
 -- All that says a job runs or waits. The caller says next where it is instead.
 local function leave(id, tenant, flow)
   call('ZREM', key_running(), id)
-  call('SREM', key_tenant_running(tenant), id)
+  if call('SREM', key_tenant_running(tenant), id) == 1 then look_at_parked('tenant:' .. tenant) end
   local key = key_of_flow(flow)
-  if key ~= '' then call('SREM', key_key_running(key), id) end
+  if key ~= '' and call('SREM', key_key_running(key), id) == 1 then look_at_parked('key:' .. key) end
   stop_waiting(id, tenant)
   call('ZREM', key_deferred(), id)
   dequeue(id, flow)

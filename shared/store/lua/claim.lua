@@ -73,16 +73,74 @@ local function cap_of_key(key)
   return cap_of(owner, tonumber(running_limit), tonumber(a_day), tonumber(a_month))
 end
 
--- What is parked stays where it is in the queue.
-local function is_parked(cap, running)
-  return cap[2] or (cap[1] > 0 and call('SCARD', running) >= cap[1])
+-- How many more of its jobs may start.
+local function room_of(cap, running)
+  if cap[2] then return 0 end
+  return cap[1] > 0 and math.max(0, cap[1] - call('SCARD', running)) or math.huge
+end
+local function room_of_tenant(tenant) return room_of(cap_of_tenant(tenant), key_tenant_running(tenant)) end
+local function room_of_key(key) return room_of(cap_of_key(key), key_key_running(key)) end
+
+-- A flow whose tenant or API key has no room is parked: out of the way of the others, since thousands may be, and each CLAIM
+-- would look at all of them. It keeps its order among those that are parked with the same owner.
+local PARKED_LOOK_MS, UNPARKED_AT_ONCE, most_moved = 10000, 20, 500
+local function later() return int(now + math.min(PARKED_LOOK_MS, ms_to_next_day())) end -- leave() and the like look sooner
+
+local function park_with(owner, flow, band, turn)
+  call('ZADD', key_parked_flows(owner, band), int(turn), flow)
+  call('ZADD', key_parked(), 'NX', later(), owner)
+  most_moved = most_moved - 1
 end
 
-local function may_not_start(flow)
-  if next(quotas) and is_gated(flow) then return true end
-  local tenant, key = string.match(flow, '^[^:]+:([^:]+)'), key_of_flow(flow)
-  return is_parked(cap_of_tenant(tenant), key_tenant_running(tenant))
-    or key ~= '' and is_parked(cap_of_key(key), key_key_running(key))
+local function full_key_of(flow)
+  local key = key_of_flow(flow)
+  return key ~= '' and room_of_key(key) == 0 and 'key:' .. key
+end
+
+-- Returns whether it was parked.
+local function park(flow, band)
+  local tenant = string.match(flow, '^[^:]+:([^:]+)')
+  local is_tenant_full = room_of_tenant(tenant) == 0
+  local owner = is_tenant_full and 'tenant:' .. tenant or full_key_of(flow)
+  if not owner then return false end
+  local turn = tonumber(call('ZSCORE', key_ready(band), flow))
+  call('ZREM', key_ready(band), flow)
+  park_with(owner, flow, band, turn)
+  -- A tenant without room takes none of its turns.
+  local next_one = tonumber(call('ZSCORE', key_turns(band), tenant) or 0)
+  if next_one == turn + 1 or (is_tenant_full and next_one > turn) then give_turn_back(band, tenant, turn) end
+  return true
+end
+
+-- As many flows as there is room for come back, in their order, each at its tenant's next turn.
+local function unpark(owner)
+  local kind, name = string.match(owner, '^(%a+):(.*)$')
+  local room, is_any_left, look = kind == 'tenant' and room_of_tenant(name) or room_of_key(name), false, later()
+  for _, band in ipairs(bands) do
+    local parked, left = key_parked_flows(owner, band), room
+    local flows = left > 0 and call('ZRANGE', parked, 0, UNPARKED_AT_ONCE - 1, 'WITHSCORES') or {}
+    for i = 1, #flows, 2 do
+      if left <= 0 then break end
+      local flow, turn = flows[i], flows[i + 1]
+      call('ZREM', parked, flow)
+      most_moved = most_moved - 1
+      local full_key = kind == 'tenant' and full_key_of(flow)
+      if full_key then
+        park_with(full_key, flow, band, turn)
+      elseif call('EXISTS', key_flow(flow)) == 1 then
+        call('ZADD', key_ready(band), next_turn(band, string.match(flow, '^[^:]+:([^:]+)')), flow)
+        if not (next(quotas) and is_gated(flow)) then left = left - 1 end
+      end
+    end
+    if call('EXISTS', parked) == 1 then
+      is_any_left = true
+      if room > 0 then look = int(left > 0 and now or math.min(look, now + 1000)) end -- others may be first at those that came back
+    end
+  end
+  if is_any_left then call('ZADD', key_parked(), look, owner) else call('ZREM', key_parked(), owner) end
+end
+for _, owner in ipairs(call('ZRANGEBYSCORE', key_parked(), '-inf', int(now), 'LIMIT', 0, 200)) do
+  if most_moved > 0 then unpark(owner) end
 end
 
 -- The lowest flow of a band that may start a job, and that job. Suspects are looked past, 32 deep. Flows at the front that
@@ -93,12 +151,15 @@ local function first_of(band)
   local offset = skipped[band] or 0
   local at_front, size = true, 10
   while offset < 5000 do
-    local page = call('ZRANGE', key_ready(band), offset, offset + size - 1)
+    local page, parked = call('ZRANGE', key_ready(band), offset, offset + size - 1), 0
     if #page == 0 then return nil end
     for at, flow in ipairs(page) do
-      if not passed_over[flow] then passed_over[flow] = may_not_start(flow) end
+      if most_moved <= 0 then return nil end -- whoever has room left comes again at once
+      if not passed_over[flow] then passed_over[flow] = next(quotas) and is_gated(flow) end
       if passed_over[flow] then
-        if at_front then skipped[band] = offset + at end
+        if at_front then skipped[band] = offset + at - parked end
+      elseif park(flow, band) then
+        parked = parked + 1
       else
         at_front = false
         local id = call('ZRANGE', key_flow(flow), 0, 0)[1]
@@ -109,7 +170,7 @@ local function first_of(band)
         passed_over[flow] = true
       end
     end
-    offset = offset + size
+    offset = offset + size - parked
     size = math.min(2 * size, 200)
   end
 end
@@ -200,12 +261,14 @@ while #reply <= count and touched < 500 and bytes < most_bytes do
     reply[#reply + 1] = claim
   end
 end
-if touched >= 500 or bytes >= most_bytes then -- enough for one script: whoever has room left comes again at once
+if touched >= 500 or bytes >= most_bytes or most_moved <= 0 then -- enough for one script: whoever has room left comes again at once
   reply[1] = 0
   return reply
 end
 if #reply <= count then call('SET', key_hungry(), 1, 'EX', 60) end
 
-local due = call('ZRANGE', key_deferred(), 0, 0, 'WITHSCORES')[2]
-if due then reply[1] = int(math.max(0, tonumber(due) - now)) end
+for _, key in ipairs({key_deferred(), key_parked()}) do
+  local due = tonumber(call('ZRANGE', key, 0, 0, 'WITHSCORES')[2])
+  if due and (reply[1] == -1 or due - now < tonumber(reply[1])) then reply[1] = int(math.max(0, due - now)) end
+end
 return reply

@@ -117,5 +117,6 @@ local function count_in_limits(found, owners)
   local of_claims = string.format('%.0f %.0f %.0f %.0f', key.running, key.a_day, key.a_month, today)
   if of_claims ~= found.key_limits then
     call('SET', key_key_limits(string.sub(key.name, 5)), of_claims, 'PX', int(KEY_LIMITS_KEPT_MS))
+    look_at_parked(key.name)
   end
 end

@@ -10,5 +10,5 @@ if call('EXISTS', record) == 1 then
 else
   call('SREM', key_tenants(), ARGV[1])
 end
-wake()
+look_at_parked('tenant:' .. ARGV[1])
 return 1
