@@ -6,8 +6,9 @@ from api.admission import admit
 from api.dependencies import ApiState
 from api.native.job_request import Draft
 from shared.api_key import Caller
+from shared.errors import StorageFull
 from shared.job import Job, JobSpec, JobState, Submission, new_id, prompt_hash_of
-from shared.limits import LimitState, tokens_of
+from shared.limits import LimitState, reservation_of
 from shared.store.jobs import Created
 
 
@@ -45,7 +46,11 @@ async def submit(
     Raises StorageFull, QueueFull, StorageUnavailable, RateLimited, TooManyQueued, BudgetExceeded, IdempotencyKeyReused;
     InvalidRequest if no limit will ever let it in; NotFound if the key's job was erased.
     """
-    admit(api)
+    try:
+        admit(api)
+    except StorageFull:  # a repeat needs no room
+        if idempotency is None or await api.runtime.batches.known(caller.tenant, idempotency.key) is None:
+            raise
     options = draft.options
     submission = Submission(
         id=job_id or new_id("job"),
@@ -71,7 +76,7 @@ async def submit(
         idempotency_key=idempotency.key if idempotency else None,
         fingerprint=idempotency.fingerprint if idempotency else "",
         limits=caller.limits,
-        tokens=tokens_of(draft.request),
+        reservation=reservation_of(draft.request),
         webhook=options.webhook,
         attended_by=api.name if is_attended else "",
     )

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from shared.errors import IllegalTransition, JobError
-from shared.limits import CallerLimits
+from shared.limits import CallerLimits, Reservation
 from shared.webhooks import Webhook
 
 
@@ -183,8 +183,7 @@ class Submission(msgspec.Struct, frozen=True):
     """Of the parsed body: equal JSON is the same body."""
     limits: CallerLimits = CallerLimits()
     """Of the API key; those of the tenant are in Redis."""
-    tokens: int = 0
-    """Reserved where tokens a minute are limited, until the usage is known."""
+    reservation: Reservation = Reservation()
     webhook: Webhook | None = None
     attended_by: str = ""
     """The API process whose client waits for it: with neither it is cancelled. Empty: nobody has to wait."""

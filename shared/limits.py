@@ -67,13 +67,21 @@ class LimitState(NamedTuple):
     """Until all of it is there again, if nothing more comes. None for what no time gives back."""
 
 
-def tokens_of(request: bytes) -> int:
-    """What a request is reserved as: ``max_tokens``, and a guess at its input, four bytes a token."""
+class Reservation(NamedTuple):
+    """What a request is reserved as where tokens a minute are limited, until its usage is known."""
+
+    tokens: int = 0
+    """``max_tokens``, and a guess at its input."""
+    max_tokens: int = 0
+
+
+def reservation_of(request: bytes) -> Reservation:
+    """Four bytes of input are taken for a token. Of an image that is far too much."""
     try:
         max_tokens = msgspec.json.decode(request, type=_Sized).max_tokens
     except msgspec.DecodeError:  # never one that we took in
         max_tokens = 0
-    return max_tokens + len(request) // 4 + 1
+    return Reservation(max_tokens + len(request) // 4 + 1, max_tokens)
 
 
 class _Sized(msgspec.Struct):

@@ -49,6 +49,8 @@ class Permit(NamedTuple):
 
     call_id: str
     job_id: str
+    tenant: str
+    key_id: str
     route: Route
     opened_ms: int
     is_probe: bool
@@ -114,7 +116,7 @@ class Governor:
             )
             answer = await self._reserve(route, call)
             if not isinstance(answer, Denied):
-                permit = Permit(call.id, call.job_id, route, answer.opened_ms, answer.is_probe, call.input_estimate)
+                permit = _permit_of(call, route, answer)
                 self._open[call.id] = permit
                 return permit
             denials.append(answer)
@@ -133,7 +135,7 @@ class Governor:
                     self._outage.note(problem)
                     await asyncio.sleep(_AGAIN_S)
         except asyncio.CancelledError:  # whether the row stands is not known; the call will not be made
-            permit = Permit(call.id, call.job_id, route, 0, is_probe=False, input_estimate=0)
+            permit = _permit_of(call, route, Reserved(0, is_probe=False))
             self._send(permit, Settlement(UNMADE, Usage(), is_estimated=False, cost_nano_usd=0))
             raise
 
@@ -164,9 +166,9 @@ class Governor:
         self._send(permit, end)
         return cost
 
-    def charge(self, job_id: str, cost: int | str, epoch: int = 0) -> None:
+    def charge(self, job_id: str, cost: int | str, *, tenant: str, key_id: str, epoch: int = 0) -> None:
         """The job pays for calls that ended behind its back."""
-        self._runtime.jobs.charge(job_id, cost, epoch)
+        self._runtime.jobs.charge(job_id, cost, tenant=tenant, key_id=key_id, epoch=epoch)
 
     def _send(self, permit: Permit, end: Settlement) -> None:
         reply = self._upstreams.settle(permit.route.name, permit.call_id, permit.opened_ms, end)
@@ -177,7 +179,7 @@ class Governor:
         if has_failed and len(self._unsettled) < _MOST_UNSETTLED:  # past it, others will close the rows as lost
             self._unsettled[permit.call_id] = permit, end
         elif not has_failed and reply.result() > 1:  # closed as lost meanwhile, and the job charged by an estimate
-            self.charge(permit.job_id, 1 - reply.result())
+            self.charge(permit.job_id, 1 - reply.result(), tenant=permit.tenant, key_id=permit.key_id)
 
     def tell_again(self) -> None:
         """Redis is back, so that what it did not hear can be told before anybody takes the rows for lost."""
@@ -257,13 +259,19 @@ class Governor:
         cost = self._cost_of(row.model, usage, row.opened_ms)
         end = Settlement("lost", usage, is_estimated=True, cost_nano_usd=cost)
         if await self._upstreams.settle(row.route, row.call_id, row.opened_ms, end):
-            self.charge(row.job_id, UNPRICED if cost is None else cost)
+            self.charge(row.job_id, UNPRICED if cost is None else cost, tenant=row.tenant, key_id=row.key_id)
 
     def _know(self, route: Route) -> None:
         if route.name not in self._known:
             if len(self._known) >= _KNOWN_ROUTES:
                 del self._known[next(iter(self._known))]
             self._known[route.name] = route
+
+
+def _permit_of(call: CallFacts, route: Route, answer: Reserved) -> Permit:
+    return Permit(
+        call.id, call.job_id, call.tenant, call.key_id, route, answer.opened_ms, answer.is_probe, call.input_estimate
+    )
 
 
 def estimated(heard: Completion, input_estimate: int) -> Usage:

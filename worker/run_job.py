@@ -322,7 +322,10 @@ class _Run:
     def charge(self) -> None:
         """What the calls cost that no FINISH or RELEASE told: the job ended, or went elsewhere, without us."""
         if self._cost is not None:
-            self._context.governor.charge(self._claim.id, self._cost, self._claim.epoch)
+            claim = self._claim
+            self._context.governor.charge(
+                claim.id, self._cost, tenant=claim.tenant, key_id=claim.spec.key_id, epoch=claim.epoch
+            )
 
     def report_start(self) -> None:
         """Which worker runs a job is asked as soon as one is stuck."""

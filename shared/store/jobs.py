@@ -9,7 +9,7 @@ import msgspec
 
 from shared.errors import IdempotencyKeyReused, JobError, NotEnded, NotFound, QueueFull
 from shared.job import TERMINAL_STATES, Job, JobKind, JobSpec, JobState, Step, Submission, Usage
-from shared.limits import LimitState, arguments_of
+from shared.limits import LimitState, Reservation, arguments_of
 from shared.settings import Settings, routes_of
 from shared.store import keys, limits
 from shared.store.commands import Commands
@@ -103,6 +103,7 @@ class Jobs:
         and InvalidRequest for what no limit will ever let in. What is refused was counted nowhere.
         """
         spec = submission.spec
+        reserved = Reservation() if spec.kind is JobKind.COUNT_TOKENS else submission.reservation
         reply = await self._commands.run(
             script("submit"),
             submission.id,
@@ -126,10 +127,11 @@ class Jobs:
             submission.attended_by,
             int(spec.kind is JobKind.COUNT_TOKENS),
             _BELIEVED_MS,
-            0 if spec.kind is JobKind.COUNT_TOKENS else submission.tokens,
+            reserved.tokens,
             spec.key_id,
             *arguments_of(submission.limits),
             stored_form(submission.webhook),
+            reserved.max_tokens,
         )
         match reply:
             case [b"created", created_ms, expires_ms, position, told]:
@@ -239,12 +241,15 @@ class Jobs:
             last, before = (ids[-1] if ids else last), str(first)
         return Page(found, last)
 
-    def charge(self, job_id: str, cost: int | str, epoch: int = 0) -> "asyncio.Future[int]":
-        """Adds what a call cost (nano-dollars, or UNPRICED) that ended behind its job's back. A job that is gone stays so.
+    def charge(
+        self, job_id: str, cost: int | str, *, tenant: str, key_id: str = "", epoch: int = 0
+    ) -> "asyncio.Future[int]":
+        """Adds what a call cost (nano-dollars, or UNPRICED) that ended behind its job's back. A job that is gone stays so; its
+        tenant and its API key pay all the same.
 
         With the ``epoch`` of a claim it is not added if that claim's FINISH or RELEASE was heard, which told it.
         """
-        return self._commands.run(script("charge"), job_id, cost, epoch)
+        return self._commands.run(script("charge"), job_id, cost, epoch, tenant, key_id)
 
     async def cancel(self, job_id: str, tenant: str) -> bool:
         """Ends the job at once. False if it had ended before. Raises NotFound."""

@@ -91,7 +91,7 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     ),
     "key_limits": (
         ("key",),
-        "string: jobs at once, budget of a day and of a month of an API key, as SUBMIT heard them last, and the day. 45 days TTL.",
+        "string: jobs at once, budget of a day and of a month of an API key, as SUBMIT heard them last, and the day. 45 days TTL, or as long as a job of it may wait.",
     ),
     "queued_jobs": (
         (),

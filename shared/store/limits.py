@@ -43,6 +43,6 @@ _REFUSALS: Final[dict[bytes, tuple[type[RateLimited], str]]] = {
 def _never(measured: Measured, limit: int) -> InvalidRequest:
     """A 429 would say that it fits later."""
     if measured is Measured.TOKENS:
-        detail = f"is too much: with the input it may not be over {limit} tokens, which is the limit of a whole minute"
+        detail = f"must be at most {limit}, which is the limit of a whole minute"
         return InvalidRequest("The request can never be admitted.", errors=[FieldError("#/max_tokens", detail)])
     return InvalidRequest(f"The batch can never be admitted: {limit} jobs may wait.")

@@ -121,6 +121,7 @@ class Abandoned(NamedTuple):
     call_id: str
     route: str
     tenant: str
+    key_id: str
     job_id: str
     epoch: int
     attempt: int
@@ -241,7 +242,9 @@ def _state_of(name: bytes, shut_ms: Any, why: bytes, open_ms: Any, room: Any) ->
 
 
 def _abandoned_of(row: list[bytes]) -> Abandoned:
-    call_id, route, tenant, job_id, epoch, attempt, model, input_estimate, opened_ms = [part.decode() for part in row]
+    call_id, route, tenant, key_id, job_id, epoch, attempt, model, input_estimate, opened_ms = [
+        part.decode() for part in row
+    ]
     return Abandoned(
-        call_id, route, tenant, job_id, int(epoch), int(attempt), model, int(input_estimate), int(opened_ms)
+        call_id, route, tenant, key_id, job_id, int(epoch), int(attempt), model, int(input_estimate), int(opened_ms)
     )

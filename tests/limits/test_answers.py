@@ -47,7 +47,7 @@ async def test_each_refusal_has_its_code(start_api: StartApi) -> None:
     assert [error["pointer"] for error in document["errors"]] == ["#/max_tokens"]
     await api.runtime.tenants.set("default", {"tokens_per_minute": 0, "nano_usd_per_day": A_DOLLAR})
     job_id = (await api.submitted())["id"]
-    await api.runtime.jobs.charge(job_id, A_DOLLAR)
+    await api.runtime.jobs.charge(job_id, A_DOLLAR, tenant="default")
     problem_of(await api.submit(), 429, "budget_exceeded")
 
 
@@ -63,7 +63,7 @@ async def test_the_messages_surface_says_it_in_its_own_words_too(start_api: Star
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", refused.headers["anthropic-ratelimit-tokens-reset"])
     assert "x-should-retry" not in refused.headers
     await api.runtime.tenants.set("default", {"requests_per_minute": 0, "nano_usd_per_month": 1})
-    await api.runtime.jobs.charge((await api.submitted())["id"], 1)
+    await api.runtime.jobs.charge((await api.submitted())["id"], 1, tenant="default")
     broke = await api.http.post("/v1/messages", json=MESSAGE)
     assert (broke.status_code, broke.headers["x-should-retry"]) == (429, "false")
 

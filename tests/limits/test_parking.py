@@ -249,12 +249,39 @@ async def test_a_spent_budget_refuses_submits_and_parks_what_waits(runtime: Runt
     await assert_consistent(runtime, ids)
 
 
+@pytest.mark.parametrize("epoch_told", [True, False])
+async def test_who_cancels_and_erases_has_paid_all_the_same(runtime: Runtime, epoch_told: bool) -> None:
+    """A call that ends, or is found lost, behind its erased job is charged to tenant and key."""
+    limits = CallerLimits(nano_usd_per_day=A_DOLLAR)
+    await submit(runtime, key_id="key-1", limits=limits)
+    (found,) = await claim(runtime)
+    await runtime.jobs.cancel(found.id, "tenant-a")
+    await runtime.jobs.erase(found.id, "tenant-a")
+    await runtime.jobs.charge(
+        found.id, A_DOLLAR, tenant="tenant-a", key_id="key-1", epoch=found.epoch if epoch_told else 0
+    )
+    assert await spent(runtime, KEY) == await spent(runtime, TENANT) == [A_DOLLAR] * 2
+    with pytest.raises(BudgetExceeded):
+        await submit(runtime, key_id="key-1", limits=limits)
+    assert not await runtime.commands.call("EXISTS", keys.job(found.id))
+
+
+async def test_the_limits_of_a_key_are_known_as_long_as_its_jobs_wait(runtime: Runtime) -> None:
+    """Jobs that are due in sixty days, and a key that submits nothing meanwhile."""
+    in_sixty_days_ms = await now_ms(runtime) + 60 * 86_400_000
+    for _ in range(2):
+        await submit(runtime, not_before_ms=in_sixty_days_ms, **ONE_AT_ONCE)
+    await submit(runtime, **ONE_AT_ONCE)
+    await submit(runtime, key_id="key-1", limits=CallerLimits(running_jobs=2))
+    assert (await ttl_ms(runtime, f"{keys.SHARD}key_limits:key-1") or 0) > 60 * 86_400_000
+
+
 async def test_what_was_spent_is_remembered_as_long_as_it_matters(runtime: Runtime) -> None:
     """Two days, and 62: a day and a month are over by then, wherever they began."""
     await submit(runtime, key_id="key-1")
     (found,) = await claim(runtime)
     await runtime.queue.release(found, reason="drained", cost=5)
-    await runtime.jobs.charge(found.id, 7)
+    await runtime.jobs.charge(found.id, 7, tenant="tenant-a")
     month, day = sorted(name for name in await all_keys(runtime.commands) if kind_of(name) == "spend" and KEY in name)
     assert [await ttl_ms(runtime, name) for name in (day, month)] == [
         pytest.approx(days * 86_400_000, abs=60_000) for days in (2, 62)
@@ -265,6 +292,17 @@ async def test_what_was_spent_is_remembered_as_long_as_it_matters(runtime: Runti
 
 
 # Retention
+
+
+async def test_a_log_goes_with_its_result_at_the_latest(start_runtime: Any) -> None:
+    """It tells the same answer, and can be erased no more when its job is gone."""
+    runtime = await start_runtime(result_retention_s=600)
+    await runtime.tenants.set("tenant-b", {"log_retention_ms": 30 * 86_400_000})
+    for tenant in ("tenant-a", "tenant-b"):
+        await submit(runtime, tenant=tenant)
+    for found in await claim(runtime, 2):
+        await finish(runtime, found)
+        assert 0 < (await ttl_ms(runtime, keys.log(found.id)) or 0) <= 600_000
 
 
 async def test_a_tenants_own_retention_goes_before_the_setting(runtime: Runtime) -> None:

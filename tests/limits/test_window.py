@@ -163,8 +163,27 @@ async def test_what_was_used_of_a_minute_that_is_over_is_not_counted_again(runti
 async def test_what_can_never_fit_is_no_429(runtime: Runtime) -> None:
     """The caller would wait for ever: 400 names max_tokens."""
     with pytest.raises(InvalidRequest) as refused:
-        await admitted(runtime, key_id="key-1", limits=TOKENS, tokens=101)
+        await admitted(runtime, key_id="key-1", limits=TOKENS, tokens=120, max_tokens=101)
     assert [error.pointer for error in refused.value.errors] == ["#/max_tokens"]
+
+
+async def test_the_smallest_limit_is_named_for_what_can_never_fit(runtime: Runtime) -> None:
+    """Whichever of key and tenant leaves less just now: who heeds it gets through."""
+    await runtime.tenants.set("tenant-a", {"tokens_per_minute": 1000})
+    await admitted(runtime, tokens=980)
+    with pytest.raises(InvalidRequest) as refused:
+        await admitted(runtime, key_id="key-1", limits=TOKENS, tokens=2000, max_tokens=2000)
+    assert "at most 100," in refused.value.errors[0].detail
+
+
+async def test_a_guess_that_is_more_than_a_minute_takes_a_whole_one(runtime: Runtime) -> None:
+    """An image of a megabyte looks like a quarter of a million tokens, and is a few thousand."""
+    await admitted(runtime, key_id="key-1", limits=TOKENS, tokens=250_050, max_tokens=50)
+    assert (await counted(runtime, KEY))[1] == 100
+    with pytest.raises(RateLimited):
+        await admitted(runtime, key_id="key-1", limits=TOKENS, tokens=1)
+    await finish(runtime, await claim_one(runtime), Ending(Step.SUCCEED, A_RESULT, Usage(20, 10)))
+    assert (await counted(runtime, KEY))[1] == 30
 
 
 async def test_a_count_of_tokens_is_a_request_without_tokens(runtime: Runtime) -> None:
@@ -235,7 +254,7 @@ def test_no_sixty_seconds_hold_more_than_the_limit_whatever_comes_when(real_redi
 
 def test_a_submission_carries_an_estimate_of_its_tokens() -> None:
     """Four bytes a token, and what it may answer."""
-    from shared.limits import tokens_of
+    from shared.limits import reservation_of
 
     request = msgspec.json.encode({"max_tokens": 50, "messages": [{"role": "user", "content": "x" * 400}]})
-    assert tokens_of(request) == 50 + len(request) // 4 + 1
+    assert reservation_of(request) == (50 + len(request) // 4 + 1, 50)

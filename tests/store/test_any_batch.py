@@ -633,7 +633,7 @@ class AnyBatch(RuleBasedStateMachine):
         job = draw.draw(st.sampled_from([job for job in self.jobs.values() if job.held or job.over]))
         claims = [*job.over, *filter(None, [job.held])]
         epoch = draw.draw(st.sampled_from(claims)).epoch if is_told else 0
-        self.run(_awaited(self.runtime.jobs.charge(job.id, cost, epoch)))
+        self.run(_awaited(self.runtime.jobs.charge(job.id, cost, tenant=job.tenant, epoch=epoch)))
         if epoch not in [told.epoch for told in (job.ended_by, job.released_by) if told]:
             job.charge(UNPRICED if cost == UNPRICED else int(cost))
 

@@ -397,11 +397,11 @@ async def test_usage_and_cost_are_added_up(runtime: Runtime) -> None:
     await runtime.queue.finish(again, Ending(Step.SUCCEED, b"{}", usage=A_USAGE), seq=1, cost=300)
     await runtime.queue.finish(third, A_FAILURE, seq=1, cost=4_000)
     assert (await batch_of(runtime, begun)).has_ended
-    await runtime.jobs.charge(third.id, 50_000)
+    await runtime.jobs.charge(third.id, 50_000, tenant="tenant-a")
     batch = await batch_of(runtime, begun)
     assert batch.usage == Usage(20, 40, 6, 8)
     assert batch.cost_usd == pytest.approx(55_320e-9)
-    await runtime.jobs.charge(third.id, UNPRICED)
+    await runtime.jobs.charge(third.id, UNPRICED, tenant="tenant-a")
     assert (await batch_of(runtime, begun)).cost_usd is None
     assert await ttl_ms(runtime, keys.batch(begun.id)) is not None
 
@@ -411,9 +411,9 @@ async def test_a_charge_brings_no_batch_back(runtime: Runtime) -> None:
     begun = await start_batch(runtime, 1)
     (claimed,) = await finish_all(runtime)
     await runtime.commands.call("DEL", keys.batch(begun.id))
-    await runtime.jobs.charge(claimed.id, 5)
+    await runtime.jobs.charge(claimed.id, 5, tenant="tenant-a")
     await runtime.commands.call("DEL", keys.job(claimed.id))
-    await runtime.jobs.charge(claimed.id, 5)
+    await runtime.jobs.charge(claimed.id, 5, tenant="tenant-a")
     assert await runtime.commands.call("EXISTS", keys.batch(begun.id), keys.job(claimed.id)) == 0
 
 

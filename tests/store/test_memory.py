@@ -169,7 +169,7 @@ async def test_calls_can_be_made_and_end(runtime: Runtime) -> None:
     assert (await state_of_route(runtime, route)).open_ms is not None
     assert await runtime.upstreams.probed(route.name, call_id) == 1
     assert await settled(runtime, route, call_id, usage=Usage(1, 1), shut_s=1, code="upstream_rate_limited") == 1
-    await runtime.jobs.charge(claimed.id, 5)
+    await runtime.jobs.charge(claimed.id, 5, tenant="tenant-a")
     assert (await record_of(runtime, claimed.id))[b"cost_nano_usd"] == b"5"
     await _empty(runtime)
     await let_pass(runtime, 61)

@@ -154,6 +154,7 @@ async def test_a_silent_worker_s_calls_are_found_once(runtime: Runtime) -> None:
     route = a_route()
     facts: dict[str, Any] = {
         "tenant": "tenant-b",
+        "key_id": "key_7",
         "job_id": "job_7",
         "epoch": 9,
         "attempt": 2,
@@ -166,7 +167,7 @@ async def test_a_silent_worker_s_calls_are_found_once(runtime: Runtime) -> None:
     await settled(runtime, route, settled_one)
     await let_pass(runtime, runtime.settings.lease_s + 1)
     (row,) = await runtime.upstreams.hold([(route.name, held)])
-    assert row[:8] == (call_id, route.name, "tenant-b", "job_7", 9, 2, "m", 4)
+    assert row[:9] == (call_id, route.name, "tenant-b", "key_7", "job_7", 9, 2, "m", 4)
     assert row.opened_ms == int((await row_of(runtime, call_id))["opened_ms"])
     assert await runtime.upstreams.hold([(route.name, held)]) == []
     await let_pass(runtime, runtime.settings.lease_s + 1)
@@ -294,14 +295,14 @@ async def test_a_day_s_usage_lives_as_long_as_the_settings_say(runtime: Runtime)
 async def test_a_job_pays_for_calls_that_ended_behind_its_back(runtime: Runtime) -> None:
     """Running or ended; a job that is gone stays so."""
     running = await start(runtime)
-    await runtime.jobs.charge(running.id, 5)
-    await runtime.jobs.charge(running.id, 7)
+    await runtime.jobs.charge(running.id, 5, tenant="tenant-a")
+    await runtime.jobs.charge(running.id, 7, tenant="tenant-a")
     assert (await record_of(runtime, running.id))[b"cost_nano_usd"] == b"12"
     await runtime.jobs.cancel(running.id, running.tenant)
     ended = await succeed(runtime)
     before_ms = await ttl_ms(runtime, keys.job(ended.id))
-    await runtime.jobs.charge(ended.id, UNPRICED)
+    await runtime.jobs.charge(ended.id, UNPRICED, tenant="tenant-a")
     assert (await record_of(runtime, ended.id))[b"unpriced"] == b"1"
     assert (await ttl_ms(runtime, keys.job(ended.id)) or 0) <= (before_ms or 0)
-    await runtime.jobs.charge("job_gone", 5)
+    await runtime.jobs.charge("job_gone", 5, tenant="tenant-a")
     assert not await runtime.commands.call("EXISTS", keys.job("job_gone"))

@@ -8,7 +8,7 @@ import msgspec
 
 from shared.batch import ITEM_PRIORITY, BatchSpec, InvalidItem, NewItem
 from shared.job import JobSpec, Priority, Submission, Usage, new_id
-from shared.limits import NO_LIMITS, CallerLimits
+from shared.limits import NO_LIMITS, CallerLimits, Reservation
 from shared.store.idempotency import fingerprint_of
 from shared.webhooks import EventType, Webhook
 
@@ -29,6 +29,7 @@ def a_submission(
     attended_by: str = "",
     limits: CallerLimits = NO_LIMITS,
     tokens: int = 0,
+    max_tokens: int = 0,
     webhook: Webhook | None = None,
     **spec: Any,
 ) -> Submission:
@@ -41,7 +42,7 @@ def a_submission(
         idempotency_key=idempotency_key,
         fingerprint=fingerprint_of(body),
         limits=limits,
-        tokens=tokens,
+        reservation=Reservation(tokens, max_tokens),
         webhook=webhook,
         attended_by=attended_by,
     )

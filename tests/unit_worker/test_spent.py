@@ -14,7 +14,7 @@ REFUSED: Failure = classify(Refusal(502, message="x"))
 def a_call(completion: Completion) -> _Call:
     """Permitted, with an input of about ten tokens."""
     route = Route(ProviderName.OPENAI, "m")
-    permit = Permit(call_id="c", job_id=an_id(), route=route, opened_ms=0, is_probe=False, input_estimate=10)
+    permit = Permit("c", an_id(), "tenant-a", "", route, opened_ms=0, is_probe=False, input_estimate=10)
     return _Call(permit, completion)
 
 

@@ -12,7 +12,7 @@ for i = 13, #ARGV, 5 do
 end
 if call('ZCARD', key_waiting()) + jobs > tonumber(ARGV[4]) then return {'full'} end
 -- START decides; but of what it would refuse no more need arrive.
-local refusal = refusal_of(look_at_limits(owners_of(batch[3], batch[4] or '', 7), batch[4] or '', jobs, 0, false))
+local refusal = refusal_of(look_at_limits(owners_of(batch[3], batch[4] or '', 7), batch[4] or '', jobs, 0, 0, false))
 if refusal then return refusal end
 
 local length = call('LLEN', items)

@@ -110,13 +110,8 @@ end
 local function kept_for(tenant, retention)
   local log_ms, result_ms, idempotency_ms, item_log_ms = kept_ms(retention)
   local own = call('HMGET', key_tenant(tenant), 'log_retention_ms', 'result_retention_ms')
-  if own[1] then
-    log_ms = tonumber(own[1])
-  end
-  if own[2] then -- the log tells what the result does
-    result_ms = tonumber(own[2])
-    log_ms = math.min(log_ms, result_ms)
-  end
+  result_ms = tonumber(own[2] or result_ms)
+  log_ms = math.min(tonumber(own[1] or log_ms), result_ms) -- it tells what the result does, and is erased with its job alone
   return log_ms, result_ms, idempotency_ms, math.min(item_log_ms, log_ms)
 end
 

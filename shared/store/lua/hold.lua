@@ -1,6 +1,6 @@
 -- HOLD: a worker's calls go on. Also finds calls whose worker is silent: whoever asks closes their rows.
 -- ARGV: lease ms, most rows to find, route, call, route, call, ...
--- Returns {call, route, tenant, job, epoch, attempt, model, input estimate, opened_ms} of each that was abandoned
+-- Returns {call, route, tenant, API key or '', job, epoch, attempt, model, input estimate, opened_ms} of each that was abandoned
 call('ZREM', key_routes(), '') -- as write_without_memory: a call that goes on is not to look abandoned at maxmemory
 for i = 3, #ARGV, 2 do call('ZADD', key_calls(ARGV[i]), 'XX', int(now + ARGV[1]), ARGV[i + 1]) end
 local left, abandoned = tonumber(ARGV[2]), {}
@@ -10,7 +10,7 @@ for _, route in ipairs(call('ZRANGE', key_routes(), 0, 19)) do routes[#routes + 
 for _, route in ipairs(routes) do
   if left <= 0 then break end
   for _, id in ipairs(call('ZRANGEBYSCORE', key_calls(route), '-inf', '(' .. int(now), 'LIMIT', 0, left)) do
-    local row = call('HMGET', key_call(id), 'tenant', 'job', 'epoch', 'attempt', 'model', 'input_estimate', 'opened_ms')
+    local row = call('HMGET', key_call(id), 'tenant', 'key', 'job', 'epoch', 'attempt', 'model', 'input_estimate', 'opened_ms')
     if row[1] then
       left = left - 1
       abandoned[#abandoned + 1] = {id, route, unpack(row)}

@@ -42,9 +42,10 @@ local function read_stored(owners, key)
   return queued, spent, found[next_found]
 end
 
--- How the limits stand for `jobs` more, and `tokens`. with_pace: the windows too. Returns
+-- How the limits stand for `jobs` more, and `tokens`: a guess, but for its last `max_tokens`. A guess that is more than a whole
+-- minute's is one of a whole minute: it may be many times too large, of an image. with_pace: the windows too. Returns
 -- {code or nil: why not, wait_ms, windows, told: what is limited → {limit, left, need, ms until it is whole or -1}}
-local function look_at_limits(owners, key, jobs, tokens, with_pace)
+local function look_at_limits(owners, key, jobs, tokens, max_tokens, with_pace)
   local found = {wait_ms = 0, told = {}, windows = {}}
   local function hold_back(code, wait_ms)
     if wait_ms > found.wait_ms then found.code, found.wait_ms = code, wait_ms end
@@ -53,8 +54,10 @@ local function look_at_limits(owners, key, jobs, tokens, with_pace)
     local told = found.told[measured]
     if not told or left < told[2] then found.told[measured] = {limit, left, need, whole} end
   end
+  local function never(measured, limit) -- the smallest such limit: a client that heeds it gets through
+    if not found.never or limit < found.never[2] then found.never = {measured, limit} end
+  end
   local function look_at(measured, window, limit, need)
-    if need > limit then found.never = measured end
     hold_back('rate_limited', room_ms(window, measured, need, limit))
     tell(measured, limit, limit - window[measured], need, whole_ms(window, measured))
   end
@@ -65,16 +68,18 @@ local function look_at_limits(owners, key, jobs, tokens, with_pace)
     if with_pace and (owner.requests > 0 or has_tokens) then
       local window = window_of(key_pace(owner.name))
       if owner.requests > 0 then look_at('requests', window, owner.requests, 1) end
+      local reserved = has_tokens and math.min(tokens, owner.tokens) or 0
       if has_tokens then
-        look_at('tokens', window, owner.tokens, tokens)
+        if max_tokens > owner.tokens then never('tokens', owner.tokens) end
+        look_at('tokens', window, owner.tokens, reserved)
         found.reserved = found.reserved or {'0', '0'}
-        found.reserved[at] = int(tokens)
+        found.reserved[at] = int(reserved)
       end
-      found.windows[#found.windows + 1] = {window, has_tokens and tokens or 0}
+      found.windows[#found.windows + 1] = {window, reserved}
     end
     if owner.queued > 0 then
       local waiting = tonumber(queued[at] or 0)
-      if jobs > owner.queued then found.never = 'queued_jobs' end
+      if jobs > owner.queued then never('queued_jobs', owner.queued) end
       if waiting + jobs > owner.queued then hold_back('too_many_queued', QUEUED_AGAIN_MS) end
       tell('queued_jobs', owner.queued, owner.queued - waiting, jobs, -1)
     end
@@ -104,19 +109,21 @@ end
 
 -- Why a submit is refused, or nil.
 local function refusal_of(found)
-  if found.never then return {'never', found.never, int(found.told[found.never][1])} end
+  if found.never then return {'never', found.never[1], int(found.never[2])} end
   if found.code then return {'limited', found.code, int(found.wait_ms), told_of(found)} end
 end
 
--- What was looked at is admitted. CLAIM knows the limits of a key as they were heard here last; with the day, so that they
--- are written once a day and live on.
-local function count_in_limits(found, owners)
+-- What was looked at is admitted, and may wait until then (ms). CLAIM knows the limits of a key as they were heard here last;
+-- with the day, so that they are written once a day and live on.
+local function count_in_limits(found, owners, until_ms)
   for _, each in ipairs(found.windows) do count_in(each[1], 1, each[2]) end
   local key = owners[2]
   if not key or (not found.key_limits and key.running + key.a_day + key.a_month == 0) then return end
   local of_claims = string.format('%.0f %.0f %.0f %.0f', key.running, key.a_day, key.a_month, today)
-  if of_claims ~= found.key_limits then
-    call('SET', key_key_limits(string.sub(key.name, 5)), of_claims, 'PX', int(KEY_LIMITS_KEPT_MS))
+  local kept_ms = math.max(KEY_LIMITS_KEPT_MS, until_ms - now)
+  if of_claims ~= found.key_limits or kept_ms > KEY_LIMITS_KEPT_MS then
+    local record = key_key_limits(string.sub(key.name, 5))
+    call('SET', record, of_claims, 'PX', int(math.max(kept_ms, call('PTTL', record))))
     look_at_parked(key.name)
   end
 end

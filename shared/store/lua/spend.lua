@@ -44,15 +44,20 @@ local function charge_record(record, nano)
   end
 end
 
+-- By a tenant, and by an API key or false.
+local function spend(nano, tenant, key)
+  if nano == '?' or nano == '0' then return end
+  local day, month = day_name(), month_name()
+  for _, owner in ipairs({'tenant:' .. tenant, key and 'key:' .. key or nil}) do
+    add_spent(owner, day, nano, SPENT_DAY_KEPT_MS)
+    add_spent(owner, month, nano, SPENT_MONTH_KEPT_MS)
+  end
+end
+
 local function charge(id, nano)
   if nano == '' then return end
   charge_record(key_job(id), nano)
   local job = call('HMGET', key_job(id), 'batch', 'tenant', 'key')
   if job[1] and call('EXISTS', key_batch(job[1])) == 1 then charge_record(key_batch(job[1]), nano) end
-  if nano == '?' or nano == '0' or not job[2] then return end
-  local day, month = day_name(), month_name()
-  for _, owner in ipairs({'tenant:' .. job[2], job[3] and 'key:' .. job[3] or nil}) do
-    add_spent(owner, day, nano, SPENT_DAY_KEPT_MS)
-    add_spent(owner, month, nano, SPENT_MONTH_KEPT_MS)
-  end
+  spend(nano, job[2], job[3])
 end

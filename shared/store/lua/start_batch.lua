@@ -19,17 +19,17 @@ if ARGV[11] ~= '' then
 end
 local key, jobs = ARGV[15], tonumber(batch[3] or 0)
 local owners = owners_of(tenant, key, 16)
-local limits = look_at_limits(owners, key, jobs, 0, true)
+local limits = look_at_limits(owners, key, jobs, 0, 0, true)
 local refusal = refusal_of(limits)
 if refusal then return refusal end
 if ARGV[11] ~= '' then
   call('HSET', key_idempotency(tenant, ARGV[11]), 'fingerprint', ARGV[12], 'job', id)
   call('HSET', record, 'idempotency', ARGV[11])
 end
-count_in_limits(limits, owners)
+local expires = math.max(now, tonumber(ARGV[10]) or 0) + tonumber(ARGV[9])
+count_in_limits(limits, owners, expires)
 if key ~= '' then call('HSET', record, 'key', key) end
 if jobs > 0 then count_queued(tenant, key ~= '' and key, jobs) end -- all of them, though they begin to wait in pieces
-local expires = math.max(now, tonumber(ARGV[10]) or 0) + tonumber(ARGV[9])
 call('HSET', record, 'state', ARGV[4], 'spec', ARGV[6], 'common', ARGV[7], 'timeout_ms', ARGV[8], 'not_before_ms', ARGV[10],
   'created_ms', int(now), 'expires_ms', int(expires))
 if ARGV[22] ~= '' then call('HSET', record, 'webhook', ARGV[22]) end

@@ -2,7 +2,7 @@
 -- ARGV: id, tenant, flow, state, request, spec, timeout_ms, expires_in_ms, not_before_ms or '', idempotency hash or '',
 --       fingerprint, most waiting jobs, most flows to count for the position, API process that attends it or '',
 --       quiet (1/0: without a log, and in no list), how long an API process is believed (ms), tokens to reserve, API key
---       or '', its limits (6), webhook as JSON or ''
+--       or '', its limits (6), webhook as JSON or '', how many of the tokens are max_tokens
 -- Returns {'created', created_ms, expires_ms, position, told} | {'replayed', job id} | {'reused'} | {'full'}
 --       | {'limited', code, ms to wait, told} | {'never', what is limited, the limit}; told as in told_of()
 local id, tenant, flow, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -17,7 +17,7 @@ end
 if call('ZCARD', key_waiting()) >= tonumber(ARGV[12]) then return {'full'} end
 local key = ARGV[18]
 local owners = owners_of(tenant, key, 19)
-local limits = look_at_limits(owners, key, 1, tonumber(ARGV[17]), true)
+local limits = look_at_limits(owners, key, 1, tonumber(ARGV[17]), tonumber(ARGV[26]), true)
 local refusal = refusal_of(limits)
 if refusal then return refusal end
 
@@ -29,7 +29,7 @@ if ARGV[10] ~= '' then
   call('HSET', key_job(id), 'idempotency', ARGV[10])
   call('HSET', key_idempotency(tenant, ARGV[10]), 'fingerprint', ARGV[11], 'job', id)
 end
-count_in_limits(limits, owners)
+count_in_limits(limits, owners, expires)
 if key ~= '' then call('HSET', key_job(id), 'key', key) end
 if ARGV[25] ~= '' then call('HSET', key_job(id), 'webhook', ARGV[25]) end
 if limits.reserved then
