@@ -15,7 +15,7 @@ from api.address_limit import AddressLimit
 from api.anthropic_compat import batches as message_batches
 from api.anthropic_compat import messages, models
 from api.batch_relay import BatchRelay
-from api.dependencies import MOST_UPLOADS, ApiState
+from api.dependencies import ApiState, Uploads
 from api.envelope import Envelope
 from api.key_ring import KeyRing
 from api.native import batch_submit, batches, complete, jobs, usage, webhooks
@@ -71,9 +71,8 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             KeyRing(runtime) as key_ring,
         ):
             log = get_logger("api").bind()
-            uploads = asyncio.Semaphore(MOST_UPLOADS)
             api = ApiState(
-                new_id("api"), settings, runtime, relay, batch_relay, key_ring, uploads, asyncio.Event(), log
+                new_id("api"), settings, runtime, relay, batch_relay, key_ring, Uploads(), asyncio.Event(), log
             )
             async with asyncio.TaskGroup() as group:
                 loops = [group.create_task(loop, name=name) for name, loop in background.loops_of(api).items()]

@@ -2,6 +2,9 @@
 
 import asyncio
 import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
@@ -13,7 +16,7 @@ from api.batch_relay import BatchRelay
 from api.key_ring import KeyRing
 from api.relay import Relay
 from shared.api_key import Caller, Scope
-from shared.errors import NotFound
+from shared.errors import NotFound, QueueFull
 from shared.settings import Settings
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger
@@ -23,6 +26,29 @@ BATCH_ID: Final = re.compile(r"batch_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 
 
 MOST_UPLOADS: Final = 8
+_UPLOAD_AGAIN_S: Final = 5
+
+
+class Uploads:
+    """The batches that come in at once, MOST_UPLOADS at most: each holds two slices, a line and all its custom ids."""
+
+    def __init__(self) -> None:
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def place_of(self, tenant: str) -> Iterator[None]:
+        """One for as long as the block takes. A tenant holds no more than it leaves to others: it cannot keep all of them out.
+
+        Raises QueueFull.
+        """
+        if self._held[tenant] >= MOST_UPLOADS - self._held.total():
+            raise QueueFull("As many batches come in as may do so at once.", retry_after_s=_UPLOAD_AGAIN_S)
+        self._held[tenant] += 1
+        try:
+            yield
+        finally:
+            self._held[tenant] -= 1
+            self._held += Counter()  # drops those that hold none
 
 
 @dataclass
@@ -43,8 +69,7 @@ class ApiState:
     relay: Relay
     batch_relay: BatchRelay
     key_ring: KeyRing
-    uploads: asyncio.Semaphore
-    """Batches that come in at once, MOST_UPLOADS at most: each holds two slices, a line and all its custom ids."""
+    uploads: Uploads
     shutdown: asyncio.Event
     """Set when the server begins to stop."""
     log: Logger

@@ -26,7 +26,6 @@ from shared.errors import (
     InvalidRequest,
     NotFound,
     Problem,
-    QueueFull,
     StorageUnavailable,
     TooLarge,
     UnsupportedMediaType,
@@ -39,6 +38,8 @@ from shared.store.batches import SLICE_BYTES, SLICE_ITEMS, Started
 JSON_LINES: Final = "application/jsonl"
 
 _SILENCE_S: Final = 60.0
+_LEAST_BYTES_PER_S: Final = 1024
+"""A body may be slower than this for _SILENCE_S in all: others wait for its place."""
 _SLOWEST_S: Final = 1800.0
 _STILL_HERE_S: Final = 5.0
 """So often the store hears of a body that is still arriving; a third of the time after which it would give it up."""
@@ -50,7 +51,6 @@ _LARGE_BYTES: Final = 256 << 10
 _START_S: Final = 0.5
 """For so long the items of a new batch are started here; the loops go on."""
 _ERASE_S: Final = 60.0
-_UPLOAD_AGAIN_S: Final = 5
 
 
 class BatchForm(StrEnum):
@@ -105,7 +105,6 @@ async def submit_batch(
     Raises InvalidRequest, TooLarge, UnsupportedMediaType, ClientDisconnect, StorageFull, QueueFull, StorageUnavailable,
     RateLimited, TooManyQueued, BudgetExceeded, IdempotencyKeyReused; NotFound if the key's batch was erased. A line that cannot run raises nothing.
     """
-    admit(api)
     if form_of(request) is not form:
         raise UnsupportedMediaType(f"The body must be {JSON}, and Content-Type must say so.")
     _refuse_compressed(request)
@@ -126,6 +125,7 @@ async def submit_batch(
         if coming.fingerprint() != known.fingerprint:
             raise IdempotencyKeyReused
         return SubmittedBatch(await batches.get(known.id, tenant), is_replayed=True)
+    admit(api)
 
     async def start(batch_id: str, total: int) -> Started:
         await api.key_ring.still(request.scope)  # a body may take half an hour, and its key may be revoked meanwhile
@@ -157,9 +157,7 @@ async def bear(
     Whatever the two raise leaves nothing; ``has_key``: a batch whose start was not heard may stand, for a repeat finds it.
     Raises StorageFull, QueueFull, StorageUnavailable, RateLimited, TooManyQueued, BudgetExceeded.
     """
-    if api.uploads.locked():
-        raise QueueFull("As many batches come in as may do so at once.", retry_after_s=_UPLOAD_AGAIN_S)
-    async with api.uploads:
+    with api.uploads.place_of(caller.tenant):
         return await _bear(api, caller, slices, start, has_key=has_key)
 
 
@@ -330,8 +328,8 @@ class _Coming:
             while True:
                 await asyncio.wait((receiving,), timeout=min(_STILL_HERE_S, _SILENCE_S))
                 now_s = clock()
-                if now_s - begun_s > _SLOWEST_S:
-                    raise InvalidRequest(f"The body did not arrive within {_SLOWEST_S:.0f} s.")
+                if now_s - begun_s > min(_SLOWEST_S, _SILENCE_S + size / _LEAST_BYTES_PER_S):
+                    raise InvalidRequest("The body did not arrive in time.")
                 if not receiving.done():
                     if now_s - heard_s >= _SILENCE_S:
                         raise InvalidRequest(f"Of the body nothing arrived for {_SILENCE_S:.0f} s.")

@@ -3,12 +3,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import httpx2
 import pytest
 
+from api import submit_batch
 from api.dependencies import MOST_UPLOADS
 from shared.errors import QueueFull, StorageUnavailable
 from shared.store import keys
@@ -322,10 +323,33 @@ async def test_a_batch_whose_start_was_not_heard_does_not_run_without_a_key(
 
 async def test_more_uploads_than_may_be_held_are_refused_for_a_moment(api: CalledApi) -> None:
     """Each holds some MB."""
-    async with AsyncExitStack() as stack:
-        for _ in range(MOST_UPLOADS):
-            await stack.enter_async_context(api.state.uploads)
+    with ExitStack() as stack:
+        for number in range(MOST_UPLOADS):
+            stack.enter_context(api.state.uploads.place_of(f"tenant-{number}"))
         response = await _submit_lines(api, as_lines(1))
         assert (response.status_code, response.json()["code"]) == (503, "queue_full")
         assert int(response.headers["Retry-After"]) > 0
     assert (await _submit_lines(api, as_lines(1))).status_code == 202
+
+
+async def test_a_tenant_does_not_keep_the_others_from_uploading(api: CalledApi) -> None:
+    """However many it begins, there is a place left for the next tenant."""
+    with ExitStack() as stack:
+        for others in ("evil", "as-evil", "evil-too"):
+            for _ in range(2 * MOST_UPLOADS):
+                with suppress(QueueFull):
+                    stack.enter_context(api.state.uploads.place_of(others))
+        assert (await _submit_lines(api, as_lines(1))).status_code == 202
+
+
+async def test_a_body_of_a_batch_comes_at_a_least_rate(api: CalledApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that trickles in gives its place back."""
+    monkeypatch.setattr(submit_batch, "_SILENCE_S", 0.3)
+
+    async def trickling() -> AsyncIterator[bytes]:
+        while True:
+            yield b"\n"
+            await asyncio.sleep(0.1)
+
+    response = await api.http.post("/v1/batches", content=trickling(), headers=LINES)
+    assert (response.status_code, response.json()["detail"]) == (400, "The body did not arrive in time.")
