@@ -99,7 +99,9 @@ def decode(raw: bytes) -> Any:
         raise refuse(FieldError(BODY, _what_is_wrong(raw, str(error)))) from None
     if raw.count(b"{") + raw.count(b"[") > MOST_DEPTH or b"\\u0000" in raw:
         _refuse_depth_and_nul(data)
-    if raw.count(b":") != _members_of(data):  # a text with a colon, or a member that stands there twice
+    members = _members_of(data)
+    # The second count is for texts with colons: without the texts each is a member, and one too many stands there twice.
+    if raw.count(b":") != members and b"".join(_without_escapes(raw).split(b'"')[::2]).count(b":") != members:
         _refuse_twins(raw)
     return data
 
@@ -125,7 +127,7 @@ def _has_many_commas(raw: bytes) -> bool:
 def _refuse_many_values(raw: bytes) -> None:
     """Counts what stands outside of texts. What is no JSON may be counted wrongly; it is refused either way."""
     for part in (raw[: 2 * _PIECE_BYTES], raw):  # a part is often enough
-        bare = part.replace(b"\\\\", b"").replace(b'\\"', b"")
+        bare = _without_escapes(part)
         # Each text is a value or a name; more of them than that need not be taken apart.
         if bare.count(b'"') <= 4 * MOST_VALUES:
             outside = b"".join(bare.split(b'"')[::2])
@@ -168,6 +170,13 @@ def _members_of(data: Any) -> int:
         elif type(node) is list:
             open_nodes += [child for child in node if type(child) is dict or type(child) is list]
     return count
+
+
+def _without_escapes(raw: bytes) -> bytes:
+    """So that each quote is the beginning or the end of a text."""
+    if b"\\" not in raw:  # a twentieth of the time that it takes to find none of the two
+        return raw
+    return raw.replace(b"\\\\", b"").replace(b'\\"', b"")
 
 
 def _refuse_twins(raw: bytes) -> None:
