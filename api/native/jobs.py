@@ -54,6 +54,7 @@ async def submit_job(request: Request) -> Response:
     is_followed = wants_event_stream(request)
     wait_s = preferred_wait_s(request)
     key = idempotency_key(request)
+    cursor = _cursor_of(one(request, b"last-event-id"))
     settings = api.settings
     body = await read_json(request, settings.max_body_bytes)
     draft = draft_of(
@@ -64,7 +65,7 @@ async def submit_job(request: Request) -> Response:
     )
     idempotency = Idempotency(key, fingerprint_of(body)) if key is not None else None
     if is_followed:
-        return await _submit_and_follow(request, api, caller, draft, idempotency)
+        return await _submit_and_follow(request, api, caller, draft, idempotency, cursor)
     if wait_s:
         return await _submit_and_wait(request, api, caller, draft, idempotency, wait_s)
     return _told(await submit(api, caller, draft, idempotency=idempotency))
@@ -91,10 +92,14 @@ async def _submit_and_wait(
 
 
 async def _submit_and_follow(
-    request: Request, api: ApiState, caller: Caller, draft: Draft, idempotency: Idempotency | None
+    request: Request,
+    api: ApiState,
+    caller: Caller,
+    draft: Draft,
+    idempotency: Idempotency | None,
+    cursor: EventId | None,
 ) -> Response:
     form = _format_of(request)
-    cursor = _cursor_of(one(request, b"last-event-id"))
     job_id = new_id("job")
     watch = api.relay.watch(job_id)
     try:

@@ -166,6 +166,12 @@ async def test_a_header_that_stands_twice_is_refused(api: CalledApi, name: str) 
     assert pointers_of(response) == [name]
 
 
+async def test_a_cursor_that_is_none_is_refused_by_a_submit_that_follows_nothing_too(api: CalledApi) -> None:
+    """An invalid header is a 400, whether or not it would have been heeded."""
+    problem_of(await api.submit(**{"Last_Event_ID": "rubbish"}), 400, "invalid_cursor")
+    assert await api.keys_count() == 0
+
+
 async def test_prefer_wait_answers_200_once_the_job_has_ended(api: CalledApi) -> None:
     """In the time that was preferred; more than a minute counts as one."""
     waiting = asyncio.create_task(api.submit(Prefer="respond-async, wait=100"))
