@@ -168,7 +168,7 @@ async def test_a_header_that_stands_twice_is_refused(api: CalledApi, name: str) 
 
 async def test_a_cursor_that_is_none_is_refused_by_a_submit_that_follows_nothing_too(api: CalledApi) -> None:
     """An invalid header is a 400, whether or not it would have been heeded."""
-    problem_of(await api.submit(**{"Last_Event_ID": "rubbish"}), 400, "invalid_cursor")
+    problem_of(await api.submit(Last_Event_ID="rubbish"), 400, "invalid_cursor")
     assert await api.keys_count() == 0
 
 
