@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MOST_HEAD_BYTES: Final = 64 << 10
 MOST_HEADERS: Final = 100
+_MOST_PER_BODY_BYTE: Final = 16
+"""A chunk of one byte is 6 bytes long, and 13 where its size is written in eight digits."""
 KEEP_ALIVE_S: Final = 75.0
 _HEAD_S: Final = 10.0
 """A connection says what it wants within this, from its opening and from the first byte of each request."""
@@ -253,6 +255,10 @@ class FrontDoor(HttpToolsProtocol):
         """Nothing that still comes is looked at."""
         self._in_head = False
         self._head_bytes = 0
+        self._body_bytes = 0
+        """In the piece that is being parsed."""
+        self._frame_bytes = 0
+        """Of the body that is coming in: more than its own bytes explain."""
         self._begun = 0
         """Requests that began in the piece that is being parsed."""
         self._active: RequestResponseCycle | None = None
@@ -293,7 +299,7 @@ class FrontDoor(HttpToolsProtocol):
             return
         newest = cast("RequestResponseCycle | None", self.cycle)
         was_in_head, was_in_body = self._in_head, newest is not None and newest.more_body
-        self._begun = 0
+        self._begun = self._body_bytes = 0
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -303,6 +309,8 @@ class FrontDoor(HttpToolsProtocol):
             cause = error.__context__
             self._break_off(cause if isinstance(cause, Problem) else InvalidRequest("It is not valid HTTP/1.1."))
             return
+        if newest is not None and was_in_body:
+            self._count_frame(newest, len(data))
         if not self._in_head:
             return
         if not self._begun:
@@ -313,6 +321,17 @@ class FrontDoor(HttpToolsProtocol):
             self._door.settle(self)
             self._door.wait(self._door.hurried if self._is_over else self._door.late, self)
         if self._head_bytes > MOST_HEAD_BYTES:
+            self._break_off(HeadTooLarge())
+
+    def _count_frame(self, cycle: RequestResponseCycle, size: int) -> None:
+        """Sizes and extensions of chunks, and trailers, which the parser keeps. What came together with the head is not
+        counted, for it is one read at most; and a large body makes no room for what comes behind it.
+        """
+        if not cycle.more_body:
+            self._frame_bytes = 0
+            return
+        self._frame_bytes = max(0, self._frame_bytes + size - _MOST_PER_BODY_BYTE * self._body_bytes)
+        if self._frame_bytes > MOST_HEAD_BYTES:
             self._break_off(HeadTooLarge())
 
     def pause_writing(self) -> None:
@@ -387,6 +406,7 @@ class FrontDoor(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         if not self._is_deaf:
+            self._body_bytes += len(body)
             super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -210,7 +210,7 @@ class RequestTimeout(Problem):
 
 
 class HeadTooLarge(Problem):
-    """More than 64 KiB of target and headers, or more than 100 headers."""
+    """More than 64 KiB of target and headers, or of trailers and other frames of a chunked body; or more than 100 headers."""
 
     status, code, title = 431, "head_too_large", "The head of the request is too large"
 

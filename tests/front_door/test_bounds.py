@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,64 @@ async def test_a_head_of_64_kib_or_100_headers_is_the_most(door: Served) -> None
     most = MOST_HEADERS - 1
     assert (await say(door, A_HEAD[:-2] + b"X: a\r\n" * most + b"\r\n")).statuses == [200]
     assert (await say(door, A_HEAD[:-2] + b"X: a\r\n" * (most + 1) + b"\r\n")).statuses == [431]
+
+
+_CHUNKED = b"POST /v1/jobs HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+ENDLESS = {
+    "a trailer": (b"0\r\nX: ", b"a" * 1000),
+    "trailers": (b"0\r\n", b"X: a\r\n" * 100),
+    "a chunk's extension": (b"1;", b"a" * 1000),
+    "extensions of chunks": (b"", (b"1;%b\r\na\r\n" % (b"a" * 100)) * 10),
+}
+
+
+@pytest.mark.parametrize(("begin", "piece"), ENDLESS.values(), ids=ENDLESS.keys())
+async def test_what_frames_a_body_is_64_kib_at_most(door: Served, begin: bytes, piece: bytes) -> None:
+    """More than its own bytes explain: the parser keeps a trailer as long as it goes on. A body before it is no excuse."""
+    async with connected(door) as (reader, writer):
+        writer.write(_CHUNKED + b"10000\r\n%b\r\n" % (b"a" * 65_536))
+        await wait_until(lambda: len(door.server.server_state.tasks) == 1, "the request")
+        writer.write(begin)
+        for _ in range(200):
+            writer.write(piece)
+            await asyncio.sleep(0)
+        heard = await hear(reader)
+    assert (heard.statuses, heard.closed) == ([431], True)
+
+
+async def test_a_trailer_without_an_end_ends_an_answer_that_has_begun(door: Served) -> None:
+    """There nothing can be said any more."""
+
+    async def begin(_scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    door.server.config.loaded_app = begin
+    async with connected(door) as (reader, writer):
+        writer.write(_CHUNKED)
+        assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 200 ")
+        writer.write(b"0\r\nX: ")
+        for _ in range(200):
+            writer.write(b"a" * 1000)
+            await asyncio.sleep(0)
+        assert (await hear(reader)).closed
+    await wait_until(lambda: not door.server.server_state.tasks, "the end of the request")
+
+
+async def test_a_body_in_chunks_of_one_byte_is_taken(door: Served) -> None:
+    """However their sizes are written; and again on the same connection."""
+    body = b'{"prompt":"%b"' % (b"a" * 20_000)  # no JSON: it is read to its end, and then refused
+    chunks = b"".join([b"00000001\r\n%c\r\n" % byte for byte in body])
+    async with connected(door) as (reader, writer):
+        for _ in range(2):
+            writer.write(_CHUNKED)
+            for place in range(0, len(chunks), 1000):
+                writer.write(chunks[place : place + 1000])
+                await asyncio.sleep(0)
+            writer.write(b"0\r\nX: a\r\n\r\n")
+            assert (await hear(reader, patience_s=0.5)).statuses == [400]
 
 
 async def test_whoever_says_nothing_is_let_go() -> None:
