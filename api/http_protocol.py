@@ -168,12 +168,14 @@ class Door:
     def let_in(self, connection: "FrontDoor") -> _Waiting | None:
         """Counts it, and says what it waits in: ``hurried`` if it is one too many, None if there is no room even to say so.
 
-        Where it is full, the one goes that says nothing and has used up most of its time; never one that is being
-        answered.
+        Where it is full, the one goes that says nothing, or is done, and has used up most of its time; never one that is
+        being answered.
         """
         self.count += 1
         now_s = connection.loop.time()
-        if self.count <= self.bounds.connections or self._make_room(now_s, self.idle, self.silent, self.late):
+        if self.count <= self.bounds.connections or self._make_room(
+            now_s, self.idle, self.silent, self.late, self.leaving
+        ):
             return self.silent
         most = self.bounds.connections + self.bounds.spare
         if self.count <= most or self._make_room(now_s, self.hurried, self.leaving):

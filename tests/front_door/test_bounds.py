@@ -195,6 +195,20 @@ async def test_who_says_nothing_makes_room_for_who_does() -> None:
             writer.transport.abort()
 
 
+async def test_who_has_its_answer_and_stays_makes_room() -> None:
+    """It may read on for a while, but not in the place of another."""
+    async with serving(NO_REDIS, bounds=replace(_PATIENT, connections=4)) as door:
+        held = [await asyncio.open_connection("127.0.0.1", port_of(door)) for _ in range(4)]
+        for reader, writer in held:
+            writer.write(b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")
+            assert (await hear(reader)).statuses == [404]
+        assert (door.door.count, len(door.door.leaving)) == (4, 4)
+        for _ in range(4):
+            assert (await say(door, b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n")).statuses == [404]
+        for _, writer in held:
+            writer.transport.abort()
+
+
 def test_the_bound_follows_the_limit_of_open_files() -> None:
     """Unless the setting says less; never more than there are files for."""
     assert bounds_of(0, 75, 20_000) == Bounds(20_000 - 64 - 256, 256, 75)
