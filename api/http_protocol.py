@@ -490,6 +490,7 @@ class FrontDoor(HttpToolsProtocol):
                 self.abort()
                 return
             newest.disconnected = True
+            newest.waiting_for_100_continue = False  # or it would be asked for behind the end of what we write
             newest.message_event.set()
         outstanding = [cycle for cycle, _ in self.pipeline if not cycle.disconnected]
         self.pipeline = deque((cycle, app) for cycle, app in self.pipeline if not cycle.disconnected)

@@ -9,6 +9,7 @@ import structlog
 
 from tests.front_door.conftest import A_HEAD, NO_REDIS, connected, hear, say
 from tests.support.served import Served, serving
+from tests.support.wait import wait_until
 
 _POST = b"POST /v1/jobs HTTP/1.1\r\nHost: a\r\n"
 _SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -182,6 +183,19 @@ async def test_a_body_is_asked_for_only_if_it_is_wanted(door: Served) -> None:
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(b"{}")
         assert (await hear(reader, patience_s=0.5)).statuses == [400]
+
+
+async def test_a_body_that_breaks_before_it_was_asked_for_is_no_error_of_ours(door: Served) -> None:
+    """It is refused, and not asked for any more."""
+    with structlog.testing.capture_logs() as lines:
+        heard = await say(
+            door,
+            _POST + b"Content-Type: application/json\r\nExpect: 100-continue\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\nrubbish\r\n",
+        )
+        await wait_until(lambda: not door.server.server_state.tasks, "the end of the request")
+    assert (heard.statuses, heard.closed) == ([400], True)
+    assert [line for line in lines if line["log_level"] == "error"] == []
 
 
 async def test_an_answer_before_the_end_of_the_body_can_be_read(door: Served) -> None:
