@@ -7,6 +7,7 @@ document where that can still be heard, counted, and told to the log once a minu
 """
 
 import asyncio
+import contextlib
 import functools
 import resource
 from collections import Counter, deque
@@ -209,13 +210,16 @@ class Door:
             self._told_s = now_s
             new = self.refused - self._told
             self._told = self.refused.copy()
-            self._log.warning("connections_refused", connections=self.count, **new)
+            with contextlib.suppress(OSError):  # a full disk: told in a minute, and the connection goes its way
+                self._log.warning("connections_refused", connections=self.count, **new)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         now_s = loop.time()
-        for waiting in self._all:
-            waiting.end_overdue(now_s)
-        self._tick = loop.call_later(_TICK_S, self._look, loop) if any(self._all) else None
+        try:
+            for waiting in self._all:
+                waiting.end_overdue(now_s)
+        finally:  # whatever goes wrong with one connection, the others have their deadlines
+            self._tick = loop.call_later(_TICK_S, self._look, loop) if any(self._all) else None
 
 
 class _Cycle(RequestResponseCycle):

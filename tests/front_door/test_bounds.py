@@ -1,6 +1,7 @@
 """No client holds a connection for longer than its deadline, or one that others need."""
 
 import asyncio
+import errno
 import os
 import re
 import resource
@@ -9,11 +10,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from api.http_protocol import MOST_HEADERS, Bounds, bounds_of
+from api.http_protocol import MOST_HEADERS, Bounds, FrontDoor, bounds_of
 from cli.probe import http_status
 from tests.front_door.conftest import A_HEAD, NO_REDIS, connected, hear, port_of, say
 from tests.support.served import Served, serving
@@ -112,6 +114,35 @@ async def test_whoever_says_nothing_is_let_go() -> None:
             heard = await hear(reader)
             assert (heard.statuses, heard.closed) == ([200], True)
         await wait_until(lambda: door.door.count == 0, "their going")
+
+
+async def test_deadlines_outlive_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ours, in the ending of one connection: the next ones end in time all the same."""
+    errors: list[str] = []
+
+    def end_wrongly(_: FrontDoor) -> None:
+        errors.append("a bug")
+        raise ValueError("a bug")
+
+    async with serving(NO_REDIS, bounds=_SHORT) as door:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        monkeypatch.setattr(door.door.silent, "act", end_wrongly)
+        async with connected(door):
+            await wait_until(lambda: bool(errors), "the error")
+        monkeypatch.undo()
+        async with connected(door) as (reader, _):
+            assert await hear(reader) == (b"", True)
+
+
+async def test_a_log_that_cannot_be_written_harms_nobody(door: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk; who is refused is told so, and the next one is answered."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(door.door, "_log", SimpleNamespace(warning=fail))
+    assert (await say(door, b"rubbish\r\n\r\n")).statuses == [400]
+    assert (await say(door, A_HEAD)).statuses == [200]
 
 
 async def test_a_head_that_drips_is_cut_with_408() -> None:
