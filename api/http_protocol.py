@@ -173,6 +173,7 @@ class Door:
         being answered.
         """
         self.count += 1
+        connection.is_counted = True
         now_s = connection.loop.time()
         if self.count <= self.bounds.connections or self._make_room(
             now_s, self.idle, self.silent, self.late, self.leaving
@@ -253,7 +254,7 @@ class FrontDoor(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._door = door
-        self.is_counted = True
+        self.is_counted = False
         """Among the connections of the door."""
         self._is_over = False
         """Over the bound of connections."""

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.http_protocol import MOST_HEADERS, Bounds, FrontDoor, bounds_of
 from cli.probe import http_status
@@ -143,6 +144,25 @@ async def test_a_log_that_cannot_be_written_harms_nobody(door: Served, monkeypat
     monkeypatch.setattr(door.door, "_log", SimpleNamespace(warning=fail))
     assert (await say(door, b"rubbish\r\n\r\n")).statuses == [400]
     assert (await say(door, A_HEAD)).statuses == [200]
+
+
+async def test_a_connection_that_cannot_even_begin_is_not_counted(
+    door: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in nor out: the bound of connections would be another one from then on."""
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    begin = HttpToolsProtocol.connection_made
+
+    def fail(self: HttpToolsProtocol, transport: Any) -> None:
+        begin(self, transport)
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(HttpToolsProtocol, "connection_made", fail)
+    connections = door.server.server_state.connections
+    async with connected(door):
+        await wait_until(lambda: bool(connections), "the connection")
+    await wait_until(lambda: not connections, "its end")
+    assert door.door.count == 0
 
 
 async def test_a_head_that_drips_is_cut_with_408() -> None:
