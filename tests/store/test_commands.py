@@ -241,6 +241,17 @@ async def test_a_server_that_hangs_fails_calls_in_time(own_server: EmbeddedRedis
         await wait_until(lambda: _answers(commands), "the server's answer")
 
 
+@on_real_redis
+async def test_a_long_turn_of_the_loop_is_no_silence(redis_under_test: RedisUnderTest) -> None:
+    """Longer than the timeout, with the deadlines looked at before anything is read: whoever was asked has answered."""
+    async with Commands(redis_under_test.make_connection, timeout_s=0.2) as commands:
+        await commands.call("PING")
+        for _ in range(3):
+            call = commands.call("PING")
+            time.sleep(0.3)  # noqa: ASYNC251 - what a thousand requests in one turn do
+            assert await call == b"PONG"
+
+
 async def test_what_waits_for_a_server_that_hangs_is_bounded_in_bytes(own_server: EmbeddedRedis) -> None:
     """One more is refused at once: many submits of 32 MB would fill the memory within the timeout."""
     async with commands_of(own_server, timeout_s=60) as commands:
