@@ -1,10 +1,10 @@
 """How often an address may come, before anybody asks who it is. Pure ASGI, inside the envelope; only there if it is set.
 
 Open while Redis is away: the limit is there against guessing and floods, and must not be what stops everybody. Then it is
-counted how many requests went past it, and told once a minute.
+counted how many requests went past it, and told once a minute. Whether it is away is known where its replies are read: in a
+flood a request waits for long with Redis healthy, and a deadline of its own would open the limit to the very flood.
 """
 
-import asyncio
 import time
 from typing import Final
 
@@ -17,8 +17,6 @@ from shared.errors import Problem, RateLimited
 
 _OPEN: Final = frozenset({"/health/live", "/health/ready"})
 """Whoever looks after the process asks these, often, and from one address."""
-_PATIENCE_S: Final = 0.25
-"""So long a request waits for a Redis that does not answer."""
 _TOLD_EVERY_S: Final = 60.0
 
 
@@ -46,12 +44,11 @@ class AddressLimit:
         client = scope.get("client")
         if addresses.can_count:
             try:
-                async with asyncio.timeout(_PATIENCE_S):
-                    # Without an address (a unix socket) all are one: a proxy stands before us, and should say who comes.
-                    await addresses.admit(client[0] if client else "", self._requests_per_minute)
+                # Without an address (a unix socket) all are one: a proxy stands before us, and should say who comes.
+                await addresses.admit(client[0] if client else "", self._requests_per_minute)
             except RateLimited:
                 raise
-            except (TimeoutError, Problem):
+            except Problem:
                 pass
             else:
                 return

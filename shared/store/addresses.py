@@ -16,12 +16,13 @@ class Addresses:
 
     @property
     def can_count(self) -> bool:
-        """Whether Redis is there, as far as we know."""
-        return self._commands.is_connected
+        """Whether Redis is there and answers, as far as we know."""
+        return self._commands.is_answering
 
     async def admit(self, address: str, requests_per_minute: int) -> None:
-        """Counts one more. Raises RateLimited, and counts nothing; StorageUnavailable."""
-        reply = await self._commands.run(script("admit_address"), subnet_of(address), requests_per_minute)
+        """Counts one more. Raises RateLimited, and counts nothing; StorageUnavailable as soon as Redis is silent."""
+        call = self._commands.run(script("admit_address"), subnet_of(address), requests_per_minute, is_impatient=True)
+        reply = await call
         wait_ms, remaining, reset_ms = map(int, reply)
         if wait_ms:
             raise RateLimited(

@@ -35,7 +35,7 @@ Argument = bytes | str | int | float
 
 _TICK_S = 0.05
 _SILENT_LOOKS = 6
-"""After so many looks without a reply Redis is silent."""
+"""After so many looks without a reply Redis is silent: a quarter of a second, if the loop is idle."""
 _MOST_UNSENT_BYTES = 64 << 20
 """What may wait while Redis takes nothing; beyond it a call fails at once. In time it is bounded by the deadline of each."""
 _RECONNECT_S = (0.02, 0.05, 0.1, 0.25, 0.5)
@@ -44,7 +44,7 @@ _RECONNECT_S = (0.02, 0.05, 0.1, 0.25, 0.5)
 class _Call:
     """A command on its way."""
 
-    __slots__ = ("arguments", "deadline_look", "deadline_s", "future", "packed", "script")
+    __slots__ = ("arguments", "deadline_look", "deadline_s", "future", "is_impatient", "packed", "script")
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class _Call:
         future: asyncio.Future[Any],
         deadline_s: float,
         deadline_look: int,
+        is_impatient: bool,
     ) -> None:
         self.packed = packed
         self.arguments = arguments
@@ -61,6 +62,7 @@ class _Call:
         self.future = future
         self.deadline_s = deadline_s
         self.deadline_look = deadline_look
+        self.is_impatient = is_impatient
 
 
 class Commands:
@@ -76,6 +78,8 @@ class Commands:
         self._sent: deque[_Call] = deque()
         self._will_flush = False
         self._looks = 0
+        self._silent_looks = 0
+        """Since the last reply, while there was something to answer."""
         self._connection: AbstractConnection | None = None
         self._owner: asyncio.Task[None] | None = None
         self._is_over = False
@@ -97,6 +101,11 @@ class Commands:
         """Whether the connection is up right now."""
         return self._connection is not None
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether the connection is up, and Redis is not silent where it was asked."""
+        return self._connection is not None and self._silent_looks < _SILENT_LOOKS
+
     def call(self, *arguments: Argument) -> asyncio.Future[Any]:
         """One command, e.g. ``call("GET", key)``. Replies are bytes, integers, None and lists of these.
 
@@ -104,16 +113,21 @@ class Commands:
         """
         return self._ask(arguments, None)
 
-    def run(self, script: Script, *arguments: Argument) -> asyncio.Future[Any]:
-        """One script. Its KEYS[1] is its prefix: it touches no key that begins otherwise."""
-        return self._ask(("EVALSHA", script.sha, 1, script.prefix, *arguments), script)
+    def run(self, script: Script, *arguments: Argument, is_impatient: bool = False) -> asyncio.Future[Any]:
+        """One script. Its KEYS[1] is its prefix: it touches no key that begins otherwise.
 
-    def _ask(self, arguments: tuple[Argument, ...], script: Script | None) -> asyncio.Future[Any]:
+        ``is_impatient``: fails as soon as Redis is away or silent. What was sent happens all the same if it wakes.
+        """
+        return self._ask(("EVALSHA", script.sha, 1, script.prefix, *arguments), script, is_impatient=is_impatient)
+
+    def _ask(
+        self, arguments: tuple[Argument, ...], script: Script | None, *, is_impatient: bool = False
+    ) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
         # Encoded here, so that what cannot be sent fails its caller, and not the connection. By hiredis: 6 µs, where
         # redis-py's own encoder takes 31 for an APPEND (measured).
         deadline_s, deadline_look = self._loop.time() + self._timeout_s, self._looks + _SILENT_LOOKS
-        call = _Call(_packed(arguments), arguments, script, future, deadline_s, deadline_look)
+        call = _Call(_packed(arguments), arguments, script, future, deadline_s, deadline_look, is_impatient)
         if self._is_over or self._is_full_for(call):
             self._fail_one(call)
         else:
@@ -180,6 +194,7 @@ class Commands:
                 for _ in loads:
                     await connection.read_response()
             self._connection = connection
+            self._silent_looks = 0
             self._flush()
             await self._read(connection)
         finally:
@@ -193,6 +208,7 @@ class Commands:
                 reply = await connection.read_response(disconnect_on_error=False)
             except ResponseError as error:
                 reply = error
+            self._silent_looks = 0
             if not self._sent:
                 raise InvalidResponse("a reply that nobody asked for")
             self._answer(self._sent[0], reply)
@@ -216,10 +232,13 @@ class Commands:
         while True:
             await asyncio.sleep(_TICK_S)
             self._looks += 1
+            self._silent_looks = self._silent_looks + 1 if self._sent else 0
             while self._unsent and self._is_overdue(self._unsent[0]):
                 late = self._unsent.popleft()
                 self._unsent_bytes -= len(late.packed)
                 self._fail_one(late)
+            if not self.is_answering:
+                self._fail_impatient()
             if self._sent and self._is_overdue(self._sent[0]) and self._connection is not None:
                 await drop(self._connection)
             elif self._unsent:
@@ -227,6 +246,12 @@ class Commands:
 
     def _is_overdue(self, call: _Call) -> bool:
         return call.deadline_look <= self._looks and call.deadline_s <= self._loop.time()
+
+    def _fail_impatient(self) -> None:
+        """They keep their places: replies come in order."""
+        for call in (*self._sent, *self._unsent):
+            if call.is_impatient:
+                self._fail_one(call)
 
     def _end(self) -> None:
         self._is_over = True

@@ -1,11 +1,16 @@
 """What callers are told of limits, on each surface; and the limit of an address."""
 
 import asyncio
+import os
 import re
+import signal
+import time
+from collections import Counter
 from typing import Any
 
 import pytest
 
+from cli.embedded_redis import EmbeddedRedis
 from shared.store.addresses import subnet_of
 from tests.routes.conftest import A_BODY, CalledApi, StartApi, problem_of
 from tests.support.limits import A_DOLLAR
@@ -103,6 +108,44 @@ async def test_the_limit_of_addresses_is_open_while_redis_is_away(
     assert [answer.status_code for answer in answers] == [200, 200, 503]
     assert (await api.http.get("/v1/jobs")).status_code == 503
     assert api.state.let_past.count == 2
+
+
+async def test_a_flood_does_not_open_the_limit(start_api: StartApi) -> None:
+    """However long the turns of the event loop are meanwhile: Redis has answered, and only we are late to read it."""
+    api = await counting(start_api, address_requests_per_minute=20)
+
+    async def be_busy() -> None:
+        while True:
+            time.sleep(0.3)  # noqa: ASYNC251 - what a thousand requests in one turn do
+            await asyncio.sleep(0)
+
+    busy = asyncio.create_task(be_busy())
+    answers = await asyncio.gather(*(api.http.get("/nothing/here") for _ in range(200)))
+    busy.cancel()
+    assert Counter(answer.status_code for answer in answers) == {404: 20, 429: 180}
+    assert api.state.let_past.count == 0
+
+
+async def test_the_limit_of_addresses_opens_soon_where_redis_says_nothing(
+    own_server: EmbeddedRedis, start_api: StartApi
+) -> None:
+    """Also for those who asked before that was known; it holds again as soon as Redis speaks."""
+    api = await counting(start_api, redis_url=own_server.url, redis_timeout_s=20, address_requests_per_minute=1)
+    assert (await api.http.get("/nothing/here")).status_code == 404
+    os.kill(own_server.pid, signal.SIGSTOP)
+    try:
+        started_s = time.monotonic()
+        answers = await asyncio.gather(*(api.http.get("/nothing/here") for _ in range(3)))
+        assert [answer.status_code for answer in answers] == [404] * 3
+        assert time.monotonic() - started_s < 3
+        assert not api.runtime.addresses.can_count
+        assert api.runtime.commands.is_connected
+        assert (await api.http.get("/nothing/here")).status_code == 404
+        assert api.state.let_past.count == 4
+    finally:
+        os.kill(own_server.pid, signal.SIGCONT)
+    await wait_until(lambda: api.runtime.addresses.can_count, "Redis's answer")
+    assert (await api.http.get("/nothing/here")).status_code == 429
 
 
 def test_an_ipv6_network_counts_as_one_address() -> None:
