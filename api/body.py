@@ -9,14 +9,15 @@ others (measured, 0.165).
 import asyncio
 import json
 import re
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
+from api.dependencies import ApiState, api_of
 from api.fields import BODY, is_name, pointer, refuse
 from api.headers import JSON, one
-from shared.errors import FieldError, InvalidRequest, TooLarge, UnsupportedMediaType
+from shared.errors import FieldError, InvalidRequest, QueueFull, TooLarge, UnsupportedMediaType
 
 MOST_DEPTH: Final = 128
 MOST_VALUES: Final = 100_000
@@ -29,35 +30,65 @@ _LEAST_BYTES_PER_S: Final = 1024
 _LARGE_BYTES: Final = 256 << 10
 """Above this it is decoded beside the event loop, which others wait for."""
 _PIECE_BYTES: Final = 1 << 20
+_FREE_BYTES: Final = 64 << 10
+"""Of each body, and not counted: whoever sends small ones never waits for those who send large ones."""
+_AGAIN_S: Final = 5
 
 _JSON_TYPE: Final = re.compile(r'application/json\s*(;\s*charset\s*=\s*"?utf-?8"?\s*)?;?', re.IGNORECASE)
 _PLACE: Final = re.compile(r"\(byte (\d+)\)$")
 
 
 async def read_json(request: Request, max_bytes: int) -> Any:
-    """The body as plain data. Raises TooLarge, UnsupportedMediaType, InvalidRequest, ClientDisconnect."""
+    """The body as plain data. Raises TooLarge, UnsupportedMediaType, InvalidRequest, QueueFull, ClientDisconnect."""
     content_type = one(request, b"content-type")
     if content_type != JSON and not _JSON_TYPE.fullmatch(content_type or ""):
         raise UnsupportedMediaType(f"The body must be {JSON}, and Content-Type must say so.")
     if (one(request, b"content-encoding") or "identity").lower() != "identity":
         raise UnsupportedMediaType("The body must not be compressed: send it without Content-Encoding.")
-    raw = await read_bytes(request, max_bytes)
-    return decode(raw) if len(raw) <= _LARGE_BYTES else await asyncio.to_thread(decode, raw)
+    with _Held(api_of(request)) as held:
+        raw = await read_bytes(request, max_bytes, held)
+        return decode(raw) if len(raw) <= _LARGE_BYTES else await asyncio.to_thread(decode, raw)
 
 
-async def read_bytes(request: Request, max_bytes: int) -> bytes:
+class _Held:
+    """How much of what all bodies may hold together this one holds; as long as it is read and decoded."""
+
+    __slots__ = ("_all", "_bytes", "_most_bytes")
+
+    def __init__(self, api: ApiState) -> None:
+        self._all = api.bodies
+        self._most_bytes = api.settings.max_bodies_bytes
+        self._bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._all.bytes -= self._bytes
+
+    def grow_to(self, size: int) -> None:
+        """Raises QueueFull. By what has come, not by what is announced: that would cost a stranger nothing."""
+        more = size - _FREE_BYTES - self._bytes
+        if more > 0:
+            if self._all.bytes + more > self._most_bytes:
+                raise QueueFull("As many large bodies come in as may do so at once.", retry_after_s=_AGAIN_S)
+            self._all.bytes += more
+            self._bytes += more
+
+
+async def read_bytes(request: Request, max_bytes: int, held: _Held) -> bytes:
     """The body, as long as it is no longer than that."""
     announced = one(request, b"content-length")
     if announced is not None and announced.isdecimal() and (len(announced) > 15 or int(announced) > max_bytes):
         raise _too_large(max_bytes)
     try:
         async with asyncio.timeout(min(_PATIENCE_S, _SLOWEST_S)) as deadline:
-            return await _read(request, max_bytes, deadline)
+            return await _read(request, max_bytes, deadline, held)
     except TimeoutError:
         raise InvalidRequest("The body did not arrive in time.") from None
 
 
-async def _read(request: Request, max_bytes: int, deadline: asyncio.Timeout) -> bytes:
+async def _read(request: Request, max_bytes: int, deadline: asyncio.Timeout, held: _Held) -> bytes:
     chunks: list[bytes] = []
     size = 0
     more = True
@@ -70,6 +101,7 @@ async def _read(request: Request, max_bytes: int, deadline: asyncio.Timeout) -> 
         size += len(chunk)
         if size > max_bytes:
             raise _too_large(max_bytes)
+        held.grow_to(size)
         chunks.append(chunk)
         more = message.get("more_body", False)
         if more:

@@ -58,6 +58,13 @@ class LetPast:
     count: int = 0
 
 
+@dataclass
+class BodiesHeld:
+    """What the bodies that are being read hold together."""
+
+    bytes: int = 0
+
+
 @dataclass(frozen=True)
 class ApiState:
     """What lives as long as the application; opened by its lifespan."""
@@ -74,6 +81,7 @@ class ApiState:
     """Set when the server begins to stop."""
     log: Logger
     let_past: LetPast = field(default_factory=LetPast)
+    bodies: BodiesHeld = field(default_factory=BodiesHeld)
 
     def stop(self) -> None:
         """The server begins to stop: followers are told to come back, and what waits answers now. Again is harmless."""

@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     limit. Set it (20, say) where strangers can reach the API, not behind a proxy that hides who comes."""
     max_body_bytes: Bytes = 32 << 20
     """Larger request bodies are refused with 413."""
+    max_bodies_bytes: Bytes = 512 << 20
+    """What the bodies that one API process is reading may hold together, but for the first 64 KiB of each; one more is refused
+    with 503. Lower it where the process has little memory, but not below ``TOKENSPOOL_MAX_BODY_BYTES``."""
     max_batch_bytes: Bytes = 256 << 20
     """Larger batches are refused with 413."""
     max_batch_requests: int = Field(100_000, ge=1, le=1_000_000)

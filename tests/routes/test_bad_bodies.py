@@ -238,6 +238,28 @@ async def test_a_body_of_exactly_the_limit_is_taken(start_api: StartApi) -> None
     assert (await api.http.post("/v1/jobs", content=body + b" ", headers=JSON_TYPE)).status_code == 413
 
 
+async def test_what_large_bodies_hold_together_is_bounded(start_api: StartApi) -> None:
+    """One more is refused, and small ones are not; what is over makes room again."""
+    api = await start_api(max_bodies_bytes=1 << 20)
+    last = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'{"prompt":"' + b"a" * 1_000_000
+        await last.wait()
+        yield b'"}'
+
+    held = asyncio.create_task(api.http.post("/v1/jobs", content=pieces(), headers=JSON_TYPE))
+    await wait_until(lambda: api.state.bodies.bytes > 900_000, "a large body")
+    refused = await api.submit({"prompt": "a" * 200_000})
+    problem_of(refused, 503, "queue_full")
+    assert refused.headers["retry-after"] == "5"
+    await api.submitted({"prompt": "a" * 60_000})
+    last.set()
+    assert (await held).status_code == 202
+    assert api.state.bodies.bytes == 0
+    await api.submitted({"prompt": "a" * 1_000_000})
+
+
 async def test_a_body_that_does_not_come_is_400(api: CalledApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that sends a byte a second does not hold its connection for a year."""
     monkeypatch.setattr(body_module, "_SLOWEST_S", 0.05)
@@ -255,11 +277,14 @@ async def test_a_client_that_leaves_in_its_body_leaves_nothing_behind(served: Se
     host, port = served.url.removeprefix("http://").split(":")
     with structlog.testing.capture_logs() as lines:
         reader, writer = await asyncio.open_connection(host, int(port))
-        head = f"POST /v1/jobs HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
-        writer.write(head.encode() + b'{"prompt":"')
-        await wait_until(lambda: len(served.server.server_state.tasks) == 1, "the request")
+        head = (
+            f"POST /v1/jobs HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 99999\r\n\r\n"
+        )
+        writer.write(head.encode() + b'{"prompt":"' + b"a" * 70_000)
+        await wait_until(lambda: served.api.bodies.bytes > 0, "the request")
         writer.transport.abort()
         await wait_until(lambda: not served.server.server_state.tasks, "the end of the request")
+        assert served.api.bodies.bytes == 0
         del reader
     assert [line for line in lines if line["log_level"] in ("warning", "error")] == []
     # But for what the process's own loops write.
