@@ -122,6 +122,10 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         (),
         "zset lane → when it should be looked at (ms): the deliveries of one tenant to one origin. Gone when empty.",
     ),
+    "parked_lanes": (
+        ("tenant",),
+        "zset lane → since when it is due and waits for its tenant to have room for an attempt (ms). Gone when empty.",
+    ),
     "unsent": (("lane",), "zset delivery → when it is due (ms). Gone when empty."),
     "sending": (("lane",), "zset delivery → when its lease expires (ms): attempts under way. Gone when empty."),
     "tenant_sending": (("tenant",), "set of ids: the tenant's attempts under way. Gone when empty."),

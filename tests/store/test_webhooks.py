@@ -13,7 +13,7 @@ from shared.store.runtime import Runtime
 from shared.store.webhooks import LANE_MOST, TENANT_MOST, Claimed, DeliveryClaim
 from shared.webhooks import Attempt, Delivery, DeliveryState, EventType, Next, Reason, Webhook, body_of, delivery_id_of
 from tests.support.builders import a_bad_line, a_line, a_webhook
-from tests.support.store import A_RESULT, claim, finish, start_batch, submit, succeed, ttl_ms
+from tests.support.store import A_RESULT, claim, finish, members, now_ms, start_batch, submit, succeed, ttl_ms
 
 TENANT = "tenant-a"
 DELIVERED = Next(DeliveryState.DELIVERED)
@@ -40,6 +40,26 @@ async def ended(runtime: Runtime, webhook: Webhook, *, tenant: str = TENANT) -> 
     return (await succeed(runtime, webhook=webhook, tenant=tenant)).id
 
 
+async def at_its_share(runtime: Runtime) -> list[DeliveryClaim]:
+    """The tenant's attempts under way, as many as it may have, each to another origin."""
+    for number in range(TENANT_MOST):
+        await ended(runtime, a_webhook(f"https://hangs{number}.example.com/"))
+    hanging = (await claimed(runtime)).claims
+    assert len(hanging) == TENANT_MOST
+    return hanging
+
+
+async def parked(runtime: Runtime, count: int) -> list[str]:
+    """Jobs that are to be told to origins of their own, and wait for the tenant to have room, in this order."""
+    jobs = []
+    for number in range(count):
+        jobs.append(job_id := await ended(runtime, a_webhook(f"https://waits{number}.example.com/")))
+        assert (await claimed(runtime)).claims == []
+        lane = await runtime.commands.call("HGET", keys.delivery(delivery_id_of(job_id)), "lane")
+        await runtime.commands.call("ZADD", f"{keys.SHARD}parked_lanes:{TENANT}", "XX", number, lane)
+    return jobs
+
+
 async def make_due(runtime: Runtime, delivery: Delivery) -> None:
     """Its next attempt, or the end of its lease, is now."""
     call = runtime.commands.call
@@ -52,7 +72,7 @@ async def make_due(runtime: Runtime, delivery: Delivery) -> None:
 async def left(runtime: Runtime) -> list[str]:
     """Lanes, and what waits in them or is being sent."""
     found = [name.decode() for name in await runtime.commands.call("KEYS", f"{keys.SHARD}*")]
-    wanted = tuple(keys.SHARD + kind for kind in ("lanes", "unsent", "sending", "tenant_sending"))
+    wanted = tuple(keys.SHARD + kind for kind in ("lanes", "parked", "unsent", "sending", "tenant_sending"))
     return [name for name in found if name.startswith(wanted)]
 
 
@@ -214,20 +234,102 @@ async def test_a_lane_takes_no_more_than_its_share(runtime: Runtime) -> None:
 
 
 async def test_a_tenant_takes_no_more_than_its_share(runtime: Runtime) -> None:
-    for number in range(TENANT_MOST + 3):
-        await ended(runtime, a_webhook(f"https://hangs{number}.example.com/"))
-    hanging = (await claimed(runtime)).claims
-    assert len(hanging) == TENANT_MOST
+    """What is more waits for the room of another, and is not asked after meanwhile."""
+    hanging = await at_its_share(runtime)
+    waiting = await parked(runtime, 3)
     theirs = await ended(runtime, a_webhook(), tenant="tenant-b")
     found = await claimed(runtime)
     assert [one.delivery.subject for one in found.claims] == [theirs]
     assert found.next_due_s is not None
-    assert found.next_due_s <= 1
-    for one in hanging:
+    assert found.next_due_s > 10
+    told = []
+    for one in hanging[:3]:
         await runtime.webhooks.end(one, AGAIN, AN_ATTEMPT)
-    for name in await runtime.commands.call("ZRANGE", keys.plain("lanes"), 0, -1):
-        await runtime.commands.call("ZADD", keys.plain("lanes"), 0, name)
-    assert len((await claimed(runtime)).claims) == 3
+        told.append((await claim_delivery(runtime)).delivery.subject)
+    assert sorted(told) == sorted(waiting)
+
+
+async def test_a_lane_with_much_to_tell_leaves_room_to_those_that_wait(runtime: Runtime) -> None:
+    for _ in range(2 * LANE_MOST):
+        await ended(runtime, a_webhook("https://busy.example.com/"))
+    for number in range(TENANT_MOST - LANE_MOST):
+        await ended(runtime, a_webhook(f"https://hangs{number}.example.com/"))
+    busy = [one for one in (await claimed(runtime)).claims if "busy" in one.delivery.url]
+    waiting = await parked(runtime, 2)
+    told = []
+    for one in busy[:3]:
+        await runtime.webhooks.end(one, DELIVERED, Attempt(1, 2, 200))
+        told.append(await claim_delivery(runtime))
+    assert sorted(one.delivery.subject for one in told[:2]) == sorted(waiting)
+    assert "busy" in told[2].delivery.url
+
+
+async def test_what_is_erased_while_it_is_told_or_waits_leaves_its_room_to_others(runtime: Runtime) -> None:
+    hanging = await at_its_share(runtime)
+    *erased, last = await parked(runtime, 4)
+    for job_id in (*erased, hanging[0].delivery.subject):
+        await runtime.jobs.erase(job_id, TENANT)
+    one = await claim_delivery(runtime)
+    assert one.delivery.subject == last
+    for under_way in (one, *hanging[1:]):
+        assert await runtime.webhooks.end(under_way, DELIVERED, Attempt(1, 2, 200))
+    for lane in await members(runtime, keys.plain("lanes")):
+        await runtime.commands.call("ZADD", keys.plain("lanes"), 0, lane)
+    assert (await claimed(runtime)).claims == []
+    assert await left(runtime) == []
+
+
+async def test_a_lane_that_has_nothing_to_tell_leaves_its_room_to_the_next(runtime: Runtime) -> None:
+    await ended(runtime, a_webhook("https://waits0.example.com/"))
+    gone = Next(DeliveryState.FAILED, Reason.GONE)
+    await runtime.webhooks.end(await claim_delivery(runtime), gone, Attempt(1, 2, 410, Reason.GONE))
+    hanging = await at_its_share(runtime)
+    disabled, other = await parked(runtime, 2)
+    await runtime.webhooks.end(hanging[0], AGAIN, AN_ATTEMPT)
+    found = await claimed(runtime)
+    assert (found.claims, found.next_due_s) == ([], 0)
+    assert (await delivery_of(runtime, disabled)).state is DeliveryState.FAILED
+    assert (await claim_delivery(runtime)).delivery.subject == other
+
+
+async def test_lanes_that_wait_for_a_dead_worker_are_told_in_the_end(runtime: Runtime) -> None:
+    dead = await at_its_share(runtime)
+    jobs = {one.delivery.subject for one in dead} | set(await parked(runtime, 3))
+    for one in dead:
+        await make_due(runtime, one.delivery)
+    told = set()
+    while claims := (await claimed(runtime)).claims:
+        for one in claims:
+            told.add(one.delivery.subject)
+            await runtime.webhooks.end(one, DELIVERED, Attempt(1, 2, 200))
+    assert told == jobs
+    assert await left(runtime) == []
+
+
+async def test_a_lane_that_waits_and_is_called_for_waits_on(runtime: Runtime) -> None:
+    """By a new delivery, or one that is sent again."""
+    hanging = await at_its_share(runtime)
+    (waiting,) = await parked(runtime, 1)
+    (another,) = await parked(runtime, 1)
+    await runtime.webhooks.redeliver(delivery_id_of(waiting), TENANT)
+    assert (await claimed(runtime)).claims == []
+    for one in hanging[:2]:
+        await runtime.webhooks.end(one, DELIVERED, Attempt(1, 2, 200))
+    assert {one.delivery.subject for one in (await claimed(runtime)).claims} == {waiting, another}
+    assert (await claimed(runtime)).claims == []
+
+
+async def test_a_lane_that_waits_is_looked_at_though_nobody_says_that_there_is_room(runtime: Runtime) -> None:
+    """As a worker of an older version does not."""
+    await at_its_share(runtime)
+    (waiting,) = await parked(runtime, 1)
+    call = runtime.commands.call
+    lane = (await call("HGET", keys.delivery(delivery_id_of(waiting)), "lane")).decode()
+    look_ms = int(await call("ZSCORE", keys.plain("lanes"), lane)) - await now_ms(runtime)
+    assert 50_000 < look_ms <= 60_000
+    await call("DEL", f"{keys.SHARD}tenant_sending:{TENANT}")
+    await call("ZADD", keys.plain("lanes"), 0, lane)
+    assert (await claim_delivery(runtime)).delivery.subject == waiting
 
 
 async def test_a_claim_of_few_leaves_the_rest_to_the_next(runtime: Runtime) -> None:

@@ -5,7 +5,7 @@
 local most, lease_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
 local lane_most, tenant_most = tonumber(ARGV[3]), tonumber(ARGV[4])
 write_without_memory()
-local reply, taken = {-1}, 0
+local reply, taken, room_of = {-1}, 0, {}
 for _, lane in ipairs(call('ZRANGEBYSCORE', key_lanes(), '-inf', int(now), 'LIMIT', 0, 2 * most)) do
   if taken >= most then break end
   local tenant = string.match(lane, '^([^:]+)')
@@ -35,8 +35,12 @@ for _, lane in ipairs(call('ZRANGEBYSCORE', key_lanes(), '-inf', int(now), 'LIMI
       reply[#reply + 1] = call('HMGET', key_delivery(id), unpack(ARGV, 8))
     end
   end
-  -- Behind the other lanes that are due; one whose tenant is at its share is looked at again in a second.
-  place_lane(lane, lane_room, tenant_room > 0 and now or now + 1000)
+  place_lane(lane, tenant, lane_room > 0, tenant_room > 0) -- behind the other lanes that are due
+  room_of[tenant] = tenant_room
+end
+-- A lane that was unparked may have had nothing to tell, and one whose leases expired leaves room to others.
+for tenant, room in pairs(room_of) do
+  if room > 0 then unpark_lanes(tenant, room) end
 end
 local first = call('ZRANGE', key_lanes(), 0, 0, 'WITHSCORES')[2]
 if first then reply[1] = int(math.max(0, tonumber(first) - now)) end

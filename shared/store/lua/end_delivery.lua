@@ -19,5 +19,6 @@ else
 end
 if ARGV[7] ~= '' then call('SET', key_webhook_gone(tenant, found[4]), 1, 'PX', ARGV[7]) end
 if ARGV[8] == '1' then call('DEL', key_webhook_gone(tenant, found[4])) end
-place_lane(lane, 1, now)
+place_lane(lane, tenant, true, call('EXISTS', key_parked_lanes(tenant)) == 0) -- behind those that wait already
+unpark_lanes(tenant, 1)
 return 1

@@ -1,19 +1,36 @@
 -- Lanes: the deliveries of one tenant to one origin, which wait for each other and for nobody else. KEYS[1] is the shard's.
 
--- When a lane should be looked at next: at its first due delivery if it has room for it, else when a lease expires.
--- not_before: of those that it must leave to others for now.
-local function place_lane(lane, room, not_before)
+-- A lane that nobody unparks is looked at all the same: workers of an older version do not unpark.
+local PARKED_MS = 60000
+
+-- When a lane should be looked at next: at its first due delivery if it has room for it, else when a lease expires. One
+-- that is due while its tenant has no room is parked.
+local function place_lane(lane, tenant, lane_has_room, tenant_has_room)
   local due = call('ZRANGE', key_unsent(lane), 0, 0, 'WITHSCORES')[2]
   local expiry = call('ZRANGE', key_sending(lane), 0, 0, 'WITHSCORES')[2]
   local look
-  if due and room > 0 then look = math.max(tonumber(due), not_before) end
+  if due and lane_has_room then look = math.max(tonumber(due), now) end
+  if look == now and not tenant_has_room then
+    call('ZADD', key_parked_lanes(tenant), 'NX', int(now), lane)
+    look = now + PARKED_MS
+  else
+    call('ZREM', key_parked_lanes(tenant), lane)
+  end
   if expiry then look = math.min(look or tonumber(expiry), tonumber(expiry)) end
   if look then call('ZADD', key_lanes(), int(look), lane) else call('ZREM', key_lanes(), lane) end
 end
 
+-- For so many attempts as the tenant has room for. Those that have waited longest, so that a lane with much to tell does not
+-- keep the others waiting; and now, behind other tenants' that are due.
+local function unpark_lanes(tenant, room)
+  local parked = call('ZPOPMIN', key_parked_lanes(tenant), room)
+  for i = 1, #parked, 2 do call('ZADD', key_lanes(), 'LT', int(now), parked[i]) end
+end
+
+-- Whether it was under way: then its tenant has room for another.
 local function stop_sending(id, lane, tenant)
   call('ZREM', key_sending(lane), id)
-  call('SREM', key_tenant_sending(tenant), id)
+  return call('SREM', key_tenant_sending(tenant), id) == 1
 end
 
 -- The end of a delivery: told, or given up. A tenant's own retention goes before ours.

@@ -67,8 +67,8 @@ local function forget_delivery(subject)
   local found = call('HMGET', key_delivery(id), 'lane', 'tenant')
   if not found[1] then return end
   call('ZREM', key_unsent(found[1]), id)
-  call('ZREM', key_sending(found[1]), id)
-  call('SREM', key_tenant_sending(found[2]), id)
+  if call('EXISTS', key_unsent(found[1])) == 0 then call('ZREM', key_parked_lanes(found[2]), found[1]) end
+  if stop_sending(id, found[1], found[2]) then unpark_lanes(found[2], 1) end
   call('ZREM', key_delivery_index(found[2]), id)
   call('DEL', key_delivery(id))
 end
