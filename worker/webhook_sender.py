@@ -1,17 +1,14 @@
 """One attempt to tell a webhook: a POST to an address that was looked up, checked and then connected to itself.
 
-There is one look-up an attempt and none behind the check, so a name cannot lead elsewhere in between (DNS rebinding). Below
+There is one look-up before the check and none behind it, so a name cannot lead elsewhere in between (DNS rebinding). Below
 httpx2 there are no redirects, proxies, cookies or decompression to be switched off, so this stands on httpcore2. Nothing is
 logged here, and no error gets out: what happened is the Answer.
 """
 
 import asyncio
 import contextlib
-import ipaddress
-import socket
 import ssl
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -21,20 +18,16 @@ import msgspec
 
 from shared.webhook_address import Address, Networks, RefusedUrl, Target, may_connect, target_of, unmapped
 from shared.webhooks import Reason
+from worker.look_ups import WAIT_S, LookUps, Resolve, addresses_of
 from worker.retry_after import retry_after_s
 
 _MOST_HEAD_BYTES: Final = 64 << 10
 _MOST_BODY_BYTES: Final = 64 << 10
-_MOST_LOOKUPS: Final = 64
-"""At once. A name server that hangs holds one for as long as the resolver's own patience, up to half a minute."""
 _MOST_ADDRESSES: Final = 4
 """Tried of one name, one after the other, each for its share of the time."""
 _OURS: Final = frozenset(
     {"host", "user-agent", "content-length", "transfer-encoding", "connection", "accept", "accept-encoding"}
 )
-
-Resolve = Callable[[str], Sequence[Address]]
-"""All addresses of a name; blocks. Raises OSError or UnicodeError if there are none."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -48,16 +41,14 @@ class Answer(msgspec.Struct, frozen=True):
     """How long the receiver asks to be left alone."""
 
 
+UNTRIED: Final = Answer(None)
+"""No attempt was made, since there was no room to look the name up."""
+
+
 class _Unheard(Exception):
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)
         self.reason = reason
-
-
-def addresses_of(name: str) -> Sequence[Address]:
-    """By the system's resolver, A and AAAA."""
-    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(ipaddress.ip_address(address[0]) for *_, address in found))
 
 
 class Sender:
@@ -70,17 +61,19 @@ class Sender:
         user_agent: str,
         timeout_s: float = 15.0,
         ssl_context: ssl.SSLContext | None = None,
+        look_up_wait_s: float = WAIT_S,
         resolve: Resolve = addresses_of,
         network: httpcore2.AsyncNetworkBackend | None = None,
     ) -> None:
-        """``timeout_s`` is for all of an attempt. ``network`` connects to what ``resolve`` found and the check let pass."""
+        """``timeout_s`` is for all of an attempt, and does not run while it waits for room to look a name up. ``network``
+        connects to what ``resolve`` found and the check let pass.
+        """
         self._allowed = allowed
         self._user_agent = user_agent
         self._timeout_s = timeout_s
         self._ssl_context = ssl_context or httpx2.create_ssl_context()
-        self._resolve = resolve
+        self._look_ups = LookUps(resolve, wait_s=look_up_wait_s)
         self._network = network or httpcore2.AnyIOBackend()
-        self._lookups = asyncio.Semaphore(_MOST_LOOKUPS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,22 +83,29 @@ class Sender:
     ) -> None:
         """Nothing is open between two attempts; look-ups that hang end with the process."""
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """One attempt, within the sender's time. Raises nothing but CancelledError."""
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes, *, tenant: str = "") -> Answer:
+        """One attempt, within the sender's time; ``UNTRIED`` if it could not begin. Raises nothing but CancelledError.
+
+        ``tenant``: whose share of the look-ups it takes.
+        """
+        try:
+            target = target_of(url)
+        except RefusedUrl:
+            return Answer(None, Reason.FORBIDDEN_ADDRESS)
+        found = await self._found(target, tenant)
+        if found is None:
+            return UNTRIED
         heard: Answer | None = None
         reason = Reason.PROTOCOL
         connections: _Checked | None = None
         try:
             async with asyncio.timeout(self._timeout_s):
-                target = target_of(url)
-                connections = _Checked(self._network, await self._checked(target), self._timeout_s)
+                connections = _Checked(self._network, self._checked(target, await found), self._timeout_s)
                 response = await self._head_of_answer(target, headers, body, connections)
                 heard = _answer_of(response)
                 await connections.skip_body_of(response)
         except TimeoutError:
             reason = Reason.TIMEOUT
-        except RefusedUrl:
-            reason = Reason.FORBIDDEN_ADDRESS
         except _Unheard as unheard:
             reason = unheard.reason
         except ssl.SSLError:  # the receiver's alert may come as late as its answer
@@ -117,44 +117,22 @@ class Sender:
                 await connections.close()
         return heard or Answer(None, reason)
 
-    async def _checked(self, target: Target) -> Sequence[Address]:
+    async def _found(self, target: Target, tenant: str) -> "asyncio.Future[Sequence[Address]] | None":
+        """The addresses of the host, to come if it is a name. None: there was no room for its look-up."""
+        if target.address is None:
+            return await self._look_ups.begin(target.host, tenant)
+        found: asyncio.Future[Sequence[Address]] = asyncio.get_running_loop().create_future()
+        found.set_result([target.address])
+        return found
+
+    def _checked(self, target: Target, found: Sequence[Address]) -> Sequence[Address]:
         """Where it may be told. One forbidden address among many refuses all: such a name means harm."""
-        found = [target.address] if target.address is not None else await self._looked_up(target.host)
         if not found:
             raise _Unheard(Reason.UNRESOLVABLE)
         for address in found:
             if not may_connect(address, scheme=target.scheme, port=target.port, allowed=self._allowed):
                 raise _Unheard(Reason.FORBIDDEN_ADDRESS)
         return found
-
-    async def _looked_up(self, name: str) -> Sequence[Address]:
-        """In a thread of its own, which no other work waits for, and which ends with the process."""
-        loop = asyncio.get_running_loop()
-        await self._lookups.acquire()
-        found: asyncio.Future[Sequence[Address]] = loop.create_future()
-
-        def tell(addresses: Sequence[Address]) -> None:
-            self._lookups.release()
-            if not found.done():
-                found.set_result(addresses)
-
-        def look_up() -> None:
-            addresses: Sequence[Address] = ()
-            try:
-                addresses = self._resolve(name)
-            except Exception:  # noqa: BLE001,S110 its message holds the name; no address says it all
-                pass
-            try:
-                loop.call_soon_threadsafe(tell, addresses)
-            except RuntimeError:  # the loop was closed meanwhile
-                pass
-
-        try:
-            threading.Thread(target=look_up, name="webhook look-up", daemon=True).start()
-        except RuntimeError:  # no more threads
-            self._lookups.release()
-            raise _Unheard(Reason.UNRESOLVABLE) from None
-        return await found
 
     async def _head_of_answer(
         self, target: Target, headers: Mapping[str, str], body: bytes, connections: "_Checked"

@@ -19,15 +19,18 @@ from shared.settings import Settings
 from shared.store.webhooks import DeliveryClaim, Webhooks
 from shared.telemetry import Logger
 from shared.version import version
-from shared.webhooks import Attempt, Secrets, body_of, next_of
+from shared.webhooks import Attempt, DeliveryState, Next, Secrets, body_of, next_of
+from worker.look_ups import WAIT_S
 from worker.outage import Outage
-from worker.webhook_sender import Sender
+from worker.webhook_sender import UNTRIED, Sender
 
 _SLOTS: Final = 64
 """Attempts of one worker at once."""
 _TICK_S: Final = 1.0
-_LEASE_MARGIN_S: Final = 10.0
-"""What an attempt may take beside the sending: reading the result, saying how it ended."""
+_LEASE_MARGIN_S: Final = WAIT_S + 10.0
+"""What an attempt may take beside the sending: waiting for a look-up, reading the result, saying how it ended."""
+_PUT_BACK: Final = Next(DeliveryState.PENDING, delay_s=5.0)
+"""What could not be tried."""
 
 _AWAY: Final = (StorageUnavailable, StorageFull)
 
@@ -112,7 +115,12 @@ class Deliverer:
         result = await self._webhooks.result_of(delivery) if delivery.with_result else None
         body = body_of(delivery, result)
         began_s, at_ms = time.monotonic(), time.time_ns() // 1_000_000
-        answer = await self._sender.post(delivery.url, headers_of(delivery.id, body, secrets), body)
+        headers = headers_of(delivery.id, body, secrets)
+        answer = await self._sender.post(delivery.url, headers, body, tenant=delivery.tenant)
+        if answer is UNTRIED:
+            await self._webhooks.end(claim, _PUT_BACK, None)
+            self._logger.info("webhook_put_back", delivery_id=delivery.id)
+            return
         then = next_of(
             status=answer.status,
             reason=answer.reason,

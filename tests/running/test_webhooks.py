@@ -15,6 +15,7 @@ from tests.support.builders import a_webhook
 from tests.support.receiver import Receiver, answer, receiving
 from tests.support.store import start_batch
 from tests.support.wait import wait_until
+from worker.look_ups import LookUps
 
 RETRY_S: Final = (0.2, 0.4, 0.3, 0.2)
 REACHABLE: Final = "127.0.0.0/8"
@@ -176,6 +177,24 @@ async def test_one_that_hangs_delays_nobody_else(crew: Crew, receiver: Receiver)
         theirs = await crew.submit(webhook=hook(receiver), tenant="tenant-b")
         await wait_until(lambda: {one.subject for one in receiver.told} == {own, theirs}, "the others to be told")
         assert len(hanging.told) == LANE_MOST
+
+
+async def test_what_finds_no_room_to_look_its_name_up_is_put_back(
+    crew: Crew, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is counted: the receiver had no chance."""
+
+    async def no_room(*_: str) -> None:
+        return None
+
+    monkeypatch.setattr(LookUps, "begin", no_room)
+    hand = await a_worker(crew, webhook_retry_s=())
+    job_id = await crew.submit(webhook=a_webhook(receiver.url.replace("127.0.0.1", "localhost")))
+    await wait_until(lambda: bool(hand.log.named("webhook_put_back")), "the delivery to be put back")
+    delivery = await delivery_of(crew, job_id)
+    assert (delivery.state, delivery.attempts) == (DeliveryState.PENDING, ())
+    assert delivery.due_ms is not None
+    assert delivery.due_ms - delivery.created_ms >= 5000
 
 
 async def test_a_batch_is_told_once_and_its_items_too_if_asked(crew: Crew, receiver: Receiver) -> None:

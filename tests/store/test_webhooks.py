@@ -189,6 +189,19 @@ async def test_a_failed_attempt_is_made_again_later_with_the_same_body(runtime: 
     assert (again.failed_before, body_of(again.delivery)) == (1, body_of(one.delivery))
 
 
+async def test_of_what_was_not_tried_nothing_is_counted(runtime: Runtime) -> None:
+    await ended(runtime, a_webhook())
+    one = await claim_delivery(runtime)
+    assert await runtime.webhooks.end(one, Next(DeliveryState.PENDING, delay_s=5), None)
+    now = await claimed(runtime)
+    assert now.claims == []
+    assert now.next_due_s is not None
+    assert 4 < now.next_due_s <= 5
+    await make_due(runtime, one.delivery)
+    again = await claim_delivery(runtime)
+    assert (again.failed_before, again.delivery.attempts) == (0, ())
+
+
 async def test_the_end_of_a_delivery_has_a_retention(runtime: Runtime) -> None:
     for then in (DELIVERED, FAILED):
         await ended(runtime, a_webhook())

@@ -18,7 +18,8 @@ import pytest
 
 from shared.webhook_address import Address, Networks
 from tests.support.loopback import is_local
-from worker.webhook_sender import Resolve, Sender
+from worker.look_ups import Resolve
+from worker.webhook_sender import Sender
 
 LOOPBACK: Networks = (ipaddress.IPv4Network("127.0.0.0/8"),)
 PUBLIC = "93.184.216.34"
@@ -139,6 +140,7 @@ def a_sender(
     allowed: Networks = (),
     *,
     timeout_s: float = 10,
+    look_up_wait_s: float = 10,
     network: httpcore2.AsyncNetworkBackend | None = None,
     resolve: Resolve | None = None,
     ssl_context: ssl.SSLContext | None = None,
@@ -148,6 +150,7 @@ def a_sender(
         allowed,
         user_agent="tokenspool-tests",
         timeout_s=timeout_s,
+        look_up_wait_s=look_up_wait_s,
         network=network,
         resolve=resolve or Names((PUBLIC,)),
         ssl_context=ssl_context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),

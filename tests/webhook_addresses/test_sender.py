@@ -4,13 +4,15 @@ import asyncio
 import gzip
 import socket
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
 import uvloop
 
+from shared.store.webhooks import TENANT_MOST
 from shared.webhook_address import Address
 from shared.webhooks import Reason
 from tests.support.wait import wait_until
@@ -25,7 +27,7 @@ from tests.webhook_addresses.conftest import (
     WatchedNetwork,
     a_sender,
 )
-from worker.webhook_sender import Answer
+from worker.webhook_sender import UNTRIED, Answer
 
 _MOST_READ_BYTES = 128 << 10
 _SHORT_S = 0.5
@@ -236,33 +238,87 @@ async def test_a_name_without_addresses_is_unresolvable() -> None:
         assert await a_sender(resolve=resolve).post(f"https://{HOST}/", {}, b"{}") == Answer(None, Reason.UNRESOLVABLE)
 
 
-async def test_a_resolver_that_hangs_holds_up_nobody_who_needs_none(start_receiver: StartReceiver) -> None:
-    """Nor more than 64 threads; and once it answers, names are looked up again."""
-    goes_on = threading.Event()
-    asked: list[str] = []
+class Hanging:
+    """A resolver of this machine's names; those that begin with ``hangs`` take until it ``goes_on``."""
 
-    def hangs(name: str) -> Sequence[Address]:
-        asked.append(name)
-        goes_on.wait(20)
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.goes_on = threading.Event()
+
+    def __call__(self, name: str) -> Sequence[Address]:
+        self.asked.append(name)
+        if name.startswith("hangs"):
+            self.goes_on.wait(20)
         return Names(("127.0.0.1",))(name)
 
+
+@pytest.fixture
+def hanging() -> Iterator[Hanging]:
+    """Nothing hangs longer than the test."""
+    hanging = Hanging()
+    yield hanging
+    hanging.goes_on.set()
+
+
+async def test_names_that_hang_hold_up_their_tenant_alone(start_receiver: StartReceiver, hanging: Hanging) -> None:
+    """They outlive their attempts. What finds no room is not tried; who needs none is told, and so is who has some."""
     receiver = await start_receiver()
-    sender = a_sender(LOOPBACK, timeout_s=_SHORT_S, resolve=hangs)
-    url = f"http://anything:{receiver.port}/"
-    try:
-        answers = await asyncio.gather(*(sender.post(url, {}, b"{}") for _ in range(100)))
-        assert set(answers) == {Answer(None, Reason.TIMEOUT)}
-        assert len(asked) <= 64
-        patient = a_sender(LOOPBACK, resolve=hangs)
-        assert await patient.post(receiver.url, {}, b"{}") == Answer(204)
-        assert await asyncio.to_thread(lambda: "the default executor is free") != ""
-    finally:
-        goes_on.set()
+    sender = a_sender(LOOPBACK, timeout_s=_SHORT_S, look_up_wait_s=_SHORT_S / 10, resolve=hanging)
+
+    async def tell(host: str, tenant: str = "tenant-a") -> Answer:
+        return await sender.post(f"http://{host}:{receiver.port}/", {}, b"{}", tenant=tenant)
+
+    answers = await asyncio.gather(*(tell(f"hangs{number}") for number in range(TENANT_MOST + 3)))
+    assert Counter(answers) == {Answer(None, Reason.TIMEOUT): TENANT_MOST, UNTRIED: 3}
+    assert len(hanging.asked) == TENANT_MOST
+    assert await tell("answers") is UNTRIED
+    assert await tell("127.0.0.1") == Answer(204)
+    assert await tell("answers", "tenant-b") == Answer(204)
+    assert await asyncio.to_thread(lambda: "the default executor is free") != ""
+    hanging.goes_on.set()
 
     async def told() -> bool:
-        return await sender.post(url, {}, b"{}") == Answer(204)
+        return await tell("answers") == Answer(204)
 
     await wait_until(told, "names are looked up again")
+
+
+async def test_a_name_that_hangs_is_looked_up_once(start_receiver: StartReceiver, hanging: Hanging) -> None:
+    """However many wait for it, and however often: the tenant's others are told."""
+    receiver = await start_receiver()
+    sender = a_sender(LOOPBACK, timeout_s=_SHORT_S, resolve=hanging)
+    for _ in range(2):
+        url = f"http://hangs:{receiver.port}/"
+        answers = await asyncio.gather(*(sender.post(url, {}, b"{}") for _ in range(2 * TENANT_MOST)))
+        assert set(answers) == {Answer(None, Reason.TIMEOUT)}
+    assert hanging.asked == ["hangs"]
+    assert await sender.post(f"http://answers:{receiver.port}/", {}, b"{}") == Answer(204)
+
+
+async def test_there_is_an_end_to_threads_whoever_asks(hanging: Hanging) -> None:
+    sender = a_sender(timeout_s=_SHORT_S, look_up_wait_s=0, resolve=hanging)
+    answers = await asyncio.gather(
+        *(
+            sender.post(f"https://hangs{number}.com/", {}, b"{}", tenant=f"tenant-{number % 20}")
+            for number in range(200)
+        )
+    )
+    assert Counter(answers) == {Answer(None, Reason.TIMEOUT): 128, UNTRIED: 72}
+
+
+async def test_an_attempts_time_does_not_run_while_it_waits_for_room(
+    start_receiver: StartReceiver, hanging: Hanging
+) -> None:
+    """It had no chance yet."""
+    receiver = await start_receiver()
+    sender = a_sender(LOOPBACK, timeout_s=_SHORT_S, resolve=hanging)
+    urls = [f"http://hangs{number}:{receiver.port}/" for number in range(TENANT_MOST)]
+    before = [asyncio.create_task(sender.post(url, {}, b"{}")) for url in urls]
+    await wait_until(lambda: len(hanging.asked) == TENANT_MOST, "all room to be taken")
+    waiting = asyncio.create_task(sender.post(f"http://answers:{receiver.port}/", {}, b"{}"))
+    assert set(await asyncio.gather(*before)) == {Answer(None, Reason.TIMEOUT)}
+    hanging.goes_on.set()
+    assert await waiting == Answer(204)
 
 
 @pytest.mark.parametrize(
