@@ -175,9 +175,10 @@ class Door:
         self.count += 1
         connection.is_counted = True
         now_s = connection.loop.time()
-        if self.count <= self.bounds.connections or self._make_room(
-            now_s, self.idle, self.silent, self.late, self.leaving
-        ):
+        while self.count > self.bounds.connections:  # by more than one, if those that were told 503 linger yet
+            if not self._make_room(now_s, self.idle, self.silent, self.late, self.leaving):
+                break
+        else:
             return self.silent
         most = self.bounds.connections + self.bounds.spare
         if self.count <= most or self._make_room(now_s, self.hurried, self.leaving):
