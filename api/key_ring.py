@@ -173,11 +173,12 @@ class KeyRing:
             if now_s < credential.confirmed_s + _WAITED_FOR_S:
                 return
             try:
-                await self._outcome_of(look)
+                found = await self._outcome_of(look)
             except StorageUnavailable:
                 pass
             else:
-                if credential.is_over:
+                # A look ends the credential that is known; this one may have been forgotten for others since.
+                if found is None or credential.is_over:
                     raise not_valid()
                 return
         if self._clock() >= min(credential.confirmed_s + self._spared_s, credential.ends_s):
@@ -186,10 +187,11 @@ class KeyRing:
     def _seems_away(self, now_s: float) -> bool:
         return not self._commands.is_connected or now_s < self._failed_s + _AFTER_AN_OUTAGE_S
 
-    async def _outcome_of(self, look: "asyncio.Task[FoundKey | Problem | None]") -> None:
+    async def _outcome_of(self, look: "asyncio.Task[FoundKey | Problem | None]") -> FoundKey | None:
         outcome = await asyncio.shield(look)
         if isinstance(outcome, Problem):
             raise StorageUnavailable from None
+        return outcome
 
     def _look(self, digest: bytes, presented: PresentedKey) -> "asyncio.Task[FoundKey | Problem | None]":
         """One for all requests with that key that are here now."""

@@ -112,6 +112,24 @@ async def test_so_many_callers_are_known_at_most(served: Served, monkeypatch: py
     assert not ring._watched
 
 
+async def test_a_request_whose_key_is_not_remembered_any_more_is_told_that_it_ended(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many other callers came while its body did: what counts is what Redis says now."""
+    monkeypatch.setattr(key_ring, "_MOST_KNOWN", 1)
+    runtime, ring = served.api.runtime, served.api.key_ring
+    made, other = await make_key(runtime), await make_key(runtime)
+    scope: dict[str, Any] = {}
+    await ring.admit(scope, made.text.encode())
+    age(ring, 3.5)
+    await admitted(ring, other.text)
+    await ring.still(scope)
+    await admitted(ring, other.text)
+    await runtime.api_keys.revoke(made.key.id, TENANT)
+    with pytest.raises(Unauthenticated):
+        await ring.still(scope)
+
+
 async def test_use_is_written_down_beside_the_requests(served: Served, http: httpx2.AsyncClient) -> None:
     """Once for all of them."""
     runtime = served.api.runtime
