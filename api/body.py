@@ -39,14 +39,19 @@ _PLACE: Final = re.compile(r"\(byte (\d+)\)$")
 
 
 async def read_json(request: Request, max_bytes: int) -> Any:
-    """The body as plain data. Raises TooLarge, UnsupportedMediaType, InvalidRequest, QueueFull, ClientDisconnect."""
+    """The body as plain data, of a caller who may still call once it is there.
+
+    Raises TooLarge, UnsupportedMediaType, InvalidRequest, QueueFull, ClientDisconnect, Unauthenticated, StorageUnavailable.
+    """
     content_type = one(request, b"content-type")
     if content_type != JSON and not _JSON_TYPE.fullmatch(content_type or ""):
         raise UnsupportedMediaType(f"The body must be {JSON}, and Content-Type must say so.")
     if (one(request, b"content-encoding") or "identity").lower() != "identity":
         raise UnsupportedMediaType("The body must not be compressed: send it without Content-Encoding.")
-    with _Held(api_of(request)) as held:
+    api = api_of(request)
+    with _Held(api) as held:
         raw = await read_bytes(request, max_bytes, held)
+        await api.key_ring.still(request.scope)  # here, so that no route forgets it
         return decode(raw) if len(raw) <= _LARGE_BYTES else await asyncio.to_thread(decode, raw)
 
 

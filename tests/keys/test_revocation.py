@@ -2,10 +2,12 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import httpx2
+import msgspec
+import pytest
 
 from shared.job import JobState
 from shared.store.runtime import Runtime
@@ -13,6 +15,7 @@ from tests.keys.conftest import TENANT, Serve, bearer, make_key
 from tests.support.author import Author
 from tests.support.follower import asking
 from tests.support.served import Served
+from tests.support.store import all_keys, kind_of
 from tests.support.wait import wait_until
 
 A_BODY = {"prompt": "Say hello."}
@@ -132,19 +135,49 @@ async def test_a_stream_ends_when_its_key_expires(served: Served) -> None:
     assert (await runtime.jobs.get(author.job_id, TENANT)).state is JobState.RUNNING
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/jobs", A_BODY),
+        ("/complete", A_BODY),
+        ("/complete/stream", A_BODY),
+        ("/v1/messages", A_MESSAGE),
+        ("/v1/messages/count_tokens", A_MESSAGE),
+        ("/v1/keys", {"scopes": ["admin"]}),
+        ("/v1/keys/KEY/rotate", {"grace_s": 0}),
+        ("/v1/webhooks/secret/rotate", {"grace_s": 0}),
+    ],
+)
+async def test_a_body_whose_key_is_revoked_while_it_comes_in_does_nothing(served: Served, path: str, body: Any) -> None:
+    """It may take a minute: 401 at its end."""
+    runtime = served.api.runtime
+    key, other = await make_key(runtime), await make_key(runtime)
+    raw = msgspec.json.encode(body)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield raw[:5]
+        await _revoked_behind_its_back(served, key.key.id)
+        yield raw[5:]
+
+    async with httpx2.AsyncClient(base_url=served.url) as http:
+        headers = {**bearer(key.text), "Content-Type": "application/json"}
+        response = await http.post(path.replace("KEY", other.key.id), content=pieces(), headers=headers)
+    assert response.status_code == 401, response.text
+    kinds = {kind_of(name) for name in await all_keys(runtime.commands)}
+    assert not kinds & {"job", "webhook_secret"}
+    assert len((await runtime.api_keys.page(TENANT, after=None, limit=5)).keys) == 2
+    assert (await runtime.api_keys.get(other.key.id, TENANT)).rotated_ms is None
+
+
 async def test_a_batch_whose_key_is_revoked_while_it_comes_in_is_not_started(served: Served) -> None:
     """A body may take half an hour."""
     runtime = served.api.runtime
     key = await make_key(runtime)
     line = b'{"custom_id":"%d","params":{"prompt":"x"}}\n'
 
-    async def lines() -> Any:
+    async def lines() -> AsyncIterator[bytes]:
         yield line % 1
-        await wait_until(lambda: bool(served.api.key_ring._known), "its key is known")
-        await runtime.api_keys.revoke(key.key.id, TENANT)
-        for credential in served.api.key_ring._known.values():
-            credential.confirmed_s -= 10
-            credential.fresh_until_s -= 10
+        await _revoked_behind_its_back(served, key.key.id)
         yield line % 2
 
     async with httpx2.AsyncClient(base_url=served.url) as http:
@@ -152,6 +185,16 @@ async def test_a_batch_whose_key_is_revoked_while_it_comes_in_is_not_started(ser
         response = await http.post("/v1/batches", content=lines(), headers=headers)
     assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
     assert (await runtime.batches.page(TENANT, after=None, limit=5)).batches == []
+
+
+async def _revoked_behind_its_back(served: Served, key_id: str) -> None:
+    """Once the head of its request was let in; and as if that had been 10 s ago."""
+    ring = served.api.key_ring
+    await wait_until(lambda: bool(ring._known), "its key is known")
+    await served.api.runtime.api_keys.revoke(key_id, TENANT)
+    for credential in ring._known.values():
+        credential.confirmed_s -= 10
+        credential.fresh_until_s -= 10
 
 
 def _digest(text: str) -> bytes:
