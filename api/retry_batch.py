@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator
 from typing import Final
 
 import msgspec
+from starlette.requests import Request
 
 from api.admission import admit
 from api.dependencies import ApiState
-from api.submit_batch import SubmittedBatch, bear
+from api.submit_batch import SubmittedBatch, bear, while_its_key_stands
 from shared.api_key import Caller
 from shared.batch import Batch, InvalidItem, NewItem
 from shared.errors import IdempotencyKeyReused, NotEnded
@@ -22,11 +23,13 @@ from shared.store.idempotency import fingerprint_of
 _NONE_LEFT: Final = "No item of the batch could be retried: all others succeeded, or cannot run."
 
 
-async def retry(api: ApiState, caller: Caller, batch: Batch, *, idempotency_key: str | None = None) -> SubmittedBatch:
+async def retry(
+    request: Request, api: ApiState, caller: Caller, batch: Batch, *, idempotency_key: str | None = None
+) -> SubmittedBatch:
     """The new batch, or the one that the key has already.
 
     Raises NotEnded before the batch's end and where nothing is to be retried, IdempotencyKeyReused, StorageFull, QueueFull,
-    StorageUnavailable; NotFound if the key's batch was erased.
+    StorageUnavailable, Unauthenticated; NotFound if the key's batch was erased.
     """
     batches = api.runtime.batches
     fingerprint = fingerprint_of({"retry_of": batch.id})
@@ -48,6 +51,7 @@ async def retry(api: ApiState, caller: Caller, batch: Batch, *, idempotency_key:
     waited_ms = batch.expires_ms - max(batch.created_ms, spec.items.not_before_ms or 0)
 
     async def start(batch_id: str, total: int) -> Started:
+        await api.key_ring.still(request.scope)
         return await batches.start(
             batch_id,
             batch.tenant,
@@ -59,7 +63,8 @@ async def retry(api: ApiState, caller: Caller, batch: Batch, *, idempotency_key:
             key_limits=caller.limits,
         )
 
-    return await bear(api, caller, _slices(api, batch), start, has_key=idempotency_key is not None)
+    slices = while_its_key_stands(request, api, _slices(api, batch))
+    return await bear(api, caller, slices, start, has_key=idempotency_key is not None)
 
 
 async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | InvalidItem]]:

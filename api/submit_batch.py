@@ -103,7 +103,7 @@ async def submit_batch(
     ``draft_of`` is how a request's parameters are read, if not as a job's.
 
     Raises InvalidRequest, TooLarge, UnsupportedMediaType, ClientDisconnect, StorageFull, QueueFull, StorageUnavailable,
-    RateLimited, TooManyQueued, BudgetExceeded, IdempotencyKeyReused; NotFound if the key's batch was erased. A line that cannot run raises nothing.
+    RateLimited, TooManyQueued, BudgetExceeded, IdempotencyKeyReused, Unauthenticated; NotFound if the key's batch was erased. A line that cannot run raises nothing.
     """
     if form_of(request) is not form:
         raise UnsupportedMediaType(f"The body must be {JSON}, and Content-Type must say so.")
@@ -118,9 +118,10 @@ async def submit_batch(
         draft_of=draft_of,
         with_fingerprint=key is not None,
     )
+    slices = while_its_key_stands(request, api, coming.slices())
     batches, tenant = api.runtime.batches, caller.tenant
     if key is not None and (known := await batches.known(tenant, key)):
-        async for _ in coming.slices():
+        async for _ in slices:
             pass
         if coming.fingerprint() != known.fingerprint:
             raise IdempotencyKeyReused
@@ -128,7 +129,7 @@ async def submit_batch(
     admit(api)
 
     async def start(batch_id: str, total: int) -> Started:
-        await api.key_ring.still(request.scope)  # a body may take half an hour, and its key may be revoked meanwhile
+        await api.key_ring.still(request.scope)
         return await batches.start(
             batch_id,
             tenant,
@@ -140,7 +141,18 @@ async def submit_batch(
             key_limits=caller.limits,
         )
 
-    return await bear(api, caller, coming.slices(), start, has_key=key is not None)
+    return await bear(api, caller, slices, start, has_key=key is not None)
+
+
+async def while_its_key_stands(
+    request: Request, api: ApiState, slices: AsyncGenerator[list[NewItem | InvalidItem]]
+) -> AsyncGenerator[list[NewItem | InvalidItem]]:
+    """They may take half an hour. Raises Unauthenticated within seconds of the end of the request's key, StorageUnavailable."""
+    async with contextlib.aclosing(slices):
+        async for items in slices:
+            await api.key_ring.still(request.scope)
+            yield items
+    await api.key_ring.still(request.scope)
 
 
 async def bear(

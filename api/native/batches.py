@@ -103,7 +103,7 @@ async def retry_batch(request: Request, api: Api, caller: Submitter, batch_id: B
     """Submit the items that did not succeed once more, as a new batch with ``retry_of``. Lines that cannot run are left out."""
     key = idempotency_key(request)
     batch = await api.runtime.batches.get(batch_id, caller.tenant)
-    again, is_replayed, limits = await retry(api, caller, batch, idempotency_key=key)
+    again, is_replayed, limits = await retry(request, api, caller, batch, idempotency_key=key)
     headers = {"Location": url_of(again.id), **headers_of(limits)}
     if is_replayed:
         headers["Idempotency-Replayed"] = "true"

@@ -9,10 +9,13 @@ import httpx2
 import msgspec
 import pytest
 
+from api import submit_batch
 from shared.job import JobState
+from shared.store.batches import Batches
 from shared.store.runtime import Runtime
 from tests.keys.conftest import TENANT, Serve, bearer, make_key
 from tests.support.author import Author
+from tests.support.batches import a_batch
 from tests.support.follower import asking
 from tests.support.served import Served
 from tests.support.store import all_keys, kind_of
@@ -169,30 +172,81 @@ async def test_a_body_whose_key_is_revoked_while_it_comes_in_does_nothing(served
     assert (await runtime.api_keys.get(other.key.id, TENANT)).rotated_ms is None
 
 
-async def test_a_batch_whose_key_is_revoked_while_it_comes_in_is_not_started(served: Served) -> None:
-    """A body may take half an hour."""
+_LINE = b'{"custom_id":"%d","params":{"prompt":"x"}}\n'
+_LINES = {"Content-Type": "application/jsonl", "Idempotency-Key": "once"}
+
+
+@pytest.mark.parametrize("stands", [False, True], ids=["new", "replayed"])
+async def test_a_batch_whose_key_is_revoked_while_it_comes_in_is_not_started(served: Served, stands: bool) -> None:
+    """A body may take half an hour. Nor is it told of the batch that its Idempotency-Key has."""
     runtime = served.api.runtime
-    key = await make_key(runtime)
-    line = b'{"custom_id":"%d","params":{"prompt":"x"}}\n'
+    key, other = await make_key(runtime), await make_key(runtime)
 
     async def lines() -> AsyncIterator[bytes]:
-        yield line % 1
+        yield _LINE % 1
         await _revoked_behind_its_back(served, key.key.id)
-        yield line % 2
+        yield _LINE % 2
 
-    async with httpx2.AsyncClient(base_url=served.url) as http:
-        headers = {**bearer(key.text), "Content-Type": "application/jsonl"}
-        response = await http.post("/v1/batches", content=lines(), headers=headers)
+    async with httpx2.AsyncClient(base_url=served.url, headers=_LINES) as http:
+        if stands:
+            body = _LINE % 1 + _LINE % 2
+            assert (await http.post("/v1/batches", content=body, headers=bearer(other.text))).status_code == 202
+        response = await http.post("/v1/batches", content=lines(), headers=bearer(key.text))
     assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
-    assert (await runtime.batches.page(TENANT, after=None, limit=5)).batches == []
+    assert len((await runtime.batches.page(TENANT, after=None, limit=5)).batches) == stands
+
+
+@pytest.mark.parametrize("stands", [False, True], ids=["new", "replayed"])
+async def test_a_batch_whose_key_is_revoked_is_not_read_to_its_end(
+    served: Served, monkeypatch: pytest.MonkeyPatch, stands: bool
+) -> None:
+    """It is told within seconds, whatever it has sent."""
+    monkeypatch.setattr(submit_batch, "_STILL_HERE_S", 0.1)
+    runtime = served.api.runtime
+    key, other = await make_key(runtime), await make_key(runtime)
+    if stands:
+        async with httpx2.AsyncClient(base_url=served.url, headers=_LINES | bearer(other.text)) as http:
+            assert (await http.post("/v1/batches", content=_LINE % 1)).status_code == 202
+    address = httpx2.URL(served.url)
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    headers = {"Host": "a", "Content-Length": "1000000", **_LINES, **bearer(key.text)}
+    head = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    try:
+        writer.write(f"POST /v1/batches HTTP/1.1\r\n{head}\r\n".encode() + _LINE % 1)
+        await _revoked_behind_its_back(served, key.key.id)
+        async with asyncio.timeout(20):
+            assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 401 ")
+    finally:
+        writer.close()
+
+
+async def test_a_batch_whose_key_is_revoked_while_it_is_retried_is_not_started(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its requests are copied for a while."""
+    runtime = served.api.runtime
+    key = await make_key(runtime)
+    batch = await a_batch(runtime, tenant=TENANT)
+    await runtime.batches.cancel(batch.id, TENANT)
+    await runtime.batches.advance_all(batch.id)
+    add = Batches.add
+
+    async def revoked_meanwhile(self: Batches, *arguments: Any, **named: Any) -> None:
+        await _revoked_behind_its_back(served, key.key.id)
+        await add(self, *arguments, **named)
+
+    monkeypatch.setattr(Batches, "add", revoked_meanwhile)
+    status, body = await _asked(served, f"/v1/batches/{batch.id}/retry", key.text, body={})
+    assert (status, b'"code":"unauthenticated"' in body) == (401, True)
+    assert [found.id for found in (await runtime.batches.page(TENANT, after=None, limit=5)).batches] == [batch.id]
 
 
 async def _revoked_behind_its_back(served: Served, key_id: str) -> None:
     """Once the head of its request was let in; and as if that had been 10 s ago."""
-    ring = served.api.key_ring
-    await wait_until(lambda: bool(ring._known), "its key is known")
+    known = served.api.key_ring._known
+    await wait_until(lambda: any(found.caller.key_id == key_id for found in known.values()), "its key is known")
     await served.api.runtime.api_keys.revoke(key_id, TENANT)
-    for credential in ring._known.values():
+    for credential in known.values():
         credential.confirmed_s -= 10
         credential.fresh_until_s -= 10
 
