@@ -12,7 +12,7 @@ from starlette.requests import Request
 from api.fields import refuse
 from api.headers import one
 from api.key_ring import KeyRing, not_valid
-from shared.api_key import TENANT, Caller, Scope
+from shared.api_key import REPLACED, TENANT, Caller, Scope
 from shared.errors import FieldError, Forbidden, Unauthenticated
 from shared.settings import Auth, Settings
 
@@ -28,6 +28,8 @@ async def authenticate(request: Request, settings: Settings, ring: KeyRing, scop
     caller = await ring.admit(request.scope, _presented(request))
     if scope not in caller.scopes:
         raise Forbidden(f"The key lacks the scope {scope}.")
+    if scope is Scope.ADMIN and caller.is_retiring:
+        raise Forbidden(REPLACED)
     return caller
 
 

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any, Final, Self
 
+import msgspec
+
 from shared.api_key import ApiKey, Caller, PresentedKey, read_key_text
 from shared.errors import Problem, StorageUnavailable, Unauthenticated
-from shared.store.api_keys import FoundKey
+from shared.store.api_keys import FoundKey, Standing
 from shared.store.runtime import Runtime
 from shared.telemetry import get_logger
 
@@ -57,11 +59,13 @@ class Credential:
         self.holders: set[Callable[[], object]] = set()
         """What goes on as long as the key is good: called once it is not."""
 
-    def confirm(self, asked_s: float, left_ms: int | None) -> None:
+    def confirm(self, asked_s: float, standing: Standing) -> None:
         """Redis was asked then, and said that it stands."""
         self.confirmed_s = asked_s
-        self.ends_s = _FOR_EVER if left_ms is None else asked_s + left_ms / 1000
+        self.ends_s = _FOR_EVER if standing.left_ms is None else asked_s + standing.left_ms / 1000
         self.fresh_until_s = min(asked_s + _BELIEVED_S, self.ends_s)
+        if standing.is_retiring is not self.caller.is_retiring:
+            self.caller = msgspec.structs.replace(self.caller, is_retiring=standing.is_retiring)
 
     def hold(self, on_over: Callable[[], object]) -> None:
         """Until ``release``, ``on_over`` is called within 5 s of the key's end; now, if it has ended."""
@@ -215,7 +219,7 @@ class KeyRing:
             return None
         if credential is None:
             credential = Credential(self, digest, presented, found.key)
-        credential.confirm(asked_s, found.left_ms)
+        credential.confirm(asked_s, found.standing)
         self._known[digest] = credential
         self._known.move_to_end(digest)
         if len(self._known) > _MOST_KNOWN:
@@ -258,12 +262,12 @@ class KeyRing:
             if asked_s >= credential.ends_s:
                 self._forget(credential)
         due = [one for one in watched if not one.is_over and asked_s >= one.fresh_until_s]
-        lefts = await self._keys.check([one.presented for one in due])
-        for credential, left_ms in zip(due, lefts, strict=True):
-            if left_ms == 0:
+        standings = await self._keys.check([one.presented for one in due])
+        for credential, standing in zip(due, standings, strict=True):
+            if standing is None:
                 self._forget(credential)
             else:
-                credential.confirm(asked_s, left_ms)
+                credential.confirm(asked_s, standing)
 
     async def _tell_uses(self) -> None:
         used, self._used = self._used, {}

@@ -27,12 +27,13 @@ class Scope(StrEnum):
     CANCEL = "cancel"
     """Cancel and erase."""
     ADMIN = "admin"
-    """Manage the tenant's keys and its webhook secret."""
+    """Manage the tenant's keys and its webhook secret; not with a secret that was replaced, or it could stay for ever."""
 
 
 ALL_SCOPES: Final = frozenset(Scope)
 DEFAULT_SCOPES: Final = frozenset({Scope.SUBMIT, Scope.READ, Scope.CANCEL})
 """Of a key that is made without a word about them."""
+REPLACED: Final = "This secret of the key is being replaced, and manages nothing any more: use the new one."
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -44,6 +45,8 @@ class Caller(msgspec.Struct, frozen=True):
     scopes: frozenset[Scope] = ALL_SCOPES
     limits: CallerLimits = CallerLimits()
     """The key's own; the tenant's hold beside them."""
+    is_retiring: bool = False
+    """It came with the secret before the key's last rotation, which is taken for a while yet."""
 
 
 class ApiKey(msgspec.Struct, frozen=True):

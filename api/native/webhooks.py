@@ -11,8 +11,9 @@ from starlette.responses import Response
 
 from api.answers import json_answer
 from api.body import read_json
-from api.dependencies import BATCH_ID, JOB_ID, Admin, Api, ApiState, Reader, Submitter
+from api.dependencies import BATCH_ID, JOB_ID, Admin, Api, ApiState, Reader, Submitter, caller_of
 from api.fields import BODY, is_whole, pointer, refuse
+from shared.api_key import Scope
 from shared.clock import to_rfc3339
 from shared.errors import FieldError, InvalidCursor, NotFound
 from shared.webhooks import Attempt, Delivery, DeliveryState, EventType, Reason, Secrets
@@ -89,6 +90,7 @@ async def read_secret(api: Api, caller: Admin) -> Response:
 async def rotate_secret(request: Request, api: Api, caller: Admin) -> Response:
     """A new secret; the one before it signs as well for ``grace_s`` yet."""
     grace_s = await _grace_s(request, api)
+    await caller_of(request, Scope.ADMIN)  # while the body came in, the key's own secret may have been replaced
     return _told(await api.runtime.webhooks.rotate(caller.tenant, grace_s=grace_s))
 
 

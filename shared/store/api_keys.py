@@ -46,12 +46,20 @@ class NewKey(NamedTuple):
         return f"NewKey({self.key.id})"
 
 
+class Standing(NamedTuple):
+    """How a text stands that is taken."""
+
+    left_ms: int | None
+    """For how long yet, as things are. None: without an end."""
+    is_retiring: bool
+    """It is the one before the key's last rotation."""
+
+
 class FoundKey(NamedTuple):
     """A key that somebody has, text and all."""
 
     key: ApiKey
-    left_ms: int | None
-    """For how long this text is taken, as things stand. None: without an end."""
+    standing: Standing
 
 
 class KeyPage(NamedTuple):
@@ -136,16 +144,16 @@ class ApiKeys:
         left_ms = min([end_ms - now_ms for end_ms in ends if end_ms is not None], default=None)
         if key.revoked_ms is not None or (left_ms is not None and left_ms <= 0):
             return None
-        return FoundKey(key, left_ms)
+        return FoundKey(key, Standing(left_ms, is_retiring=not is_newest))
 
-    async def check(self, believed: Sequence[PresentedKey]) -> list[int | None]:
-        """Whether keys that were looked up before still stand: for how many ms each; 0 no more, None without an end."""
+    async def check(self, believed: Sequence[PresentedKey]) -> list[Standing | None]:
+        """How keys stand that were looked up before. None: they are taken no more."""
         calls = [
             self._commands.run(script("check_api_keys"), *[part for pair in some for part in pair])
             for some in _portions(believed)
         ]
-        lefts = [int(left) for call in calls for left in await call]
-        return [None if left < 0 else left for left in lefts]
+        pairs = [pair for call in calls for pair in await call]
+        return [None if left == 0 else Standing(None if left < 0 else left, bool(old)) for left, old in pairs]
 
     async def note_use(self, used: Sequence[PresentedKey]) -> None:
         """They were used within the minute."""

@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from api.ops.keys import DEFAULT_GRACE_S
-from shared.api_key import ALL_SCOPES, Scope
+from shared.api_key import ALL_SCOPES, REPLACED, Scope
 from shared.limits import CallerLimits
 from tests.keys.conftest import TENANT, bearer, make_key
 from tests.support.served import Served
@@ -73,6 +73,30 @@ async def test_a_rotation_shows_the_new_secret_once(admin: httpx2.AsyncClient) -
 
     await wait_until(is_refused, "the older secret is refused")
     assert (await admin.get("/v1/jobs", headers=bearer(last["key"]))).status_code == 200
+
+
+async def test_a_secret_that_is_being_replaced_manages_nothing(served: Served, admin: httpx2.AsyncClient) -> None:
+    """Who has it must not make himself a key without an end, nor take over the new secret. It submits and reads as before."""
+    runtime = served.api.runtime
+    older = await make_key(runtime)
+    newer = await runtime.api_keys.rotate(older.key.id, TENANT, grace_s=3600)
+    other = await _created(admin)
+    for method, path in (
+        ("POST", "/v1/keys"),
+        ("GET", "/v1/keys"),
+        ("POST", f"/v1/keys/{older.key.id}/rotate"),
+        ("POST", f"/v1/keys/{other['id']}/rotate"),
+        ("POST", f"/v1/keys/{newer.key.id}/revoke"),
+        ("GET", "/v1/webhooks/secret"),
+        ("POST", "/v1/webhooks/secret/rotate"),
+    ):
+        response = await admin.request(method, path, json={}, headers=bearer(older.text))
+        assert (response.status_code, response.json()["code"]) == (403, "forbidden"), path
+        assert response.json()["detail"] == REPLACED
+    for text in (older.text, newer.text):
+        assert (await admin.post("/v1/jobs", json={"prompt": "x"}, headers=bearer(text))).status_code == 202
+        assert (await admin.get("/v1/jobs", headers=bearer(text))).status_code == 200
+    assert (await admin.get("/v1/keys", headers=bearer(newer.text))).status_code == 200
 
 
 async def test_a_revoked_key_stays_revoked_and_is_told_of(admin: httpx2.AsyncClient) -> None:

@@ -25,8 +25,10 @@ def presented(text: str) -> PresentedKey:
 async def is_good(runtime: Runtime, text: str) -> bool:
     """Whether it lets somebody in; both ways to ask agree."""
     found = await runtime.api_keys.look_up(presented(text))
-    (left_ms,) = await runtime.api_keys.check([presented(text)])
-    assert (found is None) == (left_ms == 0)
+    (standing,) = await runtime.api_keys.check([presented(text)])
+    assert (found is None) == (standing is None)
+    if found is not None and standing is not None:
+        assert found.standing.is_retiring == standing.is_retiring
     return found is not None
 
 
@@ -36,7 +38,7 @@ async def test_a_key_is_found_by_its_text_alone(runtime: Runtime) -> None:
     made = await make_key(runtime, scopes=DEFAULT_SCOPES, limits=limits)
     found = await runtime.api_keys.look_up(presented(made.text))
     assert found is not None
-    assert found.left_ms is None
+    assert found.standing == (None, False)
     assert found.key == made.key
     assert (found.key.caller.tenant, found.key.caller.limits) == (TENANT, limits)
     other = await make_key(runtime)
@@ -73,8 +75,9 @@ async def test_a_rotation_leaves_two_secrets_for_a_while(runtime: Runtime) -> No
     assert await is_good(runtime, second.text)
     found = await runtime.api_keys.look_up(presented(first.text))
     assert found is not None
-    assert found.left_ms is not None
-    assert 0 < found.left_ms <= 3_600_000
+    assert found.standing.is_retiring
+    assert found.standing.left_ms is not None
+    assert 0 < found.standing.left_ms <= 3_600_000
     await runtime.api_keys.note_use([presented(second.text)])
     third = await runtime.api_keys.rotate(first.key.id, TENANT, grace_s=3600)
     assert [await is_good(runtime, made.text) for made in (first, second, third)] == [False, True, True]
@@ -201,7 +204,7 @@ async def test_many_keys_are_checked_in_few_calls(runtime: Runtime) -> None:
     made = await make_key(runtime)
     ending = await make_key(runtime, expires_in_s=60)
     pairs = [presented(made.text), presented(ending.text), presented(made.text)._replace(digest="0" * 64)] * 200
-    lefts = await runtime.api_keys.check(pairs)
-    assert lefts[0::3] == [None] * 200
-    assert all(left is not None and 0 < left <= 60_000 for left in lefts[1::3])
-    assert lefts[2::3] == [0] * 200
+    standings = await runtime.api_keys.check(pairs)
+    assert standings[0::3] == [(None, False)] * 200
+    assert all(one is not None and one.left_ms is not None and 0 < one.left_ms <= 60_000 for one in standings[1::3])
+    assert standings[2::3] == [None] * 200

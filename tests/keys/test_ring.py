@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Coroutine
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import httpx2
@@ -14,6 +15,7 @@ from api.key_ring import Credential, KeyRing
 from cli.embedded_redis import EmbeddedRedis
 from shared.api_key import Caller
 from shared.errors import StorageUnavailable, Unauthenticated
+from shared.store.api_keys import Standing
 from tests.keys.conftest import TENANT, bearer, make_key
 from tests.support.served import Served, serving
 from tests.support.wait import wait_until
@@ -82,10 +84,25 @@ async def test_an_expired_key_is_refused_without_a_look(served: Served) -> None:
     ring = served.api.key_ring
     made = await make_key(served.api.runtime, expires_in_s=3600)
     await admitted(ring, made.text)
-    for credential in ring._known.values():
-        credential.confirm(credential.confirmed_s - 3601, 3_600_000)  # uvloop's clock stands still within a turn
+    for credential in ring._known.values():  # uvloop's clock stands still within a turn
+        credential.confirm(credential.confirmed_s - 3601, Standing(3_600_000, is_retiring=False))
     with pytest.raises(Unauthenticated):
         at_once(admitted(ring, made.text))
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+async def test_a_known_secret_is_known_to_be_replaced_once_it_is(served: Served, is_watched: bool) -> None:
+    """Also where something goes on with it, and it is looked after without being asked for."""
+    runtime, ring = served.api.runtime, served.api.key_ring
+    made = await make_key(runtime)
+    assert not (await admitted(ring, made.text)).is_retiring
+    (credential,) = ring._known.values()
+    with credential.held(lambda: None) if is_watched else nullcontext():
+        await runtime.api_keys.rotate(made.key.id, TENANT, grace_s=3600)
+        age(ring, 3.5)
+        if is_watched:
+            await wait_until(lambda: credential.caller.is_retiring, "a look after it")
+        assert (await admitted(ring, made.text)).is_retiring
 
 
 async def test_so_many_callers_are_known_at_most(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
