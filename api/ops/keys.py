@@ -120,6 +120,7 @@ async def create_key(request: Request, api: Api, caller: Manager) -> Response:
         limits=draft.limits,
         expires_in_s=draft.expires_in_s,
         latest_end_ms=None if credential is None else credential.ends_ms,
+        maker=None if credential is None else credential.presented,
     )
     if made is None:
         raise _gives_too_much()
@@ -158,7 +159,9 @@ async def rotate_key(request: Request, api: Api, caller: Manager, key_id: KeyId)
     outlives = own is not None and own.ends_ms is not None and (key.expires_ms is None or key.expires_ms > own.ends_ms)
     if outlives or not key.scopes <= caller.scopes or not is_within(key.limits, caller.limits):
         raise _gives_too_much()
-    made = await api.runtime.api_keys.rotate(key_id, caller.tenant, grace_s=grace_s)
+    made = await api.runtime.api_keys.rotate(
+        key_id, caller.tenant, grace_s=grace_s, maker=None if own is None else own.presented
+    )
     api.log.info("api_key_rotated", key_id=key_id, by=caller.key_id)
     return json_answer(render(made.key, await api.runtime.api_keys.now_ms(), made.text))
 

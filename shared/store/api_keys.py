@@ -8,6 +8,7 @@ import msgspec
 
 from shared.api_key import (
     ALL_SCOPES,
+    REPLACED,
     ApiKey,
     PresentedKey,
     Scope,
@@ -15,7 +16,7 @@ from shared.api_key import (
     new_key_id,
     new_key_text,
 )
-from shared.errors import KeyEnded, NotFound, TooManyKeys
+from shared.errors import Forbidden, KeyEnded, NotFound, TooManyKeys, Unauthenticated
 from shared.limits import CallerLimits
 from shared.store import keys
 from shared.store.commands import Commands
@@ -29,6 +30,7 @@ _KEPT_MS: Final = 90 * 86_400_000
 _CHECKED_AT_ONCE: Final = 250
 _NO_DIGEST: Final = b"0" * 64
 """Of no key: what an unknown id is compared with, so that it takes the time of a known one."""
+_NOBODY: Final = ("", "")
 
 _FIELDS: Final = (
     "tenant", "env", "name", "scopes", "limits", "created_ms", "expires_ms", "revoked_ms", "last_used_ms", "rotated_ms", "old_until_ms",
@@ -85,11 +87,13 @@ class ApiKeys:
         limits: CallerLimits,
         expires_in_s: float | None = None,
         latest_end_ms: int | None = None,
+        maker: PresentedKey | None = None,
     ) -> NewKey | None:
-        """A new key. ``latest_end_ms`` is the end of the key that makes it: without an end of its own it has that one, and
-        None is returned for one that would outlive it.
+        """A new key. ``maker`` is the key that makes it; None is the command line. ``latest_end_ms`` is the maker's end:
+        without an end of its own the new one has that, and None is returned for one that would outlive it.
 
-        Raises TooManyKeys, StorageFull, StorageUnavailable; after the last one there may be a key that nobody has.
+        Raises TooManyKeys, StorageFull, StorageUnavailable; after the last one there may be a key that nobody has. Raises
+        Unauthenticated if the maker ended meanwhile, Forbidden if its secret was replaced.
         """
         key_id = new_key_id()
         text = new_key_text(key_id, env)
@@ -106,12 +110,17 @@ class ApiKeys:
             "" if latest_end_ms is None else latest_end_ms,
             _KEPT_MS,
             MOST_KEYS,
+            *(maker or _NOBODY),
         )
         match reply:
             case [b"outlives"]:
                 return None
             case [b"full"]:
                 raise TooManyKeys
+            case [b"maker_ended"]:
+                raise Unauthenticated
+            case [b"maker_replaced"]:
+                raise Forbidden(REPLACED)
             case [created_ms, expires_ms]:
                 key = ApiKey(key_id, tenant, env, name, scopes, limits, int(created_ms), _int(expires_ms))
                 return NewKey(key, text)
@@ -124,6 +133,7 @@ class ApiKeys:
                     limits=limits,
                     expires_in_s=expires_in_s,
                     latest_end_ms=latest_end_ms,
+                    maker=maker,
                 )
 
     async def look_up(self, presented: PresentedKey) -> FoundKey | None:
@@ -206,17 +216,32 @@ class ApiKeys:
         """Whether nobody ever made a key."""
         return not await self._commands.call("EXISTS", keys.plain("api_key_tenants"))
 
-    async def rotate(self, key_id: str, tenant: str | None, *, grace_s: float) -> NewKey:
-        """A new secret; the older is taken for ``grace_s`` yet. Raises NotFound, KeyEnded."""
+    async def rotate(
+        self, key_id: str, tenant: str | None, *, grace_s: float, maker: PresentedKey | None = None
+    ) -> NewKey:
+        """A new secret; the older is taken for ``grace_s`` yet. ``maker`` is the key that asks for it; None is the command line.
+
+        Raises NotFound, KeyEnded; Unauthenticated and Forbidden as ``create``.
+        """
         before = await self.get(key_id, tenant)
         text = new_key_text(key_id, before.env)
         reply = await self._commands.run(
-            script("rotate_api_key"), key_id, tenant or "", digest_of(text.encode()), int(grace_s * 1000)
+            script("rotate_api_key"),
+            key_id,
+            tenant or "",
+            digest_of(text.encode()),
+            int(grace_s * 1000),
+            *(maker or _NOBODY),
         )
-        if reply < 0:
-            raise NotFound
-        if not reply:
-            raise KeyEnded
+        match reply:
+            case b"absent":
+                raise NotFound
+            case b"ended":
+                raise KeyEnded
+            case b"maker_ended":
+                raise Unauthenticated
+            case b"maker_replaced":
+                raise Forbidden(REPLACED)
         return NewKey(await self.get(key_id, tenant), text)
 
     async def revoke(self, key_id: str, tenant: str | None) -> ApiKey:

@@ -10,7 +10,7 @@ import pytest
 import uvloop
 from _pytest.terminal import TerminalReporter
 
-from shared.api_key import ALL_SCOPES, Scope
+from shared.api_key import ALL_SCOPES, PresentedKey, Scope, read_key_text
 from shared.limits import CallerLimits
 from shared.store.api_keys import NewKey
 from shared.store.runtime import Runtime
@@ -71,13 +71,27 @@ async def make_key(
     scopes: frozenset[Scope] = ALL_SCOPES,
     expires_in_s: float | None = None,
     limits: CallerLimits = CallerLimits(),  # noqa: B008 - frozen
+    maker: NewKey | None = None,
 ) -> NewKey:
     """A new key stands."""
     made = await runtime.api_keys.create(
-        tenant, env="test", name="of a test", scopes=scopes, limits=limits, expires_in_s=expires_in_s
+        tenant,
+        env="test",
+        name="of a test",
+        scopes=scopes,
+        limits=limits,
+        expires_in_s=expires_in_s,
+        maker=None if maker is None else presented(maker.text),
     )
     assert made is not None
     return made
+
+
+def presented(text: str) -> PresentedKey:
+    """A text that can be a key."""
+    found = read_key_text(text.encode())
+    assert found is not None
+    return found
 
 
 def bearer(text: str) -> dict[str, str]:

@@ -4,22 +4,15 @@ import asyncio
 
 import pytest
 
-from shared.api_key import ALL_SCOPES, DEFAULT_SCOPES, PresentedKey, read_key_text
-from shared.errors import KeyEnded, NotFound, TooManyKeys
+from shared.api_key import ALL_SCOPES, DEFAULT_SCOPES
+from shared.errors import Forbidden, KeyEnded, NotFound, TooManyKeys, Unauthenticated
 from shared.limits import CallerLimits
 from shared.store import api_keys, keys
 from shared.store.runtime import Runtime
-from tests.keys.conftest import TENANT, make_key
+from tests.keys.conftest import TENANT, make_key, presented
 from tests.support.store import all_keys, keys_that_leak, now_ms, ttl_ms
 
 _DAY_MS = 86_400_000
-
-
-def presented(text: str) -> PresentedKey:
-    """A text that can be a key."""
-    found = read_key_text(text.encode())
-    assert found is not None
-    return found
 
 
 async def is_good(runtime: Runtime, text: str) -> bool:
@@ -143,6 +136,40 @@ async def test_what_a_key_makes_does_not_outlive_it(runtime: Runtime) -> None:
     assert await runtime.api_keys.create(TENANT, expires_in_s=3600, **common) is None  # type: ignore[arg-type]
     shorter = await runtime.api_keys.create(TENANT, expires_in_s=30, **common)  # type: ignore[arg-type]
     assert shorter is not None
+
+
+@pytest.mark.parametrize("is_revoked", [False, True])
+async def test_a_key_that_has_ended_makes_no_key_and_no_secret(runtime: Runtime, is_revoked: bool) -> None:
+    """The script that writes asks itself, whatever a process believed a moment ago."""
+    maker, other = await make_key(runtime), await make_key(runtime)
+    if is_revoked:
+        await runtime.api_keys.revoke(maker.key.id, TENANT)
+    else:
+        await runtime.commands.call("HSET", keys.api_key(maker.key.id), "expires_ms", await now_ms(runtime))
+    for key_id in (other.key.id, maker.key.id):
+        with pytest.raises(Unauthenticated):
+            await runtime.api_keys.rotate(key_id, TENANT, grace_s=0, maker=presented(maker.text))
+    with pytest.raises(Unauthenticated):
+        await make_key(runtime, maker=maker)
+    assert len((await runtime.api_keys.page(TENANT, after=None, limit=5)).keys) == 2
+    assert await is_good(runtime, other.text)
+
+
+async def test_a_secret_that_was_replaced_makes_no_key_and_no_secret(runtime: Runtime) -> None:
+    """Nor does one that is over, or that is of another tenant's key. The newest does."""
+    older, stranger = await make_key(runtime), await make_key(runtime, tenant="tenant-b")
+    newer = await runtime.api_keys.rotate(older.key.id, TENANT, grace_s=3600, maker=presented(older.text))
+    for maker, refusal in ((older, Forbidden), (stranger, Unauthenticated)):
+        with pytest.raises(refusal):
+            await runtime.api_keys.rotate(older.key.id, TENANT, grace_s=0, maker=presented(maker.text))
+        with pytest.raises(refusal):
+            await make_key(runtime, maker=maker)
+    assert await is_good(runtime, newer.text)
+    assert await make_key(runtime, maker=newer)
+    await runtime.api_keys.rotate(older.key.id, TENANT, grace_s=0, maker=presented(newer.text))
+    for gone in (older, newer):
+        with pytest.raises(Unauthenticated):
+            await make_key(runtime, maker=gone)
 
 
 async def test_a_foreign_key_is_as_one_that_is_not_there(runtime: Runtime) -> None:

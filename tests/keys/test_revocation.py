@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from api import submit_batch
+from shared.api_key import REPLACED
 from shared.job import JobState
 from shared.store.batches import Batches
 from shared.store.runtime import Runtime
@@ -172,6 +173,39 @@ async def test_a_body_whose_key_is_revoked_while_it_comes_in_does_nothing(served
     assert (await runtime.api_keys.get(other.key.id, TENANT)).rotated_ms is None
 
 
+async def test_a_revoked_key_that_is_still_believed_makes_no_key_and_no_secret(served: Served) -> None:
+    """The process that is asked has not heard of it yet."""
+    runtime = served.api.runtime
+    key, other = await make_key(runtime), await make_key(runtime)
+    async with httpx2.AsyncClient(base_url=served.url, headers=bearer(key.text)) as http:
+        assert (await http.get("/v1/keys")).status_code == 200
+        await runtime.api_keys.revoke(key.key.id, TENANT)
+        for path in ("/v1/keys", f"/v1/keys/{other.key.id}/rotate"):
+            response = await http.post(path, json={})
+            assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
+            assert response.headers["www-authenticate"] == "Bearer"
+    assert len((await runtime.api_keys.page(TENANT, after=None, limit=5)).keys) == 2
+
+
+@pytest.mark.parametrize("path", ["/v1/keys", "/v1/keys/KEY/rotate", "/v1/webhooks/secret/rotate"])
+async def test_a_secret_that_is_replaced_while_its_body_comes_in_manages_nothing(served: Served, path: str) -> None:
+    """It was the newest when the head was let in."""
+    runtime = served.api.runtime
+    key = await make_key(runtime)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"{"
+        await wait_until(lambda: bool(served.api.key_ring._known), "its key is known")
+        await runtime.api_keys.rotate(key.key.id, TENANT, grace_s=3600)
+        _age(served)
+        yield b"}"
+
+    async with httpx2.AsyncClient(base_url=served.url) as http:
+        headers = {**bearer(key.text), "Content-Type": "application/json"}
+        response = await http.post(path.replace("KEY", key.key.id), content=pieces(), headers=headers)
+    assert (response.status_code, response.json()["detail"]) == (403, REPLACED)
+
+
 _LINE = b'{"custom_id":"%d","params":{"prompt":"x"}}\n'
 _LINES = {"Content-Type": "application/jsonl", "Idempotency-Key": "once"}
 
@@ -246,7 +280,11 @@ async def _revoked_behind_its_back(served: Served, key_id: str) -> None:
     known = served.api.key_ring._known
     await wait_until(lambda: any(found.caller.key_id == key_id for found in known.values()), "its key is known")
     await served.api.runtime.api_keys.revoke(key_id, TENANT)
-    for credential in known.values():
+    _age(served)
+
+
+def _age(served: Served) -> None:
+    for credential in served.api.key_ring._known.values():
         credential.confirmed_s -= 10
         credential.fresh_until_s -= 10
 

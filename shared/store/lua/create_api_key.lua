@@ -1,8 +1,10 @@
 -- CREATE_API_KEY: a key stands. ARGV: id, tenant, env, name, scopes, limits, digest, expires_in_ms or '', latest end or '',
---   how long its record outlives it (ms), how many keys a tenant may have
+--   how long its record outlives it (ms), how many keys a tenant may have, id and digest of the key that makes it, or '' and ''
 -- latest end: of the key that makes it, which nothing that it makes may outlive; without an end of its own it has that one.
--- Returns {created_ms, expires_ms or ''} | {'outlives'} | {'full'} | {'taken'}
+-- Returns {created_ms, expires_ms or ''} | {'outlives'} | {'full'} | {'taken'} | {'maker_ended'} | {'maker_replaced'}
 local id, tenant = ARGV[1], ARGV[2]
+local why = refused(ARGV[12], ARGV[13], tenant)
+if why then return {why} end
 local expires = ''
 if ARGV[8] ~= '' then expires = int(now + tonumber(ARGV[8])) end
 if ARGV[9] ~= '' then
