@@ -134,7 +134,7 @@ class KeyEnded(Problem):
 
 
 class TooManyKeys(Problem):
-    """The tenant has as many API keys as it may have; revoked ones count for 90 days."""
+    """The tenant has as many API keys as keys may make; revoked ones count for 90 days. ``tokenspool keys create`` makes more."""
 
     status, code, title = 409, "too_many_keys", "There are too many keys"
 

@@ -23,7 +23,7 @@ from shared.store.commands import Commands
 from shared.store.script import script
 
 MOST_KEYS: Final = 10_000
-"""Of a tenant, those that have ended lately included."""
+"""Of a tenant, those that have ended lately included. The command line makes more."""
 
 _KEPT_MS: Final = 90 * 86_400_000
 """For so long a key that has ended can still be listed."""
