@@ -71,7 +71,7 @@ def list_keys(tenant: str | None) -> None:
         _check_tenant(tenant)
     found = _run(lambda keys: _all_of(keys, tenant))
     now_ms = time.time_ns() // 1_000_000  # near enough for a list
-    rows = [("id", "tenant", "name", "scopes", "status", "limits", "created", "last used")]
+    rows = [("id", "tenant", "name", "scopes", "status", "limits", "created", "last used", "made by")]
     rows += [
         (
             key.id,
@@ -82,6 +82,7 @@ def list_keys(tenant: str | None) -> None:
             _limits_text(key.limits),
             _minute(key.created_ms),
             "never" if key.last_used_ms is None else _minute(key.last_used_ms),
+            key.made_by or "-",
         )
         for key in found
     ]

@@ -69,6 +69,8 @@ class ApiKey(msgspec.Struct, frozen=True):
     """When it was given its secret, if that is not its first."""
     retiring_ms: int | None = None
     """Until when the secret before it is taken too."""
+    made_by: str | None = None
+    """The id of the key that made it. None: the command line, or a version that did not write it down."""
 
     @property
     def caller(self) -> Caller:

@@ -69,6 +69,8 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     scopes: list[Scope]
     limits: KeyLimits
     created_at: str
+    made_by: str | None
+    """The id of the key that made it; null for the command line."""
     expires_at: str | None
     revoked_at: str | None
     last_used_at: str | None
@@ -202,6 +204,7 @@ def view_of(key: ApiKey, now_ms: int, text: str | None = None) -> KeyView:
         scopes=[scope for scope in Scope if scope in key.scopes],
         limits=_told(key.limits),
         created_at=to_rfc3339(key.created_ms),
+        made_by=key.made_by,
         expires_at=_time(key.expires_ms),
         revoked_at=_time(key.revoked_ms),
         last_used_at=_time(key.last_used_ms),

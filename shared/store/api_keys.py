@@ -34,6 +34,7 @@ _NOBODY: Final = ("", "")
 
 _FIELDS: Final = (
     "tenant", "env", "name", "scopes", "limits", "created_ms", "expires_ms", "revoked_ms", "last_used_ms", "rotated_ms", "old_until_ms",
+    "made_by",
 )  # fmt: skip
 
 
@@ -123,7 +124,7 @@ class ApiKeys:
                 raise Forbidden(REPLACED)
             case [created_ms, expires_ms]:
                 key = ApiKey(key_id, tenant, env, name, scopes, limits, int(created_ms), _int(expires_ms))
-                return NewKey(key, text)
+                return NewKey(msgspec.structs.replace(key, made_by=maker.id if maker else None), text)
             case _:  # a second key with that id: 30 bits of chance within one millisecond
                 return await self.create(
                     tenant,
@@ -273,7 +274,7 @@ def _scopes_text(scopes: frozenset[Scope]) -> str:
 
 
 def _key_of(key_id: str, record: Sequence[Any]) -> ApiKey:
-    tenant, env, name, scopes, limits, created_ms, expires_ms, revoked_ms, last_used_ms, rotated_ms, old_ms = record
+    tenant, env, name, scopes, limits, created_ms, expires_ms, revoked_ms, used_ms, rotated_ms, old_ms, maker = record
     words = scopes.decode().split(",")  # a newer version may know more of them
     return ApiKey(
         id=key_id,
@@ -285,9 +286,10 @@ def _key_of(key_id: str, record: Sequence[Any]) -> ApiKey:
         created_ms=int(created_ms),
         expires_ms=_int(expires_ms),
         revoked_ms=_int(revoked_ms),
-        last_used_ms=_int(last_used_ms),
+        last_used_ms=_int(used_ms),
         rotated_ms=_int(rotated_ms),
         retiring_ms=_int(old_ms),
+        made_by=maker.decode() if maker else None,
     )
 
 

@@ -70,6 +70,11 @@ def test_the_first_key_of_all_lets_an_operator_in(
     job = httpx2.get(f"{api.url}/v1/jobs/{job_id}", headers={"x-api-key": key})
     assert job.status_code == 200
 
+    other = httpx2.post(f"{api.url}/v1/keys", json={"scopes": ["read"]}, headers={"x-api-key": key})
+    assert other.status_code == 201
+    lines = tokenspool("keys", "list").out.splitlines()
+    assert [line.split()[-1] for line in lines if line.startswith(other.json()["id"])] == [id_of(key)]
+
 
 def test_a_key_is_listed_rotated_and_revoked(tokenspool: Tokenspool) -> None:
     """No secret is ever shown again."""
@@ -87,11 +92,13 @@ def test_a_key_is_listed_rotated_and_revoked(tokenspool: Tokenspool) -> None:
 
     head, line, *rest = tokenspool("keys", "list", "--tenant", "acme").out.splitlines()
     assert rest == []
-    assert head.split() == ["id", "tenant", "name", "scopes", "status", "limits", "created", "last", "used"]
+    assert re.split(r" {2,}", head) == [
+        *("id", "tenant", "name", "scopes", "status", "limits", "created", "last used", "made by")
+    ]
     assert re.match(
         rf"{id_of(key)}  acme    of CI  submit,read,cancel  until \S+Z  queued_jobs=7,usd_per_day=2.5  ", line
     )
-    assert line.endswith("never")
+    assert line.split()[-2:] == ["never", "-"]
     assert len(tokenspool("keys", "list").out.splitlines()) == 3
 
     revoked = tokenspool("keys", "revoke", id_of(key))

@@ -55,6 +55,18 @@ async def test_a_key_is_shown_once(admin: httpx2.AsyncClient) -> None:
     assert (await admin.get("/v1/keys", headers=bearer(text))).status_code == 403
 
 
+async def test_a_key_says_which_key_made_it(served: Served, http: httpx2.AsyncClient) -> None:
+    """So that an operator finds all that a stolen one made. The command line is none."""
+    runtime = served.api.runtime
+    by_operator = await make_key(runtime)
+    http.headers.update(bearer(by_operator.text))
+    made = await _created(http)
+    assert made["made_by"] == by_operator.key.id
+    await http.post(f"/v1/keys/{made['id']}/rotate")
+    listed = (await http.get("/v1/keys")).json()["data"]
+    assert {key["id"]: key["made_by"] for key in listed} == {made["id"]: by_operator.key.id, by_operator.key.id: None}
+
+
 async def test_a_rotation_shows_the_new_secret_once(admin: httpx2.AsyncClient) -> None:
     """Both are taken until the grace is over; without one the older is refused, once it is forgotten."""
     made = await _created(admin)

@@ -19,6 +19,7 @@ end
 if ARGV[12] ~= '' and call('ZCARD', key_api_keys(tenant)) >= tonumber(ARGV[11]) then return {'full'} end
 call('HSET', key_api_key(id), 'tenant', tenant, 'env', ARGV[3], 'name', ARGV[4], 'scopes', ARGV[5], 'limits', ARGV[6],
   'digest', ARGV[7], 'created_ms', int(now))
+if ARGV[12] ~= '' then call('HSET', key_api_key(id), 'made_by', ARGV[12]) end
 if expires ~= '' then
   call('HSET', key_api_key(id), 'expires_ms', expires)
   call('PEXPIREAT', key_api_key(id), int(tonumber(expires) + tonumber(ARGV[10])))
