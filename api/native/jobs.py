@@ -219,9 +219,11 @@ def _cursor_of(text: str | None) -> EventId | None:
 
 @router.post("/v1/jobs/{job_id}/cancel")
 async def cancel_job(api: Api, caller: Canceller, job_id: JobId) -> Response:
-    """End the job now, whatever it does. One that has ended stays as it is."""
+    """End the job now, whatever it does. One that has ended stays as it is; its result is for who may read."""
     await api.runtime.jobs.cancel(job_id, caller.tenant)
-    return json_answer(render(await api.runtime.jobs.get(job_id, caller.tenant, with_result=True), None))
+    may_read = Scope.READ in caller.scopes
+    job = await api.runtime.jobs.get(job_id, caller.tenant, with_result=may_read)
+    return json_answer(render(job, None, with_result=may_read))
 
 
 @router.post("/v1/jobs/{job_id}/retry", status_code=202)

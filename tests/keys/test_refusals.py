@@ -11,6 +11,7 @@ from api.app import create_app
 from shared.api_key import ALL_SCOPES, Scope
 from shared.settings import load_settings
 from tests.keys.conftest import TENANT, Serve, bearer, make_key
+from tests.support.author import Author
 from tests.support.served import Served
 
 surfaces = pytest.mark.parametrize("path", ["/v1/jobs", "/v1/models"], ids=["native", "messages"])
@@ -170,6 +171,21 @@ async def test_every_route_asks_for_its_scope(served: Served, http: httpx2.Async
             assert refusal_of(refused, 403) == f"The key lacks the scope {scope}."
             let_in = await http.request(method, where, headers=bearer(only[scope]), content=b"not JSON")
             assert let_in.status_code not in (401, 403), (method, path, let_in.text)
+
+
+async def test_a_cancel_tells_a_result_only_to_who_may_read(served: Served, http: httpx2.AsyncClient) -> None:
+    """Else every answer of the tenant could be had by cancelling what has ended."""
+    runtime = served.api.runtime
+    author = await Author.start(runtime, tenant=TENANT)
+    await author.say("Hello.")
+    await author.succeed()
+    canceller = await make_key(runtime, scopes=frozenset({Scope.CANCEL}))
+    reader = await make_key(runtime, scopes=frozenset({Scope.CANCEL, Scope.READ}))
+    url = f"/v1/jobs/{author.job_id}/cancel"
+    told = (await http.post(url, headers=bearer(canceller.text))).json()
+    assert told["status"] == "succeeded"
+    assert "result" not in told
+    assert (await http.post(url, headers=bearer(reader.text))).json()["result"]["text"] == "Hello."
 
 
 def test_every_route_but_the_open_ones_declares_its_keys() -> None:
