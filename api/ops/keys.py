@@ -287,7 +287,7 @@ def _limits_of(value: object, own: CallerLimits, errors: list[FieldError]) -> Ca
             continue
         limit = value[name]
         if name.startswith("usd"):
-            is_number = type(limit) in (int, float) and limit <= MOST_USD and round(limit * _NANO) >= 1
+            is_number = type(limit) in (int, float) and 0 < limit <= MOST_USD and round(limit * _NANO) >= 1
             if limit is not None and not is_number:
                 errors.append(FieldError(f"#/limits/{name}", f"must be a number above 0, at most {MOST_USD}, or null"))
                 continue

@@ -193,6 +193,7 @@ async def test_what_is_left_out_is_what_the_maker_has(served: Served, http: http
          {"#/limits/queued_jobs", "#/limits/running_jobs", "#/limits/usd_per_day", "#/limits/usd_per_month", "#/limits/x"}),
         ({"limits": {"usd_per_day": 1e-10, "tokens_per_minute": 1e3, "requests_per_minute": "5"}},
          {"#/limits/usd_per_day", "#/limits/tokens_per_minute", "#/limits/requests_per_minute"}),
+        ({"limits": {"usd_per_day": -1e308, "usd_per_month": -1}}, {"#/limits/usd_per_day", "#/limits/usd_per_month"}),
         ({"scopes": [["read"], {}, None]}, {"#/scopes"}),
     ],
 )  # fmt: skip
