@@ -34,7 +34,8 @@ OPTIONS: Final = {
 def set_tenant(tenant: str, chosen: Mapping[str, float | None]) -> None:
     """Changes what was chosen, and shows what holds now. 0 takes a limit away."""
     changes = {
-        OPTIONS[option]: round(value * _unit_of(OPTIONS[option]))
+        # What rounds to nothing is the least that there is: 0 would take the limit away.
+        OPTIONS[option]: round(value * _unit_of(OPTIONS[option])) or int(value > 0)
         for option, value in chosen.items()
         if value is not None
     }
