@@ -1,7 +1,9 @@
 """``/v1/keys``: the API keys of the caller's tenant, for keys with the scope ``admin``.
 
 A key gives no more than it has: no scope, no wider limit, no later end. Otherwise a key that may do little, and make keys,
-could do everything. Without TOKENSPOOL_AUTH=keys nothing of this is open: keys that anybody made would be good later.
+could do everything. But each key's use is counted by itself: many keys within the limits of one do more than it could alone,
+and only the tenant's limits bound them together. Without TOKENSPOOL_AUTH=keys nothing of this is open: keys that anybody made
+would be good later.
 """
 
 from collections.abc import Mapping
