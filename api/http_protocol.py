@@ -135,9 +135,11 @@ class Door:
         """In the middle of a head."""
         self.leaving = _Waiting(bounds.linger_s, FrontDoor.abort)
         """Done, and with something to read yet."""
+        self.dismissed = _Waiting(bounds.linger_s, FrontDoor.abort)
+        """The same of those over the bound, whose going makes no room for others."""
         self.stalled = _Waiting(bounds.stalled_s, FrontDoor.end_stalled)
         """With more to read than they take."""
-        self._all = (self.silent, self.idle, self.hurried, self.late, self.leaving, self.stalled)
+        self._all = (self.silent, self.idle, self.hurried, self.late, self.leaving, self.dismissed, self.stalled)
         self._tick: asyncio.TimerHandle | None = None
         self._told_s = float("-inf")
         self._told: Counter[str] = Counter()
@@ -175,13 +177,12 @@ class Door:
         self.count += 1
         connection.is_counted = True
         now_s = connection.loop.time()
-        while self.count > self.bounds.connections:  # by more than one, if those that were told 503 linger yet
-            if not self._make_room(now_s, self.idle, self.silent, self.late, self.leaving):
-                break
-        else:
+        if self.count <= self.bounds.connections or self._make_room(
+            now_s, self.idle, self.silent, self.late, self.leaving
+        ):
             return self.silent
         most = self.bounds.connections + self.bounds.spare
-        if self.count <= most or self._make_room(now_s, self.hurried, self.leaving):
+        if self.count <= most or self._make_room(now_s, self.hurried, self.dismissed):
             return self.hurried
         return None
 
@@ -281,6 +282,7 @@ class FrontDoor(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
         waiting = self._door.let_in(self)
+        self._is_over = waiting is not self._door.silent
         if waiting is None:
             self._is_deaf = True
             self._door.note(TooManyConnections.code, self.loop)
@@ -288,7 +290,6 @@ class FrontDoor(HttpToolsProtocol):
             self.transport.close()
             self._leave()
             return
-        self._is_over = waiting is self._door.hurried
         self._door.wait(waiting, self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -476,8 +477,7 @@ class FrontDoor(HttpToolsProtocol):
             self._door.note("did_not_read", self.loop)
             self.abort()
         else:
-            self._unread_bytes = unread_bytes
-            self._door.wait(self._door.stalled if unread_bytes else self._door.leaving, self)
+            self._linger(unread_bytes)
 
     def abort(self) -> None:
         """With whatever is unsent."""
@@ -525,8 +525,12 @@ class FrontDoor(HttpToolsProtocol):
         self._door.settle(self)
         if self in self.connections and not self._is_leaving:
             self._is_leaving = True
-            self._unread_bytes = self.transport.get_write_buffer_size()
-            self._door.wait(self._door.stalled if self._unread_bytes else self._door.leaving, self)
+            self._linger(self.transport.get_write_buffer_size())
+
+    def _linger(self, unread_bytes: int) -> None:
+        self._unread_bytes = unread_bytes
+        done = self._door.dismissed if self._is_over else self._door.leaving
+        self._door.wait(self._door.stalled if unread_bytes else done, self)
 
 
 def _answer(problem: Problem, default_headers: list[tuple[bytes, bytes]]) -> bytes:

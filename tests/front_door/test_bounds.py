@@ -260,6 +260,19 @@ async def test_who_has_its_answer_and_stays_makes_room() -> None:
             writer.transport.abort()
 
 
+async def test_who_was_one_too_many_and_stays_makes_no_room() -> None:
+    """Its going does not lower the number of those that are being answered."""
+    wait = b"POST /v1/jobs HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    ask = b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n"
+    async with serving(NO_REDIS, bounds=replace(_PATIENT, connections=1)) as door, connected(door) as (_, answered):
+        answered.write(wait)
+        await wait_until(lambda: len(door.server.server_state.tasks) == 1, "the request")
+        async with connected(door) as (reader, dismissed):
+            dismissed.write(ask)
+            assert (await hear(reader)).statuses == [503]
+            assert (await say(door, ask)).statuses == [503]
+
+
 def test_the_bound_follows_the_limit_of_open_files() -> None:
     """Unless the setting says less; never more than there are files for."""
     assert bounds_of(0, 75, 20_000) == Bounds(20_000 - 64 - 256, 256, 75)
