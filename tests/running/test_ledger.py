@@ -202,7 +202,7 @@ def fall_silent(hand: Hand) -> None:
     """What is only sent, and not waited for, would still go out before the end."""
     never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     replace(hand.runtime.upstreams, "settle", lambda *_: never)
-    replace(hand.runtime.jobs, "charge", lambda *_: never)
+    replace(hand.runtime.jobs, "charge", lambda *_, **__: never)
 
 
 async def test_a_worker_that_was_only_asleep_sets_right_what_others_closed_as_lost(crew: Crew) -> None:
