@@ -121,8 +121,9 @@ async def submit_batch(
     slices = while_its_key_stands(request, api, coming.slices())
     batches, tenant = api.runtime.batches, caller.tenant
     if key is not None and (known := await batches.known(tenant, key)):
-        async for _ in slices:
-            pass
+        with api.uploads.place_of(tenant):
+            async for _ in slices:
+                pass
         if coming.fingerprint() != known.fingerprint:
             raise IdempotencyKeyReused
         return SubmittedBatch(await batches.get(known.id, tenant), is_replayed=True)

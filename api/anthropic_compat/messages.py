@@ -54,6 +54,12 @@ _LONGEST_WAIT_S: Final = 86_400 + 600 + 60
 
 async def create_message(request: Request) -> Response:
     """An answer, whole or as it is written."""
+    call, is_streamed = await _message_call(request)  # which keeps nothing of the request while it waits
+    return await (call.stream() if is_streamed else call.whole(_message_answer, _LONGEST_WAIT_S))
+
+
+async def _message_call(request: Request) -> "tuple[_Call, bool]":
+    """And whether its answer is to be streamed."""
     api = api_of(request)
     caller = await caller_of(request, Scope.SUBMIT)
     headers = call_headers_of(request)
@@ -67,7 +73,7 @@ async def create_message(request: Request) -> Response:
         idempotency=idempotency_of(body, headers.key),
         is_cancelled_by_leaving=headers.is_cancelled_by_leaving,
     )
-    return await (call.stream() if asked.is_streamed else call.whole(_message_answer, _LONGEST_WAIT_S))
+    return call, asked.is_streamed
 
 
 async def count_tokens(request: Request) -> Response:
