@@ -14,7 +14,6 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 from worker.outcome import Failure, Outcome
 
 LONGEST_WAIT_IN_SLOT_S: Final = 2.0
-_BEHIND_S: Final = 1.0
 
 
 class RetryPolicy(NamedTuple):
@@ -83,9 +82,7 @@ def retrying(
     async def before_sleep(state: RetryCallState) -> None:
         delay_s = _wait_of(state)
         if delay_s > LONGEST_WAIT_IN_SLOT_S:
-            # Behind others: who came back at the very end of a Retry-After would be the first to ask each time, and have used
-            # up its attempts before a circuit opens.
-            raise Deferred(delay_s + jitter(0, _BEHIND_S), code=_failure_of(state).error.code, told_s=delay_s)
+            raise Deferred(delay_s, code=_failure_of(state).error.code)
         await before_wait(_failure_of(state), delay_s)
 
     async def run(attempt: Attempt) -> Outcome:

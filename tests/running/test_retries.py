@@ -40,7 +40,7 @@ async def test_a_long_retry_after_defers_the_job_and_frees_the_slot(crew: Crew) 
     assert len(crew.calls(job_id)) == 1
     due_ms = float(await crew.runtime.commands.call("ZSCORE", keys.plain("deferred"), job_id))
     seconds, _ = await crew.runtime.commands.call("TIME")
-    assert 25 <= due_ms / 1000 - int(seconds) <= 32
+    assert 25 <= due_ms / 1000 - int(seconds) <= 31
 
     await come_due(crew, job_id)
     job = await crew.ended(job_id)
@@ -54,8 +54,7 @@ async def test_a_long_retry_after_defers_the_job_and_frees_the_slot(crew: Crew) 
         (JobState.SUCCEEDED, {"status": "succeeded"}),
     ]
     (line,) = hand.log.named("job_deferred")
-    assert (line["attempt"], line["code"]) == (1, "upstream_rate_limited")
-    assert 30 <= line["delay_s"] <= 31  # behind those that waited for the same Retry-After
+    assert (line["attempt"], line["code"], line["delay_s"]) == (1, "upstream_rate_limited", 30)
 
 
 @on_each_provider
