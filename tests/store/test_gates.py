@@ -136,6 +136,30 @@ async def test_ten_failures_of_the_last_twenty_open_the_circuit(runtime: Runtime
     assert denial.code == "upstream_overloaded"
 
 
+async def test_a_refusal_behind_a_retry_after_opens_the_circuit(runtime: Runtime) -> None:
+    """If nothing was answered in between: the next calls are probes, and use up no attempt of the job at the head of the queue."""
+
+    async def refused() -> None:
+        await called(runtime, ROUTE, Verdict.TROUBLE, shut_s=5, code="upstream_overloaded")
+
+    calls = [(await permitted(runtime, ROUTE))[0] for _ in range(3)]
+    for call_id in calls:  # they were on their way together: that is one refusal
+        await settled(runtime, ROUTE, call_id, Verdict.TROUBLE, shut_s=5, code="upstream_overloaded")
+    assert not await is_open(runtime)
+    await let_pass(runtime, 5)
+    await called(runtime, ROUTE)
+    await refused()
+    assert not await is_open(runtime)  # it has answered since
+    for _ in range(20):
+        await let_pass(runtime, 5)
+        await called(runtime, ROUTE)
+    await refused()
+    assert not await is_open(runtime)
+    await let_pass(runtime, 5)
+    await refused()
+    assert await is_open(runtime)
+
+
 async def test_what_says_nothing_of_the_route_is_not_counted(runtime: Runtime) -> None:
     """Cancelled calls, timeouts, and those that were lost or never made."""
     await fail(runtime, 9)
