@@ -102,9 +102,9 @@ if tonumber(row[1]) >= tonumber(known[5] or 0) then
       local _, failed = string.gsub(outcomes, 'F', '')
       set('outcomes', failed > 0 and outcomes or '')
       set('outcome_ms', int(now))
-      -- Begun behind a Retry-After, with nothing but trouble before, and asked to wait again: each such call is a question to the
-      -- upstream, and would use up the attempts of the jobs at the head of the queue, one by one.
-      local is_refused_again = tonumber(ARGV[8]) > 0 and known[1] and tonumber(row[1]) >= tonumber(known[1])
+      -- Begun behind a Retry-After, with nothing but trouble before, and asked to wait again, for longer than a job waits in its
+      -- slot: each such call is a question to the upstream, and would use up the attempts of the jobs at the head of the queue.
+      local is_refused_again = tonumber(ARGV[8]) > LONGEST_WAIT_IN_SLOT_MS and known[1] and tonumber(row[1]) >= tonumber(known[1])
         and #outcomes > 1 and failed == #outcomes
       if failed >= 10 or is_refused_again then
         is_news = true

@@ -6,8 +6,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- Lua's own conversion keeps 14 digits and may write an exponent: every number that is stored goes through here.
 local function int(number) return string.format('%.0f', number) end
 
--- The longest pause of an open circuit between two probes.
-local LONGEST_COOLDOWN_MS = 5000
+-- The longest pause of an open circuit between two probes; and as in worker/retry.py.
+local LONGEST_COOLDOWN_MS, LONGEST_WAIT_IN_SLOT_MS = 5000, 2000
 
 -- Why a route may not be called now: a Retry-After, or its circuit. Behind its time an open circuit lets one call through.
 -- Returns ms to wait (0: open, or ready for its probe), why, since when its circuit is open (nil: closed).
