@@ -1,8 +1,9 @@
 """`python -m bench.slow_clients`: what others feel while slowhttptest holds on to one API process.
 
-Slow heads (-H), slow bodies (-B) and slow reading (-X), up to a thousand connections each, a hundred more each second. Before each attack and during it the same
-load asks the API, in turns, so that the machine's drift hits both alike; the latencies of all rounds are put together. Without
-API keys: with them a slow body is refused before it is read, which would be the easier case.
+Slow heads (-H), slow bodies (-B) and slow reading (-X), up to a thousand connections each, a hundred more each second. The same
+load asks the API in turns: alone, beside the same attack on a bystander that does nothing, and attacked; the latencies of all
+rounds are put together. The attacker needs a core too, and the API has two at most: what it costs the machine shows beside the
+bystander, and the rest is ours. Without API keys: with them a slow body is refused before it is read, the easier case.
 
 Needs `slowhttptest` (a package of that name on Debian and Homebrew), which nothing else here does.
 """
@@ -24,6 +25,7 @@ from bench import systems
 from bench.connection import Connection, connect
 from bench.load import post
 from bench.measure import FAR_FUTURE, percentile
+from bench.processes import free_port, python, running
 from cli.child import start_child
 from cli.embedded_redis import EmbeddedRedis
 
@@ -44,8 +46,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.slow_clients", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of each attack, in turns with none")
-    parser.add_argument("--window-s", type=float, default=9.0, help="how long each is measured")
+    parser.add_argument("--rounds", type=int, default=4, help="of each attack")
+    parser.add_argument("--window-s", type=float, default=8.0, help="how long each is measured")
     arguments = parser.parse_args()
     program = shutil.which("slowhttptest")
     if program is None:
@@ -53,18 +55,22 @@ def main() -> int:
             "slowhttptest is not installed: apt-get install slowhttptest, or brew install slowhttptest", file=sys.stderr
         )
         return 1
-    print(f"{'':16} {'alone p50 / p99':>20} {'attacked p50 / p99':>22}   p99")
-    with EmbeddedRedis() as redis:
+    print(f"{'p50 / p99, ms':16} {'alone':>14} {'bystander':>14} {'attacked':>14}   p99, to alone and to bystander")
+    bystander_port = free_port()
+    bystander = python("-m", "bench.bystander", "--port", str(bystander_port))
+    with EmbeddedRedis() as redis, running(bystander, {}, bystander_port):
         for name, options in ATTACKS.items():
             alone: list[float] = []
+            beside: list[float] = []
             attacked: list[float] = []
             for _ in range(arguments.rounds):
                 with systems.tokenspool_api(redis.url) as (port, _pid):
                     alone += uvloop.run(_latencies_ms(port, arguments.window_s))
-                    url = f"http://127.0.0.1:{port}{PATHS[name]}"
-                    with _attack([program, *options, "-u", url], arguments.window_s):
-                        attacked += uvloop.run(_latencies_ms(port, arguments.window_s))
-            print(_row(name, alone, attacked), flush=True)
+                    for attacked_port, measured in ((bystander_port, beside), (port, attacked)):
+                        url = f"http://127.0.0.1:{attacked_port}{PATHS[name]}"
+                        with _attack([program, *options, "-u", url], arguments.window_s):
+                            measured.extend(uvloop.run(_latencies_ms(port, arguments.window_s)))
+            print(_row(name, alone, beside, attacked), flush=True)
     return 0
 
 
@@ -116,10 +122,11 @@ async def _ask(connection: Connection, number: int, end_s: float) -> list[float]
     return latencies_ms
 
 
-def _row(name: str, alone: Sequence[float], attacked: Sequence[float]) -> str:
-    alone_ms, attacked_ms = ([percentile(each, percent) for percent in (50, 99)] for each in (alone, attacked))
-    change = attacked_ms[1] / alone_ms[1] - 1
-    return f"{name:16} {alone_ms[0]:8.2f} / {alone_ms[1]:6.2f} ms {attacked_ms[0]:10.2f} / {attacked_ms[1]:6.2f} ms   {change:+.0%}"
+def _row(name: str, *measured: Sequence[float]) -> str:
+    """Alone, beside a bystander, attacked."""
+    told = [f"{percentile(each, 50):6.2f} /{percentile(each, 99):6.2f}" for each in measured]
+    alone_ms, beside_ms, attacked_ms = [percentile(each, 99) for each in measured]
+    return f"{name:16} {'  '.join(told)}   {attacked_ms / alone_ms - 1:+.0%}, {attacked_ms / beside_ms - 1:+.0%}"
 
 
 if __name__ == "__main__":
