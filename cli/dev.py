@@ -9,6 +9,7 @@ import os
 import secrets
 import shlex
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -344,7 +345,8 @@ def _screen(
         ("logs", f"{_shown(logs)}/", []),
     ]
     table = "\n".join(f"  {name:<9}{what}{_pids(services)}" for name, what, services in rows if what)
-    make_key = f"KEY=$(TOKENSPOOL_REDIS_URL={shlex.quote(redis.url)} tokenspool keys create --tenant default)\n  "
+    program = sys.argv[0] if Path(sys.argv[0]).name == "tokenspool" else "tokenspool"  # `make run` has it off the path
+    make_key = f"KEY=$(TOKENSPOOL_REDIS_URL={shlex.quote(redis.url)} {program} keys create --tenant default)\n  "
     first, header = (make_key, ' -H "Authorization: Bearer $KEY"') if has_keys else ("", "")
     return f"""
 tokenspool is running. Ctrl-C stops it.
