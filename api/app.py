@@ -15,13 +15,14 @@ from api.address_limit import AddressLimit
 from api.anthropic_compat import batches as message_batches
 from api.anthropic_compat import messages, models
 from api.batch_relay import BatchRelay
-from api.dependencies import ApiState, Uploads
+from api.dependencies import ApiState
 from api.envelope import Envelope
 from api.key_ring import KeyRing
 from api.native import batch_submit, batches, complete, jobs, usage, webhooks
 from api.ops import health, keys, problems
 from api.proxies import TrustedProxies
 from api.relay import Relay
+from api.uploads import Uploads
 from shared.errors import SettingsError
 from shared.job import new_id
 from shared.settings import Settings, load_settings

@@ -2,9 +2,6 @@
 
 import asyncio
 import re
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
@@ -15,40 +12,15 @@ from api.auth import authenticate
 from api.batch_relay import BatchRelay
 from api.key_ring import KeyRing
 from api.relay import Relay
+from api.uploads import Uploads
 from shared.api_key import Caller, Scope
-from shared.errors import NotFound, QueueFull
+from shared.errors import NotFound
 from shared.settings import Settings
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger
 
 JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 BATCH_ID: Final = re.compile(r"batch_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
-
-
-MOST_UPLOADS: Final = 8
-_UPLOAD_AGAIN_S: Final = 5
-
-
-class Uploads:
-    """The batches that come in at once, MOST_UPLOADS at most: each holds two slices, a line and all its custom ids."""
-
-    def __init__(self) -> None:
-        self._held: Counter[str] = Counter()
-
-    @contextmanager
-    def place_of(self, tenant: str) -> Iterator[None]:
-        """One for as long as the block takes. A tenant holds no more than it leaves to others: it cannot keep all of them out.
-
-        Raises QueueFull.
-        """
-        if self._held[tenant] >= MOST_UPLOADS - self._held.total():
-            raise QueueFull("As many batches come in as may do so at once.", retry_after_s=_UPLOAD_AGAIN_S)
-        self._held[tenant] += 1
-        try:
-            yield
-        finally:
-            self._held[tenant] -= 1
-            self._held += Counter()  # drops those that hold none
 
 
 @dataclass

@@ -124,6 +124,7 @@ async def submit_batch(
         with api.uploads.place_of(tenant):
             async for _ in slices:
                 pass
+        await api.key_ring.still(request.scope)
         if coming.fingerprint() != known.fingerprint:
             raise IdempotencyKeyReused
         return SubmittedBatch(await batches.get(known.id, tenant), is_replayed=True)
@@ -153,7 +154,6 @@ async def while_its_key_stands(
         async for items in slices:
             await api.key_ring.still(request.scope)
             yield items
-    await api.key_ring.still(request.scope)
 
 
 async def bear(

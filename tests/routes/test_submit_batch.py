@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from api import submit_batch
-from api.dependencies import MOST_UPLOADS
+from api.uploads import MOST_UPLOADS
 from shared.errors import QueueFull, StorageUnavailable
 from shared.store import keys
 from shared.store.batches import SLICE_ITEMS, Batches, Order
