@@ -20,6 +20,7 @@ from api.envelope import Envelope
 from api.key_ring import KeyRing
 from api.native import batch_submit, batches, complete, jobs, usage, webhooks
 from api.ops import health, keys, problems
+from api.parsers import Parsers
 from api.proxies import TrustedProxies
 from api.relay import Relay
 from api.uploads import Uploads
@@ -70,10 +71,11 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             Relay(runtime) as relay,
             BatchRelay(runtime, relay) as batch_relay,
             KeyRing(runtime) as key_ring,
+            Parsers() as parsers,
         ):
             log = get_logger("api").bind()
             api = ApiState(
-                new_id("api"), settings, runtime, relay, batch_relay, key_ring, Uploads(), asyncio.Event(), log
+                new_id("api"), settings, runtime, relay, batch_relay, key_ring, Uploads(), parsers, asyncio.Event(), log
             )
             async with asyncio.TaskGroup() as group:
                 loops = [group.create_task(loop, name=name) for name, loop in background.loops_of(api).items()]

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from api.auth import authenticate
 from api.batch_relay import BatchRelay
 from api.key_ring import KeyRing
+from api.parsers import Parsers
 from api.relay import Relay
 from api.uploads import Uploads
 from shared.api_key import Caller, Scope
@@ -49,6 +50,7 @@ class ApiState:
     batch_relay: BatchRelay
     key_ring: KeyRing
     uploads: Uploads
+    parsers: Parsers
     shutdown: asyncio.Event
     """Set when the server begins to stop."""
     log: Logger

@@ -7,8 +7,8 @@ from api.dependencies import ApiState
 from api.native.job_request import Draft
 from shared.api_key import Caller
 from shared.errors import StorageFull
-from shared.job import Job, JobSpec, JobState, Submission, new_id, prompt_hash_of
-from shared.limits import LimitState, reservation_of
+from shared.job import Job, JobSpec, JobState, Submission, new_id
+from shared.limits import LimitState
 from shared.store.jobs import Created
 
 
@@ -66,7 +66,7 @@ async def submit(
             not_before_ms=options.not_before_ms,
             metadata=options.metadata,
             retry_of=retry_of,
-            prompt_hash=prompt_hash_of(draft.request),
+            prompt_hash=draft.prompt_hash,
             kind=draft.kind,
             may_start_over=draft.may_start_over,
             anthropic_beta=draft.anthropic_beta,
@@ -76,7 +76,7 @@ async def submit(
         idempotency_key=idempotency.key if idempotency else None,
         fingerprint=idempotency.fingerprint if idempotency else "",
         limits=caller.limits,
-        reservation=reservation_of(draft.request),
+        reservation=draft.reservation,
         webhook=options.webhook,
         attended_by=api.name if is_attended else "",
     )

@@ -9,6 +9,7 @@ import contextlib
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from enum import StrEnum
+from functools import partial
 from typing import Final, NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
@@ -46,8 +47,6 @@ _STILL_HERE_S: Final = 5.0
 _PIECE_BYTES: Final = 64 << 10
 _BREATH_S: Final = 0.002
 """After so much work other requests have their turn."""
-_LARGE_BYTES: Final = 256 << 10
-"""A longer line is read beside the event loop."""
 _START_S: Final = 0.5
 """For so long the items of a new batch are started here; the loops go on."""
 _ERASE_S: Final = 60.0
@@ -111,7 +110,8 @@ async def submit_batch(
     key = idempotency_key(request)
     coming = _Coming(
         request,
-        api.settings,
+        api,
+        caller.tenant,
         form,
         options,
         takes_options=takes_options,
@@ -266,7 +266,8 @@ class _Coming:
     def __init__(
         self,
         request: Request,
-        settings: Settings,
+        api: ApiState,
+        tenant: str,
         form: BatchForm,
         options: JobOptions | None,
         *,
@@ -274,7 +275,10 @@ class _Coming:
         draft_of: DraftOf | None,
         with_fingerprint: bool,
     ) -> None:
+        settings = api.settings
         self._request = request
+        self._parsers = api.parsers
+        self._tenant = tenant
         self._max_bytes = settings.max_batch_bytes
         self._webhook_networks = settings.webhook_allow_networks
         self._splitter = _splitter_of(form, settings, takes_options=takes_options)
@@ -306,8 +310,7 @@ class _Coming:
         async with contextlib.aclosing(self._lines()) as coming:
             async for lines in coming:
                 for line in lines:
-                    is_large = line.raw is not None and len(line.raw) > _LARGE_BYTES
-                    item = await asyncio.to_thread(self._items.item_of, line) if is_large else self._items.item_of(line)
+                    item = await self._item_of(line)
                     item_bytes = len(item.request) if isinstance(item, NewItem) else 0
                     if items and (len(items) == SLICE_ITEMS or size + item_bytes > SLICE_BYTES):
                         yield items
@@ -323,12 +326,19 @@ class _Coming:
         if items:
             yield items
 
+    async def _item_of(self, line: Line) -> NewItem | InvalidItem:
+        if line.raw is None:
+            return self._items.too_long(line.number)
+        read = await self._parsers.parse(self._tenant, line.raw, self._items.read)
+        return self._items.item_of(line.number, read)
+
     async def _lines(self) -> AsyncGenerator[Iterator[Line]]:
         async with contextlib.aclosing(self._pieces()) as pieces:
             async for piece in pieces:
                 yield self._splitter.feed(piece)
                 if self._options is None and self._splitter.job is not None:
-                    self._options = options_of_job(self._splitter.job, self._webhook_networks)
+                    parse = partial(options_of_job, webhook_networks=self._webhook_networks)
+                    self._options = await self._parsers.parse(self._tenant, self._splitter.job, parse)
         yield self._splitter.end()
 
     async def _pieces(self) -> AsyncGenerator[bytes]:

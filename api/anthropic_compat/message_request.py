@@ -12,7 +12,16 @@ from starlette.requests import Request
 
 from api.fields import BODY, refuse
 from api.headers import idempotency_key, one, several
-from api.native.job_request import MOST_MAX_TOKENS, Draft, JobOptions, check_max_tokens, check_messages, check_model
+from api.native.job_request import (
+    MOST_MAX_TOKENS,
+    Draft,
+    JobOptions,
+    check_max_tokens,
+    check_messages,
+    check_model,
+    drafted,
+)
+from api.strict_json import decode
 from api.submit import Idempotency
 from shared.errors import FieldError
 from shared.job import JobKind, Priority
@@ -66,11 +75,31 @@ def anthropic_beta_of(request: Request) -> str:
 _NOBODY: Final = CallHeaders(key=None, is_cancelled_by_leaving=False, anthropic_beta="")
 
 
+class MessageCall(NamedTuple):
+    """A call, as its body and headers ask for it."""
+
+    draft: Draft
+    is_streamed: bool
+    idempotency: Idempotency | None
+
+
 class MessageRequest(NamedTuple):
     """What the body asks for."""
 
     draft: Draft
     is_streamed: bool
+
+
+def parse_message_call(raw: bytes, *, headers: CallHeaders, default_model: str) -> "MessageCall":
+    """Raises InvalidRequest, which names every field that is not valid."""
+    body = decode(raw)
+    asked = message_request_of(body, headers, default_model=default_model)
+    return MessageCall(asked.draft, asked.is_streamed, idempotency_of(body, headers.key))
+
+
+def parse_count(raw: bytes, *, default_model: str, anthropic_beta: str) -> Draft:
+    """Raises InvalidRequest."""
+    return count_draft_of(decode(raw), default_model=default_model, anthropic_beta=anthropic_beta)
 
 
 def message_request_of(body: object, headers: CallHeaders, *, default_model: str) -> MessageRequest:
@@ -85,9 +114,9 @@ def message_request_of(body: object, headers: CallHeaders, *, default_model: str
     else:
         check_max_tokens(request["max_tokens"], MOST_MAX_TOKENS, errors)
     _check_common(request, errors)
-    draft = Draft(
-        model=request["model"],
-        request=msgspec.json.encode(request),
+    draft = drafted(
+        request["model"],
+        msgspec.json.encode(request),
         # What is out cannot be taken back here. Who may come back for the whole answer is better served by another attempt.
         may_start_over=not (is_streamed and headers.is_cancelled_by_leaving),
         anthropic_beta=headers.anthropic_beta,
@@ -105,9 +134,9 @@ def count_draft_of(body: object, *, default_model: str, anthropic_beta: str) -> 
     request = _members_of(body, default_model)
     request.pop("stream", None)
     _check_common(request, [])
-    return Draft(
-        model=request["model"],
-        request=msgspec.json.encode(request),
+    return drafted(
+        request["model"],
+        msgspec.json.encode(request),
         options=_COUNT_OPTIONS,
         kind=JobKind.COUNT_TOKENS,
         anthropic_beta=anthropic_beta,

@@ -7,6 +7,7 @@ A client that goes cancels its job, unless it can come back for the answer: with
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Final
 
 from starlette.requests import Request
@@ -19,9 +20,8 @@ from api.anthropic_compat.message_request import (
     COUNT_TIMEOUT_S,
     anthropic_beta_of,
     call_headers_of,
-    count_draft_of,
-    idempotency_of,
-    message_request_of,
+    parse_count,
+    parse_message_call,
 )
 from api.anthropic_compat.message_stream import ERASED, HeldFrames, ended_job, frames_of, message_of
 from api.anthropic_compat.wire import (
@@ -33,7 +33,7 @@ from api.anthropic_compat.wire import (
     refusal_of_problem,
     type_of,
 )
-from api.body import read_json
+from api.body import read_body
 from api.connection import while_connected
 from api.dependencies import ApiState, api_of, caller_of
 from api.errors import request_id_of
@@ -63,14 +63,14 @@ async def _message_call(request: Request) -> "tuple[_Call, bool]":
     api = api_of(request)
     caller = await caller_of(request, Scope.SUBMIT)
     headers = call_headers_of(request)
-    body = await read_json(request, api.settings.max_body_bytes)
-    asked = message_request_of(body, headers, default_model=api.settings.model)
+    parse = partial(parse_message_call, headers=headers, default_model=api.settings.model)
+    asked = await read_body(request, caller, api.settings.max_body_bytes, parse)
     call = await _begun(
         request,
         api,
         caller,
         asked.draft,
-        idempotency=idempotency_of(body, headers.key),
+        idempotency=asked.idempotency,
         is_cancelled_by_leaving=headers.is_cancelled_by_leaving,
     )
     return call, asked.is_streamed
@@ -81,8 +81,8 @@ async def count_tokens(request: Request) -> Response:
     api = api_of(request)
     caller = await caller_of(request, Scope.SUBMIT)
     beta = anthropic_beta_of(request)
-    body = await read_json(request, api.settings.max_body_bytes)
-    draft = count_draft_of(body, default_model=api.settings.model, anthropic_beta=beta)
+    parse = partial(parse_count, default_model=api.settings.model, anthropic_beta=beta)
+    draft = await read_body(request, caller, api.settings.max_body_bytes, parse)
     call = await _begun(request, api, caller, draft, idempotency=None, is_cancelled_by_leaving=True)
     return await call.whole(_count_answer, COUNT_TIMEOUT_S)
 

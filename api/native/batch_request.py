@@ -6,15 +6,16 @@ and places, never what stands there.
 
 import hashlib
 import re
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from api.batch_lines import JOB, Line
-from api.body import decode
+from api.batch_lines import JOB
 from api.fields import BODY, is_name, refuse
 from api.native.job_request import Draft, JobOptions, draft_of, options_of
+from api.strict_json import decode
 from shared.batch import ITEM_PRIORITY, InvalidItem, NewItem
 from shared.errors import FieldError, InvalidRequest
 from shared.job import new_id
@@ -40,57 +41,94 @@ _EVENTS: Final = {True: sorted(EventType), False: DEFAULT_BATCH_EVENTS}
 _DIGITS: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 
 
+class ReadRequest(NamedTuple):
+    """One request of a batch, read by itself."""
+
+    digest: bytes
+    """Of its canonical form, or of its bytes if it has none. Empty if nobody asked."""
+    custom_id: str | None
+    errors: Sequence[FieldError] = ()
+    model: str = ""
+    request: bytes = b""
+
+
+def read_request(raw: bytes, *, draft_of: DraftOf, with_digest: bool) -> ReadRequest:
+    """What can be said of a request without those before it. Raises nothing; takes long where it is large."""
+    try:
+        item = decode(raw)
+    except InvalidRequest as problem:
+        return ReadRequest(hashlib.sha256(raw).digest() if with_digest else b"", None, problem.errors)
+    digest = hashlib.sha256(msgspec.json.encode(item, order="deterministic")).digest() if with_digest else b""
+    if type(item) is not dict:
+        return ReadRequest(digest, None, [FieldError(BODY, "must be a JSON object")])
+    errors: list[FieldError] = []
+    custom_id = _custom_id_of(item, errors)
+    if len(item) > 2 or not item.keys() <= _MEMBERS:
+        errors += [_unknown(name) for name in item if name not in _MEMBERS][: _SHOWN_FIELDS + 1]
+    params = item.get("params")
+    if type(params) is not dict:
+        errors.append(FieldError("#/params", "must be an object" if "params" in item else "is missing"))
+    if errors:
+        return ReadRequest(digest, custom_id, errors)
+    try:
+        draft = draft_of(params)
+    except InvalidRequest as problem:
+        inside = [FieldError("#/params" + error.pointer[1:], error.detail) for error in problem.errors]
+        return ReadRequest(digest, custom_id, inside)
+    return ReadRequest(digest, custom_id, (), draft.model, draft.request)
+
+
+def _custom_id_of(item: dict[str, Any], errors: list[FieldError]) -> str | None:
+    custom_id = item.get("custom_id")
+    if type(custom_id) is str and 1 <= len(custom_id) <= MOST_CUSTOM_ID_CHARS and custom_id.isprintable():
+        return custom_id
+    missing = "custom_id" not in item
+    detail = "is missing" if missing else f"must be a text of 1 to {MOST_CUSTOM_ID_CHARS} printable characters"
+    errors.append(FieldError("#/custom_id", detail))
+    return None
+
+
+def job_draft_of(params: Any, *, default_model: str, max_prompt_chars: int) -> Draft:
+    """The parameters of a job, in a batch. Raises InvalidRequest."""
+    if JOB in params:
+        raise refuse(FieldError("#/job", "must stand beside requests, for all of them"))
+    return draft_of(params, default_model=default_model, max_prompt_chars=max_prompt_chars)
+
+
 class BatchItems:
-    """Makes the items of one batch of its lines, and remembers what must not come twice."""
+    """Makes the items of one batch of its requests, and remembers what must not come twice."""
 
     def __init__(
         self, settings: Settings, *, noun: str, with_fingerprint: bool, draft_of: DraftOf | None = None
     ) -> None:
         """``noun`` is what a line is called in messages; ``draft_of`` how its parameters are read, if not as a job's."""
-        self._settings = settings
-        self._draft_of = draft_of or self._draft_of_job
+        self._max_line_bytes = settings.max_batch_line_bytes
         self._noun = noun
         self._custom_ids: set[str] = set()
         self._digest = hashlib.sha256() if with_fingerprint else None
+        of_job = partial(job_draft_of, default_model=settings.model, max_prompt_chars=settings.max_prompt_chars)
+        self.read: Callable[[bytes], ReadRequest] = partial(
+            read_request, draft_of=draft_of or of_job, with_digest=with_fingerprint
+        )
+        """Of a line's bytes: can be done anywhere, in any order."""
 
-    def item_of(self, line: Line) -> NewItem | InvalidItem:
-        """The line as an item."""
-        number, raw = line
-        if raw is None:
-            self._note(number, b"too long")
-            return self._refused(
-                number, [FieldError(BODY, f"has more than {self._settings.max_batch_line_bytes} bytes")]
-            )
-        try:
-            item = decode(raw)
-        except InvalidRequest as problem:
-            if self._digest:
-                self._note(number, hashlib.sha256(raw).digest())
-            return self._refused(number, list(problem.errors))
-        if self._digest:
-            self._note(number, msgspec.json.encode(item, order="deterministic"))
-        if type(item) is not dict:
-            return self._refused(number, [FieldError(BODY, "must be a JSON object")])
-        errors: list[FieldError] = []
-        custom_id = self._custom_id_of(item, errors)
-        if len(item) > 2 or not item.keys() <= _MEMBERS:
-            errors += [_unknown(name) for name in item if name not in _MEMBERS][: _SHOWN_FIELDS + 1]
-        params = item.get("params")
-        if type(params) is not dict:
-            errors.append(FieldError("#/params", "must be an object" if "params" in item else "is missing"))
-        if errors or custom_id is None:
-            return self._refused(number, errors, custom_id)
-        try:
-            draft = self._draft_of(params)
-        except InvalidRequest as problem:
-            inside = [FieldError("#/params" + error.pointer[1:], error.detail) for error in problem.errors]
-            return self._refused(number, inside, custom_id)
-        return NewItem(number, new_id("job"), custom_id, draft.model, draft.request)
+    def item_of(self, number: int, read: ReadRequest) -> NewItem | InvalidItem:
+        """The line as an item; line after line."""
+        self._note(number, read.digest)
+        custom_id = read.custom_id
+        if custom_id is not None and custom_id in self._custom_ids:
+            twin = FieldError("#/custom_id", f"is that of an earlier {self._noun}")
+            return self._refused(number, [twin, *read.errors])
+        if custom_id is not None:
+            self._custom_ids.add(custom_id)
+        if read.errors or custom_id is None:
+            return self._refused(number, read.errors, custom_id)
+        return NewItem(number, new_id("job"), custom_id, read.model, read.request)
 
-    def _draft_of_job(self, params: Any) -> Draft:
-        if JOB in params:
-            raise refuse(FieldError("#/job", "must stand beside requests, for all of them"))
-        return draft_of(params, default_model=self._settings.model, max_prompt_chars=self._settings.max_prompt_chars)
+    def too_long(self, number: int) -> InvalidItem:
+        """A line whose bytes were not kept."""
+        self._note(number, b"too long")
+        return self._refused(number, [FieldError(BODY, f"has more than {self._max_line_bytes} bytes")])
 
     def fingerprint(self, options: JobOptions) -> str:
         """Of all that came in, once it is all there: equal JSON is the same body, whatever its spacing."""
@@ -103,20 +141,7 @@ class BatchItems:
             self._digest.update(b"%d %d " % (number, len(canonical)))
             self._digest.update(canonical)
 
-    def _custom_id_of(self, item: dict[str, Any], errors: list[FieldError]) -> str | None:
-        custom_id = item.get("custom_id")
-        if type(custom_id) is not str or not 1 <= len(custom_id) <= MOST_CUSTOM_ID_CHARS or not custom_id.isprintable():
-            missing = "custom_id" not in item
-            detail = "is missing" if missing else f"must be a text of 1 to {MOST_CUSTOM_ID_CHARS} printable characters"
-            errors.append(FieldError("#/custom_id", detail))
-            return None
-        if custom_id in self._custom_ids:
-            errors.append(FieldError("#/custom_id", f"is that of an earlier {self._noun}"))
-            return None
-        self._custom_ids.add(custom_id)
-        return custom_id
-
-    def _refused(self, number: int, errors: list[FieldError], custom_id: str | None = None) -> InvalidItem:
+    def _refused(self, number: int, errors: Sequence[FieldError], custom_id: str | None = None) -> InvalidItem:
         said = [_sentence(error) for error in errors[:_SHOWN_FIELDS]]
         if len(errors) > _SHOWN_FIELDS:
             said.append("and more")

@@ -6,6 +6,7 @@ The job lives as long as its caller waits: a client that goes cancels it, and af
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -14,18 +15,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.answers import json_answer
-from api.body import read_json
+from api.body import read_body
 from api.connection import while_connected
 from api.dependencies import Api, ApiState, Submitter
 from api.errors import document, request_id_of
 from api.fields import BODY, MOST_ERRORS, pointer, refuse
 from api.key_ring import not_valid
-from api.native.job_request import Draft, JobOptions, check_max_tokens, check_prompt, user_message
+from api.native.job_request import Draft, JobOptions, check_max_tokens, check_prompt, drafted, user_message
 from api.rate_limit import headers_of
 from api.relay import Closing, Gone, Watch
 from api.sse import PING, SseResponse
 from api.sse import frame as sse_frame
+from api.strict_json import decode
 from api.submit import submit
+from shared.api_key import Caller
 from shared.errors import (
     FieldError,
     Problem,
@@ -69,7 +72,7 @@ class _Result(msgspec.Struct):
 @router.post("/complete")
 async def complete(request: Request, api: Api, caller: Submitter) -> Response:
     """The whole answer to a prompt."""
-    draft = completion_draft_of(await read_json(request, api.settings.max_body_bytes), model=api.settings.model)
+    draft = await _draft_of(request, api, caller)
     job_id = new_id("job")
     with contextlib.closing(api.relay.watch(job_id)) as watch:
         submitted = await submit(api, caller, draft, job_id=job_id, is_attended=True)
@@ -89,7 +92,7 @@ async def complete(request: Request, api: Api, caller: Submitter) -> Response:
 @router.post("/complete/stream")
 async def complete_stream(request: Request, api: Api, caller: Submitter) -> Response:
     """The answer to a prompt as it is written: ``data:`` frames of text, and ``data: [DONE]``."""
-    draft = completion_draft_of(await read_json(request, api.settings.max_body_bytes), model=api.settings.model)
+    draft = await _draft_of(request, api, caller)
     job_id = new_id("job")
     watch = api.relay.watch(job_id)
     try:
@@ -116,6 +119,15 @@ def _key_ended_frame(request: Request) -> bytes:
     return sse_frame("error", document(not_valid(), request_id_of(request)))
 
 
+async def _draft_of(request: Request, api: ApiState, caller: Caller) -> Draft:
+    parse = partial(_parse, model=api.settings.model)
+    return await read_body(request, caller, api.settings.max_body_bytes, parse)
+
+
+def _parse(raw: bytes, *, model: str) -> Draft:
+    return completion_draft_of(decode(raw), model=model)
+
+
 def completion_draft_of(body: object, *, model: str) -> Draft:
     """``{prompt, max_tokens}``, checked. Raises InvalidRequest."""
     if not isinstance(body, dict):
@@ -134,7 +146,7 @@ def completion_draft_of(body: object, *, model: str) -> Draft:
         raise refuse(*errors)
     request = {"model": model, "max_tokens": max_tokens, "messages": user_message(str(prompt))}
     options = JobOptions(timeout_s=TIMEOUT_S, expires_in_s=TIMEOUT_S)
-    return Draft(model=model, request=msgspec.json.encode(request), options=options)
+    return drafted(model, msgspec.json.encode(request), options=options)
 
 
 def answer_of(job: Job) -> Answer:

@@ -12,7 +12,8 @@ import msgspec
 from api.fields import BODY, MOST_ERRORS, is_whole, pointer, refuse
 from shared.clock import from_rfc3339
 from shared.errors import FieldError
-from shared.job import JobKind, Priority
+from shared.job import JobKind, Priority, prompt_hash_of
+from shared.limits import Reservation, reservation_of
 from shared.webhook_address import Networks, refusal_of_url
 from shared.webhooks import JOB_EVENTS, EventType, Webhook
 
@@ -64,6 +65,13 @@ class Draft(msgspec.Struct, frozen=True):
     may_start_over: bool = True
     """See JobSpec."""
     anthropic_beta: str = ""
+    reservation: Reservation = Reservation()
+    prompt_hash: str = ""
+
+
+def drafted(model: str, request: bytes, **rest: Any) -> Draft:
+    """A draft, with what is counted over its whole request: that takes long where the request is large."""
+    return Draft(model, request, **rest, reservation=reservation_of(request), prompt_hash=prompt_hash_of(request))
 
 
 _DEFAULTS: Final = JobOptions()
@@ -94,7 +102,7 @@ def draft_of(body: object, *, default_model: str, max_prompt_chars: int, webhook
         errors.append(FieldError("#/messages", "is missing, and so is prompt: one of them is needed"))
     if errors:
         raise refuse(*errors)
-    return Draft(model=request["model"], request=msgspec.json.encode(request), options=options)
+    return drafted(request["model"], msgspec.json.encode(request), options=options)
 
 
 def user_message(prompt: str) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """``/v1/jobs``: submit, read, list, follow, cancel, retry, erase."""
 
-from typing import Annotated, Final
+from functools import partial
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, FastAPI, Query
 from starlette.requests import Request
@@ -8,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.answers import json_answer
-from api.body import read_json
+from api.body import read_body
 from api.connection import while_connected
 from api.dependencies import JOB_ID, Api, ApiState, Canceller, JobId, Reader, Submitter, api_of, caller_of
 from api.fields import refuse
@@ -21,10 +22,11 @@ from api.headers import (
     preferred_wait_s,
     wants_event_stream,
 )
-from api.native.job_request import Draft, JobOptions, draft_of
+from api.native.job_request import Draft, JobOptions, draft_of, drafted
 from api.native.job_view import render, render_page, url_of
 from api.rate_limit import headers_of
 from api.sse import StreamFormat, job_stream
+from api.strict_json import decode
 from api.submit import Idempotency, Submitted, position_of, submit
 from shared.api_key import Caller, Scope
 from shared.errors import FieldError, InvalidCursor, NotEnded
@@ -56,19 +58,24 @@ async def submit_job(request: Request) -> Response:
     key = idempotency_key(request)
     cursor = _cursor_of(one(request, b"last-event-id"))
     settings = api.settings
-    body = await read_json(request, settings.max_body_bytes)
-    draft = draft_of(
-        body,
+    parse = partial(
+        _parse,
+        key=key,
         default_model=settings.model,
         max_prompt_chars=settings.max_prompt_chars,
         webhook_networks=settings.webhook_allow_networks,
     )
-    idempotency = Idempotency(key, fingerprint_of(body)) if key is not None else None
+    draft, idempotency = await read_body(request, caller, settings.max_body_bytes, parse)
     if is_followed:
         return await _submit_and_follow(request, api, caller, draft, idempotency, cursor)
     if wait_s:
         return await _submit_and_wait(request, api, caller, draft, idempotency, wait_s)
     return _told(await submit(api, caller, draft, idempotency=idempotency))
+
+
+def _parse(raw: bytes, *, key: str | None, **bounds: Any) -> tuple[Draft, Idempotency | None]:
+    body = decode(raw)
+    return draft_of(body, **bounds), Idempotency(key, fingerprint_of(body)) if key is not None else None
 
 
 async def _submit_and_wait(
@@ -234,7 +241,7 @@ async def retry_job(request: Request, api: Api, caller: Submitter, job_id: JobId
     if not job.has_ended or job.state is JobState.SUCCEEDED:
         raise NotEnded("Only a job that ended without success can be retried.")
     idempotency = Idempotency(key, fingerprint_of({"retry_of": job_id})) if key is not None else None
-    draft = Draft(model=job.spec.model, request=upstream_request, options=_options_again(job))
+    draft = drafted(job.spec.model, upstream_request, options=_options_again(job))
     return _told(await submit(api, caller, draft, idempotency=idempotency, retry_of=job_id))
 
 

@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from api.answers import json_answer
 from api.body import read_json
-from api.dependencies import BATCH_ID, JOB_ID, Admin, Api, ApiState, Reader, Submitter, caller_of
+from api.dependencies import BATCH_ID, JOB_ID, Admin, Api, Reader, Submitter, caller_of
 from api.fields import BODY, is_whole, pointer, refuse
-from shared.api_key import Scope
+from shared.api_key import Caller, Scope
 from shared.clock import to_rfc3339
 from shared.errors import FieldError, InvalidCursor, NotFound
 from shared.webhooks import Attempt, Delivery, DeliveryState, EventType, Reason, Secrets
@@ -89,7 +89,7 @@ async def read_secret(api: Api, caller: Admin) -> Response:
 @router.post("/v1/webhooks/secret/rotate")
 async def rotate_secret(request: Request, api: Api, caller: Admin) -> Response:
     """A new secret; the one before it signs as well for ``grace_s`` yet."""
-    grace_s = await _grace_s(request, api)
+    grace_s = await _grace_s(request, caller)
     await caller_of(request, Scope.ADMIN)  # while the body came in, the key's own secret may have been replaced
     return _told(await api.runtime.webhooks.rotate(caller.tenant, grace_s=grace_s))
 
@@ -131,8 +131,8 @@ async def redeliver(api: Api, caller: Submitter, delivery_id: DeliveryId) -> Res
     return json_answer(render(await api.runtime.webhooks.redeliver(delivery_id, caller.tenant)), 202)
 
 
-async def _grace_s(request: Request, api: ApiState) -> int:
-    body = await read_json(request, api.settings.max_body_bytes) if _has_body(request) else {}
+async def _grace_s(request: Request, caller: Caller) -> int:
+    body = await read_json(request, caller) if _has_body(request) else {}
     if not isinstance(body, dict):
         raise refuse(FieldError(BODY, "must be a JSON object"))
     unknown = next((name for name in body if name != "grace_s"), None)

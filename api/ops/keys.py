@@ -112,7 +112,7 @@ async def create_key(request: Request, api: Api, caller: Manager) -> Response:
     """A new key of the caller's tenant. Its text is in this answer, and nowhere else ever."""
     if one(request, b"idempotency-key") is not None:
         raise refuse(FieldError("Idempotency-Key", "must not be sent: what is shown once cannot be repeated"))
-    draft = _draft_of(await read_json(request, api.settings.max_body_bytes), caller.limits)
+    draft = _draft_of(await read_json(request, caller), caller.limits)
     credential = credential_of(request.scope)
     if not draft.scopes <= caller.scopes or not is_within(draft.limits, caller.limits):
         raise _gives_too_much()
@@ -157,7 +157,7 @@ async def read_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
 @router.post("/v1/keys/{key_id}/rotate")
 async def rotate_key(request: Request, api: Api, caller: Manager, key_id: KeyId) -> Response:
     """A new secret for the key; the one before it is taken for ``grace_s`` yet."""
-    grace_s = _grace_of(await read_json(request, api.settings.max_body_bytes) if _has_body(request) else {})
+    grace_s = _grace_of(await read_json(request, caller) if _has_body(request) else {})
     key = await api.runtime.api_keys.get(key_id, caller.tenant)
     own = credential_of(request.scope)
     outlives = own is not None and own.ends_ms is not None and (key.expires_ms is None or key.expires_ms > own.ends_ms)

@@ -129,7 +129,7 @@ def test_a_request_that_is_too_long_is_told_so_however_it_is_cut(behind: bytes, 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_an_item_or_a_failed_one(raw: bytes) -> None:
     """Nothing is raised, and what is said of them is short."""
-    item = _items().item_of(Line(1, raw))
+    item = _item_of(_items(), 1, raw)
     assert isinstance(item, InvalidItem)
     assert len(item.message) < 400
 
@@ -182,9 +182,13 @@ def _items(noun: str = "line", *, with_fingerprint: bool = False) -> BatchItems:
     return BatchItems(load_settings(), noun=noun, with_fingerprint=with_fingerprint)
 
 
+def _item_of(items: BatchItems, number: int, raw: bytes) -> NewItem | InvalidItem:
+    return items.item_of(number, items.read(raw))
+
+
 def _item(line: Any, number: int = 2, items: BatchItems | None = None) -> NewItem | InvalidItem:
     raw = line if isinstance(line, bytes) else json.dumps(line).encode()
-    return (items or _items()).item_of(Line(number, raw))
+    return _item_of(items or _items(), number, raw)
 
 
 def _params(**members: Any) -> dict[str, Any]:
@@ -248,7 +252,7 @@ def test_a_line_that_cannot_run_says_why_without_a_word_of_it(line: Any, message
 
 def test_a_line_that_is_too_long_says_so() -> None:
     """Its bytes were not kept."""
-    assert _items().item_of(Line(3, None)) == InvalidItem(3, "line 3 has more than 4194304 bytes")
+    assert _items().too_long(3) == InvalidItem(3, "line 3 has more than 4194304 bytes")
 
 
 def test_a_custom_id_belongs_to_the_first_line_that_has_it() -> None:
@@ -267,7 +271,7 @@ def test_bodies_of_equal_json_have_one_fingerprint() -> None:
     def fingerprint(*lines: bytes, query: str = "") -> str:
         items = _items(with_fingerprint=True)
         for number, raw in enumerate(lines, 1):
-            items.item_of(Line(number, raw))
+            _item_of(items, number, raw)
         return items.fingerprint(options_of_query([("timeout_s", query)] if query else []))
 
     one = fingerprint(b'{"custom_id":"a","params":{}}', b"{")
