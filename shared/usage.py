@@ -4,6 +4,7 @@ A tenant's calls of one day (UTC) lie in one hash of Redis, whose fields ``field
 shared/store/ counts up, ``/v1/usage`` reads.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from datetime import date
 from enum import StrEnum
@@ -40,6 +41,11 @@ class UsageSums(msgspec.Struct, frozen=True):
 
 METRICS: Final = UsageSums.__struct_fields__
 
+MOST_ROWS_PER_DAY: Final = 500
+"""Models times API keys. Callers invent the names of models: what comes beyond this in a tenant's day is counted as OTHER."""
+OTHER: Final = "other"
+"""Of each API key one: the models beyond the bound, and those of calls that used nothing before their model used anything."""
+
 
 class UsageRow(NamedTuple):
     """What a tenant's calls of one day, model and API key add up to."""
@@ -74,29 +80,46 @@ def field_of(model: str, key_id: str | None, metric: str) -> str:
 
 
 def rows_of(day: date, fields: Iterable[tuple[str, int]]) -> list[UsageRow]:
-    """The rows that a day's hash holds, sorted. A metric that a newer version counts is left out."""
+    """The rows that a day's hash holds, sorted. A metric that a newer version counts is left out, and a row of nothing."""
     found: dict[tuple[str, str], dict[str, int]] = {}
     for field, amount in fields:
         model, key_id, metric = field.rsplit("\n", 2)
-        if metric in METRICS:
+        if amount and metric in METRICS:
             found.setdefault((model, key_id), {})[metric] = amount
     return [UsageRow(day, model, key_id or None, UsageSums(**found[model, key_id])) for model, key_id in sorted(found)]
 
 
-def grouped(rows: Iterable[UsageRow], by: frozenset[Grouping]) -> list[Group]:
-    """The rows put together, sorted by day, model and key."""
-    found: dict[tuple[date | None, str | None, str | None], UsageSums] = {}
-    for row in rows:
-        name = (
-            row.day if Grouping.DAY in by else None,
-            row.model if Grouping.MODEL in by else None,
-            row.key if Grouping.KEY in by else None,
-        )
-        found[name] = found.get(name, UsageSums()) + row.sums
-    ordered = sorted(found, key=lambda name: (name[0] or date.min, name[1] or "", name[2] or ""))
-    return [Group(*name, found[name]) for name in ordered]
+GroupName = tuple[date | None, str | None, str | None]
+"""Day, model and key."""
 
 
-def total_of(rows: Iterable[UsageRow]) -> UsageSums:
-    """All of them in one."""
-    return sum((row.sums for row in rows), UsageSums())
+class Summary:
+    """Rows put together as they come, and all of them in one."""
+
+    def __init__(self, by: frozenset[Grouping]) -> None:
+        self._by = by
+        self._found: dict[GroupName, UsageSums] = {}
+        self.total = UsageSums()
+
+    def add(self, rows: Iterable[UsageRow]) -> None:
+        """Some more."""
+        for row in rows:
+            name = (
+                row.day if Grouping.DAY in self._by else None,
+                row.model if Grouping.MODEL in self._by else None,
+                row.key if Grouping.KEY in self._by else None,
+            )
+            found = self._found.get(name)
+            self._found[name] = row.sums if found is None else found + row.sums
+            self.total += row.sums
+
+    def groups(self, *, after: GroupName | None = None, limit: int | None = None) -> list[Group]:
+        """Sorted by day, model and key; those after that one, and no more than that."""
+        names = sorted(self._found, key=_order_of)
+        begin = 0 if after is None else bisect_right(names, _order_of(after), key=_order_of)
+        end = None if limit is None else begin + limit
+        return [Group(*name, self._found[name]) for name in names[begin:end]]
+
+
+def _order_of(name: GroupName) -> tuple[date, str, str]:
+    return name[0] or date.min, name[1] or "", name[2] or ""

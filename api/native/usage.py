@@ -1,7 +1,7 @@
 """``/v1/usage``: what the caller's tenant used and what it cost, by day, model and API key."""
 
 import re
-from collections.abc import Sequence
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Final
 
@@ -12,13 +12,14 @@ from starlette.responses import Response
 from api.answers import json_answer
 from api.dependencies import Api, Reader
 from api.fields import refuse
-from shared.errors import FieldError
-from shared.usage import Group, Grouping, UsageRow, UsageSums, grouped, total_of
+from shared.errors import FieldError, InvalidCursor
+from shared.usage import Group, Grouping, GroupName, Summary, UsageSums
 
 router = APIRouter()
 
 MOST_DAYS: Final = 400
 DEFAULT_DAYS: Final = 7
+MOST_LINES: Final = 1000
 DEFAULT_GROUPING: Final = "day,model"
 
 _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
@@ -72,36 +73,69 @@ _GroupBy = Annotated[
 
 @router.get("/v1/usage")
 async def read_usage(
-    api: Api, caller: Reader, first: _From = None, last: _To = None, group_by: _GroupBy = None
+    api: Api,
+    caller: Reader,
+    first: _From = None,
+    last: _To = None,
+    group_by: _GroupBy = None,
+    after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MOST_LINES, description="Rows of a page.")] = MOST_LINES,
 ) -> Response:
     """The tokens, calls and cost of the caller's tenant."""
     first_day, last_day = _days_of(first, last, today=datetime.now(UTC).date())
     by = _grouping_of([DEFAULT_GROUPING] if group_by is None else group_by)
-    rows = await api.runtime.usage.read(caller.tenant, first_day, last_day)
-    return json_answer(render(rows, first_day, last_day, by))
-
-
-def render(rows: Sequence[UsageRow], first_day: date, last_day: date, by: frozenset[Grouping]) -> bytes:
-    """One line of JSON."""
-    return msgspec.json.encode(
-        UsageReport(
-            from_=first_day.isoformat(),
-            to=last_day.isoformat(),
-            group_by=[grouping for grouping in Grouping if grouping in by],
-            data=[_line_of(group, by) for group in grouped(rows, by)],
-            total=_line(total_of(rows)),
-        )
+    place = None if after is None else _place_of(after)
+    summary = Summary(by)
+    async for rows in api.runtime.usage.days(caller.tenant, first_day, last_day):
+        summary.add(rows)
+    groups = summary.groups(after=place, limit=limit + 1)
+    page = groups[:limit]
+    report = UsageReport(
+        from_=first_day.isoformat(),
+        to=last_day.isoformat(),
+        group_by=[grouping for grouping in Grouping if grouping in by],
+        data=[_line_of(group, by) for group in page],
+        total=_line(summary.total),
+        has_more=len(groups) > limit,
+        next=_cursor_of(page[-1]) if len(groups) > limit else None,
     )
+    return json_answer(msgspec.json.encode(report))
 
 
 class UsageReport(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """Rows sorted by day, model and key, and all of them in one. What was not used has no row."""
+    """Rows sorted by day, model and key, and all that there are in one. What was not used has no row."""
 
     from_: str
     to: str
     group_by: list[Grouping]
     data: list[UsageLine]
     total: UsageLine
+    """Of all days that were asked for, on every page."""
+    has_more: bool
+    next: str | None
+    """``after`` of the next page."""
+
+
+class _Place(msgspec.Struct, array_like=True):
+    """The last row of a page."""
+
+    day: date | None
+    model: str | None
+    key: str | None
+
+
+def _cursor_of(group: Group) -> str:
+    place = msgspec.json.encode(_Place(group.day, group.model, group.key))
+    return urlsafe_b64encode(place).decode().rstrip("=")
+
+
+def _place_of(cursor: str) -> GroupName:
+    """Raises InvalidCursor."""
+    try:
+        place = msgspec.json.decode(urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4)), type=_Place)
+    except (ValueError, msgspec.DecodeError):
+        raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")]) from None
+    return place.day, place.model, place.key
 
 
 def _line_of(group: Group, by: frozenset[Grouping]) -> UsageLine:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from shared.batch import BatchCounts, BatchState
 from shared.job import BANDS, TRANSITIONS, Step, Usage
 from shared.store import keys
+from shared.usage import MOST_ROWS_PER_DAY, OTHER
 from shared.webhooks import DeliveryState, EventType
 
 _PARTS: Final[dict[str, tuple[str, ...]]] = {
@@ -70,6 +71,8 @@ _CONSTANTS: Final = {
     "BATCH_EVENT": EventType.BATCH_ENDED.value,
     "JOB_EVENT": "job.",
     "USAGE_FIELDS": ",".join(Usage.__struct_fields__),
+    "USAGE_OTHER": OTHER,
+    "MOST_USAGE_ROWS": str(MOST_ROWS_PER_DAY),
     "DELIVERY_PENDING": DeliveryState.PENDING.value,
 }
 """Words that the scripts know by name."""

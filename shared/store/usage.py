@@ -1,10 +1,14 @@
 """Usage as it is read: what a tenant's calls add up to, day by day. The ledger counts it up; here nothing is written."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from datetime import date, timedelta
 
 from shared.store import keys
 from shared.store.commands import Commands
 from shared.usage import UsageRow, rows_of
+
+_DAYS_AT_ONCE = 40
 
 
 class UsageBook:
@@ -13,16 +17,18 @@ class UsageBook:
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
 
-    async def read(self, tenant: str, first_day: date, last_day: date) -> list[UsageRow]:
-        """The tenant's rows of these days (UTC, both included), sorted by day, model and key, in one round trip.
+    async def days(self, tenant: str, first_day: date, last_day: date) -> AsyncIterator[list[UsageRow]]:
+        """The tenant's rows of each of these days (UTC, both included) that has any, sorted by model and key.
 
-        A day without calls, or past the usage's retention, has none. Raises StorageUnavailable.
+        Others have their turn after each day: one has up to MOST_ROWS_PER_DAY rows, and some. Raises StorageUnavailable.
         """
         days = [first_day + timedelta(days=count) for count in range((last_day - first_day).days + 1)]
-        replies = [self._commands.call("HGETALL", keys.usage(tenant, day.isoformat())) for day in days]
-        rows: list[UsageRow] = []
-        for day, reply in zip(days, replies, strict=True):
-            found: list[bytes] = await reply
-            fields = zip(found[::2], found[1::2], strict=True)
-            rows += rows_of(day, [(field.decode(), int(amount)) for field, amount in fields])
-        return rows
+        for begin in range(0, len(days), _DAYS_AT_ONCE):
+            some = days[begin : begin + _DAYS_AT_ONCE]
+            replies = [self._commands.call("HGETALL", keys.usage(tenant, day.isoformat())) for day in some]
+            for day, reply in zip(some, replies, strict=True):
+                found: list[bytes] = await reply
+                if found:
+                    fields = zip(found[::2], found[1::2], strict=True)
+                    yield rows_of(day, [(field.decode(), int(amount)) for field, amount in fields])
+                    await asyncio.sleep(0)

@@ -41,7 +41,7 @@ async def used(api: CalledApi) -> CalledApi:
 async def test_usage_is_split_by_day_and_model(used: CalledApi) -> None:
     """If nothing else is said; every metric stands in every row."""
     report = await _read(used)
-    assert list(report) == ["from", "to", "group_by", "data", "total"]
+    assert list(report) == ["from", "to", "group_by", "data", "total", "has_more", "next"]
     assert (report["from"], report["to"], report["group_by"]) == ("2026-11-21", "2026-11-23", ["day", "model"])
     priced = _NOTHING | {"calls": 2, "input_tokens": 1000, "output_tokens": 500, "cost_nano_usd": 10_500_000}
     assert report["data"] == [
@@ -82,6 +82,25 @@ async def test_usage_can_be_split_otherwise(used: CalledApi, group_by: Any, by: 
         assert list(row) == [*by, *METRICS, "cost_usd"]
     assert list(report["total"]) == [*METRICS, "cost_usd"]
     assert report["total"]["calls"] == 5
+
+
+async def test_rows_come_in_pages(used: CalledApi) -> None:
+    """The total is of all of them, on each."""
+    whole = await _read(used)
+    assert (whole["has_more"], whole["next"]) == (False, None)
+    first = await _read(used, limit=2)
+    assert first["has_more"]
+    second = await _read(used, limit=2, after=first["next"])
+    assert (second["has_more"], second["next"]) == (False, None)
+    assert first["data"] + second["data"] == whole["data"]
+    assert first["total"] == second["total"] == whole["total"]
+
+
+@pytest.mark.parametrize("cursor", ["x", "bnVsbA", "W10", "WzFd", "\u00e9"])
+async def test_a_cursor_that_we_never_gave_is_400(api: CalledApi, cursor: str) -> None:
+    """Whatever it decodes to."""
+    response = await api.http.get("/v1/usage", params={"after": cursor})
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_cursor")
 
 
 async def test_days_outside_do_not_count(used: CalledApi) -> None:
@@ -170,4 +189,11 @@ async def test_usage_has_exactly_the_members_that_are_declared(used: CalledApi) 
         "day", "model", "key", *METRICS, "cost_usd",
     ]  # fmt: skip
     operation = document["paths"]["/v1/usage"]["get"]
-    assert [parameter["name"] for parameter in operation["parameters"]] == ["from", "to", "group_by", "X-Tenant"]
+    assert [parameter["name"] for parameter in operation["parameters"]] == [
+        "from",
+        "to",
+        "group_by",
+        "after",
+        "limit",
+        "X-Tenant",
+    ]

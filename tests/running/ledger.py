@@ -12,6 +12,7 @@ from shared.store.runtime import Runtime
 from shared.usage import UsageSums
 from simulator.record import Call
 from tests.running.crew import Crew
+from tests.support.usage import read_usage
 
 _LATE = 12
 """How many tokens the simulator may have sent that nobody read any more, as the client was about to close, or dead."""
@@ -30,6 +31,8 @@ class Row(NamedTuple):
     attempt: int
     route: str
     model: str
+    counted: str
+    """The model that it is counted for."""
     opened_ms: int
     ended: str | None
     """None: it is open."""
@@ -50,6 +53,7 @@ class Row(NamedTuple):
             attempt=int(fields["attempt"]),
             route=fields["route"],
             model=fields["model"],
+            counted=fields.get("counted", fields["model"]),
             opened_ms=int(fields["opened_ms"]),
             ended=fields.get("ended"),
             is_estimated=fields.get("estimated") == "1",
@@ -168,7 +172,7 @@ async def assert_usage_is_that_of(runtime: Runtime, rows: Iterable[Row]) -> None
     """By tenant, day, model and key."""
     expected: dict[tuple[str, date, str, str | None], UsageSums] = {}
     for row in rows:
-        name = (row.tenant, row.day, row.model, row.key or None)
+        name = (row.tenant, row.day, row.counted, row.key or None)
         expected[name] = expected.get(name, UsageSums()) + row.sums
     if not expected:
         return
@@ -176,6 +180,6 @@ async def assert_usage_is_that_of(runtime: Runtime, rows: Iterable[Row]) -> None
     told = {
         (tenant, row.day, row.model, row.key): row.sums
         for tenant in {name[0] for name in expected}
-        for row in await runtime.usage.read(tenant, first, last)
+        for row in await read_usage(runtime, tenant, first, last)
     }
     assert told == expected

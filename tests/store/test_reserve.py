@@ -32,6 +32,7 @@ from tests.support.upstreams import (
     state_of_route,
     sums_of,
 )
+from tests.support.usage import read_usage
 
 some_examples = hypothesis_settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -480,7 +481,7 @@ async def test_a_model_may_be_called_anything(runtime: Runtime, model: str) -> N
     assert (row.call_id, row.route, row.model) == (lost, route.name, model)
     assert await settled(runtime, route, lost, ended="lost", usage=Usage(output_tokens=1)) == 1
     day = _day_of(opened.opened_ms)
-    (usage,) = await runtime.usage.read("tenant-a", day, day)
+    (usage,) = await read_usage(runtime, "tenant-a", day, day)
     assert (usage.model, usage.sums.calls, usage.sums.input_tokens, usage.sums.output_tokens) == (model, 2, 3, 1)
     await permitted(runtime, other)
 

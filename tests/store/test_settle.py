@@ -14,7 +14,7 @@ from shared.store import keys
 from shared.store.queue import UNPRICED
 from shared.store.runtime import Runtime
 from shared.store.upstreams import UNMADE, Reserved, Settlement
-from shared.usage import METRICS, UsageSums, total_of
+from shared.usage import METRICS, MOST_ROWS_PER_DAY, OTHER, UsageSums
 from tests.support.store import all_keys, now_ms, record_of, start, succeed, ttl_ms
 from tests.support.upstreams import (
     a_call,
@@ -27,6 +27,7 @@ from tests.support.upstreams import (
     settled,
     sums_of,
 )
+from tests.support.usage import read_usage
 
 A_USAGE = Usage(input_tokens=10, output_tokens=20, cache_creation_input_tokens=3, cache_read_input_tokens=4)
 
@@ -34,7 +35,8 @@ A_USAGE = Usage(input_tokens=10, output_tokens=20, cache_creation_input_tokens=3
 async def counted(runtime: Runtime, tenant: str = "tenant-a") -> UsageSums:
     """All that the tenant's calls add up to, around today."""
     today = datetime.fromtimestamp(await now_ms(runtime) / 1000, UTC).date()
-    return total_of(await runtime.usage.read(tenant, today - timedelta(days=3), today + timedelta(days=1)))
+    rows = await read_usage(runtime, tenant, today - timedelta(days=3), today + timedelta(days=1))
+    return sum((row.sums for row in rows), UsageSums())
 
 
 async def lose_call(runtime: Runtime, call_id: str) -> None:
@@ -145,7 +147,7 @@ async def test_usage_is_of_the_day_on_which_the_call_began(runtime: Runtime) -> 
     await runtime.upstreams.settle(a_route().name, call_id, 1_795_390_000_000, end)
     end = Settlement("succeeded", Usage(2, 3), is_estimated=False, cost_nano_usd=4)
     await runtime.upstreams.settle(a_route().name, call_id, 1_795_392_000_000 + 10, end)
-    (row,) = await runtime.usage.read("tenant-a", date(2026, 11, 20), date(2026, 11, 25))
+    (row,) = await read_usage(runtime, "tenant-a", date(2026, 11, 20), date(2026, 11, 25))
     assert (row.day, row.sums) == (date(2026, 11, 22), UsageSums(1, 0, 2, 3, 0, 0, 4, 0))
 
 
@@ -276,7 +278,7 @@ async def test_the_sums_are_those_of_the_rows(runtime: Runtime, calls: list[Any]
     found = {
         (tenant, usage.model, (today - usage.day).days): usage.sums
         for tenant in ("tenant-a", "tenant-b")
-        for usage in await runtime.usage.read(tenant, today - timedelta(days=3), today)
+        for usage in await read_usage(runtime, tenant, today - timedelta(days=3), today)
         if usage.sums != UsageSums()
     }
     assert found == expected
@@ -306,3 +308,46 @@ async def test_a_job_pays_for_calls_that_ended_behind_its_back(runtime: Runtime)
     assert (await ttl_ms(runtime, keys.job(ended.id)) or 0) <= (before_ms or 0)
     await runtime.jobs.charge("job_gone", 5, tenant="tenant-a")
     assert not await runtime.commands.call("EXISTS", keys.job("job_gone"))
+
+
+async def test_a_name_of_a_call_that_used_nothing_is_not_counted(runtime: Runtime) -> None:
+    """Callers invent names, and what an upstream refuses is free; once the model was used, its failures are its own."""
+    for model in ("invented-1", "invented-2", "m"):
+        await called_as(runtime, model)
+    await called_as(runtime, "m", usage=A_USAGE)
+    await called_as(runtime, "m")
+    assert await calls_by_model(runtime) == {OTHER: 3, "m": 2}
+
+
+async def test_a_day_counts_a_bounded_number_of_models(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes beyond is one row more; what has a row goes on in it."""
+    day = datetime.fromtimestamp(await now_ms(runtime) / 1000, UTC).date().isoformat()
+    await called_as(runtime, "m-1", usage=A_USAGE)
+    await runtime.commands.call("HSET", keys.usage("tenant-a", day), "\n\nrows", MOST_ROWS_PER_DAY - 1)
+    for number in (2, 3, 4, 2, 1):
+        await called_as(runtime, f"m-{number}", usage=A_USAGE)
+    assert await calls_by_model(runtime) == {"m-1": 2, "m-2": 2, OTHER: 2}
+    assert (await counted(runtime)).output_tokens == 6 * A_USAGE.output_tokens
+
+
+async def test_a_call_that_was_lost_moves_to_its_own_row(runtime: Runtime) -> None:
+    """It used something after all."""
+    route = a_route()
+    call_id, _ = await permitted(runtime, route, model="m")
+    await lose_call(runtime, call_id)
+    await settled(runtime, route, call_id, ended="lost", is_estimated=True)
+    assert await calls_by_model(runtime) == {OTHER: 1}
+    await settled(runtime, route, call_id, usage=A_USAGE, cost_nano_usd=77)
+    assert await calls_by_model(runtime) == {"m": 1}
+    assert await counted(runtime) == UsageSums(1, 0, 10, 20, 3, 4, 77, 0)
+
+
+async def called_as(runtime: Runtime, model: str, **end: Any) -> None:
+    call_id, _ = await permitted(runtime, a_route(), model=model)
+    assert await settled(runtime, a_route(), call_id, **end) == 1
+
+
+async def calls_by_model(runtime: Runtime) -> dict[str, int]:
+    today = datetime.fromtimestamp(await now_ms(runtime) / 1000, UTC).date()
+    rows = await read_usage(runtime, "tenant-a", today, today)
+    return {row.model: row.sums.calls for row in rows}

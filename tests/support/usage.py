@@ -6,7 +6,7 @@ import msgspec
 
 from shared.store import keys
 from shared.store.runtime import Runtime
-from shared.usage import UsageSums, field_of
+from shared.usage import UsageRow, UsageSums, field_of
 
 
 async def count(
@@ -19,3 +19,8 @@ async def count(
     calls.append(runtime.commands.call("EXPIRE", name, int(runtime.settings.usage_retention_s)))
     for call in calls:
         await call
+
+
+async def read_usage(runtime: Runtime, tenant: str, first_day: date, last_day: date) -> list[UsageRow]:
+    """All rows of these days."""
+    return [row async for rows in runtime.usage.days(tenant, first_day, last_day) for row in rows]

@@ -4,7 +4,7 @@ from datetime import date
 
 import msgspec
 
-from shared.usage import METRICS, Grouping, UsageRow, UsageSums, field_of, grouped, rows_of, total_of
+from shared.usage import METRICS, Group, Grouping, Summary, UsageRow, UsageSums, field_of, rows_of
 
 MONDAY, TUESDAY = date(2026, 11, 23), date(2026, 11, 24)
 
@@ -50,30 +50,32 @@ def test_a_metric_of_a_newer_version_is_left_out() -> None:
 
 def test_rows_are_put_together_by_what_they_are_split_by() -> None:
     """And sorted by day, model and key, those without a key first."""
-    assert [(group.day, group.model, group.key, group.sums.calls) for group in grouped(_ROWS, frozenset(Grouping))] == [
+    assert [
+        (group.day, group.model, group.key, group.sums.calls) for group in _grouped(_ROWS, frozenset(Grouping))
+    ] == [
         (MONDAY, "a", None, 8),
         (MONDAY, "b", "key_1", 4),
         (MONDAY, "b", "key_2", 2),
         (TUESDAY, "b", None, 1),
     ]
-    assert [(group.day, group.sums.calls) for group in grouped(_ROWS, frozenset({Grouping.DAY}))] == [
+    assert [(group.day, group.sums.calls) for group in _grouped(_ROWS, frozenset({Grouping.DAY}))] == [
         (MONDAY, 14),
         (TUESDAY, 1),
     ]
-    assert [(group.key, group.sums.calls) for group in grouped(_ROWS, frozenset({Grouping.KEY}))] == [
+    assert [(group.key, group.sums.calls) for group in _grouped(_ROWS, frozenset({Grouping.KEY}))] == [
         (None, 9),
         ("key_1", 4),
         ("key_2", 2),
     ]
-    assert [group.sums for group in grouped(_ROWS, frozenset())] == [total_of(_ROWS)]
-    assert grouped([], frozenset()) == []
+    assert [group.sums for group in _grouped(_ROWS, frozenset())] == [_summary_of(_ROWS).total]
+    assert _grouped([], frozenset()) == []
 
 
 def test_every_way_of_splitting_has_the_same_total() -> None:
     """Nothing is lost, and nothing counted twice."""
     for by in (set[Grouping](), {Grouping.DAY}, {Grouping.MODEL}, {Grouping.KEY, Grouping.DAY}, set(Grouping)):
-        sums = [group.sums for group in grouped(_ROWS, frozenset(by))]
-        assert sum(sums, UsageSums()) == total_of(_ROWS)
+        sums = [group.sums for group in _grouped(_ROWS, frozenset(by))]
+        assert sum(sums, UsageSums()) == _summary_of(_ROWS).total
 
 
 def test_a_cost_is_dollars_and_null_only_if_nothing_is_known() -> None:
@@ -87,3 +89,22 @@ def test_a_cost_is_dollars_and_null_only_if_nothing_is_known() -> None:
 def test_metrics_are_whole_numbers() -> None:
     """HINCRBY counts nothing else."""
     assert {field.type for field in msgspec.structs.fields(UsageSums)} == {int}
+
+
+def test_groups_come_in_pages() -> None:
+    """Each begins after the last of the one before, whether that is still there or not."""
+    summary = _summary_of(_ROWS, frozenset(Grouping))
+    first = summary.groups(limit=3)
+    assert [group.key for group in first] == [None, "key_1", "key_2"]
+    assert summary.groups(after=first[-1][:3]) == summary.groups()[3:]
+    assert summary.groups(after=(MONDAY, "a", "gone")) == summary.groups()[1:]
+
+
+def _summary_of(rows: list[UsageRow], by: frozenset[Grouping] = frozenset()) -> Summary:
+    summary = Summary(by)
+    summary.add(rows)
+    return summary
+
+
+def _grouped(rows: list[UsageRow], by: frozenset[Grouping]) -> list[Group]:
+    return _summary_of(rows, by).groups()

@@ -8,25 +8,45 @@
 local route, id, ended, estimated = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 call('ZREM', key_calls(route), id)
 local row = call('HMGET', key_call(id), 'opened_ms', 'ended', 'tenant', 'key', 'model', 'bucket', 'reserved_input',
-  'reserved_output', 'estimated', 'unpriced', 'retry', 'day')
+  'reserved_output', 'estimated', 'unpriced', 'retry', 'day', 'counted')
 if not row[1] or (row[2] and row[2] ~= 'lost') then return 0 end
 local first, unmade = not row[2], ended == 'unmade'
+
+-- The model that the call is counted for. Callers invent names, and a day's hash is read as a whole: a name of a call that used
+-- nothing, or beyond the bound, is counted as USAGE_OTHER unless it has a row already.
+local function counted_as(usage, row)
+  if call('HEXISTS', usage, row[5] .. '\n' .. row[4] .. '\ncalls') == 1 then return row[5] end
+  local is_used = false
+  for i = 15, #ARGV, 2 do is_used = is_used or ARGV[i] ~= '0' end
+  if unmade or not is_used or tonumber(call('HGET', usage, '\n\nrows') or 0) >= tonumber(MOST_USAGE_ROWS) then
+    return USAGE_OTHER
+  end
+  call('HINCRBY', usage, '\n\nrows', 1)
+  return row[5]
+end
 
 -- The ledger. What a row that was lost has counted so far is taken back, on the day that it was counted for.
 local day = row[12] or ARGV[5]
 local unpriced = unmade and 0 or 1 - tonumber(ARGV[13])
 if unmade then estimated = 0 end
-local usage, of = key_usage(row[3], day), row[5] .. '\n' .. row[4] .. '\n'
-local closing = {'ended', ended, 'closed_ms', int(now), 'estimated', int(estimated), 'unpriced', int(unpriced), 'day', day}
-local function sum(metric, change)
-  if change ~= 0 then call('HINCRBY', usage, of .. metric, int(change)) end
+local usage = key_usage(row[3], day)
+local counted_before, counted = row[13] or row[5], counted_as(usage, row)
+local closing = {'ended', ended, 'closed_ms', int(now), 'estimated', int(estimated), 'unpriced', int(unpriced), 'day', day,
+  'counted', counted}
+local function sum_of(model, metric, change)
+  if change ~= 0 then call('HINCRBY', usage, model .. '\n' .. row[4] .. '\n' .. metric, int(change)) end
+end
+local function sum(metric, amount, before)
+  if counted == counted_before then return sum_of(counted, metric, amount - before) end
+  sum_of(counted_before, metric, -before)
+  sum_of(counted, metric, amount)
 end
 local input, output, taken_back = 0, 0, 0
 for i = 14, #ARGV, 2 do
   local amount = unmade and 0 or tonumber(ARGV[i + 1])
   local before = first and 0 or tonumber(call('HGET', key_call(id), ARGV[i]) or 0)
   local more = amount - before
-  sum(ARGV[i], more)
+  sum(ARGV[i], amount, before)
   if ARGV[i] == 'cost_nano_usd' then taken_back = before end
   closing[#closing + 1] = ARGV[i]
   closing[#closing + 1] = int(amount)
@@ -34,9 +54,9 @@ for i = 14, #ARGV, 2 do
   if ARGV[i] == 'input_tokens' or ARGV[i] == 'cache_creation_input_tokens' then input = input + more end
   if ARGV[i] == 'output_tokens' then output = more end
 end
-sum('calls', (unmade and 0 or 1) - (first and 0 or 1))
-sum('estimated_calls', estimated - tonumber(row[9] or 0))
-sum('unpriced_calls', unpriced - tonumber(row[10] or 0))
+sum('calls', unmade and 0 or 1, first and 0 or 1)
+sum('estimated_calls', estimated, tonumber(row[9] or 0))
+sum('unpriced_calls', unpriced, tonumber(row[10] or 0))
 if call('PTTL', usage) < 0 then call('PEXPIRE', usage, ARGV[6]) end
 
 -- The limits: what was reserved makes room for what was used. Nothing was reserved where there was no limit.
