@@ -1,15 +1,34 @@
-"""Answers whose JSON is encoded already."""
+"""Responses whose JSON is encoded already."""
 
 from collections.abc import Mapping
 from typing import Final
 
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from api.dependencies import ApiState, tenant_of
 from api.headers import JSON
 
 _NO_STORE: Final = {"Cache-Control": "no-store"}
+_LARGE_BYTES: Final = 64 << 10
+"""As much of a response waits in the connection at once; what is larger is counted until its client has read it."""
 
 
 def json_answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Not for caches: what a job is like is true for a moment only, and private."""
-    return Response(body, status, {**_NO_STORE, **headers} if headers else _NO_STORE, JSON)
+    kind = Response if len(body) <= _LARGE_BYTES else _LargeResponse
+    return kind(body, status, {**_NO_STORE, **headers} if headers else _NO_STORE, JSON)
+
+
+class _LargeResponse(Response):
+    """Sent piece by piece, as its client reads. Raises QueueFull instead if too much waits to be read already."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        api: ApiState = scope["state"]["api"]
+        body = bytes(self.body)
+        with api.unsent.held(tenant_of(scope), len(body)):
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for place in range(0, len(body), _LARGE_BYTES):
+                piece = body[place : place + _LARGE_BYTES]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})

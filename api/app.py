@@ -23,6 +23,7 @@ from api.ops import health, keys, problems
 from api.parsers import Parsers
 from api.proxies import TrustedProxies
 from api.relay import Relay
+from api.unsent import UnsentBytes
 from api.uploads import Uploads
 from shared.errors import SettingsError
 from shared.job import new_id
@@ -74,8 +75,19 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             Parsers() as parsers,
         ):
             log = get_logger("api").bind()
+            unsent = UnsentBytes(settings.max_unsent_bytes)
             api = ApiState(
-                new_id("api"), settings, runtime, relay, batch_relay, key_ring, Uploads(), parsers, asyncio.Event(), log
+                new_id("api"),
+                settings,
+                runtime,
+                relay,
+                batch_relay,
+                key_ring,
+                Uploads(),
+                parsers,
+                unsent,
+                asyncio.Event(),
+                log,
             )
             async with asyncio.TaskGroup() as group:
                 loops = [group.create_task(loop, name=name) for name, loop in background.loops_of(api).items()]

@@ -2,8 +2,9 @@
 
 import asyncio
 import re
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import Depends, Path
 from starlette.requests import Request
@@ -13,12 +14,15 @@ from api.batch_relay import BatchRelay
 from api.key_ring import KeyRing
 from api.parsers import Parsers
 from api.relay import Relay
+from api.unsent import UnsentBytes
 from api.uploads import Uploads
 from shared.api_key import Caller, Scope
 from shared.errors import NotFound
 from shared.settings import Settings
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger
+
+_TENANT: Final = "tokenspool.tenant"
 
 JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 BATCH_ID: Final = re.compile(r"batch_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
@@ -51,6 +55,7 @@ class ApiState:
     key_ring: KeyRing
     uploads: Uploads
     parsers: Parsers
+    unsent: UnsentBytes
     shutdown: asyncio.Event
     """Set when the server begins to stop."""
     log: Logger
@@ -77,7 +82,15 @@ async def _api(request: Request) -> ApiState:
 async def caller_of(request: Request, scope: Scope) -> Caller:
     """Who sent it, and may do that. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable."""
     api = api_of(request)
-    return await authenticate(request, api.settings, api.key_ring, scope)
+    caller = await authenticate(request, api.settings, api.key_ring, scope)
+    request.scope[_TENANT] = caller.tenant
+    return caller
+
+
+def tenant_of(scope: MutableMapping[str, Any]) -> str:
+    """Whose request it is, once that was asked; the empty name if nobody's."""
+    tenant: str = scope.get(_TENANT, "")
+    return tenant
 
 
 async def _submitter(request: Request) -> Caller:

@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     max_bodies_bytes: Bytes = 512 << 20
     """What the bodies that one API process is reading may hold together, but for the first 64 KiB of each; one more is refused
     with 503. Lower it where the process has little memory, but not below ``TOKENSPOOL_MAX_BODY_BYTES``."""
+    max_unsent_bytes: Bytes = 256 << 20
+    """What large responses (above 64 KiB) of one API process that their clients have not read yet may hold together; one more
+    of a tenant that holds half of it is refused with 503. Lower it where the process has little memory."""
     max_batch_bytes: Bytes = 256 << 20
     """Larger batches are refused with 413."""
     max_batch_requests: int = Field(100_000, ge=1, le=1_000_000)
