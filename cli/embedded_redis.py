@@ -22,6 +22,7 @@ from cli.child import Child, start_child
 _HOST = "127.0.0.1"
 # sun_path holds 108 bytes on Linux and 104 on macOS, its terminating zero included.
 _LONGEST_SOCKET_PATH_BYTES = 103
+_SOCKET_NAME = "redis.sock"
 _POLL_S = 0.005
 
 
@@ -41,9 +42,9 @@ class EmbeddedRedis:
             server.kill()      # SIGKILL
             server.restart()   # same address, same files
 
-    Without ``directory`` its files are temporary and go with it. ``unix_socket`` listens on a socket file in the
-    directory that only this user can open, and on no port at all (where the path is too long for that, on a port as
-    usual). ``options`` are configuration directives; they win over ours. Everything blocks, 50 ms for a start. Raises
+    Without ``directory`` its files are temporary and go with it. ``unix_socket`` listens on a socket file that only this
+    user can open, and on no port at all: a port would be open to every user of the machine. The file lies in the
+    directory or, where that path is too long for one, in a temporary directory of this user's. ``options`` are configuration directives; they win over ours. Everything blocks, 50 ms for a start. Raises
     EmbeddedRedisError when no server can run here, DirectoryInUseError when one already runs on the directory.
     """
 
@@ -66,8 +67,10 @@ class EmbeddedRedis:
         self.port = port
         """The loopback port; None before the first start, and always with a socket file."""
         self.socket_path: Path | None = None
-        if unix_socket and len(bytes(self.directory / "redis.sock")) <= _LONGEST_SOCKET_PATH_BYTES:
-            self.socket_path = self.directory / "redis.sock"
+        self._socket_directory: Path | None = None
+        """A temporary one, for the socket file alone."""
+        if unix_socket:
+            self.socket_path = self._place_of_socket()
         self.binary = binary
         self._append_only = append_only
         self._maxmemory_bytes = maxmemory_bytes
@@ -170,6 +173,17 @@ class EmbeddedRedis:
         self._unlock_directory()
         if self._is_temporary:
             shutil.rmtree(self.directory, ignore_errors=True)
+        if self._socket_directory is not None:
+            shutil.rmtree(self._socket_directory, ignore_errors=True)
+
+    def _place_of_socket(self) -> Path:
+        path = self.directory / _SOCKET_NAME
+        if _is_too_long(path):
+            self._socket_directory = Path(tempfile.mkdtemp(prefix="tokenspool-"))  # for this user alone: 0700
+            path = self._socket_directory / _SOCKET_NAME
+        if _is_too_long(path):
+            raise EmbeddedRedisError(f"The path of {path} is too long for a socket: choose a shorter data directory.")
+        return path
 
     def _lock_directory(self) -> None:
         """Own the directory. The server inherits the lock, so it is held until both of us are gone."""
@@ -313,6 +327,10 @@ def machine_memory_bytes() -> int:
     with contextlib.suppress(OSError, ValueError):
         return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return machine
+
+
+def _is_too_long(path: Path) -> bool:
+    return len(bytes(path)) > _LONGEST_SOCKET_PATH_BYTES
 
 
 def _free_port() -> int:

@@ -143,12 +143,28 @@ def test_a_socket_file_is_for_this_user_alone_and_replaces_the_port(tmp_path: Pa
             assert client.ping()
 
 
-def test_a_path_too_long_for_a_socket_means_a_port(tmp_path: Path) -> None:
-    """The kernel allows about a hundred bytes."""
+def test_a_path_too_long_for_a_socket_means_another_place_for_it(tmp_path: Path) -> None:
+    """The kernel allows about a hundred bytes. Never a port: every user of the machine could read the prompts."""
     deep = tmp_path / ("d" * 120)
     with EmbeddedRedis(deep, unix_socket=True) as server, _client(server) as client:
-        assert server.url.startswith("redis://127.0.0.1:")
+        assert server.port is None
+        assert server.socket_path is not None
+        assert stat.S_IMODE(server.socket_path.parent.stat().st_mode) == 0o700
         assert client.ping()
+        server.kill()
+        server.restart()
+        assert client.ping()
+    assert not server.socket_path.parent.exists()
+    assert deep.exists()
+
+
+def test_where_every_path_is_too_long_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what to do."""
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    with pytest.raises(EmbeddedRedisError, match="shorter data directory"):
+        EmbeddedRedis(deep, unix_socket=True)
 
 
 def test_an_address_before_the_start_is_a_bug_that_is_told() -> None:
