@@ -15,6 +15,7 @@ from api.address_limit import AddressLimit
 from api.anthropic_compat import batches as message_batches
 from api.anthropic_compat import messages, models
 from api.batch_relay import BatchRelay
+from api.browser_guard import BrowserGuard
 from api.dependencies import ApiState
 from api.envelope import Envelope
 from api.key_ring import KeyRing
@@ -27,7 +28,7 @@ from api.unsent import UnsentBytes
 from api.uploads import Uploads
 from shared.errors import SettingsError
 from shared.job import new_id
-from shared.settings import Settings, load_settings
+from shared.settings import Auth, Settings, load_settings
 from shared.store.runtime import open_runtime
 from shared.telemetry import configure_logging, get_logger
 from shared.version import version
@@ -52,6 +53,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     if settings.address_requests_per_minute:
         app.add_middleware(AddressLimit, requests_per_minute=settings.address_requests_per_minute)
+    if settings.auth is Auth.OFF:
+        app.add_middleware(BrowserGuard, hosts=settings.allowed_hosts, origins=settings.cors_origins)
     app.add_middleware(Envelope, cors_origins=settings.cors_origins)
     if settings.trusted_proxies:
         app.add_middleware(TrustedProxies, networks=settings.trusted_proxies)

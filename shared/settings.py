@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins whose pages may call this API from a browser, comma separated, or ``*`` (not with ``TOKENSPOOL_AUTH=off``).
     None: CORS is off."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names by which this API is called under ``TOKENSPOOL_AUTH=off``, beside 127.0.0.1, localhost and [::1], comma separated and
+    without ports, or ``*`` for any. Other Host headers are refused: a web page could rebind its name to this machine."""
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = ()
     """Networks of the reverse proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed, comma separated.
     None: nobody's are."""
@@ -199,6 +202,11 @@ class Settings(BaseSettings):
         if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
             raise PydanticCustomError("origins", "origins like https://app.example.com and comma separated")
         return origins
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _hosts(cls, value: object) -> object:
+        return _listed(value)
 
     @field_validator("trusted_proxies", "webhook_allow_networks", mode="before")
     @classmethod

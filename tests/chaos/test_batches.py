@@ -137,7 +137,7 @@ async def test_an_api_that_dies_while_a_batch_comes_in_leaves_nothing(empty: Dep
         _, writer = await asyncio.open_connection(host, int(port))
         body = _lines("never-started", 3_000)
         writer.write(
-            b"POST /v1/batches HTTP/1.1\r\nHost: x\r\nContent-Type: application/jsonl\r\nContent-Length: %d\r\n\r\n"
+            b"POST /v1/batches HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/jsonl\r\nContent-Length: %d\r\n\r\n"
             % (len(body) + 1_000)
         )
         writer.write(body)

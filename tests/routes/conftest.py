@@ -110,7 +110,7 @@ async def called_api(**settings: Any) -> AsyncIterator[CalledApi]:
 
     transport = httpx2.ASGITransport(app=with_state)
     try:
-        async with httpx2.AsyncClient(transport=transport, base_url="http://api") as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             yield CalledApi(client, state)
     finally:
         closing.set()

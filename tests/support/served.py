@@ -49,7 +49,7 @@ async def serving(redis_url: str, *, bounds: Bounds | None = None, **settings: A
     """
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    app = create_app(load_settings(**{"redis_url": redis_url, "auth": "off", **settings}))
+    app = create_app(load_settings(**{"redis_url": redis_url, "auth": "off", "allowed_hosts": "*", **settings}))
     door = Door(bounds or bounds_of(0, KEEP_ALIVE_S, open_files()))
     server = _Server(
         uvicorn.Config(
