@@ -23,6 +23,8 @@ from shared.job import new_id
 from shared.telemetry import get_logger
 
 _ID: Final = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
+_MODELS: Final = b"/v1/models/"
+"""Ids of models have slashes in them. Anywhere else a %2F would be a slash to us, and none to the rules of a proxy in front."""
 _NO_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
@@ -97,6 +99,8 @@ def _problem_of_target(scope: Scope) -> Problem | None:
     """A path or query with bytes that are no text. What a server decoded leniently is looked at as it was sent."""
     path: bytes = scope.get("raw_path") or b""
     query: bytes = scope["query_string"]
+    if b"%2f" in path.lower() and not path.startswith(_MODELS):
+        return InvalidRequest("The path may have no %2F but in a model's id: write / as it is.")
     for part in (path, query):
         if b"%" in part:
             if _NO_ESCAPE.search(part):

@@ -1,11 +1,11 @@
 """The only place a job is born."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from api.admission import admit
 from api.dependencies import ApiState
 from api.native.job_request import Draft
-from shared.api_key import Caller
+from shared.api_key import Caller, Scope
 from shared.errors import StorageFull
 from shared.job import Job, JobSpec, JobState, Submission, new_id
 from shared.limits import LimitState
@@ -28,6 +28,20 @@ class Submitted(NamedTuple):
     is_replayed: bool
     limits: tuple[LimitState, ...] = ()
     """Of those that are set, how they stand behind it."""
+
+
+SHOWN_TO_READERS: Final = (
+    "The Idempotency-Key is another API key's: its answer is shown to keys with the scope read alone."
+)
+
+
+def may_see_all(submitted: Submitted, caller: Caller) -> bool:
+    """Whether the caller is shown the job's result, metadata and webhook. Who may not read sees what it sent itself alone: not
+    what another key sent with the same Idempotency-Key, and not of a job that it only retries.
+    """
+    spec = submitted.job.spec
+    is_own = not submitted.is_replayed or spec.key_id == (caller.key_id or "")
+    return Scope.READ in caller.scopes or (is_own and spec.retry_of is None)
 
 
 async def submit(

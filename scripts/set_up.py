@@ -218,11 +218,26 @@ def install_model(key: str) -> None:
         mark_ready("model", key)
 
 
+WHEELS = ("--only-binary", ":all:")
+"""A source distribution would be built with what no hash pins. Our own checkout is not one of them."""
+
+
 def pip(part: str, *arguments: str | Path, into: Path | None = None) -> None:
     """Install into .venv, or into another environment by its Python."""
     target: list[str | Path] = ["--python", into] if into else []
     completed = run(
-        [PYTHON, "-m", "pip", *target, "--disable-pip-version-check", "--no-input", "install", "--quiet", *arguments]
+        [
+            PYTHON,
+            "-m",
+            "pip",
+            *target,
+            "--disable-pip-version-check",
+            "--no-input",
+            "install",
+            "--quiet",
+            *WHEELS,
+            *arguments,
+        ]
     )
     if completed.returncode != 0:
         sys.stderr.write(completed.stdout)

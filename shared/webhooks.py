@@ -57,12 +57,16 @@ class _Stored(msgspec.Struct, frozen=True):
     """The URL, hashed: what a 410 disables."""
 
 
+_STANDARD_PORTS = {"http": 80, "https": 443}
+
+
 def stored_form(webhook: Webhook | None) -> bytes:
     """JSON for a record; empty for none."""
     if webhook is None:
         return b""
     parts = urlsplit(webhook.url)
-    origin = f"{parts.scheme}://{parts.hostname}:{parts.port or ''}"
+    port = parts.port or _STANDARD_PORTS.get(parts.scheme)  # https://x and https://x:443 are one receiver
+    origin = f"{parts.scheme}://{parts.hostname}:{port}"
     stored = _Stored(webhook.url, webhook.events, webhook.result, _short_hash(origin), _short_hash(webhook.url))
     return msgspec.json.encode(stored)
 

@@ -42,9 +42,9 @@ from api.native.job_request import Draft
 from api.rate_limit import headers_of
 from api.relay import Watch
 from api.sse import SseResponse
-from api.submit import Idempotency, Submitted, submit
+from api.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, submit
 from shared.api_key import Caller, Scope
-from shared.errors import InternalError, NotFound, Problem, ServerStopping, StorageUnavailable
+from shared.errors import Forbidden, InternalError, NotFound, Problem, ServerStopping, StorageUnavailable
 from shared.job import Job, JobState, new_id
 
 _REPLAYED: Final = {"idempotency-replayed": "true"}
@@ -119,6 +119,8 @@ async def _begun(
         raise
     if submitted.is_replayed:
         watch.close()
+        if not may_see_all(submitted, caller):
+            raise Forbidden(SHOWN_TO_READERS)
         watch = api.relay.watch(submitted.job.id)
     return _Call(request, api, submitted, watch, has_key=idempotency is not None, is_attended=is_cancelled_by_leaving)
 

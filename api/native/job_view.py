@@ -76,9 +76,10 @@ def url_of(job_id: str) -> str:
     return f"/v1/jobs/{job_id}"
 
 
-def render(job: Job, queue_position: int | None, *, with_result: bool = True) -> bytes:
-    """One line of JSON."""
-    return _encode(view_of(job, queue_position, with_result=with_result))
+def render(job: Job, queue_position: int | None, *, with_result: bool = True, with_metadata: bool = True) -> bytes:
+    """One line of JSON. ``with_metadata``: what its submitter said of it too, metadata and webhook."""
+    view = view_of(job, queue_position, with_result=with_result)
+    return _encode(view if with_metadata else msgspec.structs.replace(view, metadata={}, webhook=None))
 
 
 def render_page(jobs: list[Job], positions: list[int | None], next_after: str | None) -> bytes:

@@ -27,9 +27,9 @@ from api.native.job_view import render, render_page, url_of
 from api.rate_limit import headers_of
 from api.sse import StreamFormat, job_stream
 from api.strict_json import decode
-from api.submit import Idempotency, Submitted, position_of, submit
+from api.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, position_of, submit
 from shared.api_key import Caller, Scope
-from shared.errors import FieldError, InvalidCursor, NotEnded
+from shared.errors import FieldError, Forbidden, InvalidCursor, NotEnded
 from shared.events import EventId, parse_cursor
 from shared.job import Job, JobState, new_id
 from shared.store.idempotency import fingerprint_of
@@ -70,7 +70,7 @@ async def submit_job(request: Request) -> Response:
         return await _submit_and_follow(request, api, caller, draft, idempotency, cursor)
     if wait_s:
         return await _submit_and_wait(request, api, caller, draft, idempotency, wait_s)
-    return _told(await submit(api, caller, draft, idempotency=idempotency))
+    return _told(await submit(api, caller, draft, idempotency=idempotency), caller)
 
 
 def _parse(raw: bytes, *, key: str | None, **bounds: Any) -> tuple[Draft, Idempotency | None]:
@@ -95,7 +95,7 @@ async def _submit_and_wait(
         watch.close()
     job = await api.runtime.jobs.get(job.id, caller.tenant, with_result=True)
     now = submitted._replace(job=job, queue_position=await position_of(api, job))
-    return _told(now, {"Preference-Applied": f"wait={wait_s}"})
+    return _told(now, caller, {"Preference-Applied": f"wait={wait_s}"})
 
 
 async def _submit_and_follow(
@@ -119,20 +119,24 @@ async def _submit_and_follow(
     if not is_replayed:
         return job_stream(api, job, queue_position=position, form=form, watch=watch, is_new=True, headers=headers)
     watch.close()
+    if not may_see_all(submitted, caller):
+        raise Forbidden(SHOWN_TO_READERS)
     return _follow(api, job, position, form, cursor, headers | _REPLAYED)
 
 
 _REPLAYED: Final = {"Idempotency-Replayed": "true"}
 
 
-def _told(submitted: Submitted, headers: dict[str, str] | None = None) -> Response:
+def _told(submitted: Submitted, caller: Caller, headers: dict[str, str] | None = None) -> Response:
     job = submitted.job
+    may_see_all_of_it = may_see_all(submitted, caller)
     all_headers = {"Location": url_of(job.id), **headers_of(submitted.limits), **(headers or {})}
     if submitted.is_replayed:
         all_headers |= _REPLAYED
     if not job.has_ended:
         all_headers |= RETRY_AFTER
-    return json_answer(render(job, submitted.queue_position), 200 if job.has_ended else 202, all_headers)
+    body = render(job, submitted.queue_position, with_result=may_see_all_of_it, with_metadata=may_see_all_of_it)
+    return json_answer(body, 200 if job.has_ended else 202, all_headers)
 
 
 @router.get("/v1/jobs/{job_id}")
@@ -242,7 +246,7 @@ async def retry_job(request: Request, api: Api, caller: Submitter, job_id: JobId
         raise NotEnded("Only a job that ended without success can be retried.")
     idempotency = Idempotency(key, fingerprint_of({"retry_of": job_id})) if key is not None else None
     draft = drafted(job.spec.model, upstream_request, options=_options_again(job))
-    return _told(await submit(api, caller, draft, idempotency=idempotency, retry_of=job_id))
+    return _told(await submit(api, caller, draft, idempotency=idempotency, retry_of=job_id), caller)
 
 
 def _options_again(job: Job) -> JobOptions:

@@ -172,7 +172,12 @@ async def rotate_key(request: Request, api: Api, caller: Manager, key_id: KeyId)
 
 @router.post("/v1/keys/{key_id}/revoke")
 async def revoke_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
-    """Lets nobody in any more, in every process within 5 s. A revoked key stays as it is."""
+    """Lets nobody in any more, in every process within 5 s. A revoked key stays as it is.
+
+    Only a key that may do all that the other may: else a lesser key could lock the tenant out.
+    """
+    if not (await api.runtime.api_keys.get(key_id, caller.tenant)).scopes <= caller.scopes:
+        raise Forbidden("A key revokes no key that may do more than itself.")
     key = await api.runtime.api_keys.revoke(key_id, caller.tenant)
     api.log.info("api_key_revoked", key_id=key_id, by=caller.key_id)
     return await _as_it_stands(api, key)

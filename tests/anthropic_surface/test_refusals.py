@@ -183,7 +183,7 @@ async def test_what_nobody_expected_is_500(http: httpx2.AsyncClient, monkeypatch
     def fail(*_: object, **__: object) -> None:
         raise ValueError("canary-4f1d")
 
-    monkeypatch.setattr(messages, "message_request_of", fail)
+    monkeypatch.setattr(messages, "parse_message_call", fail)
     assert envelope_of(await http.post("/v1/messages", json=asked()), 500, "api_error") == InternalError().detail
 
 

@@ -67,6 +67,16 @@ async def test_a_key_says_which_key_made_it(served: Served, http: httpx2.AsyncCl
     assert {key["id"]: key["made_by"] for key in listed} == {made["id"]: by_operator.key.id, by_operator.key.id: None}
 
 
+async def test_a_key_revokes_none_that_may_do_more(served: Served, admin: httpx2.AsyncClient) -> None:
+    """Else a key that only manages keys could lock the whole tenant out."""
+    keeper = await make_key(served.api.runtime, scopes=frozenset({Scope.ADMIN}))
+    made, equal = await _created(admin), await make_key(served.api.runtime, scopes=frozenset({Scope.ADMIN}))
+    headers = bearer(keeper.text)
+    assert (await admin.post(f"/v1/keys/{made['id']}/revoke", headers=headers)).status_code == 403
+    assert (await admin.get(f"/v1/keys/{made['id']}")).json()["status"] == "active"
+    assert (await admin.post(f"/v1/keys/{equal.key.id}/revoke", headers=headers)).json()["status"] == "revoked"
+
+
 async def test_a_rotation_shows_the_new_secret_once(admin: httpx2.AsyncClient) -> None:
     """Both are taken until the grace is over; without one the older is refused, once it is forgotten."""
     made = await _created(admin)
@@ -167,7 +177,8 @@ async def test_a_key_gives_no_more_than_it_has(served: Served, http: httpx2.Asyn
     ):
         rotated = await http.post(f"/v1/keys/{other.key.id}/rotate", headers=headers)
         assert (rotated.status_code, rotated.json()["code"]) == (403, "forbidden")
-        assert (await http.post(f"/v1/keys/{other.key.id}/revoke", headers=headers)).status_code == 200
+        revoked = await http.post(f"/v1/keys/{other.key.id}/revoke", headers=headers)
+        assert revoked.status_code == (200 if other.key.scopes == admin_alone else 403)
 
 
 async def test_what_is_left_out_is_what_the_maker_has(served: Served, http: httpx2.AsyncClient) -> None:

@@ -1,5 +1,6 @@
 """Who is let in, who is not, and what they are told: on our surface and on the Messages API's, over real HTTP."""
 
+import asyncio
 import binascii
 from typing import Any, Final
 
@@ -9,10 +10,14 @@ import pytest
 from api.anthropic_compat.wire import is_on_surface
 from api.app import create_app
 from shared.api_key import ALL_SCOPES, Scope
+from shared.job import JobState
 from shared.settings import load_settings
+from shared.store.api_keys import NewKey
+from shared.store.runtime import Runtime
 from tests.keys.conftest import TENANT, Serve, bearer, make_key
 from tests.support.author import Author
 from tests.support.served import Served
+from tests.support.wait import wait_until
 
 surfaces = pytest.mark.parametrize("path", ["/v1/jobs", "/v1/models"], ids=["native", "messages"])
 
@@ -177,6 +182,69 @@ async def test_every_route_asks_for_its_scope(served: Served, http: httpx2.Async
             assert refusal_of(refused, 403) == f"The key lacks the scope {scope}."
             let_in = await http.request(method, where, headers=bearer(only[scope]), content=b"not JSON")
             assert let_in.status_code not in (401, 403), (method, path, let_in.text)
+
+
+async def test_a_replay_tells_a_result_only_to_who_may_read(served: Served, http: httpx2.AsyncClient) -> None:
+    """Else who may only submit would read what another key sent, with its Idempotency-Key and body, or by retrying it."""
+    runtime = served.api.runtime
+    owner, submitter = await make_key(runtime), await make_key(runtime, scopes=frozenset({Scope.SUBMIT}))
+    body = {"prompt": "a", "job": {"metadata": {"secret": "s3cret"}}}
+    first = await http.post("/v1/jobs", json=body, headers=bearer(owner.text) | {"Idempotency-Key": "k"})
+    author = await Author.claim_next(runtime)
+    await author.fail()
+    for key in (owner, submitter):
+        replay = await http.post("/v1/jobs", json=body, headers=bearer(key.text) | {"Idempotency-Key": "k"})
+        assert (replay.status_code, replay.headers["idempotency-replayed"]) == (200, "true")
+        assert ("result" in replay.json(), "s3cret" in replay.text) == (key is owner, key is owner)
+    followed = bearer(submitter.text) | {"Idempotency-Key": "k", "Accept": "text/event-stream"}
+    assert (await http.post("/v1/jobs", json=body, headers=followed)).status_code == 403
+    retry = f"/v1/jobs/{first.json()['id']}/retry"
+    for _ in range(2):
+        retried = await http.post(retry, headers=bearer(submitter.text) | {"Idempotency-Key": "r"})
+        assert retried.status_code == 202
+        assert "s3cret" not in retried.text
+    author = await Author.claim_next(runtime)
+    await author.say("Hello.")
+    await author.succeed()
+    retried = await http.post(retry, headers=bearer(submitter.text) | {"Idempotency-Key": "r"})
+    assert retried.status_code == 200
+    assert "Hello" not in retried.text
+
+
+async def test_who_submits_sees_its_own_result(served: Served, http: httpx2.AsyncClient) -> None:
+    """It sent the prompt, and may have been cut off before it heard the answer."""
+    submitter = await make_key(served.api.runtime, scopes=frozenset({Scope.SUBMIT}))
+    headers = bearer(submitter.text) | {"Idempotency-Key": "k"}
+    await http.post("/v1/jobs", json={"prompt": "a"}, headers=headers)
+    author = await Author.claim_next(served.api.runtime)
+    await author.say("Hello.")
+    await author.succeed()
+    assert (await http.post("/v1/jobs", json={"prompt": "a"}, headers=headers)).json()["result"]["text"] == "Hello."
+
+
+async def test_a_message_is_told_again_only_to_who_may_read(served: Served, http: httpx2.AsyncClient) -> None:
+    """Of another key's call; its own is told to who sent it."""
+    runtime = served.api.runtime
+    owner, submitter = [await make_key(runtime, scopes=frozenset({Scope.SUBMIT})) for _ in range(2)]
+    body = {"max_tokens": 5, "messages": [{"role": "user", "content": "a"}]}
+
+    async def sent(key: NewKey) -> httpx2.Response:
+        return await http.post("/v1/messages", json=body, headers=bearer(key.text) | {"Idempotency-Key": "k"})
+
+    first = asyncio.create_task(sent(owner))
+    await wait_until_waiting(runtime)
+    author = await Author.claim_next(runtime)
+    await author.say("Hello.")
+    await author.succeed()
+    assert (await first).status_code == 200
+    assert [(await sent(key)).status_code for key in (owner, submitter)] == [200, 403]
+
+
+async def wait_until_waiting(runtime: Runtime) -> None:
+    async def waits() -> bool:
+        return (await runtime.queue.depth())[JobState.QUEUED] == 1
+
+    await wait_until(waits, "the job")
 
 
 async def test_a_cancel_tells_a_result_only_to_who_may_read(served: Served, http: httpx2.AsyncClient) -> None:

@@ -1,5 +1,7 @@
 """What becomes of a delivery behind an attempt, and what is stored of a webhook."""
 
+import json
+
 import pytest
 
 from shared.webhooks import (
@@ -72,3 +74,16 @@ def test_a_webhook_comes_back_as_it_was_stored() -> None:
     webhook = Webhook("https://h.example.com:443/a?b=c", (EventType.JOB_FAILED, EventType.BATCH_ENDED), result=True)
     assert webhook_of(stored_form(webhook)) == webhook
     assert stored_form(None) == b""
+
+
+def test_an_origin_is_one_however_its_port_is_written() -> None:
+    """Else a receiver would be told twice as much at once as it should."""
+
+    def origin_of(url: str) -> str:
+        stored = stored_form(Webhook(url, (EventType.JOB_FAILED,), result=False))
+        return str(json.loads(stored)["origin"])
+
+    assert origin_of("https://h.example.com/a") == origin_of("https://h.example.com:443/b")
+    assert origin_of("http://h.example.com") == origin_of("http://h.example.com:80")
+    assert len({origin_of(f"{url}.example.com") for url in ("http://h", "https://h", "https://i")}) == 3
+    assert origin_of("https://h.example.com:8443") != origin_of("https://h.example.com")
