@@ -21,7 +21,7 @@ class CallerLimits(msgspec.Struct, frozen=True, omit_defaults=True):
     """That may wait, items of batches included."""
     nano_usd_per_day: int = 0
     """Billionths of a dollar that calls may cost in a day (UTC). Once spent, submits are refused and what waits is parked; what
-    runs goes on, so this is passed by at most what was running."""
+    runs goes on, and holds what it may cost: so this is passed by one job at the most."""
     nano_usd_per_month: int = 0
     """The same for a calendar month (UTC)."""
 
@@ -73,19 +73,38 @@ class Reservation(NamedTuple):
     tokens: int = 0
     """``max_tokens``, and a guess at its input."""
     max_tokens: int = 0
+    """All that the LLM may say: of every answer, if several are asked for."""
+
+
+class _Sized(msgspec.Struct):
+    """The members that bound an answer, and those that ask for several: of the Messages API, of chat completions, of vLLM,
+    llama.cpp and Ollama. What is passed on to an upstream is what is reserved, by whichever name.
+    """
+
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
+    max_new_tokens: int | None = None
+    n_predict: int | None = None
+    num_predict: int | None = None
+    n: int | None = None
+    best_of: int | None = None
+    num_return_sequences: int | None = None
+
+
+MULTIPLIERS: Final = ("n", "best_of", "num_return_sequences")
+OUTPUT_BOUNDS: Final = tuple(name for name in _Sized.__struct_fields__ if name not in MULTIPLIERS)
 
 
 def reservation_of(request: bytes) -> Reservation:
     """Four bytes of input are taken for a token. Of an image that is far too much."""
     try:
-        max_tokens = msgspec.json.decode(request, type=_Sized).max_tokens
+        sized = msgspec.json.decode(request, type=_Sized)
     except msgspec.DecodeError:  # never one that we took in
-        max_tokens = 0
+        sized = _Sized()
+    most = max([getattr(sized, name) or 0 for name in OUTPUT_BOUNDS])
+    max_tokens = most * max([getattr(sized, name) or 1 for name in MULTIPLIERS])
     return Reservation(max_tokens + len(request) // 4 + 1, max_tokens)
-
-
-class _Sized(msgspec.Struct):
-    max_tokens: int = 0
 
 
 def arguments_of(limits: CallerLimits) -> Sequence[int]:

@@ -15,6 +15,7 @@ from typing import Annotated, Final, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.job import Usage
+from shared.limits import Reservation
 
 _PICO_PER_MILLIONTH: Final = 1_000_000
 """A dollar for a million tokens is a million pico-dollars for one: with six decimals, prices are whole numbers."""
@@ -229,6 +230,16 @@ class Prices:
                 holding = [price for price in prices if name in price.models and price.since <= day]
                 return max(holding, key=lambda price: price.since, default=None)
         return None
+
+
+_MOST_INPUT_ESTIMATE: Final = 200_000
+"""Of an image the guess at the input is many times too large, and would hold all of a budget."""
+
+
+def estimate_nano_usd(model: str, reservation: Reservation, prices: "Prices", day: date) -> int:
+    """What a call may cost: its guessed input, and all the output that it may have. 0 if no price is known."""
+    input_tokens = min(reservation.tokens - reservation.max_tokens, _MOST_INPUT_ESTIMATE)
+    return cost_nano_usd(model, Usage(input_tokens, reservation.max_tokens), prices, day) or 0
 
 
 def cost_nano_usd(

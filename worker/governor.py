@@ -17,6 +17,7 @@ from shared.completion import Completion, GarbledStream
 from shared.errors import StorageFull, StorageUnavailable
 from shared.events import OUR_NAMES, EventId, OurEvent
 from shared.job import Usage, new_id
+from shared.limits import reservation_of
 from shared.prices import Prices, cost_nano_usd
 from shared.routes import Limits, Route
 from shared.settings import Settings, routes_of
@@ -112,7 +113,9 @@ class Governor:
                 model=route.model,
                 is_retry=is_retry,
                 input_estimate=len(claim.request) // 4 + 1,
-                output_estimate=_max_tokens_of(claim.request) if self._gates.is_limited(route) else 1,
+                output_estimate=max(1, reservation_of(claim.request).max_tokens)
+                if self._gates.is_limited(route)
+                else 1,
             )
             answer = await self._reserve(route, call)
             if not isinstance(answer, Denied):
@@ -310,14 +313,3 @@ def _with_verdict(end: Settlement, outcome: Outcome, allowance: Allowance | None
                 code=error.code,
                 learned=allowance.limits if allowance else Limits(),
             )
-
-
-class _Sized(msgspec.Struct):
-    max_tokens: int = 1
-
-
-def _max_tokens_of(request: bytes) -> int:
-    try:
-        return max(1, msgspec.json.decode(request, type=_Sized).max_tokens)
-    except msgspec.DecodeError:
-        return 1

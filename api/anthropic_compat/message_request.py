@@ -19,6 +19,7 @@ from api.native.job_request import (
     check_max_tokens,
     check_messages,
     check_model,
+    check_output,
     drafted,
 )
 from api.strict_json import decode
@@ -113,6 +114,7 @@ def message_request_of(body: object, headers: CallHeaders, *, default_model: str
         errors.append(FieldError("#/max_tokens", "is missing"))
     else:
         check_max_tokens(request["max_tokens"], MOST_MAX_TOKENS, errors)
+    check_output(request, errors)
     _check_common(request, errors)
     draft = drafted(
         request["model"],

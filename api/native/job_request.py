@@ -13,13 +13,14 @@ from api.fields import BODY, MOST_ERRORS, is_whole, pointer, refuse
 from shared.clock import from_rfc3339
 from shared.errors import FieldError
 from shared.job import JobKind, Priority, prompt_hash_of
-from shared.limits import Reservation, reservation_of
+from shared.limits import MULTIPLIERS, OUTPUT_BOUNDS, Reservation, reservation_of
 from shared.webhook_address import Networks, refusal_of_url
 from shared.webhooks import JOB_EVENTS, EventType, Webhook
 
 DEFAULT_MAX_TOKENS: Final = 1024
 MOST_MODEL_CHARS: Final = 256
 MOST_MAX_TOKENS: Final = 10_000_000
+MOST_ANSWERS: Final = 128
 
 _MOST_METADATA: Final = 16
 _MOST_METADATA_KEY_CHARS: Final = 64
@@ -90,6 +91,7 @@ def draft_of(body: object, *, default_model: str, max_prompt_chars: int, webhook
         options = options_of(request.pop("job"), errors, webhook_networks=webhook_networks)
     check_model(request["model"], errors)
     check_max_tokens(request["max_tokens"], MOST_MAX_TOKENS, errors)
+    check_output(request, errors)
     if "prompt" in request:
         prompt = request.pop("prompt")
         if "messages" in request:
@@ -122,6 +124,15 @@ def check_max_tokens(max_tokens: object, most: int, errors: list[FieldError]) ->
         is_too_many = type(max_tokens) is int and max_tokens > most
         detail = f"must be at most {most}" if is_too_many else "must be a whole number of at least 1"
         errors.append(FieldError("#/max_tokens", detail))
+
+
+def check_output(request: Mapping[str, Any], errors: list[FieldError]) -> None:
+    """The other names for ``max_tokens``, and how many answers are asked for: they are passed on, so they are counted."""
+    for names, most in ((OUTPUT_BOUNDS[1:], MOST_MAX_TOKENS), (MULTIPLIERS, MOST_ANSWERS)):
+        for name in names:
+            value = request.get(name)
+            if value is not None and not is_whole(value, 1, most):
+                errors.append(FieldError(f"#/{name}", f"must be a whole number from 1 to {most}"))
 
 
 def check_model(model: object, errors: list[FieldError]) -> None:

@@ -24,8 +24,9 @@ from shared.batch import (
     NewItem,
 )
 from shared.errors import IdempotencyKeyReused, InvalidCursor, NotEnded, NotFound, QueueFull
+from shared.estimates import Estimates
 from shared.job import JobState, Step, Usage, prompt_hash_of
-from shared.limits import NO_LIMITS, CallerLimits, LimitState, arguments_of
+from shared.limits import NO_LIMITS, CallerLimits, LimitState, arguments_of, reservation_of
 from shared.settings import Settings, routes_of
 from shared.store import keys, limits
 from shared.store.commands import Commands
@@ -107,6 +108,7 @@ class Batches:
         self._commands = commands
         self._settings = settings
         self._routes = routes_of(settings)
+        self._estimates = Estimates(settings)
 
     # Receiving
 
@@ -159,9 +161,10 @@ class Batches:
                         "custom_id": item.custom_id,
                         "prompt_hash": prompt_hash_of(item.request),
                     }
-                    arguments += (item.line, item.job_id, flow, item.request, msgspec.json.encode(own))
+                    estimate = self._estimates.of(item.model, reservation_of(item.request))
+                    arguments += (item.line, item.job_id, flow, item.request, msgspec.json.encode(own), estimate)
                 case InvalidItem():
-                    arguments += (item.line, "", "", "", msgspec.json.encode(item))
+                    arguments += (item.line, "", "", "", msgspec.json.encode(item), 0)
         reply = await self._commands.run(
             script("add_items"),
             batch_id,

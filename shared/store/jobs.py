@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from shared.errors import IdempotencyKeyReused, JobError, NotEnded, NotFound, QueueFull
+from shared.estimates import Estimates
 from shared.job import TERMINAL_STATES, Job, JobKind, JobSpec, JobState, Step, Submission, Usage
 from shared.limits import LimitState, Reservation, arguments_of
 from shared.settings import Settings, routes_of
@@ -94,6 +95,7 @@ class Jobs:
         self._commands = commands
         self._settings = settings
         self._routes = routes_of(settings)
+        self._estimates = Estimates(settings)
 
     async def submit(self, submission: Submission, *, expires_in_s: int) -> Created | Replayed:
         """A job is born, in one step with its idempotency record and its place in the queue.
@@ -132,6 +134,7 @@ class Jobs:
             *arguments_of(submission.limits),
             stored_form(submission.webhook),
             reserved.max_tokens,
+            self._estimates.of(spec.model, submission.reservation),
         )
         match reply:
             case [b"created", created_ms, expires_ms, position, told]:

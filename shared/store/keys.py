@@ -97,6 +97,10 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         (),
         "hash owner → how many of its jobs wait, or are about to in a batch; its field is gone at 0. Gone when empty.",
     ),
+    "held_budgets": (
+        (),
+        "hash owner → nano-dollars that its running jobs may cost, where there is a budget; its field is gone at 0. Gone when empty.",
+    ),
     "pace": (
         ("owner",),
         "hash bucket → submits, and their tokens, in half a second; ``head`` → the span and the sums. Two minutes TTL from the last.",

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 
 from shared.errors import BudgetExceeded, InvalidRequest, TooManyQueued
@@ -13,7 +14,7 @@ from shared.settings import load_settings
 from shared.store import keys
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime, open_runtime
-from tests.support.builders import a_batch_spec, a_submission
+from tests.support.builders import a_batch_spec, a_line, a_submission
 from tests.support.limits import A_DOLLAR, KEY, TENANT, spent
 from tests.support.redis_servers import RedisUnderTest
 from tests.support.store import (
@@ -247,6 +248,58 @@ async def test_a_spent_budget_refuses_submits_and_parks_what_waits(runtime: Runt
         await runtime.tenants.set("tenant-a", {name: 10 * A_DOLLAR})
         assert len(await claim(runtime, 10)) == 3
     await assert_consistent(runtime, ids)
+
+
+PRICED: dict[str, Any] = {"model": "claude-sonnet-4-6", "tokens": 100_000, "max_tokens": 100_000}
+"""1.50 USD of output at the most."""
+
+
+@pytest.mark.parametrize("whose", ["key", "tenant"])
+async def test_a_budget_is_passed_by_one_job_at_the_most(runtime: Runtime, whose: str) -> None:
+    """What a running job may cost is held of it, until it is known what it did cost."""
+    members = {"key_id": "key-1", **PRICED}
+    if whose == "key":
+        members["limits"] = CallerLimits(nano_usd_per_day=A_DOLLAR // 100)
+    else:
+        await runtime.tenants.set("tenant-a", {"nano_usd_per_month": A_DOLLAR // 100})
+    ids = await submit_many(runtime, 60, **members)
+    (running,) = await claim(runtime, 60)
+    await assert_consistent(runtime, ids)
+    assert await claim(runtime, 60) == []
+    await runtime.queue.finish(running, Ending(Step.SUCCEED, A_RESULT), seq=running.next_seq, cost=1)
+    (running,) = await claim(runtime, 60)  # it was cheap: there is room for another
+    await runtime.queue.finish(running, Ending(Step.SUCCEED, A_RESULT), seq=running.next_seq, cost=A_DOLLAR // 100)
+    assert await claim(runtime, 60) == []
+    await assert_consistent(runtime, ids)
+
+
+async def test_a_budget_is_held_for_as_many_as_it_may_pay(runtime: Runtime) -> None:
+    """Of 4 dollars three run, for what three may cost is more; whatever ends one, another follows."""
+    members = {"key_id": "key-1", "limits": CallerLimits(nano_usd_per_day=4 * A_DOLLAR), **PRICED}
+    ids = await submit_many(runtime, 8, **members)
+    first, second, third = await claim(runtime, 60)
+    await lose(runtime, first)
+    assert [found.id for found in await claim(runtime, 60)] == [first.id]
+    await runtime.jobs.cancel(second.id, "tenant-a")
+    await runtime.queue.release(third, reason="upstream_failed")
+    assert len(await claim(runtime, 60)) == 2
+    await assert_consistent(runtime, ids)
+
+
+async def test_items_of_a_batch_hold_a_budget_too(runtime: Runtime) -> None:
+    """By what their requests ask for."""
+    request = msgspec.json.encode({"model": "claude-sonnet-4-6", "max_tokens": 100_000, "messages": []})
+    items = [a_line(line, model="claude-sonnet-4-6", request=request) for line in range(1, 4)]
+    await start_batch(runtime, items, key_id="key-1", key_limits=CallerLimits(nano_usd_per_day=A_DOLLAR))
+    assert len(await claim(runtime, 10)) == 1
+    await assert_consistent(runtime)
+
+
+async def test_a_model_without_a_price_holds_nothing(runtime: Runtime) -> None:
+    """Nobody knows what it costs, and nothing is charged for it either."""
+    limits = CallerLimits(nano_usd_per_day=1)
+    await submit_many(runtime, 5, key_id="key-1", limits=limits, model="unknown", tokens=9, max_tokens=9)
+    assert len(await claim(runtime, 10)) == 5
 
 
 @pytest.mark.parametrize("epoch_told", [True, False])

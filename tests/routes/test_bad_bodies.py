@@ -105,6 +105,8 @@ WRONG_FIELDS: list[tuple[Any, list[str]]] = [
     ({"prompt": "x", "max_tokens": 1.5}, ["#/max_tokens"]),
     ({"prompt": "x", "max_tokens": True}, ["#/max_tokens"]),
     ({"prompt": "x", "max_tokens": "7"}, ["#/max_tokens"]),
+    ({"prompt": "x", "max_completion_tokens": "7", "n": 0}, ["#/max_completion_tokens", "#/n"]),
+    ({"prompt": "x", "num_predict": -1, "best_of": 129}, ["#/num_predict", "#/best_of"]),
     ({"prompt": "x", "max_tokens": None}, ["#/max_tokens"]),
     ({"prompt": "x", "max_tokens": 10**30}, ["#/max_tokens"]),
     ({"prompt": "x", "stream": CANARY}, ["#/stream"]),

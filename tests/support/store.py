@@ -387,7 +387,7 @@ async def assert_consistent(runtime: Runtime, job_ids: Iterable[str] = ()) -> No
     found, waiting_in, running_of, attended_by = await asyncio.gather(
         asyncio.gather(
             *(
-                commands.call("HMGET", keys.job(job_id), "state", "tenant", "flow", "attended_by", "key")
+                commands.call("HMGET", keys.job(job_id), "state", "tenant", "flow", "attended_by", "key", "held")
                 for job_id in ids
             )
         ),
@@ -448,7 +448,7 @@ async def _assert_use_is_counted(
             queued[keys.owner_of_key(key_id)] += jobs
 
     for job_id in waiting:
-        _, tenant, _, _, key_id = records[job_id]
+        _, tenant, _, _, key_id, _ = records[job_id]
         count(tenant.decode(), key_id.decode() if key_id else None)
     for books in batches:
         if books.record["state"] in (BatchState.RUNNING, BatchState.CANCELLING):
@@ -457,6 +457,16 @@ async def _assert_use_is_counted(
     stored = await runtime.commands.call("HGETALL", keys.plain("queued_jobs"))
     found = dict(zip([owner.decode() for owner in stored[::2]], map(int, stored[1::2]), strict=True))
     assert found == +queued
+
+    held: Counter[str] = Counter()
+    for job_id, (_, tenant, flow, _, _, nano) in records.items():
+        if nano:
+            assert job_id in running
+            held[keys.owner_of_tenant(tenant.decode())] += int(nano)
+            if key_id := flow.decode().split(":")[2]:
+                held[keys.owner_of_key(key_id)] += int(nano)
+    stored = await runtime.commands.call("HGETALL", keys.plain("held_budgets"))
+    assert dict(zip([owner.decode() for owner in stored[::2]], map(int, stored[1::2]), strict=True)) == held
 
     by_key: dict[str, set[str]] = {}
     for job_id in running:

@@ -138,6 +138,13 @@ local function end_item(batch, line, usage, retention)
   if call('HINCRBY', record, 'live', -1) == 0 then end_batch(batch, retention) end
 end
 
+-- What a running job may cost is held of its owners' budgets, so that a budget is passed by one job at the most.
+local function hold_budget(tenant, key, nano)
+  for _, owner in ipairs({'tenant:' .. tenant, key ~= '' and 'key:' .. key or nil}) do
+    if call('HINCRBY', key_held_budgets(), owner, int(nano)) <= 0 then call('HDEL', key_held_budgets(), owner) end
+  end
+end
+
 -- All that says a job runs or waits. The caller says next where it is instead.
 local function leave(id, tenant, flow)
   call('ZREM', key_running(), id)
@@ -147,7 +154,9 @@ local function leave(id, tenant, flow)
   stop_waiting(id, tenant)
   call('ZREM', key_deferred(), id)
   dequeue(id, flow)
-  call('HDEL', key_job(id), 'worker', 'confirmed')
+  local held = call('HGET', key_job(id), 'held')
+  if held then hold_budget(tenant, key, -held) end
+  call('HDEL', key_job(id), 'worker', 'confirmed', 'held')
 end
 
 -- Back to the queue: at its old place now, or deferred until due_ms.

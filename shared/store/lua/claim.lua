@@ -48,13 +48,15 @@ local function is_gated(flow)
   return gated[chain]
 end
 
--- What a tenant or an API key may run at once (0: any number), and whether its budget is spent. Read once per script: no
--- claim changes it.
+-- What a tenant or an API key may run at once (0: any number), and what is left of its budget beside what its running jobs
+-- may cost. Read once per script.
 local caps = {}
 local function cap_of(owner, running_limit, a_day, a_month)
-  local is_spent = a_day > 0 and spent_by(owner, day_name()) >= a_day
-    or a_month > 0 and spent_by(owner, month_name()) >= a_month
-  caps[owner] = {running_limit, is_spent}
+  local left = math.huge
+  if a_day > 0 then left = a_day - spent_by(owner, day_name()) end
+  if a_month > 0 then left = math.min(left, a_month - spent_by(owner, month_name())) end
+  if left < math.huge then left = left - tonumber(call('HGET', key_held_budgets(), owner) or 0) end
+  caps[owner] = {running_limit, left}
   return caps[owner]
 end
 
@@ -75,11 +77,23 @@ end
 
 -- How many more of its jobs may start.
 local function room_of(cap, running)
-  if cap[2] then return 0 end
+  if cap[2] <= 0 then return 0 end
   return cap[1] > 0 and math.max(0, cap[1] - call('SCARD', running)) or math.huge
 end
 local function room_of_tenant(tenant) return room_of(cap_of_tenant(tenant), key_tenant_running(tenant)) end
 local function room_of_key(key) return room_of(cap_of_key(key), key_key_running(key)) end
+
+-- The job starts: it may cost that much.
+local function hold_budget_of(id, tenant, key, nano)
+  local has_budget = false
+  for _, cap in ipairs({cap_of_tenant(tenant), key ~= '' and cap_of_key(key) or nil}) do
+    has_budget = has_budget or cap[2] < math.huge
+    cap[2] = cap[2] - nano
+  end
+  if not has_budget then return end
+  hold_budget(tenant, key, nano)
+  call('HSET', key_job(id), 'held', int(nano))
+end
 
 -- A flow whose tenant or API key has no room is parked: out of the way of the others, since thousands may be, and each CLAIM
 -- would look at all of them. It keeps its order among those that are parked with the same owner.
@@ -214,7 +228,7 @@ end
 local function start(id, was, flow)
   local record = key_job(id)
   local job = call('HMGET', record, 'tenant', 'epoch', 'attempts', 'published', 'reset_reason', 'started_ms',
-    'timeout_ms', 'created_ms', 'failures', 'takeovers', 'request', 'spec', 'batch', 'quiet')
+    'timeout_ms', 'created_ms', 'failures', 'takeovers', 'request', 'spec', 'batch', 'quiet', 'estimate')
   local epoch, attempt = next_epoch(job[2]), tonumber(job[3] or 0) + 1
   local started_ms = job[6] or int(now)
   enter(id, job[13], was, target)
@@ -224,6 +238,7 @@ local function start(id, was, flow)
   call('SADD', key_tenant_running(job[1]), id)
   local key = key_of_flow(flow)
   if key ~= '' then call('SADD', key_key_running(key), id) end
+  if job[15] then hold_budget_of(id, job[1], key, tonumber(job[15])) end
   stop_waiting(id, job[1])
   local events = {'started', '{"attempt":' .. int(attempt) .. '}'}
   if job[4] then

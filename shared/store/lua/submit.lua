@@ -2,7 +2,8 @@
 -- ARGV: id, tenant, flow, state, request, spec, timeout_ms, expires_in_ms, not_before_ms or '', idempotency hash or '',
 --       fingerprint, most waiting jobs, most flows to count for the position, API process that attends it or '',
 --       quiet (1/0: without a log, and in no list), how long an API process is believed (ms), tokens to reserve, API key
---       or '', its limits (6), webhook as JSON or '', how many of the tokens are max_tokens
+--       or '', its limits (6), webhook as JSON or '', how many of the tokens are max_tokens,
+--       what it may cost (nano-dollars)
 -- Returns {'created', created_ms, expires_ms, position, told} | {'replayed', job id} | {'reused'} | {'full'}
 --       | {'limited', code, ms to wait, told} | {'never', what is limited, the limit}; told as in told_of()
 local id, tenant, flow, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -31,6 +32,7 @@ if ARGV[10] ~= '' then
 end
 count_in_limits(limits, owners, expires)
 if key ~= '' then call('HSET', key_job(id), 'key', key) end
+if ARGV[27] ~= '0' then call('HSET', key_job(id), 'estimate', ARGV[27]) end
 if ARGV[25] ~= '' then call('HSET', key_job(id), 'webhook', ARGV[25]) end
 if limits.reserved then
   call('HSET', key_job(id), 'reserved', int(math.floor(now / BUCKET_MS)) .. ' ' .. table.concat(limits.reserved, ' '))
