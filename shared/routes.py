@@ -75,7 +75,8 @@ class Route(NamedTuple):
         return f"{self.provider}/{self.model}"
 
 
-CHAIN_SEPARATOR: Final = ">"
+CHAIN_SEPARATOR: Final = "\n"
+"""No name of a model has one (see check_model), or a caller could forge a chain whose second route is open."""
 
 
 class Routes:

@@ -27,15 +27,17 @@ end
 -- The API key in a flow's name: of those whose jobs may have to wait for more than their turn. '' for all others.
 local function key_of_flow(flow) return string.match(flow, '^[^:]+:[^:]+:([^:]*):') or '' end
 
--- Where a flow may be parked: with its tenant, or with its API key. See CLAIM.
+-- Where a flow may be parked: with its tenant, with its API key, or for its routes. See CLAIM.
+local GATED = 'gated:'
 local function parked_places(flow, band, tenant)
-  return {key_parked_flows('tenant:' .. tenant, band), key_parked_flows('key:' .. key_of_flow(flow), band)}
+  return {key_parked_flows('tenant:' .. tenant, band), key_parked_flows('key:' .. key_of_flow(flow), band),
+    key_parked_flows(GATED, band)}
 end
 
 local function is_parked(flow, band, tenant)
   if call('EXISTS', key_parked()) == 0 then return false end
   local places = parked_places(flow, band, tenant)
-  return call('ZSCORE', places[1], flow) or call('ZSCORE', places[2], flow)
+  return call('ZSCORE', places[1], flow) or call('ZSCORE', places[2], flow) or call('ZSCORE', places[3], flow)
 end
 
 -- Puts a job in its flow at its place. A flow that becomes non-empty takes its tenant's next turn.

@@ -25,14 +25,11 @@ local passed_over = {}
 local quotas = {}
 for i = 16, #ARGV, 2 do quotas[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
--- The second is for flows that an earlier version named: without a place for the API key.
-local function chain_of(flow)
-  return string.match(flow, '^[^:]+:[^:]+:[^:]*:(.*)$') or string.match(flow, '^[^:]+:[^:]+:(.*)$')
-end
+local function chain_of(flow) return string.match(flow, '^[^:]+:[^:]+:[^:]*:(.*)$') end
 
 -- Which route of a flow's chain a job of it would take: the first that is not shut. Its quota, nil for no bound.
 local function quota_of(flow)
-  for route in string.gmatch(chain_of(flow), '[^>]+') do
+  for route in string.gmatch(chain_of(flow), '[^\n]+') do
     if not quotas[route] and quotas[''] then quotas[route] = quotas[''] end
     local quota = quotas[route]
     if quota ~= -1 then return quota, route end
@@ -126,6 +123,36 @@ local function park(flow, band)
   return true
 end
 
+-- Gated flows keep their place, and are looked past; beyond MOST_GATED of them, in a CLAIM, the others are parked for a moment: a
+-- caller may name thousands of models of a full route, and each CLAIM would look at all of them.
+local MOST_GATED, GATED_LOOK_MS, gated_left = 200, 1000, 200
+local function park_gated(flow, band)
+  local tenant = string.match(flow, '^[^:]+:([^:]+)')
+  local turn = tonumber(call('ZSCORE', key_ready(band), flow))
+  call('ZREM', key_ready(band), flow)
+  call('ZADD', key_parked_flows(GATED, band), int(turn), flow)
+  call('ZADD', key_parked(), 'NX', int(now + GATED_LOOK_MS), GATED)
+  most_moved = most_moved - 1
+  if tonumber(call('ZSCORE', key_turns(band), tenant) or 0) == turn + 1 then give_turn_back(band, tenant, turn) end
+end
+
+-- All that is parked there comes back in pieces, each flow at its tenant's next turn.
+local function unpark_gated()
+  local is_any_left = false
+  for _, band in ipairs(bands) do
+    local parked = key_parked_flows(GATED, band)
+    for _, flow in ipairs(call('ZRANGE', parked, 0, MOST_GATED - 1)) do
+      call('ZREM', parked, flow)
+      most_moved = most_moved - 1
+      if call('EXISTS', key_flow(flow)) == 1 then
+        call('ZADD', key_ready(band), next_turn(band, string.match(flow, '^[^:]+:([^:]+)')), flow)
+      end
+    end
+    is_any_left = is_any_left or call('EXISTS', parked) == 1
+  end
+  if is_any_left then call('ZADD', key_parked(), int(now + GATED_LOOK_MS / 4), GATED) else call('ZREM', key_parked(), GATED) end
+end
+
 -- As many flows as there is room for come back, in their order, each at its tenant's next turn.
 local function unpark(owner)
   local kind, name = string.match(owner, '^(%a+):(.*)$')
@@ -154,7 +181,9 @@ local function unpark(owner)
   if is_any_left then call('ZADD', key_parked(), look, owner) else call('ZREM', key_parked(), owner) end
 end
 for _, owner in ipairs(call('ZRANGEBYSCORE', key_parked(), '-inf', int(now), 'LIMIT', 0, 200)) do
-  if most_moved > 0 then unpark(owner) end
+  if most_moved > 0 then
+    if owner == GATED then unpark_gated() else unpark(owner) end
+  end
 end
 
 -- The lowest flow of a band that may start a job, and that job. Suspects are looked past, 32 deep. Flows at the front that
@@ -169,8 +198,13 @@ local function first_of(band)
     if #page == 0 then return nil end
     for at, flow in ipairs(page) do
       if most_moved <= 0 then return nil end -- whoever has room left comes again at once
-      if not passed_over[flow] then passed_over[flow] = next(quotas) and is_gated(flow) end
-      if passed_over[flow] then
+      local is_gated_now = not passed_over[flow] and next(quotas) and is_gated(flow)
+      if is_gated_now then gated_left = gated_left - 1 end
+      if is_gated_now and gated_left < 0 then
+        park_gated(flow, band)
+        parked = parked + 1
+      elseif passed_over[flow] or is_gated_now then
+        passed_over[flow] = true
         if at_front then skipped[band] = offset + at - parked end
       elseif park(flow, band) then
         parked = parked + 1
