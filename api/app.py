@@ -17,6 +17,7 @@ from api.anthropic_compat import messages, models
 from api.batch_relay import BatchRelay
 from api.browser_guard import BrowserGuard
 from api.dependencies import ApiState
+from api.drain import Drain
 from api.envelope import Envelope
 from api.key_ring import KeyRing
 from api.native import batch_submit, batches, complete, jobs, usage, webhooks
@@ -80,17 +81,18 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             log = get_logger("api").bind()
             unsent = UnsentBytes(settings.max_unsent_bytes)
             api = ApiState(
-                new_id("api"),
-                settings,
-                runtime,
-                relay,
-                batch_relay,
-                key_ring,
-                Uploads(),
-                parsers,
-                unsent,
-                asyncio.Event(),
-                log,
+                name=new_id("api"),
+                settings=settings,
+                runtime=runtime,
+                relay=relay,
+                batch_relay=batch_relay,
+                key_ring=key_ring,
+                uploads=Uploads(),
+                parsers=parsers,
+                unsent=unsent,
+                drain=Drain(grace_s=settings.shutdown_grace_s, notice_s=settings.shutdown_notice_s),
+                shutdown=asyncio.Event(),
+                log=log,
             )
             async with asyncio.TaskGroup() as group:
                 loops = [group.create_task(loop, name=name) for name, loop in background.loops_of(api).items()]

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from api.dependencies import ApiState
+from api.drain import Phase
+from api.server import Server
 from shared.errors import Problem
 from shared.settings import Auth
 from shared.store.runtime import Runtime
@@ -76,14 +78,16 @@ async def _upkeep(runtime: Runtime) -> None:
 
 
 async def _stop_with_the_server(api: ApiState) -> None:
-    """A lifespan learns of the stop when all connections have ended; followers end theirs when they are told.
+    """Under uvicorn's own server: a lifespan learns of the stop when all connections have ended, and they end when they are
+    told. Ours (api/server.py) drains by itself.
 
     uvicorn's signal handler is a method of its server, which is how it can be asked (sse-starlette finds it so too). Under
     another server the lifespan's end is all there is.
     """
     server: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(server, Server):
+        return
     while hasattr(server, "should_exit"):
-        if server.should_exit:
-            api.stop()
+        if server.should_exit and api.wind_down(is_hurried=server.force_exit) is Phase.OVER:
             return
         await asyncio.sleep(_STOP_LOOK_S)

@@ -98,7 +98,7 @@ class BatchRelay:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.close()
+        self.dismiss()
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
@@ -116,7 +116,7 @@ class BatchRelay:
     @property
     def is_closing(self) -> bool:
         """The process is about to end."""
-        return self._relay.is_closing
+        return self._relay.is_draining
 
     def watch(self, batch: Batch, *, with_items: bool = False) -> "BatchWatch":
         """Listens to a batch from now on, and to its items' events; ``close`` it in the end."""
@@ -134,8 +134,8 @@ class BatchRelay:
         followed.watches.add(watch)
         return watch
 
-    def close(self) -> None:
-        """Ends every follow with Closing, once the relay closes. Again is harmless."""
+    def dismiss(self) -> None:
+        """Ends every follow with Closing, once the relay dismisses its own. Calls after the first change nothing."""
         for watch in self._watches():
             watch.wake()
 
@@ -213,6 +213,7 @@ class BatchWatch:
 
     def __init__(self, relay: BatchRelay, runtime: Runtime, followed: _Followed, *, with_items: bool) -> None:
         self.batch_id = followed.batch.id
+        self.is_resumable = True
         self.with_items = with_items
         self.on_cut: Callable[[], None] = _nothing
         self.is_cut = False

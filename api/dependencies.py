@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from api.auth import authenticate
 from api.batch_relay import BatchRelay
+from api.drain import Drain, Phase
 from api.key_ring import KeyRing
 from api.parsers import Parsers
 from api.relay import Relay
@@ -56,17 +57,30 @@ class ApiState:
     uploads: Uploads
     parsers: Parsers
     unsent: UnsentBytes
+    drain: Drain
     shutdown: asyncio.Event
-    """Set when the server begins to stop."""
+    """Set when the drain is over: whatever still waits ends now."""
     log: Logger
     let_past: LetPast = field(default_factory=LetPast)
     bodies: BodiesHeld = field(default_factory=BodiesHeld)
 
+    def wind_down(self, *, is_hurried: bool) -> Phase:
+        """Asked a few times a second once the server was told to stop, until it is over. ``is_hurried``: it is over now."""
+        now_s = asyncio.get_running_loop().time()
+        self.drain.begin(now_s)
+        self.relay.dismiss()
+        self.batch_relay.dismiss()
+        phase = Phase.OVER if is_hurried else self.drain.phase(now_s)
+        if phase is Phase.OVER:
+            self.stop()
+        return phase
+
     def stop(self) -> None:
-        """The server begins to stop: followers are told to come back, and what waits answers now. Again is harmless."""
+        """Followers are told to come back, and what waits responds now. Calls after the first change nothing."""
+        self.drain.begin(asyncio.get_running_loop().time())
         self.shutdown.set()
         self.relay.close()
-        self.batch_relay.close()
+        self.batch_relay.dismiss()
 
 
 def api_of(request: Request) -> ApiState:

@@ -54,6 +54,7 @@ class Envelope:
         # A copy: the server looks at the method to leave the body out.
         scope = {**scope, REQUEST_ID: request_id} | ({"method": "GET"} if is_head else {})
         has_begun = False
+        drain = scope["state"]["api"].drain
 
         async def send_on(message: Message) -> None:
             nonlocal has_begun
@@ -61,6 +62,8 @@ class Envelope:
                 has_begun = True
                 headers = message["headers"]
                 message["headers"] = [*headers, *security_headers(headers), *added]
+                if drain.is_begun:
+                    message["headers"].append((b"connection", b"close"))
                 await send(message)
                 if is_head:
                     await send({"type": "http.response.body", "body": b""})
@@ -68,6 +71,7 @@ class Envelope:
                 return
             await send(message)
 
+        drain.open_requests += 1
         try:
             if (problem := _problem_of_target(scope)) is not None:
                 await error_answer(scope, problem)(scope, receive, send_on)
@@ -82,6 +86,8 @@ class Envelope:
             # Once it has begun, an answer can only break off: the server then closes the connection.
             if not has_begun:
                 await error_answer(scope, InternalError())(scope, receive, send_on)
+        finally:
+            drain.open_requests -= 1
 
     async def _answer_preflight(self, scope: Scope, send: Send, added: list[tuple[bytes, bytes]]) -> None:
         wanted = _header(scope, b"access-control-request-headers") or b""

@@ -57,7 +57,10 @@ class Relay:
         self._watches: dict[str, set[Watch]] = {}
         self._listeners: dict[str, Listener] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self.is_draining = False
+        """Whether clients that can come back are told to."""
         self.is_closing = False
+        """Whether everybody is."""
 
     async def __aenter__(self) -> Self:
         await self._subscriber.__aenter__()
@@ -80,9 +83,12 @@ class Relay:
         """Open watches."""
         return sum(len(watches) for watches in self._watches.values())
 
-    def watch(self, job_id: str) -> "Watch":
-        """Listens to a job from now on. Call it before a submit to miss nothing; ``close`` it in the end."""
-        watch = Watch(self, self._runtime, job_id, self._most_bytes)
+    def watch(self, job_id: str, *, is_resumable: bool = False) -> "Watch":
+        """Listens to a job from now on. Call it before a submit to miss nothing; ``close`` it in the end.
+
+        ``is_resumable``: the client can come back by its last event id, and is told to as soon as the process drains.
+        """
+        watch = Watch(self, self._runtime, job_id, self._most_bytes, is_resumable=is_resumable)
         watches = self._watches.get(job_id)
         if watches is None:
             watches = self._watches[job_id] = set()
@@ -117,9 +123,18 @@ class Relay:
             if watch is None:
                 own.close()
 
+    def dismiss(self) -> None:
+        """Ends every follow that can be resumed with Closing. Calls after the first change nothing."""
+        if not self.is_draining:
+            self.is_draining = True
+            self._wake_all()
+
     def close(self) -> None:
-        """Ends every follow with Closing, at the start of a shutdown. Again is harmless."""
-        self.is_closing = True
+        """Ends every follow with Closing. Calls after the first change nothing."""
+        self.is_draining = self.is_closing = True
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         for watches in self._watches.values():
             for watch in watches:
                 watch.wake()
@@ -206,13 +221,15 @@ class Watch:
         "_waiter",
         "_writing_since_s",
         "is_cut",
+        "is_resumable",
         "job_id",
         "on_cut",
         "probe_due_s",
     )
 
-    def __init__(self, relay: Relay, runtime: Runtime, job_id: str, most_bytes: int) -> None:
+    def __init__(self, relay: Relay, runtime: Runtime, job_id: str, most_bytes: int, *, is_resumable: bool) -> None:
         self.job_id = job_id
+        self.is_resumable = is_resumable
         self.on_cut: Callable[[], None] = _nothing
         """Called when the follower hangs in a write to a client that does not read. It resumes by its id."""
         self.is_cut = False
@@ -308,7 +325,7 @@ class Watch:
                         return
                     self._position = reach.top
                 except _AWAY:
-                    if self._relay.is_closing:
+                    if self._is_dismissed:
                         raise Closing from None
                     self._is_behind = True
                     await asyncio.sleep(_AGAIN_S)
@@ -414,7 +431,7 @@ class Watch:
                         events = [_terminal(reach.end_id, (await self._state()))]
             except _AWAY:
                 await asyncio.sleep(_AGAIN_S)
-                if self._relay.is_closing:
+                if self._is_dismissed:
                     raise Closing from None
                 self._is_behind = True
                 continue
@@ -475,8 +492,12 @@ class Watch:
         self._probe_s = self._runtime.settings.sse_idle_probe_s
         self.probe_due_s = asyncio.get_running_loop().time() + self._probe_s
 
+    @property
+    def _is_dismissed(self) -> bool:
+        return self._relay.is_closing or (self.is_resumable and self._relay.is_draining)
+
     async def _wait(self) -> None:
-        if self._relay.is_closing:
+        if self._is_dismissed:
             raise Closing
         self._waiter = asyncio.get_running_loop().create_future()
         try:

@@ -55,6 +55,8 @@ class Follower(Protocol):
     on_cut: Callable[[], None]
     """Called when the follower hangs in a write to a client that does not read."""
     is_cut: bool
+    is_resumable: bool
+    """Whether the client can come back and miss nothing: it is told to when the process drains, and not waited for."""
 
     def is_writing(self, now: bool) -> None:
         """Said before a write to the client, and after it."""
@@ -99,6 +101,8 @@ class SseResponse(Response):
             credential.hold(owner.end)
         finished = False
         is_writing = True
+        drain = scope["state"]["api"].drain
+        drain.open_requests -= watch.is_resumable
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             is_writing = False
@@ -120,6 +124,7 @@ class SseResponse(Response):
             if credential is not None and credential.is_over and not left.done():
                 await self._part(receive, send, in_a_frame=is_writing)
         finally:
+            drain.open_requests += watch.is_resumable
             owner.release()
             left.cancel()
             if credential is not None:
@@ -203,8 +208,8 @@ def job_stream(
     is_new: bool = False,
     headers: Mapping[str, str] | None = None,
 ) -> SseResponse:
-    """A job's events as SSE. ``watch`` and ``is_new``: the job was submitted in this request."""
-    own = watch or api.relay.watch(job.id)
+    """A job's events as SSE. ``watch``: that of the request that submitted the job, or found it; ``is_new``: submitted it."""
+    own = watch or api.relay.watch(job.id, is_resumable=True)
     frames = _job_frames(api.runtime, job, own, queue_position, form, cursor, from_now, is_new)
     return SseResponse(frames, watch=own, headers=headers)
 

@@ -8,6 +8,7 @@ import contextlib
 import os
 import secrets
 import shlex
+import signal
 import socket
 import sys
 import time
@@ -256,6 +257,7 @@ def _api_service(listener: socket.socket, environment: Environment, logs: Path) 
         logs / "api.log",
         is_ready=lambda: http_status(_HOST, port, "/health/ready") == 200,
         stop_round=2,
+        second_signal=signal.SIGINT,
         pass_fd=listener.fileno(),
     )
 
@@ -281,6 +283,7 @@ def _service(
     *,
     is_ready: Callable[[], bool],
     stop_round: int,
+    second_signal: signal.Signals = signal.SIGTERM,
     restart_delay_s: float = 0.1,
     pass_fd: int | None = None,
 ) -> Service:
@@ -295,7 +298,13 @@ def _service(
             )
 
     return Service(
-        name, start, is_ready=is_ready, log_path=log_path, stop_round=stop_round, restart_delay_s=restart_delay_s
+        name,
+        start,
+        is_ready=is_ready,
+        log_path=log_path,
+        stop_round=stop_round,
+        second_signal=second_signal,
+        restart_delay_s=restart_delay_s,
     )
 
 

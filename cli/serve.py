@@ -5,7 +5,6 @@ and one sentence.
 """
 
 import ipaddress
-import math
 import os
 import resource
 import signal
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from shared.settings import Settings
 
 _BACKLOG = 2048
+_PARTING_S = 5
+"""After the grace clients have this long to read what ends their responses."""
 
 
 def run_api(*, host: str, port: int, insecure: bool, processes: int, socket_fd: int | None) -> None:
@@ -31,9 +32,9 @@ def run_api(*, host: str, port: int, insecure: bool, processes: int, socket_fd: 
     refuse_open_network_without_keys(settings, host, insecure=insecure)
     listener = socket.socket(fileno=socket_fd) if socket_fd is not None else bind(host, port)
     if processes == 1:
-        _serve(settings, listener)
+        _serve(settings, listener, is_supervised=socket_fd is not None)
     else:
-        _serve_by_processes(listener, host=host, insecure=insecure, processes=processes)
+        _serve_by_processes(settings, listener, host=host, insecure=insecure, processes=processes)
 
 
 def run_one_worker(*, concurrency: int | None, drain_s: float | None) -> None:
@@ -129,11 +130,12 @@ def allow_many_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _serve(settings: "Settings", listener: socket.socket) -> None:
+def _serve(settings: "Settings", listener: socket.socket, *, is_supervised: bool) -> None:
     import uvicorn
 
     from api.app import create_app
     from api.http_protocol import Door, bounds_of, open_files
+    from api.server import Server
     from shared.garbage import settle_garbage
     from shared.telemetry import configure_logging, get_logger
 
@@ -151,12 +153,14 @@ def _serve(settings: "Settings", listener: socket.socket) -> None:
         server_header=False,
         proxy_headers=False,  # api/proxies.py believes whom the settings name; uvicorn believes this machine
         backlog=_BACKLOG,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s) + 1,
+        timeout_graceful_shutdown=_PARTING_S,  # counted from the end of the drain
     )
-    server = uvicorn.Server(config)
-    # uvicorn raises the signal that stopped it once more when it has finished; ours turns that into a clean exit.
+    hurried_by = {signal.SIGINT} if is_supervised else {signal.SIGTERM, signal.SIGINT}
+    server = Server(config, hurried_by=frozenset(hurried_by))
+    # uvicorn sets the same handlers itself, but later, and gives these back when it has finished: a signal that comes before
+    # must not be lost, nor one that comes after spoil a clean exit.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _nothing)
+        signal.signal(number, server.handle_exit)
     host, port = listener.getsockname()[:2]
     settle_garbage()
     get_logger("api").info("api_starting", host=host, port=port)
@@ -165,11 +169,9 @@ def _serve(settings: "Settings", listener: socket.socket) -> None:
         sys.exit(1)
 
 
-def _nothing(_number: int, _frame: object) -> None:
-    """A signal that has been dealt with."""
-
-
-def _serve_by_processes(listener: socket.socket, *, host: str, insecure: bool, processes: int) -> None:
+def _serve_by_processes(
+    settings: "Settings", listener: socket.socket, *, host: str, insecure: bool, processes: int
+) -> None:
     from cli.child import OWN_PYTHON, Child, own_environment, start_child
     from cli.supervisor import Interrupted, Service, Supervisor
 
@@ -187,11 +189,16 @@ def _serve_by_processes(listener: socket.socket, *, host: str, insecure: bool, p
         )
 
     names = [f"API process {number}" for number in range(1, processes + 1)]
-    services = [Service(name, starter(name), stop_timeout_s=30) for name in names]
+    stop_timeout_s = settings.shutdown_grace_s + 2 * _PARTING_S
+    services = [
+        Service(name, starter(name), stop_timeout_s=stop_timeout_s, is_patient=True, second_signal=signal.SIGINT)
+        for name in names
+    ]
     with Supervisor(lambda line: print(f"tokenspool: {line}", file=sys.stderr)) as supervisor:
         try:
             with suppress(Interrupted):
                 supervisor.start(services)
                 supervisor.watch()
         finally:
+            listener.close()  # or who connects after the last process closed its own would wait for nobody
             supervisor.stop_everything()

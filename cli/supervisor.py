@@ -19,8 +19,8 @@ from cli.errors import CommandError
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_S = 0.1
-# A worker that ignores the first SIGTERM is draining; the second tells it to hand its jobs back.
-_SECOND_SIGTERM_AFTER_S = 0.3
+# What ignores the first SIGTERM is draining; the second signal tells it to give up what it has.
+_SECOND_SIGNAL_AFTER_S = 0.3
 # What runs this long was not broken from the start, so its next restart is quick again.
 _STEADY_AFTER_S = 10.0
 
@@ -41,6 +41,10 @@ class Service:
     """Those of a higher round are stopped when those of the lower ones have ended."""
     stops_unhurried: bool = False
     """A second Ctrl-C does not kill it: what it still does is worth the wait."""
+    second_signal: signal.Signals = signal.SIGTERM
+    """What tells it, after a first SIGTERM, to end at once."""
+    is_patient: bool = False
+    """It gets its second signal when we get one, and not by itself after a moment; a third, of Ctrl-C, kills it."""
     log_path: Path | None = None
     start_timeout_s: float = 60
     restart_delay_s: float = 1
@@ -67,7 +71,9 @@ class Supervisor:
         self._say = say
         self._services: list[Service] = []
         self._stop_requested = False
-        self._hurried = False
+        self._is_told_twice = False
+        self._interrupts = 0
+        """Ctrl-Cs since we were told to stop."""
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._handlers: dict[signal.Signals, Any] = {}
 
@@ -123,24 +129,29 @@ class Supervisor:
             self.stop([service for service in self._services if service.stop_round == stop_round])
 
     def stop(self, services: Sequence[Service]) -> None:
-        """SIGTERM them all, once more after a moment, and SIGKILL what is left at its deadline or at a second Ctrl-C."""
+        """SIGTERM them all, the second signal after a moment, and SIGKILL what is left at its deadline or at a second Ctrl-C."""
         self._services = [service for service in self._services if service not in services]
         children = {service: service.child for service in services if service.child is not None}
         started_at = time.monotonic()
-        told_times = 0
+        for child in children.values():
+            _tell(child, signal.SIGTERM)
+        told_twice: set[Service] = set()
         while running := {service: child for service, child in children.items() if child.exit_code is None}:
             waited_s = time.monotonic() - started_at
             for service, child in running.items():
-                if told_times == 0 or (told_times == 1 and waited_s > _SECOND_SIGTERM_AFTER_S):
-                    child.signal(signal.SIGTERM)
-                    child.signal(signal.SIGCONT)  # one that was stopped by hand must be able to end
-                if (self._hurried and not service.stops_unhurried) or waited_s > service.stop_timeout_s:
+                is_hurried = self._is_told_twice if service.is_patient else waited_s > _SECOND_SIGNAL_AFTER_S
+                if is_hurried and service not in told_twice:
+                    told_twice.add(service)
+                    _tell(child, service.second_signal)
+                if self._has_no_more_patience(service) or waited_s > service.stop_timeout_s:
                     self._say(f"{service.name} (pid {child.pid}) does not end; killing it")
                     child.kill()
-            told_times = 1 if waited_s <= _SECOND_SIGTERM_AFTER_S else 2
             self._sleep(_POLL_S)
         for child in children.values():
             child.reap()
+
+    def _has_no_more_patience(self, service: Service) -> bool:
+        return not service.stops_unhurried and self._interrupts > service.is_patient
 
     def _spawn(self, service: Service) -> None:
         service.child = service.start()
@@ -176,7 +187,9 @@ class Supervisor:
 
     def _on_stop_signal(self, number: int, _frame: object) -> None:
         # Only a Ctrl-C is a person in a hurry: a terminal that closes may well send SIGHUP twice.
-        self._hurried = self._hurried or (self._stop_requested and number == signal.SIGINT)
+        if self._stop_requested:
+            self._interrupts += number == signal.SIGINT
+            self._is_told_twice = self._is_told_twice or number != signal.SIGHUP
         self._stop_requested = True
 
     def _sleep(self, seconds: float) -> None:
@@ -185,6 +198,11 @@ class Supervisor:
         if readable:
             with contextlib.suppress(BlockingIOError):
                 self._wake_reader.recv(4096)
+
+
+def _tell(child: Child, number: signal.Signals) -> None:
+    child.signal(number)
+    child.signal(signal.SIGCONT)  # one that was stopped by hand must be able to end
 
 
 def _ended(service: Service) -> str:

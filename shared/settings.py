@@ -189,8 +189,12 @@ class Settings(BaseSettings):
     """What may wait for a slow follower; beyond it the connection is cut, and resumes by its id."""
     sse_idle_probe_s: Seconds = 1.5
     """After this silence the relay looks into the log, in case the last message was lost on the way."""
-    shutdown_grace_s: Seconds = 5
-    """How long the API lets its requests end after SIGTERM; followers are told to reconnect at once."""
+    shutdown_grace_s: Seconds = 30
+    """How long requests that wait for a job go on after SIGTERM; followers are told to reconnect at once. Raise it if your
+    answers take longer, and the process manager's patience with it: 10 s more than this."""
+    shutdown_notice_s: float = Field(10, ge=0, le=604_800)
+    """How long an API process takes new requests after SIGTERM, within the grace. Raise it where the load balancer needs longer
+    to see that ``/health/ready`` says 503: its interval times the failures that it wants."""
 
     @field_validator("cors_origins", mode="before")
     @classmethod

@@ -25,6 +25,7 @@ from api.headers import (
 from api.native.job_request import Draft, JobOptions, draft_of, drafted
 from api.native.job_view import render, render_page, url_of
 from api.rate_limit import headers_of
+from api.relay import Watch
 from api.sse import StreamFormat, job_stream
 from api.strict_json import decode
 from api.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, position_of, submit
@@ -121,7 +122,7 @@ async def _submit_and_follow(
     watch.close()
     if not may_see_all(submitted, caller):
         raise Forbidden(SHOWN_TO_READERS)
-    return _follow(api, job, position, form, cursor, headers | _REPLAYED)
+    return _follow(api, job, position, form, cursor, headers | _REPLAYED, watch=api.relay.watch(job.id))
 
 
 _REPLAYED: Final = {"Idempotency-Replayed": "true"}
@@ -204,11 +205,21 @@ def _follow(
     headers: dict[str, str] | None = None,
     *,
     from_now: bool = False,
+    watch: Watch | None = None,
 ) -> Response:
     if cursor is not None and str(cursor) == job.end_id:
+        if watch is not None:
+            watch.close()
         return Response(status_code=204, headers=headers)  # it has seen everything: a browser then stops coming back
     return job_stream(
-        api, job, queue_position=queue_position, form=form, cursor=cursor, from_now=from_now, headers=headers
+        api,
+        job,
+        queue_position=queue_position,
+        form=form,
+        cursor=cursor,
+        from_now=from_now,
+        watch=watch,
+        headers=headers,
     )
 
 

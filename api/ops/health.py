@@ -4,6 +4,7 @@
 ``/health/ready`` for load balancers.
 """
 
+import asyncio
 from enum import StrEnum
 from typing import Final
 
@@ -145,7 +146,8 @@ async def live() -> Response:
 @router.get("/health/ready")
 async def ready(api: Api) -> Response:
     """Whether to send requests here: 503 without Redis, and while the process ends."""
-    if api.shutdown.is_set():
+    api.drain.note_poll(asyncio.get_running_loop().time())
+    if api.drain.is_begun:
         return json_answer(_DRAINING, 503, _RETRY)
     if not await api.runtime.ping():
         return json_answer(_NO_REDIS, 503, _RETRY)

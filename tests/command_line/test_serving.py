@@ -53,13 +53,24 @@ def _logged(pipe: IO[bytes] | None, event: str) -> dict[str, object]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_an_api_says_where_it_listens_and_ends_with_exit_code_0(number: signal.Signals) -> None:
     """Also without a Redis: it is up, and says 503 to whoever needs one."""
-    with _started("serve", "--port", "0") as api:
+    with _started("serve", "--port", "0", TOKENSPOOL_SHUTDOWN_NOTICE_S="0") as api:
         port = int(str(_logged(api.stderr, "api_starting")["port"]))
         await wait_until(lambda: http_status("127.0.0.1", port, "/health/live") == 200, "the API")
         assert http_status("127.0.0.1", port, "/health/ready") == 503
         api.send_signal(number)
         out, err = api.communicate(timeout=20)
     assert (api.returncode, out) == (0, b"")
+    assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_it_starts_is_not_lost(number: signal.Signals) -> None:
+    """Before the server has set its own handlers."""
+    with _started("serve", "--port", "0") as api:
+        _logged(api.stderr, "api_starting")
+        api.send_signal(number)
+        _, err = api.communicate(timeout=20)
+    assert api.returncode == 0
     assert b"Traceback" not in err
 
 

@@ -70,6 +70,7 @@ def a_service(
     start_timeout_s: float = 20,
     restart_delay_s: float = 0.01,
     stops_unhurried: bool = False,
+    is_patient: bool = False,
     is_ready: Callable[[], bool] | None = None,
 ) -> Service:
     """A Python program; ready when it has said something, unless told otherwise."""
@@ -85,6 +86,7 @@ def a_service(
         is_ready=is_ready or (lambda: log.stat().st_size > 0),
         stop_round=stop_round,
         stops_unhurried=stops_unhurried,
+        is_patient=is_patient,
         stop_timeout_s=stop_timeout_s,
         start_timeout_s=start_timeout_s,
         restart_delay_s=restart_delay_s,
@@ -203,6 +205,29 @@ def test_one_that_drains_gets_a_second_sigterm(tmp_path: Path, supervisor: Super
     assert service.child is not None
     assert service.child.exit_code == 7
     assert news.lines == []
+
+
+_TOLD = """
+import signal, time
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+print('up', flush=True)
+signal.sigwait({signal.SIGTERM})
+raise SystemExit(8 if signal.sigtimedwait({signal.SIGTERM}, 1) else 9)
+"""
+
+
+@pytest.mark.parametrize(("times", "exit_code"), [(1, 9), (2, 8)])
+def test_a_patient_one_gets_its_second_signal_when_we_get_ours(
+    tmp_path: Path, supervisor: Supervisor, news: News, times: int, exit_code: int
+) -> None:
+    """What it still does is worth the wait, as long as nobody is in a hurry."""
+    service = a_service(tmp_path, _TOLD, is_patient=True)
+    supervisor.start([service])
+    for _ in range(times):
+        os.kill(os.getpid(), signal.SIGTERM)
+    supervisor.stop_everything()
+    assert service.child is not None
+    assert (service.child.exit_code, news.lines) == (exit_code, [])
 
 
 def test_one_that_does_not_end_is_killed_at_its_deadline(tmp_path: Path, supervisor: Supervisor, news: News) -> None:

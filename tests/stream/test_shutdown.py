@@ -1,4 +1,4 @@
-"""SIGTERM to an API with open streams: they are told to come back, and the process ends at once."""
+"""SIGTERM to an API with open streams: they are told to come back, and the process ends once nobody waits for a job."""
 
 import asyncio
 import signal
@@ -35,7 +35,7 @@ async def _ended_after_s(api: Api, number: signal.Signals = signal.SIGTERM) -> f
 
 async def test_it_parts_from_its_followers_and_ends_promptly(deployment: Deployment, fact: Fact) -> None:
     """Followers of running, waiting and silent jobs; each comes back at another API by its last id, and misses nothing."""
-    leaving, staying = deployment.begin_api(), deployment.begin_api()
+    leaving, staying = deployment.begin_api(TOKENSPOOL_SHUTDOWN_GRACE_S="1"), deployment.begin_api()
     for api in deployment.apis:
         await deployment.api_up(api)
     async with deployment.runtime() as runtime:
@@ -81,7 +81,7 @@ async def test_it_parts_from_its_followers_and_ends_promptly(deployment: Deploym
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_it_ends_although_redis_is_away(deployment: Deployment, number: signal.Signals, fact: Fact) -> None:
     """With followers and calls that wait for what Redis does not say."""
-    api = deployment.begin_api()
+    api = deployment.begin_api(TOKENSPOOL_SHUTDOWN_GRACE_S="1")
     await deployment.api_up(api)
     async with deployment.runtime() as runtime:
         author = await Author.start(runtime)

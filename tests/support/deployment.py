@@ -145,10 +145,10 @@ class Deployment:
         """Of the APIs."""
         return [api.url for api in self.apis]
 
-    def begin_api(self, *, port: int | None = None, **settings: str) -> Api:
-        """Starts an API; does not wait for it."""
+    def begin_api(self, *arguments: str, port: int | None = None, **settings: str) -> Api:
+        """Starts an API; does not wait for it. ``arguments``: of its command."""
         port = port or free_port()
-        api = self._begin(Api, "api", [sys.executable, "-m", "cli", "serve", "--port", str(port)], settings)
+        api = self._begin(Api, "api", [sys.executable, "-m", "cli", "serve", "--port", str(port), *arguments], settings)
         assert isinstance(api, Api)
         api.url = f"http://127.0.0.1:{port}"
         self.apis.append(api)
