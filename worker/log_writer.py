@@ -115,11 +115,13 @@ class JobLog:
         self._has_landed = asyncio.Event()
         self._attempt = (0, 0)
         self.has_published = False
-        """Whether followers may have seen an upstream event of this claim: a later claim begins with `reset`."""
+        """Whether followers may have seen an upstream event of this claim."""
         self._held: bytes | None = None
         """The beginning of an answer that has no content yet, where followers have no word for another beginning."""
         self._needs_reset = False
-        """Whether they may have seen one of this attempt: a later attempt of this claim begins with `reset`."""
+        """Whether they may have seen one of this attempt: a later attempt, of this claim or the next, begins with `reset`."""
+        self._reset_end = 0
+        """How many of the events end with the newest `reset`."""
         self._told: _Facts | None = None
         """What the record says; told once, and again if Redis lost a tail, and maybe with it what the record said."""
         self.is_lost = False
@@ -151,6 +153,7 @@ class JobLog:
         if self._needs_reset:
             self._add(OurEvent.RESET, reset_event)
             self._needs_reset = False
+            self._reset_end = len(self._events)
         self._attempt = (attempts, failures)
 
     @property
@@ -181,16 +184,19 @@ class JobLog:
         self._close_texts()
         if self._landed == len(self._events):
             return
-        facts = _Facts(self.has_published, *self._attempt)
-        is_news = facts != self._told
         self._sent = min(len(self._events), self._landed + _MOST_EVENTS_PER_FLUSH)
+        # Until the reset itself is sent, what it takes back is to be reset by whoever claims the job next.
+        is_shown = self._needs_reset if self._sent >= self._reset_end else self.has_published
+        facts = _Facts(is_shown, *self._attempt)
+        is_news = facts != self._told
         self._flushed_s = self._writer.now_s()
         reply = self._writer.log.append(
             self._claim.id,
             self._claim.epoch,
             self._first_seq + self._landed,
             self._events[self._landed : self._sent],
-            published=is_news and facts.has_published,
+            published=is_news and facts.is_shown,
+            is_reset=is_news and self.has_published and not facts.is_shown,
             attempts=facts.attempts if is_news else 0,
             failures=facts.failures if is_news else 0,
         )
@@ -299,6 +305,7 @@ class JobLog:
 class _Facts(NamedTuple):
     """What APPEND writes to the record beside the log."""
 
-    has_published: bool
+    is_shown: bool
+    """Whether followers hold something that was not reset."""
     attempts: int
     failures: int

@@ -143,6 +143,7 @@ class _Run:
         permit = await self._permit()
         self._begun += 1
         call = _Call(permit, Completion())
+        begun_s = self._loop.time()
         outcome: Outcome | None = None
         try:
             outcome = await self._timed(self._call(call))
@@ -152,7 +153,10 @@ class _Run:
         if isinstance(outcome, Answered):
             return outcome
         if self._log.has_published and not self._claim.spec.may_start_over:
-            return outcome._replace(is_last=True)
+            outcome = outcome._replace(is_last=True)
+        self._report_failure(outcome, begun_s)
+        if outcome.is_last:
+            return outcome
         if permit.is_probe and outcome.opens_circuit:
             # It was the governor's question, not the job's; the next one may be another job's.
             raise Deferred(_PROBED_S, code=outcome.error.code, failures=0)
@@ -167,9 +171,12 @@ class _Run:
         route = self._context.routes.chain_of(self._claim.spec.model)[0]
         self._route = route.name
         self._begun += 1
+        begun_s = self._loop.time()
         provider = self._context.providers[route.provider]
         outcome = await self._timed(count_tokens(provider, route, self._claim, self._settings))
-        self._failures += isinstance(outcome, Failure)
+        if isinstance(outcome, Failure):
+            self._failures += 1
+            self._report_failure(outcome, begun_s)
         return outcome
 
     async def _permit(self) -> Permit:
@@ -336,6 +343,19 @@ class _Run:
             prompt_hash=self._claim.spec.prompt_hash,
             model=self._claim.spec.model,
             queued_ms=self._claim.claimed_ms - self._claim.created_ms,
+        )
+
+    def _report_failure(self, failure: Failure, begun_s: float) -> None:
+        """Why this attempt failed: the job may succeed with the next. Without the upstream's words, which may quote the prompt."""
+        self._context.logger.info(
+            "attempt_failed",
+            **self._facts(),
+            route=self._route,
+            code=failure.error.code,
+            upstream_status=failure.error.upstream_status,
+            how=failure.how and failure.how.name.lower(),
+            is_retryable=failure.is_retryable,
+            took_ms=int((self._loop.time() - begun_s) * 1000),
         )
 
     def lost(self) -> RunEnd:

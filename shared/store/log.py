@@ -41,20 +41,23 @@ class Log:
         events: Sequence[tuple[str, bytes]],
         *,
         published: bool,
+        is_reset: bool = False,
         attempts: int = 0,
         failures: int = 0,
     ) -> "asyncio.Future[int]":
         """Adds (name, data) events from ``first_seq`` on; those that the log holds already are passed over.
 
         Gives the seq that the log takes next: less than expected if it lost a tail, REFUSED if the claim is over.
-        ``attempts`` and ``failures`` are written to the record when an attempt begins inside the claim. Sent in the
+        ``published``: followers see something of the answer, which a later claim has to reset; ``is_reset``: all that they saw
+        was reset by these events or before. ``attempts`` and ``failures`` are written to the record when an attempt begins inside the claim. Sent in the
         order of the calls; not a coroutine, since a task per flush would cost more than the flush.
         """
         arguments: list[str | bytes | int] = []
         for name, data in events:
             arguments += (name, data)
+        shown = 1 if published else -1 if is_reset else 0
         return self._commands.run(
-            script("append"), job_id, epoch, _RUNNING, first_seq, int(published), attempts, failures, *arguments
+            script("append"), job_id, epoch, _RUNNING, first_seq, shown, attempts, failures, *arguments
         )
 
     async def read(

@@ -5,10 +5,12 @@ from decimal import Decimal
 from typing import Any
 
 from shared.errors import StorageUnavailable
+from shared.job import JobState
 from shared.prices import OwnPrice
 from shared.routes import RouteRule
 from tests.running.crew import Crew, replace
 from tests.running.ledger import rows_of
+from tests.running.test_retries import come_due, until_deferred
 from tests.support.wait import wait_until
 
 FIRST, STAND_IN, ELSEWHERE = "sim-t6-g1-f1", "sim-t6-g1-f2", "sim-t6-g1-f3"
@@ -41,6 +43,37 @@ async def test_a_stand_in_that_is_shut_does_not_hurry_the_attempts(crew: Crew) -
     began_s = asyncio.get_running_loop().time()
     await crew.ended(await crew.submit("fail=529", model=FIRST, max_attempts=2))
     assert asyncio.get_running_loop().time() - began_s >= 0.9
+
+
+async def test_what_was_reset_before_a_wait_is_not_reset_after_it(crew: Crew) -> None:
+    """The attempt failed after its first words, and the next one found no room: one reset takes back what was shown."""
+    bound = await crew.worker(routes={FIRST: RouteRule(requests_per_minute=1)}, upstream_retry_base_s=0.01)
+    job_id = await crew.submit("end=3x1", model=FIRST)
+    await until_deferred(crew, job_id)
+    await bound.drained()
+    await crew.worker()
+    await come_due(crew, job_id)
+    assert (await crew.ended(job_id)).state is JobState.SUCCEEDED
+    assert [name for name, _ in await crew.ours(job_id)] == [
+        "started", "retry", "reset", "retry", "started", "succeeded",
+    ]  # fmt: skip
+
+
+async def test_what_is_shown_after_a_reset_is_reset_too(crew: Crew) -> None:
+    """By the worker that takes over: the reset of the attempt before has nothing to do with it."""
+    hand = await crew.worker(lease_s=1, upstream_retry_base_s=0.01)
+    job_id = await crew.submit("end=3x1", model="sim-t100-g20-f1")
+
+    async def is_writing_again() -> bool:
+        names = [event.name for event in await crew.runtime.log.read(job_id)]
+        return "reset" in names and "content_block_delta" in names[names.index("reset") :]
+
+    await wait_until(is_writing_again, "the second attempt's first words")
+    await hand.killed()
+    await crew.worker(lease_s=1)
+    assert (await crew.ended(job_id)).state is JobState.SUCCEEDED
+    names = [name for name, _ in await crew.ours(job_id)]
+    assert names == ["started", "retry", "reset", "started", "reset", "succeeded"]
 
 
 async def test_a_release_whose_answer_was_lost_charges_once(crew: Crew) -> None:

@@ -93,6 +93,38 @@ async def test_texts_that_come_together_are_one_event(writing: Writing) -> None:
     assert await writing.texts() == ["Hello, world"]
 
 
+async def test_what_was_shown_counts_as_shown_until_its_reset_is_in_the_log(
+    writing: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker may die between two flushes of one long tail: whoever takes over has to write the reset then."""
+    monkeypatch.setattr(log_writer, "_MOST_EVENTS_PER_FLUSH", 2)
+    shown: list[tuple[list[str], str | None]] = []
+    append_events = writing.writer.log.append
+
+    def append_and_look(*arguments: Any, **named: Any) -> "asyncio.Future[int]":
+        reply = append_events(*arguments, **named)
+        looking.append(asyncio.create_task(look([name for name, _ in arguments[3]], reply)))
+        return reply
+
+    async def look(names: list[str], reply: "asyncio.Future[int]") -> None:
+        await reply
+        shown.append((names, await writing.crew.field(writing.claim.id, "published")))
+
+    looking: list[asyncio.Task[None]] = []
+    replace(writing.writer.log, "append", append_and_look)
+    writing.say("a")
+    writing.say("b", index=1)
+    writing.say("c", index=2)
+    writing.log.begin_attempt(2, 1, b"{}", b"{}")
+    await writing.log.land()
+    await asyncio.gather(*looking)
+    assert shown == [
+        (["content_block_delta"] * 2, "1"),
+        (["content_block_delta", "retry"], "1"),
+        (["reset"], None),
+    ]
+
+
 async def test_only_neighbours_of_one_block_are_merged(writing: Writing) -> None:
     writing.say("a", "b")
     writing.say("c", index=1)

@@ -69,6 +69,30 @@ async def test_what_followers_saw_before_the_wait_is_reset_after_it(crew: Crew) 
     assert ("reset", {"attempt": 2, "reason": "upstream_failed"}) in await crew.ours(job_id)
 
 
+async def test_the_log_says_why_each_attempt_failed(crew: Crew) -> None:
+    """By code, status and what broke; never in the upstream's words, which may quote the prompt."""
+    hand = await crew.worker(upstream_retry_base_s=0.01)
+    job_id = await crew.submit("end=3x1 fail=529x2 fail=400x3")
+    assert (await crew.ended(job_id)).state is JobState.FAILED
+    lines = hand.log.named("attempt_failed")
+    told = [
+        (line["attempt"], line["code"], line["upstream_status"], line["how"], line["is_retryable"]) for line in lines
+    ]
+    assert told == [
+        (1, "upstream_truncated", None, "ended_early", True),
+        (2, "upstream_overloaded", 529, None, True),
+        (3, "upstream_rejected", 400, None, False),
+    ]
+    for line in lines:
+        assert line["job_id"] == job_id
+        assert line["route"] == "anthropic/sim-t6-g1-f1"
+        assert 0 <= line["took_ms"] < 10_000
+        assert set(line) == {
+            "job_id", "attempt", "prompt_hash", "model", "running_ms", "route", "code", "upstream_status", "how",
+            "is_retryable", "took_ms",
+        }  # fmt: skip
+
+
 @on_each_provider
 @pytest.mark.parametrize("retry_after", ["date+30", "30.0", "61", "86400", "9" * 30])
 async def test_a_retry_after_of_any_form_defers(crew: Crew, retry_after: str) -> None:

@@ -225,16 +225,25 @@ class AnyHistory(RuleBasedStateMachine):
                 self.jobs[each.id].is_confirmed = True
 
     @precondition(lambda self: self.has(JobState.RUNNING))
-    @rule(draw=st.data(), count=st.integers(0, 3), back=st.integers(0, 3), published=st.booleans())
-    def append(self, draw: st.DataObject, count: int, back: int, published: bool) -> None:
-        """New events, or some of the last ones again with new ones behind them."""
+    @rule(
+        draw=st.data(),
+        count=st.integers(0, 3),
+        back=st.integers(0, 3),
+        published=st.booleans(),
+        is_reset=st.booleans(),
+    )
+    def append(self, draw: st.DataObject, count: int, back: int, published: bool, is_reset: bool) -> None:
+        """New events, or some of the last ones again with new ones behind them; the last may be a reset."""
         job = self.some(draw, JobState.RUNNING)
         assert job.held is not None
         first = max(job.held.next_seq, job.next_seq - back)
         events = [a_text_delta(str(seq)) for seq in range(first, first + count)]
-        reply = self.run(_awaited(self.runtime.log.append(job.id, job.held.epoch, first, events, published=published)))
+        appended = self.runtime.log.append(
+            job.id, job.held.epoch, first, events, published=published, is_reset=is_reset and not published
+        )
+        reply = self.run(_awaited(appended))
         job.next_seq = max(job.next_seq, first + count)
-        job.is_published |= published
+        job.is_published = published or (job.is_published and not is_reset)
         assert reply == job.next_seq
 
     @precondition(lambda self: self.has(JobState.RUNNING))

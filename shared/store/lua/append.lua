@@ -1,5 +1,6 @@
 -- APPEND: events of a claim's job, in order and without holes.
--- ARGV: id, epoch, running states, seq of the first, published (1/0), attempts (0: unchanged), failures (0: unchanged),
+-- ARGV: id, epoch, running states, seq of the first, published (1: followers see something of the answer; -1: a reset took it
+--       all back; 0: unchanged), attempts (0: unchanged), failures (0: unchanged),
 --       name, data, name, data, ...
 -- Returns the next seq that the log takes: behind the last one given, or less if the log lost a tail (send again from
 -- there). -1 if the claim is not the job's: refused, nothing written, nothing published.
@@ -15,6 +16,7 @@ if top then
 end
 if seq > expected then return expected end
 if ARGV[5] == '1' then call('HSET', key_job(id), 'published', 1) end
+if ARGV[5] == '-1' then call('HDEL', key_job(id), 'published') end
 if ARGV[6] ~= '0' then call('HSET', key_job(id), 'attempts', ARGV[6], 'failures', ARGV[7]) end
 local events = {}
 for i = 8 + 2 * (expected - seq), #ARGV do events[#events + 1] = ARGV[i] end
