@@ -142,7 +142,7 @@ TIMED_OUT: Final = Failure(
 CUT_SHORT: Final = Failure(
     JobError(
         "worker_lost",
-        "The worker was lost, or stopped, with a part of the answer out; its follower cannot take that back.",
+        "The worker was lost or stopped after the first words of the answer, which cannot be taken back: send the request again.",
         retryable=True,
     ),
     is_last=True,

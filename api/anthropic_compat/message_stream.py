@@ -6,15 +6,17 @@ was said cannot be taken back here, so an attempt that fails is silently followe
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import msgspec
 
-from api.anthropic_compat.wire import Refusal, Refused, refusal_of_end, refusal_of_problem
+from api.anthropic_compat.wire import Refusal, Refused, refusal_of_end, refusal_of_problem, type_of
 from api.dependencies import ApiState
 from api.relay import Closing, Gone, Watch
 from api.sse import frame
+from api.taken_back import reason_of, sentence_of
 from shared.errors import NotFound, ServerStopping, StorageUnavailable
 from shared.events import OUR_NAMES, Event, EventId, OurEvent
 from shared.job import Job, JobState
@@ -26,13 +28,12 @@ PING: Final = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 _AGAIN_S: Final = 0.5
 _LOG_PAGE: Final = 1000
+_END_S: Final = 5.0
+"""A job that may not start over ends as soon as it is claimed again."""
 
 _BEGINNINGS: Final = frozenset({OurEvent.STARTED, OurEvent.RETRY, OurEvent.RESET})
 """With which another attempt is announced."""
 
-_TAKEN_BACK: Final = Refusal(
-    529, "overloaded_error", "The LLM failed behind the first words of its answer, which cannot be taken back here."
-)
 ERASED: Final = Refusal(500, "api_error", "The job was erased.", may_retry=False)
 _ENDED_EARLY: Final = Refusal(500, "api_error", "The end of the answer is not known any more.", may_retry=False)
 
@@ -45,9 +46,15 @@ async def frames_of(api: ApiState, job: Job, watch: Watch, *, is_new: bool) -> A
     teller = Teller()
     try:
         cursor = None if is_new else await _newest_attempt(api.runtime, job.id)
-        async for events in watch.follow(job, cursor=cursor, is_new=is_new):
+        following = watch.follow(job, cursor=cursor, is_new=is_new)
+        async for events in following:
             frames = teller.tell(events) if events else PING
             ending = events[-1].name if events and events[-1].is_terminal else None
+            if teller.taken_back is not None:
+                if ending is None and not job.spec.may_start_over and _is_claimed_again(events):
+                    ending = await _end_of(following)
+                if ending in (None, JobState.SUCCEEDED):
+                    raise Refused(_anew(sentence_of(teller.taken_back)), has_ended=ending is not None)
             if ending == JobState.SUCCEEDED and teller.stop:
                 yield frames + teller.stop
                 return
@@ -63,6 +70,25 @@ async def frames_of(api: ApiState, job: Job, watch: Watch, *, is_new: bool) -> A
     except StorageUnavailable as problem:
         raise Refused(refusal_of_problem(problem)) from None
     raise Refused(_ENDED_EARLY)
+
+
+def _is_claimed_again(events: list[Event]) -> bool:
+    return any(event.name == OurEvent.STARTED for event in events)
+
+
+async def _end_of(following: AsyncIterator[list[Event]]) -> str | None:
+    """The terminal event's name, if it comes soon: then the job's own error is the true reason."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_END_S):
+            async for events in following:
+                if events and events[-1].is_terminal:
+                    return events[-1].name
+    return None
+
+
+def _anew(message: str) -> Refusal:
+    """After the first words: the one error type that has clients begin anew."""
+    return Refusal(529, type_of(529), message)
 
 
 async def _newest_attempt(runtime: Runtime, job_id: str) -> EventId | None:
@@ -83,10 +109,8 @@ async def _end(api: ApiState, job: Job, teller: "Teller") -> bytes:
     """The answer of a job whose log is gone. Raises Refused, NotFound, StorageUnavailable."""
     ended = await ended_job(api, job)
     if ended.state is not JobState.SUCCEEDED:
-        # Behind the first words a failure that may pass is told in the one word that has clients begin anew.
         if teller.has_content and ended.error is not None and ended.error.retryable:
-            said = f"{_TAKEN_BACK.message} {ended.error.message}"
-            raise Refused(_TAKEN_BACK._replace(message=said), has_ended=True)
+            raise Refused(_anew(f"{ended.error.message} ({ended.error.code})"), has_ended=True)
         raise Refused(refusal_of_end(ended), has_ended=True)
     if teller.has_content or ended.result is None:
         raise Refused(_ENDED_EARLY, has_ended=True)
@@ -114,15 +138,18 @@ class Teller:
         """Whether it has more than that."""
         self.stop = b""
         """The end of the attempt, which is told when the job has succeeded."""
+        self.taken_back: str | None = None
+        """Why content that the client has counts no more; nothing is told after that."""
 
     def tell(self, events: list[Event]) -> bytes:
-        """The frames of a batch. What another attempt takes back inside of it is never told. Raises Refused."""
+        """The frames of a batch. What another attempt takes back inside of it is never told."""
         frames: list[bytes] = []
         had_begun, had_content = self.has_begun, self.has_content
-        for event in events:
+        for number, event in enumerate(events):
             if event.name in _BEGINNINGS:
                 if had_content:
-                    raise Refused(_TAKEN_BACK)
+                    self.taken_back = reason_of(events[number:])
+                    return b""
                 frames.clear()
                 self.has_begun, self.has_content, self.stop = had_begun, False, b""
             elif event.name in OUR_NAMES:

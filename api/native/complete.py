@@ -28,8 +28,10 @@ from api.sse import PING, SseResponse
 from api.sse import frame as sse_frame
 from api.strict_json import decode
 from api.submit import submit
+from api.taken_back import reason_of, sentence_of
 from shared.api_key import Caller
 from shared.errors import (
+    JOB_ERROR_CODES,
     FieldError,
     Problem,
     ServerStopping,
@@ -213,11 +215,12 @@ async def _frames_of_text(api: ApiState, job: Job, batches: AsyncIterator[list[E
         if not events:
             yield PING
             continue
-        said, is_taken_back = _said_in(events, after_text=text.has_begun)
+        said, taken_back = _said_in(events, after_text=text.has_begun)
         if frame := text.encode(said):
             yield frame
-        if is_taken_back:
-            raise UpstreamFailed("The LLM failed behind its first words, and here they cannot be taken back.")
+        if taken_back is not None:
+            code = taken_back if taken_back in JOB_ERROR_CODES else None
+            raise UpstreamFailed(sentence_of(taken_back), code=code)
         if events[-1].is_terminal:
             problem = problem_of(await api.runtime.jobs.get(job.id, job.tenant))
             if problem is not None:
@@ -225,14 +228,14 @@ async def _frames_of_text(api: ApiState, job: Job, batches: AsyncIterator[list[E
             yield b"data: %b\n\n" % DONE.encode()
 
 
-def _said_in(events: list[Event], *, after_text: bool) -> tuple[str, bool]:
-    """The text of a batch up to where it is taken back by another attempt, and whether it is."""
+def _said_in(events: list[Event], *, after_text: bool) -> tuple[str, str | None]:
+    """The text of a batch up to where it is taken back by another attempt, and why it is."""
     said = ""
-    for event in events:
+    for number, event in enumerate(events):
         if event.name in {OurEvent.RETRY, OurEvent.RESET} and (said or after_text):
-            return said, True
+            return said, reason_of(events[number:])
         said += text_of(event) or ""
-    return said, False
+    return said, None
 
 
 async def _until(deadline_s: float, batches: AsyncIterator[list[Event]]) -> AsyncIterator[list[Event]]:

@@ -1,7 +1,9 @@
 """What a stream says of all that can happen to its job: it ends with ``message_stop`` or an error, never just so."""
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
 
 import anthropic
 import pytest
@@ -10,13 +12,16 @@ from anthropic.types import Message
 from api.anthropic_compat import message_stream
 from shared.job import JobState
 from shared.store import keys
+from simulator.app import Simulator
 from tests.anthropic_surface.conftest import Serve, Surface, a_client, asked, author_of_next
 from tests.support.author import TENANT, Author
 from tests.support.builders import an_answer, block_start, message_start, wired
 from tests.support.follower import asking
+from tests.support.redis_servers import RedisUnderTest
 from tests.support.sse_frames import Frame, SseFrames
-from tests.support.store import make_overdue, state_of
+from tests.support.store import expire_leases, make_overdue, state_of
 from tests.support.wait import wait_until
+from tests.support.working import working
 
 _START = wired([message_start(input_tokens=1, output_tokens=1)])
 _BLOCK = wired([block_start(0, {"type": "text", "text": ""})])
@@ -41,6 +46,29 @@ async def _refused(calling: "asyncio.Task[Message]", status: int, error_type: st
     assert body["type"] == "error"
     assert body["request_id"] == caught.value.response.headers["request-id"]
     return caught.value
+
+
+def _message_of(error: anthropic.APIStatusError) -> str:
+    body: Any = error.body
+    message: str = body["error"]["message"]
+    return message
+
+
+class LoseWorker(Protocol):
+    """The worker of a job dies, and a real one takes over."""
+
+    async def __call__(self, author: Author) -> None: ...
+
+
+@pytest.fixture
+async def lost_worker(surface: Surface, simulator: Simulator, real_redis: RedisUnderTest) -> AsyncIterator[LoseWorker]:
+    async with AsyncExitStack() as stack:
+
+        async def lose(author: Author) -> None:
+            await expire_leases(surface.runtime, author.job_id)
+            await stack.enter_async_context(working(real_redis.url, simulator.url, idle_check_s=0))
+
+        yield lose
 
 
 async def test_the_stream_is_the_upstreams_own_events(surface: Surface) -> None:
@@ -142,6 +170,48 @@ async def test_content_that_is_taken_back_ends_the_stream_with_an_error_and_the_
     await author.try_again(2)
     await _refused(calling, 200, "overloaded_error")
     await surface.has_ended_as(author.job_id, JobState.CANCELLED)
+
+
+async def test_the_error_after_the_first_words_is_the_jobs_own(surface: Surface) -> None:
+    """Not ours about the LLM, which may have had no part in it."""
+    calling = asyncio.create_task(_final(surface.client))
+    author = await author_of_next(surface.runtime)
+    await _begin(author)
+    await surface.has_been_told(author)
+    await author.fail()
+    error = await _refused(calling, 200, "overloaded_error")
+    assert _message_of(error) == "The LLM failed. (upstream_error)"
+
+
+async def test_a_worker_that_is_lost_is_told_as_such(surface: Surface, lost_worker: "LoseWorker") -> None:
+    """Whoever claims the job again ends it with that error."""
+    calling = asyncio.create_task(_final(surface.client))
+    author = await author_of_next(surface.runtime)
+    await _begin(author)
+    await surface.has_been_told(author)
+    await lost_worker(author)
+    error = await _refused(calling, 200, "overloaded_error")
+    job = await surface.job(author.job_id)
+    assert job.error is not None
+    assert (job.state, job.error.code) == (JobState.FAILED, "worker_lost")
+    assert _message_of(error) == f"{job.error.message} (worker_lost)"
+
+
+async def test_a_worker_that_is_lost_is_told_as_such_where_the_job_goes_on(
+    surface: Surface, lost_worker: "LoseWorker"
+) -> None:
+    """With a key: sent again, it has the new attempt whole."""
+    calling = asyncio.create_task(_final(surface.client, **{"Idempotency-Key": "k"}))
+    author = await author_of_next(surface.runtime)
+    await _begin(author)
+    await surface.has_been_told(author)
+    await lost_worker(author)
+    error = await _refused(calling, 200, "overloaded_error")
+    assert _message_of(error) == (
+        "The worker was lost after the first words of the answer, which cannot be taken back here (worker_lost): "
+        "send the request again."
+    )
+    await surface.has_ended_as(author.job_id, JobState.SUCCEEDED)
 
 
 async def test_with_a_key_the_job_goes_on_when_content_was_taken_back(surface: Surface) -> None:

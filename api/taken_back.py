@@ -1,0 +1,31 @@
+"""Why a part of an answer is taken back, for streams that have no word for that and end with an error instead."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from shared.events import Event, OurEvent
+
+_SENTENCES: Final = {
+    "worker_lost": "The worker was lost after the first words of the answer, which cannot be taken back here",
+    "drained": "The worker was stopped after the first words of the answer, which cannot be taken back here",
+}
+_UPSTREAM: Final = "The LLM failed after the first words of its answer, which cannot be taken back here"
+
+
+class _Announcement(msgspec.Struct):
+    reason: str = "upstream_failed"
+
+
+def reason_of(events: Sequence[Event]) -> str:
+    """Of the first of them that gives one: a code of ``job.error``, or a reason of ``reset``."""
+    for event in events:
+        if event.name in (OurEvent.RETRY, OurEvent.RESET):
+            return msgspec.json.decode(event.data, type=_Announcement).reason
+    return _Announcement().reason
+
+
+def sentence_of(reason: str) -> str:
+    """For the client."""
+    return f"{_SENTENCES.get(reason, _UPSTREAM)} ({reason}): send the request again."
