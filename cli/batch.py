@@ -37,10 +37,10 @@ def run_batch(file: Path, *, follow: bool, results: Path | None, key: str | None
     with open_client(url) as client:
         try:
             with file.open("rb") as lines:
-                batch = _submit(client, lines, url, key or secrets.token_urlsafe(24))
+                batch, is_replayed = _submit(client, lines, url, key or secrets.token_urlsafe(24))
         except OSError as error:
             raise CommandError(f"The file {one_line(str(file))} cannot be read: {error.strerror}.", 2) from None
-        if invalid := _counts_of(batch).get("failed", 0) if batch.get("status") != "ended" else 0:
+        if batch.get("status") != "ended" and (invalid := _invalid_lines_of(batch, is_replayed=is_replayed)):
             tell(f"{invalid} of {_counts_of(batch).get('total', 0)} lines cannot run; the results say why")
         if not follow and results is None:
             put(printable(batch["id"]) + "\n")
@@ -60,7 +60,8 @@ def run_batch(file: Path, *, follow: bool, results: Path | None, key: str | None
         raise CommandError(f"{lost} of {counts.get('total', 0)} requests did not succeed; their lines say why.")
 
 
-def _submit(client: httpx2.Client, lines: BinaryIO, url: str, key: str) -> dict[str, Any]:
+def _submit(client: httpx2.Client, lines: BinaryIO, url: str, key: str) -> tuple[dict[str, Any], bool]:
+    """The batch, and whether the key had it already."""
     # The key makes a repeat harmless: a connection that broke behind the last line must not make a second batch.
     headers = {"Idempotency-Key": key, "Content-Type": "application/jsonl"}
     for attempt in range(1, _ATTEMPTS + 1):
@@ -78,7 +79,7 @@ def _submit(client: httpx2.Client, lines: BinaryIO, url: str, key: str) -> dict[
             continue
         if response.status_code not in (200, 202):
             raise refusal(response)
-        return job_in(response)
+        return job_in(response), response.headers.get("Idempotency-Replayed") == "true"
     raise AssertionError("unreachable")
 
 
@@ -106,6 +107,14 @@ def _progress(data: dict[str, Any]) -> str:
     if data.get("rate_per_s"):
         words.append(f"{data['rate_per_s']:.1f} a second")
     return ", ".join(words)
+
+
+def _invalid_lines_of(batch: dict[str, Any], *, is_replayed: bool) -> int:
+    """Lines that cannot run. An API of an earlier version tells them among ``failed``, with those that ran and failed."""
+    invalid_lines = batch.get("invalid_lines")
+    if isinstance(invalid_lines, int):
+        return invalid_lines
+    return 0 if is_replayed else _counts_of(batch).get("failed", 0)
 
 
 def _counts_of(data: dict[str, Any]) -> dict[str, int]:

@@ -82,6 +82,8 @@ class Batch(msgspec.Struct, frozen=True):
     state: BatchState
     spec: BatchSpec
     counts: BatchCounts
+    invalid_lines: int
+    """Lines that could not run: the failed items that never were a job."""
     usage: Usage
     """Of the answers of the items that succeeded, added up."""
     created_ms: int

@@ -28,6 +28,7 @@ class BatchView(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     status: BatchState
     counts: BatchCounts
+    invalid_lines: int
     created_at: str
     expires_at: str
     ended_at: str | None
@@ -71,6 +72,7 @@ def view_of(batch: Batch) -> BatchView:
         type="batch",
         status=batch.state,
         counts=batch.counts,
+        invalid_lines=batch.invalid_lines,
         created_at=to_rfc3339(batch.created_ms),
         expires_at=to_rfc3339(batch.expires_ms),
         ended_at=None if batch.ended_ms is None else to_rfc3339(batch.ended_ms),

@@ -45,7 +45,8 @@ _RECEIVING_MS: Final = 20_000
 _USAGE: Final = tuple(Usage.__struct_fields__)
 _COUNTS: Final = tuple(BatchCounts.__struct_fields__)
 _FIELDS: Final = (
-    "tenant", "state", "spec", "created_ms", "expires_ms", "cancelled_ms", "ended_ms", "cost_nano_usd", "unpriced", *_COUNTS, *_USAGE,
+    "tenant", "state", "spec", "created_ms", "expires_ms", "cancelled_ms", "ended_ms", "cost_nano_usd", "unpriced", "invalid",
+    *_COUNTS, *_USAGE,
 )  # fmt: skip
 _FOLLOWED_MS: Final = 30_000
 _UNSEEN: Final = frozenset({BatchState.RECEIVING, BatchState.DROPPED})
@@ -397,6 +398,7 @@ def _batch_of(batch_id: str, record: list[Any], tenant: str) -> Batch | None:
         state=BatchState(fields["state"].decode()),
         spec=msgspec.json.decode(fields["spec"], type=BatchSpec),
         counts=BatchCounts(**{name: int(fields[name] or 0) for name in _COUNTS}),
+        invalid_lines=int(fields["invalid"] or 0),
         usage=Usage(**{name: int(fields[name] or 0) for name in _USAGE}),
         created_ms=int(fields["created_ms"]),
         expires_ms=int(fields["expires_ms"]),

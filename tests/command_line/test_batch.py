@@ -117,6 +117,26 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_sent(
     assert api.requests == []
 
 
+def test_of_a_batch_that_is_found_again_only_lines_that_could_not_run_are_told(
+    tokenspool: Tokenspool, file: Path
+) -> None:
+    """Not those that ran and failed meanwhile."""
+    for invalid_lines, said in ((0, ""), (1, "tokenspool: 1 of 3 lines cannot run; the results say why\n")):
+        batch = {**_batch(total=3, running=1, failed=2), "invalid_lines": invalid_lines}
+        with FakeApi(answer(202, batch, idempotency_replayed="true")) as api:
+            outcome = tokenspool("batch", file, "--idempotency-key", "nightly", "--url", api.url)
+        assert (outcome.exit_code, outcome.err) == (0, said)
+
+
+def test_an_api_that_does_not_tell_lines_that_cannot_run_of_a_batch_found_again_is_not_misread(
+    tokenspool: Tokenspool, file: Path
+) -> None:
+    """One of an earlier version."""
+    with FakeApi(answer(202, _batch(running=1, failed=1), idempotency_replayed="true")) as api:
+        outcome = tokenspool("batch", file, "--idempotency-key", "nightly", "--url", api.url)
+    assert (outcome.exit_code, outcome.err) == (0, "")
+
+
 def test_a_key_of_the_callers_own_finds_the_batch_again(tokenspool: Tokenspool, file: Path) -> None:
     """And lines that cannot run are told at once."""
     with FakeApi(answer(202, _batch(queued=1, failed=1))) as api:

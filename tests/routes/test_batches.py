@@ -40,8 +40,8 @@ async def test_a_batch_is_shown_with_live_counts(api: CalledApi) -> None:
     view = response.json()
     url = f"/v1/batches/{batch.id}"
     assert list(view) == [
-        "id", "type", "status", "counts", "created_at", "expires_at", "ended_at", "retry_of", "metadata", "webhook", "usage",
-        "cost_usd", "urls",
+        "id", "type", "status", "counts", "invalid_lines", "created_at", "expires_at", "ended_at", "retry_of", "metadata",
+        "webhook", "usage", "cost_usd", "urls",
     ]  # fmt: skip
     assert view["status"] == "running"
     assert view["counts"] == {"total": 3, "queued": 2, "running": 0, **dict.fromkeys(_COUNTS[2:], 0), "failed": 1}
@@ -58,6 +58,7 @@ async def test_a_batch_is_shown_with_live_counts(api: CalledApi) -> None:
     response = await api.http.get(url)
     assert "retry-after" not in response.headers
     view = response.json()
+    assert (view["counts"]["failed"], view["invalid_lines"]) == (2, 1)
     assert (view["status"], view["counts"]["succeeded"], view["counts"]["failed"]) == ("ended", 1, 2)
     assert view["ended_at"] is not None
 

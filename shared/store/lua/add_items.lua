@@ -42,5 +42,6 @@ call('HINCRBY', record, 'total', queued + failed)
 call('HINCRBY', record, 'live', queued)
 call('HINCRBY', record, ARGV[5], queued)
 call('HINCRBY', record, ARGV[6], failed)
+if failed > 0 then call('HINCRBY', record, 'invalid', failed) end
 call('ZADD', key_due(), int(now + tonumber(ARGV[3])), id)
 return {'added'}
