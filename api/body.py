@@ -45,13 +45,13 @@ async def read_body(request: Request, caller: Caller, max_bytes: int, parse: Cal
     if (one(request, b"content-encoding") or "identity").lower() != "identity":
         raise UnsupportedMediaType("The body must not be compressed: send it without Content-Encoding.")
     api = api_of(request)
-    with _Held(api) as held:
+    with Held(api) as held:
         raw = await read_bytes(request, max_bytes, held)
         await api.key_ring.still(request.scope)  # here, so that no route forgets it
         return await api.parsers.parse(caller.tenant, raw, parse)
 
 
-class _Held:
+class Held:
     """How much of what all bodies may hold together this one holds; as long as it is read and decoded."""
 
     __slots__ = ("_all", "_bytes", "_most_bytes")
@@ -77,7 +77,7 @@ class _Held:
             self._bytes += more
 
 
-async def read_bytes(request: Request, max_bytes: int, held: _Held) -> bytes:
+async def read_bytes(request: Request, max_bytes: int, held: Held) -> bytes:
     """The body, as long as it is no longer than that."""
     announced = one(request, b"content-length")
     if announced is not None and announced.isdecimal() and (len(announced) > 15 or int(announced) > max_bytes):
@@ -89,7 +89,7 @@ async def read_bytes(request: Request, max_bytes: int, held: _Held) -> bytes:
         raise InvalidRequest("The body did not arrive in time.") from None
 
 
-async def _read(request: Request, max_bytes: int, deadline: asyncio.Timeout, held: _Held) -> bytes:
+async def _read(request: Request, max_bytes: int, deadline: asyncio.Timeout, held: Held) -> bytes:
     chunks: list[bytes] = []
     size = 0
     more = True

@@ -64,7 +64,8 @@ async def retry(
         )
 
     slices = while_its_key_stands(request, api, _slices(api, batch))
-    return await bear(api, caller, slices, start, has_key=idempotency_key is not None)
+    room = api.uploads.place_of(caller.tenant)
+    return await bear(api, caller, slices, start, room=room, has_key=idempotency_key is not None)
 
 
 async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | InvalidItem]]:

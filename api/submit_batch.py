@@ -7,7 +7,8 @@ was whole nothing of it counts; whatever ends this before that leaves nothing.
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from functools import partial
 from typing import Final, NamedTuple
@@ -16,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from api.admission import admit
 from api.batch_lines import JOB, REQUESTS, JsonLines, JsonRequests, Line, Splitter
+from api.body import Held
 from api.dependencies import ApiState
 from api.headers import JSON, idempotency_key, one
 from api.native.batch_request import BatchItems, DraftOf, options_of_job
@@ -47,6 +49,8 @@ _STILL_HERE_S: Final = 5.0
 _PIECE_BYTES: Final = 64 << 10
 _BREATH_S: Final = 0.002
 """After so much work other requests have their turn."""
+_SMALL_BYTES: Final = 1 << 20
+"""A body that says it is shorter needs no place of its own."""
 _START_S: Final = 0.5
 """For so long the items of a new batch are started here; the loops go on."""
 _ERASE_S: Final = 60.0
@@ -121,7 +125,7 @@ async def submit_batch(
     slices = while_its_key_stands(request, api, coming.slices())
     batches, tenant = api.runtime.batches, caller.tenant
     if key is not None and (known := await batches.known(tenant, key)):
-        with api.uploads.place_of(tenant):
+        async with _room_for(coming, api, tenant):
             async for _ in slices:
                 pass
         await api.key_ring.still(request.scope)
@@ -143,7 +147,22 @@ async def submit_batch(
             key_limits=caller.limits,
         )
 
-    return await bear(api, caller, slices, start, has_key=key is not None)
+    return await bear(api, caller, slices, start, room=_room_for(coming, api, tenant), has_key=key is not None)
+
+
+@contextlib.asynccontextmanager
+async def _room_for(coming: "_Coming", api: ApiState, tenant: str) -> AsyncIterator[None]:
+    """In memory. A small body is counted with the others that are read at once; a larger one waits for a place.
+
+    Raises QueueFull.
+    """
+    if coming.is_small:
+        with Held(api) as held:
+            coming.count_in(held)
+            yield
+    else:
+        async with api.uploads.place_of(tenant):
+            yield
 
 
 async def while_its_key_stands(
@@ -162,15 +181,16 @@ async def bear(
     slices: AsyncGenerator[list[NewItem | InvalidItem]],
     start: Callable[[str, int], Awaitable[Started]],
     *,
+    room: AbstractAsyncContextManager[None],
     has_key: bool,
 ) -> SubmittedBatch:
-    """A batch of these items. ``start`` is called with its id, and how many they are, when all are there, and says which one
+    """A batch of these items, which are read in ``room``. ``start`` is called with its id, and how many they are, when all are there, and says which one
     stands: it may be another.
 
     Whatever the two raise leaves nothing; ``has_key``: a batch whose start was not heard may stand, for a repeat finds it.
     Raises StorageFull, QueueFull, StorageUnavailable, RateLimited, TooManyQueued, BudgetExceeded.
     """
-    with api.uploads.place_of(caller.tenant):
+    async with room:
         return await _bear(api, caller, slices, start, has_key=has_key)
 
 
@@ -284,13 +304,16 @@ class _Coming:
         self._splitter = _splitter_of(form, settings, takes_options=takes_options)
         self._items = BatchItems(settings, noun=form, with_fingerprint=with_fingerprint, draft_of=draft_of)
         self._options: JobOptions | None = options
+        self._held: Held | None = None
         announced = one(request, b"content-length")
-        if (
-            announced is not None
-            and announced.isdecimal()
-            and (len(announced) > 15 or int(announced) > self._max_bytes)
-        ):
+        announced_bytes = int(announced[:16]) if announced is not None and announced.isdecimal() else None
+        if announced_bytes is not None and announced_bytes > self._max_bytes:
             raise _too_large(self._max_bytes)
+        self.is_small = announced_bytes is not None and announced_bytes < _SMALL_BYTES
+
+    def count_in(self, held: Held) -> None:
+        """What comes in counts there."""
+        self._held = held
 
     @property
     def options(self) -> JobOptions:
@@ -365,6 +388,8 @@ class _Coming:
                 size += len(chunk)
                 if size > self._max_bytes:
                     raise _too_large(self._max_bytes)
+                if self._held is not None:
+                    self._held.grow_to(size)
                 for place in range(0, len(chunk), _PIECE_BYTES):
                     yield chunk[place : place + _PIECE_BYTES]
                 if not message.get("more_body", False):

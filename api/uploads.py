@@ -1,33 +1,89 @@
 """How many batches come in at once: what each holds of a process's memory is small, but not nothing."""
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 from shared.errors import QueueFull
 
 MOST_UPLOADS: Final = 8
+MOST_WAITING: Final = 64
+"""Uploads that wait for a place: of each no more is here than the server reads ahead, 64 KiB."""
+_PATIENCE_S: Final = 10.0
 _UPLOAD_AGAIN_S: Final = 5
 
 
 class Uploads:
-    """The batches that come in at once, MOST_UPLOADS at most: each holds two slices, a line and all its custom ids."""
+    """The batches that come in at once, MOST_UPLOADS at most: each holds two slices, a line and all its custom ids.
+
+    A tenant holds no more places than it leaves to others, and waits for no more: it cannot keep all of them out. What gets
+    free goes to the tenant that holds the fewest, and of these to the one that has waited longest.
+    """
 
     def __init__(self) -> None:
         self._held: Counter[str] = Counter()
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        """By tenant, none of which may hold another place now."""
 
-    @contextmanager
-    def place_of(self, tenant: str) -> Iterator[None]:
-        """One for as long as the block takes. A tenant holds no more than it leaves to others: it cannot keep all of them out.
-
-        Raises QueueFull.
-        """
-        if self._held[tenant] >= MOST_UPLOADS - self._held.total():
-            raise QueueFull("As many batches come in as may do so at once.", retry_after_s=_UPLOAD_AGAIN_S)
-        self._held[tenant] += 1
+    @asynccontextmanager
+    async def place_of(self, tenant: str) -> AsyncIterator[None]:
+        """One for as long as the block takes. Waits for it up to 10 s. Raises QueueFull."""
+        if self._may_hold(tenant):
+            self._held[tenant] += 1
+        else:
+            await self._wait(tenant)
         try:
             yield
         finally:
-            self._held[tenant] -= 1
-            self._held += Counter()  # drops those that hold none
+            self._give_back(tenant)
+
+    def _may_hold(self, tenant: str) -> bool:
+        return self._held[tenant] < MOST_UPLOADS - self._held.total()
+
+    async def _wait(self, tenant: str) -> None:
+        own = self._waiting.get(tenant, ())
+        if len(own) >= MOST_WAITING - sum(map(len, self._waiting.values())):
+            raise _too_many()
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(place)
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await place
+        except BaseException as error:
+            if place.cancelled():
+                self._forget(tenant, place)
+            else:  # it was granted in the very moment
+                self._give_back(tenant)
+            if isinstance(error, TimeoutError):
+                raise _too_many() from None
+            raise
+
+    def _give_back(self, tenant: str) -> None:
+        self._held[tenant] -= 1
+        self._held += Counter()  # drops those that hold none
+        while can_hold := [other for other in self._waiting if self._may_hold(other)]:
+            self._grant(min(can_hold, key=lambda other: self._held[other]))
+
+    def _grant(self, tenant: str) -> None:
+        waiting = self._waiting.pop(tenant)
+        place = waiting.popleft()
+        if waiting:
+            self._waiting[tenant] = waiting  # after the others, whose turn it is
+        if not place.done():
+            self._held[tenant] += 1
+            place.set_result(None)
+
+    def _forget(self, tenant: str, place: "asyncio.Future[None]") -> None:
+        waiting = self._waiting.get(tenant, ())
+        if place in waiting:
+            self._waiting[tenant].remove(place)
+            if not waiting:
+                del self._waiting[tenant]
+
+
+def _too_many() -> QueueFull:
+    return QueueFull(
+        f"Too many batch uploads are in progress; retry in {_UPLOAD_AGAIN_S} s.", retry_after_s=_UPLOAD_AGAIN_S
+    )

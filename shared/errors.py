@@ -180,7 +180,7 @@ class BudgetExceeded(RateLimited):
 
 
 class QueueFull(Problem):
-    """As many jobs wait as may wait, or as many large bodies come in as may at once."""
+    """As many jobs wait as may wait, or too many large bodies or batches come in at once."""
 
     status, code, title, retry_after_s = 503, "queue_full", "The queue is full", 10
 

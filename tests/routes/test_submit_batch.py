@@ -3,13 +3,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, suppress
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final
 
 import httpx2
 import pytest
 
-from api import submit_batch
+from api import submit_batch, uploads
 from api.uploads import MOST_UPLOADS
 from shared.errors import QueueFull, StorageUnavailable
 from shared.store import keys
@@ -321,25 +321,88 @@ async def test_a_batch_whose_start_was_not_heard_does_not_run_without_a_key(
     assert again.json()["counts"]["queued"] == 3
 
 
-async def test_more_uploads_than_may_be_held_are_refused_for_a_moment(api: CalledApi) -> None:
-    """Each holds some MB."""
-    with ExitStack() as stack:
+def _of_bytes(size: int) -> bytes:
+    """A batch of one request, and a little longer."""
+    return json.dumps(a_request(1, prompt="x" * size)).encode()
+
+
+_LARGE: Final = _of_bytes(submit_batch._SMALL_BYTES)
+
+
+@asynccontextmanager
+async def _all_places(api: CalledApi) -> AsyncIterator[AsyncExitStack]:
+    """Held by others."""
+    async with AsyncExitStack() as stack:
         for number in range(MOST_UPLOADS):
-            stack.enter_context(api.state.uploads.place_of(f"tenant-{number}"))
-        response = await _submit_lines(api, as_lines(1))
+            await stack.enter_async_context(api.state.uploads.place_of(f"tenant-{number}"))
+        yield stack
+
+
+async def test_more_uploads_than_may_be_held_are_refused_after_a_while(
+    api: CalledApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds some MB."""
+    monkeypatch.setattr(uploads, "_PATIENCE_S", 0.2)
+    async with _all_places(api):
+        response = await _submit_lines(api, _LARGE)
         assert (response.status_code, response.json()["code"]) == (503, "queue_full")
         assert int(response.headers["Retry-After"]) > 0
+    assert (await _submit_lines(api, _LARGE)).status_code == 202
+
+
+@pytest.mark.parametrize("key", [{}, {"Idempotency_Key": "known"}])
+async def test_an_upload_waits_for_its_place(api: CalledApi, key: dict[str, str]) -> None:
+    """Also that of a batch which its key has already."""
+    if key:
+        await _submit_lines(api, _LARGE, **key)
+    async with _all_places(api) as places:
+        uploading = asyncio.create_task(_submit_lines(api, _LARGE, **key))
+        await asyncio.sleep(0.2)
+        assert not uploading.done()
+        await places.aclose()
+        assert (await uploading).status_code == 202
+
+
+async def test_a_small_batch_needs_no_place(api: CalledApi) -> None:
+    """It is counted with all other bodies; one of unknown length may be large."""
+    async with _all_places(api):
+        assert (await _submit_lines(api, as_lines(100))).status_code == 202
+        assert api.state.bodies.bytes == 0
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield as_lines(1)
+
+        uploading = asyncio.create_task(api.http.post("/v1/batches", content=pieces(), headers=LINES))
+        await asyncio.sleep(0.2)
+        assert not uploading.done()
+        uploading.cancel()
+        await asyncio.wait((uploading,))
+
+
+async def test_a_tenants_batches_at_once_are_all_taken_in(api: CalledApi) -> None:
+    """Small or large: those for which there is no place yet wait for it."""
+    bodies = [as_lines(20)] * 12 + [_LARGE] * 6
+    responses = await asyncio.gather(*[_submit_lines(api, body) for body in bodies])
+    assert {response.status_code for response in responses} == {202}
+
+
+async def test_small_batches_hold_no_more_than_bodies_may(start_api: StartApi) -> None:
+    """Together with all that is read at once."""
+    api = await start_api(max_bodies_bytes=1024)
+    response = await _submit_lines(api, _of_bytes(100 << 10))
+    assert (response.status_code, response.json()["code"]) == (503, "queue_full")
     assert (await _submit_lines(api, as_lines(1))).status_code == 202
+    assert api.state.bodies.bytes == 0
 
 
 async def test_a_tenant_does_not_keep_the_others_from_uploading(api: CalledApi) -> None:
     """However many it begins, there is a place left for the next tenant."""
-    with ExitStack() as stack:
-        for others in ("evil", "as-evil", "evil-too"):
-            for _ in range(2 * MOST_UPLOADS):
-                with suppress(QueueFull):
-                    stack.enter_context(api.state.uploads.place_of(others))
-        assert (await _submit_lines(api, as_lines(1))).status_code == 202
+    async with AsyncExitStack() as stack:
+        for others, places in (("evil", 4), ("as-evil", 2), ("evil-too", 1)):
+            for _ in range(places):
+                await stack.enter_async_context(api.state.uploads.place_of(others))
+            assert not api.state.uploads._may_hold(others)
+        assert (await _submit_lines(api, _LARGE)).status_code == 202
 
 
 async def test_a_body_of_a_batch_comes_at_a_least_rate(api: CalledApi, monkeypatch: pytest.MonkeyPatch) -> None:
