@@ -19,7 +19,8 @@ from cli.errors import CommandError
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_S = 0.1
-# What ignores the first SIGTERM is draining; the second signal tells it to give up what it has.
+# What ignores the first SIGTERM is draining; the second signal tells it to give up what it has. Sent at once, the two could
+# arrive as one, or in the other order.
 _SECOND_SIGNAL_AFTER_S = 0.3
 # What runs this long was not broken from the start, so its next restart is quick again.
 _STEADY_AFTER_S = 10.0
@@ -139,8 +140,8 @@ class Supervisor:
         while running := {service: child for service, child in children.items() if child.exit_code is None}:
             waited_s = time.monotonic() - started_at
             for service, child in running.items():
-                is_hurried = self._is_told_twice if service.is_patient else waited_s > _SECOND_SIGNAL_AFTER_S
-                if is_hurried and service not in told_twice:
+                is_hurried = self._is_told_twice or not service.is_patient
+                if is_hurried and waited_s > _SECOND_SIGNAL_AFTER_S and service not in told_twice:
                     told_twice.add(service)
                     _tell(child, service.second_signal)
                 if self._has_no_more_patience(service) or waited_s > service.stop_timeout_s:

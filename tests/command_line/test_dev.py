@@ -111,6 +111,25 @@ async def test_a_killed_worker_a_ctrl_c_and_a_second_start_lose_nothing(tmp_path
     assert "bye bye" in server_log, "Redis was not ended in order"
 
 
+async def test_a_ctrl_c_is_quick_although_somebody_waits(tmp_path: Path) -> None:
+    """The grace of a deploy is nothing for a person at a terminal; whoever waits is told."""
+    async with DevTerminal("--simulator", "--port", "0", "--data-dir", tmp_path / "data") as dev:
+        await dev.is_up()
+        body = {"prompt": "tokens=500 gap-ms=50"}
+        calling = asyncio.create_task(ask(dev.url, "/complete", method="POST", body=body))
+
+        async def runs() -> bool:
+            _, page, _ = await ask(dev.url, "/v1/jobs")
+            return [job["status"] for job in page["data"]] == ["running"]
+
+        await wait_until(runs, "the job to run")
+        began_s = time.monotonic()
+        dev.type(CTRL_C)
+        assert await dev.ends() == 0
+        assert time.monotonic() - began_s < 8  # it would be 25 s
+        assert (await calling)[0] == 503
+
+
 def _assert_the_key_is_nobodys(family: list[psutil.Process]) -> None:
     """With --simulator the developer's key is given to no process but ours, and no other key to the API."""
     for process in family[1:]:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from shared.store.queue import Ending
 from shared.store.runtime import Runtime
 from tests.support.author import Author
 from tests.support.builders import a_text_delta, an_answer, block_start, encoded, message_start, wired
-from tests.support.deployment import Api, Deployment, a_deployment
+from tests.support.deployment import Api, Deployment, a_deployment, free_port
 from tests.support.follower import Answer, Follower, ask, asking, following
 from tests.support.store import claim, state_of
 from tests.support.wait import wait_until
@@ -247,6 +248,25 @@ async def test_a_connection_that_is_kept_alive_ends_with_the_next_response(deplo
     writer.close()
     api.signal(signal.SIGTERM)
     assert await api.ended(_PARTING_S) == 0
+
+
+async def test_under_uvicorns_own_command_what_waits_goes_on_too(deployment: Deployment) -> None:
+    """Its listeners are closed at the signal, which only its own server could mend."""
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "--factory", "api.app:create_app", "--port", str(port)]
+    api = deployment.begin_api_by(command, f"http://127.0.0.1:{port}")
+    await deployment.api_up(api)
+    async with deployment.runtime() as runtime, _sent(api, "messages, streamed") as calling:
+        (author,) = await _authors(runtime, 1)
+        await _begin(author)
+        api.signal(signal.SIGTERM)
+        await wait_until(lambda: _refuses(api), "the end of its listeners")
+        await asyncio.sleep(1)
+        assert not calling.done()
+        await _end(author)
+        status, body = await asyncio.wait_for(calling, 5)
+        assert (status, WHOLE["messages, streamed"] in body) == (200, True), body
+        await wait_until(lambda: not api.is_running, "its end")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -148,9 +148,14 @@ class Deployment:
     def begin_api(self, *arguments: str, port: int | None = None, **settings: str) -> Api:
         """Starts an API; does not wait for it. ``arguments``: of its command."""
         port = port or free_port()
-        api = self._begin(Api, "api", [sys.executable, "-m", "cli", "serve", "--port", str(port), *arguments], settings)
+        command = [sys.executable, "-m", "cli", "serve", "--port", str(port), *arguments]
+        return self.begin_api_by(command, f"http://127.0.0.1:{port}", **settings)
+
+    def begin_api_by(self, command: list[str], url: str, **settings: str) -> Api:
+        """The same by another command, which has it listen there."""
+        api = self._begin(Api, "api", command, settings)
         assert isinstance(api, Api)
-        api.url = f"http://127.0.0.1:{port}"
+        api.url = url
         self.apis.append(api)
         return api
 
