@@ -21,7 +21,7 @@ from shared.store.runtime import Runtime
 from tests.support.author import Author
 from tests.support.builders import a_text_delta, an_answer, block_start, encoded, message_start, wired
 from tests.support.deployment import Api, Deployment, a_deployment, free_port
-from tests.support.follower import Answer, Follower, ask, asking, following
+from tests.support.follower import Answer, Cut, Follower, ask, asking, following
 from tests.support.store import claim, state_of
 from tests.support.wait import wait_until
 
@@ -117,7 +117,7 @@ async def _is_drained(api: Api) -> bool:
 async def _refuses(api: Api) -> bool:
     try:
         await ask(api.url, "/health/live")
-    except OSError:
+    except (OSError, Cut):  # the second: it was about to close
         return True
     return False
 
