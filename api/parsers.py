@@ -106,8 +106,9 @@ class Parsers:
 
 
 def _begin() -> None:
-    """In the new process: Ctrl-C is its parent's to handle, and it does not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In the new process: signals are its parent's to handle, which may drain for long yet, and it does not outlive it."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # systemd sends its own to each process of a service
+        signal.signal(number, signal.SIG_IGN)
     os.nice(_NICE)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -250,6 +250,28 @@ async def test_a_connection_that_is_kept_alive_ends_with_the_next_response(deplo
     assert await api.ended(_PARTING_S) == 0
 
 
+async def test_large_bodies_are_parsed_while_it_drains(deployment: Deployment) -> None:
+    """By a process of its own, to which a process manager may send the signal as well."""
+    api = deployment.begin_api()
+    await deployment.api_up(api)
+    large = {"prompt": "x" * (1 << 20)}
+    async with deployment.runtime() as runtime, _sent(api, "messages, whole"):
+        await _authors(runtime, 1)
+        assert (await ask(api.url, "/v1/jobs", method="POST", body=large))[0] == 202
+        helpers = psutil.Process(api.pid).children(recursive=True)
+        assert helpers != []
+        for pid in [api.pid, *(helper.pid for helper in helpers)]:
+            os.kill(pid, signal.SIGTERM)
+        await wait_until(lambda: _is_drained(api), "the readiness to say so", timeout_s=1)
+        parsers = [helper for helper in helpers if "spawn_main" in " ".join(helper.cmdline())]
+        assert len(parsers) == 1
+        assert (await ask(api.url, "/v1/jobs", method="POST", body=large))[0] == 202
+        api.signal(signal.SIGTERM)
+        assert await api.ended(_PARTING_S) == 0
+        psutil.wait_procs(helpers, timeout=5)
+        assert not any(helper.is_running() for helper in helpers)
+
+
 async def test_under_uvicorns_own_command_what_waits_goes_on_too(deployment: Deployment) -> None:
     """Its listeners are closed at the signal, which only its own server could mend."""
     port = free_port()
