@@ -117,7 +117,7 @@ async def _ask(connection: Connection, number: int, end_s: float) -> list[float]
             if head.status not in (200, 202):
                 raise SystemExit(f"a client was answered {head.status}")
             if location := head.field(b"location"):
-                read = b"GET %b HTTP/1.1\r\nHost: bench\r\n\r\n" % location
+                read = b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % location
             await asyncio.sleep(PAUSE_S)
     return latencies_ms
 

@@ -150,6 +150,13 @@ def limited_key(redis_url: str) -> bytes:
     return told("keys", "create", "--tenant", "bench")
 
 
+def new_key(redis_url: str, tenant: str) -> str:
+    """An ordinary API key of a tenant: it may submit and read."""
+    environment = {**os.environ, **_tokenspool_environment(redis_url)}
+    line = [_command(), "keys", "create", "--tenant", tenant, "--scope", "submit,read"]
+    return subprocess.run(line, env=environment, capture_output=True, check=True, timeout=30, text=True).stdout.strip()
+
+
 @contextmanager
 def tokenspool_worker(redis_url: str, upstream: Upstream) -> Iterator[int]:
     """`tokenspool worker` alone; yields its process id."""
