@@ -159,6 +159,10 @@ GLOBAL_KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         (),
         "zset route → when it was last called (ms). One day TTL; a look drops those not called for an hour.",
     ),
+    "troubled": (
+        (),
+        "zset route → when it was shut or its circuit opened, open circuits far above (ms). At most 1,000; one day TTL; a look drops those that are well.",
+    ),
     "window": (("name",), "hash bucket → calls, retries and tokens of half a second of a route. One hour TTL."),
     "calls": (
         ("name",),

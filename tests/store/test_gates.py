@@ -356,6 +356,27 @@ async def test_a_look_tells_of_all_routes_that_were_called_within_the_hour(runti
     assert await runtime.upstreams.look() != []
 
 
+async def test_a_route_in_trouble_is_not_hidden_by_those_that_are_called_after_it(runtime: Runtime) -> None:
+    """However many names a caller invents; and only as long as it is in trouble."""
+    troubled, shut = a_route("important"), a_route("limited")
+    for _ in range(10):
+        await called(runtime, troubled, Verdict.TROUBLE)
+    await called(runtime, shut, shut_s=30, code="upstream_rate_limited")
+    for number in range(150):
+        await called(runtime, a_route(f"invented-{number}"))
+    seen = {state.name: state for state in await runtime.upstreams.look()}
+    assert seen[troubled.name].open_ms is not None
+    assert seen[shut.name].shut_s > 0
+    assert len(seen) == 102
+    await let_pass(runtime, 31)
+    await called(runtime, troubled)
+    for number in range(150):
+        await called(runtime, a_route(f"invented-{number}"))
+    seen = {state.name: state for state in await runtime.upstreams.look()}
+    assert troubled.name not in seen
+    assert shut.name not in seen
+
+
 async def test_a_look_at_nothing_is_empty(runtime: Runtime) -> None:
     """And writes nothing."""
     assert await runtime.upstreams.look([a_route(requests=1)]) == []

@@ -1,4 +1,5 @@
--- LOOK: how things stand with each route that was called within the hour. Reads, but for what has aged.
+-- LOOK: how things stand with the routes that were called last, and with all that are shut or whose circuit is open. Reads, but
+-- for what has aged.
 -- ARGV: route, limits: requests, input tokens, output tokens, concurrency ('' for none), route, ...
 -- Returns for each {route, ms until it may be called (0: now), why, since when its circuit is open or 0, calls that it has
 -- room for or -1 for any number}
@@ -9,8 +10,19 @@ for _, route in ipairs(call('ZRANGEBYSCORE', key_routes(), '-inf', int(now - 360
   -- While it has calls that nobody closed, HOLD must find it.
   if call('EXISTS', key_calls(route)) == 0 then call('ZREM', key_routes(), route) end
 end
+-- A caller that names thousands of models hides no troubled route behind them.
+local routes, is_there = call('ZREVRANGE', key_routes(), 0, 99), {}
+for _, route in ipairs(routes) do is_there[route] = true end
+for _, route in ipairs(call('ZREVRANGE', key_troubled(), 0, 99)) do
+  local shut, _, open = gate_of(route)
+  if shut == 0 and not open then
+    call('ZREM', key_troubled(), route)
+  elseif not is_there[route] then
+    routes[#routes + 1] = route
+  end
+end
 local reply = {}
-for _, route in ipairs(call('ZREVRANGE', key_routes(), 0, 99)) do
+for _, route in ipairs(routes) do
   local shut, reason, open = gate_of(route)
   local set = limits[route] or {'', '', '', ''}
   local requests, input, output = limits_of(route, set[1], set[2], set[3])

@@ -84,11 +84,13 @@ if ARGV[11] ~= '0' then call('HSET', record, 'limit_input', ARGV[11]) end
 if ARGV[12] ~= '0' then call('HSET', record, 'limit_output', ARGV[12]) end
 call('EXPIRE', record, 86400)
 
+local OPEN_FIRST = 1e13 -- ms: where too many routes are in trouble, those are kept whose circuit is open
+
 -- The gate and the circuit. A call that began before the circuit closed says nothing of the time since.
 local known = call('HMGET', record, 'shut_ms', 'open_ms', 'probe', 'cooldown_ms', 'closed_ms')
 local shut, cooldown = tonumber(known[1] or 0), tonumber(known[4] or 0)
 local verdict = ARGV[7]
-local change, is_news = {}, false
+local change, is_news, open_ms = {}, false, known[2]
 local function set(name, value)
   change[#change + 1] = name
   change[#change + 1] = value
@@ -108,6 +110,7 @@ if tonumber(row[1]) >= tonumber(known[5] or 0) then
       call('HDEL', record, 'probe')
       if verdict == 'ok' then
         call('HDEL', record, 'open_ms', 'cooldown_ms', 'outcomes')
+        open_ms = nil
         set('closed_ms', int(now))
       elseif verdict == 'trouble' then
         cooldown = math.min(2 * cooldown, LONGEST_COOLDOWN_MS)
@@ -129,6 +132,7 @@ if tonumber(row[1]) >= tonumber(known[5] or 0) then
       if failed >= 10 or is_refused_again then
         is_news = true
         set('open_ms', int(now))
+        open_ms = int(now)
         set('cooldown_ms', int(1000))
         shut_until(now + 1000, ARGV[9])
       end
@@ -138,6 +142,11 @@ end
 if #change > 0 then
   call('HSET', record, unpack(change))
   call('EXPIRE', record, 86400)
+end
+if is_news and (open_ms or shut > now) then
+  call('ZADD', key_troubled(), int(now + (open_ms and OPEN_FIRST or 0)), route)
+  call('ZREMRANGEBYRANK', key_troubled(), 0, -1001)
+  call('EXPIRE', key_troubled(), 86400)
 end
 if is_news then call('PUBLISH', channel_gates(), route) end
 return 1 + taken_back
