@@ -19,8 +19,10 @@ from api.browser_guard import BrowserGuard
 from api.dependencies import ApiState
 from api.drain import Drain
 from api.envelope import Envelope
+from api.http_protocol import bounds_of, open_files
 from api.key_ring import KeyRing
 from api.native import batch_submit, batches, complete, jobs, usage, webhooks
+from api.occupancy import Occupancy
 from api.ops import health, keys, problems
 from api.parsers import Parsers
 from api.proxies import TrustedProxies
@@ -91,6 +93,9 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
                 parsers=parsers,
                 unsent=unsent,
                 drain=Drain(grace_s=settings.shutdown_grace_s, notice_s=settings.shutdown_notice_s),
+                occupancy=Occupancy(
+                    bounds_of(settings.max_connections, settings.keep_alive_s, open_files()).connections
+                ),
                 shutdown=asyncio.Event(),
                 log=log,
             )

@@ -13,6 +13,7 @@ from api.auth import authenticate
 from api.batch_relay import BatchRelay
 from api.drain import Drain, Phase
 from api.key_ring import KeyRing
+from api.occupancy import Occupancy
 from api.parsers import Parsers
 from api.relay import Relay
 from api.unsent import UnsentBytes
@@ -58,6 +59,7 @@ class ApiState:
     parsers: Parsers
     unsent: UnsentBytes
     drain: Drain
+    occupancy: Occupancy
     shutdown: asyncio.Event
     """Set when the drain is over: whatever still waits ends now."""
     log: Logger
@@ -94,10 +96,13 @@ async def _api(request: Request) -> ApiState:
 
 
 async def caller_of(request: Request, scope: Scope) -> Caller:
-    """Who sent it, and may do that. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable."""
+    """Who sent it, and may do that. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable,
+    TooManyConnections.
+    """
     api = api_of(request)
     caller = await authenticate(request, api.settings, api.key_ring, scope)
     request.scope[_TENANT] = caller.tenant
+    api.occupancy.enter(request.scope, caller.tenant)
     return caller
 
 

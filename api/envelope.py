@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.anthropic_compat import wire
 from api.cors import Cors
+from api.dependencies import ApiState
 from api.errors import REQUEST_ID, error_answer
 from api.security_headers import security_headers
 from shared.errors import InternalError, InvalidRequest, Problem
@@ -54,7 +55,8 @@ class Envelope:
         # A copy: the server looks at the method to leave the body out.
         scope = {**scope, REQUEST_ID: request_id} | ({"method": "GET"} if is_head else {})
         has_begun = False
-        drain = scope["state"]["api"].drain
+        api: ApiState = scope["state"]["api"]
+        drain = api.drain
 
         async def send_on(message: Message) -> None:
             nonlocal has_begun
@@ -88,6 +90,7 @@ class Envelope:
                 await error_answer(scope, InternalError())(scope, receive, send_on)
         finally:
             drain.open_requests -= 1
+            api.occupancy.leave(scope)
 
     async def _answer_preflight(self, scope: Scope, send: Send, added: list[tuple[bytes, bytes]]) -> None:
         wanted = _header(scope, b"access-control-request-headers") or b""

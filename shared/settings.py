@@ -83,7 +83,8 @@ class Settings(BaseSettings):
     max_batch_line_bytes: Bytes = 4 << 20
     """A longer request of a batch is a failed item."""
     max_connections: int = Field(0, ge=0)
-    """Open connections of one API process; one more is told 503. 0: as many as the limit of open files leaves room for."""
+    """Open connections of one API process; one more is told 503, and so is a tenant whose requests under way are three times as
+    many as are free. 0: as many as the limit of open files leaves room for."""
     keep_alive_s: Seconds = 75
     """An idle connection is closed after this. Longer than the idle timeout of the proxy in front, so that it closes first."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()

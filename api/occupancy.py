@@ -1,0 +1,41 @@
+"""How many requests of each tenant are under way: each holds a connection, and one tenant's followers must leave some to others."""
+
+from collections import Counter
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+from shared.errors import TooManyConnections
+
+_SHARE: Final = 3
+"""A tenant may hold three times what is free: alone three quarters of all, beside others less."""
+_HELD: Final = "tokenspool.occupancy"
+
+
+class Occupancy:
+    """Of one API process, which takes ``most`` connections."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._total = 0
+        self._held: Counter[str] = Counter()
+
+    def enter(self, scope: MutableMapping[str, Any], tenant: str) -> None:
+        """A request of the tenant, until ``leave``. Raises TooManyConnections."""
+        if _HELD in scope:
+            return
+        if self._held[tenant] >= max(1, _SHARE * (self._most - self._total)):
+            raise TooManyConnections(
+                "Your tenant has as many requests under way as it may have at once; end some, or retry later."
+            )
+        scope[_HELD] = tenant
+        self._held[tenant] += 1
+        self._total += 1
+
+    def leave(self, scope: MutableMapping[str, Any]) -> None:
+        """It was answered, or is gone; also for a request that never entered."""
+        tenant = scope.pop(_HELD, None)
+        if tenant is not None:
+            self._total -= 1
+            self._held[tenant] -= 1
+            if not self._held[tenant]:
+                del self._held[tenant]
