@@ -196,6 +196,11 @@ class StorageUnavailable(Problem):
 
     status, code, title, retry_after_s = 503, "storage_unavailable", "The storage does not answer", 2
 
+    def __init__(self, detail: str = "", *, reason: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason
+        """Why, as far as it is known, in an operator's words: for logs and the command line. Callers see ``detail``."""
+
 
 class ServerStopping(Problem):
     """The process ends; another one answers."""

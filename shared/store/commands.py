@@ -23,11 +23,15 @@ from shared.store.connect import (
     CONNECT_TIMEOUT_S,
     FOREIGN_ERRORS,
     MakeConnection,
+    connect_problem_of,
     drop,
+    is_not_primary,
     problem_of,
+    refusal_of,
     takes_more,
     write,
 )
+from shared.store.redis_problems import RedisProblems
 from shared.store.script import Script
 from shared.telemetry import get_logger
 
@@ -68,8 +72,18 @@ class _Call:
 class Commands:
     """Awaitable commands. Each raises StorageUnavailable or StorageFull; what was sent may have happened all the same."""
 
-    def __init__(self, make_connection: MakeConnection, *, timeout_s: float, scripts: Iterable[Script] = ()) -> None:
+    def __init__(
+        self,
+        make_connection: MakeConnection,
+        *,
+        timeout_s: float,
+        scripts: Iterable[Script] = (),
+        problems: RedisProblems | None = None,
+    ) -> None:
         self._make_connection = make_connection
+        self._problems = problems or RedisProblems()
+        self._unreached = ""
+        """Why there is no connection, where that is known."""
         self._timeout_s = timeout_s
         self._scripts = tuple(scripts)
         self._loop = asyncio.get_running_loop()
@@ -81,6 +95,11 @@ class Commands:
         self._silent_looks = 0
         """Since the last reply, while there was something to answer."""
         self._connection: AbstractConnection | None = None
+        self._is_retired = False
+        """Its Redis said that it is no primary: it answers what it was sent, and is sent nothing more."""
+        self._seeks_primary = False
+        self.moves = 0
+        """How often a primary was found again. What else is connected may be with the one before: see Subscriber."""
         self._owner: asyncio.Task[None] | None = None
         self._is_over = False
         self._logger = get_logger("commands")
@@ -149,7 +168,7 @@ class Commands:
     def _flush(self) -> None:
         """Sends what was asked for in this turn. What cannot be sent now waits: for a connection, or for ``_watch``."""
         self._will_flush = False
-        if self._connection is None or not takes_more(self._connection):
+        if self._connection is None or self._is_retired or not takes_more(self._connection):
             return
         calls = [call for call in self._unsent if not call.future.done()]
         self._unsent.clear()
@@ -186,14 +205,9 @@ class Commands:
     async def _serve_one_connection(self) -> None:
         connection = self._make_connection()
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await connection.connect()  # type: ignore[no-untyped-call]
-                # In one write: a round trip for each would take longer than we wait, where Redis is far away.
-                loads = [_packed(("SCRIPT", "LOAD", script.text)) for script in self._scripts]
-                await connection.send_packed_command(loads, check_health=False)
-                for _ in loads:
-                    await connection.read_response()
+            await self._open(connection)
             self._connection = connection
+            self._is_retired = False
             self._silent_looks = 0
             self._flush()
             await self._read(connection)
@@ -201,8 +215,26 @@ class Commands:
             self._connection = None
             await drop(connection)
 
+    async def _open(self, connection: AbstractConnection) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await connection.connect()  # type: ignore[no-untyped-call]
+                # In one write: a round trip for each would take longer than we wait, where Redis is far away.
+                loads = [_packed(("SCRIPT", "LOAD", script.text)) for script in self._scripts]
+                await connection.send_packed_command(loads, check_health=False)
+                for _ in loads:
+                    await connection.read_response()
+        except FOREIGN_ERRORS as error:
+            problem = connect_problem_of(error, connection)
+            self._unreached = problem.detail
+            self._problems.note(problem)
+            raise
+        self._unreached = ""
+        self._problems.connected()
+
     async def _read(self, connection: AbstractConnection) -> None:
-        while True:
+        """Until the connection breaks, or its Redis is found to be no primary and has answered what it was sent."""
+        while not (self._is_retired and not self._sent):
             reply: Any
             try:
                 reply = await connection.read_response(disconnect_on_error=False)
@@ -216,16 +248,31 @@ class Commands:
             del reply  # a local name would keep the last one in memory until the next comes
 
     def _answer(self, call: _Call, reply: Any) -> None:
-        if call.future.done():
+        if isinstance(reply, Exception):
+            self._refused(call, reply)
             return
-        if not isinstance(reply, Exception):
+        if self._seeks_primary and call.script is not None:
+            self._seeks_primary = False
+            self.moves += 1
+            self._problems.wrote()
+        if not call.future.done():
             call.future.set_result(reply)
-        elif isinstance(reply, NoScriptError) and call.script is not None:
+
+    def _refused(self, call: _Call, error: Exception) -> None:
+        if isinstance(error, NoScriptError) and call.script is not None:
             # SCRIPT FLUSH behind our back. Sent again with its text, which Redis then keeps.
-            call.packed = _packed(("EVAL", call.script.text, *call.arguments[2:]))
-            self._send_soon(call)
-        else:
-            self._fail_one(call, problem_of(reply))
+            if not call.future.done():
+                call.packed = _packed(("EVAL", call.script.text, *call.arguments[2:]))
+                self._send_soon(call)
+            return
+        problem = problem_of(error)
+        if isinstance(problem, StorageUnavailable):
+            self._problems.note(refusal_of(error))
+        if is_not_primary(error):
+            # A failover may leave us with the demoted one, whose connections stay open: whoever it is that our URL leads
+            # to is asked anew, until one takes writes.
+            self._is_retired = self._seeks_primary = True
+        self._fail_one(call, problem)
 
     async def _watch(self) -> None:
         """Fails what has waited too long. A sent call without an answer means a half-open connection: drop it."""
@@ -263,10 +310,9 @@ class Commands:
         while calls:
             self._fail_one(calls.popleft())
 
-    @staticmethod
-    def _fail_one(call: _Call, problem: Problem | None = None) -> None:
+    def _fail_one(self, call: _Call, problem: Problem | None = None) -> None:
         if not call.future.done():
-            call.future.set_exception(problem or StorageUnavailable())
+            call.future.set_exception(problem or StorageUnavailable(reason=self._unreached))
             call.future.exception()  # its asker may be gone: not a thing to warn about
 
 

@@ -4,18 +4,36 @@ redis-py opens a connection (TLS, unix sockets, ACL, database) and encodes and p
 PubSub class are not used: see commands.py and subscriber.py for why.
 """
 
-from collections.abc import Callable
+import re
+import ssl
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import (
+    AuthenticationError,
     BusyLoadingError,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
 )
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.errors import Problem, StorageFull, StorageUnavailable
+from shared.store.redis_problems import (
+    INFO_REFUSED,
+    LOGIN_REFUSED,
+    NO_DATABASE,
+    NO_PERMISSION,
+    NOT_PRIMARY,
+    REFUSED,
+    TLS_FAILED,
+    TOO_MANY_CLIENTS,
+    UNREACHABLE,
+    RedisProblem,
+)
 
 MakeConnection = Callable[[], AbstractConnection]
 
@@ -23,6 +41,11 @@ CONNECT_TIMEOUT_S = 1.0
 _MOST_BUFFERED_BYTES = 8 << 20
 
 _OUT_OF_MEMORY = "OOM command not allowed when used memory"
+# As a command is told, and as Redis 6.2 tells a script: "Error running script (call to f_…): @user_script:1: … -READONLY …".
+_NOT_PRIMARY: Final = re.compile(r"(?:Error running script [^\n]*: -)?(?:READONLY|MASTERDOWN|NOREPLICAS|LOADING) ")
+_INFO: Final = re.compile(r"run the 'info' command|unknown command ['`]info\b", re.IGNORECASE)
+_COMMAND: Final = re.compile(r"run the '([a-z]{1,20}(?:\|[a-z-]{1,20})?)' command", re.IGNORECASE)
+_FORBIDDEN_TO_SCRIPT = "The user executing the script can't"  # Redis 6.2 to 7.0; since then "ACL failure in script"
 
 FOREIGN_ERRORS = (RedisError, OSError, EOFError, TimeoutError)
 """What connecting, sending and reading can raise; refused connections surface as a builtin OSError (redis-py 5.3.1)."""
@@ -83,13 +106,108 @@ async def drop(connection: AbstractConnection) -> None:
         pass
 
 
+def is_not_primary(error: BaseException) -> bool:
+    """Whether this server takes no writes, as one that a failover has demoted: the primary is elsewhere by now."""
+    if isinstance(error, (ReadOnlyError, BusyLoadingError)):
+        return True
+    return isinstance(error, ResponseError) and _NOT_PRIMARY.match(str(error)) is not None
+
+
 def problem_of(error: BaseException) -> Problem:
     """Our error for one of redis-py's. The message never quotes a command: it may hold a prompt."""
     # Redis 6.2 wraps what a script ran into: "Error running script (call to …): … -OOM command not allowed …".
     if isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and _OUT_OF_MEMORY in str(error)):
         return StorageFull("Redis is at its maxmemory.")
-    if isinstance(error, (BusyLoadingError, ReadOnlyError)):
-        return StorageUnavailable("Redis is not ready to write.")
+    reason = refusal_of(error).detail
+    if is_not_primary(error):
+        return StorageUnavailable("Redis is not ready to write.", reason=reason)
     if isinstance(error, ResponseError):
-        return StorageUnavailable(f"Redis refused a command ({str(error).split(' ', 1)[0][:20]}).")
+        return StorageUnavailable(f"Redis refused a command ({_code_of(error)}).", reason=reason)
     return StorageUnavailable()
+
+
+def refusal_of(error: BaseException) -> RedisProblem:
+    """What Redis said no to, for operators."""
+    text = str(error)
+    if is_not_primary(error):
+        return RedisProblem(
+            NOT_PRIMARY, "This Redis takes no writes: it is no primary, loads its data, or lacks replicas."
+        )
+    if _INFO.search(text):
+        return INFO_REFUSED
+    if isinstance(error, NoPermissionError) or "ACL failure in script" in text or _FORBIDDEN_TO_SCRIPT in text:
+        return RedisProblem(
+            NO_PERMISSION, f"The user in TOKENSPOOL_REDIS_URL lacks rights in Redis: {_right_in(text)} (NOPERM)."
+        )
+    if text.startswith("MISCONF"):
+        return RedisProblem(REFUSED, "Redis refuses writes, because it cannot save to its disk (MISCONF).")
+    return RedisProblem(REFUSED, f"Redis refused a command ({_code_of(error)}).")
+
+
+def connect_problem_of(error: BaseException, connection: AbstractConnection) -> RedisProblem:
+    """Why there is no connection, for operators."""
+    chain = list(_chain_of(error))
+    text = str(error)
+    if tls := next((each for each in chain if isinstance(each, ssl.SSLError)), None):
+        return RedisProblem(TLS_FAILED, f"TLS with Redis{_place_of(connection)} fails: {_tls_reason_of(tls)}.")
+    if isinstance(error, AuthenticationError):
+        wants_one = "Authentication required" in text
+        return RedisProblem(
+            LOGIN_REFUSED,
+            "Redis wants a password, and TOKENSPOOL_REDIS_URL has none."
+            if wants_one
+            else "Redis refuses the user or the password in TOKENSPOOL_REDIS_URL.",
+        )
+    if "max number of clients" in text:
+        return RedisProblem(TOO_MANY_CLIENTS, "Redis takes no more clients: raise its maxclients.")
+    if "DB index" in text:
+        return RedisProblem(NO_DATABASE, "Redis has no database of the number in TOKENSPOOL_REDIS_URL.")
+    if isinstance(error, (ResponseError, BusyLoadingError)):
+        return refusal_of(error)
+    reason = next((each.strerror for each in chain if isinstance(each, OSError) and each.strerror), None)
+    if reason is None:
+        is_late = any(isinstance(each, (TimeoutError, RedisTimeoutError)) for each in chain)
+        reason = "no reply in time" if is_late else "it closed the connection; does it want TLS (rediss://)?"
+    return RedisProblem(
+        UNREACHABLE,
+        f"Redis cannot be reached{_place_of(connection)} ({reason}): start it, or say in TOKENSPOOL_REDIS_URL where it is.",
+    )
+
+
+def _chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """It, and what it was raised for: redis-py wraps what broke."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _tls_reason_of(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not trusted ({error.verify_message}); name the file of its CA with ?ssl_ca_certs= in "
+            "TOKENSPOOL_REDIS_URL"
+        )
+    return f"{(error.reason or 'no TLS').replace('_', ' ').lower()}; is it a TLS port?"
+
+
+def _place_of(connection: AbstractConnection) -> str:
+    """For people. Neither part is a secret."""
+    if path := getattr(connection, "path", ""):
+        return f" at {path}"
+    host, port = getattr(connection, "host", ""), getattr(connection, "port", "")
+    return f" at {host}:{port}" if host else ""
+
+
+def _right_in(text: str) -> str:
+    """Which right is missing. Redis names no key and no channel, only a command, and that may be quoted."""
+    if found := _COMMAND.search(text):
+        return f"the command {found[1]}"
+    return "channels (&ts:*)" if "channel" in text else "keys (~ts:*)" if "key" in text else "some command"
+
+
+def _code_of(error: BaseException) -> str:
+    """``WRONGTYPE``, ``MISCONF``, …; redis-py takes it off where it knows it."""
+    if isinstance(error, NoPermissionError):
+        return "NOPERM"
+    word = str(error).split(" ", 1)[0]
+    return word if re.fullmatch(r"[A-Z]{2,20}", word) else "ERR"

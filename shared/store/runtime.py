@@ -15,6 +15,7 @@ from shared.store.connect import MakeConnection, connection_maker
 from shared.store.jobs import Jobs
 from shared.store.log import Log
 from shared.store.queue import Queue
+from shared.store.redis_problems import MAY_EVICT, NOT_PERSISTENT, RedisProblem, RedisProblems
 from shared.store.script import NAMES, script
 from shared.store.subscriber import Subscriber
 from shared.store.tenants import Tenants
@@ -42,13 +43,20 @@ class Runtime:
     addresses: Addresses
     webhooks: Webhooks
     memory: "Memory"
+    problems: RedisProblems
     make_connection: MakeConnection
 
     def subscriber(
         self, *, on_message: Callable[[str, bytes], None], on_confirmed: Callable[[str], None]
     ) -> Subscriber:
         """A pub/sub connection of its own; open it with ``async with``."""
-        return Subscriber(self.make_connection, on_message=on_message, on_confirmed=on_confirmed)
+        return Subscriber(
+            self.make_connection,
+            on_message=on_message,
+            on_confirmed=on_confirmed,
+            moves=lambda: self.commands.moves,
+            problems=self.problems,
+        )
 
     async def ping(self) -> bool:
         """Whether Redis answers now."""
@@ -59,11 +67,14 @@ class Runtime:
 
 
 class Memory:
-    """How full Redis is, looked at once a second: submits stop before running jobs would lack memory."""
+    """How full Redis is, looked at once a second: submits stop before running jobs would lack memory. The same look finds
+    out whether Redis may lose jobs.
+    """
 
-    def __init__(self, commands: Commands, high_water: float) -> None:
+    def __init__(self, commands: Commands, high_water: float, problems: RedisProblems) -> None:
         self._commands = commands
         self._high_water = high_water
+        self._problems = problems
         self.is_full = False
 
     def admit(self) -> None:
@@ -72,21 +83,30 @@ class Memory:
             raise StorageFull("Redis holds as much as it may; finished jobs make room as they age.")
 
     async def look(self) -> None:
-        """Reads ``INFO memory``. A server that does not tell (fakeredis), or is away, counts as not full."""
+        """Reads two parts of INFO. A server that does not tell (fakeredis), or is away, counts as not full."""
+        parts = [self._commands.call("INFO", part) for part in ("memory", "persistence")]  # 6.2 takes one at a time
         try:
-            text = await self._commands.call("INFO", "memory")
+            facts = _facts_in(*[await part for part in parts])
         except StorageUnavailable:
             self.is_full = False
             return
-        facts = dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
         most = int(facts.get("maxmemory", 0))
         self.is_full = most > 0 and int(facts.get("used_memory", 0)) > self._high_water * most
+        if facts.get("maxmemory_policy", "noeviction") != "noeviction":
+            self._problems.note(MAY_EVICT)
+        if facts.get("aof_enabled") == "0":
+            self._problems.note(NOT_PERSISTENT)
 
     async def watch(self) -> None:
         """For ever."""
         while True:
             await self.look()
             await asyncio.sleep(_MEMORY_LOOK_S)
+
+
+def _facts_in(*texts: bytes) -> dict[str, str]:
+    lines = [line for text in texts for line in text.decode().splitlines()]
+    return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
 @contextlib.asynccontextmanager
@@ -96,11 +116,17 @@ async def open_runtime(
     process_name: str,
     timeout_s: float | None = None,
     make_connection: MakeConnection | None = None,
+    on_problem: Callable[[RedisProblem], None] | None = None,
 ) -> AsyncIterator[Runtime]:
-    """Opens; never fails because Redis is away. ``timeout_s`` is how long a command may take, by default as the API waits."""
+    """Opens; never fails because Redis is away. ``timeout_s`` is how long a command may take, by default as the API waits.
+
+    ``on_problem`` hears what is wrong with Redis, when it begins.
+    """
+    problems = RedisProblems(on_problem)
     connect = make_connection or connection_maker(settings.redis_url, name=process_name)
     scripts = [script(name) for name in NAMES]
-    async with Commands(connect, timeout_s=timeout_s or settings.redis_timeout_s, scripts=scripts) as commands:
+    longest_s = timeout_s or settings.redis_timeout_s
+    async with Commands(connect, timeout_s=longest_s, scripts=scripts, problems=problems) as commands:
         yield Runtime(
             settings=settings,
             commands=commands,
@@ -114,6 +140,7 @@ async def open_runtime(
             tenants=Tenants(commands),
             addresses=Addresses(commands),
             webhooks=Webhooks(commands, settings),
-            memory=Memory(commands, settings.memory_high_water),
+            memory=Memory(commands, settings.memory_high_water, problems),
+            problems=problems,
             make_connection=connect,
         )

@@ -14,10 +14,21 @@ from collections.abc import Callable, Iterable
 from typing import Self
 
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ResponseError
 
-from shared.store.connect import CONNECT_TIMEOUT_S, FOREIGN_ERRORS, MakeConnection, drop, send
+from shared.store.connect import (
+    CONNECT_TIMEOUT_S,
+    FOREIGN_ERRORS,
+    MakeConnection,
+    connect_problem_of,
+    drop,
+    refusal_of,
+    send,
+)
+from shared.store.redis_problems import RedisProblems
 from shared.telemetry import get_logger
 
+_LOOK_S = 0.5
 _PING_S = 5.0
 _SILENCE_S = 11.0
 _RECONNECT_S = (0.02, 0.05, 0.1, 0.25, 0.5)
@@ -34,7 +45,14 @@ class Subscriber:
         *,
         on_message: Callable[[str, bytes], None],
         on_confirmed: Callable[[str], None],
+        moves: Callable[[], int] = lambda: 0,
+        problems: RedisProblems | None = None,
     ) -> None:
+        """``moves``: how often the primary was found to be another. Each time the connection is made anew: a demoted Redis
+        keeps it open, and says nothing, or repeats late what it hears of its primary.
+        """
+        self._moves = moves
+        self._problems = problems or RedisProblems()
         self._make_connection = make_connection
         self._on_message = on_message
         self._on_confirmed = on_confirmed
@@ -98,9 +116,9 @@ class Subscriber:
 
     async def _serve_one_connection(self) -> None:
         connection = self._make_connection()
+        moves = self._moves()
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await connection.connect()  # type: ignore[no-untyped-call]
+            await self._open(connection)
             self._heard_s = asyncio.get_running_loop().time()
             self._unsent.clear()
             self._unsent.extend(("SUBSCRIBE", channel) for channel in self._wanted)
@@ -109,10 +127,18 @@ class Subscriber:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._write(connection), name="redis subscribes")
                 group.create_task(self._read(connection), name="redis messages")
-                group.create_task(self._watch(connection), name="redis pings")
+                group.create_task(self._watch(connection, moves), name="redis pings")
         finally:
             self._connection = None
             await drop(connection)
+
+    async def _open(self, connection: AbstractConnection) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await connection.connect()  # type: ignore[no-untyped-call]
+        except FOREIGN_ERRORS as error:
+            self._problems.note(connect_problem_of(error, connection))
+            raise
 
     async def _write(self, connection: AbstractConnection) -> None:
         while True:
@@ -127,7 +153,11 @@ class Subscriber:
     async def _read(self, connection: AbstractConnection) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            frame = await connection.read_response(disconnect_on_error=False)
+            try:
+                frame = await connection.read_response(disconnect_on_error=False)
+            except ResponseError as error:  # a channel is forbidden; asked for again with the next connection
+                self._problems.note(refusal_of(error))
+                raise
             self._heard_s = loop.time()
             if not isinstance(frame, list) or len(frame) < 3:
                 continue  # a pong
@@ -144,12 +174,18 @@ class Subscriber:
             self._standing.add(channel)
             self._on_confirmed(channel)
 
-    async def _watch(self, connection: AbstractConnection) -> None:
-        """A half-open connection is silent for ever: ping it, and drop it when nothing is heard."""
+    async def _watch(self, connection: AbstractConnection, moves: int) -> None:
+        """A half-open connection is silent for ever: ping it, and drop it when nothing is heard, or the primary moved."""
         loop = asyncio.get_running_loop()
+        pinged_s = loop.time()
         while True:
-            await asyncio.sleep(_PING_S)
-            if loop.time() - self._heard_s > _SILENCE_S:
+            await asyncio.sleep(min(_LOOK_S, _PING_S))
+            if self._moves() != moves:
+                raise ConnectionResetError("the primary is another")
+            if loop.time() - pinged_s < _PING_S:
+                continue
+            pinged_s = loop.time()
+            if pinged_s - self._heard_s > _SILENCE_S:
                 raise TimeoutError
             # Without channels too: silence must not be taken for a half-open connection.
             await send(connection, connection.pack_command("PING"))
