@@ -32,6 +32,7 @@ from api.uploads import Uploads
 from shared.errors import SettingsError
 from shared.job import new_id
 from shared.settings import Auth, Settings, load_settings
+from shared.store.redis_problems import logging_to
 from shared.store.runtime import open_runtime
 from shared.telemetry import configure_logging, get_logger
 from shared.version import version
@@ -74,7 +75,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
         async with (
-            open_runtime(settings, process_name="tokenspool-api") as runtime,
+            open_runtime(settings, process_name="tokenspool-api", on_problem=logging_to(get_logger("api"))) as runtime,
             Relay(runtime) as relay,
             BatchRelay(runtime, relay) as batch_relay,
             KeyRing(runtime) as key_ring,

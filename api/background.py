@@ -48,7 +48,7 @@ async def _for_ever(name: str, work: Callable[[], Awaitable[None]]) -> None:
         except Problem as problem:
             if clock() - told_s >= _TOLD_EVERY_S:
                 told_s = clock()
-                _log.warning("loop_interrupted", loop=name, code=problem.code)
+                _log.warning("loop_interrupted", loop=name, code=problem.code, detail=problem.reason or problem.detail)
         except Exception as error:  # noqa: BLE001 - the loop's last net
             _log.error("loop_failed", loop=name, exc_info=error)
         await asyncio.sleep(_AFTER_A_FAILURE_S)

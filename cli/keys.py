@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
-from cli.errors import CommandError
+from cli.errors import CommandError, refused_by_storage
 from cli.serve import read_settings
 from cli.terminal import one_line, printable, put, tell
 from shared.api_key import DEFAULT_SCOPES, ENV, KEY_ID, TENANT, ApiKey, Scope
@@ -177,7 +177,7 @@ def _run(ask: Callable[[ApiKeys], Awaitable[T]]) -> T:
     except KeyEnded:
         raise CommandError("The key is revoked or expired, and gets no new secret: make a new key.") from None
     except Problem as problem:
-        raise CommandError(f"{problem.detail} Is TOKENSPOOL_REDIS_URL right?") from None
+        raise refused_by_storage(problem) from None
 
 
 async def _asked(ask: Callable[[ApiKeys], Awaitable[T]]) -> T:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
-from cli.errors import CommandError
+from cli.errors import CommandError, refused_by_storage
 from cli.serve import read_settings
 from shared.errors import Problem
 from shared.limits import TenantSettings
@@ -83,7 +83,7 @@ def _run(ask: Callable[[Tenants], Awaitable[T]]) -> T:
     try:
         return asyncio.run(_asked(ask))
     except Problem as problem:
-        raise CommandError(f"{problem.detail} Is TOKENSPOOL_REDIS_URL right?") from None
+        raise refused_by_storage(problem) from None
 
 
 async def _asked(ask: Callable[[Tenants], Awaitable[T]]) -> T:

@@ -68,6 +68,8 @@ class Problem(TokenspoolError):
     code = "internal_error"
     title = "Something went wrong on our side"
     retry_after_s: int | None = None
+    reason = ""
+    """What an operator should know and a caller need not: for logs and the command line."""
 
     def __init__(
         self, detail: str = "", *, errors: Sequence[FieldError] = (), retry_after_s: int | None = None
@@ -199,7 +201,6 @@ class StorageUnavailable(Problem):
     def __init__(self, detail: str = "", *, reason: str = "") -> None:
         super().__init__(detail)
         self.reason = reason
-        """Why, as far as it is known, in an operator's words: for logs and the command line. Callers see ``detail``."""
 
 
 class ServerStopping(Problem):

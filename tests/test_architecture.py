@@ -116,7 +116,6 @@ async def test_every_key_in_redis_is_a_known_one_and_lives_as_long_as_its_text_s
     await submit(runtime, tenant="tenant-b", idempotency_key="another")
     await submit(runtime, not_before_ms=4_000_000_000_000)
     await runtime.queue.announce("worker-1", {"name": "worker-1"})
-    await runtime.queue.tell_llm_state(b"{}")
     await runtime.queue.reap()
 
     names = [name.decode() for name in (await runtime.commands.call("SCAN", 0, "COUNT", 10_000))[1]]

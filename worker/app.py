@@ -10,6 +10,7 @@ from shared.errors import SettingsError
 from shared.garbage import settle_garbage
 from shared.routes import ProviderName
 from shared.settings import Settings, routes_of
+from shared.store.redis_problems import logging_to
 from shared.store.runtime import open_runtime
 from shared.telemetry import configure_logging, get_logger
 from worker.arq_worker import ArqWorker
@@ -65,7 +66,10 @@ async def _work(settings: Settings) -> None:
     settle_garbage()
     try:
         async with open_runtime(
-            settings, process_name="tokenspool-worker", timeout_s=redis_timeout_s(settings)
+            settings,
+            process_name="tokenspool-worker",
+            timeout_s=redis_timeout_s(settings),
+            on_problem=logging_to(logger),
         ) as runtime:
             context = run_context(runtime, settings, providers, logger)
             worker = ArqWorker(runtime, context, settings, logger)

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, cast
 
 import arq
+import msgspec
 from arq.connections import ArqRedis
 from arq.worker import func
 
@@ -107,7 +108,7 @@ class ArqWorker(arq.Worker):
                 group.create_task(self._loop("expire", self._expire)),
                 group.create_task(self._loop("upkeep", self._upkeep)),
                 group.create_task(self._loop("sweep", self._sweep, first_s=_SWEEP_S)),
-                group.create_task(self._loop("announce", self._announce)),
+                group.create_task(self._loop("announce", self._announce, woken_by=self._context.llm_state.changed)),
                 group.create_task(self._loop("govern", self._govern)),
                 group.create_task(self._loop("check", self._check)),
                 group.create_task(self._loop("deliver", self._deliverer.deliver, woken_by=self._deliverer.wake)),
@@ -298,9 +299,10 @@ class ArqWorker(arq.Worker):
                 "concurrency": self.max_jobs,
                 "draining": int(self._stopping.is_set()),
                 "strays": self._strays,
+                "redis_problems": msgspec.json.encode(self._runtime.problems.current).decode(),
+                **self._context.llm_state.facts,
             },
         )
-        await self._context.llm_state.tell(self._runtime)
         return _TICK_S
 
     async def _govern(self) -> float:
@@ -310,16 +312,17 @@ class ArqWorker(arq.Worker):
         return _TICK_S
 
     async def _check(self) -> float:
-        """Where nobody called for a while, one worker asks the upstreams whether they answer, by a call that costs nothing:
-        for their models. For those each worker asks now and then.
+        """Asks the upstreams for their models, which costs nothing and says whether they answer: each worker at its start and
+        now and then, and one of them where nobody called for a while.
         """
         idle_s = self._settings.idle_check_s
         if not idle_s:
             return _TICK_S
-        if self._context.llm_state.is_idle(idle_s) and await self._runtime.upstreams.is_checker(idle_s):
-            self._context.llm_state.note_check(await self._models.read())
-        elif self._models.are_old:
-            await self._models.read()
+        is_idle = self._context.llm_state.is_idle(idle_s)
+        if self._models.are_old or (is_idle and await self._runtime.upstreams.is_checker(idle_s)):
+            failure = await self._models.read()
+            if is_idle:
+                self._context.llm_state.note_check(failure)
         await self._models.tell(self._runtime.queue)
         return _TICK_S
 

@@ -1,12 +1,9 @@
-"""What this worker last saw of the LLM, told to Redis for ``GET /health``: from real traffic first, a free call second."""
+"""What this worker last saw of the LLM, for ``GET /health``: from real traffic first, a free call second."""
 
+import asyncio
 import time
 from collections import deque
 
-import msgspec
-
-from shared.errors import StorageFull, StorageUnavailable
-from shared.store.runtime import Runtime
 from worker.outcome import Answered, Failure, Outcome
 
 _REMEMBERED = 20
@@ -22,8 +19,9 @@ class LlmState:
         self._failed: deque[bool] = deque(maxlen=_REMEMBERED)
         self._state = "unknown"
         self._since_ms = 0
-        self._is_news = False
         self._noted_s = float("-inf")
+        self.changed = asyncio.Event()
+        """Set when it is another than before: ``/health`` is to know at once."""
 
     def is_idle(self, for_s: float) -> bool:
         """Whether no call has ended for so long."""
@@ -46,17 +44,14 @@ class LlmState:
         self._noted_s = time.monotonic()
         self._failed.append(has_failed)
         state = "reachable" if not any(self._failed) else "unreachable" if all(self._failed) else "degraded"
-        self._is_news = True
         if state != self._state:
             self._state, self._since_ms = state, time.time_ns() // 1_000_000
+            self.changed.set()
 
-    async def tell(self, runtime: Runtime) -> None:
-        """Writes the state, if a call was made since the last time."""
-        if self._is_news:
-            self._is_news = False  # before the call: an outcome that is noted during it is news again
-            try:
-                await runtime.queue.tell_llm_state(
-                    msgspec.json.encode({"state": self._state, "since_ms": self._since_ms})
-                )
-            except (StorageUnavailable, StorageFull):
-                self._is_news = True
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """A part of what the worker says of itself; nothing before the first call. ``llm_age_s``: since the newest call."""
+        if not self._failed:
+            return {}
+        age_s = int(time.monotonic() - self._noted_s)
+        return {"llm": self._state, "llm_since_ms": self._since_ms, "llm_age_s": age_s}

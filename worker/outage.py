@@ -21,7 +21,7 @@ class Outage:
 
     def note(self, problem: Problem) -> None:
         """A call failed."""
-        now_s = time.monotonic()
-        if now_s - self._told_s.get(problem.detail, -_EVERY_S) >= _EVERY_S:
-            self._told_s[problem.detail] = now_s
-            self._logger.warning("redis_trouble", code=problem.code, detail=problem.detail)
+        now_s, detail = time.monotonic(), problem.reason or problem.detail
+        if now_s - self._told_s.get(detail, -_EVERY_S) >= _EVERY_S:
+            self._told_s[detail] = now_s
+            self._logger.warning("redis_trouble", code=problem.code, detail=detail)

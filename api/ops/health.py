@@ -5,8 +5,9 @@
 """
 
 import asyncio
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from fastapi import APIRouter
@@ -20,6 +21,7 @@ from shared.clock import to_rfc3339
 from shared.errors import Problem
 from shared.job import JobState
 from shared.settings import Auth
+from shared.store.redis_problems import RedisProblem
 from shared.store.upstreams import RouteState
 
 router = APIRouter()
@@ -34,7 +36,7 @@ class Health(StrEnum):
 
 
 class LlmState(StrEnum):
-    """What the workers saw last."""
+    """What the workers saw last, of those that live."""
 
     REACHABLE = "reachable"
     DEGRADED = "degraded"
@@ -80,13 +82,18 @@ class HealthReport(msgspec.Struct, frozen=True):
     routes: list[RouteHealth]
     """Those that are shut, or whose circuit is open."""
     redis: str
+    redis_problems: list[RedisProblem]
+    """What Redis refuses this process or a worker, why it cannot be reached, how it may lose jobs."""
     workers: int | None
     queue: QueueDepth | None
 
 
-class _LlmNote(msgspec.Struct):
-    state: LlmState = LlmState.UNKNOWN
-    since_ms: int | None = None
+class _LlmNote(NamedTuple):
+    """What one worker saw."""
+
+    state: LlmState
+    since_ms: int
+    age_s: int
 
 
 class _State(msgspec.Struct, frozen=True):
@@ -98,6 +105,9 @@ _READY: Final = msgspec.json.encode(_State("ready"))
 _DRAINING: Final = msgspec.json.encode(_State("draining"))
 _NO_REDIS: Final = msgspec.json.encode(_State("redis unavailable"))
 _RETRY: Final = {"Retry-After": "2"}
+_FORGOTTEN_S: Final = 3_600
+_OUTVOTED_S: Final = 120
+"""What a worker saw so long before another's newest call says nothing any more."""
 
 
 @router.get("/health")
@@ -116,23 +126,28 @@ async def health(request: Request, api: Api) -> Response:
 async def _report_of(api: ApiState) -> HealthReport:
     queue = api.runtime.queue
     try:
-        note = _llm_note_of(await queue.llm_state())
         routes = [_health_of(state) for state in await api.runtime.upstreams.look() if _is_troubled(state)]
         depth = await queue.depth()
-        workers = len(await queue.workers())
+        workers = await queue.workers()
     except Problem:
-        return HealthReport(Health.DEGRADED, LlmState.UNKNOWN, None, [], "unavailable", None, None)
-    llm = note.state
+        problems = api.runtime.problems.current
+        return HealthReport(Health.DEGRADED, LlmState.UNKNOWN, None, [], "unavailable", problems, None, None)
+    llm, since_ms = _merged(map(_llm_note_of, workers))
     if llm is LlmState.REACHABLE and any(route.circuit is Circuit.OPEN for route in routes):
         llm = LlmState.DEGRADED
-    is_ok = workers > 0 and llm in {LlmState.REACHABLE, LlmState.UNKNOWN} and not api.runtime.memory.is_full
+    problems = _distinct(
+        [*api.runtime.problems.current, *(each for worker in workers for each in _problems_of(worker))]
+    )
+    redis = "full" if api.runtime.memory.is_full else "ok" if all(each.is_warning for each in problems) else "refusing"
+    is_ok = bool(workers) and llm in {LlmState.REACHABLE, LlmState.UNKNOWN} and redis == "ok"
     return HealthReport(
         status=Health.OK if is_ok else Health.DEGRADED,
         llm=llm,
-        llm_since=None if note.since_ms is None else to_rfc3339(note.since_ms),
+        llm_since=None if since_ms is None else to_rfc3339(since_ms),
         routes=routes,
-        redis="full" if api.runtime.memory.is_full else "ok",
-        workers=workers,
+        redis=redis,
+        redis_problems=problems,
+        workers=len(workers),
         queue=QueueDepth(depth[JobState.QUEUED], depth[JobState.RUNNING]),
     )
 
@@ -154,12 +169,35 @@ async def ready(api: Api) -> Response:
     return json_answer(_READY)
 
 
-def _llm_note_of(note: bytes | None) -> _LlmNote:
-    """A note that a newer worker wrote in words that we do not know says nothing."""
+def _llm_note_of(worker: Mapping[str, str]) -> _LlmNote | None:
+    """None: it has made no call, or a newer release says it in words that we do not know."""
     try:
-        return msgspec.json.decode(note or b"{}", type=_LlmNote)
+        return _LlmNote(LlmState(worker["llm"]), int(worker["llm_since_ms"]), int(worker["llm_age_s"]))
+    except (KeyError, ValueError):
+        return None
+
+
+def _merged(found: Iterable[_LlmNote | None]) -> tuple[LlmState, int | None]:
+    """What all workers together see, and since when (ms). Where they differ, some calls get through."""
+    notes = [note for note in found if note is not None and note.age_s < _FORGOTTEN_S]
+    newest_s = min((note.age_s for note in notes), default=0)
+    notes = [note for note in notes if note.age_s - newest_s <= _OUTVOTED_S]
+    states = {note.state for note in notes}
+    if len(states) > 1:
+        return LlmState.DEGRADED, min(note.since_ms for note in notes if note.state is not LlmState.REACHABLE)
+    return (notes[0].state, max(note.since_ms for note in notes)) if notes else (LlmState.UNKNOWN, None)
+
+
+def _problems_of(worker: Mapping[str, str]) -> list[RedisProblem]:
+    """Likewise none, where a newer release says them otherwise."""
+    try:
+        return msgspec.json.decode(worker.get("redis_problems", "[]"), type=list[RedisProblem])
     except msgspec.DecodeError:
-        return _LlmNote()
+        return []
+
+
+def _distinct(problems: Iterable[RedisProblem]) -> list[RedisProblem]:
+    return list(dict.fromkeys(problems))
 
 
 def _is_troubled(state: RouteState) -> bool:

@@ -144,10 +144,9 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "alive": ((), "number: when a worker last called (ms), one hour TTL."),
     "grace": ((), "number: no lease is reaped before this (ms), its TTL one lease."),
     "hungry": ((), "flag: a worker has free slots and found nothing more, one minute TTL."),
-    "worker": (("name",), "hash: what a worker says of itself; its TTL a few leases."),
+    "worker": (("name",), "hash: what a worker says of itself, of the LLM and of Redis; its TTL a few leases."),
     "workers": ((), "set of names: whoever announced itself. One hour TTL; a look drops those that are gone."),
     "models": ((), "hash provider → the models that it offers, as JSON; one day TTL."),
-    "llm": ((), "string: what the workers last saw of the LLM, as JSON; one hour TTL."),
 }
 
 GLOBAL_KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {

@@ -237,16 +237,11 @@ class Queue:
         told = [await reply for reply in replies]
         if gone := [name for name, flat in zip(names, told, strict=True) if not flat]:
             await self._commands.call("SREM", keys.plain("workers"), *gone)
-        return [{flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)} for flat in told if flat]
-
-    async def tell_llm_state(self, state: bytes) -> None:
-        """What a worker last saw of the LLM: ``{"state", "since_ms"}``. Forgotten after an hour without traffic."""
-        await self._commands.call("SET", keys.plain("llm"), state, "EX", 3600)
-
-    async def llm_state(self) -> bytes | None:
-        """What the workers last saw of the LLM, if any told within the hour."""
-        state: bytes | None = await self._commands.call("GET", keys.plain("llm"))
-        return state
+        return [
+            {flat[i].decode(): flat[i + 1].decode(errors="replace") for i in range(0, len(flat), 2)}
+            for flat in told
+            if flat
+        ]
 
     async def tell_models(self, provider: str, models: bytes) -> None:
         """What an upstream serves: a list of ModelInfo as JSON. Forgotten a day after the last time that any told."""

@@ -9,6 +9,8 @@ from typing import Final
 
 import msgspec
 
+from shared.telemetry import Logger
+
 _HELD_S: Final = 15.0
 """What still holds is noted again long before: connections are tried twice a second, claims and looks are made each second."""
 _LOGGED_AGAIN_S: Final = 60.0
@@ -51,6 +53,11 @@ NOT_PERSISTENT: Final = RedisProblem(
 )
 
 _WARNINGS: Final = frozenset({INFO_REFUSED.code, MAY_EVICT.code, NOT_PERSISTENT.code})
+
+
+def logging_to(logger: Logger) -> Callable[[RedisProblem], None]:
+    """What hears of problems in a process that has a log."""
+    return lambda problem: logger.warning("redis_problem", code=problem.code, detail=problem.detail)
 
 
 class RedisProblems:

@@ -40,7 +40,8 @@ async def _planted(runtime: Runtime, value: bytes) -> list[str]:
     await call("ZADD", "arq:queue", 1, "hostile")
     for name in ("arq:job:hostile", "arq:result:hostile", "arq:retry:hostile", "arq:in-progress:hostile"):
         await call("SET", name, value)
-    await call("SET", keys.plain("llm"), value)
+    await call("SADD", keys.plain("workers"), "hostile")
+    await call("HSET", keys.worker("hostile"), "name", value, "llm", value, "redis_problems", value)
     await call("HSET", keys.plain("models"), "anthropic", value)
     ids = []
     for name in ("spec", "request", "created_ms", "timeout_ms"):

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
+from cli.embedded_redis import EmbeddedRedis
 from shared.store.runtime import open_runtime
 from tests.command_line.conftest import Tokenspool
+from tests.support.failover import asking
 from tests.support.redis_servers import RedisUnderTest
 from tests.support.served import Served, serving
 from tests.support.wait import wait_until
@@ -132,7 +134,22 @@ def test_without_redis_it_says_so(tokenspool: Tokenspool, monkeypatch: pytest.Mo
     monkeypatch.setattr("cli.keys._TIMEOUT_S", 0.3)
     outcome = tokenspool("keys", "list")
     assert outcome.exit_code == 1
-    assert outcome.sentence.endswith("Is TOKENSPOOL_REDIS_URL right?")
+    assert outcome.sentence.startswith("Redis cannot be reached at 127.0.0.1:1 (")
+    assert outcome.sentence.endswith("): start it, or say in TOKENSPOOL_REDIS_URL where it is.")
+
+
+@pytest.mark.parametrize("command", [("keys", "list"), ("tenants", "list")])
+def test_a_refused_login_is_named_and_not_shown(
+    tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, own_server: EmbeddedRedis, command: tuple[str, str]
+) -> None:
+    """The password is in the URL."""
+    with asking(own_server) as client:
+        client.execute_command("ACL", "SETUSER", "someone", "on", ">right", "+@all", "~*")
+    monkeypatch.setenv("TOKENSPOOL_REDIS_URL", own_server.url.replace("redis://", "redis://someone:unmistakable@"))
+    monkeypatch.setattr(f"cli.{command[0]}._TIMEOUT_S", 0.3)
+    outcome = tokenspool(*command)
+    assert outcome.exit_code == 1
+    assert outcome.sentence == "Redis refuses the user or the password in TOKENSPOOL_REDIS_URL."
 
 
 async def test_an_operators_key_has_the_limits_that_were_asked_for(real_redis: RedisUnderTest) -> None:

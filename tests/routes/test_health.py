@@ -1,6 +1,7 @@
 """``/health``: what people, restarters and load balancers are told, with Redis there and away."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -8,12 +9,21 @@ import pytest
 from cli.embedded_redis import EmbeddedRedis
 from tests.routes.conftest import CalledApi, called_api
 
+NOT_PERSISTENT = {
+    "code": "not_persistent",
+    "detail": "Redis keeps no append-only file, so its restart loses jobs: set its appendonly to yes.",
+}
+
 
 async def test_without_a_worker_the_service_is_degraded(api: CalledApi) -> None:
     """It takes jobs in, and nobody runs them."""
     response = await api.http.get("/health")
     assert response.status_code == 200
-    assert response.json() == {
+    report = response.json()
+    assert all(problem == NOT_PERSISTENT for problem in report.pop("redis_problems")), (
+        "as the server of the tests is set"
+    )
+    assert report == {
         "status": "degraded", "llm": "unknown", "llm_since": None, "routes": [], "redis": "ok", "workers": 0, "queue": {"queued": 0, "running": 0},
     }  # fmt: skip
 
@@ -29,21 +39,42 @@ async def test_with_a_worker_and_a_queue_it_is_ok(api: CalledApi) -> None:
 
 
 @pytest.mark.parametrize(
-    ("note", "llm", "status"),
+    ("notes", "llm", "since_ms", "status"),
     [
-        (b'{"state":"reachable","since_ms":1}', "reachable", "ok"),
-        (b'{"state":"degraded","since_ms":1}', "degraded", "degraded"),
-        (b'{"state":"unreachable","since_ms":1}', "unreachable", "degraded"),
-        (b'{"state":"from the future"}', "unknown", "ok"),
-        (b"garbage", "unknown", "ok"),
+        ([("reachable", 1, 0)], "reachable", 1, "ok"),
+        ([("degraded", 1, 0)], "degraded", 1, "degraded"),
+        ([("unreachable", 1, 0)], "unreachable", 1, "degraded"),
+        ([("from the future", 1, 0)], "unknown", None, "ok"),
+        ([("reachable", "garbage", 0)], "unknown", None, "ok"),
+        ([("reachable", 1, 3600)], "unknown", None, "ok"),
+        ([("reachable", 1, 0), ("reachable", 5, 30)], "reachable", 5, "ok"),
+        ([("reachable", 1, 0), ("unreachable", 5, 30)], "degraded", 5, "degraded"),
+        ([("unreachable", 5, 0), ("reachable", 1, 0)], "degraded", 5, "degraded"),
+        ([("unreachable", 2, 0), ("unreachable", 5, 0)], "unreachable", 5, "degraded"),
+        ([("unreachable", 2, 200), ("reachable", 5, 0)], "reachable", 5, "ok"),
     ],
 )
-async def test_the_llm_is_what_workers_last_saw(api: CalledApi, note: bytes, llm: str, status: str) -> None:
-    """The API never calls it."""
-    await api.runtime.queue.announce("worker-1", {"running": 0})
-    await api.runtime.queue.tell_llm_state(note)
+async def test_the_llm_is_what_all_workers_saw(
+    api: CalledApi, notes: list[tuple[Any, Any, Any]], llm: str, since_ms: int | None, status: str
+) -> None:
+    """The API never calls it. None overwrites another; what is two minutes older than the newest call counts no more."""
+    for number, (state, since, age_s) in enumerate(notes):
+        facts = {"llm": state, "llm_since_ms": since, "llm_age_s": age_s}
+        await api.runtime.queue.announce(f"worker-{number}", facts)
     report = (await api.http.get("/health")).json()
     assert (report["llm"], report["status"]) == (llm, status)
+    assert report["llm_since"] == (None if since_ms is None else f"1970-01-01T00:00:00.00{since_ms}Z")
+
+
+async def test_what_a_worker_has_against_redis_is_named(api: CalledApi) -> None:
+    """Said once, whoever sees it; and in other words than ours, not at all."""
+    refused = {"code": "no_permission", "detail": "It lacks a right."}
+    for number in range(2):
+        await api.runtime.queue.announce(f"worker-{number}", {"redis_problems": json.dumps([refused])})
+    await api.runtime.queue.announce("worker-3", {"redis_problems": '["from the future"]'})
+    report = (await api.http.get("/health")).json()
+    assert (report["status"], report["redis"]) == ("degraded", "refusing")
+    assert [each for each in report["redis_problems"] if each != NOT_PERSISTENT] == [refused]
 
 
 async def test_a_redis_that_fills_up_degrades_the_service(api: CalledApi) -> None:

@@ -203,7 +203,14 @@ async def test_a_record_that_cannot_be_read_is_told_of_and_keeps_nobody_from_wor
 async def test_what_a_worker_tells_of_itself(crew: Crew) -> None:
     hand = await crew.worker(concurrency=7)
     (told,) = await crew.runtime.queue.workers()
-    assert told == {"name": hand.worker.name, "running": "0", "concurrency": "7", "draining": "0", "strays": "0"}
+    assert told == {
+        "name": hand.worker.name,
+        "running": "0",
+        "concurrency": "7",
+        "draining": "0",
+        "strays": "0",
+        "redis_problems": "[]",
+    }
     await hand.drained()
     assert await crew.runtime.queue.workers() == []
 

@@ -331,15 +331,6 @@ async def test_a_worker_is_seen_while_it_announces_itself(start_runtime: StartRu
     assert await runtime.queue.workers() == []
 
 
-async def test_what_was_seen_of_the_llm_is_remembered_for_an_hour(runtime: Runtime) -> None:
-    """The newest word counts."""
-    assert await runtime.queue.llm_state() is None
-    await runtime.queue.tell_llm_state(b'{"state":"reachable"}')
-    await runtime.queue.tell_llm_state(b'{"state":"degraded"}')
-    assert await runtime.queue.llm_state() == b'{"state":"degraded"}'
-    assert await runtime.commands.call("PTTL", keys.plain("llm")) == pytest.approx(3_600_000, abs=5_000)
-
-
 async def test_nothing_is_left_of_jobs_that_ended_but_what_ages_away(runtime: Runtime) -> None:
     """After the last one the queue's own keys are as few as at the first."""
     ids = await submit_many(runtime, 6)

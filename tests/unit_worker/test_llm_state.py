@@ -1,41 +1,16 @@
 """What a worker tells of the LLM: from the outcomes of its own calls, and of a free one where there are none."""
 
-from collections.abc import Callable, Iterable
-from types import SimpleNamespace
-from typing import cast
+from collections.abc import Iterable
 
-import msgspec
 import pytest
 
-from shared.errors import StorageFull, StorageUnavailable
 from shared.job import Usage
-from shared.store.runtime import Runtime
 from worker.llm_state import LlmState
 from worker.outcome import TIMED_OUT, Answered, Breakage, Failure, How, Outcome, Refusal, classify
 
 ANSWERED = Answered(b"{}", Usage(), None)
 OVERLOADED = classify(Refusal(529, "overloaded_error"))
 REJECTED = classify(Refusal(400, "invalid_request_error"))
-
-
-class Told:
-    """A queue that writes down what it is told, unless it is away."""
-
-    def __init__(self) -> None:
-        self.states: list[str] = []
-        self.since_ms: list[int] = []
-        self.away: Exception | None = None
-        self.meanwhile: Callable[[], None] | None = None
-        self.runtime = cast("Runtime", SimpleNamespace(queue=self))
-
-    async def tell_llm_state(self, state: bytes) -> None:
-        if self.meanwhile:
-            self.meanwhile()
-        if self.away:
-            raise self.away
-        told = msgspec.json.decode(state)
-        self.states.append(told["state"])
-        self.since_ms.append(told["since_ms"])
 
 
 def after(outcomes: Iterable[Outcome]) -> LlmState:
@@ -64,50 +39,34 @@ def after(outcomes: Iterable[Outcome]) -> LlmState:
         ([ANSWERED, *[OVERLOADED] * 20], "unreachable"),
     ],
 )
-async def test_the_last_twenty_calls_say_how_the_llm_is(outcomes: list[Outcome], expected: str) -> None:
+def test_the_last_twenty_calls_say_how_the_llm_is(outcomes: list[Outcome], expected: str) -> None:
     """What the LLM refused shows that it can be reached; a job's own timeout shows nothing of the LLM."""
-    told = Told()
-    await after(outcomes).tell(told.runtime)
-    assert told.states == [expected]
+    assert after(outcomes).facts["llm"] == expected
 
 
-async def test_without_a_call_there_is_nothing_to_tell() -> None:
-    told = Told()
-    await LlmState().tell(told.runtime)
-    assert told.states == []
+def test_without_a_call_there_is_nothing_to_say() -> None:
+    assert LlmState().facts == {}
 
 
-async def test_each_call_is_told_once_so_that_silence_can_be_seen() -> None:
-    """The key's hour starts again with each call; with no traffic it runs out, and nobody knows."""
-    told = Told()
+def test_each_call_is_noted_so_that_silence_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since when it is like that, and how long ago that was last seen."""
+    now_s = 1000.0
+    monkeypatch.setattr("worker.llm_state.time.monotonic", lambda: now_s)
     state = after([ANSWERED])
-    await state.tell(told.runtime)
-    await state.tell(told.runtime)
+    since_ms = state.facts["llm_since_ms"]
+    now_s = 1007.5
+    assert state.facts == {"llm": "reachable", "llm_since_ms": since_ms, "llm_age_s": 7}
     state.note(ANSWERED)
-    await state.tell(told.runtime)
-    assert told.states == ["reachable", "reachable"]
-    assert told.since_ms[0] == told.since_ms[1] > 0
+    assert state.facts == {"llm": "reachable", "llm_since_ms": since_ms, "llm_age_s": 0}
 
 
-@pytest.mark.parametrize("away", [StorageUnavailable(), StorageFull()])
-async def test_what_could_not_be_told_is_told_later(away: Exception) -> None:
-    told = Told()
-    state = after([OVERLOADED])
-    told.away = away
-    await state.tell(told.runtime)
-    told.away = None
-    await state.tell(told.runtime)
-    assert told.states == ["unreachable"]
-
-
-async def test_a_call_that_ends_while_the_state_is_told_is_told_next() -> None:
-    told = Told()
-    state = after([ANSWERED])
-    told.meanwhile = lambda: state.note(OVERLOADED)
-    await state.tell(told.runtime)
-    told.meanwhile = None
-    await state.tell(told.runtime)
-    assert told.states == ["reachable", "degraded"]
+def test_a_change_wakes_whoever_says_it() -> None:
+    """The first call, and each that shows it otherwise; not those that show the same."""
+    state = LlmState()
+    for outcome, expected in ((ANSWERED, True), (ANSWERED, False), (OVERLOADED, True), (ANSWERED, False)):
+        state.changed.clear()
+        state.note(outcome)
+        assert state.changed.is_set() is expected
 
 
 @pytest.mark.parametrize(
@@ -121,13 +80,12 @@ async def test_a_call_that_ends_while_the_state_is_told_is_told_next() -> None:
     ],
     ids=["answered", "overloaded", "no connection", "wrong key", "no list"],
 )
-async def test_a_free_call_says_all_that_is_known(failure: Failure | None, state: str) -> None:
+def test_a_free_call_says_all_that_is_known(failure: Failure | None, state: str) -> None:
     """It is asked when nothing was for a while: what calls said before is old."""
-    told, llm_state = Told(), LlmState()
+    llm_state = LlmState()
     assert llm_state.is_idle(60)
     llm_state.note(ANSWERED)
     llm_state.note(OVERLOADED)
     assert not llm_state.is_idle(60)
     llm_state.note_check(failure)
-    await llm_state.tell(told.runtime)
-    assert told.states == [state]
+    assert llm_state.facts["llm"] == state
