@@ -31,7 +31,7 @@ from api.unsent import UnsentBytes
 from api.uploads import Uploads
 from shared.errors import SettingsError
 from shared.job import new_id
-from shared.settings import Auth, Settings, load_settings
+from shared.settings import Auth, Settings, load_settings, warn_of_unknown_variables
 from shared.store.redis_problems import logging_to
 from shared.store.runtime import open_runtime
 from shared.telemetry import configure_logging, get_logger
@@ -116,4 +116,5 @@ def _settings_of_the_environment() -> Settings:
     except SettingsError as error:
         sys.exit(str(error))
     configure_logging(settings.log_level)
+    warn_of_unknown_variables(get_logger("api"))
     return settings

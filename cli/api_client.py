@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import httpx2
 
 from cli.errors import CommandError
-from cli.serve import is_loopback
 from cli.terminal import one_line
+from shared.loopback import is_loopback
 
 # Longer than the API's 15 s between pings: a silent connection is a dead one.
 _READ_TIMEOUT_S = 40
@@ -22,7 +22,7 @@ def open_client(url: str) -> httpx2.Client:
     Raises CommandError when the URL is none, or something else in the environment cannot be used.
     """
     is_ours = is_loopback(_host_of(url))
-    key = os.environ.get("TOKENSPOOL_API_KEY", "")
+    key = os.environ.get("TOKENSPOOL_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):
         raise CommandError("TOKENSPOOL_API_KEY must be a key: one line of ASCII, but is something else.", 2)
     try:

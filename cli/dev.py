@@ -25,7 +25,7 @@ from cli.serve import bind, read_settings
 from cli.supervisor import Interrupted, Service, Supervisor
 from cli.terminal import printable, put
 from shared.routes import ProviderName
-from shared.settings import Auth, Settings
+from shared.settings import Auth, Settings, unknown_variables
 
 _HOST = "127.0.0.1"
 _SIMULATED_MODEL = "simulated"
@@ -57,6 +57,8 @@ class Upstream:
 def run_dev(*, port: int, workers: int, data_dir: Path, simulator: bool) -> None:
     """Run until Ctrl-C or SIGTERM. Raises CommandError when something cannot be had, and leaves nothing running."""
     read_settings()
+    for name, nearest in unknown_variables().items():
+        say(f"{name} is no setting, and has no effect" + (f": is {nearest} meant?" if nearest else ""))
     with contextlib.closing(bind(_HOST, port, hint=" (make run ARGS='--port 8001')")) as listener:
         _make_directory(data_dir)
         redis = EmbeddedRedis(data_dir / "redis", unix_socket=True)

@@ -4,7 +4,6 @@ They read their settings from the environment here and pass them down. A wrong s
 and one sentence.
 """
 
-import ipaddress
 import os
 import resource
 import signal
@@ -15,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from cli.errors import CommandError
+from shared.loopback import is_loopback
 
 if TYPE_CHECKING:
     import asyncio
@@ -90,16 +90,6 @@ def refuse_open_network_without_keys(settings: "Settings", host: str, *, insecur
         )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``. A name other than localhost may point anywhere."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def bind(host: str, port: int, *, hint: str = "") -> socket.socket:
     """A socket bound to the address, not yet listening. Raises CommandError when it is taken or is none of ours.
 
@@ -137,9 +127,11 @@ def _serve(settings: "Settings", listener: socket.socket, *, is_supervised: bool
     from api.http_protocol import Door, bounds_of, open_files
     from api.server import Server
     from shared.garbage import settle_garbage
+    from shared.settings import warn_of_unknown_variables
     from shared.telemetry import configure_logging, get_logger
 
     configure_logging(settings.log_level)
+    warn_of_unknown_variables(get_logger("api"))
     allow_many_connections()
     door = Door(bounds_of(settings.max_connections, settings.keep_alive_s, open_files()))
     config = uvicorn.Config(

@@ -4,10 +4,13 @@ Read once, by the ``main`` of a process, and passed down; no other module looks 
 documentation is generated from this class.
 """
 
+import difflib
 import ipaddress
+import os
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -17,6 +20,7 @@ from pydantic_settings import SettingsError as EnvSettingsError
 from shared.errors import SettingsError
 from shared.prices import OwnPrice
 from shared.routes import ProviderName, RouteRule, Routes
+from shared.telemetry import Logger
 from shared.webhooks import MOST_ATTEMPTS
 
 _PREFIX = "TOKENSPOOL_"
@@ -32,6 +36,18 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]{1,253}(:[0-9]{1,5})?|https?://\[[0-9a-f:.]{2,45}\](:[0-9]{1,5})?", re.ASCII)
 
 
+_DATABASE = re.compile(r"/?[0-9]{0,9}", re.ASCII)
+
+_READ_ELSEWHERE: Final = frozenset(
+    f"{_PREFIX}{name}" for name in ("URL", "API_KEY", "REDIS_BINARY", "PORT", "WEBHOOK_SECRET")
+)
+"""By the command line, docker-compose.yml and the examples."""
+_OF_KUBERNETES: Final = re.compile(
+    r"_SERVICE_HOST$|_SERVICE_PORT(_[A-Z0-9_]+)?$|_PORT(_\d+_[A-Z]+(_[A-Z]+)?)?$", re.ASCII
+)
+"""It tells each container of each service so; and ours may well be called tokenspool."""
+
+
 class Auth(StrEnum):
     """Who may call."""
 
@@ -43,7 +59,12 @@ class Settings(BaseSettings):
     """The defaults work on a laptop."""
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, extra="ignore", frozen=True, populate_by_name=True, env_ignore_empty=True
+        env_prefix=_PREFIX,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        env_ignore_empty=True,
+        str_strip_whitespace=True,  # the line end of a file that a value was read from
     )
 
     # Not in the repr: it may hold a password.
@@ -197,6 +218,32 @@ class Settings(BaseSettings):
     """How long an API process takes new requests after SIGTERM, within the grace. Raise it where the load balancer needs longer
     to see that ``/health/ready`` says 503: its interval times the failures that it wants."""
 
+    @field_validator("redis_url")
+    @classmethod
+    def _database(cls, url: str) -> str:
+        try:
+            path = urlsplit(url).path
+        except ValueError:
+            raise PydanticCustomError("url", "a URL like redis://127.0.0.1:6379/0") from None
+        if not url.startswith("unix:") and not _DATABASE.fullmatch(path):
+            raise PydanticCustomError("database", "a URL that ends with the number of a database (/0)")
+        return url
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _level(cls, value: object) -> object:
+        return value.strip().upper() if isinstance(value, str) else value
+
+    @field_validator("anthropic_api_key", "openai_api_key", mode="before")
+    @classmethod
+    def _vendor_key(cls, value: object) -> object:
+        """Without the line end that a secret's file or a Windows editor adds. Any other would break the request's head."""
+        if not isinstance(value, str):
+            return value
+        if not (value.strip().isascii() and value.strip().isprintable()):
+            raise PydanticCustomError("vendor_key", "one line of printable ASCII")
+        return value.strip() or None
+
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _origins(cls, value: object, info: ValidationInfo) -> object:
@@ -250,6 +297,25 @@ def variable_of(field_name: str) -> str:
     """The environment variable that sets a field."""
     alias = Settings.model_fields[field_name].validation_alias
     return str(alias.choices[0]) if isinstance(alias, AliasChoices) else _PREFIX + field_name.upper()
+
+
+def unknown_variables() -> dict[str, str | None]:
+    """The environment's variables that look like settings of ours and are none, each with the name that is nearest."""
+    known = {variable_of(name) for name in Settings.model_fields} | _READ_ELSEWHERE
+    ours = [name for name in map(str.upper, os.environ) if name.startswith(_PREFIX) and not _OF_KUBERNETES.search(name)]
+    return {name: _nearest(name, known) for name in sorted({*ours} - known)}
+
+
+def _nearest(name: str, known: set[str]) -> str | None:
+    ends = [each.removeprefix(_PREFIX) for each in known if each.startswith(_PREFIX)]
+    found = difflib.get_close_matches(name.removeprefix(_PREFIX), ends, n=1)
+    return _PREFIX + found[0] if found else None
+
+
+def warn_of_unknown_variables(logger: Logger) -> None:
+    """A misspelt one has no effect, which nobody would notice."""
+    for name, nearest in unknown_variables().items():
+        logger.warning("unknown_variable", variable=name, nearest=nearest)
 
 
 def _sentence(error: ValidationError) -> str:

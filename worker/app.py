@@ -9,7 +9,7 @@ import uvloop
 from shared.errors import SettingsError
 from shared.garbage import settle_garbage
 from shared.routes import ProviderName
-from shared.settings import Settings, routes_of
+from shared.settings import Settings, routes_of, warn_of_unknown_variables
 from shared.store.redis_problems import logging_to
 from shared.store.runtime import open_runtime
 from shared.telemetry import configure_logging, get_logger
@@ -27,6 +27,7 @@ def run_worker(settings: Settings) -> None:
     """
     refuse_without_key(settings)
     configure_logging(settings.log_level)
+    warn_of_unknown_variables(get_logger("worker"))
     uvloop.run(_work(settings))
 
 

@@ -14,6 +14,7 @@ import pytest
 from tests.command_line.dev_terminal import CTRL_C, DevTerminal, kill
 from tests.support.facts import Fact
 from tests.support.follower import ask
+from tests.support.interruptible import INTERRUPTIBLE
 from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -30,7 +31,7 @@ async def _job(url: str, job_id: str) -> Any:
 
 async def _command(*arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cli", *arguments),
+        *(*INTERRUPTIBLE, sys.executable, "-m", "cli", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={"PATH": os.defpath},
@@ -181,8 +182,10 @@ async def test_it_runs_in_a_folder_that_has_packages_of_the_same_names(
 
 async def test_a_ctrl_c_while_it_starts_is_obeyed(tmp_path: Path) -> None:
     """At any moment behind its first line."""
-    async with DevTerminal("--simulator", "--port", "0", "--data-dir", tmp_path / "data") as dev:
+    misspelt = {"TOKENSPOOL_LEASE": "2"}
+    async with DevTerminal("--simulator", "--port", "0", "--data-dir", tmp_path / "data", **misspelt) as dev:
         await dev.shows("starting the simulator")
+        assert "TOKENSPOOL_LEASE is no setting, and has no effect: is TOKENSPOOL_LEASE_S meant?\n" in dev.screen
         family = dev.family()
         dev.type(CTRL_C)
         assert await dev.ends() == 0

@@ -24,6 +24,7 @@ from tests.command_line.fake_api import (
     stream,
     succeeded,
 )
+from tests.support.interruptible import INTERRUPTIBLE
 
 _FULL = Path("/dev/full")
 _PLAY = (sys.executable, "-W", "error", "-m", "cli")
@@ -338,7 +339,7 @@ def test_the_key_is_sent_and_a_proxy_is_not_asked_for_our_own_machine(
     tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy could not reach it."""
-    monkeypatch.setenv("TOKENSPOOL_API_KEY", "sk-made-up")
+    monkeypatch.setenv("TOKENSPOOL_API_KEY", "sk-made-up\n")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     with FakeApi(stream(succeeded())) as api:
         assert tokenspool("follow", JOB_ID, "--url", api.url).exit_code == 0
@@ -350,7 +351,7 @@ def test_ctrl_c_says_that_the_job_goes_on() -> None:
     with (
         FakeApi(stream(delta("Blue", "1-3"), then=Then.HOLD)) as api,
         subprocess.Popen(
-            [*_PLAY, "follow", JOB_ID, "--url", api.url],
+            [*INTERRUPTIBLE, *_PLAY, "follow", JOB_ID, "--url", api.url],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,

@@ -37,7 +37,6 @@ def test_a_wrong_setting_stops_every_command_that_reads_it(
     [
         "redis://127.0.0.1:port/0",
         "redis://127.0.0.1:99999/0",
-        "redis://[half",
         "redis://:secret@127.0.0.1:6379/0?socket_timeout=soon",
         "redis://:secret@127.0.0.1:6379/0?colour=blue",
         "rediss://:secret@127.0.0.1:6379/0?ssl_cert_reqs=perhaps",

@@ -74,6 +74,15 @@ def test_a_signal_that_comes_while_it_starts_is_not_lost(number: signal.Signals)
     assert b"Traceback" not in err
 
 
+@pytest.mark.parametrize("command", [("serve", "--port", "0"), ("worker",)])
+def test_a_misspelt_setting_is_warned_of(command: tuple[str, ...]) -> None:
+    """It has no effect, and nobody would notice."""
+    wrong = {"TOKENSPOOL_CONCURENCY": "7", "ANTHROPIC_API_KEY": "made-up", "TOKENSPOOL_LOG_LEVEL": "debug"}
+    with _started(*command, **wrong) as process:
+        line = _logged(process.stderr, "unknown_variable")
+    assert (line["variable"], line["nearest"]) == ("TOKENSPOOL_CONCURENCY", "TOKENSPOOL_CONCURRENCY")
+
+
 @pytest.mark.slow
 async def test_api_processes_share_a_port_and_are_brought_back() -> None:
     """`serve --processes 2`: one is killed, the other answers, a new one comes, SIGTERM ends all."""

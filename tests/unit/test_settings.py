@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from shared.errors import SettingsError
-from shared.settings import Auth, Settings, load_settings, variable_of
+from shared.settings import Auth, Settings, load_settings, unknown_variables, variable_of
 
 
 def test_the_defaults_need_no_environment() -> None:
@@ -62,7 +62,23 @@ def test_settings_cannot_change_while_a_process_runs() -> None:
         ("TOKENSPOOL_DRAIN_S", "soon", "must be a number, but is 'soon'."),
         ("TOKENSPOOL_DRAIN_S", "-1", "must be at least 0.0, but is '-1'."),
         ("TOKENSPOOL_AUTH", "maybe", "must be 'keys' or 'off', but is 'maybe'."),
-        ("TOKENSPOOL_LOG_LEVEL", "debug", "must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR', but is 'debug'."),
+        ("TOKENSPOOL_LOG_LEVEL", "loud", "must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR', but is 'LOUD'."),
+        ("TOKENSPOOL_REDIS_URL", "redis://cache/abc", "must be a URL that ends with the number of a database (/0)"),
+        ("TOKENSPOOL_REDIS_URL", "rediss://cache:6379/0/1", "but is 'rediss://cache:6379/0/1'."),
+        (
+            "TOKENSPOOL_REDIS_URL",
+            "redis://[half",
+            "must be a URL like redis://127.0.0.1:6379/0, but is 'redis://[half'.",
+        ),
+        ("TOKENSPOOL_REDIS_URL", "redis://cache/-1", "but is 'redis://cache/-1'."),
+        ("TOKENSPOOL_REDIS_URL", "redis://:unmistakable@cache/abc", "but is something else."),
+        (
+            "ANTHROPIC_API_KEY",
+            "sk-unmistakable\nsk-other",
+            "must be one line of printable ASCII, but is something else.",
+        ),
+        ("OPENAI_API_KEY", "sk-\x1funmistakable", "must be one line of printable ASCII, but is something else."),
+        ("OPENAI_API_KEY", "\ufeffsk-unmistakable", "must be one line of printable ASCII, but is something else."),
         ("TOKENSPOOL_PROVIDER", "gemini", "must be 'anthropic' or 'openai', but is 'gemini'."),
         ("TOKENSPOOL_REDIS_URL", "localhost:6379", "but is 'localhost:6379'."),
         ("TOKENSPOOL_MODEL", "m" * 300, "must be a text of at most 256 characters, but is 'mmm"),
@@ -154,6 +170,86 @@ def test_a_key_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(anthropic_api_key=["sk-unmistakable"])
     assert "unmistakable" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", " ", "\t\n"])
+def test_the_line_end_of_a_file_is_no_part_of_a_value(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Kubernetes secrets and files from Windows bring one along; in a header it would break the request."""
+    for variable, value in (
+        ("ANTHROPIC_API_KEY", "sk-a"),
+        ("OPENAI_API_KEY", "sk-o"),
+        ("ANTHROPIC_BASE_URL", "http://127.0.0.1:9"),
+        ("TOKENSPOOL_REDIS_URL", "redis://cache/3"),
+        ("TOKENSPOOL_MODEL", "a-model"),
+        ("TOKENSPOOL_LOG_LEVEL", "debug"),
+    ):
+        monkeypatch.setenv(variable, f"{value}{end}")
+    settings = load_settings()
+    assert settings.anthropic_api_key is not None
+    assert settings.openai_api_key is not None
+    assert (settings.anthropic_api_key.get_secret_value(), settings.openai_api_key.get_secret_value()) == (
+        "sk-a",
+        "sk-o",
+    )
+    assert (settings.anthropic_base_url, settings.redis_url) == ("http://127.0.0.1:9", "redis://cache/3")
+    assert (settings.model, settings.log_level) == ("a-model", "DEBUG")
+
+
+def test_a_key_of_nothing_but_a_line_end_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty secret; a worker then says that it must be set."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "\n")
+    assert load_settings().anthropic_api_key is None
+
+
+@pytest.mark.parametrize("level", ["debug", "Debug", "DEBUG"])
+def test_the_log_level_may_be_written_in_any_case(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    monkeypatch.setenv("TOKENSPOOL_LOG_LEVEL", level)
+    assert load_settings().log_level == "DEBUG"
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://cache", "redis://cache/", "redis://cache:1/15", "unix:///run/redis/a.sock?db=2"]
+)
+def test_a_redis_url_may_leave_the_database_out(url: str) -> None:
+    assert load_settings(redis_url=url).redis_url == url
+
+
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("TOKENSPOOL_CONCURENCY", "TOKENSPOOL_CONCURRENCY"),
+        ("TOKENSPOOL_LEASE", "TOKENSPOOL_LEASE_S"),
+        ("tokenspool_redis_ulr", "TOKENSPOOL_REDIS_URL"),
+        ("TOKENSPOOL_MAX_QUEUE", "TOKENSPOOL_MAX_QUEUED"),
+        ("TOKENSPOOL_WEATHER_IN_PARIS", None),
+    ],
+)
+def test_a_misspelt_variable_is_found_with_the_name_that_is_nearest(
+    monkeypatch: pytest.MonkeyPatch, variable: str, nearest: str | None
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    assert unknown_variables() == {variable.upper(): nearest}
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "TOKENSPOOL_LEASE_S",
+        "tokenspool_lease_s",
+        "TOKENSPOOL_URL",
+        "TOKENSPOOL_API_KEY",
+        "TOKENSPOOL_API_SERVICE_HOST",
+        "TOKENSPOOL_SERVICE_PORT_HTTP",
+        "TOKENSPOOL_API_PORT",
+        "TOKENSPOOL_PORT_8000_TCP_ADDR",
+        "TOKENSPOOLER",
+        "OTHER_TOKENSPOOL_LEASE",
+    ],
+)
+def test_what_is_right_or_none_of_ours_is_no_misspelling(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """Kubernetes sets some of them for a service of our name."""
+    monkeypatch.setenv(variable, "1")
+    assert unknown_variables() == {}
 
 
 def test_a_redis_password_is_not_shown_by_printing_the_settings() -> None:

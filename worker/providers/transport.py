@@ -16,6 +16,7 @@ import httpx2
 from aiohttp.client_proto import ResponseHandler
 
 from shared.completion import GarbledStream
+from shared.loopback import is_loopback
 from worker.outcome import How
 
 _LIMIT_BYTES = 1 << 20
@@ -81,8 +82,11 @@ class BodyStream(httpx2.AsyncByteStream):
 
 
 def _proxy_of(url: httpx2.URL) -> str | None:
-    """From the usual variables, once: aiohttp's own ``trust_env`` reads them, and ~/.netrc in a thread, per request."""
-    if urllib.request.proxy_bypass(url.host):
+    """From the usual variables, once: aiohttp's own ``trust_env`` reads them, and ~/.netrc in a thread, per request.
+
+    No proxy reaches what listens on this machine alone, as the LLM does that ``dev`` starts: few set NO_PROXY for it.
+    """
+    if is_loopback(url.host) or urllib.request.proxy_bypass(url.host):
         return None
     return urllib.request.getproxies().get(url.scheme)
 
