@@ -1,7 +1,9 @@
 """`tokenspool dev`, whole: in a terminal, with real processes, as on the first day of whoever tries it."""
 
 import asyncio
+import json
 import os
+import re
 import signal
 import sys
 import time
@@ -12,6 +14,7 @@ import psutil
 import pytest
 
 from tests.command_line.dev_terminal import CTRL_C, DevTerminal, kill
+from tests.support.deployment import free_port
 from tests.support.facts import Fact
 from tests.support.follower import ask
 from tests.support.interruptible import INTERRUPTIBLE
@@ -20,6 +23,7 @@ from tests.support.wait import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 _SECRET = "sk-ant-of-the-developer"
+_README = Path(__file__).parents[2] / "README.md"
 _FAST_TAKEOVER = {"TOKENSPOOL_LEASE_S": "2"}
 
 
@@ -176,6 +180,35 @@ async def test_it_runs_in_a_folder_that_has_packages_of_the_same_names(
     async with DevTerminal("--simulator", "--port", "0") as dev:
         await dev.is_up()
         assert (tmp_path / ".tokenspool").is_dir()
+        dev.type(CTRL_C)
+        assert await dev.ends() == 0
+
+
+async def test_the_keys_block_of_the_readme_works_as_pasted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a second terminal, in the same directory: a key, limits, an API that asks for the key, and a job that runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".venv").symlink_to(Path(sys.prefix))
+    (block,) = re.findall(r"```sh\n(export [^`]*keys create[^`]*)```", _README.read_text(encoding="utf-8"))
+    pasted = f"{block.replace('8001', str(free_port()))}\nkill $!\nwait\n"
+    async with DevTerminal("--simulator", "--port", "0") as dev:
+        await dev.is_up()
+        second = await asyncio.create_subprocess_exec(
+            *("sh", "-c", pasted),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={"PATH": os.defpath},
+        )
+        out, err = await second.communicate()
+        assert b"does not answer" not in err, err
+        limits, answer = out.decode().split("\n", 1)
+        assert limits.startswith("acme requests_per_minute=600")
+        job = json.loads(answer)
+
+        async def succeeded() -> bool:
+            _, found, _ = await ask(dev.url, f"/v1/jobs/{job['id']}", headers={"X-Tenant": "acme"})
+            return bool(found["status"] == "succeeded")
+
+        await wait_until(succeeded, "the job")
         dev.type(CTRL_C)
         assert await dev.ends() == 0
 
