@@ -39,7 +39,7 @@ _ORIGIN = re.compile(r"https?://[a-z0-9.-]{1,253}(:[0-9]{1,5})?|https?://\[[0-9a
 _DATABASE = re.compile(r"/?[0-9]{0,9}", re.ASCII)
 
 _READ_ELSEWHERE: Final = frozenset(
-    f"{_PREFIX}{name}" for name in ("URL", "API_KEY", "REDIS_BINARY", "PORT", "WEBHOOK_SECRET")
+    f"{_PREFIX}{name}" for name in ("URL", "API_KEY", "REDIS_BINARY", "PORT", "MEMORY", "SERVE_FLAGS", "WEBHOOK_SECRET")
 )
 """By the command line, docker-compose.yml and the examples."""
 _OF_KUBERNETES: Final = re.compile(

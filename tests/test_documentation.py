@@ -22,7 +22,7 @@ from cli.app import app as command_line
 from scripts.generate_docs import PARTS, generated, marked_parts
 from shared.errors import JobError
 from shared.job import TERMINAL_STATES, TRANSITIONS, Usage
-from shared.settings import load_settings
+from shared.settings import load_settings, unknown_variables
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DOCS: Final = sorted((ROOT / "docs").glob("*.md"))
@@ -249,6 +249,15 @@ def _check_curl(words: list[str]) -> None:
             draft_of(body, default_model="a-model", max_prompt_chars=1000)
         else:
             completion_draft_of(body, model="a-model")
+
+
+def test_every_variable_that_is_named_somewhere_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a page, the compose file or an example: whoever sets it is not warned of it."""
+    places = [*PAGES, ROOT / "docker-compose.yml", *(ROOT / "examples").glob("*.*")]
+    texts = [place.read_text(encoding="utf-8") for place in places]
+    for name in {name for text in texts for name in re.findall(r"\bTOKENSPOOL_[A-Z_]*[A-Z]\b", text)}:
+        monkeypatch.setenv(name, "1")
+    assert unknown_variables() == {}
 
 
 def test_other_commands_that_the_pages_name_exist() -> None:
