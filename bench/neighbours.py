@@ -49,12 +49,12 @@ def main() -> int:
     arguments = parser.parse_args()
     print(f"{'p50 / p99 / max, ms':14} {'list':>24} {'health/live':>24} {'a job, to its end':>26}  5xx")
     for name in arguments.only or ATTACKS:
-        with _system() as (port, evil, bystander):
-            print(_row("alone", uvloop.run(_felt(port, bystander, arguments.window_s / 2))), flush=True)
+        with system() as (port, evil, bystander):
+            print(_row("alone", uvloop.run(felt_by(port, bystander, arguments.window_s / 2))), flush=True)
             attacker = subprocess.Popen([sys.executable, "-m", "bench.attacks", name, str(port), evil])
             try:
                 time.sleep(LEAD_S)
-                felt = uvloop.run(_felt(port, bystander, arguments.window_s))
+                felt = uvloop.run(felt_by(port, bystander, arguments.window_s))
                 if attacker.poll() is not None:
                     raise SystemExit(f"the attack {name} ended by itself")
             finally:
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 @contextmanager
-def _system() -> Iterator[tuple[int, str, str]]:
+def system() -> Iterator[tuple[int, str, str]]:
     """The API's port, the attacker's key and the bystander's."""
     with ExitStack() as stack:
         redis = stack.enter_context(EmbeddedRedis(maxmemory_bytes=1 << 30))
@@ -77,7 +77,8 @@ def _system() -> Iterator[tuple[int, str, str]]:
         yield port, systems.new_key(redis.url, "evil"), systems.new_key(redis.url, "bystander")
 
 
-async def _felt(port: int, key: str, window_s: float) -> Felt:
+async def felt_by(port: int, key: str, window_s: float) -> Felt:
+    """What the bystander feels within that time."""
     felt = Felt()
     end_s = time.monotonic() + window_s
     await asyncio.gather(

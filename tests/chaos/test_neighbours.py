@@ -1,0 +1,33 @@
+"""Whatever one tenant's ordinary key sends, another one is served: each attack of the bench, for some seconds."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import uvloop
+
+from bench.attacks import ATTACKS
+from bench.neighbours import Felt, felt_by, system
+from tests.support.facts import Fact
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+
+_LEAD_S = 2.0
+_WINDOW_S = 6.0
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_neighbour_is_served(name: str, fact: Fact) -> None:
+    """Every read and every job of the bystander, and whoever asks whether the process lives. How fast is the bench's matter."""
+    with system() as (port, evil, bystander):
+        attacker = subprocess.Popen([sys.executable, "-m", "bench.attacks", name, str(port), evil])
+        try:
+            time.sleep(_LEAD_S)
+            felt: Felt = uvloop.run(felt_by(port, bystander, _WINDOW_S))
+            assert attacker.poll() is None, "the attack ended by itself"
+        finally:
+            attacker.terminate()
+            attacker.wait(10)
+    fact(f"beside {name}: {len(felt.list_ms)} reads, {len(felt.job_ms)} jobs, slowest read {max(felt.list_ms):.0f} ms")
+    assert felt.refused == 0
