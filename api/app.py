@@ -31,7 +31,7 @@ from api.unsent import UnsentBytes
 from api.uploads import Uploads
 from shared.errors import SettingsError
 from shared.job import new_id
-from shared.settings import Auth, Settings, load_settings, warn_of_unknown_variables
+from shared.settings import Auth, Settings, load_settings, routes_of, warn_of_unknown_variables
 from shared.store.redis_problems import logging_to
 from shared.store.runtime import open_runtime
 from shared.telemetry import configure_logging, get_logger
@@ -94,6 +94,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
                 parsers=parsers,
                 unsent=unsent,
                 drain=Drain(grace_s=settings.shutdown_grace_s, notice_s=settings.shutdown_notice_s),
+                routes=routes_of(settings),
                 occupancy=Occupancy(
                     bounds_of(settings.max_connections, settings.keep_alive_s, open_files()).connections
                 ),

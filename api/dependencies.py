@@ -20,6 +20,7 @@ from api.unsent import UnsentBytes
 from api.uploads import Uploads
 from shared.api_key import Caller, Scope
 from shared.errors import NotFound
+from shared.routes import Routes
 from shared.settings import Settings
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger
@@ -44,6 +45,14 @@ class BodiesHeld:
     bytes: int = 0
 
 
+@dataclass
+class LastHealth:
+    """The report that was worked out last, and when, by the loop's clock."""
+
+    report: Any = None
+    at_s: float = 0.0
+
+
 @dataclass(frozen=True)
 class ApiState:
     """What lives as long as the application; opened by its lifespan."""
@@ -59,12 +68,14 @@ class ApiState:
     parsers: Parsers
     unsent: UnsentBytes
     drain: Drain
+    routes: Routes
     occupancy: Occupancy
     shutdown: asyncio.Event
     """Set when the drain is over: whatever still waits ends now."""
     log: Logger
     let_past: LetPast = field(default_factory=LetPast)
     bodies: BodiesHeld = field(default_factory=BodiesHeld)
+    last_health: LastHealth = field(default_factory=LastHealth)
 
     def wind_down(self, *, is_hurried: bool) -> Phase:
         """Asked a few times a second once the server was told to stop, until it is over. ``is_hurried``: it is over now."""

@@ -6,6 +6,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -106,6 +107,8 @@ _DRAINING: Final = msgspec.json.encode(_State("draining"))
 _NO_REDIS: Final = msgspec.json.encode(_State("redis unavailable"))
 _RETRY: Final = {"Retry-After": "2"}
 _FORGOTTEN_S: Final = 3_600
+_WORKED_OUT_EVERY_S: Final = 1.0
+_LAST_JOBS: Final = 100
 _OUTVOTED_S: Final = 120
 """What a worker saw so long before another's newest call says nothing any more."""
 
@@ -113,14 +116,40 @@ _OUTVOTED_S: Final = 120
 @router.get("/health")
 async def health(request: Request, api: Api) -> Response:
     """All of it; for callers without the scope ``read`` the status alone. 503 only without Redis."""
-    report = await _report_of(api)
+    report = await _recent_report(api)
     status, headers = (503, _RETRY) if report.queue is None else (200, None)
     if api.settings.auth is Auth.KEYS:
         try:
-            await caller_of(request, Scope.READ)
+            caller = await caller_of(request, Scope.READ)
+            report = await _as_told_to(caller.tenant, report, api)
         except Problem:
             return json_answer(msgspec.json.encode(_State(report.status)), status, headers)
     return json_answer(msgspec.json.encode(report), status, headers)
+
+
+async def _recent_report(api: ApiState) -> HealthReport:
+    """Strangers may ask, as often as they like: of each second one is worked out."""
+    last = api.last_health
+    now_s = asyncio.get_running_loop().time()
+    if last.report is None or now_s - last.at_s >= _WORKED_OUT_EVERY_S:
+        last.at_s, last.report = now_s, await _report_of(api)
+    report: HealthReport = last.report
+    return report
+
+
+async def _as_told_to(tenant: str, report: HealthReport, api: ApiState) -> HealthReport:
+    """The models of other tenants are theirs: it hears of those that it used since yesterday, or asked for in its last jobs."""
+    if not report.routes:
+        return report
+    today = datetime.now(UTC).date()
+    used = api.runtime.usage.days(tenant, today - timedelta(days=1), today)
+    models = {row.model async for rows in used for row in rows}
+    page = await api.runtime.jobs.list(tenant, after=None, limit=_LAST_JOBS, state=None, batch_id=None)
+    chains = [api.routes.chain_of(model) for model in models | {job.spec.model for job in page.jobs}]
+    own = {route.name for chain in chains for route in chain} | {
+        route.route for route in report.routes if route.route.partition("/")[2] in models
+    }
+    return msgspec.structs.replace(report, routes=[route for route in report.routes if route.route in own])
 
 
 async def _report_of(api: ApiState) -> HealthReport:
