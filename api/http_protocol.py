@@ -231,8 +231,11 @@ class _Cycle(RequestResponseCycle):
     """
 
     lingers = False
+    is_framed_by_close = False
+    """HTTP/1.0 knows no chunks (RFC 9112, 6.1): what has no length ends with the connection."""
 
     async def send(self, message: "ASGISendEvent") -> None:
+        self._frame(message)
         if self.more_body and not self.response_started:
             self.keep_alive = False
             await super().send(message)
@@ -240,6 +243,16 @@ class _Cycle(RequestResponseCycle):
             self.keep_alive = self.lingers = True
             return
         await super().send(message)
+
+    def _frame(self, message: "ASGISendEvent") -> None:
+        if message["type"] == "http.response.start":
+            if self.scope["http_version"] == "1.0" and not any(
+                name.lower() == b"content-length" for name, _ in message.get("headers", [])
+            ):
+                self.is_framed_by_close = True
+                self.chunked_encoding = False  # or uvicorn would choose it
+        elif message["type"] == "http.response.body" and self.is_framed_by_close:
+            self.expected_content_length = len(message.get("body", b""))
 
 
 class FrontDoor(HttpToolsProtocol):
@@ -310,10 +323,7 @@ class FrontDoor(HttpToolsProtocol):
         was_in_head, was_in_body = self._in_head, newest is not None and newest.more_body
         self._begun = self._body_bytes = 0
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._is_deaf = True  # what follows is of a protocol that we do not speak; the request itself is answered
-            return
+            self._parse(data)
         except httptools.HttpParserError as error:
             cause = error.__context__
             self._break_off(cause if isinstance(cause, Problem) else InvalidRequest("It is not valid HTTP/1.1."))
@@ -331,6 +341,30 @@ class FrontDoor(HttpToolsProtocol):
             self._door.wait(self._door.hurried if self._is_over else self._door.late, self)
         if self._head_bytes > MOST_HEAD_BYTES:
             self._break_off(HeadTooLarge())
+
+    def _parse(self, data: bytes) -> None:
+        """Raises HttpParserError."""
+        while not self._is_deaf:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                if not self._is_deaf:
+                    self._ignore_upgrade()
+
+    def _ignore_upgrade(self) -> None:
+        """No other protocol is spoken here, and a server may ignore the wish (RFC 9110, 7.8). But the parser stops at the end
+        of such a head, and would take the body for a next request. So a new parser reads the same head without the wish,
+        with all else that says where the body ends, and goes on behind it.
+        """
+        lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        version = self.parser.get_http_version().encode()
+        head = b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(lines))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._begun -= 1  # it is the same request
+        self.parser.feed_data(head)
 
     def _count_frame(self, cycle: RequestResponseCycle, size: int) -> None:
         """Sizes and extensions of chunks, and trailers, which the parser keeps. What came together with the head is not
@@ -374,6 +408,8 @@ class FrontDoor(HttpToolsProtocol):
         if sum([len(name) + len(value) for name, value in self.headers], len(self.url)) > MOST_HEAD_BYTES:
             raise HeadTooLarge
         self._check_head()
+        if self.parser.should_upgrade():
+            return  # it is read once more, see _ignore_upgrade
         self._door.settle(self)
         if self._is_over and not self.url.startswith(b"/health"):
             raise TooManyConnections
@@ -383,7 +419,7 @@ class FrontDoor(HttpToolsProtocol):
             self._door.note("pipelined", self.loop)
             return
         super().on_headers_complete()
-        if self._is_over or self.parser.should_upgrade():
+        if self._is_over:
             self.cycle.keep_alive = False
 
     def _check_head(self) -> None:
@@ -394,13 +430,10 @@ class FrontDoor(HttpToolsProtocol):
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) > 1 or (not hosts and version == "1.1"):
             raise InvalidRequest("A request has one Host.")
+        if self.parser.get_method() == b"CONNECT":
+            raise InvalidRequest("This is no proxy.")  # and its parser would stop here, whatever the headers say
         if not self.url.startswith(b"/"):
             self._check_target(hosts)
-        if self.parser.should_upgrade() and any(
-            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
-            for name, value in self.headers
-        ):
-            raise InvalidRequest("No other protocol is spoken here: send a body without Upgrade.")  # it is not parsed
         for name, value in self.headers:
             if name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
                 raise InvalidRequest("The only Transfer-Encoding is chunked.")
@@ -419,7 +452,7 @@ class FrontDoor(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._is_deaf:
+        if not self._is_deaf and not self.parser.should_upgrade():
             super().on_message_complete()
 
     # What uvicorn calls.

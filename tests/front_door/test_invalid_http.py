@@ -52,6 +52,7 @@ INVALID = {
     "a file": b"GET file:///etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n",
     "a star": b"GET * HTTP/1.1\r\nHost: a\r\n\r\n",
     "CONNECT": b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT to this host's target": b"CONNECT http://a/health/live HTTP/1.1\r\nHost: a\r\n\r\n",
     "HTTP/0.9": b"GET /\r\n\r\n",
     "HTTP/2.0": b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -60,7 +61,6 @@ INVALID = {
     "a method in small letters": b"get / HTTP/1.1\r\nHost: a\r\n\r\n",
     "a byte that is not ASCII": b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
     "a byte that is not ASCII in the query": b"GET /?\xff HTTP/1.1\r\nHost: a\r\n\r\n",
-    "h2c with a body": _POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 32,
 }
 
@@ -104,19 +104,6 @@ VALID = {
 async def test_what_is_valid_though_rare_is_answered(door: Served, raw: bytes) -> None:
     """RFC 9112 wants both taken."""
     assert (await say(door, raw)).statuses == [200]
-
-
-UPGRADES = {
-    "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n",
-    "websocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
-}
-
-
-@pytest.mark.parametrize("headers", UPGRADES.values(), ids=UPGRADES.keys())
-async def test_another_protocol_is_not_spoken(door: Served, headers: bytes) -> None:
-    """The request is answered as if nothing had been asked, and the connection ends: what follows could be anything."""
-    heard = await say(door, A_HEAD[:-2] + headers + b"\r\n" + _SMUGGLED)
-    assert (heard.statuses, heard.closed) == ([200], True)
 
 
 async def test_methods_that_no_route_has_are_405(door: Served) -> None:
