@@ -11,14 +11,16 @@ from starlette.requests import Request
 
 from api.fields import refuse
 from api.headers import one
-from api.key_ring import KeyRing, not_valid
-from shared.api_key import REPLACED, TENANT, Caller, Scope
+from api.key_ring import KeyRing
+from shared.api_key import KEY_PREFIX, REPLACED, TENANT, Caller, Scope
 from shared.errors import FieldError, Forbidden, Unauthenticated
 from shared.settings import Auth, Settings
 
 DEFAULT_TENANT: Final = "default"
 
-_BEARER: Final = b"bearer "
+_OURS: Final = KEY_PREFIX.encode()
+_OF_ANOTHER_SCHEME: Final = b"-"
+"""Something was sent, but no key of ours, whatever it looks like."""
 
 
 async def authenticate(request: Request, settings: Settings, ring: KeyRing, scope: Scope) -> Caller:
@@ -34,26 +36,39 @@ async def authenticate(request: Request, settings: Settings, ring: KeyRing, scop
 
 
 def _presented(request: Request) -> bytes:
-    """The key that a request shows, whatever it is. Raises Unauthenticated, InvalidRequest."""
-    authorization: bytes | None = None
-    key: bytes | None = None
-    for name, value in request.scope["headers"]:
-        if name == b"authorization":
-            if authorization is not None:
-                raise refuse(FieldError("Authorization", "must be sent once"))
-            authorization = value
-        elif name == b"x-api-key":
-            if key is not None:
-                raise refuse(FieldError("X-Api-Key", "must be sent once"))
-            key = value.strip(b" \t")
-    if authorization is not None:
-        bearer = authorization[len(_BEARER) :].strip(b" \t")
-        if authorization[: len(_BEARER)].lower() != _BEARER or (key is not None and key != bearer):
-            raise not_valid()
-        return bearer
-    if key is None:
+    """The key that a request shows, whatever it is. Raises Unauthenticated, InvalidRequest.
+
+    Clients send what they find in their environment: another vendor's key in the header that they do not use for ours, or
+    an empty one. So of two the one counts that is ours, in whichever header it is.
+    """
+    shown = [
+        key for key in (_bearer_of(_sent_once(request, b"authorization")), _sent_once(request, b"x-api-key")) if key
+    ]
+    ours = {key for key in shown if key.startswith(_OURS)}
+    if len(ours) > 1:
+        raise refuse(FieldError("X-Api-Key", "must be the key that Authorization has: send one of the two"))
+    if not shown:
         raise Unauthenticated("Send an API key, as Authorization: Bearer or as x-api-key.")
-    return key
+    return ours.pop() if ours else shown[0]
+
+
+def _sent_once(request: Request, wanted: bytes) -> bytes:
+    """Empty if it was not sent. Raises InvalidRequest."""
+    found: bytes | None = None
+    for name, value in request.scope["headers"]:
+        if name == wanted:
+            if found is not None:
+                raise refuse(FieldError(wanted.decode().title(), "must be sent once"))
+            found = value.strip(b" \t")
+    return found or b""
+
+
+def _bearer_of(authorization: bytes) -> bytes:
+    """Empty if there is none."""
+    scheme, _, key = authorization.partition(b" ")
+    if scheme.lower() == b"bearer" or not scheme:
+        return key.strip(b" \t")
+    return _OF_ANOTHER_SCHEME
 
 
 def _named_caller(request: Request) -> Caller:

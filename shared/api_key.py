@@ -89,6 +89,8 @@ ENV: Final = re.compile(r"[a-z0-9]{1,16}", re.ASCII)
 KEY_ID: Final = re.compile(r"key_[0-9a-hjkmnp-tv-z]{16}", re.ASCII)
 DEFAULT_ENV: Final = "live"
 
+KEY_PREFIX: Final = "ts_"
+"""Of every key: what does not begin so is somebody else's."""
 _TEXT: Final = re.compile(rb"ts_([a-z0-9]{1,16})_([0-9a-hjkmnp-tv-z]{16})_[0-9A-Za-z]{33}")
 _MOST_CHARS: Final = 128
 _BASE_32: Final = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -114,7 +116,7 @@ def new_key_id() -> str:
 def new_key_text(key_id: str, env: str) -> str:
     """``ts_<env>_<id>_<secret><checksum>``, with a secret that never was before."""
     secret = "".join([secrets.choice(_BASE_62) for _ in range(_SECRET_CHARS)])
-    text = f"ts_{env}_{key_id.removeprefix('key_')}_{secret}"
+    text = f"{KEY_PREFIX}{env}_{key_id.removeprefix('key_')}_{secret}"
     return text + _checksum_of(text.encode())
 
 

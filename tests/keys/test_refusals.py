@@ -51,6 +51,42 @@ async def test_both_headers_let_in(served: Served, http: httpx2.AsyncClient, pat
 
 
 @surfaces
+async def test_of_two_credentials_the_one_that_is_ours_counts(
+    served: Served, http: httpx2.AsyncClient, path: str
+) -> None:
+    """Clients send another vendor's key from their environment, or an empty one, in the header that they do not use for ours."""
+    text = (await make_key(served.api.runtime)).text
+    for foreign in ("", "sk-ant-api03-of-another-vendor", "none"):
+        assert (await http.get(path, headers={**bearer(text), "x-api-key": foreign})).status_code == 200, foreign
+        headers = {"authorization": f"Bearer {foreign}".strip(), "x-api-key": text}
+        assert (await http.get(path, headers=headers)).status_code == 200, foreign
+    for authorization in ("", "Bearer", "Basic dXNlcjpwYXNz", f"Basic {text}"):
+        headers = {"authorization": authorization, "x-api-key": text}
+        assert (await http.get(path, headers=headers)).status_code == 200, authorization
+
+
+@surfaces
+async def test_two_keys_of_ours_that_differ_are_a_400_that_says_so(
+    served: Served, http: httpx2.AsyncClient, path: str
+) -> None:
+    """Whoever sends two tenants' keys must not get either's jobs by chance."""
+    one, other = [(await make_key(served.api.runtime, tenant=tenant)).text for tenant in (TENANT, "tenant-b")]
+    for headers in ({**bearer(one), "x-api-key": other}, {**bearer("ts_x"), "x-api-key": one}):
+        response = await http.get(path, headers=headers)
+        assert response.status_code == 400
+        assert "the key that Authorization has" in response.text
+        assert not any(text in response.text for text in (one, other))
+
+
+@surfaces
+async def test_an_empty_credential_is_none(http: httpx2.AsyncClient, path: str) -> None:
+    """It is said that a key is missing, not that it is wrong."""
+    for headers in ({"x-api-key": ""}, {"authorization": "Bearer"}, {"authorization": "Bearer", "x-api-key": ""}):
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        assert refusal_of(await http.get(path, headers=raw), 401).startswith("Send an API key")
+
+
+@surfaces
 async def test_whatever_is_wrong_with_a_key_is_told_in_the_same_words(
     served: Served, http: httpx2.AsyncClient, path: str
 ) -> None:
@@ -67,14 +103,11 @@ async def test_whatever_is_wrong_with_a_key_is_told_in_the_same_words(
         *[bearer(text) for text in (wrong_secret, unknown, gone.text, expired.text, made.text[:-1] + "!")],
         *[bearer(text) for text in (made.text + "0", made.text[:-1], "x", "ä", made.text.upper())],
         {"x-api-key": wrong_secret},
-        {"x-api-key": ""},
+        {"x-api-key": "sk-of-somebody-else"},
+        {**bearer("sk-of-somebody-else"), "x-api-key": "sk-of-another"},
         {"authorization": f"Basic {made.text}"},
         {"authorization": made.text},
-        {"authorization": "Bearer"},
-        {"authorization": f"Basic {made.text}", "x-api-key": made.text},
-        {**bearer(made.text), "x-api-key": other.text},
-        {**bearer(wrong_secret), "x-api-key": made.text},
-        {**bearer(made.text), "x-api-key": ""},
+        {"authorization": "Basic x", "x-api-key": wrong_secret},
     ]:
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         response = await http.get(path, headers=raw)
