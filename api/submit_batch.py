@@ -21,7 +21,7 @@ from api.body import Held
 from api.dependencies import ApiState
 from api.headers import JSON, idempotency_key, one
 from api.native.batch_request import BatchItems, DraftOf, options_of_job
-from api.native.job_request import JobOptions
+from api.native.job_request import NO_HEADERS, JobOptions, UpstreamHeaders
 from shared.api_key import Caller
 from shared.batch import ITEM_PRIORITY, Batch, BatchSpec, InvalidItem, NewItem
 from shared.errors import (
@@ -100,7 +100,7 @@ async def submit_batch(
     options: JobOptions | None = None,
     takes_options: bool = False,
     draft_of: DraftOf | None = None,
-    anthropic_beta: str = "",
+    upstream_headers: UpstreamHeaders = NO_HEADERS,
 ) -> SubmittedBatch:
     """Reads the body of the request. ``takes_options``: it may have a ``job`` member; if not, ``options`` holds them.
     ``draft_of`` is how a request's parameters are read, if not as a job's.
@@ -139,7 +139,7 @@ async def submit_batch(
         return await batches.start(
             batch_id,
             tenant,
-            _spec_of(coming.options, anthropic_beta, caller),
+            _spec_of(coming.options, upstream_headers, caller),
             expires_in_s=coming.options.expires_in_s,
             total=total,
             idempotency_key=key,
@@ -264,7 +264,7 @@ async def _leave_nothing(api: ApiState, batch_id: str, tenant: str, *, may_stand
         await batches.advance_all(batch_id, most_s=_ERASE_S)
 
 
-def _spec_of(options: JobOptions, anthropic_beta: str, caller: Caller) -> BatchSpec:
+def _spec_of(options: JobOptions, upstream_headers: UpstreamHeaders, caller: Caller) -> BatchSpec:
     items = JobSpec(
         model="",
         priority=ITEM_PRIORITY,
@@ -274,7 +274,8 @@ def _spec_of(options: JobOptions, anthropic_beta: str, caller: Caller) -> BatchS
         first_token_timeout_s=options.first_token_timeout_s,
         content_idle_timeout_s=options.content_idle_timeout_s,
         not_before_ms=options.not_before_ms,
-        anthropic_beta=anthropic_beta,
+        anthropic_beta=upstream_headers.beta,
+        anthropic_version=upstream_headers.version,
         key_id=caller.key_id or "",
     )
     return BatchSpec(items=items, metadata=options.metadata, webhook=options.webhook)

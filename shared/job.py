@@ -121,6 +121,8 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     ``reset``."""
     anthropic_beta: str = ""
     """The caller's ``anthropic-beta`` header, for an upstream that knows it."""
+    anthropic_version: str = ""
+    """The caller's ``anthropic-version`` header, for an upstream that knows it. Empty: as the worker's settings."""
     key_id: str = ""
     """The API key that it was submitted with; what its calls cost is counted for it. Empty: none."""
 

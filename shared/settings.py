@@ -163,6 +163,9 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("ANTHROPIC_BASE_URL", "anthropic_base_url"),
     )
     """Change it for a gateway, or any server that speaks the Messages API."""
+    anthropic_version: str = Field("2023-06-01", pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")
+    """The ``anthropic-version`` of calls whose caller sent none, as those of ``/v1/jobs``. Change it when the upstream takes this
+    version no more; a later one may refuse members, as 2026-10-21 does ``temperature``, ``top_p`` and ``top_k``."""
     openai_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("OPENAI_API_KEY", "openai_api_key"))
     """Workers need it where a route leads to ``openai``."""
     openai_base_url: str = Field(

@@ -20,6 +20,7 @@ async def count_tokens(provider: Provider, route: Route, claim: Claim, settings:
                 claim.request,
                 model=route.model,
                 beta=spec.anthropic_beta,
+                version=spec.anthropic_version,
                 connect_timeout_s=spec.connect_timeout_s or settings.connect_timeout_s,
             )
     except UpstreamError as error:

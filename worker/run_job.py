@@ -230,6 +230,7 @@ class _Run:
                     self._claim.request,
                     model=route.model,
                     beta=spec.anthropic_beta,
+                    version=spec.anthropic_version,
                     connect_timeout_s=spec.connect_timeout_s or self._settings.connect_timeout_s,
                 ) as stream:
                     call.allowance = stream.allowance

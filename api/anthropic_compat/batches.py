@@ -9,7 +9,7 @@ from starlette.routing import Route, Router
 
 from api.answers import json_answer
 from api.anthropic_compat.batch_view import our_id_of, render, render_deleted, render_line, render_page
-from api.anthropic_compat.message_request import anthropic_beta_of, batch_draft_of
+from api.anthropic_compat.message_request import batch_draft_of, upstream_headers_of
 from api.anthropic_compat.models import limit_of
 from api.batch_results import results_answer
 from api.dependencies import BATCH_ID, ApiState, api_of, caller_of
@@ -33,7 +33,7 @@ async def create_batch(request: Request) -> Response:
         api,
         caller,
         draft_of=partial(batch_draft_of, default_model=api.settings.model),
-        anthropic_beta=anthropic_beta_of(request),
+        upstream_headers=upstream_headers_of(request),
     )
     headers = headers_of(submitted.limits, on_messages_surface=True)
     if submitted.is_replayed:

@@ -14,8 +14,10 @@ from api.fields import BODY, refuse
 from api.headers import idempotency_key, one, several
 from api.native.job_request import (
     MOST_MAX_TOKENS,
+    NO_HEADERS,
     Draft,
     JobOptions,
+    UpstreamHeaders,
     check_max_tokens,
     check_messages,
     check_model,
@@ -34,6 +36,7 @@ _COUNT_OPTIONS: Final = JobOptions(
     priority=Priority.HIGH, timeout_s=COUNT_TIMEOUT_S, expires_in_s=COUNT_TIMEOUT_S, max_attempts=2
 )
 _MOST_BETA_CHARS: Final = 1024
+_MOST_VERSION_CHARS: Final = 64
 _PRINTABLE: Final = re.compile(r"[ -~]*", re.ASCII)
 _ON_DISCONNECT: Final = ("cancel", "continue")
 
@@ -44,13 +47,13 @@ class CallHeaders(NamedTuple):
     key: str | None
     """The Idempotency-Key."""
     is_cancelled_by_leaving: bool
-    anthropic_beta: str
+    upstream: UpstreamHeaders = NO_HEADERS
 
 
 def call_headers_of(request: Request) -> CallHeaders:
     """Raises InvalidRequest."""
     key = idempotency_key(request)
-    return CallHeaders(key, _is_cancelled_by_leaving(request, key), anthropic_beta_of(request))
+    return CallHeaders(key, _is_cancelled_by_leaving(request, key), upstream_headers_of(request))
 
 
 def _is_cancelled_by_leaving(request: Request, key: str | None) -> bool:
@@ -63,8 +66,13 @@ def _is_cancelled_by_leaving(request: Request, key: str | None) -> bool:
     return wish == "cancel"
 
 
-def anthropic_beta_of(request: Request) -> str:
-    """The values of ``anthropic-beta``, however often it was sent, as one list. Raises InvalidRequest."""
+def upstream_headers_of(request: Request) -> UpstreamHeaders:
+    """What the LLM is told in its own headers. Raises InvalidRequest."""
+    return UpstreamHeaders(_beta_of(request), _version_of(request))
+
+
+def _beta_of(request: Request) -> str:
+    """The values of ``anthropic-beta``, however often it was sent, as one list."""
     names = [name.strip(" \t") for name in several(request, b"anthropic-beta").split(",")]
     beta = ",".join([name for name in names if name])
     if len(beta) > _MOST_BETA_CHARS or not _PRINTABLE.fullmatch(beta):
@@ -73,7 +81,16 @@ def anthropic_beta_of(request: Request) -> str:
     return beta
 
 
-_NOBODY: Final = CallHeaders(key=None, is_cancelled_by_leaving=False, anthropic_beta="")
+def _version_of(request: Request) -> str:
+    """``anthropic-version``: which there are is the LLM's to know."""
+    version = one(request, b"anthropic-version") or ""
+    if len(version) > _MOST_VERSION_CHARS or not _PRINTABLE.fullmatch(version):
+        detail = f"must be at most {_MOST_VERSION_CHARS} printable ASCII characters"
+        raise refuse(FieldError("anthropic-version", detail))
+    return version
+
+
+_NOBODY: Final = CallHeaders(key=None, is_cancelled_by_leaving=False)
 
 
 class MessageCall(NamedTuple):
@@ -98,9 +115,9 @@ def parse_message_call(raw: bytes, *, headers: CallHeaders, default_model: str) 
     return MessageCall(asked.draft, asked.is_streamed, idempotency_of(body, headers.key))
 
 
-def parse_count(raw: bytes, *, default_model: str, anthropic_beta: str) -> Draft:
+def parse_count(raw: bytes, *, default_model: str, headers: UpstreamHeaders) -> Draft:
     """Raises InvalidRequest."""
-    return count_draft_of(decode(raw), default_model=default_model, anthropic_beta=anthropic_beta)
+    return count_draft_of(decode(raw), default_model=default_model, headers=headers)
 
 
 def message_request_of(body: object, headers: CallHeaders, *, default_model: str) -> MessageRequest:
@@ -121,7 +138,7 @@ def message_request_of(body: object, headers: CallHeaders, *, default_model: str
         msgspec.json.encode(request),
         # What is out cannot be taken back here. Who may come back for the whole answer is better served by another attempt.
         may_start_over=not (is_streamed and headers.is_cancelled_by_leaving),
-        anthropic_beta=headers.anthropic_beta,
+        upstream_headers=headers.upstream,
     )
     return MessageRequest(draft, is_streamed)
 
@@ -131,7 +148,7 @@ def batch_draft_of(params: object, *, default_model: str) -> Draft:
     return message_request_of(params, _NOBODY, default_model=default_model).draft
 
 
-def count_draft_of(body: object, *, default_model: str, anthropic_beta: str) -> Draft:
+def count_draft_of(body: object, *, default_model: str, headers: UpstreamHeaders) -> Draft:
     """The job that counts a request's tokens. Raises InvalidRequest."""
     request = _members_of(body, default_model)
     request.pop("stream", None)
@@ -141,7 +158,7 @@ def count_draft_of(body: object, *, default_model: str, anthropic_beta: str) -> 
         msgspec.json.encode(request),
         options=_COUNT_OPTIONS,
         kind=JobKind.COUNT_TOKENS,
-        anthropic_beta=anthropic_beta,
+        upstream_headers=headers,
     )
 
 

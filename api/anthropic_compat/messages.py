@@ -18,10 +18,10 @@ from api.answers import json_answer
 from api.anthropic_compat import message_stream
 from api.anthropic_compat.message_request import (
     COUNT_TIMEOUT_S,
-    anthropic_beta_of,
     call_headers_of,
     parse_count,
     parse_message_call,
+    upstream_headers_of,
 )
 from api.anthropic_compat.message_stream import ERASED, HeldFrames, ended_job, frames_of, message_of
 from api.anthropic_compat.wire import (
@@ -80,8 +80,7 @@ async def count_tokens(request: Request) -> Response:
     """How many tokens a request has, as the LLM counts them."""
     api = api_of(request)
     caller = await caller_of(request, Scope.SUBMIT)
-    beta = anthropic_beta_of(request)
-    parse = partial(parse_count, default_model=api.settings.model, anthropic_beta=beta)
+    parse = partial(parse_count, default_model=api.settings.model, headers=upstream_headers_of(request))
     draft = await read_body(request, caller, api.settings.max_body_bytes, parse)
     call = await _begun(request, api, caller, draft, idempotency=None, is_cancelled_by_leaving=True)
     return await call.whole(_count_answer, COUNT_TIMEOUT_S)

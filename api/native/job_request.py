@@ -5,7 +5,7 @@ to judge, and what it refuses ends as ``upstream_rejected``.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -55,6 +55,18 @@ class JobOptions(msgspec.Struct, frozen=True):
     webhook: Webhook | None = None
 
 
+class UpstreamHeaders(NamedTuple):
+    """What a caller's headers say to an upstream that knows them. Empty: nothing."""
+
+    beta: str = ""
+    """``anthropic-beta``"""
+    version: str = ""
+    """``anthropic-version``"""
+
+
+NO_HEADERS: Final = UpstreamHeaders()
+
+
 class Draft(msgspec.Struct, frozen=True):
     """A job that may be born: everything in it is valid."""
 
@@ -65,7 +77,7 @@ class Draft(msgspec.Struct, frozen=True):
     kind: JobKind = JobKind.MESSAGES
     may_start_over: bool = True
     """See JobSpec."""
-    anthropic_beta: str = ""
+    upstream_headers: UpstreamHeaders = NO_HEADERS
     reservation: Reservation = Reservation()
     prompt_hash: str = ""
 

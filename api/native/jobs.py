@@ -22,7 +22,7 @@ from api.headers import (
     preferred_wait_s,
     wants_event_stream,
 )
-from api.native.job_request import Draft, JobOptions, draft_of, drafted
+from api.native.job_request import Draft, JobOptions, UpstreamHeaders, draft_of, drafted
 from api.native.job_view import render, render_page, url_of
 from api.rate_limit import headers_of
 from api.relay import Watch
@@ -30,9 +30,9 @@ from api.sse import StreamFormat, job_stream
 from api.strict_json import decode
 from api.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, position_of, submit
 from shared.api_key import Caller, Scope
-from shared.errors import FieldError, Forbidden, InvalidCursor, NotEnded
+from shared.errors import FieldError, Forbidden, InvalidCursor, NotEnded, NotFound
 from shared.events import EventId, parse_cursor
-from shared.job import Job, JobState, new_id
+from shared.job import Job, JobKind, JobState, new_id
 from shared.store.idempotency import fingerprint_of
 
 router = APIRouter()
@@ -253,10 +253,18 @@ async def retry_job(request: Request, api: Api, caller: Submitter, job_id: JobId
     """Submit a job that ended without success once more, as a new job with ``retry_of``."""
     key = idempotency_key(request)
     job, upstream_request = await api.runtime.jobs.request_of(job_id, caller.tenant)
+    if job.spec.kind is JobKind.COUNT_TOKENS:
+        raise NotFound  # it is in no list either: a count is a call of its own, and asked for anew
     if not job.has_ended or job.state is JobState.SUCCEEDED:
         raise NotEnded("Only a job that ended without success can be retried.")
     idempotency = Idempotency(key, fingerprint_of({"retry_of": job_id})) if key is not None else None
-    draft = drafted(job.spec.model, upstream_request, options=_options_again(job))
+    spec = job.spec
+    draft = drafted(
+        spec.model,
+        upstream_request,
+        options=_options_again(job),
+        upstream_headers=UpstreamHeaders(spec.anthropic_beta, spec.anthropic_version),
+    )
     return _told(await submit(api, caller, draft, idempotency=idempotency, retry_of=job_id), caller)
 
 
@@ -267,6 +275,9 @@ def _options_again(job: Job) -> JobOptions:
     return JobOptions(
         priority=spec.priority,
         timeout_s=spec.timeout_s,
+        connect_timeout_s=spec.connect_timeout_s,
+        first_token_timeout_s=spec.first_token_timeout_s,
+        content_idle_timeout_s=spec.content_idle_timeout_s,
         expires_in_s=max(1, expires_in_ms // 1000),
         max_attempts=spec.max_attempts,
         metadata=spec.metadata,

@@ -64,6 +64,7 @@ class _Common(msgspec.Struct):
     content_idle_timeout_s: int | None
     not_before_ms: int | None
     anthropic_beta: str
+    anthropic_version: str
     key_id: str
     batch_id: str
 

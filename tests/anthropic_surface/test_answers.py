@@ -123,6 +123,22 @@ async def test_betas_may_be_sent_in_several_headers(surface: Surface) -> None:
         assert (await calling).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "version"),
+    [({}, ""), ({"anthropic-version": ""}, ""), ({"anthropic-version": "2031-01-01"}, "2031-01-01")],
+)
+async def test_the_callers_version_is_the_jobs(surface: Surface, headers: dict[str, str], version: str) -> None:
+    """For messages and for counts, known to us or not; a caller who names none leaves it to the worker."""
+    body = asked()
+    async with httpx2.AsyncClient(base_url=surface.served.url) as http:
+        for path in ("/v1/messages", "/v1/messages/count_tokens"):
+            calling = asyncio.create_task(http.post(path, json=body, headers=headers))
+            author = await author_of_next(surface.runtime)
+            assert author.claim.spec.anthropic_version == version
+            await author.succeed()
+            assert (await calling).status_code == 200
+
+
 async def test_a_request_without_a_model_is_for_the_default_one(surface: Surface) -> None:
     """And is taken whatever Accept says."""
     body = asked()

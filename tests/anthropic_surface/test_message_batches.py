@@ -130,11 +130,12 @@ async def test_what_we_do_not_know_reaches_the_upstream_in_a_batch_too(surface: 
         "temperature": 0.25,
     }
     await surface.client.messages.batches.create(
-        requests=[_request("a", **extra, stream=False)], extra_headers={"anthropic-beta": "one-1, two-2"}
+        requests=[_request("a", **extra, stream=False)],
+        extra_headers={"anthropic-beta": "one-1, two-2", "anthropic-version": "2031-01-01"},
     )
     (claimed,) = await _claimed(surface, 1)
     assert json.loads(claimed.request) == {**asked(), **extra}
-    assert claimed.spec.anthropic_beta == "one-1,two-2"
+    assert (claimed.spec.anthropic_beta, claimed.spec.anthropic_version) == ("one-1,two-2", "2031-01-01")
 
 
 async def test_a_request_is_what_it_is_as_a_call_of_its_own(surface: Surface, http: httpx2.AsyncClient) -> None:

@@ -168,6 +168,8 @@ async def test_what_is_not_plain_json_is_415(api: CalledApi, route: str, headers
         ("Idempotency-Key", f'"{CANARY}'),
         ("anthropic-beta", "x" * 1025),
         ("anthropic-beta", f"{CANARY}\x80"),
+        ("anthropic-version", "x" * 65),
+        ("anthropic-version", f"{CANARY}\x80"),
     ],
 )
 @pytest.mark.parametrize("route", [_MESSAGES, _BATCHES])

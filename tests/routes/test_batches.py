@@ -219,8 +219,14 @@ async def test_cancel_ends_what_has_not_ended(api: CalledApi) -> None:
 async def test_retry_is_a_new_batch_of_what_did_not_succeed(api: CalledApi) -> None:
     """With its options, metadata and custom ids; lines that cannot run are left out."""
     requests = [b'{"model":"a-model","number":%d}' % number for number in range(600)]
+    options: dict[str, Any] = {
+        "timeout_s": 77,
+        "first_token_timeout_s": 5,
+        "anthropic_beta": "one-1",
+        "anthropic_version": "2031-01-01",
+    }
     batch = await a_batch(
-        api.runtime, 600, invalid=[7], requests=requests, metadata={"run": "nightly"}, expires_in_s=500, timeout_s=77
+        api.runtime, 600, invalid=[7], requests=requests, metadata={"run": "nightly"}, expires_in_s=500, **options
     )
     await succeed(api.runtime, await claim_one(api.runtime))
     await fail(api.runtime, await claim_one(api.runtime))
@@ -238,7 +244,8 @@ async def test_retry_is_a_new_batch_of_what_did_not_succeed(api: CalledApi) -> N
     assert {one.spec.batch_id for one in claims} == {again["id"]}
     assert [one.spec.custom_id for one in claims[:6]] == ["row-2", "row-3", "row-4", "row-5", "row-6", "row-8"]
     assert [one.request for one in claims[:2]] == requests[1:3]
-    assert (claims[0].spec.timeout_s, claims[0].spec.priority) == (77, "low")
+    assert claims[0].spec.priority == "low"
+    assert {name: getattr(claims[0].spec, name) for name in options} == options
 
     repeated = await api.http.post(f"{url}/retry", headers={"Idempotency-Key": "again"})
     assert repeated.headers["idempotency-replayed"] == "true"

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from shared.clock import from_rfc3339
-from shared.job import new_id
+from shared.job import JobKind, JobState, new_id
 from shared.store import keys
 from tests.routes.conftest import A_BODY, CalledApi, StartApi, pointers_of, problem_of
 from tests.support.author import Author
-from tests.support.store import make_overdue
+from tests.support.store import make_overdue, submit
 from tests.support.wait import wait_until
 
 
@@ -197,6 +197,27 @@ async def test_a_retry_is_a_new_job_that_asks_the_same(api: CalledApi, how: str)
     ]
     assert old == new
     assert await api.job(again["id"]) == again
+
+
+async def test_a_retry_keeps_what_its_caller_said_in_headers_and_its_own_timers(api: CalledApi) -> None:
+    """Or it would be another call, to a version of the API that may refuse it."""
+    options = {"connect_timeout_s": 3, "first_token_timeout_s": 5, "content_idle_timeout_s": 6}
+    kept: dict[str, Any] = {"anthropic_beta": "one-1,two-2", "anthropic_version": "2031-01-01", **options}
+    job = await submit(api.runtime, tenant="default", **kept)
+    await (await Author.claim_next(api.runtime)).fail()
+    response = await api.http.post(f"/v1/jobs/{job.id}/retry")
+    assert response.status_code == 202, response.text
+    again = (await Author.claim_next(api.runtime)).claim
+    assert again.id == response.json()["id"]
+    assert {name: getattr(again.spec, name) for name in kept} == kept
+
+
+async def test_a_count_of_tokens_is_not_retried(api: CalledApi) -> None:
+    """It costs nothing and is in no list; as an answer, without max_tokens, it would pass every limit."""
+    job = await submit(api.runtime, tenant="default", kind=JobKind.COUNT_TOKENS)
+    await (await Author.claim_next(api.runtime)).fail()
+    problem_of(await api.http.post(f"/v1/jobs/{job.id}/retry"), 404, "not_found")
+    assert await api.runtime.queue.depth() == {JobState.QUEUED: 0, JobState.RUNNING: 0}
 
 
 async def test_a_retry_with_a_key_makes_one_job(api: CalledApi) -> None:

@@ -122,6 +122,7 @@ async def test_an_item_is_the_job_that_its_line_and_its_batch_say(runtime: Runti
         "max_attempts": 5,
         "first_token_timeout_s": 9,
         "anthropic_beta": "one,two",
+        "anthropic_version": "2023-06-01",
     }
     begun = await start_batch(runtime, given, expires_in_s=60, **common, metadata={"a": "b"}, retry_of="batch_0")
     expected = JobSpec(
@@ -134,6 +135,7 @@ async def test_an_item_is_the_job_that_its_line_and_its_batch_say(runtime: Runti
         custom_id='a "},{" ü',
         prompt_hash=prompt_hash_of(request),
         anthropic_beta="one,two",
+        anthropic_version="2023-06-01",
     )
     batch = await batch_of(runtime, begun)
     assert batch.spec == a_batch_spec(**common, metadata={"a": "b"}, retry_of="batch_0")

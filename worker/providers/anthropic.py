@@ -52,10 +52,11 @@ class AnthropicProvider:
             max_retries=0,
             http_client=DirectClient(transport),
         )
+        self._headers = {**_HEADERS, "anthropic-version": settings.anthropic_version}
 
     @asynccontextmanager
     async def stream(
-        self, request: bytes, *, model: str, beta: str = "", connect_timeout_s: float
+        self, request: bytes, *, model: str, beta: str = "", version: str = "", connect_timeout_s: float
     ) -> AsyncIterator["AnthropicStream"]:
         """See Provider."""
         try:
@@ -63,7 +64,7 @@ class AnthropicProvider:
                 "/v1/messages",
                 content=_streaming(named(request, model)),
                 cast_to=httpx2.Response,
-                options={"headers": _headers(beta), "timeout": connecting_within(connect_timeout_s)},
+                options={"headers": self._headers_of(beta, version), "timeout": connecting_within(connect_timeout_s)},
             )
         except SDK_ERRORS as error:
             raise UpstreamError(_classified(error)) from error
@@ -72,14 +73,16 @@ class AnthropicProvider:
         finally:
             await response.aclose()
 
-    async def count_tokens(self, request: bytes, *, model: str, beta: str = "", connect_timeout_s: float) -> int:
+    async def count_tokens(
+        self, request: bytes, *, model: str, beta: str = "", version: str = "", connect_timeout_s: float
+    ) -> int:
         """See Provider."""
         try:
             response = await self._client.post(
                 "/v1/messages/count_tokens",
                 content=named(request, model),
                 cast_to=httpx2.Response,
-                options={"headers": _headers(beta), "timeout": connecting_within(connect_timeout_s)},
+                options={"headers": self._headers_of(beta, version), "timeout": connecting_within(connect_timeout_s)},
             )
             body = await _read_whole(response, _MOST_COUNT_BYTES)
             return msgspec.json.decode(body, type=_Counted).input_tokens
@@ -104,7 +107,7 @@ class AnthropicProvider:
         params = {"limit": "1000"}
         for _ in range(_MOST_PAGES):
             response = await self._client.get(
-                "/v1/models", cast_to=httpx2.Response, options={"headers": _HEADERS, "params": params}
+                "/v1/models", cast_to=httpx2.Response, options={"headers": self._headers, "params": params}
             )
             page = anthropic_page(await _read_whole(response, MOST_BYTES))
             for model in page.models:
@@ -112,6 +115,13 @@ class AnthropicProvider:
             if page.after_id is None:
                 break
             params = {**params, "after_id": page.after_id}
+
+    def _headers_of(self, beta: str, version: str) -> dict[str, str]:
+        """With what the caller sent, if that is what a header can hold."""
+        own = {"anthropic-beta": beta, "anthropic-version": version}
+        return self._headers | {
+            name: value for name, value in own.items() if value.isascii() and value.isprintable() and value
+        }
 
     async def close(self) -> None:
         """See Provider."""
@@ -152,11 +162,6 @@ class AnthropicStream:
 
 class _Counted(msgspec.Struct):
     input_tokens: Annotated[int, msgspec.Meta(ge=0)]
-
-
-def _headers(beta: str) -> dict[str, str]:
-    """With the caller's betas, if that is what a header can hold."""
-    return {**_HEADERS, "anthropic-beta": beta} if beta and beta.isascii() and beta.isprintable() else _HEADERS
 
 
 async def _read_whole(response: httpx2.Response, most_bytes: int) -> bytes:

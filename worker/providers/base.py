@@ -37,17 +37,20 @@ class Provider(Protocol):
     """A kind of upstream. One for a worker process; ``close`` it at the end."""
 
     def stream(
-        self, request: bytes, *, model: str, beta: str = "", connect_timeout_s: float
+        self, request: bytes, *, model: str, beta: str = "", version: str = "", connect_timeout_s: float
     ) -> AbstractAsyncContextManager[UpstreamStream]:
         """Sends a Messages request (JSON, without ``stream``), its model renamed to ``model``, and opens its streamed answer.
 
-        ``beta`` is the caller's ``anthropic-beta`` header; an upstream that has no such header is not told.
+        ``beta`` and ``version`` are the caller's ``anthropic-beta`` and ``anthropic-version``; an upstream that has no such
+        headers is not told.
         Never retries. Leaving the context closes the upstream's socket unless the answer was read to its end.
         Raises UpstreamError.
         """
         ...
 
-    async def count_tokens(self, request: bytes, *, model: str, beta: str = "", connect_timeout_s: float) -> int:
+    async def count_tokens(
+        self, request: bytes, *, model: str, beta: str = "", version: str = "", connect_timeout_s: float
+    ) -> int:
         """How many tokens a Messages request has as input. Costs nothing. Never retries. Raises UpstreamError."""
         ...
 

@@ -60,10 +60,10 @@ class OpenAIProvider:
 
     @asynccontextmanager
     async def stream(
-        self, request: bytes, *, model: str, beta: str = "", connect_timeout_s: float
+        self, request: bytes, *, model: str, beta: str = "", version: str = "", connect_timeout_s: float
     ) -> AsyncIterator["OpenAIStream"]:
         """See Provider."""
-        del beta  # it is Anthropic's
+        del beta, version  # they are Anthropic's
         body = chat_request(request, model=model, takes_max_completion_tokens=self._takes_max_completion_tokens)
         try:
             response = await self._client.post(
@@ -79,9 +79,11 @@ class OpenAIProvider:
         finally:
             await response.aclose()
 
-    async def count_tokens(self, request: bytes, *, model: str, beta: str = "", connect_timeout_s: float) -> int:
+    async def count_tokens(
+        self, request: bytes, *, model: str, beta: str = "", version: str = "", connect_timeout_s: float
+    ) -> int:
         """See Provider."""
-        del request, model, beta, connect_timeout_s
+        del request, model, beta, version, connect_timeout_s
         raise UpstreamError(classify(_NO_COUNT), was_asked=False)
 
     async def models(self) -> list[ModelInfo]:
