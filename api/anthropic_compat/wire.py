@@ -143,12 +143,16 @@ def refusal_of_end(job: Job) -> Refusal:
 
 
 def refusal_of_failure(error: JobError) -> Refusal:
-    """Why a job failed. Our own key being refused is our failure, and never the caller's 401."""
+    """Why a job failed. Our own key being refused is our failure, and never the caller's 401.
+
+    A job ends when its attempts or its time are used up. An SDK that repeated it would multiply our attempts by its own, and
+    what is meant to hold a storm back would open the circuit for everybody.
+    """
     match error.code:
         case "upstream_rejected":
             status = _rejected_status(error.upstream_status)
         case "upstream_rate_limited":
-            return Refusal(429, _TYPES[429], error.message, may_retry=error.retryable, retry_after_s=10)
+            return Refusal(429, _TYPES[429], error.message, may_retry=False, retry_after_s=10)
         case "upstream_overloaded":
             status = 529
         case "timeout":
@@ -157,7 +161,7 @@ def refusal_of_failure(error: JobError) -> Refusal:
             status = error.upstream_status or 500
         case _:
             status = 500
-    return Refusal(status, type_of(status), error.message, may_retry=error.retryable)
+    return Refusal(status, type_of(status), error.message, may_retry=False)
 
 
 _UPSTREAM_FAILURES: Final = (500, 502, 503)

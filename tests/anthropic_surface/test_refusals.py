@@ -13,8 +13,10 @@ from shared.errors import InternalError, JobError
 from shared.job import JobState, Step
 from shared.models import ModelInfo
 from shared.store.queue import Ending
+from simulator.app import Simulator
 from tests.anthropic_surface.conftest import Serve, Surface, a_client, asked, author_of_next
 from tests.support.builders import encoded
+from tests.support.served import Served
 from tests.support.store import finish, submit
 
 _FAILURES = [
@@ -32,6 +34,18 @@ _FAILURES = [
     ("timeout", None, True, 504, "timeout_error"),
     ("worker_lost", None, False, 500, "api_error"),
 ]
+
+
+@pytest.mark.parametrize("words", ["fail=500", "fail=529"])
+async def test_one_call_of_an_sdk_is_three_calls_of_the_llm(
+    served: Served, at_work: None, simulator: Simulator, words: str
+) -> None:
+    """And not nine, though the SDK repeats such failures twice by itself."""
+    async with a_client(served, max_retries=2) as client:
+        with pytest.raises(anthropic.APIStatusError) as caught:
+            await client.messages.create(**asked(words))
+    assert caught.value.response.request.headers["x-stainless-retry-count"] == "0"
+    assert len(simulator.calls) == 3
 
 
 def envelope_of(response: httpx2.Response, status: int, error_type: str) -> str:
@@ -66,7 +80,7 @@ async def test_each_way_to_fail_has_its_status_and_type(
     error_type: str,
     is_streamed: bool,
 ) -> None:
-    """Before the stream, with ``x-should-retry`` where the SDK would repeat what cannot help."""
+    """Before the stream. The SDK is told not to repeat it: our own attempts are used up, and each call of it would be three more."""
     calling = asyncio.create_task(surface.client.messages.create(**asked(), stream=is_streamed))
     author = await author_of_next(surface.runtime)
     error = JobError(code, "What happened.", retryable, upstream_status)
@@ -79,7 +93,7 @@ async def test_each_way_to_fail_has_its_status_and_type(
         "What happened.",
     )
     headers = caught.value.response.headers
-    assert ("x-should-retry" in headers) == (not retryable or status == 504)
+    assert headers["x-should-retry"] == "false"
     assert ("retry-after" in headers) == (status == 429)
     assert headers["x-job-id"] == author.job_id
 
