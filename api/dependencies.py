@@ -12,6 +12,7 @@ from starlette.requests import Request
 from api.auth import authenticate
 from api.batch_relay import BatchRelay
 from api.drain import Drain, Phase
+from api.headers import is_of_openais_sdk
 from api.key_ring import KeyRing
 from api.occupancy import Occupancy
 from api.parsers import Parsers
@@ -19,7 +20,7 @@ from api.relay import Relay
 from api.unsent import UnsentBytes
 from api.uploads import Uploads
 from shared.api_key import Caller, Scope
-from shared.errors import NotFound
+from shared.errors import InvalidRequest, NotFound
 from shared.routes import Routes
 from shared.settings import Settings
 from shared.store.runtime import Runtime
@@ -29,6 +30,13 @@ _TENANT: Final = "tokenspool.tenant"
 
 JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 BATCH_ID: Final = re.compile(r"batch_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
+
+_OWN_BATCHES: Final = "/v1/batches"
+_NOT_OPENAIS: Final = (
+    "This path is tokenspool's own batch API, not OpenAI's, and OpenAI's SDK would take its answers for something else. "
+    "OpenAI's API is not served here yet; its base URL will be /openai/v1. Until then call this path with another HTTP client."
+)
+"""OpenAI has the same path with other objects: its SDK's list, retrieve and cancel would succeed, and a poll never end."""
 
 
 @dataclass
@@ -114,6 +122,8 @@ async def caller_of(request: Request, scope: Scope) -> Caller:
     caller = await authenticate(request, api.settings, api.key_ring, scope)
     request.scope[_TENANT] = caller.tenant
     api.occupancy.enter(request.scope, caller.tenant)
+    if request.scope["path"].startswith(_OWN_BATCHES) and is_of_openais_sdk(request.scope):
+        raise InvalidRequest(_NOT_OPENAIS)
     return caller
 
 

@@ -18,6 +18,7 @@ from starlette.types import Scope
 
 from api.anthropic_compat import wire
 from api.fields import BODY, is_name, refuse
+from api.headers import is_of_an_sdk
 from api.rate_limit import headers_of
 from shared.errors import (
     FieldError,
@@ -41,6 +42,16 @@ REQUEST_ID: Final = "tokenspool.request_id"
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
+class SdkError(msgspec.Struct):
+    """What vendors' SDKs look for in a body: without it they say "404 status code (no body)"."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None
+    """The first field that is not valid."""
+
+
 class ProblemDocument(msgspec.Struct, omit_defaults=True):
     """What is sent."""
 
@@ -51,9 +62,11 @@ class ProblemDocument(msgspec.Struct, omit_defaults=True):
     detail: str
     errors: tuple[FieldError, ...] = ()
     request_id: str = ""
+    error: SdkError | None = None
+    """Only where the caller is such an SDK."""
 
 
-def document(problem: Problem, request_id: str) -> bytes:
+def document(problem: Problem, request_id: str, *, for_sdk: bool = False) -> bytes:
     """The problem as one line of JSON."""
     return msgspec.json.encode(
         ProblemDocument(
@@ -64,8 +77,15 @@ def document(problem: Problem, request_id: str) -> bytes:
             detail=problem.detail,
             errors=problem.errors,
             request_id=request_id,
+            error=_sdk_error_of(problem) if for_sdk else None,
         )
     )
+
+
+def _sdk_error_of(problem: Problem) -> SdkError:
+    refusal = wire.refusal_of_problem(problem)
+    param = problem.errors[0].pointer.removeprefix("#").removeprefix("/").replace("/", ".") if problem.errors else None
+    return SdkError(refusal.message, wire.type_of(problem.status), problem.code, param or None)
 
 
 def request_id_of(request: Request) -> str:
@@ -73,9 +93,11 @@ def request_id_of(request: Request) -> str:
     return str(request.scope.get(REQUEST_ID, ""))
 
 
-def problem_answer(problem: Problem, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+def problem_answer(
+    problem: Problem, request_id: str, headers: Mapping[str, str] | None = None, *, for_sdk: bool = False
+) -> Response:
     """The problem as an answer."""
-    answer = Response(document(problem, request_id), problem.status, headers, PROBLEM_JSON)
+    answer = Response(document(problem, request_id, for_sdk=for_sdk), problem.status, headers, PROBLEM_JSON)
     answer.headers["Cache-Control"] = "no-store"
     if problem.retry_after_s is not None:
         answer.headers["Retry-After"] = str(problem.retry_after_s)
@@ -89,8 +111,10 @@ def error_answer(scope: Scope, problem: Problem, headers: Mapping[str, str] | No
     on_surface = wire.is_on_surface(scope["path"])
     if isinstance(problem, RateLimited):
         headers = {**(headers or {}), **headers_of(problem.limits, on_messages_surface=on_surface)}
-    tell = wire.problem_answer if on_surface else problem_answer
-    return tell(problem, str(scope.get(REQUEST_ID, "")), headers)
+    request_id = str(scope.get(REQUEST_ID, ""))
+    if on_surface:
+        return wire.problem_answer(problem, request_id, headers)
+    return problem_answer(problem, request_id, headers, for_sdk=is_of_an_sdk(scope))
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -141,10 +165,13 @@ async def _on_http_exception(request: Request, error: Any) -> Response:
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=allow)
         return error_answer(request.scope, MethodNotAllowed(), allow)
+    if error.status_code == NotFound.status:  # the router's own: no route has raised it
+        return error_answer(request.scope, NotFound(_NO_PATH))
     problem = _PROBLEMS.get(error.status_code, InvalidRequest if error.status_code < 500 else InternalError)
     return error_answer(request.scope, problem())
 
 
+_NO_PATH: Final = "This path is not served here: /openapi.json has those that are."
 _PROBLEMS: Final[dict[int, type[Problem]]] = {
     kind.status: kind for kind in (Unauthenticated, Forbidden, NotFound, NotAcceptable, TooLarge, UnsupportedMediaType)
 }

@@ -4,6 +4,7 @@ import re
 from typing import Final
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from api.fields import refuse
 from shared.errors import FieldError, NotAcceptable
@@ -15,6 +16,7 @@ MOST_WAIT_S: Final = 60
 _QUOTED: Final = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"', re.ASCII)
 _PLAIN: Final = re.compile(r'"[!#-\[\]-~]{1,255}"|[!#-\[\]-~]{1,255}', re.ASCII)
 _PRINTABLE: Final = re.compile(r"[ -~]{1,255}", re.ASCII)
+_OF_OPENAI: Final = re.compile(rb"[A-Za-z]*OpenAI[A-Za-z]*/")
 _DIGITS: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
@@ -27,6 +29,18 @@ def one(request: Request, name: bytes) -> str | None:
                 raise refuse(FieldError(_shown(name), "must be sent once"))
             found = value
     return None if found is None else found.decode("latin-1").strip(" \t")
+
+
+def is_of_an_sdk(scope: Scope) -> bool:
+    """Whether a vendor's SDK sent it: OpenAI's, Anthropic's and others that Stainless makes say so."""
+    return any(name == b"x-stainless-lang" for name, _ in scope["headers"])
+
+
+def is_of_openais_sdk(scope: Scope) -> bool:
+    """Whether OpenAI's did: ``OpenAI/Python 2.1``, ``AsyncOpenAI/Python``, ``AzureOpenAI/JS``."""
+    return is_of_an_sdk(scope) and any(
+        name == b"user-agent" and _OF_OPENAI.match(value) is not None for name, value in scope["headers"]
+    )
 
 
 def several(request: Request, name: bytes) -> str:
