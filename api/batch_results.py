@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.key_ring import credential_of
-from api.sse import abort
+from api.sse import NO_TRANSFORM, abort
 from shared.batch import Batch, EndedItem, InvalidItem
 from shared.errors import InvalidCursor, JobError, NotFound, StorageFull, StorageUnavailable
 from shared.job import Job, JobState, Usage
@@ -162,7 +162,7 @@ class JsonLinesResponse(Response):
         self.status_code = 200
         self.background = None
         self._pieces = pieces
-        self.init_headers({"content-type": JSON_LINES, "cache-control": "no-store", **(headers or {})})
+        self.init_headers({"content-type": JSON_LINES, "cache-control": NO_TRANSFORM, **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI side. Where nobody can be asked to close the connection, it raises what went wrong."""

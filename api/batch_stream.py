@@ -75,7 +75,7 @@ async def _progress_frames(watch: BatchWatch) -> AsyncIterator[bytes]:
         if (batch := watch.take_change()) is not None:
             yield _progress(watch, batch)
             if batch.has_ended:
-                yield frame(ENDED, render(batch))
+                yield _ended(batch)
                 return
         if watch.take_ping():
             yield PING
@@ -86,7 +86,7 @@ async def _all_frames(watch: BatchWatch, stories: "ItemStories") -> AsyncIterato
     if (batch := watch.take_change()) is not None:
         yield _progress(watch, batch)
         if batch.has_ended:
-            yield frame(ENDED, render(batch))
+            yield _ended(batch)
             return
     await watch.until_confirmed()
     while True:
@@ -107,7 +107,7 @@ async def _all_frames(watch: BatchWatch, stories: "ItemStories") -> AsyncIterato
         if batch is not None:
             yield _progress(watch, batch)
             if batch.has_ended:
-                yield frame(ENDED, render(batch))
+                yield _ended(batch)
                 return
         if watch.take_ping():
             yield PING
@@ -126,6 +126,15 @@ def _progress(watch: BatchWatch, batch: Batch) -> bytes:
             )
         ),
     )
+
+
+def end_id_of(batch: Batch) -> EventId | None:
+    """Of ``ended``, the only event of a batch's own that has an id: who has seen it has seen all. None before the end."""
+    return None if batch.ended_ms is None else EventId(batch.ended_ms, 0)
+
+
+def _ended(batch: Batch) -> bytes:
+    return frame(ENDED, render(batch), end_id_of(batch))
 
 
 class _Story:

@@ -14,7 +14,12 @@ _EXPOSED: Final = (
     b"access-control-expose-headers",
     (
         b"Location, Retry-After, X-Request-ID, Request-ID, X-Job-ID, X-Queue-Position, RateLimit, RateLimit-Policy, "
-        b"Idempotency-Replayed, Preference-Applied, X-Should-Retry"
+        b"Idempotency-Replayed, Preference-Applied, X-Should-Retry, "
+        + b", ".join(
+            b"anthropic-ratelimit-%b-%b" % (measured, part)
+            for measured in (b"requests", b"tokens")
+            for part in (b"limit", b"remaining", b"reset")
+        )
     ),
 )
 _PREFLIGHT: Final[Headers] = [

@@ -612,11 +612,13 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
         },
     },
     ("get", f"{_BATCH}/events"): {
+        "parameters": [_LAST_EVENT_ID],
         "responses": {
             "200": {
                 "description": "progress until the batch has ended, and with tokens=true its items' events; then ended.",
                 "content": {EVENT_STREAM: _BATCH_STREAM},
             },
+            "204": {"description": "The client has seen ended."},
             **_READS,
             **_problems(406),
         },

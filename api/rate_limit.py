@@ -30,12 +30,13 @@ def _policy_of(state: LimitState) -> str:
 
 
 def _item_of(state: LimitState) -> str:
-    reset = "" if state.reset_ms is None else f";t={_seconds(state.reset_ms)}"
+    reset = "" if state.reset_ms is None else f";t={_reset_s(state.reset_ms)}"
     return f'"{state.measured}";r={state.remaining}{reset}'
 
 
-def _seconds(milliseconds: int) -> int:
-    return -(-milliseconds // 1000)
+def _reset_s(milliseconds: int) -> int:
+    """No more than the window: its edge moves by half a second, which rounded up would be one second beyond it."""
+    return min(WINDOW_S, -(-milliseconds // 1000))
 
 
 def _messages_headers_of(limits: Sequence[LimitState]) -> dict[str, str]:
@@ -44,7 +45,7 @@ def _messages_headers_of(limits: Sequence[LimitState]) -> dict[str, str]:
     for state in limits:
         name = _OF_THE_MESSAGES_API.get(state.measured)
         if name is not None:
-            reset = now + timedelta(seconds=_seconds(state.reset_ms or 0))
+            reset = now + timedelta(seconds=_reset_s(state.reset_ms or 0))
             headers[f"anthropic-ratelimit-{name}-limit"] = str(state.limit)
             headers[f"anthropic-ratelimit-{name}-remaining"] = str(state.remaining)
             headers[f"anthropic-ratelimit-{name}-reset"] = reset.strftime("%Y-%m-%dT%H:%M:%SZ")

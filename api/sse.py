@@ -33,9 +33,12 @@ _GRACE_S: Final = 0.5
 _MOST_AT_ONCE: Final = 64 << 10
 """Bytes given to the server in one piece: it takes any piece whole into its memory, then waits until it is sent."""
 
+NO_TRANSFORM: Final = "no-store, no-transform"
+"""Of what is streamed: a proxy that compresses holds a stream back until it has enough of it."""
+
 _HEADERS: Final = {
     "content-type": "text/event-stream; charset=utf-8",
-    "cache-control": "no-store",
+    "cache-control": NO_TRANSFORM,
     "x-accel-buffering": "no",
 }
 

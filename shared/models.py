@@ -1,7 +1,7 @@
 """What an upstream says of a model it serves."""
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -12,13 +12,29 @@ _MOST_MODELS: Final = 2_000
 _LONGEST_CHARACTERS: Final = 256
 
 
-class ModelInfo(msgspec.Struct, frozen=True):
+class ModelDetails(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an upstream of the Messages API may say of a model besides its name: as it said it, and not looked at."""
+
+    max_input_tokens: Any = msgspec.UNSET
+    max_tokens: Any = msgspec.UNSET
+    lifecycle: Any = msgspec.UNSET
+    deprecated_at: Any = msgspec.UNSET
+    retires_at: Any = msgspec.UNSET
+    line: Any = msgspec.UNSET
+    capabilities: Any = msgspec.UNSET
+
+
+NO_DETAILS: Final = ModelDetails()
+
+
+class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """One model, as callers are told of it."""
 
     id: str
     display_name: str
     created_at: str
     """RFC 3339."""
+    details: ModelDetails = NO_DETAILS
 
 
 def distinct(models: Iterable[ModelInfo]) -> list[ModelInfo]:

@@ -12,7 +12,7 @@ from api.dependencies import ApiState, api_of, caller_of
 from api.fields import refuse
 from shared.api_key import Scope
 from shared.errors import FieldError, NotFound
-from shared.models import UNKNOWN_TIME, ModelInfo, distinct
+from shared.models import UNKNOWN_TIME, ModelDetails, ModelInfo, distinct
 
 DEFAULT_LIMIT: Final = 20
 MOST_LIMIT: Final = 1000
@@ -20,8 +20,8 @@ MOST_LIMIT: Final = 1000
 _PATTERN_MARKS: Final = frozenset("*?[")
 
 
-class Model(msgspec.Struct, frozen=True):
-    """As the SDK knows it."""
+class Model(ModelDetails, frozen=True, kw_only=True):
+    """As the SDK knows it; with what its upstream said of it."""
 
     type: str
     id: str
@@ -96,7 +96,8 @@ async def _models(api: ApiState) -> list[ModelInfo]:
 
 
 def _told(model: ModelInfo) -> Model:
-    return Model("model", model.id, model.display_name, model.created_at)
+    details = msgspec.structs.asdict(model.details)
+    return Model(type="model", id=model.id, display_name=model.display_name, created_at=model.created_at, **details)
 
 
 def limit_of(request: Request) -> int:

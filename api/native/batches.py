@@ -8,11 +8,11 @@ from starlette.responses import Response
 
 from api.answers import json_answer
 from api.batch_results import results_answer
-from api.batch_stream import batch_stream
+from api.batch_stream import batch_stream, end_id_of
 from api.dependencies import BATCH_ID, Api, ApiState, BatchId, Canceller, Reader, Submitter
-from api.headers import EVENT_STREAM, idempotency_key, must_accept
+from api.headers import EVENT_STREAM, idempotency_key, must_accept, one
 from api.native.batch_view import render, render_page, url_of
-from api.native.jobs import RETRY_AFTER
+from api.native.jobs import RETRY_AFTER, cursor_of
 from api.rate_limit import headers_of
 from api.retry_batch import retry
 from api.sse import StreamFormat
@@ -84,9 +84,12 @@ async def follow_batch(
         Query(alias="format", description="Of the items' events: ours, or the upstream's own."),
     ] = "text",
 ) -> Response:
-    """Its progress, as server-sent events, until it has ended."""
+    """Its progress, as server-sent events, until it has ended; 204 for a client that has seen the end."""
     must_accept(request, EVENT_STREAM)
+    seen = cursor_of(one(request, b"last-event-id"))
     batch = await api.runtime.batches.get(batch_id, caller.tenant)
+    if seen is not None and seen == end_id_of(batch):
+        return Response(status_code=204)  # a browser's EventSource then stops coming back
     return batch_stream(api, batch, items_as=StreamFormat(form) if tokens else None)
 
 

@@ -57,7 +57,7 @@ async def submit_job(request: Request) -> Response:
     is_followed = wants_event_stream(request)
     wait_s = preferred_wait_s(request)
     key = idempotency_key(request)
-    cursor = _cursor_of(one(request, b"last-event-id"))
+    cursor = cursor_of(one(request, b"last-event-id"))
     settings = api.settings
     parse = partial(
         _parse,
@@ -191,7 +191,7 @@ async def follow_job(request: Request, api: Api, caller: Reader, job_id: JobId) 
     sent = one(request, b"last-event-id")
     after = request.query_params.get("after")
     from_now = not sent and after == _FROM_NOW
-    cursor = None if from_now else _cursor_of(sent or after)
+    cursor = None if from_now else cursor_of(sent or after)
     job = await api.runtime.jobs.get(job_id, caller.tenant)
     return _follow(api, job, await position_of(api, job), form, cursor, from_now=from_now)
 
@@ -230,7 +230,8 @@ def _format_of(request: Request) -> StreamFormat:
         raise refuse(FieldError("format", "must be one of: " + ", ".join(StreamFormat))) from None
 
 
-def _cursor_of(text: str | None) -> EventId | None:
+def cursor_of(text: str | None) -> EventId | None:
+    """The id that a client came back with. Raises InvalidCursor for what is none of ours."""
     if not text:
         return None
     cursor = parse_cursor(text)

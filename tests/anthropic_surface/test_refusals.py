@@ -18,6 +18,7 @@ from tests.anthropic_surface.conftest import Serve, Surface, a_client, asked, au
 from tests.support.builders import encoded
 from tests.support.served import Served
 from tests.support.store import finish, submit
+from worker.providers.model_list import anthropic_page
 
 _FAILURES = [
     ("upstream_rejected", 400, False, 400, "invalid_request_error"),
@@ -231,6 +232,29 @@ async def test_the_models_are_the_default_the_routes_and_the_upstreams(serve: Se
             await client.models.retrieve("claude-9")
         for query in ("limit=0", "limit=1001", "limit=x", "after_id=nope", "before_id=mine&after_id=mine"):
             envelope_of(await http.get(f"/v1/models?{query}"), 400, "invalid_request_error")
+
+
+async def test_a_model_is_told_with_all_that_its_upstream_said(serve: Serve) -> None:
+    """How much it takes, whether it retires, and what it can; nothing is made up where it said nothing."""
+    served = await serve(model="mine")
+    said: dict[str, Any] = {
+        "max_input_tokens": 200_000,
+        "max_tokens": 64_000,
+        "lifecycle": "deprecated",
+        "retires_at": None,
+        "capabilities": {"batch": {"supported": True}},
+    }
+    page = {"data": [{"id": "claude-a", "display_name": "A", "created_at": "2026-01-01T00:00:00Z", **said}]}
+    await served.api.runtime.queue.tell_models("anthropic", encoded(anthropic_page(encoded(page)).models))
+    async with a_client(served) as client, httpx2.AsyncClient(base_url=served.url) as http:
+        told = (await http.get("/v1/models/claude-a")).json()
+        assert told == {"type": "model", **page["data"][0]}
+        assert told in (await http.get("/v1/models")).json()["data"]
+        assert set((await http.get("/v1/models/mine")).json()) == {"type", "id", "display_name", "created_at"}
+        model = await client.models.retrieve("claude-a")
+        assert (model.max_input_tokens, model.max_tokens, model.lifecycle) == (200_000, 64_000, "deprecated")
+        assert model.capabilities is not None
+        assert model.capabilities.batch.supported
 
 
 def test_an_envelope_is_one_line_of_json() -> None:

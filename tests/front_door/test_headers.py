@@ -1,6 +1,7 @@
 """What every answer carries, which pages may call, and whose word on the client is believed."""
 
 import ipaddress
+import re
 from typing import Any
 
 import pytest
@@ -8,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.proxies import TrustedProxies, address_of
+from api.rate_limit import headers_of
 from shared.errors import SettingsError
+from shared.limits import LimitState, Measured
 from shared.settings import load_settings
-from tests.front_door.conftest import NO_REDIS, say
+from tests.front_door.conftest import A_HEAD, NO_REDIS, say
 from tests.support.served import Served, serving
 
 _SAFE = {
@@ -139,3 +142,13 @@ def test_any_text_is_an_address_or_none(text: str) -> None:
     """And an address is one that can be looked up."""
     address = address_of(text)
     assert address is None or str(ipaddress.ip_address(address)) == address
+
+
+async def test_a_page_may_read_what_is_said_of_limits() -> None:
+    """In the words of both surfaces, and all that is said beside an answer."""
+    async with serving(NO_REDIS, cors_origins="https://app.example.com") as door:
+        heard = await say(door, A_HEAD[:-2] + b"Origin: https://app.example.com\r\n\r\n")
+    (exposed,) = re.findall(rb"\r\naccess-control-expose-headers: ([^\r]*)\r\n", heard.raw)
+    names = {name.decode().lower() for name in exposed.split(b", ")}
+    state = [LimitState(measured, 1, 1, 1) for measured in Measured]
+    assert names >= {name.lower() for name in headers_of(state, on_messages_surface=True)}

@@ -27,7 +27,7 @@ async def _frames(served: Served, job_id: str, query: str = "", **headers: str) 
     async with asking(served.url, f"/v1/jobs/{job_id}/events{query}", headers=named) as answer:
         assert answer.status == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
-        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["cache-control"] == "no-store, no-transform"
         assert answer.headers["x-accel-buffering"] == "no"
         return SseFrames().feed(await answer.read())
 

@@ -47,6 +47,35 @@ async def test_a_batch_that_has_ended_is_told_in_one_go(served: Served, runtime:
         assert [frame.event for frame in follower.frames] == ["progress", "ended"]
 
 
+async def test_a_client_that_has_seen_the_end_is_told_204(served: Served, runtime: Runtime) -> None:
+    """A browser's EventSource comes back after every end, with the id of the last event; only a 204 stops it."""
+    batch = await a_batch(runtime, 2)
+    await run_all(runtime)
+    path = f"/v1/batches/{batch.id}/events"
+    for query in ("", "?tokens=true"):
+        follower = BatchFollower([served.url], batch.id, query=query[1:])
+        assert await follower.follow_once() == "ended"
+        end_id = follower.frames[-1].id
+        assert end_id is not None
+        assert await follower_after(served, path + query, end_id) == 204
+        for other in ("1-0", f"{end_id}1"):
+            assert await follower_after(served, path + query, other) == 200
+        assert await follower_after(served, path + query, "") == 200
+        assert await follower_after(served, path + query, "ended") == 400
+
+
+async def follower_after(served: Served, path: str, seen: str) -> int:
+    """The status that a client is told whose last event had that id."""
+    async with asking(served.url, path, headers={"Last-Event-ID": seen}) as answer:
+        return answer.status
+
+
+async def test_an_id_of_an_end_is_none_before_it(served: Served, runtime: Runtime) -> None:
+    """Whatever a client says that it has seen: what goes on is told."""
+    batch = await a_batch(runtime, 2)
+    assert await follower_after(served, f"/v1/batches/{batch.id}/events", "1795442531900-0") == 200
+
+
 async def test_progress_says_how_fast_it_is_and_when_it_will_end(served: Served, runtime: Runtime) -> None:
     """Once it has been looked at for a second."""
     batch = await a_batch(runtime, 1000)

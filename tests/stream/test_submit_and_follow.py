@@ -164,7 +164,7 @@ async def test_a_stream_says_when_to_come_back_and_that_it_lives(serve: Serve, a
         parser = SseFrames()
         async with asking(served.url, f"/v1/jobs/{author.job_id}/events") as answer:
             assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-            assert answer.headers["cache-control"] == "no-store"
+            assert answer.headers["cache-control"] == "no-store, no-transform"
             assert answer.headers["x-accel-buffering"] == "no"
             assert "content-encoding" not in answer.headers
             while parser.comments.count("ping") < 2:

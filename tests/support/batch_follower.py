@@ -71,7 +71,7 @@ class BatchFollower:
 
     def _see(self, frame: Frame) -> None:
         assert self.ended is None, f"{frame.event} behind the end"
-        assert frame.id is None
+        assert (frame.id is not None) == (frame.event == "ended")
         self.frames.append(frame)
         members: list[tuple[str, Any]] = json.loads(frame.data, object_pairs_hook=list)
         names = [name for name, _ in members]

@@ -24,6 +24,31 @@ def test_a_page_is_read_with_its_times_and_names() -> None:
     assert page.after_id is None
 
 
+_DETAILS = {
+    "max_input_tokens": 200_000,
+    "max_tokens": 64_000,
+    "lifecycle": "deprecated",
+    "deprecated_at": TIME,
+    "retires_at": None,
+    "line": "opus",
+    "capabilities": {"batch": {"supported": True}, "thinking": {"types": {"new one": 1.5}}},
+}
+
+
+def test_what_an_upstream_says_of_a_model_is_kept_as_it_said_it() -> None:
+    """What is missing is not made up, and what nobody knows is left out."""
+    page = anthropic_page(a_page({"id": "a", **_DETAILS, "unknown": 1}, {"id": "b", "lifecycle": ["odd"]}))
+    assert [msgspec.to_builtins(model.details) for model in page.models] == [_DETAILS, {"lifecycle": ["odd"]}]
+
+
+def test_a_model_of_which_too_much_is_said_keeps_its_name() -> None:
+    page = anthropic_page(a_page({"id": "a", "capabilities": "x" * 9_000}, {"id": "b", "max_tokens": 1}))
+    assert [(model.id, msgspec.to_builtins(model.details)) for model in page.models] == [
+        ("a", {}),
+        ("b", {"max_tokens": 1}),
+    ]
+
+
 def test_a_page_says_where_the_next_begins() -> None:
     assert anthropic_page(a_page({"id": "a"}, has_more=True, last_id="a")).after_id == "a"
     assert anthropic_page(a_page({"id": "a"}, has_more=False, last_id="a")).after_id is None

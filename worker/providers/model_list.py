@@ -5,10 +5,12 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from shared.models import UNKNOWN_TIME, ModelInfo, is_name
+from shared.models import NO_DETAILS, UNKNOWN_TIME, ModelDetails, ModelInfo, is_name
 
 MOST_BYTES: Final = 8 << 20
 """Of a page."""
+_MOST_DETAILS_BYTES: Final = 8 << 10
+"""Of a model: all models of an upstream are one value in Redis. Anthropic's own take a quarter of it."""
 
 
 class Page(NamedTuple):
@@ -28,7 +30,7 @@ class _List(msgspec.Struct):
     last_id: str | None = None
 
 
-class _Message(msgspec.Struct):
+class _Message(ModelDetails, frozen=True, kw_only=True):
     id: str
     display_name: str = ""
     created_at: str = ""
@@ -48,10 +50,16 @@ def anthropic_page(body: bytes) -> Page:
             row.id,
             row.display_name if is_name(row.display_name) else row.id,
             row.created_at if _is_time(row.created_at) else UNKNOWN_TIME,
+            _details_of(row),
         )
         for row in rows
     ]
     return Page(models, page.last_id if page.has_more and page.last_id and is_name(page.last_id) else None)
+
+
+def _details_of(row: _Message) -> ModelDetails:
+    details = ModelDetails(**{name: getattr(row, name) for name in ModelDetails.__struct_fields__})
+    return details if len(msgspec.json.encode(details)) <= _MOST_DETAILS_BYTES else NO_DETAILS
 
 
 def openai_models(body: bytes) -> list[ModelInfo]:
