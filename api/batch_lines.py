@@ -75,6 +75,22 @@ class _Kept:
         return whole
 
 
+_UTF_8_MARK: Final = b"\xef\xbb\xbf"
+_UTF_16: Final = re.compile(rb"\xff\xfe|\xfe\xff|\0\0\xfe\xff|\{\0|\0{1,3}\{")
+"""Or UTF-32: its mark, or without one the bracket that a request begins with."""
+_MOST_MARK_BYTES: Final = 4
+
+
+def _without_mark(head: bytes) -> bytes:
+    """What a text begins with, without the mark that editors on Windows set before UTF-8 (RFC 8259, 8.1 lets us ignore it).
+
+    Raises InvalidRequest for UTF-16 and UTF-32: line by line each would be a failed item.
+    """
+    if _UTF_16.match(head):
+        raise refuse(FieldError(BODY, "must be UTF-8, and seems to be UTF-16: save or convert the file as UTF-8"))
+    return head.removeprefix(_UTF_8_MARK)
+
+
 class JsonLines:
     """One request a line. Blank lines are none, but count in the numbers."""
 
@@ -86,8 +102,18 @@ class JsonLines:
         self._kept = _Kept(max_line_bytes + 1)  # and the \r that may end it
         self._number = 0
         self._requests = 0
+        self._head: bytes | None = b""
+        """The first bytes, until they say how the text is encoded; then None."""
 
     def feed(self, piece: bytes) -> Iterator[Line]:
+        if self._head is not None:
+            self._head += piece
+            if len(self._head) < _MOST_MARK_BYTES:
+                return
+            piece, self._head = _without_mark(self._head), None
+        yield from self._split(piece)
+
+    def _split(self, piece: bytes) -> Iterator[Line]:
         first, *rest = piece.split(b"\n")
         self._kept.add(first)
         if not rest:
@@ -99,6 +125,8 @@ class JsonLines:
         self._kept.add(begun)
 
     def end(self) -> Iterator[Line]:
+        if self._head is not None:
+            yield from self._split(_without_mark(self._head))
         last = self._kept.take()
         if last != b"":
             yield from self._counted(last)

@@ -33,6 +33,11 @@ def refuse(*errors: FieldError) -> InvalidRequest:
     return InvalidRequest(f"{count} not valid.", errors=shown)
 
 
-def is_whole(value: object, least: int, most: int) -> bool:
-    """Whether it is a whole number in the range. JSON's ``true`` is none, though Python's is."""
-    return type(value) is int and least <= value <= most
+def whole_of(value: object, least: int, most: int) -> int | None:
+    """The whole number in the range that it is; None if it is none.
+
+    JSON has one kind of number, and encoders that write 1024 as ``1024.0`` mean 1024. ``true`` is no number, though Python's is.
+    """
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and least <= value <= most else None

@@ -18,11 +18,12 @@ from api.native.job_request import (
     Draft,
     JobOptions,
     UpstreamHeaders,
-    check_max_tokens,
     check_messages,
     check_model,
     check_output,
     drafted,
+    max_tokens_of,
+    take_stream,
 )
 from api.strict_json import decode
 from api.submit import Idempotency
@@ -124,13 +125,11 @@ def message_request_of(body: object, headers: CallHeaders, *, default_model: str
     """Raises InvalidRequest, which names every field that is not valid."""
     errors: list[FieldError] = []
     request = _members_of(body, default_model)
-    is_streamed = request.pop("stream", False)
-    if type(is_streamed) is not bool:
-        errors.append(FieldError("#/stream", "must be true or false"))
+    is_streamed = take_stream(request, errors)
     if "max_tokens" not in request:
         errors.append(FieldError("#/max_tokens", "is missing"))
     else:
-        check_max_tokens(request["max_tokens"], MOST_MAX_TOKENS, errors)
+        request["max_tokens"] = max_tokens_of(request["max_tokens"], MOST_MAX_TOKENS, errors)
     check_output(request, errors)
     _check_common(request, errors)
     draft = drafted(

@@ -21,7 +21,7 @@ from api.dependencies import Api, ApiState, Submitter
 from api.errors import document, request_id_of
 from api.fields import BODY, MOST_ERRORS, pointer, refuse
 from api.key_ring import not_valid
-from api.native.job_request import Draft, JobOptions, check_max_tokens, check_prompt, drafted, user_message
+from api.native.job_request import Draft, JobOptions, check_prompt, drafted, max_tokens_of, user_message
 from api.rate_limit import headers_of
 from api.relay import Closing, Gone, Watch
 from api.sse import PING, SseResponse
@@ -136,9 +136,8 @@ def completion_draft_of(body: object, *, model: str) -> Draft:
         raise refuse(FieldError(BODY, "must be a JSON object"))
     errors: list[FieldError] = []
     prompt = body.get("prompt")
-    max_tokens = body.get("max_tokens", DEFAULT_MAX_TOKENS)
     check_prompt(prompt, MOST_PROMPT_CHARS, errors)
-    check_max_tokens(max_tokens, MOST_MAX_TOKENS, errors)
+    max_tokens = max_tokens_of(body.get("max_tokens", DEFAULT_MAX_TOKENS), MOST_MAX_TOKENS, errors)
     for name in body.keys() - {"prompt", "max_tokens"}:
         where = pointer(BODY, name)
         errors.append(FieldError(where, "is not known" if where != BODY else "has a member that is not known"))

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from api.fields import BODY, MOST_ERRORS, is_whole, pointer, refuse
+from api.fields import BODY, MOST_ERRORS, pointer, refuse, whole_of
 from shared.clock import from_rfc3339
 from shared.errors import FieldError
 from shared.job import JobKind, Priority, prompt_hash_of
@@ -96,13 +96,12 @@ def draft_of(body: object, *, default_model: str, max_prompt_chars: int, webhook
         raise refuse(FieldError(BODY, "must be a JSON object"))
     errors: list[FieldError] = []
     request: dict[str, Any] = {"model": default_model, "max_tokens": DEFAULT_MAX_TOKENS, **body}
-    if type(request.pop("stream", False)) is not bool:
-        errors.append(FieldError("#/stream", "must be true or false"))
+    take_stream(request, errors)
     options = _DEFAULTS
     if "job" in request:
         options = options_of(request.pop("job"), errors, webhook_networks=webhook_networks)
     check_model(request["model"], errors)
-    check_max_tokens(request["max_tokens"], MOST_MAX_TOKENS, errors)
+    request["max_tokens"] = max_tokens_of(request["max_tokens"], MOST_MAX_TOKENS, errors)
     check_output(request, errors)
     if "prompt" in request:
         prompt = request.pop("prompt")
@@ -119,6 +118,14 @@ def draft_of(body: object, *, default_model: str, max_prompt_chars: int, webhook
     return drafted(request["model"], msgspec.json.encode(request), options=options)
 
 
+def take_stream(request: dict[str, Any], errors: list[FieldError]) -> bool:
+    """``stream`` out of the request, since we always stream: whether the caller wants it. Null is absent."""
+    is_streamed = request.pop("stream", None)
+    if is_streamed is not None and type(is_streamed) is not bool:
+        errors.append(FieldError("#/stream", "must be true or false"))
+    return is_streamed is True
+
+
 def user_message(prompt: str) -> list[dict[str, str]]:
     """What ``prompt`` is short for."""
     return [{"role": "user", "content": prompt}]
@@ -130,21 +137,24 @@ def check_prompt(prompt: object, max_chars: int, errors: list[FieldError]) -> No
         errors.append(FieldError("#/prompt", f"must be a text of 1 to {max_chars} characters"))
 
 
-def check_max_tokens(max_tokens: object, most: int, errors: list[FieldError]) -> None:
-    """A whole number from 1 on."""
-    if not is_whole(max_tokens, 1, most):
-        is_too_many = type(max_tokens) is int and max_tokens > most
+def max_tokens_of(value: object, most: int, errors: list[FieldError]) -> int | None:
+    """A whole number from 1 on; None if it is none, which is added to ``errors``."""
+    max_tokens = whole_of(value, 1, most)
+    if max_tokens is None:
+        is_too_many = type(value) in (int, float) and value > most  # type: ignore[operator]
         detail = f"must be at most {most}" if is_too_many else "must be a whole number of at least 1"
         errors.append(FieldError("#/max_tokens", detail))
+    return max_tokens
 
 
-def check_output(request: Mapping[str, Any], errors: list[FieldError]) -> None:
+def check_output(request: dict[str, Any], errors: list[FieldError]) -> None:
     """The other names for ``max_tokens``, and how many answers are asked for: they are passed on, so they are counted."""
     for names, most in ((OUTPUT_BOUNDS[1:], MOST_MAX_TOKENS), (MULTIPLIERS, MOST_ANSWERS)):
         for name in names:
-            value = request.get(name)
-            if value is not None and not is_whole(value, 1, most):
-                errors.append(FieldError(f"#/{name}", f"must be a whole number from 1 to {most}"))
+            if request.get(name) is not None:
+                request[name] = whole_of(request[name], 1, most)
+                if request[name] is None:
+                    errors.append(FieldError(f"#/{name}", f"must be a whole number from 1 to {most}"))
 
 
 def check_model(model: object, errors: list[FieldError]) -> None:
@@ -190,9 +200,9 @@ def options_of(
         where = pointer("#/job", name)
         if name in _RANGES:
             least, most = _RANGES[name]
-            if not is_whole(value, least, most):
+            found[name] = whole_of(value, least, most)
+            if found[name] is None:
                 errors.append(FieldError(where, f"must be a whole number from {least} to {most}"))
-            found[name] = value
         elif name == "priority":
             if not isinstance(value, str) or value not in priorities:
                 errors.append(FieldError(where, "must be one of: " + ", ".join(priorities)))

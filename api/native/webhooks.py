@@ -12,7 +12,7 @@ from starlette.responses import Response
 from api.answers import json_answer
 from api.body import read_json
 from api.dependencies import BATCH_ID, JOB_ID, Admin, Api, Reader, Submitter, caller_of
-from api.fields import BODY, is_whole, pointer, refuse
+from api.fields import BODY, pointer, refuse, whole_of
 from shared.api_key import Caller, Scope
 from shared.clock import to_rfc3339
 from shared.errors import FieldError, InvalidCursor, NotFound
@@ -139,10 +139,10 @@ async def _grace_s(request: Request, caller: Caller) -> int:
     if unknown is not None:
         at = pointer(BODY, unknown)
         raise refuse(FieldError(at, "is not known" if at != BODY else "has a member that is not known"))
-    grace_s = body.get("grace_s", DEFAULT_GRACE_S)
-    if not is_whole(grace_s, 0, MOST_GRACE_S):
+    grace_s = whole_of(body.get("grace_s", DEFAULT_GRACE_S), 0, MOST_GRACE_S)
+    if grace_s is None:
         raise refuse(FieldError("#/grace_s", f"must be a whole number from 0 to {MOST_GRACE_S}"))
-    return int(grace_s)
+    return grace_s
 
 
 def _has_body(request: Request) -> bool:

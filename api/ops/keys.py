@@ -19,7 +19,7 @@ from starlette.responses import Response
 from api.answers import json_answer
 from api.body import read_json
 from api.dependencies import Admin, Api, ApiState
-from api.fields import BODY, MOST_ERRORS, is_whole, pointer, refuse
+from api.fields import BODY, MOST_ERRORS, pointer, refuse, whole_of
 from api.headers import one
 from api.key_ring import credential_of
 from shared.api_key import DEFAULT_ENV, DEFAULT_SCOPES, ENV, KEY_ID, ApiKey, Caller, Scope, is_within
@@ -265,8 +265,9 @@ def _draft_of(body: object, own: CallerLimits) -> _Draft:
     env = body.get("env", DEFAULT_ENV)
     if not isinstance(env, str) or not ENV.fullmatch(env):
         errors.append(FieldError("#/env", "must be 1 to 16 of a-z and 0-9"))
-    expires_in_s = body.get("expires_in_s")
-    if expires_in_s is not None and not is_whole(expires_in_s, 1, MOST_EXPIRES_IN_S):
+    given = body.get("expires_in_s")
+    expires_in_s = whole_of(given, 1, MOST_EXPIRES_IN_S)
+    if given is not None and expires_in_s is None:
         errors.append(FieldError("#/expires_in_s", f"must be a whole number from 1 to {MOST_EXPIRES_IN_S}, or null"))
     scopes = _scopes_of(body.get("scopes"), errors) if "scopes" in body else DEFAULT_SCOPES
     limits = _limits_of(body["limits"], own, errors) if "limits" in body else own
@@ -299,10 +300,10 @@ def _limits_of(value: object, own: CallerLimits, errors: list[FieldError]) -> Ca
                 errors.append(FieldError(f"#/limits/{name}", f"must be a number above 0, at most {MOST_USD}, or null"))
                 continue
             found[f"nano_{name}"] = 0 if limit is None else round(limit * _NANO)
-        elif limit is not None and not is_whole(limit, 1, MOST_LIMIT):
-            errors.append(FieldError(f"#/limits/{name}", f"must be a whole number from 1 to {MOST_LIMIT}, or null"))
         else:
-            found[name] = limit or 0
+            found[name] = whole_of(limit, 1, MOST_LIMIT) or 0
+            if limit is not None and not found[name]:
+                errors.append(FieldError(f"#/limits/{name}", f"must be a whole number from 1 to {MOST_LIMIT}, or null"))
     return msgspec.structs.replace(own, **found)
 
 
@@ -310,12 +311,12 @@ def _grace_of(body: object) -> int:
     if not isinstance(body, dict):
         raise refuse(FieldError(BODY, "must be a JSON object"))
     errors = _unknown(body, ("grace_s",), BODY)
-    grace_s = body.get("grace_s", DEFAULT_GRACE_S)
-    if not is_whole(grace_s, 0, MOST_GRACE_S):
+    grace_s = whole_of(body.get("grace_s", DEFAULT_GRACE_S), 0, MOST_GRACE_S)
+    if grace_s is None:
         errors.append(FieldError("#/grace_s", f"must be a whole number from 0 to {MOST_GRACE_S}"))
-    if errors:
+    if errors or grace_s is None:
         raise refuse(*errors)
-    return int(grace_s)
+    return grace_s
 
 
 def _unknown(members: Mapping[str, Any], known: tuple[str, ...], parent: str) -> list[FieldError]:

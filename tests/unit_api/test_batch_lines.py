@@ -51,6 +51,28 @@ def _bytewise(body: bytes) -> list[bytes]:
     return [body[place : place + 1] for place in range(len(body))]
 
 
+@pytest.mark.parametrize("cut", [lambda body: [body], _bytewise], ids=["whole", "bytewise"])
+def test_a_mark_before_utf_8_is_no_part_of_the_first_line(cut: Any) -> None:
+    """Editors on Windows set it. Anywhere else it is what it is: a character that JSON does not know."""
+    mark = b"\xef\xbb\xbf"
+    for body in (b"", b"{}", b'{"a":1}\n{"b":2}\n', b"\n\n{}", b"{}\r\n{}\r\n"):
+        assert _ending(_lines(), cut(mark + body)) == _ending(_lines(), cut(body))
+    assert _split(_lines(), cut(b"{}\n" + mark + b"{}")) == [Line(1, b"{}"), Line(2, mark + b"{}")]
+    assert _split(_lines(), cut(mark + mark + b"{}")) == [Line(1, mark + b"{}")]
+    assert _split(_lines(), cut(b"1")) == [Line(1, b"1")]
+    assert _split(_lines(), cut(b"\0\xff")) == [Line(1, b"\0\xff")]
+
+
+@pytest.mark.parametrize("cut", [lambda body: [body], _bytewise], ids=["whole", "bytewise"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_lines_in_utf_16_are_refused_as_a_whole(encoding: str, cut: Any) -> None:
+    """With its mark and without: line by line each would be a failed item, and nobody would see why."""
+    with pytest.raises(InvalidRequest) as refused:
+        _split(_lines(), cut('{"custom_id":"a"}\n{"custom_id":"b"}\n'.encode(encoding)))
+    (error,) = refused.value.errors
+    assert (error.pointer, "UTF-16" in error.detail) == ("#", True)
+
+
 PLACES = st.lists(st.integers(0, 10_000), max_size=8)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(['"', "\\", '\\"', "]},{[", ":"]),
