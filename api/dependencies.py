@@ -2,16 +2,19 @@
 
 import asyncio
 import re
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Path
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 
+from api.anthropic_compat.wire import is_on_surface
 from api.auth import authenticate
 from api.batch_relay import BatchRelay
 from api.drain import Drain, Phase
+from api.fields import refuse, unknown_parameter
 from api.headers import is_of_openais_sdk
 from api.key_ring import KeyRing
 from api.occupancy import Occupancy
@@ -31,6 +34,8 @@ _TENANT: Final = "tokenspool.tenant"
 JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 BATCH_ID: Final = re.compile(r"batch_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 
+_IGNORED_BY_THE_MESSAGES_API: Final = ("beta",)
+"""What the beta clients of older SDKs add to each path."""
 _OWN_BATCHES: Final = "/v1/batches"
 _NOT_OPENAIS: Final = (
     "This path is tokenspool's own batch API, not OpenAI's, and OpenAI's SDK would take its answers for something else. "
@@ -114,8 +119,9 @@ async def _api(request: Request) -> ApiState:
     return api_of(request)  # a coroutine: FastAPI runs plain functions in threads
 
 
-async def caller_of(request: Request, scope: Scope) -> Caller:
-    """Who sent it, and may do that. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable,
+async def caller_of(request: Request, scope: Scope, *, query: Collection[str] = ()) -> Caller:
+    """Who sent it, and may do that. ``query``: the parameters that a GET may have; any other would be taken for a filter by its
+    sender, and everything be returned. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable,
     TooManyConnections.
     """
     api = api_of(request)
@@ -124,6 +130,8 @@ async def caller_of(request: Request, scope: Scope) -> Caller:
     api.occupancy.enter(request.scope, caller.tenant)
     if request.scope["path"].startswith(_OWN_BATCHES) and is_of_openais_sdk(request.scope):
         raise InvalidRequest(_NOT_OPENAIS)
+    if request.scope["query_string"] and request.method == "GET":
+        _refuse_unknown(request, query)
     return caller
 
 
@@ -133,12 +141,25 @@ def tenant_of(scope: MutableMapping[str, Any]) -> str:
     return tenant
 
 
+def _refuse_unknown(request: Request, query: Collection[str]) -> None:
+    ignored = _IGNORED_BY_THE_MESSAGES_API if is_on_surface(request.scope["path"]) else ()
+    unknown = [name for name in dict.fromkeys(request.query_params) if name not in query and name not in ignored]
+    if unknown:
+        raise refuse(*[unknown_parameter(name, query) for name in unknown])
+
+
+def _declared(request: Request) -> Collection[str]:
+    """The query parameters of a route that FastAPI calls."""
+    route: APIRoute = request.scope["route"]
+    return [parameter.alias for parameter in route.dependant.query_params]
+
+
 async def _submitter(request: Request) -> Caller:
     return await caller_of(request, Scope.SUBMIT)
 
 
 async def _reader(request: Request) -> Caller:
-    return await caller_of(request, Scope.READ)
+    return await caller_of(request, Scope.READ, query=_declared(request))
 
 
 async def _canceller(request: Request) -> Caller:
@@ -146,7 +167,7 @@ async def _canceller(request: Request) -> Caller:
 
 
 async def _admin(request: Request) -> Caller:
-    return await caller_of(request, Scope.ADMIN)
+    return await caller_of(request, Scope.ADMIN, query=_declared(request))
 
 
 async def _job_id(job_id: Annotated[str, Path()]) -> str:

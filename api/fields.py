@@ -4,6 +4,7 @@ Pure. A name made by the sender is content too, unless it looks like a name: the
 """
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from shared.errors import FieldError, InvalidRequest
@@ -23,6 +24,17 @@ def is_name(text: str) -> bool:
 def pointer(parent: str, name: str | int) -> str:
     """``#/job`` and ``priority`` → ``#/job/priority`` (RFC 6901 as a URI fragment); ``#/job`` if the name is none."""
     return f"{parent}/{name}" if is_name(str(name)) else parent
+
+
+def unknown_parameter(name: str, known: Iterable[str] = ()) -> FieldError:
+    """For a query parameter that means nothing where it was sent; ``known``: those that would."""
+    takes = ", ".join(sorted(known))
+    hint = f": this path takes {takes}" if takes else ""
+    return (
+        FieldError(name, f"is not known{hint}")
+        if is_name(name)
+        else FieldError(BODY, f"has a query parameter that is not known{hint}")
+    )
 
 
 def refuse(*errors: FieldError) -> InvalidRequest:

@@ -557,11 +557,7 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
     ("get", _JOB): {"responses": {"200": _json("The job as it stands.", "JobView"), **_READS}},
     ("delete", _JOB): {"responses": {"204": {"description": "Erased."}, **_READS, **_problems(409)}},
     ("get", f"{_JOB}/events"): {
-        "parameters": [
-            _LAST_EVENT_ID,
-            _query("after", "An event id, or now.", {"type": "string"}),
-            _FORMAT,
-        ],
+        "parameters": [_LAST_EVENT_ID],
         "responses": {
             "200": {"description": "Events until the job has ended.", "content": {EVENT_STREAM: _STREAM}},
             "204": {"description": "The client has seen the last event."},

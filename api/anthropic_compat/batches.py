@@ -10,7 +10,7 @@ from starlette.routing import Route, Router
 from api.answers import json_answer
 from api.anthropic_compat.batch_view import our_id_of, render, render_deleted, render_line, render_page
 from api.anthropic_compat.message_request import batch_draft_of, upstream_headers_of
-from api.anthropic_compat.models import limit_of
+from api.anthropic_compat.models import PAGE_QUERY, limit_of
 from api.batch_results import results_answer
 from api.dependencies import BATCH_ID, ApiState, api_of, caller_of
 from api.fields import refuse
@@ -44,7 +44,7 @@ async def create_batch(request: Request) -> Response:
 async def list_batches(request: Request) -> Response:
     """The caller's, newest first."""
     api = api_of(request)
-    caller = await caller_of(request, Scope.READ)
+    caller = await caller_of(request, Scope.READ, query=PAGE_QUERY)
     limit = limit_of(request)
     after, before = _cursor_of(request, "after_id"), _cursor_of(request, "before_id")
     if after and before:

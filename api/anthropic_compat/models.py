@@ -16,6 +16,8 @@ from shared.models import UNKNOWN_TIME, ModelDetails, ModelInfo, distinct
 
 DEFAULT_LIMIT: Final = 20
 MOST_LIMIT: Final = 1000
+PAGE_QUERY: Final = ("limit", "after_id", "before_id")
+"""Of a list of this surface."""
 
 _PATTERN_MARKS: Final = frozenset("*?[")
 
@@ -41,7 +43,7 @@ class ModelPage(msgspec.Struct, frozen=True):
 async def list_models(request: Request) -> Response:
     """A page of them."""
     api = api_of(request)
-    await caller_of(request, Scope.READ)
+    await caller_of(request, Scope.READ, query=PAGE_QUERY)
     limit = limit_of(request)
     after_id, before_id = request.query_params.get("after_id"), request.query_params.get("before_id")
     if after_id and before_id:

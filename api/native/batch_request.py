@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from api.batch_lines import JOB
-from api.fields import BODY, is_name, refuse
+from api.fields import BODY, is_name, refuse, unknown_parameter
 from api.native.job_request import Draft, JobOptions, draft_of, options_of
 from api.strict_json import decode
 from shared.batch import ITEM_PRIORITY, InvalidItem, NewItem
@@ -192,7 +192,7 @@ def options_of_query(query: list[tuple[str, str]], webhook_networks: Networks = 
         if "\0" in name + value:
             errors.append(FieldError(BODY, "must not have the character U+0000"))
         elif found is job and name not in _NUMBERS and name not in _TEXTS:
-            errors.append(_unknown_parameter(name))
+            errors.append(unknown_parameter(name))
         elif key in found:
             errors.append(FieldError(_parameter(name), "must be sent once"))
         else:
@@ -218,12 +218,7 @@ def options_of_query(query: list[tuple[str, str]], webhook_networks: Networks = 
 def refuse_query(query: list[tuple[str, str]]) -> None:
     """Raises InvalidRequest if there is a parameter: the body has a member for what it would say."""
     if query:
-        raise refuse(*[_unknown_parameter(name) for name, _ in query])
-
-
-def _unknown_parameter(name: str) -> FieldError:
-    shown = _parameter(name)
-    return FieldError(shown, "is not known" if shown != BODY else "has a query parameter that is not known")
+        raise refuse(*[unknown_parameter(name) for name, _ in query])
 
 
 def _parameter(name: str) -> str:

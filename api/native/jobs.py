@@ -1,7 +1,7 @@
 """``/v1/jobs``: submit, read, list, follow, cancel, retry, erase."""
 
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, FastAPI, Query
 from starlette.requests import Request
@@ -184,16 +184,24 @@ async def list_jobs(
 
 
 @router.get("/v1/jobs/{job_id}/events")
-async def follow_job(request: Request, api: Api, caller: Reader, job_id: JobId) -> Response:
+async def follow_job(
+    request: Request,
+    api: Api,
+    caller: Reader,
+    job_id: JobId,
+    after: Annotated[str | None, Query(description="An event id, or now.")] = None,
+    form: Annotated[
+        Literal["text", "messages"],
+        Query(alias="format", description="text: ours, with delta. messages: the upstream's own."),
+    ] = "text",
+) -> Response:
     """The job's events, as server-sent events: from its newest attempt on, or behind the client's last event."""
     must_accept(request, EVENT_STREAM)
-    form = _format_of(request)
     sent = one(request, b"last-event-id")
-    after = request.query_params.get("after")
     from_now = not sent and after == _FROM_NOW
     cursor = None if from_now else cursor_of(sent or after)
     job = await api.runtime.jobs.get(job_id, caller.tenant)
-    return _follow(api, job, await position_of(api, job), form, cursor, from_now=from_now)
+    return _follow(api, job, await position_of(api, job), StreamFormat(form), cursor, from_now=from_now)
 
 
 def _follow(

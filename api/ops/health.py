@@ -120,7 +120,8 @@ async def health(request: Request, api: Api) -> Response:
     status, headers = (503, _RETRY) if report.queue is None else (200, None)
     if api.settings.auth is Auth.KEYS:
         try:
-            caller = await caller_of(request, Scope.READ)
+            # Load balancers add what they like.
+            caller = await caller_of(request, Scope.READ, query=request.query_params)
             report = await _as_told_to(caller.tenant, report, api)
         except Problem:
             return json_answer(msgspec.json.encode(_State(report.status)), status, headers)

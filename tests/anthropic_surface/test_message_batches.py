@@ -341,7 +341,7 @@ async def test_a_list_that_cannot_be_is_400(http: httpx2.AsyncClient, query: str
 
 
 async def test_both_directions_at_once_are_400(surface: Surface, http: httpx2.AsyncClient) -> None:
-    """And what is not known is ignored: the beta client of the last year adds some."""
+    """And what the beta client of the last year adds to each path is ignored."""
     first, second = await _several(surface, 2)
     query = f"before_id={second}&after_id={first}"
     envelope_of(await http.get(f"{_PATH}?{query}"), 400, "invalid_request_error")

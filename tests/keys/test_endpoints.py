@@ -202,7 +202,7 @@ async def test_what_is_left_out_is_what_the_maker_has(served: Served, http: http
         ({"name": "a\nb", "env": None, "scopes": "read", "expires_in_s": True}, {"#/name", "#/env", "#/scopes", "#/expires_in_s"}),
         ({"limits": {"queued_jobs": 0, "running_jobs": True, "usd_per_day": 0, "usd_per_month": 1e300, "x": 1}},
          {"#/limits/queued_jobs", "#/limits/running_jobs", "#/limits/usd_per_day", "#/limits/usd_per_month", "#/limits/x"}),
-        ({"limits": {"usd_per_day": 1e-10, "tokens_per_minute": 1e3, "requests_per_minute": "5"}},
+        ({"limits": {"usd_per_day": 1e-10, "tokens_per_minute": 1.5, "requests_per_minute": "5"}},
          {"#/limits/usd_per_day", "#/limits/tokens_per_minute", "#/limits/requests_per_minute"}),
         ({"limits": {"usd_per_day": -1e308, "usd_per_month": -1}}, {"#/limits/usd_per_day", "#/limits/usd_per_month"}),
         ({"scopes": [["read"], {}, None]}, {"#/scopes"}),

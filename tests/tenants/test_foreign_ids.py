@@ -12,17 +12,16 @@ from tests.tenants.wire import Line, Told
 
 _PATHS = owned_paths()
 _STREAM = "text/event-stream"
+_UNKNOWN = f"?tenant={VICTIM}"
+"""Which no GET takes."""
 
 
 def _manners(path: OwnedPath, end_id: str) -> list[tuple[str, dict[str, str]]]:
     """Ways to ask for the same thing: a query, and headers. Some know what only the owner can."""
     if path.path.endswith("/events"):
-        return [
-            ("", {"Accept": _STREAM}),
-            ("?after=now", {}),
-            ("?format=messages&tokens=true", {"Last-Event-ID": end_id}),
-        ]
-    return [("", {}), ("?wait=1&order=finished&result=true", {"Idempotency-Key": "the-key-of-both"})]
+        return [("", {"Accept": _STREAM}), ("?format=messages", {"Last-Event-ID": end_id}), (_UNKNOWN, {})]
+    known = {"/v1/jobs/{}": "?wait=1&result=true", "/v1/batches/{}/results": "?order=finished"}.get(path.path, "")
+    return [("", {}), (known, {"Idempotency-Key": "the-key-of-both"}), (_UNKNOWN, {})]
 
 
 @pytest.mark.parametrize("path", _PATHS, ids=[f"{path.path}" for path in _PATHS])
@@ -46,7 +45,8 @@ async def test_foreign_and_absent_ids_are_told_alike(
             assert {name for name, answer in told.items() if answer != absent} == set(), method
             assert CANARY.encode() not in absent.body
             is_taken = method in path.methods or (method == "HEAD" and "GET" in path.methods)
-            assert absent.status == (404 if is_taken else 204 if method == "OPTIONS" else 405), method
+            refused = 400 if query == _UNKNOWN and method in ("GET", "HEAD") else 404
+            assert absent.status == (refused if is_taken else 204 if method == "OPTIONS" else 405), method
     assert (await state_of_all(runtime)).differences_to(before) == set()
     for method in sorted(
         path.methods - {"HEAD"}, key="DELETE".__eq__

@@ -151,9 +151,11 @@ async def test_a_queue_position_counts_all_tenants_jobs(real_redis: RedisUnderTe
 async def test_usage_is_each_tenants_own(victim: Victim, runtime: Runtime, line: Line) -> None:
     """Whatever is asked for beside the days."""
     await runtime.commands.call("HSET", f"ts:{{g}}:usage:{VICTIM}:2026-11-24", "m\n\ncalls", 7)
-    for query in ("", "&group_by=key", f"&tenant={VICTIM}", f"&key={victim.ids['key']['standing']}"):
+    for query in ("", "&group_by=key"):
         answer = await _asked(line, f"/v1/usage?from=2026-11-20&to=2026-11-26{query}")
         assert json.loads(answer.body)["data"] == []
+    for query in (f"&tenant={VICTIM}", f"&key={victim.ids['key']['standing']}"):
+        assert (await _asked(line, f"/v1/usage?from=2026-11-20&to=2026-11-26{query}")).status == 400
     answer = await _asked(line, "/v1/usage?from=2026-11-20&to=2026-11-26", VICTIM)
     assert json.loads(answer.body)["total"]["calls"] == 7
 
