@@ -166,9 +166,16 @@ async def _on_http_exception(request: Request, error: Any) -> Response:
             return Response(status_code=204, headers=allow)
         return error_answer(request.scope, MethodNotAllowed(), allow)
     if error.status_code == NotFound.status:  # the router's own: no route has raised it
-        return error_answer(request.scope, NotFound(_NO_PATH))
+        return error_answer(request.scope, NotFound(_NO_PATH + _hint_of(request.scope["path"])))
     problem = _PROBLEMS.get(error.status_code, InvalidRequest if error.status_code < 500 else InternalError)
     return error_answer(request.scope, problem())
+
+
+def _hint_of(path: str) -> str:
+    """Clients differ in whether they add /v1 to their base URL themselves."""
+    if path.startswith("/v1/v1/"):
+        return " Leave /v1 out of the base URL: the client adds it."
+    return " Put /v1 at the end of the base URL." if wire.is_on_surface("/v1" + path) else ""
 
 
 _NO_PATH: Final = "This path is not served here: /openapi.json has those that are."
