@@ -5,7 +5,7 @@ reason is a whole answer (the official SDK reports a broken-off one as a success
 """
 
 import contextlib
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from pydantic_core import from_json
@@ -17,16 +17,22 @@ class GarbledStream(Exception):
     """The upstream sent what no Messages stream contains: a retryable failure."""
 
 
+_T = TypeVar("_T")
+
 _MISFITS: Final = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 """What decoding, and looking for a member where there is none, can raise. Every DecodeError is a ValueError."""
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     type: str
     text: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    partial_json: str | None = None
+    citation: Any = None
 
 
-class _ContentBlockDelta(msgspec.Struct):
+class _ContentBlockDelta(msgspec.Struct, gc=False):
     index: int
     delta: _Delta
 
@@ -39,9 +45,6 @@ _CUTS: Final = frozenset({"max_tokens", "model_context_window_exceeded", "refusa
 
 _MOST_TOKENS: Final = 1 << 31
 """Redis refuses to add what is beyond 64 bits, after it has added the counts before it."""
-
-_JOINED: Final = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
-"""Delta type → the member of the block that grows by it."""
 
 
 class Completion:
@@ -63,12 +66,16 @@ class Completion:
         """Whether this may be called a success: ``message_stop`` was seen, and a stop reason before it."""
         return self.is_stopped and self.stop_reason is not None
 
-    def add(self, name: str, data: bytes) -> tuple[int, str] | None:
-        """Take one event in. Returns (block index, text) if it is a text delta.
+    def add(self, name: str, data: bytes, text: tuple[int, str] | None = None) -> tuple[int, str] | None:
+        """Take one event in. Returns (block index, text) if it is a text delta; whoever has decoded that hands it in.
 
         Raises GarbledStream if the event does not fit.
         """
         try:
+            if text is not None:
+                self._blocks[text[0]].text.append(text[1])
+                self.has_content = True
+                return text
             if name == "content_block_delta":
                 return self._add_delta(data)
             self._add_other(name, data)
@@ -81,11 +88,10 @@ class Completion:
         block = self._blocks[event.index]
         self.has_content = True
         if event.delta.type == "text_delta":
-            if event.delta.text is None:
-                raise KeyError("text")
-            block.text.append(event.delta.text)
-            return event.index, event.delta.text
-        block.add(_any_object.decode(data)["delta"])
+            text = _needed(event.delta.text)
+            block.text.append(text)
+            return event.index, text
+        block.add(event.delta)
         return None
 
     def _add_other(self, name: str, data: bytes) -> None:
@@ -112,7 +118,10 @@ class Completion:
             self._started()
             last = max(self._blocks, default=None)
             for index, block in self._blocks.items():  # one that was never stopped would lose its input, and look whole
-                block.end(may_be_cut=index == last and self.stop_reason in _CUTS)
+                try:
+                    block.end(may_be_cut=index == last and self.stop_reason in _CUTS)
+                except ValueError as error:
+                    raise GarbledStream("a tool's input is not JSON") from error
             self.is_stopped = True
 
     def _started(self) -> dict[str, Any]:
@@ -163,15 +172,17 @@ class _Block:
         self._is_read = False
         """Whether the input is what the pieces add up to."""
 
-    def add(self, delta: dict[str, Any]) -> None:
-        kind = delta["type"]
-        if member := _JOINED.get(kind):
-            self._joined.setdefault(member, []).append(str(delta[member]))
-        elif kind == "input_json_delta":
-            self._partial_json.append(str(delta["partial_json"]))
-            self._is_read = False
-        elif kind == "citations_delta":
-            self._citations.append(delta["citation"])
+    def add(self, delta: _Delta) -> None:
+        match delta.type:
+            case "thinking_delta":
+                self._joined.setdefault("thinking", []).append(_needed(delta.thinking))
+            case "input_json_delta":
+                self._partial_json.append(_needed(delta.partial_json))
+                self._is_read = False
+            case "signature_delta":
+                self._joined.setdefault("signature", []).append(_needed(delta.signature))
+            case "citations_delta":
+                self._citations.append(_needed(delta.citation))
 
     def parts(self) -> list[str]:
         """The text of every delta, of whatever kind."""
@@ -207,3 +218,9 @@ class _Block:
         if self._citations:
             block["citations"] = [*(block.get("citations") or []), *self._citations]
         return block
+
+
+def _needed(value: _T | None) -> _T:
+    if value is None:
+        raise KeyError("a member of a delta")
+    return value

@@ -178,9 +178,12 @@ class Settings(BaseSettings):
     connect_timeout_s: Seconds = 5
     """To open a connection to the upstream."""
     first_token_timeout_s: Seconds = 120
-    """From the request to the first content; pings do not count."""
+    """From the request to the first content. Each sign of life (a ping, a comment, any bytes) starts it anew."""
     content_idle_timeout_s: Seconds = 60
-    """Between two pieces of content; pings do not count."""
+    """Silence after the first content. Each sign of life starts it anew."""
+    pinged_idle_timeout_s: Seconds = 600
+    """From the request to the first content, and between two pieces of content, while there are signs of life. Raise it for
+    models that think, or write the input of a tool, for longer."""
     upstream_retry_base_s: Seconds = 2
     """The first backoff's ceiling; it doubles with each attempt, with full jitter."""
     upstream_retry_cap_s: Seconds = 60

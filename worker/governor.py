@@ -38,7 +38,7 @@ from shared.telemetry import Logger
 from worker.allowance import Allowance
 from worker.gates import SHUT, Gates
 from worker.outage import Outage
-from worker.outcome import Answered, Failure, Outcome
+from worker.outcome import NO_VERDICT, Answered, Failure, Outcome
 
 _AGAIN_S: Final = 0.1
 _MOST_UNSETTLED: Final = 10_000
@@ -306,7 +306,7 @@ def _with_verdict(end: Settlement, outcome: Outcome, allowance: Allowance | None
         case Failure(error, retry_after_s, said):
             allowance = said or allowance
             wait_s = retry_after_s or 0 if outcome.is_retryable else 0
-            verdict = Verdict.NONE if error.code == "timeout" else Verdict.OK
+            verdict = Verdict.NONE if outcome.how in NO_VERDICT else Verdict.OK
             return end._replace(
                 verdict=Verdict.TROUBLE if outcome.opens_circuit else verdict,
                 shut_s=min(max(wait_s, allowance.exhausted_s if allowance else 0), cap_s),

@@ -4,12 +4,9 @@ import asyncio
 import time
 from collections import deque
 
-from worker.outcome import Answered, Failure, Outcome
+from worker.outcome import Failure, Outcome
 
 _REMEMBERED = 20
-_FAULTY = frozenset(
-    {"upstream_rate_limited", "upstream_overloaded", "upstream_error", "upstream_truncated", "upstream_auth"}
-)
 
 
 class LlmState:
@@ -30,15 +27,11 @@ class LlmState:
     def note_check(self, failure: Failure | None) -> None:
         """What a free call showed. It is asked while there is no traffic, so it says all that is known."""
         self._failed.clear()
-        self._add(has_failed=failure is not None and failure.error.code in _FAULTY)
+        self._add(has_failed=failure is not None and failure.is_of_route)
 
     def note(self, outcome: Outcome) -> None:
-        """One call's outcome. What the LLM refused as invalid shows that it can be reached."""
-        match outcome:
-            case Answered():
-                self._add(has_failed=False)
-            case Failure(error):
-                self._add(has_failed=error.code in _FAULTY)
+        """One call's outcome. What concerns that call alone shows that the LLM can be reached."""
+        self._add(has_failed=isinstance(outcome, Failure) and outcome.is_of_route)
 
     def _add(self, has_failed: bool) -> None:
         self._noted_s = time.monotonic()

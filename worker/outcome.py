@@ -45,8 +45,13 @@ class Failure(NamedTuple):
 
     @property
     def is_trouble(self) -> bool:
-        """Whether it speaks against the upstream as such."""
-        return self.error.code in _TROUBLE
+        """Whether it speaks against the upstream as such, and not only against this call."""
+        return self.error.code in _TROUBLE and self.how not in NO_VERDICT
+
+    @property
+    def is_of_route(self) -> bool:
+        """Whether all who use the route are concerned: trouble, its limits, our key. A refusal is of what one caller asked."""
+        return self.is_trouble or self.error.code == "upstream_rate_limited" or self.error.upstream_status == 401
 
     @property
     def opens_circuit(self) -> bool:
@@ -88,9 +93,14 @@ class How(Enum):
     """The first-token timer; pings are no content."""
     STALLED = "its content stopped"
     """The content-idle timer."""
+    IMPATIENT = "no content within the job's own limit"
+    """One of these timers, which the job itself had set shorter than the settings do."""
     CUT = "the connection was cut"
-    ENDED_EARLY = "it ended without message_stop"
+    ENDED_EARLY = "it ended before the answer was whole"
     GARBLED = "it sent what no answer contains"
+    """A habit of the server: no doubt about what it sent, but about what it means."""
+    FAULTY = "calling it failed"
+    """On our side, in an SDK or below it."""
     OUT_OF_TIME = "the job's time is over"
 
 
@@ -106,12 +116,12 @@ Evidence = Refusal | Breakage
 
 
 def classify(evidence: Evidence) -> Failure:
-    """What happened, as the job will tell it. Unknown types go by the status: 4xx is final, everything else is retried."""
+    """What happened, as the job will tell it. Unknown types go by the status: 3xx and 4xx are final, all else is retried."""
     match evidence:
         case Refusal(status, error_type, message, retry_after_s, code):
             kind = _BY_TYPE.get(code or "") or _BY_TYPE.get(error_type or "") or _BY_STATUS.get(status or 0)
             if kind is None:
-                kind = _REJECTED if status is not None and 400 <= status < 500 else _ERROR
+                kind = _REJECTED if status is not None and 300 <= status < 500 else _ERROR
             named = code or error_type
             said = f" ({_readable(named, 64)})" if named else ""
             detail = f": {_readable(message, 500).rstrip('.')}" if message else ""
@@ -208,9 +218,14 @@ _BY_BREAKAGE: Final[dict[How, _Kind]] = {
     How.UNANSWERED: _ERROR,
     How.SILENT: _ERROR,
     How.STALLED: _ERROR,
+    How.IMPATIENT: _ERROR,
     How.CUT: _TRUNCATED,
     How.ENDED_EARLY: _TRUNCATED,
     How.GARBLED: _TRUNCATED,
+    How.FAULTY: _ERROR,
 }
+
+NO_VERDICT: Final = frozenset((How.GARBLED, How.IMPATIENT, How.FAULTY, How.OUT_OF_TIME))
+"""What says nothing of the upstream's health: it may be as well as ever for everybody else."""
 
 _TROUBLE: Final = frozenset(kind.code for kind in (_OVERLOADED, _ERROR, _TRUNCATED))

@@ -8,7 +8,7 @@ import random
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -216,9 +216,11 @@ class _Run:
     async def _call(self, call: "_Call") -> Outcome:
         route, completion = call.permit.route, call.completion
         spec = self._claim.spec
+        settings = self._settings
+        most_s = settings.pinged_idle_timeout_s
         timers = _ContentTimers(
-            first_s=spec.first_token_timeout_s or self._settings.first_token_timeout_s,
-            idle_s=spec.content_idle_timeout_s or self._settings.content_idle_timeout_s,
+            first=_Bounds.of(spec.first_token_timeout_s, settings.first_token_timeout_s, most_s),
+            idle=_Bounds.of(spec.content_idle_timeout_s, settings.content_idle_timeout_s, most_s),
             loop=self._loop,
         )
         first_content_s: float | None = None
@@ -239,10 +241,12 @@ class _Run:
                         for event in events:
                             if event.name == "ping" or event.name in OUR_NAMES:
                                 continue
-                            text = completion.add(event.name, event.data)
+                            text = completion.add(event.name, event.data, event.text)
                             self._log.add(event.name, event.data, text)
                             told = True
-                        if told and completion.has_content:
+                        if not told or not completion.has_content:
+                            timers.on_life(idle)
+                        else:
                             timers.on_content(idle)
                             if first_content_s is None:
                                 first_content_s = self._loop.time() - self._claimed_s
@@ -415,34 +419,67 @@ class _Call:
         if isinstance(outcome, Answered) and outcome.usage and outcome.usage != Usage():
             return Spent(outcome.usage, is_estimated=False)
         was_refused = isinstance(outcome, Failure) and (
-            outcome.error.upstream_status is not None or outcome.how is How.UNREACHABLE
+            outcome.error.upstream_status is not None or outcome.how in (How.UNREACHABLE, How.FAULTY)
         )
         if was_refused and not self.completion.has_content:
             return Spent(Usage(), is_estimated=False)
         return Spent(estimated(self.completion, self.permit.input_estimate), is_estimated=True)
 
 
-class _ContentTimers:
-    """First token, then content idle. Pings do not count: they reset the SDK's own read timeout (measured)."""
+class _Bounds(NamedTuple):
+    """How long the next content may be away, in seconds."""
 
-    def __init__(self, *, first_s: float, idle_s: float, loop: asyncio.AbstractEventLoop) -> None:
-        self._first_s = first_s
-        self._idle_s = idle_s
-        self._slack_s = min(1.0, self._idle_s / 10)
+    silence_s: float
+    """Without a sign of life."""
+    most_s: float
+    """With them."""
+    is_impatient: bool
+    """Whether the job itself asked for less time than the settings give to all: then it says nothing of the route."""
+
+    @classmethod
+    def of(cls, own_s: float | None, silence_s: float, most_s: float) -> "_Bounds":
+        """A limit of the job's own holds whatever pings come: it is when its caller wants to go on without."""
+        if own_s is not None:
+            return cls(own_s, own_s, is_impatient=own_s < silence_s)
+        return cls(silence_s, max(silence_s, most_s), is_impatient=False)
+
+
+class _ContentTimers:
+    """First token, then content idle."""
+
+    def __init__(self, *, first: _Bounds, idle: _Bounds, loop: asyncio.AbstractEventLoop) -> None:
+        self._bounds = first
+        self._idle = idle
         self._loop = loop
+        self._content_s = loop.time()
+        """When the last content came, or the request began."""
         self._moved_s = 0.0
         self._has_content = False
 
     def start(self, scope: asyncio.Timeout) -> None:
-        scope.reschedule(self._loop.time() + self._first_s)
+        scope.reschedule(self._content_s + self._bounds.silence_s)
 
     def on_content(self, scope: asyncio.Timeout) -> None:
         """Moved at most once per slack, not per token; so it fires up to one slack late, never early."""
         now_s = self._loop.time()
+        self._content_s = now_s
         if not self._has_content or now_s - self._moved_s >= self._slack_s:
             self._has_content = True
+            self._bounds = self._idle
             self._moved_s = now_s
-            scope.reschedule(now_s + self._idle_s + self._slack_s)
+            scope.reschedule(now_s + self._bounds.silence_s + self._slack_s)
+
+    def on_life(self, scope: asyncio.Timeout) -> None:
+        """Something came that adds nothing to the answer."""
+        now_s = self._loop.time()
+        if now_s - self._moved_s >= self._slack_s:
+            self._moved_s = now_s
+            alive_s = now_s + self._bounds.silence_s
+            scope.reschedule(min(alive_s, self._content_s + self._bounds.most_s) + self._slack_s)
+
+    @property
+    def _slack_s(self) -> float:
+        return min(1.0, self._bounds.silence_s / 10)
 
     def pause(self, scope: asyncio.Timeout) -> None:
         """We do not read: that is not the upstream's silence."""
@@ -453,9 +490,12 @@ class _ContentTimers:
         self.on_content(scope)
 
     def failure(self) -> Failure:
-        if self._has_content:
-            return classify(Breakage(How.STALLED, f"no content for {self._idle_s:g} s"))
-        return classify(Breakage(How.SILENT, f"no content within {self._first_s:g} s of the request"))
+        silence_s, most_s, is_impatient = self._bounds
+        is_silence = self._loop.time() - self._content_s < most_s
+        waited = f"nothing came for {silence_s:g} s" if is_silence else f"no content came for {most_s:g} s"
+        if is_impatient:
+            return classify(Breakage(How.IMPATIENT, f"{waited}, the job's own limit"))
+        return classify(Breakage(How.STALLED if self._has_content else How.SILENT, waited))
 
 
 def _answered(completion: Completion, first_content_s: float | None) -> Outcome:

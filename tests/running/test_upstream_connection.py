@@ -1,25 +1,31 @@
 """The bytes between the provider and an upstream, for what the simulator cannot play."""
 
 import asyncio
+import gzip
+import resource
+import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.completion import Completion
 from shared.routes import Limits, ProviderName
 from shared.settings import load_settings
 from tests.running.crew import FAST
 from tests.running.providers import on_each_provider
+from tests.support.builders import an_answer
 from tests.support.wait import wait_until
 from worker.allowance import Allowance
-from worker.outcome import Failure, UpstreamError
+from worker.outcome import Failure, How, UpstreamError
 from worker.providers import open_providers
 from worker.providers.anthropic import _streaming
-from worker.providers.base import Provider, UpstreamEvent
+from worker.providers.base import PING, Provider, UpstreamEvent
 
 Answering = Callable[[asyncio.StreamWriter], Coroutine[None, None, None]]
 
@@ -261,8 +267,22 @@ async def test_a_redirect_is_not_followed(provider: ProviderName) -> None:
         an_upstream(whole("307 Temporary Redirect", b"", f"location: {elsewhere.url}")) as upstream,
     ):
         failure = await failure_from(upstream, provider)
-        assert (failure.error.code, failure.error.upstream_status) == ("upstream_error", 307)
+        assert (failure.error.code, failure.error.upstream_status) == ("upstream_rejected", 307)
+        assert not failure.is_retryable
+        assert f"redirects to {elsewhere.url}" in failure.error.message
+        assert "base URL" in failure.error.message
         assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize(
+    "location", ["https://user:secret@example.com/login?token=secret#secret", "/login?token=secret", "http://[", ""]
+)
+@on_each_provider
+async def test_where_a_redirect_leads_is_told_without_its_secrets(provider: ProviderName, location: str) -> None:
+    async with an_upstream(whole("302 Found", b"secret", f"location: {location}")) as upstream:
+        failure = await failure_from(upstream, provider)
+        assert "redirects to" in failure.error.message
+        assert "secret" not in failure.error.message
 
 
 @on_each_provider
@@ -337,3 +357,276 @@ async def test_what_cannot_be_said_makes_no_call() -> None:
                 pass
         assert raised.value.failure.error.code == "upstream_rejected"
         assert upstream.connections == 0
+
+
+# --- what the response turns out to be ---------------------------------------------------------------------------------
+
+HELLO = {
+    ProviderName.ANTHROPIC: b"".join(
+        b"event: %b\ndata: %b\n\n" % (name.encode(), data) for name, data in an_answer("Hello")
+    ),
+    ProviderName.OPENAI: b'data: {"choices":[{"index":0,"delta":{"content":"Hello"}}]}\n\n'
+    b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    b'data: {"choices":[],"usage":{"prompt_tokens":12,"completion_tokens":1}}\n\n',
+}
+"""An answer as it is streamed; of chat completions without ``[DONE]``."""
+HELLO_WHOLE = {
+    ProviderName.ANTHROPIC: {
+        "type": "message",
+        "id": "msg_1",
+        "content": [{"type": "text", "text": "Hello"}],
+        "stop_reason": "end_turn",
+        "usage": {"input_tokens": 12, "output_tokens": 1},
+    },
+    ProviderName.OPENAI: {
+        "id": "chatcmpl-1",
+        "choices": [{"index": 0, "message": {"content": "Hello"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 12, "completion_tokens": 1},
+    },
+}
+"""The same of a server that does not stream."""
+STREAMED: Final = "content-type: text/event-stream"
+AS_JSON: Final = "content-type: application/json; charset=utf-8"
+
+
+def pieces(*sent: bytes, head: str = STREAMED, every_s: float = 0.0, end: bytes = b"0\r\n\r\n") -> Answering:
+    """A chunked response. An ``end`` of nothing holds the connection open."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n{head}\r\n\r\n".encode())
+        for piece in sent:
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            await writer.drain()
+            await asyncio.sleep(every_s)
+        writer.write(end)
+        await writer.drain()
+        if not end:
+            await asyncio.get_running_loop().create_future()
+
+    return answer
+
+
+async def answer_of(answering: Answering, name: ProviderName) -> Completion:
+    """What one call adds up to; it is whole."""
+    completion = Completion()
+    async with an_upstream(answering) as upstream, a_provider(upstream, name) as provider:
+        for event in await ask(provider):
+            if event.name != "ping":
+                completion.add(event.name, event.data, event.text)
+        assert len(upstream.requests) == 1
+    assert completion.is_whole
+    assert msgspec.json.decode(completion.result())["text"] == "Hello"
+    assert (completion.usage.input_tokens, completion.usage.output_tokens) == (12, 1)
+    return completion
+
+
+async def message_from(answering: Answering, name: ProviderName) -> str:
+    """Of the failure."""
+    async with an_upstream(answering) as upstream:
+        return (await failure_from(upstream, name)).error.message
+
+
+def raw_deflate(data: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-15)
+    return compressor.compress(data) + compressor.flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("deflate", raw_deflate)]
+)
+@pytest.mark.parametrize("bite", [1, 1 << 20])
+@on_each_provider
+async def test_what_comes_compressed_though_it_was_not_asked_for_is_read(
+    provider: ProviderName, encoding: str, compress: Callable[[bytes], bytes], bite: int
+) -> None:
+    sent = compress(HELLO[provider])
+    cut = [sent[at : at + bite] for at in range(0, len(sent), bite)]
+    await answer_of(pieces(*cut, head=f"{STREAMED}\r\ncontent-encoding: {encoding}"), provider)
+
+
+@on_each_provider
+async def test_a_compressed_stream_is_read_while_it_comes(provider: ProviderName) -> None:
+    compressor = zlib.compressobj(wbits=31)
+    first = compressor.compress(HELLO[provider][:60]) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    head = f"{STREAMED}\r\ncontent-encoding: gzip"
+    async with (
+        an_upstream(pieces(first, head=head, end=b"")) as upstream,
+        a_provider(upstream, provider) as asked,
+        asked.stream(A_REQUEST, model=FAST, connect_timeout_s=5) as stream,
+        asyncio.timeout(5),
+    ):
+        assert await stream.read() == [PING]
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip", "deflate"])
+@on_each_provider
+async def test_what_cannot_be_decompressed_is_named(provider: ProviderName, encoding: str) -> None:
+    """brotli and zstd need packages that may not be there; the others are rubbish here."""
+    head = f"{STREAMED}\r\ncontent-encoding: {encoding}"
+    assert "content-encoding" in await message_from(pieces(b"\x8b\x02\x80rubbish" * 9, head=head), provider)
+
+
+@on_each_provider
+async def test_a_bomb_is_bounded(provider: ProviderName) -> None:
+    """A gigabyte in a megabyte: it is given up at the bound of an event."""
+    bomb = gzip.compress(b"data: " + b" " * (256 << 20), 1)
+    head = f"{STREAMED}\r\ncontent-encoding: gzip"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "32 MiB" in await message_from(pieces(bomb, head=head), provider)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 128 << 10  # KiB
+
+
+@on_each_provider
+async def test_a_compressed_refusal_is_read(provider: ProviderName) -> None:
+    body = gzip.compress(b'{"error":{"type":"invalid_request_error","message":"too long"}}')
+    async with an_upstream(whole("400 Bad Request", body, AS_JSON, "content-encoding: gzip")) as upstream:
+        assert "too long" in (await failure_from(upstream, provider)).error.message
+
+
+@pytest.mark.parametrize("bite", [1, 1 << 20])
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b" \n \n"])
+@on_each_provider
+async def test_an_answer_that_comes_whole_is_taken(provider: ProviderName, before: bytes, bite: int) -> None:
+    """Of a server that passes over ``stream``; some send spaces while they think."""
+    body = before + msgspec.json.encode(HELLO_WHOLE[provider])
+    cut = [body[at : at + bite] for at in range(0, len(body), bite)]
+    await answer_of(pieces(*cut, head=AS_JSON), provider)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "status", "words"),
+    [
+        ({"error": {"type": "invalid_request_error", "message": "too long"}}, "upstream_rejected", 200, "too long"),
+        ({"error": {"message": "slow down", "code": 429}}, "upstream_rate_limited", 429, "slow down"),
+        ({"error": {"type": "overloaded_error", "message": "busy"}}, "upstream_overloaded", 200, "busy"),
+        ({"type": "error", "error": {"type": "authentication_error", "message": "no"}}, "upstream_auth", 200, "no"),
+        ({"object": "error", "message": "too long", "code": 400}, "upstream_rejected", 400, "too long"),
+        ({"error": "out of memory"}, "upstream_error", 200, "out of memory"),
+        ({"detail": "not now"}, "upstream_error", 200, "not now"),
+        ({"message": "not now"}, "upstream_error", 200, "not now"),
+    ],
+)
+@on_each_provider
+async def test_an_error_with_status_200_is_one(
+    provider: ProviderName, body: object, code: str, status: int, words: str
+) -> None:
+    async with an_upstream(whole("200 OK", msgspec.json.encode(body), AS_JSON)) as upstream:
+        error = (await failure_from(upstream, provider)).error
+        assert (error.code, error.upstream_status) == (code, status)
+        assert words in error.message
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "words"),
+    [
+        (b"<!doctype html><title>Log in</title>", "text/html; charset=utf-8", "text/html, which is no event stream"),
+        (b"  \n<html>", "text/html", "check its base URL"),
+        (b"All is well.", "text/plain", "text/plain holds no event"),
+        (b'{"choices":', "application/json", "application/json is not JSON"),
+        (b"[1]", "application/json", "application/json is no answer"),
+        (b'{"content":"Hello"}', "application/json", "its"),
+        (b'{"choices":[{"message":{"content":"Hello"}}]}', "application/json", "its"),
+    ],
+)
+@on_each_provider
+async def test_what_is_no_answer_is_named_and_speaks_against_nobody(
+    provider: ProviderName, body: bytes, content_type: str, words: str
+) -> None:
+    async with an_upstream(whole("200 OK", body, f"content-type: {content_type}")) as upstream:
+        failure = await failure_from(upstream, provider)
+        assert (failure.how, failure.error.code) == (How.GARBLED, "upstream_truncated")
+        assert words in failure.error.message
+        assert "Hello" not in failure.error.message
+        assert not failure.opens_circuit
+
+
+@on_each_provider
+async def test_an_event_stream_is_one_whatever_it_is_called(provider: ProviderName) -> None:
+    await answer_of(pieces(HELLO[provider], head=AS_JSON), provider)
+
+
+NO_END = {
+    ProviderName.ANTHROPIC: HELLO[ProviderName.ANTHROPIC].partition(b"event: message_stop")[0],
+    ProviderName.OPENAI: HELLO[ProviderName.OPENAI],
+}
+
+
+@on_each_provider
+async def test_a_connection_that_is_held_open_after_the_answer_is_its_end(provider: ProviderName) -> None:
+    """With comments all the while, too. One to two seconds are time enough for the usage."""
+    loop = asyncio.get_running_loop()
+    for pings in (0, 100):
+        started_s = loop.time()
+        await answer_of(pieces(NO_END[provider], *[b": ping\n\n"] * pings, every_s=0.05, end=b""), provider)
+        assert 1 <= loop.time() - started_s < 4
+
+
+async def test_the_usage_may_come_after_the_reason() -> None:
+    *frames, last = HELLO[ProviderName.OPENAI].split(b"data: ")[1:]
+    sent = [*[b"data: " + frame for frame in frames], b"data: " + last]
+    await answer_of(pieces(*sent, every_s=0.3, end=b""), ProviderName.OPENAI)
+
+
+@on_each_provider
+async def test_a_cut_after_the_whole_answer_loses_nothing(provider: ProviderName) -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        await pieces(NO_END[provider], every_s=0.05, end=b"7")(writer)
+        writer.close()
+
+    await answer_of(answer, provider)
+
+
+@on_each_provider
+async def test_bytes_that_make_no_event_are_a_sign_of_life(provider: ProviderName) -> None:
+    sent = [b": OPENROUTER PROCESSING\n\n", b"data:\n\n", HELLO[provider][:5], HELLO[provider][5:]]
+    async with (
+        an_upstream(pieces(*sent, every_s=0.05)) as upstream,
+        a_provider(upstream, provider) as asked,
+        asked.stream(A_REQUEST, model=FAST, connect_timeout_s=5) as stream,
+    ):
+        for _ in range(3):
+            assert await stream.read() == [PING]
+        assert [event.name for event in await stream.read()][:1] == ["message_start"]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "words"),
+    [
+        (b'{"detail":"no such model"}', "application/json", "no such model"),
+        (
+            b'{"detail":[{"loc":["body","messages",0],"msg":"Field required","type":"missing","input":"SECRET"}]}',
+            "application/json",
+            "body.messages.0: Field required",
+        ),
+        (b"no such model", "text/plain", "no such model"),
+        (b'{"error":"no such model"}', "application/json", "no such model"),
+        (b'{"message":"no such model"}', "application/json", "no such model"),
+        (b'{"error":{"message":{"detail":"no such model"}}}', "application/json", "no such model"),
+        (b"<html><head><title>403 Forbidden</title></head><body>x</body></html>", "text/html", "403 Forbidden"),
+        (b"<p>no <b>such</b>\nmodel</p><script>SECRET</script>", "text/html", "no such model"),
+        (b'{"message":"<html><body>no such model</body></html>"}', "application/json", "no such model"),
+    ],
+)
+@on_each_provider
+async def test_a_refusal_is_told_in_its_own_words(
+    provider: ProviderName, body: bytes, content_type: str, words: str
+) -> None:
+    """In whatever shape, without markup."""
+    for padding in (b"", b" " * 200_000):
+        async with an_upstream(whole("422 No", body + padding, f"content-type: {content_type}")) as upstream:
+            error = (await failure_from(upstream, provider)).error
+            assert (error.code, error.message) == ("upstream_rejected", f"The LLM refused the request: {words}.")
+
+
+@pytest.mark.parametrize("key", ["with\nnewline", "with\r\nboth", "not UTF-8 \udcff"])
+@on_each_provider
+async def test_a_key_that_no_header_can_hold_is_a_failure_of_the_call(provider: ProviderName, key: str) -> None:
+    """Whatever an SDK, or what lies below it, raises: never a bug that ends the run."""
+    async with an_upstream(begun("200 OK")) as upstream, a_provider(upstream, provider, key=key) as asked:
+        for call in (ask(asked), asked.models()):
+            with pytest.raises(UpstreamError) as raised:
+                await call
+            failure = raised.value.failure
+            assert (failure.error.code, failure.how) == ("upstream_error", How.FAULTY)
+            assert key not in failure.error.message
+            assert not failure.opens_circuit

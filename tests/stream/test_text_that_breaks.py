@@ -21,7 +21,7 @@ from tests.support.follower import ask, asking
 from tests.support.served import Served
 from tests.support.sse_frames import SseFrames
 from tests.support.story import assert_tells
-from worker.providers.event_stream import EventDecoder
+from worker.providers.event_stream import BlockDecoder, lines_of
 
 _TEXTS = [
     "\r",
@@ -63,7 +63,9 @@ def _by_the_command(stream: bytes) -> list[tuple[str, str]]:
 
 
 def _by_the_worker(stream: bytes) -> list[tuple[str, str]]:
-    return [(event.name, event.data.decode()) for event in EventDecoder().feed(stream)]
+    return [
+        (lines_of(block, b"event:")[0].decode(), lines_of(block)[0].decode()) for block in BlockDecoder().feed(stream)
+    ]
 
 
 def _by_the_sdk(stream: bytes) -> list[tuple[str, str]]:
@@ -105,16 +107,16 @@ def test_any_text_survives_four_parsers(texts: list[str], form: str) -> None:
 def test_any_cut_of_the_bytes_gives_the_same_frames(text: str, cuts: list[int]) -> None:
     """Frames arrive in pieces: cut inside a character, an id, a line end."""
     stream = _stream_of([text, "next"], "text")
-    parsers: list[SseFrames | EventReader | EventDecoder] = [SseFrames(), EventReader(), EventDecoder()]
+    parsers: list[SseFrames | EventReader] = [SseFrames(), EventReader()]
+    blocks = BlockDecoder()
     found: list[list[str]] = [[], [], []]
     place = 0
     while place < len(stream):
         for cut in cuts:
             piece, place = stream[place : place + cut], place + cut
             for number, parser in enumerate(parsers):
-                for event in parser.feed(piece):
-                    data = event.data
-                    found[number].append(_text_in(data if isinstance(data, str) else data.decode()))
+                found[number] += [_text_in(event.data) for event in parser.feed(piece)]
+            found[2] += [_text_in(lines_of(block)[0].decode()) for block in blocks.feed(piece)]
     assert found == [[text, "next"]] * 3
 
 

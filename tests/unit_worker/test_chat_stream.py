@@ -48,7 +48,9 @@ def events_of(*pieces: bytes, model: str = "asked") -> list[UpstreamEvent]:
     events = [event for piece in pieces for event in decoder.feed(piece)] + decoder.end()
     assert decoder.end() == []
     for event in events:
-        assert event.name == msgspec.json.decode(event.data)["type"]
+        said = msgspec.json.decode(event.data)
+        assert event.name == said["type"]
+        assert event.text == ((said["index"], said["delta"]["text"]) if "text" in said.get("delta", ()) else None)
         _messages_event.validate_json(event.data)
     return events
 
@@ -61,7 +63,7 @@ def answer(*pieces: bytes) -> dict[str, Any]:
     """What the events add up to."""
     completion = Completion()
     for event in events_of(*pieces):
-        completion.add(event.name, event.data)
+        completion.add(event.name, event.data, event.text)
     assert completion.is_whole
     message: dict[str, Any] = msgspec.json.decode(completion.result())["message"]
     return message
@@ -368,31 +370,212 @@ def test_an_error_in_a_field_of_its_own_is_one_too() -> None:
     assert raised.value.failure.error.code == "upstream_overloaded"
 
 
+SAYS_NOTHING = {
+    "an empty frame": b"data:\n\n",
+    "an empty frame with a space": b"data: \n\n",
+    "null": b"data: null\n\n",
+    "choices null": frame({"choices": None}),
+    "choices an object": frame({"choices": {}}),
+    "a choice null": frame({"choices": [None]}),
+    "an empty error": chunk({}, error=""),
+    "an error of no member": chunk({}, error={}),
+    "an error that is false": chunk({}, error=False),
+    "a model of a number": chunk({}, model=7),
+    "an id of a list": chunk({}, id=["a"]),
+    "a usage of a text": chunk({}, usage="many"),
+    "counts of nothing": chunk({}, usage={"prompt_tokens": "many", "completion_tokens": [1]}),
+    "an index of a text": frame({"choices": [{"index": "first", "delta": {}}]}),
+    "empty in every type": chunk(
+        {"content": [], "reasoning": {}, "reasoning_content": "", "refusal": [], "tool_calls": {}, "function_call": ""}
+    ),
+    "a reason that is false": frame({"choices": [{"delta": {}, "finish_reason": False}]}),
+    "a tool call null": chunk({"tool_calls": [None]}),
+    "an unread member": chunk({"audio": 7, "annotations": "x", "role": ["assistant"]}, logprobs=7),
+    "a part without text": chunk({"content": [{"type": "reference", "reference_ids": [1]}]}),
+}
+
+
+@pytest.mark.parametrize("piece", SAYS_NOTHING.values(), ids=SAYS_NOTHING)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_odd_member_that_nobody_needs_changes_nothing(piece: bytes, place: int) -> None:
+    pieces = [chunk({"content": "Hi"}), chunk({}, "stop", usage=usage(3, 2)), DONE]
+    message = answer(*pieces[:place], piece, *pieces[place:])
+    assert (message["content"], message["stop_reason"]) == (HI, "end_turn")
+    assert (message["usage"]["input_tokens"], message["usage"]["output_tokens"]) == (3, 2)
+
+
+def part(kind: str, said: object) -> dict[str, Any]:
+    return {"type": kind, ("thinking" if kind == "thinking" else "text"): said}
+
+
+CLEAR = {
+    "a message in the place of the delta": frame({"choices": [{"delta": None, "message": {"content": "Hi"}}]}),
+    "a message beside an empty delta": frame(
+        {"choices": [{"delta": {"role": "assistant", "content": ""}, "message": {"content": "Hi"}}]}
+    ),
+    "a text in the place of the delta": frame({"choices": [{"index": 0, "text": "Hi"}]}),
+    "messages piece by piece": frame({"choices": [{"message": {"content": "H"}}]})
+    + frame({"choices": [{"message": {"content": "i"}}]}),
+    "a message that repeats the deltas": chunk({"content": "Hi"})
+    + frame({"choices": [{"delta": None, "message": {"content": "Hi"}}]}),
+    "a list of texts": chunk({"content": ["H", {"type": "text", "text": "i"}]}),
+    "one part": chunk({"content": {"type": "output_text", "text": "Hi"}}),
+    "a part of tomorrow with a text": chunk({"content": [{"type": "of_tomorrow", "text": "Hi"}]}),
+    "an index that is a text": frame({"choices": [{"index": "0", "delta": {"content": "Hi"}}]}),
+    "an index that is a float": frame({"choices": [{"index": 0.0, "delta": {"content": "Hi"}}]}),
+    "beside odd members": chunk({"content": "Hi", "reasoning": [], "tool_calls": {}, "role": 7}, usage=7),
+    "an error event that is no error": chunk({"content": "Hi"}, error={}),
+}
+
+
+@pytest.mark.parametrize("pieces", CLEAR.values(), ids=CLEAR)
+@pytest.mark.parametrize("end", [chunk({}, "stop") + DONE, chunk(None, "stop"), chunk({}, "STOP")])
+def test_what_is_odd_and_clear_is_taken(pieces: bytes, end: bytes) -> None:
+    message = answer(pieces, end)
+    assert (message["content"], message["stop_reason"]) == (HI, "end_turn")
+
+
+def test_the_whole_answer_in_the_place_of_a_delta() -> None:
+    """Row 1 of the trials: it was a success without a word."""
+    line = {"choices": [{"index": 0, "delta": None, "message": {"content": "Hello"}, "finish_reason": "stop"}]}
+    assert answer(frame(line))["content"] == [text("Hello")]
+
+
+def test_thinking_and_text_in_parts() -> None:
+    """As Mistral's reasoning models send it."""
+    pieces = [
+        chunk({"content": [part("thinking", [part("text", "Hm")])]}),
+        chunk({"content": [part("thinking", "."), part("text", "Y")]}),
+        chunk({"content": "es"}, "stop"),
+    ]
+    assert content(*pieces) == [{"type": "thinking", "thinking": "Hm.", "signature": ""}, text("Yes")]
+
+
+def test_of_two_spellings_of_thinking_one_must_be_clear() -> None:
+    assert content(chunk({"reasoning": 7, "reasoning_content": "Hm"}), chunk({}, "stop"))[0]["thinking"] == "Hm"
+
+
+def test_counts_that_are_texts_or_floats() -> None:
+    said = {"prompt_tokens": "3", "completion_tokens": 2.0, "prompt_tokens_details": {"cached_tokens": "1"}}
+    message = answer(chunk({"content": "Hi"}), chunk({}, "stop", usage=said))
+    assert message["usage"] == {"input_tokens": 2, "cache_read_input_tokens": 1, "output_tokens": 2}
+
+
+PARALLEL = {
+    "all in one chunk": [
+        {"tool_calls": [c["tool_calls"][0] for c in (tool('{"x":1}', name="a"), tool('{"x":2}', name="a"))]}
+    ],
+    "without input, in one chunk": [{"tool_calls": [tool(name="a")["tool_calls"][0]] * 2}],
+    "one after the other": [tool('{"x":1}', name="a"), tool('{"x":2}', name="a")],
+    "with empty ids": [tool('{"x":1}', name="a", id=""), tool('{"x":2}', name="a", id="")],
+    "in pieces": [tool('{"x"', name="a"), tool(":1}"), tool("", name="a"), tool('{"x"'), tool(":2}")],
+    "with the name in each piece": [tool('{"x"', name="a"), tool(":1}", name="a"), tool('{"x":2}', name="a")],
+    "an id once": [tool('{"x":1}', name="a", id="1"), tool('{"x":2}', name="a")],
+    "input as objects": [
+        {"tool_calls": [{"index": 0, "function": {"name": "a", "arguments": {"x": number}}}]} for number in (1, 2)
+    ],
+}
+
+
+@pytest.mark.parametrize("index", [0, None, "0"])
+@pytest.mark.parametrize("deltas", PARALLEL.values(), ids=PARALLEL)
+def test_calls_of_one_tool_without_ids_or_indices_of_their_own(deltas: list[dict[str, Any]], index: object) -> None:
+    """A name after whole input begins a new call; and within a chunk each name does."""
+    pieces = [chunk({"tool_calls": [{**call, "index": index} for call in delta["tool_calls"]]}) for delta in deltas]
+    blocks = content(*pieces, chunk({}, "tool_calls"))
+    assert [block["input"] for block in blocks] in ([{"x": 1}, {"x": 2}], [{}, {}])
+    assert [block["name"] for block in blocks] == ["a", "a"]
+    assert len({block["id"] for block in blocks} - {""}) == 2
+
+
+def test_an_answer_in_one_piece_is_told_in_events() -> None:
+    """Of a server that does not stream though it was asked to."""
+    calls = [{"id": "1", "type": "function", "function": {"name": "a", "arguments": '{"x":1}'}}]
+    message = {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm", "tool_calls": calls, "refusal": None}
+    body = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "model": "that-answered",
+        "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls", "logprobs": None}],
+        "usage": usage(5, 3),
+    }
+    completion = Completion()
+    for event in ChatDecoder("asked").feed_whole(body):
+        _messages_event.validate_json(event.data)
+        completion.add(event.name, event.data, event.text)
+    whole = msgspec.json.decode(completion.result())["message"]
+    assert whole["content"] == [{"type": "thinking", "thinking": "Hm", "signature": ""}, text("Yes."), A]
+    assert (whole["stop_reason"], whole["model"], whole["id"]) == ("tool_use", "that-answered", "chatcmpl-1")
+    assert (whole["usage"]["input_tokens"], whole["usage"]["output_tokens"]) == (5, 3)
+
+
 @pytest.mark.parametrize(
-    "piece",
+    "body", [{"choices": []}, {"choices": [{"message": {"content": "Hi"}, "finish_reason": None}]}]
+)
+def test_an_answer_in_one_piece_must_say_why_it_ended(body: dict[str, Any]) -> None:
+    with pytest.raises(GarbledStream):
+        ChatDecoder("asked").feed_whole(body)
+
+
+@pytest.mark.parametrize(
+    ("piece", "message"),
     [
-        b"data: rubbish\n\n",
-        b"data: []\n\n",
-        b"data: 1\n\n",
-        b"data: null\n\n",
-        b'data: {"choices":{}}\n\n',
-        b'data: {"choices":[null]}\n\n',
-        b'data: {"choices":[{"delta":{"content":["parts"]}}]}\n\n',
-        b'data: {"choices":[{"delta":{"content":"\\ud83d"}}]}\n\n',
-        b'data: {"choices":[{"delta":{}}],"model":7}\n\n',
-        b"data: \xff\n\n",
-        b"data: " + b"[" * 100_000 + b"\n\n",
-        b'error: {"half\n\n',
-        chunk(tool("{}", id="1")) + chunk({}, "tool_calls") + DONE,
-        chunk(tool("{}", id="1", name="a")) + chunk({"content": "x"}) + chunk(tool("{}")),
-        b'data: {"choices":[{"delta":{"tool_calls":[{"function":{"name":"a","arguments":"\\ud83d"}}]}}]}\n\n',
-        b'data: {"choices":[{"delta":{"tool_calls":[{"function":{"name":"a","arguments":\xff}}]}}]}\n\n',
-        b'data: {"choices":null,"object":"error","x":"\\ud83d"}\n\n',
+        (b"data: rubbish\n\n", "a chunk is not JSON"),
+        (b"data: [1]\n\n", "a chunk is a list"),
+        (b"data: 1\n\n", "a chunk is a number"),
+        (b'data: {"choices":"text"}\n\n', "choices is a text"),
+        (frame({"choices": ["text"]}), "choices[] is a text"),
+        (frame({"choices": [{"delta": "Hi"}]}), "delta is a text"),
+        (chunk({"content": 7}), "content is a number"),
+        (chunk({"content": [True]}), "content is a boolean"),
+        (chunk({"content": [{"type": "text", "text": 7}]}), "content[] is a number"),
+        (chunk({"reasoning": 7}), "reasoning is a number"),
+        (chunk({"refusal": 7}), "refusal is a number"),
+        (frame({"choices": [{"delta": {}, "finish_reason": 7}]}), "finish_reason is a number"),
+        (chunk({"tool_calls": "a"}), "tool_calls[] is a text"),
+        (chunk({"tool_calls": [{"function": "a"}]}), "tool_calls.function is a text"),
+        (chunk({"tool_calls": [{"function": {"name": 7}}]}), "tool_calls.function.name is a number"),
+        (
+            chunk({"tool_calls": [{"function": {"name": "a", "arguments": 7}}]}),
+            "tool_calls.function.arguments is a number",
+        ),
+        (
+            chunk({"tool_calls": [{"function": {"name": "a", "arguments": [7]}}]}),
+            "tool_calls.function.arguments is a list",
+        ),
+        (b'data: {"choices":[{"delta":{"content":"\\ud83d"}}]}\n\n', "a chunk is not JSON"),
+        (b"data: \xff\n\n", "a chunk is not JSON"),
+        (b"data: " + b"[" * 100_000 + b"\n\n", "a chunk is not JSON"),
+        (chunk(tool("{}", id="1")) + chunk({}, "tool_calls") + DONE, "tool_calls.function.name is missing"),
+        (
+            chunk(tool("{}", id="1", name="a")) + chunk({"content": "x"}) + chunk(tool("{}")),
+            "a tool call goes on after its end",
+        ),
+        (
+            b'data: {"choices":[{"delta":{"tool_calls":[{"function":{"name":"a","arguments":"\\ud83d"}}]}}]}\n\n',
+            "a chunk is not JSON",
+        ),
+        (
+            b'data: {"choices":[{"delta":{"tool_calls":[{"function":{"name":"a","arguments":\xff}}]}}]}\n\n',
+            "a chunk is not JSON",
+        ),
+        (b'data: {"choices":null,"object":"error","x":"\\ud83d"}\n\n', "a chunk is not JSON"),
     ],
 )
-def test_rubbish_is_refused(piece: bytes) -> None:
-    with pytest.raises(GarbledStream):
+def test_what_makes_the_answer_doubtful_is_named(piece: bytes, message: str) -> None:
+    """The member and its type, and nothing of its content."""
+    with pytest.raises(GarbledStream) as raised:
         events_of(piece)
+    assert str(raised.value) == message
+
+
+def test_what_came_before_an_odd_chunk_is_told() -> None:
+    decoder = ChatDecoder("asked")
+    events = decoder.feed(chunk({"content": "Hi"}) + chunk({"content": 7}) + chunk({"content": "Ho"}))
+    assert [event.text for event in events if event.text] == [(0, "Hi")]
+    for _ in range(2):
+        with pytest.raises(GarbledStream):
+            decoder.feed(chunk({"content": "Ho"}))
 
 
 # --- whatever is said, however it is cut ------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.completion import GarbledStream
-from worker.providers.base import UpstreamEvent
-from worker.providers.event_stream import EventDecoder
+from worker.outcome import UpstreamError
+from worker.providers.messages_stream import MessagesDecoder
 
 FRAGMENTS = (
     b"\n",
@@ -46,9 +46,13 @@ line_ends = st.sampled_from([b"\n", b"\r", b"\r\n"])
 cuts = st.lists(st.integers(0, 400), max_size=12)
 
 
-def decoded(*pieces: bytes) -> list[UpstreamEvent]:
-    decoder = EventDecoder()
-    return [event for piece in pieces for event in decoder.feed(piece)]
+Event = tuple[str, bytes]
+
+
+def decoded(*pieces: bytes) -> list[Event]:
+    """Names that no dialect knows are passed on, so what is told here is how the bytes were read."""
+    decoder = MessagesDecoder("asked")
+    return [(event.name, event.data) for piece in pieces for event in decoder.feed(piece)]
 
 
 def cut_at(stream: bytes, places: list[int]) -> list[bytes]:
@@ -57,11 +61,17 @@ def cut_at(stream: bytes, places: list[int]) -> list[bytes]:
     return [stream[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def outcome_of(*pieces: bytes) -> list[UpstreamEvent] | str:
+def outcome_of(*pieces: bytes) -> tuple[list[Event], str]:
+    """What was told, and how it failed."""
+    decoder = MessagesDecoder("asked")
+    events: list[Event] = []
     try:
-        return decoded(*pieces)
-    except GarbledStream:
-        return "garbled"
+        for piece in pieces:
+            events += [(event.name, event.data) for event in decoder.feed(piece)]
+        events += [(event.name, event.data) for event in decoder.end()]
+    except (GarbledStream, UpstreamError) as error:
+        return events, str(error)
+    return events, ""
 
 
 def framed(payload: dict[str, object], line_end: bytes, *, name: bytes | None, pretty: bool, noise: bool) -> bytes:
@@ -103,9 +113,9 @@ def test_every_event_arrives_once_in_order_and_on_one_line(
 
     events = decoded(*cut_at(stream, places))
 
-    assert [event.name for event in events] == [(name or b"a_type").decode() for _, _, name, _, _ in sent]
-    assert [msgspec.json.decode(event.data) for event in events] == [payload for payload, *_ in sent]
-    assert all(b"\n" not in event.data for event in events)
+    assert [name for name, _ in events] == [(name or b"a_type").decode() for _, _, name, _, _ in sent]
+    assert [msgspec.json.decode(data) for _, data in events] == [payload for payload, *_ in sent]
+    assert all(b"\n" not in data for _, data in events)
 
 
 def test_what_comes_with_a_byte_order_mark_is_understood() -> None:
@@ -118,37 +128,69 @@ def test_an_event_that_nobody_ended_is_not_given() -> None:
 
 @pytest.mark.parametrize(
     "block",
-    [b": only a comment", b"id: 7\nretry: 10", b"event: a_name", b"<html>", b'data: {"no":"type"}'],
-    ids=["comment", "fields of the reader", "no data", "no field", "no name and no type"],
-)
-def test_a_block_that_names_no_event_is_passed_over(block: bytes) -> None:
-    assert decoded(block + b"\n\n", b"event: next\ndata: 1\n\n") == [("next", b"1")]
-
-
-@pytest.mark.parametrize(
-    "block",
     [
-        b"data: no JSON",
-        b"event: a_name\ndata: {\ndata: no JSON",
-        b"event: \xff\ndata: {}",
+        b": only a comment",
+        b"id: 7\nretry: 10",
+        b"event: a_name",
+        b"event: a_name\ndata:",
+        b"<html>",
+        b'data: {"no":"type"}',
         b'data: {"type":7}',
-        b"data: " + b"[" * 100_000,
+        b"data:",
+        b"data: ",
+        b"data: \ndata: ",
+        b"data: [DONE]",
+        b"data:[DONE] ",
+        b"data: null",
+        b"event: a_name\ndata: no JSON",
+        b"event: a_name\ndata: {\ndata: no JSON",
+        b"event: a_name\ndata: [1]",
         b"event: a_name\ndata: " + b"[\ndata: " * 100_000,
+        b"event: \xff\ndata: {}",
         b'data: {"type":"two\\nlines"}',
         b"event: two words\ndata: {}",
         b"event: " + b"x" * 65 + b"\ndata: {}",
         b'data: {"type":"\\u0000"}',
     ],
-    ids=["text", "broken", "not UTF-8", "odd type", "deep", "deep lines", "line end", "space", "long", "NUL"],
 )
-def test_rubbish_is_refused(block: bytes) -> None:
-    """A name goes into the log, the channel and the SSE frame: no name can break their lines."""
-    with pytest.raises(GarbledStream):
+def test_a_block_that_names_no_event_is_passed_over(block: bytes) -> None:
+    """A name goes into the log, the channel and the SSE frame: none that could break their lines is passed on."""
+    assert decoded(block + b"\n\n", b"event: next\ndata: {}\n\n") == [("next", b"{}")]
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (b"data: no JSON", "an event is not JSON"),
+        (b"event: message_delta\ndata: {", "the data of message_delta is not JSON"),
+        (b"event: content_block_delta\ndata: [1]", "content_block_delta is a list"),
+        (b"data: [1]", "an event is a list"),
+        (b'data: "text"', "an event is a text"),
+        (b"data: 1", "an event is a number"),
+        (b"data: true", "an event is a boolean"),
+        (b"data: " + b"[" * 100_000, "an event is not JSON"),
+        (b"data: \xff", "an event is not JSON"),
+    ],
+)
+def test_what_may_have_been_a_part_of_the_answer_is_refused(block: bytes, message: str) -> None:
+    with pytest.raises(GarbledStream, match=f"^{message}$"):
         decoded(block + b"\n\n")
 
 
+def test_what_came_before_the_odd_one_is_given_however_it_is_cut() -> None:
+    """And then it fails, again and again."""
+    decoder = MessagesDecoder("asked")
+    (event,) = decoder.feed(b"event: good\ndata: {}\n\ndata: rubbish\n\nevent: late\ndata: {}\n\n")
+    assert event.name == "good"
+    for _ in range(2):
+        with pytest.raises(GarbledStream):
+            decoder.feed(b"event: late\ndata: {}\n\n")
+        with pytest.raises(GarbledStream):
+            decoder.end()
+
+
 def test_an_event_may_have_32_mib_and_no_more() -> None:
-    decoder = EventDecoder()
+    decoder = MessagesDecoder("asked")
     mebibyte = b"x" * (1 << 20)
     decoder.feed(b"data: ")
     for _ in range(31):
@@ -158,17 +200,17 @@ def test_an_event_may_have_32_mib_and_no_more() -> None:
 
 
 def test_the_bound_is_of_an_event_and_not_of_the_stream() -> None:
-    decoder = EventDecoder()
-    event = b"event: big\ndata: " + b"x" * (9 << 20) + b"\n\n"
+    decoder = MessagesDecoder("asked")
+    event = b'event: big\ndata: {"x":"' + b"x" * (9 << 20) + b'"}\n\n'
     for _ in range(5):
-        ((name, data),) = decoder.feed(event)
-        assert (name, len(data)) == ("big", 9 << 20)
+        ((name, data, _),) = decoder.feed(event)
+        assert (name, len(data)) == ("big", (9 << 20) + 8)
 
 
 @pytest.mark.parametrize("line", [b"x" * 1024, b"data: " + b"1" * 1017 + b"\n"], ids=["one line", "many lines"])
 def test_a_long_event_costs_time_in_proportion(line: bytes) -> None:
     """10 MB in pieces of 1 KB: joining all of them at each piece would copy 50 GB, and take most of a minute."""
-    decoder = EventDecoder()
+    decoder = MessagesDecoder("asked")
     started_s = time.process_time()
     decoder.feed(b"event: long\ndata: ")
     for _ in range(10_000):

@@ -26,6 +26,10 @@ def after(outcomes: Iterable[Outcome]) -> LlmState:
         ([ANSWERED], "reachable"),
         ([REJECTED], "reachable"),
         ([TIMED_OUT], "reachable"),
+        ([classify(Refusal(403, "permission_error"))], "reachable"),  # of what one caller asked for
+        ([classify(Breakage(How.GARBLED))], "reachable"),  # a habit, not health
+        ([classify(Breakage(How.IMPATIENT))], "reachable"),
+        ([classify(Breakage(How.FAULTY))], "reachable"),
         ([OVERLOADED], "unreachable"),
         ([classify(Breakage(How.UNREACHABLE))], "unreachable"),
         ([classify(Breakage(How.ENDED_EARLY))], "unreachable"),

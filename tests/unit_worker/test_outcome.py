@@ -36,7 +36,8 @@ BY_STATUS = [
     (422, "upstream_rejected", False),
     (429, "upstream_rate_limited", True),
     (499, "upstream_rejected", False),
-    (301, "upstream_error", True),
+    (301, "upstream_rejected", False),  # the base URL is wrong, and will be next time
+    (307, "upstream_rejected", False),
     (500, "upstream_error", True),
     (502, "upstream_error", True),
     (503, "upstream_error", True),
@@ -74,9 +75,11 @@ BREAKAGES = [
     (How.UNANSWERED, "upstream_error", True, True),
     (How.SILENT, "upstream_error", True, True),
     (How.STALLED, "upstream_error", True, True),
+    (How.IMPATIENT, "upstream_error", True, False),
     (How.CUT, "upstream_truncated", True, True),
     (How.ENDED_EARLY, "upstream_truncated", True, True),
-    (How.GARBLED, "upstream_truncated", True, True),
+    (How.GARBLED, "upstream_truncated", True, False),
+    (How.FAULTY, "upstream_error", True, False),
     (How.OUT_OF_TIME, "timeout", False, False),
 ]
 

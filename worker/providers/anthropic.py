@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Final
 
-import aiohttp
 import httpx2
 import msgspec
 
@@ -17,16 +16,14 @@ import anthropic
 from shared.completion import GarbledStream
 from shared.models import ModelInfo, distinct
 from shared.settings import Settings
-from worker.allowance import Allowance, anthropic_allowance
-from worker.outcome import Breakage, Failure, How, Refusal, UpstreamError, classify
-from worker.providers.base import UpstreamEvent, named
-from worker.providers.event_stream import EventDecoder
+from worker.allowance import anthropic_allowance
+from worker.outcome import Breakage, Failure, How, UpstreamError, classify
+from worker.providers.answer_stream import AnswerStream, failure_of_call
+from worker.providers.base import named
+from worker.providers.members import MISFITS
+from worker.providers.messages_stream import MessagesDecoder
 from worker.providers.model_list import MOST_BYTES, anthropic_page
-from worker.providers.transport import AiohttpTransport, BodyStream, DirectClient, connecting_within, how_unheard
-from worker.retry_after import retry_after_s
-
-SDK_ERRORS: Final = (anthropic.AnthropicError, httpx2.HTTPError, aiohttp.ClientError, OSError)
-"""What a call through the SDK can raise before its stream begins."""
+from worker.providers.transport import AiohttpTransport, BodyStream, DirectClient, connecting_within
 
 _MODELS_S: Final = 10.0
 _MOST_PAGES: Final = 5
@@ -57,7 +54,7 @@ class AnthropicProvider:
     @asynccontextmanager
     async def stream(
         self, request: bytes, *, model: str, beta: str = "", version: str = "", connect_timeout_s: float
-    ) -> AsyncIterator["AnthropicStream"]:
+    ) -> AsyncIterator[AnswerStream]:
         """See Provider."""
         try:
             response = await self._client.post(
@@ -66,10 +63,10 @@ class AnthropicProvider:
                 cast_to=httpx2.Response,
                 options={"headers": self._headers_of(beta, version), "timeout": connecting_within(connect_timeout_s)},
             )
-        except SDK_ERRORS as error:
-            raise UpstreamError(_classified(error)) from error
+        except Exception as error:
+            raise UpstreamError(_failure_of(error)) from error
         try:
-            yield AnthropicStream(response.extensions["body"], anthropic_allowance(response.headers))
+            yield AnswerStream(response, MessagesDecoder(model), anthropic_allowance(response.headers))
         finally:
             await response.aclose()
 
@@ -86,10 +83,10 @@ class AnthropicProvider:
             )
             body = await _read_whole(response, _MOST_COUNT_BYTES)
             return msgspec.json.decode(body, type=_Counted).input_tokens
-        except SDK_ERRORS as error:
-            raise UpstreamError(_classified(error)) from error
-        except (GarbledStream, msgspec.DecodeError, UnicodeError) as error:
+        except (GarbledStream, *MISFITS) as error:
             raise UpstreamError(classify(Breakage(How.GARBLED, "its answer is no count of tokens"))) from error
+        except Exception as error:
+            raise UpstreamError(_failure_of(error)) from error
 
     async def models(self) -> list[ModelInfo]:
         """See Provider."""
@@ -98,10 +95,10 @@ class AnthropicProvider:
                 return distinct([model async for model in self._all_models()])
         except TimeoutError as error:
             raise UpstreamError(classify(Breakage(How.UNANSWERED))) from error
-        except SDK_ERRORS as error:
-            raise UpstreamError(_classified(error)) from error
         except GarbledStream as error:
             raise UpstreamError(classify(Breakage(How.GARBLED, str(error)))) from error
+        except Exception as error:
+            raise UpstreamError(_failure_of(error)) from error
 
     async def _all_models(self) -> AsyncIterator[ModelInfo]:
         params = {"limit": "1000"}
@@ -128,38 +125,6 @@ class AnthropicProvider:
         await self._client.close()
 
 
-class AnthropicStream:
-    """See UpstreamStream."""
-
-    def __init__(self, body: BodyStream, allowance: Allowance | None) -> None:
-        self.allowance = allowance
-        self._body = body
-        self._decoder = EventDecoder()
-        self._error: UpstreamError | None = None
-
-    async def read(self) -> list[UpstreamEvent]:
-        """See UpstreamStream."""
-        if self._error is not None:
-            raise self._error
-        try:
-            while True:
-                piece = await self._body.read_some()
-                if not piece:
-                    return []
-                if events := self._decoder.feed(piece):
-                    for number, event in enumerate(events):
-                        if event.name == "error":
-                            self._error = UpstreamError(_in_stream(event.data))
-                            if number == 0:
-                                raise self._error
-                            return events[:number]  # what came before it was paid for, and may be shown
-                    return events
-        except GarbledStream as error:
-            raise UpstreamError(classify(Breakage(How.GARBLED, str(error)))) from error
-        except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
-            raise UpstreamError(classify(Breakage(How.CUT))) from error
-
-
 class _Counted(msgspec.Struct):
     input_tokens: Annotated[int, msgspec.Meta(ge=0)]
 
@@ -172,15 +137,6 @@ async def _read_whole(response: httpx2.Response, most_bytes: int) -> bytes:
         await response.aclose()
 
 
-class _ErrorBody(msgspec.Struct, frozen=True):
-    type: str = ""
-    message: str = ""
-
-
-class _ErrorEvent(msgspec.Struct):
-    error: _ErrorBody = _ErrorBody()
-
-
 def _streaming(request: bytes) -> bytes:
     """The request with ``"stream": true``: a JSON object always has a closing brace to put it before."""
     body = request.rstrip()
@@ -188,32 +144,9 @@ def _streaming(request: bytes) -> bytes:
     return head + (b'"stream":true}' if head.endswith(b"{") else b',"stream":true}')
 
 
-def _in_stream(data: bytes) -> Failure:
-    try:
-        body = msgspec.json.decode(data, type=_ErrorEvent).error
-    except msgspec.DecodeError:
-        return classify(Breakage(How.GARBLED, "an error event is not JSON"))
-    return classify(Refusal(None, body.type, body.message))
-
-
-def _classified(error: Exception) -> Failure:
-    """What the SDK raises before the stream begins."""
-    match error:
-        case anthropic.APIStatusError():
-            response = error.response
-            body = error.body
-            inner = body.get("error") if isinstance(body, dict) else None
-            error_type, message = (inner.get("type"), inner.get("message")) if isinstance(inner, dict) else (None, None)
-            failure = classify(
-                Refusal(
-                    error.status_code,
-                    error_type if isinstance(error_type, str) else None,
-                    message if isinstance(message, str) else "",
-                    retry_after_s(response.headers),
-                )
-            )
-            return failure._replace(allowance=anthropic_allowance(response.headers))
-        case anthropic.APITimeoutError():
-            return classify(Breakage(How.UNANSWERED))
-        case _:
-            return classify(Breakage(how_unheard(error)))
+def _failure_of(error: Exception) -> Failure:
+    """What a call raises before its stream begins."""
+    failure = failure_of_call(error)
+    if isinstance(error, anthropic.APIStatusError):
+        failure = failure._replace(allowance=anthropic_allowance(error.response.headers))
+    return failure

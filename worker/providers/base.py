@@ -1,7 +1,7 @@
 """The seam between a job and whatever LLM answers it: a request in, Messages events out, errors as ours."""
 
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -10,11 +10,16 @@ from worker.allowance import Allowance
 
 
 class UpstreamEvent(NamedTuple):
-    """One Messages event as the upstream sent it."""
+    """One Messages event as Anthropic's API would send it, whatever the upstream's habits: an SDK can add them up."""
 
     name: str
     data: bytes
     """One line of JSON."""
+    text: tuple[int, str] | None = None
+    """(block index, text) if it is a text delta. It was decoded anyway: whoever adds it up need not do so again."""
+
+
+PING: Final = UpstreamEvent("ping", b'{"type":"ping"}')
 
 
 class UpstreamStream(Protocol):
@@ -26,9 +31,10 @@ class UpstreamStream(Protocol):
         ...
 
     async def read(self) -> list[UpstreamEvent]:
-        """The next events, pings included; waits for them. Empty at the clean end of the stream.
+        """The next events; waits for them. Empty at the clean end of the stream.
 
-        Raises UpstreamError. Being cancelled is safe.
+        A ping among them is a sign of life: the upstream's own, or PING for bytes that made no event (comments, empty frames,
+        a part of one). What came before a failure is given first. Raises UpstreamError. Being cancelled is safe.
         """
         ...
 

@@ -12,58 +12,21 @@ import msgspec
 from shared.completion import GarbledStream
 from worker.outcome import Refusal, UpstreamError, classify
 from worker.providers.base import UpstreamEvent
-from worker.providers.chat_error import refusal_of
-from worker.providers.event_stream import BlockDecoder, lines_of
-
-
-class _Function(msgspec.Struct, gc=False):
-    name: str | None = None
-    arguments: msgspec.Raw = msgspec.Raw(b"null")
-    """A text of JSON, in pieces; some servers send the object itself."""
-
-
-class _ToolCall(msgspec.Struct, gc=False):
-    """A piece of one."""
-
-    index: int | None = None
-    id: str | None = None
-    function: _Function | None = None
-
-
-class _Delta(msgspec.Struct, gc=False):
-    content: str | None = None
-    reasoning_content: str | None = None
-    """As DeepSeek, llama.cpp and older vLLM call it."""
-    reasoning: str | None = None
-    """As Ollama, OpenRouter and vLLM call it. Some send both, with the same text."""
-    refusal: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-    function_call: _Function | None = None
-    """The one call of before there were tools."""
-
-
-class _Choice(msgspec.Struct, gc=False):
-    index: int | None = 0
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _InputDetails(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _InputDetails | None = None
-
-
-class _Chunk(msgspec.Struct, gc=False):
-    """No more than is needed: this is decoded for every token."""
-
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: Any = None
+from worker.providers.chat_chunk import (
+    Choice,
+    Chunk,
+    Delta,
+    MessageChoice,
+    ToolCall,
+    Usage,
+    arguments_of,
+    decode_chunk,
+    has_stand_in,
+    odd_chunk,
+)
+from worker.providers.event_stream import StreamDecoder, lines_of
+from worker.providers.members import MISFITS, Members, any_json, encode, is_empty
+from worker.providers.refusal import page_refusal, refusal_of
 
 
 class _Head(msgspec.Struct):
@@ -72,9 +35,6 @@ class _Head(msgspec.Struct):
     id: str | None = None
     model: str | None = None
 
-
-_decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
-_encode: Final = msgspec.json.Encoder().encode
 
 _STOP_REASONS: Final = {
     "stop": "end_turn",  # a stop sequence too: which of the two it was, no chunk says
@@ -90,65 +50,48 @@ _FAILED: Final = frozenset(("error", "abort", "insufficient_system_resource"))
 """What OpenRouter, SGLang, vLLM and DeepSeek call an answer that they gave up."""
 
 
-class ChatDecoder:
-    """Feed it pieces; it gives the Messages events that they complete. ``model`` is told where no chunk names one."""
+class ChatDecoder(StreamDecoder):
+    """See StreamDecoder. ``model`` is told where no chunk names one."""
 
     def __init__(self, model: str) -> None:
-        self._frames = BlockDecoder()
+        super().__init__()
         self._model = model
+        self._has_begun = False
         self._id = ""
-        self._events: list[UpstreamEvent] = []
-        self._blocks = 0
+        self._count = 0
+        """Blocks begun."""
         self._open = ""
         """The type of the open block."""
         self._delta_head = b""
         """Of the open block's deltas, up to their text."""
         self._tools = _Tools()
         self._has_refused = False
+        self._is_by_message = False
+        """Whether what was said was said in messages. Else a ``message`` only repeats the deltas before it."""
         self._finish_reason = ""
-        self._usage = _Usage()
-        self._has_started = False
-        self._is_over = False
+        self._usage = Usage()
 
-    def feed(self, piece: bytes) -> list[UpstreamEvent]:
-        """Events in order. Raises GarbledStream, and UpstreamError for an error inside the stream."""
-        for block in self._frames.feed(piece):
-            if block.startswith(b"data: ") and b"\n" not in block:
-                self._take(block[6:])  # as nearly every chunk comes
-            else:
-                self._take_odd(block)
-        return self._taken()
-
-    def end(self) -> list[UpstreamEvent]:
-        """What the clean end of the stream adds: nothing if ``[DONE]`` was there, or no ``finish_reason``."""
-        self._finish()
-        return self._taken()
-
-    def _taken(self) -> list[UpstreamEvent]:
-        events, self._events = self._events, []
-        return events
-
-    def _take_odd(self, block: bytes) -> None:
-        if error := lines_of(block, b"error:"):  # llama.cpp before 2025-08
-            self._take(b'{"error":%b}' % error[0])
-        elif lines := lines_of(block):
-            self._take(b"\n".join(lines))
-            if lines_of(block, b"event:")[-1:] == [b"error"]:  # a gateway's; its JSON may name no error
-                raise UpstreamError(classify(Refusal(None, "server_error")))
-
-    def _take(self, line: bytes) -> None:
-        if self._is_over:
+    def _take(self, block: bytes) -> None:
+        if block.startswith(b"data: ") and b"\n" not in block:
+            self._take_line(block[6:])  # as nearly every chunk comes
             return
+        if error := lines_of(block, b"error:"):  # llama.cpp before 2025-08
+            raise UpstreamError(classify(page_refusal(error[0])))
+        if lines := lines_of(block):
+            line = b"\n".join(lines)
+            if lines_of(block, b"event:")[-1:] == [b"error"]:  # a gateway's; its JSON may name no error
+                raise UpstreamError(classify(page_refusal(line)))
+            self._take_line(line)
+
+    def _take_line(self, line: bytes) -> None:
         try:
-            chunk = _decode_chunk(line)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            if line.strip() == b"[DONE]":
-                self._finish()
-                return
-            raise GarbledStream("a chunk does not fit") from error
-        if chunk.error is not None:
+            chunk = decode_chunk(line)
+        except MISFITS:
+            self._take_odd(line)
+            return
+        if chunk.error:
             raise UpstreamError(classify(refusal_of(chunk.error)))
-        if chunk.usage is not None:
+        if chunk.usage:
             self._usage = chunk.usage  # each is of the whole answer so far
         if not chunk.choices:
             self._look_for_error(chunk, line)
@@ -157,44 +100,77 @@ class ChatDecoder:
             if not choice.index:  # of several answers, the first
                 self._take_choice(choice, line)
 
-    def _look_for_error(self, chunk: _Chunk, line: bytes) -> None:
+    def _take_odd(self, line: bytes) -> None:
+        """A line that is no chunk as it should be."""
+        if line.strip() == b"[DONE]":
+            self._finish()
+            self.is_over = True
+            return
+        chunk = odd_chunk(line)
+        if chunk is None:
+            return
+        if not is_empty(chunk.error):
+            raise UpstreamError(classify(refusal_of(chunk.error)))
+        self._usage = chunk.usage or self._usage
+        for choice in chunk.choices or ():
+            if choice.index:
+                continue
+            if not self._has_begun:
+                self._start(line)
+            is_message = isinstance(choice, MessageChoice)
+            if choice.delta is not None and (not is_message or self._is_by_message or not self._count):
+                self._is_by_message = is_message
+                self._take_delta(choice.delta)
+            if choice.finish_reason:
+                self._take_finish_reason(choice.finish_reason)
+
+    def _take_whole(self, body: Members) -> None:
+        if is_empty(body.get("choices")):
+            raise GarbledStream("its JSON is no chat completion")
+        self._take_line(encode(body))
+
+    def _look_for_error(self, chunk: Chunk, line: bytes) -> None:
         """vLLM's older form of one: ``{"object": "error", "message": …}``."""
         if chunk.choices is None and b'"error"' in line:
-            try:
-                members = msgspec.json.decode(line, type=dict[str, Any])
-            except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-                raise GarbledStream("a chunk does not fit") from error
+            members = any_json(line, "a chunk")
             if members.get("object") == "error":
                 raise UpstreamError(classify(refusal_of(members)))
 
-    def _take_choice(self, choice: _Choice, line: bytes) -> None:
-        if not self._has_started:
+    def _take_choice(self, choice: Choice, line: bytes) -> None:
+        if not self._has_begun:
             self._start(line)
-        delta = choice.delta
-        if delta is not None:
-            if reasoning := delta.reasoning_content or delta.reasoning:
-                self._say("thinking", reasoning)
-            if delta.content:
-                self._say("text", delta.content)
-            if delta.refusal:
-                self._has_refused = True
-                self._say("text", delta.refusal)
-            if delta.tool_calls or delta.function_call:
-                self._take_tool_calls(delta)
+        if (choice.delta is None or not self._take_delta(choice.delta)) and has_stand_in(line):
+            self._take_odd(line)
         if choice.finish_reason:
             self._take_finish_reason(choice.finish_reason)
+
+    def _take_delta(self, delta: Delta) -> bool:
+        """Whether it says anything."""
+        if reasoning := delta.reasoning_content or delta.reasoning:
+            self._say("thinking", reasoning)
+        if content := delta.content:
+            self._say("text", content)
+        if refusal := delta.refusal:
+            self._has_refused = True
+            self._say("text", refusal)
+        if calls := delta.tool_calls or delta.function_call:
+            self._take_tool_calls(delta)
+        return bool(content or reasoning or calls or refusal)
 
     def _take_finish_reason(self, reason: str) -> None:
         if reason in _FAILED:
             raise UpstreamError(classify(Refusal(None, "server_error", f"finish_reason {reason}")))
         self._finish_reason = self._finish_reason or reason
+        self.is_answered = True
 
     def _start(self, line: bytes) -> None:
-        self._has_started = True
+        self._has_begun = True
         try:
             head = msgspec.json.decode(line, type=_Head)
-        except (msgspec.DecodeError, UnicodeError) as error:
-            raise GarbledStream("a chunk does not fit") from error
+        except MISFITS:
+            members = any_json(line, "a chunk")
+            names = {name: value for name in ("id", "model") if isinstance(value := members.get(name), str)}
+            head = _Head(**names)
         self._id = head.id or ""
         message: dict[str, Any] = {
             "id": self._id,
@@ -214,11 +190,12 @@ class ChatDecoder:
             head = {"text": '"text_delta","text":', "thinking": '"thinking_delta","thinking":'}[kind]
             empty = {"type": "text", "text": ""} if kind == "text" else _EMPTY_THINKING
             self._begin_block(kind, empty, head)
-        self._events.append(UpstreamEvent("content_block_delta", self._delta_head + _encode(text) + b"}}"))
+        said = (self._count - 1, text) if kind == "text" else None
+        self._events.append(UpstreamEvent("content_block_delta", self._delta_head + encode(text) + b"}}", said))
 
     def _begin_block(self, kind: str, empty: dict[str, Any], delta_head: str) -> None:
-        index = self._blocks
-        self._blocks += 1
+        index = self._count
+        self._count += 1
         self._open = kind
         self._delta_head = b'{"type":"content_block_delta","index":%d,"delta":{"type":%b' % (index, delta_head.encode())
         self._add("content_block_start", index=index, content_block=empty)
@@ -232,23 +209,25 @@ class ChatDecoder:
 
     def _stop_block(self) -> None:
         if self._open:
-            self._add("content_block_stop", index=self._blocks - 1)
+            self._add("content_block_stop", index=self._count - 1)
             self._open = ""
 
     def _add(self, name: str, **members: Any) -> None:
-        self._events.append(UpstreamEvent(name, _encode({"type": name, **members})))
+        self._events.append(UpstreamEvent(name, encode({"type": name, **members})))
 
     # --- tools ---
 
-    def _take_tool_calls(self, delta: _Delta) -> None:
+    def _take_tool_calls(self, delta: Delta) -> None:
         if delta.function_call:
-            self._take_tool_call(_ToolCall(0, None, delta.function_call))
+            self._take_tool_call(ToolCall(0, None, delta.function_call), [])
+        named: list[_Tool] = []
         for piece in delta.tool_calls or ():
-            self._take_tool_call(piece)
+            self._take_tool_call(piece, named)
 
-    def _take_tool_call(self, piece: _ToolCall) -> None:
-        tool = self._tools.of(piece)
-        if arguments := _arguments_of(piece):
+    def _take_tool_call(self, piece: ToolCall, named: list["_Tool"]) -> None:
+        """``named``: the calls that this very chunk has named already. It names none twice."""
+        tool = self._tools.of(piece, named)
+        if piece.function and (arguments := arguments_of(piece.function)):
             self._take_arguments(tool, arguments)
         while self._tools.may_go_on(is_open=self._open == "tool_use"):
             self._next_tool()
@@ -257,17 +236,17 @@ class ChatDecoder:
         if tool is self._tools.current and self._open == "tool_use":
             self._add_arguments(arguments)
         elif tool not in self._tools.waiting:
-            raise GarbledStream("a tool call goes on behind its end")
+            raise GarbledStream("a tool call goes on after its end")
         tool.arguments.append(arguments)
 
     def _next_tool(self) -> None:
         self._stop_block()
         tool = self._tools.next()
         if not tool.name:
-            raise GarbledStream("a tool call has no name")
+            raise GarbledStream("tool_calls.function.name is missing")
         block = {
             "type": "tool_use",
-            "id": tool.id or f"call_{self._blocks}_{self._id}",
+            "id": tool.id or f"call_{self._count}_{self._id}",
             "name": tool.name,
             "input": {},
         }
@@ -277,16 +256,14 @@ class ChatDecoder:
             self._add_arguments(arguments)
 
     def _add_arguments(self, arguments: str) -> None:
-        self._events.append(UpstreamEvent("content_block_delta", self._delta_head + _encode(arguments) + b"}}"))
+        self._events.append(UpstreamEvent("content_block_delta", self._delta_head + encode(arguments) + b"}}"))
 
     # --- the end ---
 
     def _finish(self) -> None:
-        if self._is_over:
-            return
-        self._is_over = True
         if not self._finish_reason:
             return
+        self.is_over = True
         while self._tools.waiting:
             self._next_tool()
         self._stop_block()
@@ -296,7 +273,7 @@ class ChatDecoder:
 
     def _stop_reason(self) -> str:
         """With ``tool_choice`` a function, OpenAI itself says ``stop`` behind a call; other servers always do."""
-        reason = _STOP_REASONS.get(self._finish_reason, self._finish_reason)
+        reason = _STOP_REASONS.get(self._finish_reason.lower(), self._finish_reason)
         if reason == "end_turn" and self._has_refused:
             return "refusal"
         return "tool_use" if reason == "end_turn" and self._tools.current else reason
@@ -332,16 +309,18 @@ class _Tools:
         self._by_index: dict[int, _Tool] = {}
         self._last: _Tool | None = None
 
-    def of(self, piece: _ToolCall) -> _Tool:
+    def of(self, piece: ToolCall, named: list[_Tool]) -> _Tool:
         """The call that a piece is of; a new one waits."""
         name = (piece.function and piece.function.name) or ""
         known = self._last if piece.index is None else self._by_index.get(piece.index)
-        if known is None or _is_another(known, piece, name):
+        if known is None or _is_another(known, piece, name) or (name and known in named):
             known = _Tool(piece.id or "", name)
             self.waiting.append(known)
         known.id = known.id or piece.id or ""
         known.name = known.name or name
         self._last = known
+        if name:
+            named.append(known)
         if piece.index is not None:
             self._by_index[piece.index] = known
         return known
@@ -358,23 +337,15 @@ class _Tools:
         return self.current
 
 
-def _is_another(known: _Tool, piece: _ToolCall, name: str) -> bool:
-    """A call is begun by its name. Some servers give each an index of 0, or none; some give each piece an id of its own."""
+def _is_another(known: _Tool, piece: ToolCall, name: str) -> bool:
+    """A call is begun by its name. Some servers give each an index of 0, or none; some give each piece an id of its own, others
+    none; some repeat the name with each piece: then the next call begins once the input of this one is whole.
+    """
     if not name or not known.name:
         return False
     if piece.id and known.id:
         return piece.id != known.id
-    return name != known.name or piece.index is None
-
-
-def _arguments_of(piece: _ToolCall) -> str:
-    raw = bytes(piece.function.arguments) if piece.function else b"null"
-    try:
-        if raw.startswith(b'"'):
-            return msgspec.json.decode(raw, type=str)
-        return "" if raw == b"null" else raw.decode()
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise GarbledStream("a tool's input does not fit") from error
+    return name != known.name or _is_whole(known.arguments)
 
 
 def _is_whole(pieces: list[str]) -> bool:
@@ -382,6 +353,6 @@ def _is_whole(pieces: list[str]) -> bool:
         return False  # else each piece would cost a look at all of them
     try:
         msgspec.json.decode("".join(pieces), type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError):
+    except MISFITS:
         return False
     return True

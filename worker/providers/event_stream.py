@@ -1,32 +1,84 @@
 """Server-sent events, decoded from bytes as they arrive (WHATWG HTML, section 9.2.6), however they are cut.
 
-Bounded: an event of more than 32 MiB is rubbish, and so is one whose name is no word: names go into the log, on the
-pub/sub channel and into SSE frames as they are. ``id`` and ``retry`` fields and comments are passed over.
+Bounded: an event of more than 32 MiB is rubbish. What the events mean is the matter of each dialect's own StreamDecoder.
 """
 
-import re
-from functools import lru_cache
-
-import msgspec
+from abc import ABC, abstractmethod
+from typing import Final
 
 from shared.completion import GarbledStream
+from worker.outcome import UpstreamError
 from worker.providers.base import UpstreamEvent
+from worker.providers.members import Members
 
-_MOST_BYTES = 32 << 20
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+MOST_BYTES: Final = 32 << 20
+"""Of one event, and of an answer that comes in one piece."""
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
-class EventDecoder:
-    """Feed it pieces; it gives the events that they complete. Without a name, an event is called by its JSON's ``type``."""
+class StreamDecoder(ABC):
+    """Feed it the pieces of a response; it gives the Messages events that they complete, the same however they are cut."""
 
     def __init__(self) -> None:
+        self.is_over = False
+        """Whether the stream said that it has ended. What comes after is passed over."""
+        self.is_answered = False
+        """Whether the answer is whole but for the words that end the stream: nothing that is needed is missing."""
+        self.failure: GarbledStream | UpstreamError | None = None
+        """What the next call raises: the events before it were given first."""
+        self._events: list[UpstreamEvent] = []
         self._blocks = BlockDecoder()
 
     def feed(self, piece: bytes) -> list[UpstreamEvent]:
-        """Events in order. Raises GarbledStream."""
-        events = [_event_of(block) for block in self._blocks.feed(piece)]
-        return [event for event in events if event is not None]
+        """Events in order. Raises GarbledStream, and UpstreamError for an error inside the stream."""
+        if self.failure is not None:
+            raise self.failure
+        try:
+            for block in self._blocks.feed(piece):
+                if self.is_over:
+                    break
+                self._take(block)
+        except (GarbledStream, UpstreamError) as error:
+            self._fail(error)
+        events, self._events = self._events, []
+        return events
+
+    def feed_whole(self, body: Members) -> list[UpstreamEvent]:
+        """All events of an answer that came in one piece, though a stream was asked for. Raises GarbledStream, UpstreamError."""
+        self._take_whole(body)
+        events = self.end()
+        if not self.is_over:
+            raise GarbledStream("its answer does not say why it ended")
+        return events
+
+    def end(self) -> list[UpstreamEvent]:
+        """What the end of the response adds: the end of an answer that is whole without its own, else nothing."""
+        if self.failure is not None:
+            raise self.failure
+        try:
+            if not self.is_over:
+                self._finish()
+        except GarbledStream as error:
+            self._fail(error)
+        events, self._events = self._events, []
+        return events
+
+    def _fail(self, error: GarbledStream | UpstreamError) -> None:
+        self.failure = error
+        if not self._events:
+            raise error
+
+    @abstractmethod
+    def _take(self, block: bytes) -> None:
+        """Adds to the events what a block of lines says."""
+
+    @abstractmethod
+    def _take_whole(self, body: Members) -> None:
+        """Adds the events of a whole answer, but for its end. Raises GarbledStream if it is none."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Adds the end of the answer, if it is whole."""
 
 
 class BlockDecoder:
@@ -49,7 +101,7 @@ class BlockDecoder:
         self._ends_in_lf = piece.endswith(b"\n")
         self._pieces.append(piece)
         self._size += len(piece)
-        if self._size > _MOST_BYTES:
+        if self._size > MOST_BYTES:
             raise GarbledStream("an event is over 32 MiB")
         if not ends_event:
             return []
@@ -67,14 +119,6 @@ class BlockDecoder:
         return piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-def _event_of(block: bytes) -> UpstreamEvent | None:
-    name_line, mark, data = block.partition(b"\ndata: ")
-    name = name_line[7:].strip()
-    if mark and name and name_line.startswith(b"event: ") and b"\n" not in data and b"\n" not in name:
-        return UpstreamEvent(_word(name), data)  # as nearly every event comes
-    return _odd_event_of(block)
-
-
 def lines_of(block: bytes, field: bytes = b"data:") -> list[bytes]:
     """The values of a field in a block, in order."""
     return [
@@ -82,34 +126,3 @@ def lines_of(block: bytes, field: bytes = b"data:") -> list[bytes]:
         for line in block.removeprefix(_BYTE_ORDER_MARK).split(b"\n")
         if line.startswith(field)
     ]
-
-
-def _odd_event_of(block: bytes) -> UpstreamEvent | None:
-    lines = lines_of(block)
-    name = b"".join(lines_of(block, b"event:")[-1:]).strip()
-    if not lines:
-        return None
-    data = lines[0]
-    try:
-        if len(lines) > 1:
-            data = msgspec.json.format(b"\n".join(lines), indent=-1)
-        name = name or _type_of(data)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise GarbledStream("an event is not JSON") from error
-    return UpstreamEvent(_word(name), data) if name else None
-
-
-class _Typed(msgspec.Struct):
-    type: str = ""
-
-
-def _type_of(data: bytes) -> bytes:
-    return msgspec.json.decode(data, type=_Typed).type.encode()
-
-
-@lru_cache(maxsize=64)
-def _word(name: bytes) -> str:
-    word = name.decode(errors="replace")
-    if not _NAME.fullmatch(word):
-        raise GarbledStream("an event's name is no word")
-    return word

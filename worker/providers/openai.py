@@ -9,25 +9,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-import aiohttp
 import httpx2
 
 import openai
 from shared.completion import GarbledStream
 from shared.models import ModelInfo, distinct
 from shared.settings import Settings
-from worker.allowance import Allowance, openai_allowance
+from worker.allowance import openai_allowance
 from worker.outcome import Breakage, Failure, How, Refusal, UpstreamError, classify
-from worker.providers.base import UpstreamEvent
-from worker.providers.chat_error import refusal_of
+from worker.providers.answer_stream import AnswerStream, failure_of_call
 from worker.providers.chat_request import chat_request
 from worker.providers.chat_stream import ChatDecoder
 from worker.providers.model_list import MOST_BYTES, openai_models
-from worker.providers.transport import AiohttpTransport, BodyStream, DirectClient, connecting_within, how_unheard
-from worker.retry_after import retry_after_s
-
-SDK_ERRORS: Final = (openai.OpenAIError, httpx2.HTTPError, aiohttp.ClientError, OSError)
-"""What a call through the SDK can raise before its stream begins."""
+from worker.providers.transport import AiohttpTransport, BodyStream, DirectClient, connecting_within
 
 _MODELS_S: Final = 10.0
 
@@ -61,7 +55,7 @@ class OpenAIProvider:
     @asynccontextmanager
     async def stream(
         self, request: bytes, *, model: str, beta: str = "", version: str = "", connect_timeout_s: float
-    ) -> AsyncIterator["OpenAIStream"]:
+    ) -> AsyncIterator[AnswerStream]:
         """See Provider."""
         del beta, version  # they are Anthropic's
         body = chat_request(request, model=model, takes_max_completion_tokens=self._takes_max_completion_tokens)
@@ -72,10 +66,10 @@ class OpenAIProvider:
                 cast_to=httpx2.Response,
                 options={"headers": self._headers, "timeout": connecting_within(connect_timeout_s)},
             )
-        except SDK_ERRORS as error:
-            raise UpstreamError(_classified(error)) from error
+        except Exception as error:
+            raise UpstreamError(_failure_of(error)) from error
         try:
-            yield OpenAIStream(response.extensions["body"], openai_allowance(response.headers), model)
+            yield AnswerStream(response, ChatDecoder(model), openai_allowance(response.headers))
         finally:
             await response.aclose()
 
@@ -100,37 +94,14 @@ class OpenAIProvider:
                     await response.aclose()
         except TimeoutError as error:
             raise UpstreamError(classify(Breakage(How.UNANSWERED))) from error
-        except SDK_ERRORS as error:
-            raise UpstreamError(_classified(error)) from error
         except GarbledStream as error:
             raise UpstreamError(classify(Breakage(How.GARBLED, str(error)))) from error
+        except Exception as error:
+            raise UpstreamError(_failure_of(error)) from error
 
     async def close(self) -> None:
         """See Provider."""
         await self._client.close()
-
-
-class OpenAIStream:
-    """See UpstreamStream."""
-
-    def __init__(self, body: BodyStream, allowance: Allowance | None, model: str) -> None:
-        self.allowance = allowance
-        self._body = body
-        self._decoder = ChatDecoder(model)
-
-    async def read(self) -> list[UpstreamEvent]:
-        """See UpstreamStream."""
-        try:
-            while True:
-                piece = await self._body.read_some()
-                if not piece:
-                    return self._decoder.end()
-                if events := self._decoder.feed(piece):
-                    return events
-        except GarbledStream as error:
-            raise UpstreamError(classify(Breakage(How.GARBLED, str(error)))) from error
-        except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
-            raise UpstreamError(classify(Breakage(How.CUT))) from error
 
 
 _OPENAI_HOSTS: Final = (".openai.com", ".openai.azure.com")
@@ -141,14 +112,9 @@ def _is_openai(base_url: str) -> bool:
     return f".{httpx2.URL(base_url).host}".endswith(_OPENAI_HOSTS)
 
 
-def _classified(error: Exception) -> Failure:
-    """What the SDK raises before the stream begins."""
-    match error:
-        case openai.APIStatusError():
-            headers = error.response.headers
-            refusal = refusal_of(error.body, status=error.status_code, retry_after_s=retry_after_s(headers))
-            return classify(refusal)._replace(allowance=openai_allowance(headers))
-        case openai.APITimeoutError():
-            return classify(Breakage(How.UNANSWERED))
-        case _:
-            return classify(Breakage(how_unheard(error)))
+def _failure_of(error: Exception) -> Failure:
+    """What a call raises before its stream begins."""
+    failure = failure_of_call(error)
+    if isinstance(error, openai.APIStatusError):
+        failure = failure._replace(allowance=openai_allowance(error.response.headers))
+    return failure

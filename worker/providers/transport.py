@@ -9,11 +9,12 @@ import functools
 import io
 import urllib.request
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import httpx2
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import ContentEncodingError
 
 from shared.completion import GarbledStream
 from shared.loopback import is_loopback
@@ -34,14 +35,31 @@ def _aiohttp_timeout(connect_timeout_s: float | None) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(sock_connect=connect_timeout_s)
 
 
-def how_unheard(error: BaseException) -> How:
-    """Why there was no answer: no connection, or one that was closed when the request may have been heard."""
+NETWORK_ERRORS: Final = (aiohttp.ClientError, httpx2.HTTPError, OSError)
+"""What a connection raises when it breaks. Anything else is a fault on our side of it."""
+
+
+def how_unheard(error: BaseException) -> tuple[How, BaseException]:
+    """Why there was no answer, and its root: no connection, one that was closed when the request may have been heard, or us."""
+    how = How.FAULTY
+    while True:
+        if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+            return How.UNREACHABLE, error
+        if isinstance(error, NETWORK_ERRORS):
+            how = How.UNHEARD
+        if error.__cause__ is None:
+            return how, error
+        error = error.__cause__
+
+
+def undecodable(error: BaseException) -> str:
+    """Which content-encoding aiohttp could not decode, in its words; "" if it was something else."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-            return How.UNREACHABLE
-        cause = cause.__cause__
-    return How.UNHEARD
+        if isinstance(cause, ContentEncodingError):
+            return cause.message.partition(". ")[0]
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 def _body_of(content: bytes) -> bytes | io.BytesIO | None:
@@ -109,7 +127,7 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class AiohttpTransport(httpx2.AsyncBaseTransport):
-    """One connection pool. Does not follow redirects, decompress, or retry."""
+    """One connection pool. Decompresses what came compressed. Does not follow redirects, or retry."""
 
     def __init__(self, *, connections: int) -> None:
         self._connections = connections
@@ -121,7 +139,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=_Connector(limit=self._connections),
-                auto_decompress=False,
+                auto_decompress=True,  # bounded by read_bufsize; we ask for identity, but not all servers care
                 read_bufsize=_LIMIT_BYTES,
                 timeout=aiohttp.ClientTimeout(),
             )
@@ -136,8 +154,9 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
             timeout=_aiohttp_timeout(request.extensions["timeout"].get("connect")),
         )
         stream = BodyStream(response)
+        headers = [(name, value) for name, value in response.raw_headers if name.lower() != b"content-encoding"]
         return httpx2.Response(
-            response.status, headers=response.raw_headers, stream=stream, request=request, extensions={"body": stream}
+            response.status, headers=headers, stream=stream, request=request, extensions={"body": stream}
         )
 
     async def aclose(self) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from worker.outcome import classify
-from worker.providers.chat_error import refusal_of
+from worker.providers.refusal import refusal_of
 
 ROWS: list[tuple[int | None, Any, str, bool]] = [
     # status, error, code, worth another attempt

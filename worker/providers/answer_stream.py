@@ -1,0 +1,175 @@
+"""A response to a request for a streamed answer: what it turns out to be, its events, its failures.
+
+Servers that do not stream send the whole answer as JSON, and those that fail may do so with status 200; a proxy sends a page.
+So the body's first character says what it is, and the content type only what to call it.
+"""
+
+import asyncio
+from typing import Any, Final
+
+import httpx2
+import msgspec
+
+from shared.completion import GarbledStream
+from worker.allowance import Allowance
+from worker.outcome import Breakage, Failure, How, Refusal, UpstreamError, classify
+from worker.providers.base import PING, UpstreamEvent
+from worker.providers.event_stream import MOST_BYTES, StreamDecoder
+from worker.providers.members import MISFITS
+from worker.providers.refusal import is_refusal, page_refusal, refusal_of
+from worker.providers.transport import NETWORK_ERRORS, BodyStream, how_unheard, undecodable
+from worker.retry_after import retry_after_s
+
+_LAST_WORDS_S: Final = 1.5
+"""How long the end of the response is waited for after the answer's. What comes then, if anything, is its usage."""
+
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+class AnswerStream:
+    """See UpstreamStream."""
+
+    def __init__(self, response: httpx2.Response, decoder: StreamDecoder, allowance: Allowance | None) -> None:
+        self.allowance = allowance
+        self._body: BodyStream = response.extensions["body"]
+        self._type = response.headers.get("content-type", "").partition(";")[0].strip()[:100] or "no content type"
+        self._decoder = decoder
+        self._is_sniffed = False
+        self._head = b""
+        """What may be the beginning of a byte order mark."""
+        self._has_events = False
+        self._whole: list[bytes] | None = None
+        """The pieces of an answer that is no stream."""
+        self._size = 0
+        self._last_s: float | None = None
+        """When waiting for the end of the response is over."""
+
+    async def read(self) -> list[UpstreamEvent]:
+        """See UpstreamStream."""
+        decoder = self._decoder
+        try:
+            if decoder.failure is not None:
+                raise decoder.failure
+            while True:
+                piece = await (self._last_piece() if decoder.is_answered or decoder.is_over else self._body.read_some())
+                if not piece:
+                    return self._ended()
+                if not self._is_sniffed and not (piece := self._sniffed(piece)):
+                    return [PING]
+                if self._whole is not None:
+                    self._keep(piece)
+                    return [PING]
+                if events := decoder.feed(piece):
+                    self._has_events, self._last_s = True, None
+                    return events
+                if not decoder.is_over:
+                    return [PING]
+        except UpstreamError:
+            raise
+        except GarbledStream as error:
+            raise UpstreamError(classify(Breakage(How.GARBLED, str(error)))) from error
+        except Exception as error:
+            if decoder.is_answered or decoder.is_over:
+                return decoder.end()  # nothing is missing
+            raise UpstreamError(_broken(error)) from error
+
+    async def _last_piece(self) -> bytes:
+        """Some servers hold the connection open after their last word: that is the end too."""
+        if self._last_s is None:
+            self._last_s = asyncio.get_running_loop().time() + _LAST_WORDS_S
+        try:
+            async with asyncio.timeout_at(self._last_s):
+                return await self._body.read_some()
+        except TimeoutError:
+            return b""
+
+    def _sniffed(self, piece: bytes) -> bytes:
+        """Decides what the body is, once something of it can be seen: what there is by then, or nothing. No line of an event
+        stream begins like JSON or a page.
+        """
+        seen = self._head + piece
+        if seen.startswith(_BYTE_ORDER_MARK):
+            seen = seen[len(_BYTE_ORDER_MARK) :]
+        elif _BYTE_ORDER_MARK.startswith(seen):
+            self._head = seen
+            return b""
+        self._head = b""
+        seen = seen.lstrip()
+        if seen:
+            self._is_sniffed = True
+            if seen[0] in b"{[":
+                self._whole = []
+            elif seen[0] in b"<":
+                raise GarbledStream(f"it sent {self._type}, which is no event stream: check its base URL")
+        return seen
+
+    def _keep(self, piece: bytes) -> None:
+        assert self._whole is not None
+        self._whole.append(piece)
+        self._size += len(piece)
+        if self._size > MOST_BYTES:
+            raise GarbledStream(f"its {self._type} is over 32 MiB")
+
+    def _ended(self) -> list[UpstreamEvent]:
+        if self._whole:
+            body, self._whole, self._has_events = b"".join(self._whole), None, True
+            return self._decoder.feed_whole(self._answer_in(body))
+        events = self._decoder.end()
+        if not events and not self._has_events and self._is_sniffed and self._type != "text/event-stream":
+            raise GarbledStream(f"its {self._type} holds no event: check its base URL")
+        return events
+
+    def _answer_in(self, body: bytes) -> dict[str, Any]:
+        """The object of an answer that came in one piece. Raises GarbledStream, UpstreamError."""
+        try:
+            value = msgspec.json.decode(body)
+        except MISFITS as error:
+            raise GarbledStream(f"its {self._type} is not JSON") from error
+        if not isinstance(value, dict):
+            raise GarbledStream(f"its {self._type} is no answer")
+        if is_refusal(value) or not value.keys() & {"content", "choices"}:
+            raise UpstreamError(classify(refusal_of(value, status=200)))
+        return value
+
+
+def failure_of_call(error: Exception) -> Failure:
+    """Why a call has no answer: of either SDK what it raises, of the transport anything at all."""
+    response = getattr(error, "response", None)
+    if isinstance(response, httpx2.Response):
+        return classify(refusal_in(response))
+    if type(error).__name__ == "APITimeoutError":
+        return classify(Breakage(How.UNANSWERED))
+    if encoding := undecodable(error):
+        return classify(Breakage(How.GARBLED, encoding))
+    how, root = how_unheard(error)
+    return classify(Breakage(how, f"calling it raised {type(root).__name__}" if how is How.FAULTY else ""))
+
+
+def refusal_in(response: httpx2.Response) -> Refusal:
+    """What a response with a status that is no success says. The SDK has read its body."""
+    try:
+        body = response.content
+    except httpx2.StreamError:
+        body = b""
+    refusal = page_refusal(body, status=response.status_code, retry_after_s=retry_after_s(response.headers))
+    if response.is_redirect:
+        return refusal._replace(message=f"it redirects to {_place_of(response)}: check its base URL")
+    return refusal
+
+
+def _place_of(response: httpx2.Response) -> str:
+    """Where a redirect leads, without what may be secret in it."""
+    try:
+        url = response.request.url.join(response.headers.get("location", ""))
+        return str(url.copy_with(username=None, password=None, query=None, fragment=None))[:300]
+    except (httpx2.InvalidURL, ValueError):
+        return "no address"
+
+
+def _broken(error: Exception) -> Failure:
+    """Why an answer broke off."""
+    if encoding := undecodable(error):
+        return classify(Breakage(How.GARBLED, encoding))
+    if isinstance(error, NETWORK_ERRORS):
+        return classify(Breakage(How.CUT))
+    return classify(Breakage(How.FAULTY, f"reading its answer raised {type(error).__name__}"))

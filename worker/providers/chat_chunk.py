@@ -1,0 +1,226 @@
+"""A chunk of a chat stream, as far as it is needed. Pure.
+
+Nearly every chunk is decoded as what it should be; one that does not fit is read member by member, as docs/decisions/0012 says.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from shared.completion import GarbledStream
+from worker.providers.members import (
+    MISFITS,
+    Members,
+    any_json,
+    encode,
+    is_empty,
+    number_of,
+    object_in,
+    odd,
+    text_in,
+)
+
+
+class Function(msgspec.Struct, gc=False):
+    """What is called."""
+
+    name: str | None = None
+    arguments: msgspec.Raw = msgspec.Raw(b"null")
+    """A text of JSON, in pieces; some servers send the object itself."""
+
+
+class ToolCall(msgspec.Struct, gc=False):
+    """A piece of one."""
+
+    index: int | None = None
+    id: str | None = None
+    function: Function | None = None
+
+
+class Delta(msgspec.Struct, gc=False):
+    """What is added to the answer."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    """As DeepSeek, llama.cpp and older vLLM call it."""
+    reasoning: str | None = None
+    """As Ollama, OpenRouter and vLLM call it. Some send both, with the same text."""
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    function_call: Function | None = None
+    """The one call of before there were tools."""
+
+
+class Choice(msgspec.Struct, gc=False):
+    """A piece of one of several answers."""
+
+    index: int | None = 0
+    delta: Delta | None = None
+    finish_reason: str | None = None
+
+
+class MessageChoice(Choice, gc=False):
+    """One whose message, or text, stands where its delta should be."""
+
+
+class InputDetails(msgspec.Struct, gc=False):
+    """Of the input's tokens."""
+
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct, gc=False):
+    """Of the whole answer so far."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: InputDetails | None = None
+
+
+class Chunk(msgspec.Struct, gc=False):
+    """No more than is needed: this is decoded for every token."""
+
+    choices: list[Choice] | None = None
+    usage: Usage | None = None
+    error: Any = None
+
+
+decode_chunk: Final = msgspec.json.Decoder(Chunk).decode
+"""One that is as it should be. Raises MISFITS."""
+
+
+def has_stand_in(line: bytes) -> bool:
+    """Whether what a delta should say may stand elsewhere in its chunk."""
+    return b'"message"' in line or b'"text"' in line
+
+
+def odd_chunk(line: bytes) -> Chunk | None:
+    """One that is not; None if it says nothing. Raises GarbledStream if what is needed of it is not clear."""
+    value = any_json(line, "a chunk") if line.strip() else None
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise odd("a chunk", value)
+    choices = value.get("choices")
+    if is_empty(choices):
+        choices = None if choices is None else []
+    elif not isinstance(choices, list):
+        raise odd("choices", choices)
+    return Chunk(
+        None if choices is None else [part for choice in choices if not is_empty(choice) for part in _choices(choice)],
+        _usage(value.get("usage")),
+        value.get("error"),
+    )
+
+
+def arguments_of(function: Function) -> str:
+    """A piece of a call's input, as JSON. Raises GarbledStream."""
+    raw = bytes(function.arguments)
+    try:
+        if raw.startswith(b'"'):
+            return msgspec.json.decode(raw, type=str)
+        if raw.startswith(b"{"):
+            return raw.decode()
+    except MISFITS as error:
+        raise GarbledStream("tool_calls.function.arguments is not JSON") from error
+    if is_empty(value := any_json(raw, "tool_calls.function.arguments")):
+        return ""
+    raise odd("tool_calls.function.arguments", value)
+
+
+def _choices(choice: object) -> list[Choice]:
+    """As many as the order of its parts asks for."""
+    if not isinstance(choice, dict):
+        raise odd("choices[]", choice)
+    index = number_of(choice.get("index")) or 0
+    kind = Choice
+    deltas = _deltas(object_in(choice, "delta", "delta"))
+    if not deltas:  # a server that streams as if it did not, or completions of before there was chat
+        kind = MessageChoice
+        deltas = _deltas(object_in(choice, "message", "message")) or _deltas({"content": choice.get("text")})
+    reason = None if choice.get("finish_reason") is False else text_in(choice, "finish_reason", "finish_reason")
+    return [*[kind(index, delta) for delta in deltas], Choice(index, None, reason or None)]
+
+
+def _deltas(delta: Members) -> list[Delta]:
+    """What a delta says, part by part."""
+    reasoning = _reasoning(delta)
+    calls = Delta(tool_calls=_tool_calls(delta.get("tool_calls")), function_call=_function(delta, "function_call"))
+    return [
+        *([Delta(reasoning=reasoning)] if reasoning else []),
+        *_parts(delta.get("content"), "content", is_thinking=False),
+        *[Delta(refusal=part.content) for part in _parts(delta.get("refusal"), "refusal", is_thinking=False)],
+        *([calls] if calls.tool_calls or calls.function_call else []),
+    ]
+
+
+def _reasoning(delta: Members) -> str:
+    """Of two members that say the same, the first that can be read."""
+    failure: GarbledStream | None = None
+    for member in ("reasoning_content", "reasoning"):
+        try:
+            said = "".join(part.reasoning or "" for part in _parts(delta.get(member), member, is_thinking=True))
+        except GarbledStream as error:
+            failure = failure or error
+        else:
+            if said:
+                return said
+    if failure is not None:
+        raise failure
+    return ""
+
+
+def _parts(value: object, name: str, *, is_thinking: bool) -> list[Delta]:
+    """A text, or a list of parts of a text or of thinking, as Mistral sends it. A part without a text says nothing."""
+    if is_empty(value):
+        return []
+    match value:
+        case str():
+            return [Delta(reasoning=value) if is_thinking else Delta(content=value)]
+        case list():
+            return [delta for part in value for delta in _parts(part, name, is_thinking=is_thinking)]
+        case dict():
+            kind = value.get("type")
+            is_thinking = is_thinking or (isinstance(kind, str) and kind.startswith(("thinking", "reasoning")))
+            inner = [value.get(member) for member in ("thinking", "reasoning", "text", "content", "value")]
+            said = next((member for member in inner if not is_empty(member)), None)
+            return _parts(said, f"{name}[]", is_thinking=is_thinking)
+        case _:
+            raise odd(name, value)
+
+
+def _tool_calls(value: object) -> list[ToolCall] | None:
+    if is_empty(value):
+        return None
+    pieces = value if isinstance(value, list) else [value]
+    return [_tool_call(piece) for piece in pieces if not is_empty(piece)]
+
+
+def _tool_call(piece: object) -> ToolCall:
+    if not isinstance(piece, dict):
+        raise odd("tool_calls[]", piece)
+    tool_id = piece.get("id")
+    return ToolCall(
+        number_of(piece.get("index")),
+        tool_id if isinstance(tool_id, str) else str(tool_id) if type(tool_id) is int else None,
+        _function(piece, "function"),
+    )
+
+
+def _function(members: Members, member: str) -> Function | None:
+    function = object_in(members, member, f"tool_calls.{member}")
+    if not function:
+        return None
+    arguments = function.get("arguments")
+    name = text_in(function, "name", "tool_calls.function.name")
+    return Function(name, msgspec.Raw(b"null" if is_empty(arguments) else encode(arguments)))
+
+
+def _usage(value: object) -> Usage | None:
+    """Counts that are none are not there."""
+    if not isinstance(value, dict):
+        return None
+    prompt, completion = number_of(value.get("prompt_tokens")), number_of(value.get("completion_tokens"))
+    details = value.get("prompt_tokens_details")
+    cached = number_of(details.get("cached_tokens")) if isinstance(details, dict) else None
+    return None if prompt is completion is None else Usage(prompt, completion, InputDetails(cached))
