@@ -395,6 +395,12 @@ SAYS_NOTHING = {
 }
 
 
+SAYS_NOTHING |= {
+    f"logprobs {value!r}": b'data: {"choices":[{"delta":{},"logprobs":%b}]}\n\n' % value
+    for value in (b"NaN", b"-Infinity", b"1e999", b'"\\ud83d"', b'"\xff"', b'"a\tb"')
+}
+
+
 @pytest.mark.parametrize("piece", SAYS_NOTHING.values(), ids=SAYS_NOTHING)
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_an_odd_member_that_nobody_needs_changes_nothing(piece: bytes, place: int) -> None:
@@ -470,6 +476,13 @@ PARALLEL = {
     "with empty ids": [tool('{"x":1}', name="a", id=""), tool('{"x":2}', name="a", id="")],
     "in pieces": [tool('{"x"', name="a"), tool(":1}"), tool("", name="a"), tool('{"x"'), tool(":2}")],
     "with the name in each piece": [tool('{"x"', name="a"), tool(":1}", name="a"), tool('{"x":2}', name="a")],
+    "with the name in each piece, an empty last one too": [
+        tool('{"x"', name="a"),
+        tool(":1}", name="a"),
+        tool("", name="a"),
+        tool('{"x":2}', name="a"),
+        tool("", name="a"),
+    ],
     "an id once": [tool('{"x":1}', name="a", id="1"), tool('{"x":2}', name="a")],
     "input as objects": [
         {"tool_calls": [{"index": 0, "function": {"name": "a", "arguments": {"x": number}}}]} for number in (1, 2)
@@ -527,8 +540,10 @@ def test_an_answer_in_one_piece_must_say_why_it_ended(body: dict[str, Any]) -> N
         (frame({"choices": ["text"]}), "choices[] is a text"),
         (frame({"choices": [{"delta": "Hi"}]}), "delta is a text"),
         (chunk({"content": 7}), "content is a number"),
-        (chunk({"content": [True]}), "content is a boolean"),
+        (chunk({"content": [True]}), "content[] is a boolean"),
         (chunk({"content": [{"type": "text", "text": 7}]}), "content[] is a number"),
+        (chunk({"content": {"a": 1}}), "content is an object"),
+        (chunk({"content": [{"a": 1}]}), "content[] is an object"),
         (chunk({"reasoning": 7}), "reasoning is a number"),
         (chunk({"refusal": 7}), "refusal is a number"),
         (frame({"choices": [{"delta": {}, "finish_reason": 7}]}), "finish_reason is a number"),
@@ -543,7 +558,7 @@ def test_an_answer_in_one_piece_must_say_why_it_ended(body: dict[str, Any]) -> N
             chunk({"tool_calls": [{"function": {"name": "a", "arguments": [7]}}]}),
             "tool_calls.function.arguments is a list",
         ),
-        (b'data: {"choices":[{"delta":{"content":"\\ud83d"}}]}\n\n', "a chunk is not JSON"),
+        (b'data: {"choices":[{"delta":{"content":"\\ud83d"}}]}\n\n', "content is no Unicode text"),
         (b"data: \xff\n\n", "a chunk is not JSON"),
         (b"data: " + b"[" * 100_000 + b"\n\n", "a chunk is not JSON"),
         (chunk(tool("{}", id="1")) + chunk({}, "tool_calls") + DONE, "tool_calls.function.name is missing"),
@@ -553,13 +568,12 @@ def test_an_answer_in_one_piece_must_say_why_it_ended(body: dict[str, Any]) -> N
         ),
         (
             b'data: {"choices":[{"delta":{"tool_calls":[{"function":{"name":"a","arguments":"\\ud83d"}}]}}]}\n\n',
-            "a chunk is not JSON",
+            "tool_calls.function.arguments is no Unicode text",
         ),
         (
             b'data: {"choices":[{"delta":{"tool_calls":[{"function":{"name":"a","arguments":\xff}}]}}]}\n\n',
             "a chunk is not JSON",
         ),
-        (b'data: {"choices":null,"object":"error","x":"\\ud83d"}\n\n', "a chunk is not JSON"),
     ],
 )
 def test_what_makes_the_answer_doubtful_is_named(piece: bytes, message: str) -> None:

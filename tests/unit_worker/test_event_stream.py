@@ -155,7 +155,7 @@ def test_an_event_that_nobody_ended_is_not_given() -> None:
 )
 def test_a_block_that_names_no_event_is_passed_over(block: bytes) -> None:
     """A name goes into the log, the channel and the SSE frame: none that could break their lines is passed on."""
-    assert decoded(block + b"\n\n", b"event: next\ndata: {}\n\n") == [("next", b"{}")]
+    assert decoded(block + b"\n\n", b'data: {"type":"next"}\n\n') == [("next", b'{"type":"next"}')]
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,10 @@ def test_an_event_may_have_32_mib_and_no_more() -> None:
 
 def test_the_bound_is_of_an_event_and_not_of_the_stream() -> None:
     decoder = MessagesDecoder("asked")
-    event = b'event: big\ndata: {"x":"' + b"x" * (9 << 20) + b'"}\n\n'
+    event = b'event: big\ndata: {"type":"big","x":"' + b"x" * (9 << 20) + b'"}\n\n'
     for _ in range(5):
         ((name, data, _),) = decoder.feed(event)
-        assert (name, len(data)) == ("big", (9 << 20) + 8)
+        assert (name, len(data)) == ("big", (9 << 20) + 21)
 
 
 @pytest.mark.parametrize("line", [b"x" * 1024, b"data: " + b"1" * 1017 + b"\n"], ids=["one line", "many lines"])

@@ -186,6 +186,28 @@ def test_nothing_is_read_after_the_end(frame: bytes) -> None:
     assert told(framed(*ANSWER) + frame) == told(framed(*ANSWER))
 
 
+UNREADABLE = [b"NaN", b"-Infinity", b"1e999", b'"\\ud83d"', b'"\xff"', b'"a\tb"', b'{"x":[NaN]}']
+
+
+@pytest.mark.parametrize("value", UNREADABLE)
+def test_what_strict_json_has_not_does_not_matter_where_nobody_needs_it(value: bytes) -> None:
+    """Python's servers write log probabilities of -Infinity. What is passed on is JSON."""
+    stream = b"".join(
+        raw(name, b'{"logprobs":%b,%b' % (value, data[1:]))
+        for name, data in [*wired(ANSWER), *wired([("novelty", {})])]
+    )
+    assert message_of(stream)["content"] == [text("Hi")]
+    (novelty, *_) = told(b'event: novelty\ndata: {"x":%b}\n\n' % value)
+    assert msgspec.json.decode(novelty.data)["type"] == "novelty"
+
+
+@pytest.mark.parametrize("value", [b'"\\ud83d"', b'"\xff"', b"NaN"])
+def test_a_text_that_is_no_unicode_is_doubtful(value: bytes) -> None:
+    delta = b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":%b}}' % value
+    stream = framed(START, TEXT) + raw("content_block_delta", delta) + framed(STOP, END, MESSAGE_STOP)
+    assert refused(stream).startswith("content_block_delta.delta.text is ")
+
+
 @pytest.mark.parametrize("instead", [b"x: ", b"event: message\nx: ", b"event: data\nx: "])
 def test_the_type_says_what_an_event_is_whatever_it_is_named(instead: bytes) -> None:
     assert message_of(framed(*ANSWER).replace(b"event: ", instead))["content"] == [text("Hi")]
@@ -237,7 +259,15 @@ def test_a_beginning_after_content_is_another_answers() -> None:
 
 def test_blocks_in_the_beginning_are_told_as_blocks() -> None:
     said = {"message": {"content": [text("Oh. "), {"type": "text", "text": ""}]}}
-    assert content_of(("message_start", said), *ANSWER[1:]) == [text("Oh. "), text("Hi")]
+    rest = [block_start(1, text("")), block_delta(1, type="text_delta", text="Hi"), block_stop(1), END, MESSAGE_STOP]
+    assert content_of(("message_start", said), *rest) == [text("Oh. "), text("Hi")]
+    assert content_of(("message_start", {"message": {"content": [text("")]}}), *ANSWER[1:]) == [text("Hi")]
+
+
+def test_a_block_that_was_in_the_beginning_and_comes_again_is_doubtful() -> None:
+    """Its text may be the same, or go on."""
+    said = {"message": {"content": [text("Hi")]}}
+    assert refused(framed(("message_start", said), *ANSWER[1:])) == "block 0 began twice"
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,13 @@ import asyncio
 from typing import Any, Final
 
 import httpx2
-import msgspec
 
 from shared.completion import GarbledStream
 from worker.allowance import Allowance
 from worker.outcome import Breakage, Failure, How, Refusal, UpstreamError, classify
 from worker.providers.base import PING, UpstreamEvent
 from worker.providers.event_stream import MOST_BYTES, StreamDecoder
-from worker.providers.members import MISFITS
+from worker.providers.members import any_json
 from worker.providers.refusal import is_refusal, page_refusal, refusal_of
 from worker.providers.transport import NETWORK_ERRORS, BodyStream, how_unheard, undecodable
 from worker.retry_after import retry_after_s
@@ -121,15 +120,14 @@ class AnswerStream:
 
     def _answer_in(self, body: bytes) -> dict[str, Any]:
         """The object of an answer that came in one piece. Raises GarbledStream, UpstreamError."""
-        try:
-            value = msgspec.json.decode(body)
-        except MISFITS as error:
-            raise GarbledStream(f"its {self._type} is not JSON") from error
-        if not isinstance(value, dict):
-            raise GarbledStream(f"its {self._type} is no answer")
-        if is_refusal(value) or not value.keys() & {"content", "choices"}:
-            raise UpstreamError(classify(refusal_of(value, status=200)))
-        return value
+        value = any_json(body, f"its {self._type}")
+        if isinstance(value, dict):
+            if value.keys() & {"content", "choices"} and not is_refusal(value):
+                return value
+            refusal = refusal_of(value, status=200)
+            if refusal.message or is_refusal(value):
+                raise UpstreamError(classify(refusal))
+        raise GarbledStream(f"its {self._type} is no answer")
 
 
 def failure_of_call(error: Exception) -> Failure:
@@ -158,12 +156,16 @@ def refusal_in(response: httpx2.Response) -> Refusal:
 
 
 def _place_of(response: httpx2.Response) -> str:
-    """Where a redirect leads, without what may be secret in it."""
+    """Where a redirect leads: what is wrong with the base URL. Not the host, nor what may be secret in it: callers read this."""
+    asked = response.request.url
     try:
-        url = response.request.url.join(response.headers.get("location", ""))
-        return str(url.copy_with(username=None, password=None, query=None, fragment=None))[:300]
+        url = asked.join(response.headers.get("location", ""))
     except (httpx2.InvalidURL, ValueError):
-        return "no address"
+        return "nowhere"
+    place = url.path[:200]
+    if url.host != asked.host:
+        place += " on another host"
+    return place if url.scheme == asked.scheme else f"{place} by {url.scheme}"
 
 
 def _broken(error: Exception) -> Failure:

@@ -13,6 +13,7 @@ from worker.providers.members import (
     Members,
     any_json,
     encode,
+    exact_json,
     is_empty,
     number_of,
     object_in,
@@ -94,20 +95,17 @@ def has_stand_in(line: bytes) -> bool:
     return b'"message"' in line or b'"text"' in line
 
 
-def odd_chunk(line: bytes) -> Chunk | None:
-    """One that is not; None if it says nothing. Raises GarbledStream if what is needed of it is not clear."""
-    value = any_json(line, "a chunk") if line.strip() else None
-    if value is None:
-        return None
+def odd_chunk(value: object) -> Chunk:
+    """One that is not. Raises GarbledStream if what is needed of it is not clear."""
     if not isinstance(value, dict):
         raise odd("a chunk", value)
     choices = value.get("choices")
     if is_empty(choices):
-        choices = None if choices is None else []
+        choices = []
     elif not isinstance(choices, list):
         raise odd("choices", choices)
     return Chunk(
-        None if choices is None else [part for choice in choices if not is_empty(choice) for part in _choices(choice)],
+        [part for choice in choices if not is_empty(choice) for part in _choices(choice)],
         _usage(value.get("usage")),
         value.get("error"),
     )
@@ -178,13 +176,15 @@ def _parts(value: object, name: str, *, is_thinking: bool) -> list[Delta]:
         case str():
             return [Delta(reasoning=value) if is_thinking else Delta(content=value)]
         case list():
-            return [delta for part in value for delta in _parts(part, name, is_thinking=is_thinking)]
+            return [delta for part in value for delta in _parts(part, f"{name}[]", is_thinking=is_thinking)]
         case dict():
             kind = value.get("type")
             is_thinking = is_thinking or (isinstance(kind, str) and kind.startswith(("thinking", "reasoning")))
             inner = [value.get(member) for member in ("thinking", "reasoning", "text", "content", "value")]
             said = next((member for member in inner if not is_empty(member)), None)
-            return _parts(said, f"{name}[]", is_thinking=is_thinking)
+            if said is None and kind is None and value:
+                raise odd(name, value)
+            return _parts(said, name, is_thinking=is_thinking)
         case _:
             raise odd(name, value)
 
@@ -211,9 +211,13 @@ def _function(members: Members, member: str) -> Function | None:
     function = object_in(members, member, f"tool_calls.{member}")
     if not function:
         return None
-    arguments = function.get("arguments")
     name = text_in(function, "name", "tool_calls.function.name")
-    return Function(name, msgspec.Raw(b"null" if is_empty(arguments) else encode(arguments)))
+    arguments = function.get("arguments")
+    if isinstance(arguments, dict):
+        arguments = exact_json(arguments, "tool_calls.function.arguments")
+    elif not isinstance(arguments, str) and not is_empty(arguments):
+        raise odd("tool_calls.function.arguments", arguments)
+    return Function(name, msgspec.Raw(encode(arguments or "")))
 
 
 def _usage(value: object) -> Usage | None:

@@ -28,14 +28,6 @@ from worker.providers.event_stream import StreamDecoder, lines_of
 from worker.providers.members import MISFITS, Members, any_json, encode, is_empty
 from worker.providers.refusal import page_refusal, refusal_of
 
-
-class _Head(msgspec.Struct):
-    """What all chunks repeat, read from the first."""
-
-    id: str | None = None
-    model: str | None = None
-
-
 _STOP_REASONS: Final = {
     "stop": "end_turn",  # a stop sequence too: which of the two it was, no chunk says
     "eos": "end_turn",
@@ -106,9 +98,12 @@ class ChatDecoder(StreamDecoder):
             self._finish()
             self.is_over = True
             return
-        chunk = odd_chunk(line)
-        if chunk is None:
-            return
+        value = any_json(line, "a chunk") if line.strip() else None
+        if value is not None:
+            self._take_members(value)
+
+    def _take_members(self, value: object) -> None:
+        chunk = odd_chunk(value)
         if not is_empty(chunk.error):
             raise UpstreamError(classify(refusal_of(chunk.error)))
         self._usage = chunk.usage or self._usage
@@ -116,7 +111,7 @@ class ChatDecoder(StreamDecoder):
             if choice.index:
                 continue
             if not self._has_begun:
-                self._start(line)
+                self._start(value)
             is_message = isinstance(choice, MessageChoice)
             if choice.delta is not None and (not is_message or self._is_by_message or not self._count):
                 self._is_by_message = is_message
@@ -127,7 +122,7 @@ class ChatDecoder(StreamDecoder):
     def _take_whole(self, body: Members) -> None:
         if is_empty(body.get("choices")):
             raise GarbledStream("its JSON is no chat completion")
-        self._take_line(encode(body))
+        self._take_members(body)
 
     def _look_for_error(self, chunk: Chunk, line: bytes) -> None:
         """vLLM's older form of one: ``{"object": "error", "message": …}``."""
@@ -138,7 +133,7 @@ class ChatDecoder(StreamDecoder):
 
     def _take_choice(self, choice: Choice, line: bytes) -> None:
         if not self._has_begun:
-            self._start(line)
+            self._start(any_json(line, "a chunk"))
         if (choice.delta is None or not self._take_delta(choice.delta)) and has_stand_in(line):
             self._take_odd(line)
         if choice.finish_reason:
@@ -163,20 +158,16 @@ class ChatDecoder(StreamDecoder):
         self._finish_reason = self._finish_reason or reason
         self.is_answered = True
 
-    def _start(self, line: bytes) -> None:
+    def _start(self, chunk: Any) -> None:
+        """All chunks repeat who answers; it is read from the first."""
         self._has_begun = True
-        try:
-            head = msgspec.json.decode(line, type=_Head)
-        except MISFITS:
-            members = any_json(line, "a chunk")
-            names = {name: value for name in ("id", "model") if isinstance(value := members.get(name), str)}
-            head = _Head(**names)
-        self._id = head.id or ""
+        chunk_id, model = chunk.get("id"), chunk.get("model")
+        self._id = chunk_id if isinstance(chunk_id, str) else ""
         message: dict[str, Any] = {
             "id": self._id,
             "type": "message",
             "role": "assistant",
-            "model": head.model or self._model,
+            "model": model if model and isinstance(model, str) else self._model,
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
@@ -308,12 +299,14 @@ class _Tools:
         self.waiting: list[_Tool] = []
         self._by_index: dict[int, _Tool] = {}
         self._last: _Tool | None = None
+        self._repeats_names = False
+        """Whether the server says the name with each piece: then it begins a call only together with some input."""
 
     def of(self, piece: ToolCall, named: list[_Tool]) -> _Tool:
         """The call that a piece is of; a new one waits."""
         name = (piece.function and piece.function.name) or ""
         known = self._last if piece.index is None else self._by_index.get(piece.index)
-        if known is None or _is_another(known, piece, name) or (name and known in named):
+        if known is None or (name and known in named) or self._is_another(known, piece, name):
             known = _Tool(piece.id or "", name)
             self.waiting.append(known)
         known.id = known.id or piece.id or ""
@@ -325,6 +318,21 @@ class _Tools:
             self._by_index[piece.index] = known
         return known
 
+    def _is_another(self, known: _Tool, piece: ToolCall, name: str) -> bool:
+        """A call is begun by its name. Some servers give each an index of 0, or none; some give each piece an id of its own,
+        others none: then the next call begins once the input of this one is whole.
+        """
+        if not name or not known.name:
+            return False
+        if piece.id and known.id:
+            return piece.id != known.id
+        if name != known.name:
+            return True
+        if not _is_whole(known.arguments):
+            self._repeats_names = True
+            return False
+        return not self._repeats_names or bool(piece.function and arguments_of(piece.function))
+
     def may_go_on(self, *, is_open: bool) -> bool:
         """Whether the next one can be begun: it has a name, and what is open is whole."""
         if not self.waiting or not self.waiting[0].name:
@@ -335,17 +343,6 @@ class _Tools:
         """The one to begin."""
         self.current = self.waiting.pop(0)
         return self.current
-
-
-def _is_another(known: _Tool, piece: ToolCall, name: str) -> bool:
-    """A call is begun by its name. Some servers give each an index of 0, or none; some give each piece an id of its own, others
-    none; some repeat the name with each piece: then the next call begins once the input of this one is whole.
-    """
-    if not name or not known.name:
-        return False
-    if piece.id and known.id:
-        return piece.id != known.id
-    return name != known.name or _is_whole(known.arguments)
 
 
 def _is_whole(pieces: list[str]) -> bool:

@@ -3,6 +3,7 @@
 Empty values of every type are the same as an absent member: PHP writes an empty object as ``[]``, others write ``""``.
 """
 
+import json
 import math
 from typing import Any, Final
 
@@ -15,15 +16,71 @@ Members = dict[str, Any]
 MISFITS: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 """What decoding raises for bytes that are no JSON, or not of the type that was asked for."""
 
-encode: Final = msgspec.json.Encoder().encode
+
+class NoUnicode:
+    """In the place of a text that cannot be written: with half a surrogate pair, or bytes that are no UTF-8."""
+
+
+def _null(_: NoUnicode) -> None:
+    return None
+
+
+encode: Final = msgspec.json.Encoder(enc_hook=_null).encode
+"""Strict JSON, of anything that was read. What JSON has no word for becomes null, so what is needed must be looked at first."""
+_encode_exactly: Final = msgspec.json.Encoder().encode
 
 
 def any_json(data: bytes, name: str) -> Any:
     """Any value. Raises GarbledStream, naming ``name``."""
+    return value_and_json(data, name)[0]
+
+
+def value_and_json(data: bytes, name: str) -> tuple[Any, bytes]:
+    """Any value, and one line of strict JSON for it: ``data`` itself if it is. Raises GarbledStream, naming ``name``.
+
+    Python's servers write NaN and -Infinity, others half a surrogate pair, and mostly where nobody needs it.
+    """
     try:
-        return msgspec.json.decode(data)
-    except MISFITS as error:
+        value = msgspec.json.decode(data)
+        return value, data if b"\n" not in data else msgspec.json.format(data, indent=-1)
+    except MISFITS:
+        pass
+    try:
+        value = _readable(json.loads(data.decode(errors="surrogateescape"), strict=False))
+        return value, encode(value)
+    except (ValueError, RecursionError) as error:
         raise GarbledStream(f"{name} is not JSON") from error
+
+
+def _readable(value: Any) -> Any:
+    match value:
+        case str():
+            return value if _is_unicode(value) else NoUnicode()
+        case list():
+            return [_readable(inner) for inner in value]
+        case dict():
+            return {name: _readable(inner) for name, inner in value.items() if _is_unicode(name)}
+        case _:
+            return value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def exact_json(value: Members, name: str) -> str:
+    """JSON for an object of which nothing may change. Raises GarbledStream."""
+    try:
+        data = _encode_exactly(value)
+        if msgspec.json.decode(data) == value:
+            return data.decode()
+    except (*MISFITS, TypeError):
+        pass
+    raise GarbledStream(f"{name} is no exact JSON")
 
 
 def odd(name: str, value: object) -> GarbledStream:
@@ -44,6 +101,8 @@ def kind_of(value: object) -> str:
             return "a text"
         case list():
             return "a list"
+        case NoUnicode():
+            return "no Unicode text"
         case _:
             return "an object"
 

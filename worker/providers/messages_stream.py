@@ -20,11 +20,13 @@ from worker.providers.members import (
     Members,
     any_json,
     encode,
+    exact_json,
     is_empty,
     number_of,
     object_in,
     odd,
     text_in,
+    value_and_json,
     with_members,
 )
 from worker.providers.refusal import is_refusal, page_refusal, refusal_of
@@ -42,8 +44,10 @@ class _InputJsonDelta(msgspec.Struct, tag_field="type", tag="input_json_delta", 
     partial_json: str
 
 
-class _ContentBlockDelta(msgspec.Struct, gc=False):
-    """As nearly every event comes: no more than is needed is decoded. What does not fit is read member by member."""
+class _ContentBlockDelta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """As nearly every event comes. What does not fit is read member by member; so is what has others: they pass on, and only
+    what was decoded is known to be JSON.
+    """
 
     type: Literal["content_block_delta"]
     index: int
@@ -99,6 +103,8 @@ class MessagesDecoder(StreamDecoder):
         """By the upstream's index."""
         self._count = 0
         """Blocks begun."""
+        self._came_whole: set[int] = set()
+        """The indices of blocks that came inside the message's beginning."""
         self._texting = 0
         """The number of the block whose text came last."""
         self._stop_reason: str | None = None
@@ -148,7 +154,7 @@ class MessagesDecoder(StreamDecoder):
         if data.strip() in (b"", b"[DONE]"):
             return
         try:
-            event = any_json(data, f"the data of {name}" if name in self._readers else "an event")
+            event, data = value_and_json(data, f"the data of {name}" if name in self._readers else "an event")
         except GarbledStream:
             if name and name not in self._readers:
                 return
@@ -159,8 +165,6 @@ class MessagesDecoder(StreamDecoder):
             if name and name not in self._readers:
                 return
             raise odd(name or "an event", event)
-        if len(lines) > 1:
-            data = encode(event)
         said = event.get("type")
         if isinstance(said, str) and said in self._readers:
             name = said
@@ -169,12 +173,13 @@ class MessagesDecoder(StreamDecoder):
         elif not isinstance(said, str) and is_refusal(event):
             _refuse(event, data)  # a gateway's own
         else:
-            self._pass(name or said, data)
+            self._pass(name or said, event, data)
 
-    def _pass(self, name: object, data: bytes) -> None:
+    def _pass(self, name: object, event: Members, data: bytes) -> None:
         """An event that nobody knows yet. Its name goes into the log, on the channel and into SSE frames as it is."""
         if isinstance(name, str) and _WORD.fullmatch(name):
-            self._events.append(UpstreamEvent(name, data))
+            is_typed = isinstance(event.get("type"), str)  # the official SDK crashes without
+            self._tell(name, event if is_typed else {**event, "type": name}, event, data)
 
     def _tell(self, name: str, normal: Members, event: Members, data: bytes) -> None:
         """The bytes as they came, if nothing had to be changed."""
@@ -289,6 +294,7 @@ class MessagesDecoder(StreamDecoder):
                 continue  # an empty place for a block that is told of later
             self._content_block_start({"index": place, "content_block": block}, b"")
             self._content_block_stop({"index": place}, b"")
+            self._came_whole.add(place)
 
     def _content_block_start(self, event: Members, data: bytes) -> None:
         if not self._has_begun:
@@ -300,7 +306,7 @@ class MessagesDecoder(StreamDecoder):
         index = number_of(event.get("index"))
         if index is None:
             index = max(self._open, default=self._count - 1) + 1
-        if index in self._open:
+        if index in self._open or index in self._came_whole:
             raise GarbledStream(f"block {index} began twice")
         own = _Block(self._count, kind)
         normal, first = self._started(own, block)
@@ -400,7 +406,7 @@ class MessagesDecoder(StreamDecoder):
 
     def _stop(self, own: _Block, event: Members | None = None, data: bytes = b"") -> None:
         if own.initial and not own.has_grown:
-            self._grow(own, encode(own.initial).decode())
+            self._grow(own, exact_json(own.initial, "content_block.input"))
         event = {} if event is None else event
         self._tell("content_block_stop", with_members(event, type="content_block_stop", index=own.number), event, data)
 
@@ -423,7 +429,7 @@ def _piece_of(member: str, value: object) -> str:
     if isinstance(value, str):
         return value
     if member == _INPUT and isinstance(value, dict):
-        return encode(value).decode()
+        return exact_json(value, "content_block_delta.delta.partial_json")
     raise odd(f"content_block_delta.delta.{member}", value)
 
 

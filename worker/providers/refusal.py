@@ -7,10 +7,9 @@ FastAPI's list), a plain text, or a page of a proxy. What it says in words is to
 import re
 from typing import Any, Final
 
-import msgspec
-
+from shared.completion import GarbledStream
 from worker.outcome import Refusal
-from worker.providers.members import MISFITS, Members, is_empty, number_of
+from worker.providers.members import Members, any_json, is_empty, number_of
 
 _MOST_CHARS: Final = 2_000
 """Of a page that is looked through; what is told of it is cut further."""
@@ -21,8 +20,8 @@ _TITLE: Final = re.compile(r"<title[^>]*>([^<]+)", re.IGNORECASE)
 def page_refusal(body: bytes, *, status: int | None = None, retry_after_s: float | None = None) -> Refusal:
     """From the body of a response that refuses, or the data of an error event: whatever it is."""
     try:
-        page: object = msgspec.json.decode(body)
-    except MISFITS:
+        page: object = any_json(body, "a page")
+    except GarbledStream:
         page = body[: 4 * _MOST_CHARS].decode(errors="replace")
     return refusal_of(page, status=status, retry_after_s=retry_after_s)
 
@@ -38,6 +37,8 @@ def refusal_of(said: object, *, status: int | None = None, retry_after_s: float 
     Without a status of its own (inside a stream, or with 200), a ``code`` that is a number is one, as vLLM, llama.cpp and
     OpenRouter send it.
     """
+    if isinstance(said, list) and said and isinstance(said[0], dict):  # Google's
+        said = said[0]
     if not isinstance(said, dict):
         return Refusal(status, None, _words(said), retry_after_s)
     inner = said.get("error")
@@ -46,7 +47,9 @@ def refusal_of(said: object, *, status: int | None = None, retry_after_s: float 
     number = number_of(code)
     if status in (None, 200) and number is not None and 400 <= number < 600:
         status = number
-    message = _words(inner if isinstance(inner, str) else error.get("message") or error.get("detail"))
+    message = _words(
+        error.get("message") or error.get("detail") or inner
+    )  # of Spring's, ``error`` is only the status's name
     return Refusal(
         status, _type_of(error), message, retry_after_s, code if isinstance(code, str) and number is None else None
     )
