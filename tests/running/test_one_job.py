@@ -295,3 +295,30 @@ async def test_a_silent_upstream_is_left_at_the_idle_limit_and_not_before(crew: 
     job_id = await crew.submit("tokens=30 gap-ms=60")
     assert (await crew.ended(job_id)).state == "succeeded"
     assert len(crew.calls(job_id)) == 1
+
+
+@on_each_provider
+@pytest.mark.parametrize("script", ["pings=0,every-ms=50", "pings=3,every-ms=50"])
+async def test_an_upstream_that_pings_lives(crew: Crew, script: str) -> None:
+    """Five times as long as silence may be, and longer if the job had the time: it thinks, or writes a tool's long input."""
+    await crew.worker(content_idle_timeout_s=0.2, first_token_timeout_s=0.2)
+    job_id = await crew.submit(script, timeout_s=1, max_attempts=10)
+    job = await crew.ended(job_id)
+    assert job.error is not None
+    assert (job.error.code, job.attempts) == ("timeout", 1)
+
+
+@on_each_provider
+@pytest.mark.parametrize("timer", ["first_token_timeout_s", "content_idle_timeout_s"])
+async def test_a_limit_of_the_jobs_own_holds_whatever_pings_come(crew: Crew, timer: str) -> None:
+    """And its impatience speaks against nobody."""
+    hand = await crew.worker()
+    place = 0 if timer == "first_token_timeout_s" else 3
+    own: dict[str, Any] = {timer: 1}
+    job_ids = [await crew.submit(f"pings={place},every-ms=50", max_attempts=1, **own) for _ in range(12)]
+    for job in await crew.all_ended(job_ids):
+        assert job.error is not None
+        assert (job.error.code, job.attempts) == ("upstream_error", 1)
+        assert job.error.message == "The LLM failed: no content came for 1 s, the job's own limit."
+    assert hand.log.named("circuit_opened") == []
+    assert (await crew.ended(await crew.submit("tokens=3"))).state == "succeeded"

@@ -70,9 +70,13 @@ def test_a_system_prompt_is_the_first_message(system: object) -> None:
     assert said(system=system)["messages"] == [{"role": "system", "content": "Be brief."}, *MESSAGES]
 
 
-def test_one_text_is_a_text_and_several_stay_apart() -> None:
+def test_texts_are_one_text() -> None:
+    """Some servers know no lists; coding agents send several, to the system too."""
     assert messages(user(text("a")))[0]["content"] == "a"
-    assert messages(user(text("a"), text("b")))[0]["content"] == [text("a"), text("b")]
+    assert messages(user(text("a"), text("b")))[0]["content"] == "a\nb"
+    assert messages(user(text("a"), PNG, text("b")))[0]["content"] == [text("a"), PNG_PART, text("b")]
+    assert messages({"role": "system", "content": [text("a"), text("b")]})[0]["content"] == "a\nb"
+    assert said(system=[text("a"), text("b")])["messages"][0] == {"role": "system", "content": "a\nb"}
 
 
 def test_images_are_data_urls_or_urls() -> None:

@@ -3,6 +3,9 @@
 import pytest
 
 from shared.errors import JOB_ERROR_CODES
+from shared.job import Usage
+from shared.store.upstreams import Settlement, Verdict
+from worker.governor import _with_verdict
 from worker.outcome import TIMED_OUT, Breakage, How, Refusal, classify
 
 BY_TYPE = [
@@ -132,3 +135,13 @@ def test_the_message_says_what_the_upstream_said_and_no_more_than_is_readable() 
 
 def test_retry_after_is_kept_with_the_failure() -> None:
     assert classify(Refusal(429, retry_after_s=7.5)).retry_after_s == 7.5
+
+
+@pytest.mark.parametrize("how", [How.GARBLED, How.IMPATIENT, How.FAULTY])
+def test_what_is_no_matter_of_health_is_no_verdict_on_the_route(how: How) -> None:
+    """A server's habits, a caller's patience and our own faults: the route may serve all others as well as ever."""
+    end = Settlement("upstream_truncated", Usage(), is_estimated=False, cost_nano_usd=0)
+    failure = classify(Breakage(how))
+    assert not failure.opens_circuit
+    assert not failure.is_of_route
+    assert _with_verdict(end, failure, None, 60).verdict is Verdict.NONE

@@ -191,11 +191,12 @@ def _assistant_messages(blocks: list[_Block]) -> Iterator[_ChatMessage]:
 
 
 def _said(where: str, content: _Content) -> str | list[_Part]:
-    """A text as a text: some servers know no parts."""
+    """Texts as one text, in lines of their own: some servers know no parts."""
     if isinstance(content, str):
         return content
-    parts = [_part(where, block) for block in content]
-    return content[0].text if len(content) == 1 and content[0].type == "text" else parts
+    if all(block.type == "text" for block in content):
+        return "\n".join(block.text for block in content)
+    return [_part(where, block) for block in content]
 
 
 def _part(where: str, block: _Block) -> _Part:
