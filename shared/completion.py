@@ -166,7 +166,7 @@ class _Block:
     def __init__(self, start: dict[str, Any]) -> None:
         self.start = start
         self.text: list[str] = []
-        self._joined: dict[str, list[str]] = {}
+        self._thinking: list[str] = []
         self._partial_json: list[str] = []
         self._citations: list[Any] = []
         self._is_read = False
@@ -175,18 +175,18 @@ class _Block:
     def add(self, delta: _Delta) -> None:
         match delta.type:
             case "thinking_delta":
-                self._joined.setdefault("thinking", []).append(_needed(delta.thinking))
+                self._thinking.append(_needed(delta.thinking))
             case "input_json_delta":
                 self._partial_json.append(_needed(delta.partial_json))
                 self._is_read = False
             case "signature_delta":
-                self._joined.setdefault("signature", []).append(_needed(delta.signature))
+                self.start["signature"] = _needed(delta.signature)  # each is whole, as the official SDKs take it
             case "citations_delta":
                 self._citations.append(_needed(delta.citation))
 
     def parts(self) -> list[str]:
         """The text of every delta, of whatever kind."""
-        return [*self.text, *self._partial_json, *(part for parts in self._joined.values() for part in parts)]
+        return [*self.text, *self._partial_json, *self._thinking]
 
     def close(self) -> None:
         """Its stop came. Whether input that is not JSON is a failure, only the stop reason tells."""
@@ -213,8 +213,8 @@ class _Block:
         block = dict(self.start)
         if self.text:
             block["text"] = str(block.get("text") or "") + "".join(self.text)
-        for member, parts in self._joined.items():
-            block[member] = str(block.get(member) or "") + "".join(parts)
+        if self._thinking:
+            block["thinking"] = str(block.get("thinking") or "") + "".join(self._thinking)
         if self._citations:
             block["citations"] = [*(block.get("citations") or []), *self._citations]
         return block

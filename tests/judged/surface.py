@@ -16,15 +16,16 @@ class Surface:
     pings: frozenset[int] = frozenset()
     """Which chunks of a stream carry nothing, counted from 0."""
     epilogue: int = 0
-    """How many of the last chunks hold nothing of the answer: without them it is whole, if the stream ends cleanly."""
+    """How many of the last chunks hold nothing of the answer: without them it is whole, however the stream ends."""
 
 
 ANTHROPIC = Surface(
     "anthropic",
     lambda base_url: {"anthropic_base_url": base_url, "anthropic_api_key": "made-up"},
     pings=frozenset({2}),
+    epilogue=1,
 )
-"""message_start, content_block_start, ping, the pieces of text, and three ends."""
+"""message_start, content_block_start, ping, the pieces of text, and three ends, of which message_stop says nothing new."""
 
 OPENAI = Surface(
     "openai",

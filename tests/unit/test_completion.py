@@ -206,14 +206,14 @@ def test_a_tools_input_in_a_block_that_was_not_closed_is_not_lost() -> None:
 
 
 def test_thinking_keeps_its_signature() -> None:
-    """Without it the block cannot be sent back to the model."""
+    """Without it the block cannot be sent back to the model. Of several the last one is it, as for the official SDKs."""
     thinking, redacted = _blocks(
         _with_blocks(
             block_start(0, {"type": "thinking", "thinking": "", "signature": ""}),
             block_delta(0, type="thinking_delta", thinking="Let me "),
             block_delta(0, type="thinking_delta", thinking="see."),
             block_delta(0, type="signature_delta", signature="EqQB"),
-            block_delta(0, type="signature_delta", signature="CgIY"),
+            block_delta(0, type="signature_delta", signature="EqQBCgIY"),
             block_stop(0),
             block_start(1, {"type": "redacted_thinking", "data": "EmwK"}),
             block_stop(1),

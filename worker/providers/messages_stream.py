@@ -351,7 +351,7 @@ class MessagesDecoder(StreamDecoder):
         said = delta.get("type")
         is_new = isinstance(said, str) and said not in _KNOWN_DELTAS
         if is_new and own.kind not in _MEMBERS and own.kind != "tool_use" and is_empty(delta.get(_INPUT)):
-            self._tell("content_block_delta", with_members(event, index=own.number), event, data)
+            self._tell_delta(own, delta, event, data)
             return
         told = False
         for member in _DELTA_TYPES:
@@ -366,14 +366,15 @@ class MessagesDecoder(StreamDecoder):
             value = delta.get(member)
             is_good = isinstance(value, str) if member == "signature" else isinstance(value, dict)
             if is_good and own.kind == block_kind:
-                new = {"type": kind, member: value}
-                normal = with_members(event, type="content_block_delta", index=own.number, delta=new)
-                same = not told and delta == new and normal["index"] == event.get("index")
-                self._events.append(UpstreamEvent("content_block_delta", data if same and data else encode(normal)))
+                added = {"type": kind, member: value}
+                self._tell_delta(own, delta if delta == added else added, event, data)
                 told = True
         if not told and is_new:
-            normal = with_members(event, type="content_block_delta", index=own.number)
-            self._tell("content_block_delta", normal, event, data)
+            self._tell_delta(own, delta, event, data)
+
+    def _tell_delta(self, own: _Block, delta: Members, event: Members, data: bytes) -> None:
+        normal = with_members(event, type="content_block_delta", index=own.number, delta=delta)
+        self._tell("content_block_delta", normal, event, data)
 
     def _block_of(self, event: Members) -> tuple[int | None, _Block | None]:
         """The open block that an event is of: without an index the only one."""

@@ -58,14 +58,16 @@ class OpenAIProvider:
     ) -> AsyncIterator[AnswerStream]:
         """See Provider."""
         del beta, version  # they are Anthropic's
-        body = chat_request(request, model=model, takes_max_completion_tokens=self._takes_max_completion_tokens)
         try:
+            body = chat_request(request, model=model, takes_max_completion_tokens=self._takes_max_completion_tokens)
             response = await self._client.post(
                 "/chat/completions",
                 content=body,
                 cast_to=httpx2.Response,
                 options={"headers": self._headers, "timeout": connecting_within(connect_timeout_s)},
             )
+        except UpstreamError:
+            raise
         except Exception as error:
             raise UpstreamError(_failure_of(error)) from error
         try:
