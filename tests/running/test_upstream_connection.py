@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from shared.completion import Completion
 from shared.routes import Limits, ProviderName
@@ -98,14 +99,17 @@ async def an_upstream(answer: Answering) -> AsyncIterator[RawUpstream]:
 
 @asynccontextmanager
 async def a_provider(
-    upstream: RawUpstream, name: ProviderName, *, key: str | None = "made-up"
+    upstream: RawUpstream, name: ProviderName, *, key: str | None = "made-up", unchecked_key: str = ""
 ) -> AsyncIterator[Provider]:
+    """``unchecked_key``: one that the settings would refuse."""
     settings = load_settings(
         anthropic_base_url=upstream.url,
         anthropic_api_key=key,
         openai_base_url=f"{upstream.url}/v1",
         openai_api_key=key,
     )
+    if unchecked_key:
+        settings = settings.model_copy(update={f"{name}_api_key": SecretStr(unchecked_key)})
     provider = open_providers(settings, [name])[name]
     try:
         yield provider
@@ -634,7 +638,7 @@ async def test_a_refusal_is_told_in_its_own_words(
 @on_each_provider
 async def test_a_key_that_no_header_can_hold_is_a_failure_of_the_call(provider: ProviderName, key: str) -> None:
     """Whatever an SDK, or what lies below it, raises: never a bug that ends the run."""
-    async with an_upstream(begun("200 OK")) as upstream, a_provider(upstream, provider, key=key) as asked:
+    async with an_upstream(begun("200 OK")) as upstream, a_provider(upstream, provider, unchecked_key=key) as asked:
         for call in (ask(asked), asked.models()):
             with pytest.raises(UpstreamError) as raised:
                 await call
