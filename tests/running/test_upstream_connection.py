@@ -291,9 +291,11 @@ async def test_a_redirect_is_not_followed(provider: ProviderName) -> None:
 async def test_where_a_redirect_leads_is_told_without_its_secrets(
     provider: ProviderName, location: str, told: str
 ) -> None:
-    """Whoever submits a job need not know the hosts behind it."""
-    async with an_upstream(whole("302 Found", b"secret", f"location: {location}")) as upstream:
+    """Whoever submits a job need not know the hosts behind it. It is final, whatever page comes with it."""
+    page = b'{"error":{"type":"api_error","message":"secret"}}'
+    async with an_upstream(whole("302 Found", page, f"location: {location}")) as upstream:
         failure = await failure_from(upstream, provider)
+        assert (failure.error.code, failure.is_retryable) == ("upstream_rejected", False)
         assert f"redirects to {told}" in failure.error.message
         assert "secret" not in failure.error.message
 

@@ -165,6 +165,10 @@ TOOL_STREAMS = {
     ],
     "id and name in each piece": [tool('{"x":', id="1", name="a"), tool("1}", id="1", name="a"), WHOLE_B],
     "another id in each piece": [tool('{"x":', id="1", name="a"), tool("1}", id="7"), WHOLE_B],
+    "two pieces of one in a chunk, with its id and name": [
+        {"tool_calls": [tool(piece, id="1", name="a")["tool_calls"][0] for piece in ('{"x":', "1}")]},
+        WHOLE_B,
+    ],
     "the name comes later": [
         tool(None, id="1"),
         tool("", name="a"),

@@ -145,14 +145,13 @@ def failure_of_call(error: Exception) -> Failure:
 
 def refusal_in(response: httpx2.Response) -> Refusal:
     """What a response with a status that is no success says. The SDK has read its body."""
+    if response.is_redirect:
+        return Refusal(response.status_code, message=f"it redirects to {_place_of(response)}: check its base URL")
     try:
         body = response.content
     except httpx2.StreamError:
         body = b""
-    refusal = page_refusal(body, status=response.status_code, retry_after_s=retry_after_s(response.headers))
-    if response.is_redirect:
-        return refusal._replace(message=f"it redirects to {_place_of(response)}: check its base URL")
-    return refusal
+    return page_refusal(body, status=response.status_code, retry_after_s=retry_after_s(response.headers))
 
 
 def _place_of(response: httpx2.Response) -> str:

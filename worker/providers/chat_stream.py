@@ -306,7 +306,7 @@ class _Tools:
         """The call that a piece is of; a new one waits."""
         name = (piece.function and piece.function.name) or ""
         known = self._last if piece.index is None else self._by_index.get(piece.index)
-        if known is None or (name and known in named) or self._is_another(known, piece, name):
+        if known is None or self._is_another(known, piece, name, is_named=known in named):
             known = _Tool(piece.id or "", name)
             self.waiting.append(known)
         known.id = known.id or piece.id or ""
@@ -318,7 +318,7 @@ class _Tools:
             self._by_index[piece.index] = known
         return known
 
-    def _is_another(self, known: _Tool, piece: ToolCall, name: str) -> bool:
+    def _is_another(self, known: _Tool, piece: ToolCall, name: str, *, is_named: bool) -> bool:
         """A call is begun by its name. Some servers give each an index of 0, or none; some give each piece an id of its own,
         others none: then the next call begins once the input of this one is whole.
         """
@@ -326,7 +326,7 @@ class _Tools:
             return False
         if piece.id and known.id:
             return piece.id != known.id
-        if name != known.name:
+        if name != known.name or is_named:
             return True
         if not _is_whole(known.arguments):
             self._repeats_names = True
