@@ -26,6 +26,9 @@ async def test_a_whole_number_may_come_as_a_float(api: CalledApi) -> None:
     assert (job["timeout_s"], job["max_attempts"]) == (60, 2)
     assert str((await _request_of(api, job["id"]))["max_tokens"]) == "1024"
     record = await claim_one(api.runtime)
+    other = await api.submitted({"prompt": "x", "max_completion_tokens": 5.0, "n": 1.0})
+    found = await _request_of(api, other["id"])
+    assert [str(found[name]) for name in ("max_completion_tokens", "n")] == ["5", "1"]
     assert (record.timeout_ms, record.spec.first_token_timeout_s) == (60_000, 5)
 
 
