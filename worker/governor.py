@@ -16,7 +16,7 @@ import msgspec
 from shared.completion import Completion, GarbledStream
 from shared.errors import StorageFull, StorageUnavailable
 from shared.events import OUR_NAMES, EventId, OurEvent
-from shared.job import Usage, new_id
+from shared.job import JobSpec, Usage, new_id
 from shared.limits import reservation_of
 from shared.prices import Prices, cost_nano_usd
 from shared.routes import Limits, Route
@@ -74,6 +74,7 @@ class Governor:
         self._upstreams = runtime.upstreams
         self._routes = routes_of(settings)
         self._runtime = runtime
+        self._settings = settings
         self._retry_after_cap_s = settings.retry_after_cap_s
         self._prices = Prices(settings.prices)
         self._outage = outage
@@ -112,6 +113,7 @@ class Governor:
                 attempt=attempt,
                 model=route.model,
                 is_retry=is_retry,
+                may_probe=not self._is_impatient(claim.spec),
                 input_estimate=len(claim.request) // 4 + 1,
                 output_estimate=max(1, reservation_of(claim.request).max_tokens)
                 if self._gates.is_limited(route)
@@ -122,11 +124,21 @@ class Governor:
                 permit = _permit_of(call, route, answer)
                 self._open[call.id] = permit
                 return permit
+            if answer.why is Obstacle.OTHERS:
+                return answer  # the route is not shut to those
             denials.append(answer)
             self._gates.denied(route.name, answer)
             if answer.why is not Obstacle.SHUT:
                 return answer  # there is hope for this very model: its stand-ins are for when there is none
         return min(denials, key=lambda denial: denial.wait_s)
+
+    def _is_impatient(self, spec: JobSpec) -> bool:
+        """Whether the job gives up sooner than all others: then its giving up says nothing of the upstream."""
+        first_token_s, idle_s = self._settings.first_token_timeout_s, self._settings.content_idle_timeout_s
+        return (
+            min(spec.first_token_timeout_s or first_token_s, spec.timeout_s) < first_token_s
+            or (spec.content_idle_timeout_s or idle_s) < idle_s
+        )
 
     async def _reserve(self, route: Route, call: CallFacts) -> Reserved | Denied:
         """However long Redis is away. Asked with the same id each time: the first answer may have been lost."""

@@ -190,9 +190,9 @@ class _Run:
                 self._route = answer.route.name
                 return answer
             delay_s = answer.wait_s * random.uniform(1, 1.5)
-            if answer.why is Obstacle.SPENT or self._loop.time() + delay_s > ends_s:
+            if answer.why in (Obstacle.SPENT, Obstacle.OTHERS) or self._loop.time() + delay_s > ends_s:
                 # Soon back at its place, where CLAIM looks at the gates. Not at once: of a flow that was named by other
-                # routes than ours, or of a model with a > in its name, it knows no gate, and would give it back at once.
+                # routes than ours it knows no gate, and would give it back at once.
                 later_s = random.uniform(*_ASKED_AGAIN_S)
                 if answer.why is not Obstacle.SPENT:
                     later_s = min(later_s, answer.wait_s)

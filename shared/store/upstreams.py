@@ -44,6 +44,8 @@ class Obstacle(StrEnum):
     """A limit is reached."""
     SPENT = "spent"
     """Retries have used up their share of calls; a first call may be made."""
+    OTHERS = "others"
+    """The next probe of an open circuit is left to other jobs for a moment."""
 
 
 class CallFacts(NamedTuple):
@@ -61,6 +63,8 @@ class CallFacts(NamedTuple):
     is_retry: bool
     input_estimate: int
     output_estimate: int
+    may_probe: bool = True
+    """Whether its end would say something of the route: not of a job with timers of its own that are shorter than all others'."""
 
 
 class Reserved(NamedTuple):
@@ -153,6 +157,7 @@ class Upstreams:
             call.output_estimate,
             self._hold_ms,
             self._row_ms,
+            int(call.may_probe),
             "tenant",
             call.tenant,
             "key",

@@ -35,8 +35,8 @@ async def open_circuit(runtime: Runtime, route: Route = ROUTE) -> None:
 
 
 async def a_probe(runtime: Runtime, route: Route = ROUTE) -> str:
-    """The cool-down is over, and one call is let through."""
-    await let_pass(runtime, 5)
+    """The cool-down is over, whoever probed last may do so again, and one call is let through."""
+    await let_pass(runtime, 5.5)
     call_id, reserved = await permitted(runtime, route)
     assert reserved.is_probe
     return call_id
@@ -271,9 +271,35 @@ async def test_a_probe_s_retry_after_outlasts_the_cool_down(runtime: Runtime) ->
     await settled(runtime, ROUTE, await a_probe(runtime), Verdict.TROUBLE, shut_s=20)
     denial = await denied(runtime, ROUTE, Obstacle.SHUT)
     assert denial.wait_s > 10
-    await let_pass(runtime, 20)
+    await let_pass(runtime, 20.5)
     _, reserved = await permitted(runtime, ROUTE)
     assert reserved.is_probe
+
+
+async def test_probes_are_spread_over_tenants(runtime: Runtime) -> None:
+    """Who probed last leaves the next one to others for half a second; then it may, if nobody else came."""
+    await open_circuit(runtime)
+    await settled(runtime, ROUTE, await a_probe(runtime), Verdict.TROUBLE)
+    await let_pass(runtime, 2)
+    denial = await denied(runtime, ROUTE, Obstacle.OTHERS)
+    assert denial.wait_s <= 0.5
+    call_id, reserved = await permitted(runtime, ROUTE, tenant="tenant-b")
+    assert reserved.is_probe
+    await settled(runtime, ROUTE, call_id, Verdict.TROUBLE)
+    await let_pass(runtime, 4)
+    assert (await permitted(runtime, ROUTE))[1].is_probe
+
+
+async def test_an_impatient_job_is_no_probe_while_others_may_be(runtime: Runtime) -> None:
+    """Its own timer would answer the question; it is better than none after five seconds."""
+    await open_circuit(runtime)
+    await let_pass(runtime, 2)
+    assert (await denied(runtime, ROUTE, Obstacle.OTHERS, may_probe=False)).wait_s <= 5
+    call_id, reserved = await permitted(runtime, ROUTE)
+    assert reserved.is_probe
+    await settled(runtime, ROUTE, call_id, Verdict.TROUBLE)
+    await let_pass(runtime, 7)
+    assert (await permitted(runtime, ROUTE, may_probe=False, tenant="tenant-b"))[1].is_probe
 
 
 @pytest.mark.parametrize("ended", ["interrupted", "timeout", UNMADE])

@@ -1,7 +1,9 @@
 -- RESERVE: may this call be made now? If so it is counted, and its row in the ledger opened, before it is made.
 -- ARGV: route, call, limits: requests, input tokens, output tokens, concurrency ('' for none), retry (1/0), least retries a
---       minute, input estimate, output estimate, holder's lease ms, row's TTL ms, then field, value, ... of the row
--- Returns {'go', now, probe (1/0)} | {'shut' | 'full' | 'spent', ms to wait, reason}
+--       minute, input estimate, output estimate, holder's lease ms, row's TTL ms, may be a probe (1/0), then field, value, ...
+--       of the row, its tenant first
+-- Returns {'go', now, probe (1/0)} | {'shut' | 'full' | 'spent' | 'others', ms to wait, reason}
+local SPARED_FOR_PATIENT_MS, SPARED_FOR_OTHERS_MS = 5000, 500
 local route, id = ARGV[1], ARGV[2]
 local holders = key_calls(route)
 call('ZREM', holders, '') -- as write_without_memory: a running job must get through at maxmemory
@@ -14,6 +16,15 @@ end
 
 local shut, reason, open = gate_of(route)
 if shut > 0 then return {'shut', int(shut), reason} end
+local tenant = ARGV[15]
+if open then
+  -- A probe is a question to the upstream. It is not left to a job whose own timer would answer it, nor to one tenant's jobs again
+  -- and again, unless nobody else asks.
+  local known = call('HMGET', key_route(route), 'shut_ms', 'probe_tenant')
+  local ready_ms = now - tonumber(known[1] or 0)
+  local spared_ms = ARGV[13] == '0' and SPARED_FOR_PATIENT_MS or known[2] == tenant and SPARED_FOR_OTHERS_MS or 0
+  if ready_ms < spared_ms then return {'others', int(spared_ms - ready_ms), reason} end
+end
 
 local window = window_of(route)
 local sums = window[1]
@@ -39,8 +50,8 @@ call('ZADD', key_routes(), int(now), route)
 call('EXPIRE', key_routes(), 86400)
 call('ZADD', holders, int(now + ARGV[11]), id)
 call('EXPIRE', holders, 86400)
-if open then call('HSET', key_route(route), 'probe', id) end
+if open then call('HSET', key_route(route), 'probe', id, 'probe_tenant', tenant) end
 call('HSET', key_call(id), 'route', route, 'opened_ms', int(now), 'bucket', int(window[3]), 'reserved_input', int(need_input),
-  'reserved_output', int(need_output), 'retry', ARGV[7], unpack(ARGV, 13))
+  'reserved_output', int(need_output), 'retry', ARGV[7], unpack(ARGV, 14))
 call('PEXPIRE', key_call(id), ARGV[12])
 return {'go', int(now), open and 1 or 0}
