@@ -6,7 +6,8 @@ every command one of a batch. The order of calls is the order at Redis.
 
 ``run`` owns the connection. A call that is not answered in time fails; Redis being away ends nothing. Time alone is no
 proof of that: where a turn of the event loop takes a second, the reply lies in the socket when the deadline comes, and it is
-us who are late. So looks are counted as well, of which there is one in a turn at most.
+us who are late. So looks are counted as well, of which there is one in a turn at most. Nor is a late reply: while others
+arrive before it, Redis is busy with what we asked for. The connection is dropped only once Redis is late and silent.
 """
 
 import asyncio
@@ -275,7 +276,7 @@ class Commands:
         self._fail_one(call, problem)
 
     async def _watch(self) -> None:
-        """Fails what has waited too long. A sent call without an answer means a half-open connection: drop it."""
+        """Fails what has waited too long. An overdue call and no reply to any other means a half-open connection: drop it."""
         while True:
             await asyncio.sleep(_TICK_S)
             self._looks += 1
@@ -287,12 +288,22 @@ class Commands:
             if not self.is_answering:
                 self._fail_impatient()
             if self._sent and self._is_overdue(self._sent[0]) and self._connection is not None:
-                await drop(self._connection)
-            elif self._unsent:
+                if not self.is_answering:
+                    await drop(self._connection)
+                    continue
+                self._fail_late()
+            if self._unsent:
                 self._flush()
 
     def _is_overdue(self, call: _Call) -> bool:
         return call.deadline_look <= self._looks and call.deadline_s <= self._loop.time()
+
+    def _fail_late(self) -> None:
+        """They keep their places, as below."""
+        for call in self._sent:
+            if not self._is_overdue(call):
+                return
+            self._fail_one(call)
 
     def _fail_impatient(self) -> None:
         """They keep their places: replies come in order."""

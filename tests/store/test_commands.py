@@ -8,10 +8,11 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from cli.embedded_redis import EmbeddedRedis
@@ -250,6 +251,34 @@ async def test_a_long_turn_of_the_loop_is_no_silence(redis_under_test: RedisUnde
             call = commands.call("PING")
             time.sleep(0.3)  # noqa: ASYNC251 - what a thousand requests in one turn do
             assert await call == b"PONG"
+
+
+async def test_a_server_that_answers_late_keeps_its_connection() -> None:
+    """It is busy with what it was asked for: calls fail in time, each alone, and those behind them get their own replies."""
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while (await reader.readuntil(b"\r\n")).startswith(b"*"):
+            arguments = [(await reader.readuntil(b"\r\n"), await reader.readuntil(b"\r\n"))[1][:-2] for _ in range(2)]
+            if arguments[0] == b"ECHO":
+                await asyncio.sleep(0.1)  # one after the other
+            writer.write(b"$%d\r\n%b\r\n" % (len(arguments[1]), arguments[1]))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    maker = partial(Connection, host=host, port=port, lib_name=None, lib_version=None)
+    async with server, Commands(maker, timeout_s=0.3) as commands:
+        await commands.call("ECHO", "first")
+        calls = [commands.call("ECHO", str(number)) for number in range(20)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert outcomes[0] == b"0"
+        assert {type(outcome) for outcome in outcomes[10:]} == {StorageUnavailable}
+        assert commands.is_connected
+        await wait_until(lambda: not commands._sent, "the late replies")
+        assert await commands.call("ECHO", "last") == b"last"
+        assert connections == 1
 
 
 async def test_what_waits_for_a_server_that_hangs_is_bounded_in_bytes(own_server: EmbeddedRedis) -> None:
