@@ -93,7 +93,7 @@ async def _pieces(
 ) -> AsyncIterator[bytes]:
     while items:
         for portion in _portions(await _found_of(runtime, batch.tenant, items, status)):
-            lines = await _lines_of(runtime, portion)
+            lines = await _lines_of(runtime, batch.tenant, portion)
             if lines:
                 yield b"\n".join([*map(encode, lines), b""])
         items = await runtime.batches.ended_items(batch.id, order, after=items[-1].line, count=_PAGE_ITEMS)
@@ -134,12 +134,14 @@ def _portions(found: Sequence[_Found]) -> list[list[_Found]]:
     return portions
 
 
-async def _lines_of(runtime: Runtime, portion: Sequence[_Found]) -> list[ResultLine]:
-    results = {
-        one.line: runtime.commands.call("GET", keys.result(one.job.id))
-        for one in portion
-        if one.job is not None and one.job.state is JobState.SUCCEEDED
-    }
+async def _lines_of(runtime: Runtime, tenant: str, portion: Sequence[_Found]) -> list[ResultLine]:
+    async with runtime.reads.turn(tenant, sum(one.result_bytes for one in portion)):
+        replies = {
+            one.line: runtime.commands.call("GET", keys.result(one.job.id))
+            for one in portion
+            if one.job is not None and one.job.state is JobState.SUCCEEDED
+        }
+        results = {line: await reply for line, reply in replies.items()}
     lines: list[ResultLine] = []
     for one in portion:
         if one.job is None:
@@ -147,7 +149,7 @@ async def _lines_of(runtime: Runtime, portion: Sequence[_Found]) -> list[ResultL
             lines.append(line_of_invalid(one.invalid))
         elif one.line not in results:
             lines.append(line_of_job(one.line, one.job, None))
-        elif (result := await results[one.line]) is not None:  # else it was erased a moment ago
+        elif (result := results[one.line]) is not None:  # else it was erased a moment ago
             lines.append(line_of_job(one.line, one.job, result))
     return lines
 

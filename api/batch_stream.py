@@ -253,7 +253,7 @@ class ItemStories:
         """What the log holds behind what was told."""
         while True:
             position = story.position
-            events = await self._runtime.log.read(story.job_id, after=position, count=_PAGE)
+            events = await self._runtime.log.read(story.job_id, after=position, count=_PAGE, tenant=self._tenant)
             if not events:
                 return
             if position is not None and _epoch_of(events[0]) != position.epoch and not await self._holds(story):
@@ -282,7 +282,7 @@ class ItemStories:
         last: Event | None = None
         events: list[Event] = []
         if reach.newest_claim is not None:
-            events = await self._runtime.log.read(job.id, start=reach.newest_claim, count=_PAGE)
+            events = await self._runtime.log.read(job.id, start=reach.newest_claim, count=_PAGE, tenant=self._tenant)
         while events:
             for event in events:
                 if event.name == OurEvent.RESET:
@@ -290,7 +290,9 @@ class ItemStories:
                 elif (more := text_of(event)) is not None:
                     text.append(more)
             last = events[-1]
-            events = await self._runtime.log.read(job.id, after=last.id, count=_PAGE) if len(events) == _PAGE else []
+            if len(events) < _PAGE:
+                break
+            events = await self._runtime.log.read(job.id, after=last.id, count=_PAGE, tenant=self._tenant)
         if last is not None:
             story.position = last.id
             self._stories[job.id] = story

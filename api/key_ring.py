@@ -3,7 +3,9 @@
 Kept by the SHA-256 of the whole key that was presented, never by its id: whoever has a wrong secret for a known id is
 unknown here. A caller is believed for 2 s and then looked up again, once for all of its requests; the revocation of a key is
 thus seen within 5 s, by its open streams too. While Redis is away a known caller is believed for TOKENSPOOL_AUTH_CACHE_S since
-Redis last said so: without Redis it can do nothing but hear that, and must not be told that its key is wrong.
+Redis last said so: without Redis it can do nothing but hear that, and must not be told that its key is wrong. Redis is away
+where there is no connection to it. A look that is late is none that failed so: everything else still works, and whoever has a
+revoked key may be the one who makes it late.
 """
 
 import asyncio
@@ -25,8 +27,10 @@ _BELIEVED_S: Final = 2.0
 """Then it is looked up again, beside the request."""
 _WAITED_FOR_S: Final = 3.0
 """And after this the request waits for the look. With the time that Redis may take it stays below 5 s."""
-_AFTER_AN_OUTAGE_S: Final = 0.5
-"""So long after a look that failed, requests of known callers do not wait for another one."""
+_BELIEVED_AT_MOST_S: Final = 5.0
+"""While Redis is there."""
+_AFTER_A_LATE_LOOK_S: Final = 0.5
+"""For this long after a look that was late, requests of known callers do not wait for another one."""
 _WATCH_S: Final = 1.0
 _USE_TOLD_S: Final = 60.0
 _MOST_KNOWN: Final = 10_000
@@ -107,13 +111,13 @@ class KeyRing:
 
     def __init__(self, runtime: Runtime) -> None:
         self._keys = runtime.api_keys
-        self._commands = runtime.commands
+        self._urgent = runtime.urgent
         self._spared_s = runtime.settings.auth_cache_s
         self._known: OrderedDict[bytes, Credential] = OrderedDict()
         self._watched: dict[bytes, Credential] = {}
         self._looks: dict[bytes, asyncio.Task[FoundKey | Problem | None]] = {}
         self._used: dict[bytes, PresentedKey] = {}
-        self._failed_s = -_FOR_EVER
+        self._late_s = -_FOR_EVER
         self._has_hinted = False
         self._clock = asyncio.get_running_loop().time
 
@@ -172,7 +176,7 @@ class KeyRing:
         if now_s >= credential.ends_s:
             self._forget(credential)
             raise not_valid()
-        if not self._seems_away(now_s):
+        if self._urgent.is_connected and now_s >= self._late_s + _AFTER_A_LATE_LOOK_S:
             look = self._look(credential.digest, credential.presented)
             if now_s < credential.confirmed_s + _WAITED_FOR_S:
                 return
@@ -185,11 +189,9 @@ class KeyRing:
                 if found is None or credential.is_over:
                     raise not_valid()
                 return
-        if self._clock() >= min(credential.confirmed_s + self._spared_s, credential.ends_s):
+        spared_s = min(self._spared_s, _BELIEVED_AT_MOST_S) if self._urgent.is_connected else self._spared_s
+        if self._clock() >= min(credential.confirmed_s + spared_s, credential.ends_s):
             raise StorageUnavailable
-
-    def _seems_away(self, now_s: float) -> bool:
-        return not self._commands.is_connected or now_s < self._failed_s + _AFTER_AN_OUTAGE_S
 
     async def _outcome_of(self, look: "asyncio.Task[FoundKey | Problem | None]") -> FoundKey | None:
         outcome = await asyncio.shield(look)
@@ -210,7 +212,8 @@ class KeyRing:
         try:
             found = await self._keys.look_up(presented)
         except Problem as problem:
-            self._failed_s = self._clock()
+            if self._urgent.is_connected:
+                self._late_s = self._clock()
             return problem
         credential = self._known.get(digest) or self._watched.get(digest)
         if found is None:

@@ -161,7 +161,7 @@ _STATUSES: Final = {
     413: "The body is too large.",
     415: "The body is not JSON, or compressed.",
     422: "The Idempotency-Key was used with another body.",
-    429: "The LLM's rate limit is reached.",
+    429: "The LLM's rate limit is reached, or one of the caller's; or the tenant's other reads take all of its share.",
     500: "No answer; x-should-retry says whether another try makes sense.",
     502: "The LLM gave no answer.",
     503: "Full, or Redis is away; see Retry-After.",
@@ -509,10 +509,11 @@ def _in_path(name: str) -> _Schema:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-_READS: Final = _problems(400, 401, 404, 503)
+_READS: Final = _problems(400, 401, 404, 429, 503)
+_KEY_CALLS: Final = _problems(400, 401, 404, 503)
 _SUBMITS: Final = _problems(400, 401, 413, 415, 422, 503)
 _COMPLETES: Final = _problems(400, 401, 413, 415, 429, 502, 503, 504)
-_MESSAGE_BATCH_READS: Final = _errors(400, 401, 404, 500, 503)
+_MESSAGE_BATCH_READS: Final = _errors(400, 401, 404, 429, 500, 503)
 
 _ANTHROPIC_BETA: Final = _header(
     "anthropic-beta", "Passed on to an upstream that knows it.", maxLength=1024, pattern="^[ -~]*$"
@@ -553,7 +554,7 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
             **_problems(404, 406),
         },
     },
-    ("get", _SUBMIT): {"responses": {"200": _json("A page.", "JobPage"), **_problems(400, 401, 503)}},
+    ("get", _SUBMIT): {"responses": {"200": _json("A page.", "JobPage"), **_problems(400, 401, 429, 503)}},
     ("get", _JOB): {"responses": {"200": _json("The job as it stands.", "JobView"), **_READS}},
     ("delete", _JOB): {"responses": {"204": {"description": "Erased."}, **_READS, **_problems(409)}},
     ("get", f"{_JOB}/events"): {
@@ -595,7 +596,7 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
             **_problems(404),
         },
     },
-    ("get", _BATCHES): {"responses": {"200": _json("A page.", "BatchPage"), **_problems(400, 401, 503)}},
+    ("get", _BATCHES): {"responses": {"200": _json("A page.", "BatchPage"), **_problems(400, 401, 429, 503)}},
     ("get", _BATCH): {"responses": {"200": _json("The batch as it stands.", "BatchView"), **_READS}},
     ("delete", _BATCH): {"responses": {"204": {"description": "Erased, with its items."}, **_READS, **_problems(409)}},
     ("get", f"{_BATCH}/results"): {
@@ -673,7 +674,7 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
         "summary": "List Message Batches",
         "operationId": "list_message_batches",
         "parameters": _PAGE_QUERY,
-        "responses": {"200": _json("A page, newest first.", "MessageBatchPage"), **_errors(400, 401, 500, 503)},
+        "responses": {"200": _json("A page, newest first.", "MessageBatchPage"), **_errors(400, 401, 429, 500, 503)},
     },
     ("get", _MESSAGE_BATCH): {
         "summary": "Read Message Batch",
@@ -728,13 +729,13 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
             **_problems(400, 401, 409, 413, 415, 503),
         },
     },
-    ("get", _KEYS): {"responses": {"200": _json("A page, newest first.", "KeyPage"), **_problems(400, 401, 503)}},
-    ("get", _KEY): {"responses": {"200": _json("The key, without its text.", "KeyView"), **_READS}},
+    ("get", _KEYS): {"responses": {"200": _json("A page, newest first.", "KeyPage"), **_problems(400, 401, 429, 503)}},
+    ("get", _KEY): {"responses": {"200": _json("The key, without its text.", "KeyView"), **_KEY_CALLS}},
     ("post", f"{_KEY}/rotate"): {
         "requestBody": {**_body("RotateRequest"), "required": False},
         "responses": {
             "200": _json("The key, with its new text in key: shown once.", "KeyView"),
-            **_READS,
+            **_KEY_CALLS,
             **_problems(409, 413, 415),
         },
     },
@@ -746,13 +747,16 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
         "responses": {"200": _json("The new secret.", "SecretView"), **_problems(400, 401, 413, 415, 503)},
     },
     ("get", _DELIVERIES): {
-        "responses": {"200": _json("A page, newest job or batch first.", "DeliveryPage"), **_problems(400, 401, 503)}
+        "responses": {
+            "200": _json("A page, newest job or batch first.", "DeliveryPage"),
+            **_problems(400, 401, 429, 503),
+        }
     },
     ("get", _DELIVERY): {"responses": {"200": _json("The delivery as it stands.", "DeliveryView"), **_READS}},
     ("post", f"{_DELIVERY}/redeliver"): {
         "responses": {"202": _json("The delivery as it is now.", "DeliveryView"), **_READS}
     },
-    ("post", f"{_KEY}/revoke"): {"responses": {"200": _json("The key as it is now.", "KeyView"), **_READS}},
+    ("post", f"{_KEY}/revoke"): {"responses": {"200": _json("The key as it is now.", "KeyView"), **_KEY_CALLS}},
     ("post", "/complete"): {
         "requestBody": _body("CompletionRequest"),
         "responses": {"200": _json("The whole answer.", "Answer"), **_COMPLETES},

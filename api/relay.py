@@ -218,6 +218,7 @@ class Watch:
         "_relay",
         "_runtime",
         "_size",
+        "_tenant",
         "_waiter",
         "_writing_since_s",
         "is_cut",
@@ -238,6 +239,7 @@ class Watch:
         self._most_bytes = most_bytes
         self._buffer: deque[Event] = deque()
         self._size = 0
+        self._tenant: str | None = None
         self._position: EventId | None = None
         self._is_confirmed = False
         self._is_behind = False
@@ -345,6 +347,7 @@ class Watch:
         Raises Closing and Gone.
         """
         self._position = cursor
+        self._tenant = job.tenant
         if not is_new:
             await self._until_confirmed()
             async for batch in self._begin(job, cursor, from_now):
@@ -414,7 +417,9 @@ class Watch:
         """From the log, until there is no more."""
         while self._is_behind:
             try:
-                events = await self._runtime.log.read(self.job_id, after=self._position, count=_PAGE)
+                events = await self._runtime.log.read(
+                    self.job_id, after=self._position, count=_PAGE, tenant=self._tenant
+                )
                 if len(events) < _PAGE:
                     self._is_behind = False
                 if events and await self._is_rolled_back(events[0]):

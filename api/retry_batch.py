@@ -77,10 +77,12 @@ async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | 
         wanted = [job for job in jobs if job is not None and job.state is not JobState.SUCCEEDED]
         for portion in await _portions(api, wanted):
             call = api.runtime.commands.call
-            requests = [call("HGET", keys.job(job.id), "request") for job in portion]
+            async with api.runtime.reads.turn(batch.tenant, SLICE_BYTES):
+                replies = [call("HGET", keys.job(job.id), "request") for job in portion]
+                requests = [await reply for reply in replies]
             items: list[NewItem | InvalidItem] = []
-            for job, reply in zip(portion, requests, strict=True):
-                if request := await reply:
+            for job, request in zip(portion, requests, strict=True):
+                if request:
                     line += 1
                     items.append(NewItem(line, new_id("job"), job.spec.custom_id or "", job.spec.model, request))
             if items:

@@ -121,5 +121,5 @@ async def position_of(api: ApiState, job: Job) -> int | None:
     """Its place in the queue while it waits in one."""
     if job.state is not JobState.QUEUED:
         return None
-    (position,) = await api.runtime.jobs.positions([job.id])
+    (position,) = await api.runtime.jobs.positions([job.id], job.tenant)
     return position

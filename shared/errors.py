@@ -25,6 +25,7 @@ TokenspoolError
     ├── QueueFull           503 ┐
     ├── StorageFull         503 │    with Retry-After
     ├── StorageUnavailable  503 │
+    │   └── TooManyReads    429 │
     ├── TooManyConnections  503 │
     ├── ServerStopping      503 ┘
     ├── UpstreamRateLimited 429 ┐
@@ -201,6 +202,13 @@ class StorageUnavailable(Problem):
     def __init__(self, detail: str = "", *, reason: str = "") -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+class TooManyReads(StorageUnavailable):
+    """The tenant's other reads took all of its share for 10 s. Those of other tenants go on."""
+
+    # A StorageUnavailable: whoever waits for Redis in the middle of something waits for this too.
+    status, code, title = 429, "too_many_reads", "Too much is being read for this tenant"
 
 
 class ServerStopping(Problem):

@@ -50,6 +50,7 @@ async def list_batches(request: Request) -> Response:
     if after and before:
         raise refuse(FieldError("before_id", "must not stand beside after_id"))
     page = await api.runtime.batches.page(caller.tenant, after=after, before=before, limit=limit)
+    await api.key_ring.still(request.scope)
     return json_answer(render_page(page.batches, has_more=page.next_after is not None))
 
 

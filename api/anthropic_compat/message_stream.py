@@ -45,7 +45,7 @@ async def frames_of(api: ApiState, job: Job, watch: Watch, *, is_new: bool) -> A
     """
     teller = Teller()
     try:
-        cursor = None if is_new else await _newest_attempt(api.runtime, job.id)
+        cursor = None if is_new else await _newest_attempt(api.runtime, job)
         following = watch.follow(job, cursor=cursor, is_new=is_new)
         async for events in following:
             frames = teller.tell(events) if events else PING
@@ -91,12 +91,12 @@ def _anew(message: str) -> Refusal:
     return Refusal(529, type_of(529), message)
 
 
-async def _newest_attempt(runtime: Runtime, job_id: str) -> EventId | None:
+async def _newest_attempt(runtime: Runtime, job: Job) -> EventId | None:
     """The event behind which the newest attempt begins: earlier ones of the same claim are behind the claim's start too."""
     found: EventId | None = None
     last: EventId | None = None
     while True:
-        events = await runtime.log.read(job_id, after=last, count=_LOG_PAGE)
+        events = await runtime.log.read(job.id, after=last, count=_LOG_PAGE, tenant=job.tenant)
         for event in events:
             if event.name in _BEGINNINGS:
                 found = event.id

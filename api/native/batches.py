@@ -31,6 +31,7 @@ EndedState = Literal["succeeded", "failed", "cancelled", "expired"]
 
 @router.get("/v1/batches")
 async def list_batches(
+    request: Request,
     api: Api,
     caller: Reader,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
@@ -40,6 +41,7 @@ async def list_batches(
     if after is not None and not BATCH_ID.fullmatch(after):
         raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
     page = await api.runtime.batches.page(caller.tenant, after=after, limit=limit)
+    await api.key_ring.still(request.scope)
     return json_answer(render_page(page.batches, page.next_after))
 
 

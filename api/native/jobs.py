@@ -162,11 +162,14 @@ async def read_job(
             job = await api.runtime.jobs.get(job_id, caller.tenant, with_result=result)
     if not job.has_ended:
         headers |= RETRY_AFTER
-    return json_answer(render(job, await position_of(api, job), with_result=result), headers=headers)
+    position = await position_of(api, job)
+    await api.key_ring.still(request.scope)  # the reads may have waited for seconds, as in all lists
+    return json_answer(render(job, position, with_result=result), headers=headers)
 
 
 @router.get("/v1/jobs")
 async def list_jobs(
+    request: Request,
     api: Api,
     caller: Reader,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
@@ -174,12 +177,13 @@ async def list_jobs(
     status: JobState | None = None,
     batch_id: str | None = None,
 ) -> Response:
-    """The caller's jobs, newest first, without their results."""
+    """The caller's jobs, newest first, without their results. A page of large jobs holds fewer than ``limit``."""
     if after is not None and not JOB_ID.fullmatch(after):
         raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
     page = await api.runtime.jobs.list(caller.tenant, after=after, limit=limit, state=status, batch_id=batch_id)
     waiting = [job.id for job in page.jobs if job.state is JobState.QUEUED]
-    places = dict(zip(waiting, await api.runtime.jobs.positions(waiting), strict=True))
+    places = dict(zip(waiting, await api.runtime.jobs.positions(waiting, caller.tenant), strict=True))
+    await api.key_ring.still(request.scope)
     return json_answer(render_page(page.jobs, [places.get(job.id) for job in page.jobs], page.next_after))
 
 

@@ -96,6 +96,7 @@ async def rotate_secret(request: Request, api: Api, caller: Admin) -> Response:
 
 @router.get("/v1/webhooks/deliveries")
 async def list_deliveries(
+    request: Request,
     api: Api,
     caller: Reader,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
@@ -115,6 +116,7 @@ async def list_deliveries(
     page = await api.runtime.webhooks.page(
         caller.tenant, after=after, limit=limit, state=status, job_id=job_id, batch_id=batch_id
     )
+    await api.key_ring.still(request.scope)
     views = [view_of(delivery) for delivery in page.deliveries]
     return json_answer(msgspec.json.encode(DeliveryPage(views, page.next_after is not None, page.next_after)))
 

@@ -134,6 +134,7 @@ async def create_key(request: Request, api: Api, caller: Manager) -> Response:
 
 @router.get("/v1/keys")
 async def list_keys(
+    request: Request,
     api: Api,
     caller: Manager,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
@@ -144,6 +145,7 @@ async def list_keys(
         raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
     page = await api.runtime.api_keys.page(caller.tenant, after=after, limit=limit)
     now_ms = await api.runtime.api_keys.now_ms()
+    await api.key_ring.still(request.scope)
     views = [view_of(key, now_ms) for key in page.keys]
     return json_answer(msgspec.json.encode(KeyPage(views, page.next_after is not None, page.next_after)))
 

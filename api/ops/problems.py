@@ -32,6 +32,8 @@ _PAGE: Final = """<!doctype html>
 _ADVICE: Final = {
     "storage_unavailable": "Whether the request took effect is not known. Repeat it with the same Idempotency-Key: that "
     "never makes a second job.",
+    "too_many_reads": "Wait as long as Retry-After says, and send fewer reads at once: ?result=false, a smaller limit, or "
+    "following in place of polling. Requests that changed something took effect, and are safe to repeat.",
     "idempotency_key_reused": "Take a new key for a new request. Equal JSON is the same body, whatever its spacing.",
     "not_ended": "Cancel the job first, or wait for its end.",
     "invalid_cursor": "Follow without a cursor: everything that is still there is told again.",

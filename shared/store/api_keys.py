@@ -20,6 +20,7 @@ from shared.errors import Forbidden, KeyEnded, NotFound, TooManyKeys, Unauthenti
 from shared.limits import CallerLimits
 from shared.store import keys
 from shared.store.commands import Commands
+from shared.store.reads import Reads, Sized, Stretch, read_page, size_of
 from shared.store.script import script
 
 MOST_KEYS: Final = 10_000
@@ -75,8 +76,9 @@ class KeyPage(NamedTuple):
 class ApiKeys:
     """All keys of all tenants. With ``tenant`` a call sees that tenant's alone, and None is for the command line."""
 
-    def __init__(self, commands: Commands) -> None:
-        self._commands = commands
+    def __init__(self, urgent: Commands, reads: Reads) -> None:
+        self._commands = urgent
+        self._reads = reads
 
     async def create(
         self,
@@ -177,29 +179,32 @@ class ApiKeys:
 
     async def get(self, key_id: str, tenant: str | None) -> ApiKey:
         """As its record stands. Raises NotFound, for foreign ids too."""
-        (key,) = await self._get_many([key_id])
-        if key is None or tenant not in (None, key.tenant):
+        record = await self._commands.call("HMGET", keys.api_key(key_id), *_FIELDS)
+        if record[0] is None or tenant not in (None, record[0].decode()):
             raise NotFound
-        return key
+        return _key_of(key_id, record)
 
     async def page(self, tenant: str, *, after: str | None, limit: int) -> KeyPage:
         """The tenant's keys, newest first, those that ended within 90 days included."""
-        found: list[ApiKey] = []
-        start = f"({after}" if after else "+"
-        while True:
-            index = keys.api_keys(tenant)
+        index = keys.api_keys(tenant)
+
+        async def behind(last: str | None) -> Stretch:
+            start = f"({last}" if last else "+"
             members = await self._commands.call("ZREVRANGEBYLEX", index, start, "-", "LIMIT", 0, limit + 1)
             ids = [member.decode() for member in members]
-            for key_id, key in zip(ids, await self._get_many(ids), strict=True):
-                if key is None:
-                    await self._commands.call("ZREM", index, key_id)
-                elif len(found) == limit:
-                    return KeyPage(found, found[-1].id)
-                else:
-                    found.append(key)
-            if len(ids) <= limit:
-                return KeyPage(found, None)
-            start = f"({ids[-1]}"
+            return Stretch(ids, ids[-1] if ids else None, len(ids) <= limit)
+
+        async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
+            records = await self._reads.some(tenant, [keys.api_key(key_id) for key_id in ids], _FIELDS)
+            gone = [key_id for key_id, record in zip(ids, records, strict=False) if record[0] is None]
+            if gone:
+                await self._commands.call("ZREM", index, *gone)
+            return [
+                None if record[0] is None else Sized(_key_of(key_id, record), size_of(record))
+                for key_id, record in zip(ids, records, strict=False)
+            ]
+
+        return KeyPage(*await read_page(behind, read, after=after, limit=limit, most_stretches=MOST_KEYS))
 
     async def tenants(self) -> list[str]:
         """Those that have keys."""
@@ -255,14 +260,6 @@ class ApiKeys:
         """By the clock that decides what has expired."""
         seconds, microseconds = await self._commands.call("TIME")
         return int(seconds) * 1000 + int(microseconds) // 1000
-
-    async def _get_many(self, key_ids: Sequence[str]) -> list[ApiKey | None]:
-        replies = [self._commands.call("HMGET", keys.api_key(key_id), *_FIELDS) for key_id in key_ids]
-        records = [await reply for reply in replies]
-        return [
-            None if record[0] is None else _key_of(key_id, record)
-            for key_id, record in zip(key_ids, records, strict=True)
-        ]
 
 
 def _portions(pairs: Sequence[PresentedKey]) -> Iterable[Sequence[PresentedKey]]:

@@ -32,6 +32,7 @@ from shared.store import keys, limits
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
 from shared.store.jobs import retention
+from shared.store.reads import Reads, Record, Sized, Stretch, read_page, size_of
 from shared.store.script import script, sources, target
 from shared.webhooks import JOB_EVENTS, stored_form
 
@@ -48,6 +49,8 @@ _FIELDS: Final = (
     "tenant", "state", "spec", "created_ms", "expires_ms", "cancelled_ms", "ended_ms", "cost_nano_usd", "unpriced", "invalid",
     *_COUNTS, *_USAGE,
 )  # fmt: skip
+_STRETCHES: Final = 25
+"""A list passes over so many pages of batches whose records are gone; then it is short and its next goes on."""
 _FOLLOWED_MS: Final = 30_000
 _UNSEEN: Final = frozenset({BatchState.RECEIVING, BatchState.DROPPED})
 """States in which a batch is nobody's yet, or any more."""
@@ -106,8 +109,9 @@ class BatchPage(NamedTuple):
 class Batches:
     """The batches of a shard."""
 
-    def __init__(self, commands: Commands, settings: Settings) -> None:
+    def __init__(self, commands: Commands, settings: Settings, reads: Reads) -> None:
         self._commands = commands
+        self._reads = reads
         self._settings = settings
         self._routes = routes_of(settings)
         self._estimates = Estimates(settings)
@@ -290,30 +294,31 @@ class Batches:
 
     async def get(self, batch_id: str, tenant: str) -> Batch:
         """The batch as it stands. Raises NotFound, for foreign ids too."""
-        (found,) = await self._read([batch_id], tenant)
+        found = _batch_of(batch_id, await self._reads.one(tenant, keys.batch(batch_id), _FIELDS), tenant)
         if found is None:
             raise NotFound
         return found
 
     async def page(self, tenant: str, *, after: str | None, before: str | None = None, limit: int) -> BatchPage:
         """The tenant's batches, newest first: those older than ``after``, or the ones right before ``before``."""
-        if before is not None:
-            command, start, end = "ZRANGEBYLEX", f"({before}", "+"
-        else:
-            command, start, end = "ZREVRANGEBYLEX", f"({after}" if after else "+", "-"
-        found: list[Batch] = []
-        while len(found) <= limit:
-            members = await self._commands.call(
-                command, keys.batch_index(tenant), start, end, "LIMIT", 0, limit + 1 - len(found)
-            )
+        command, end = ("ZREVRANGEBYLEX", "-") if before is None else ("ZRANGEBYLEX", "+")
+
+        async def behind(last: str | None) -> Stretch:
+            start = f"({last}" if last else "+"
+            index = keys.batch_index(tenant)
+            members = await self._commands.call(command, index, start, end, "LIMIT", 0, limit + 1)
             ids = [member.decode() for member in members]
-            found += [batch for batch in await self._read(ids, tenant) if batch is not None]
-            if not ids:
-                break
-            start = f"({ids[-1]}"
-        has_more = len(found) > limit
-        page = found[:limit]
-        return BatchPage(page[::-1] if before is not None else page, page[-1].id if has_more else None)
+            return Stretch(ids, ids[-1] if ids else None, len(ids) <= limit)
+
+        async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
+            records = await self._reads.some(tenant, [keys.batch(batch_id) for batch_id in ids], _FIELDS)
+            found = [(_batch_of(each, record, tenant), record) for each, record in zip(ids, records, strict=False)]
+            return [None if batch is None else Sized(batch, size_of(record)) for batch, record in found]
+
+        batches, next_after = await read_page(
+            behind, read, after=before or after, limit=limit, most_stretches=_STRETCHES
+        )
+        return BatchPage(batches[::-1] if before is not None else batches, next_after)
 
     async def cancel(self, batch_id: str, tenant: str) -> bool:
         """What has not ended will be ended, by ``advance``; what is done stays. False if it was over already.
@@ -379,16 +384,12 @@ class Batches:
         """For half a minute what is appended to an item's log is published on the batch's channel too."""
         return self._commands.call("SET", keys.batch_followed(batch_id), 1, "PX", _FOLLOWED_MS)
 
-    async def _read(self, batch_ids: Sequence[str], tenant: str) -> list[Batch | None]:
-        replies = [self._commands.call("HMGET", keys.batch(batch_id), *_FIELDS) for batch_id in batch_ids]
-        return [_batch_of(batch_id, await reply, tenant) for batch_id, reply in zip(batch_ids, replies, strict=True)]
-
 
 def _joined(states: Iterable[BatchState]) -> str:
     return ",".join(sorted(states))
 
 
-def _batch_of(batch_id: str, record: list[Any], tenant: str) -> Batch | None:
+def _batch_of(batch_id: str, record: Record, tenant: str) -> Batch | None:
     fields = dict(zip(_FIELDS, record, strict=True))
     if fields["tenant"] != tenant.encode() or BatchState(fields["state"].decode()) in _UNSEEN:
         return None

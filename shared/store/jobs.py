@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,7 @@ from shared.settings import Settings, routes_of
 from shared.store import keys, limits
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
+from shared.store.reads import PIECE_BYTES, RESULT_BYTES, ROW_BYTES, Reads, Record, Sized, Stretch, read_page, size_of
 from shared.store.script import script, sources, target
 from shared.webhooks import stored_form, webhook_of
 
@@ -22,6 +23,8 @@ _FIELDS: Final = (
     "tenant", "state", "spec", "created_ms", "expires_ms", "attempts", "epoch", "started_ms", "first_token_ms", "ended_ms", "end_id",
     "error", "usage", "cost_nano_usd", "unpriced", "webhook",
 )  # fmt: skip
+
+_FIELDS_OF_STATE: Final = ("state", "expires_ms", "started_ms", "timeout_ms")
 
 _FLOWS_COUNTED: Final = 100
 """Flows that a queue position looks at before it scales up: 1 µs of Redis each."""
@@ -91,8 +94,10 @@ def overdue_arguments(settings: Settings) -> tuple[str | int | bytes, ...]:
 class Jobs:
     """The records of a shard."""
 
-    def __init__(self, commands: Commands, settings: Settings) -> None:
+    def __init__(self, commands: Commands, settings: Settings, reads: Reads, urgent: Commands) -> None:
         self._commands = commands
+        self._reads = reads
+        self._urgent = urgent
         self._settings = settings
         self._routes = routes_of(settings)
         self._estimates = Estimates(settings)
@@ -151,98 +156,124 @@ class Jobs:
                 raise limits.problem_of(reply)
 
     async def get(self, job_id: str, tenant: str, *, with_result: bool = False) -> Job:
-        """The job as it stands; an overdue one ends first. Raises NotFound, for foreign ids too."""
-        (found,) = await self.get_many([job_id], tenant, with_result=with_result)
-        if found is None:
-            raise NotFound
-        return found
-
-    async def get_many(self, job_ids: Sequence[str], tenant: str, *, with_result: bool = False) -> list[Job | None]:
-        """As ``get``, in one round trip; None for each that is not there."""
-        if not job_ids:
-            return []
+        """The job as it stands; an overdue one ends first. Raises NotFound, for foreign ids too, and TooManyReads."""
         # The owner and the rest of a record come in one command, and a record is small. What may be large is asked for by
         # a script that looks whose it is first: a foreign id takes as long as an absent one.
-        replies = [self._commands.call("HMGET", keys.job(job_id), *_FIELDS) for job_id in job_ids]
-        results = [self._content(job_id, tenant, "result") for job_id in job_ids] if with_result else []
-        records = [await reply for reply in replies]
-        raws = [await raw for raw in results] or [None] * len(job_ids)
-        jobs = [
-            _job_of(job_id, record, raw) if record[0] == tenant.encode() else None
-            for job_id, record, raw in zip(job_ids, records, raws, strict=True)
-        ]
-        overdue = [job.id for job in jobs if job is not None and _may_be_overdue(job)]
-        if overdue:
-            ended, _ = await self._commands.run(script("expire"), 0, *overdue_arguments(self._settings), *overdue)
-            if ended:
-                return await self.get_many(job_ids, tenant, with_result=with_result)
-        return jobs
+        async with self._reads.turn(tenant, ROW_BYTES + RESULT_BYTES if with_result else ROW_BYTES):
+            reply = self._commands.call("HMGET", keys.job(job_id), *_FIELDS)
+            result = self._content(job_id, tenant, "result") if with_result else None
+            record = await reply
+            raw = await result if result is not None else None
+        if record[0] != tenant.encode():
+            raise NotFound
+        job = _job_of(job_id, record, raw)
+        if _may_be_overdue(job) and await self._end_overdue([job_id]):
+            return await self.get(job_id, tenant, with_result=with_result)
+        return job
+
+    async def get_many(self, job_ids: Sequence[str], tenant: str) -> list[Job | None]:
+        """As ``get``, without results and in few round trips; None for each that is not there. Raises TooManyReads."""
+        found: list[Job | None] = []
+        while len(found) < len(job_ids):
+            found += [sized and sized.item for sized in await self._some(job_ids[len(found) :], tenant)]
+        return found
+
+    async def _some(self, job_ids: Sequence[str], tenant: str) -> list[Sized | None]:
+        """The first of these jobs, as many as are read at once; and how large they are."""
+        records = await self._reads.some(tenant, [keys.job(job_id) for job_id in job_ids], _FIELDS)
+        found = [_sized_job(job_id, record, tenant) for job_id, record in zip(job_ids, records, strict=False)]
+        overdue = [sized.item.id for sized in found if sized is not None and _may_be_overdue(sized.item)]
+        if overdue and await self._end_overdue(overdue):
+            return await self._some(job_ids, tenant)
+        return found
+
+    async def _end_overdue(self, job_ids: Sequence[str]) -> bool:
+        """Whether one of them was."""
+        ended, _ = await self._commands.run(script("expire"), 0, *overdue_arguments(self._settings), *job_ids)
+        return bool(ended)
 
     async def request_of(self, job_id: str, tenant: str) -> tuple[Job, bytes]:
-        """The job and the upstream request that it was submitted with. Raises NotFound."""
-        reply = self._content(job_id, tenant, "request")
+        """The job and the upstream request that it was submitted with. Raises NotFound, TooManyReads."""
         job = await self.get(job_id, tenant)
-        return job, await reply or b"{}"
+        async with self._reads.turn(tenant, self._settings.max_body_bytes):
+            return job, await self._content(job_id, tenant, "request") or b"{}"
 
     def _content(self, job_id: str, tenant: str, kind: str) -> "asyncio.Future[bytes | None]":
         return self._commands.run(script("content"), job_id, tenant, kind)
 
-    async def positions(self, job_ids: Sequence[str]) -> list[int | None]:
-        """The queue position of each: 1 starts next; None if it waits in no flow."""
+    async def positions(self, job_ids: Sequence[str], tenant: str) -> list[int | None]:
+        """The queue position of each of the tenant's jobs: 1 starts next; None if it waits in no flow. Raises TooManyReads."""
         if not job_ids:
             return []
-        reply = await self._commands.run(script("locate"), _FLOWS_COUNTED, *job_ids)
+        async with self._reads.turn(tenant, ROW_BYTES if len(job_ids) == 1 else PIECE_BYTES):
+            reply = await self._commands.run(script("locate"), _FLOWS_COUNTED, *job_ids)
         return [position if position > 0 else None for position in reply]
 
     async def list(
         self, tenant: str, *, after: str | None, limit: int, state: JobState | None, batch_id: str | None
     ) -> Page:
-        """The tenant's jobs, newest first. With a filter a page may be short of ``limit`` and still have a next."""
-        if batch_id is not None:
-            return await self._list_items(tenant, batch_id, after, limit, state)
-        found: list[Job] = []
-        filtered = state is not None
-        last = after
-        for _ in range(_PAGES_SCANNED if filtered else 2):
+        """The tenant's jobs, newest first. A page may be short of ``limit`` and still have a next: where its jobs are large,
+        and with a filter. Raises TooManyReads.
+        """
+        stretch = (
+            self._stretches_of(tenant, limit, state)
+            if batch_id is None
+            else (self._stretches_of_batch(tenant, batch_id, after, limit, state))
+        )
+
+        async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
+            found = await self._some(ids, tenant)
+            return [sized if sized is None or state in (None, sized.item.state) else None for sized in found]
+
+        jobs, next_after = await read_page(
+            stretch,
+            read,
+            after=after,
+            limit=limit,
+            most_stretches=_PAGES_SCANNED if state is not None or batch_id else 2,
+        )
+        return Page(jobs, next_after)
+
+    def _stretches_of(
+        self, tenant: str, limit: int, state: JobState | None
+    ) -> Callable[[str | None], Awaitable[Stretch]]:
+        count = limit + 1 if state is None else _PAGE_SCANNED
+
+        async def behind(last: str | None) -> Stretch:
             start = f"({last}" if last else "+"
-            count = _PAGE_SCANNED if filtered else limit + 1
             members = await self._commands.call("ZREVRANGEBYLEX", keys.index(tenant), start, "-", "LIMIT", 0, count)
             ids = [member.decode() for member in members]
-            for job_id, job in zip(ids, await self.get_many(ids, tenant), strict=True):
-                if job is not None and state in (None, job.state):
-                    if len(found) == limit:
-                        return Page(found, found[-1].id)
-                    found.append(job)
-                last = job_id
-            if len(ids) < count:
-                return Page(found, None)
-        return Page(found, last)
+            return Stretch(await self._in_state(ids, tenant, state), ids[-1] if ids else None, len(ids) < count)
 
-    async def _list_items(
+        return behind
+
+    def _stretches_of_batch(
         self, tenant: str, batch_id: str, after: str | None, limit: int, state: JobState | None
-    ) -> Page:
+    ) -> Callable[[str | None], Awaitable[Stretch]]:
         """The items of a batch, last line first: they stand in the batch's own list, and not in the tenant's."""
-        found: list[Job] = []
-        last, before = after, ""
-        pages = 0
-        while (
-            pages < _PAGES_SCANNED or last == after
-        ):  # a page needs a job to go on from; lines that never were have none
-            pages += 1
-            behind = "" if before else after or ""
-            first, *raw_ids = await self._commands.run(
-                script("list_items"), batch_id, tenant, _PAGE_SCANNED, behind, before
-            )
-            ids = [raw_id.decode() for raw_id in raw_ids]
-            for job in await self.get_many(ids, tenant):
-                if job is not None and state in (None, job.state):
-                    if len(found) == limit:
-                        return Page(found, found[-1].id)
-                    found.append(job)
-            if first == 1:
-                return Page(found, None)
-            last, before = (ids[-1] if ids else last), str(first)
-        return Page(found, last)
+        count = limit + 1 if state is None else _PAGE_SCANNED
+        before = ""
+
+        async def behind(_last: str | None) -> Stretch:
+            nonlocal before
+            ids: list[str] = []
+            first = 0
+            while not ids and first != 1:  # a page needs a job to go on from; lines that never were have none
+                first, *raw_ids = await self._commands.run(
+                    script("list_items"), batch_id, tenant, count, "" if before else after or "", before
+                )
+                before = str(first)
+                ids = [raw_id.decode() for raw_id in raw_ids]
+            return Stretch(await self._in_state(ids, tenant, state), ids[-1] if ids else None, first == 1)
+
+        return behind
+
+    async def _in_state(self, job_ids: Sequence[str], tenant: str, state: JobState | None) -> Sequence[str]:
+        """Those that may be in that state: a record with all its metadata is read for no other."""
+        if state is None or not job_ids:
+            return job_ids
+        records = await self._reads.small(tenant, [keys.job(job_id) for job_id in job_ids], _FIELDS_OF_STATE)
+        return [job_id for job_id, record in zip(job_ids, records, strict=True) if _may_be_in(state, record)]
 
     def charge(
         self, job_id: str, cost: int | str, *, tenant: str, key_id: str = "", epoch: int = 0
@@ -265,7 +296,7 @@ class Jobs:
 
     async def attend(self, name: str) -> None:
         """The API process of that name lives: its clients still wait for the jobs that carry it."""
-        await self._commands.run(script("attend"), name, _BELIEVED_MS)
+        await self._urgent.run(script("attend"), name, _BELIEVED_MS)
 
     async def abandon(self) -> Sequence[str]:
         """Cancels jobs whose client waited at an API process that is gone. Returns their ids."""
@@ -324,10 +355,28 @@ class Jobs:
 def _may_be_overdue(job: Job) -> bool:
     """By our clock and some slack, to spare most reads the question; Redis's clock decides."""
     deadline_ms = job.expires_ms if job.started_ms is None else job.started_ms + job.spec.timeout_s * 1000
-    return job.state is JobState.QUEUED and deadline_ms < time.time_ns() // 1_000_000 + _CLOCK_SLACK_MS
+    return job.state is JobState.QUEUED and _is_about_over(deadline_ms)
 
 
-def _job_of(job_id: str, record: list[Any], raw_result: bytes | None) -> Job:
+def _is_about_over(deadline_ms: int) -> bool:
+    return deadline_ms < time.time_ns() // 1_000_000 + _CLOCK_SLACK_MS
+
+
+def _may_be_in(wanted: JobState, record: Record) -> bool:
+    """By _FIELDS_OF_STATE. A read ends an overdue job first."""
+    state, expires_ms, started_ms, timeout_ms = record
+    if state is None or state.decode() == wanted:
+        return state is not None
+    if state.decode() != JobState.QUEUED or wanted not in TERMINAL_STATES:
+        return False
+    return _is_about_over(int(expires_ms) if started_ms is None else int(started_ms) + int(timeout_ms))
+
+
+def _sized_job(job_id: str, record: Record, tenant: str) -> Sized | None:
+    return Sized(_job_of(job_id, record, None), size_of(record)) if record[0] == tenant.encode() else None
+
+
+def _job_of(job_id: str, record: Record, raw_result: bytes | None) -> Job:
     (
         tenant,
         state,

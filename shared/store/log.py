@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Final, NamedTuple
 
 from shared.events import Event, EventId
 from shared.job import Step
 from shared.store import keys
 from shared.store.commands import Commands
+from shared.store.reads import RESULT_BYTES, Reads
 from shared.store.script import script, sources
 
 REFUSED: Final = -1
@@ -30,8 +32,10 @@ class Reach(NamedTuple):
 class Log:
     """The logs of a shard."""
 
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: Commands, reads: Reads, urgent: Commands) -> None:
         self._commands = commands
+        self._reads = reads
+        self._urgent = urgent
 
     def append(
         self,
@@ -61,16 +65,25 @@ class Log:
         )
 
     async def read(
-        self, job_id: str, *, after: EventId | None = None, start: EventId = _START, count: int = 1000
+        self,
+        job_id: str,
+        *,
+        after: EventId | None = None,
+        start: EventId = _START,
+        count: int = 1000,
+        tenant: str | None = None,
     ) -> list[Event]:
-        """Events in order: those behind ``after``, or those from ``start`` on."""
+        """Events in order: those behind ``after``, or those from ``start`` on. ``tenant``: whose caller reads them, if one
+        does; then it raises TooManyReads.
+        """
         first = f"({after}" if after else str(start)
-        entries = await self._commands.call("XRANGE", keys.log(job_id), first, "+", "COUNT", count)
+        async with self._reads.turn(tenant, RESULT_BYTES) if tenant is not None else nullcontext():
+            entries = await self._commands.call("XRANGE", keys.log(job_id), first, "+", "COUNT", count)
         return [_event_of(entry_id, fields) for entry_id, fields in entries]
 
     async def probe(self, job_ids: Sequence[str]) -> list[Reach | None]:
         """How far each log goes, in one command; None for a job that is gone."""
-        replies = await self._commands.run(script("probe"), *job_ids)
+        replies = await self._urgent.run(script("probe"), *job_ids)
         return [_reach_of(*reply) if reply else None for reply in replies]
 
 

@@ -99,8 +99,9 @@ class Ending(NamedTuple):
 class Queue:
     """The queue of a shard."""
 
-    def __init__(self, commands: Commands, settings: Settings) -> None:
+    def __init__(self, commands: Commands, settings: Settings, urgent: Commands) -> None:
         self._commands = commands
+        self._urgent = urgent
         self._settings = settings
         self._lease_ms = int(settings.lease_s * 1000)
 
@@ -232,11 +233,11 @@ class Queue:
 
     async def workers(self) -> list[dict[str, str]]:
         """What the living workers say of themselves."""
-        names = [name.decode() for name in await self._commands.call("SMEMBERS", keys.plain("workers"))]
-        replies = [self._commands.call("HGETALL", keys.worker(name)) for name in names]
+        names = [name.decode() for name in await self._urgent.call("SMEMBERS", keys.plain("workers"))]
+        replies = [self._urgent.call("HGETALL", keys.worker(name)) for name in names]
         told = [await reply for reply in replies]
         if gone := [name for name, flat in zip(names, told, strict=True) if not flat]:
-            await self._commands.call("SREM", keys.plain("workers"), *gone)
+            await self._urgent.call("SREM", keys.plain("workers"), *gone)
         return [
             {flat[i].decode(): flat[i + 1].decode(errors="replace") for i in range(0, len(flat), 2)}
             for flat in told
@@ -258,8 +259,8 @@ class Queue:
 
     async def depth(self) -> dict[JobState, int]:
         """How many jobs wait, and how many run."""
-        queued = self._commands.call("ZCARD", keys.plain("waiting"))
-        running = self._commands.call("ZCARD", keys.plain("running"))
+        queued = self._urgent.call("ZCARD", keys.plain("waiting"))
+        running = self._urgent.call("ZCARD", keys.plain("running"))
         return {JobState.QUEUED: await queued, JobState.RUNNING: await running}
 
 

@@ -15,6 +15,7 @@ from shared.store.connect import MakeConnection, connection_maker
 from shared.store.jobs import Jobs
 from shared.store.log import Log
 from shared.store.queue import Queue
+from shared.store.reads import Reads, Turns
 from shared.store.redis_problems import MAY_EVICT, NOT_PERSISTENT, RedisProblem, RedisProblems
 from shared.store.script import NAMES, script
 from shared.store.subscriber import Subscriber
@@ -24,6 +25,8 @@ from shared.store.usage import UsageBook
 from shared.store.webhooks import Webhooks
 
 _MEMORY_LOOK_S = 1.0
+_MOST_URGENT_S = 1.5
+"""However long an API call may wait for Redis: a revoked key is refused within 5 s, 3 of which a caller is believed."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class Runtime:
 
     settings: Settings
     commands: Commands
+    urgent: Commands
+    """A connection of its own for what must not wait behind the large replies that callers ask for: whether a key stands and
+    that it is revoked, how the service is, who lives, how far logs go. Small commands with small replies only.
+    """
+    reads: Reads
     jobs: Jobs
     batches: Batches
     log: Log
@@ -61,7 +69,7 @@ class Runtime:
     async def ping(self) -> bool:
         """Whether Redis answers now."""
         try:
-            return bool(await self.commands.call("PING"))
+            return bool(await self.urgent.call("PING"))
         except StorageUnavailable:
             return False
 
@@ -126,21 +134,28 @@ async def open_runtime(
     connect = make_connection or connection_maker(settings.redis_url, name=process_name)
     scripts = [script(name) for name in NAMES]
     longest_s = timeout_s or settings.redis_timeout_s
-    async with Commands(connect, timeout_s=longest_s, scripts=scripts, problems=problems) as commands:
+    urgent_s = timeout_s or min(settings.redis_timeout_s, _MOST_URGENT_S)
+    async with (
+        Commands(connect, timeout_s=longest_s, scripts=scripts, problems=problems) as commands,
+        Commands(connect, timeout_s=urgent_s, problems=problems) as urgent,
+    ):
+        reads = Reads(commands, Turns())
         yield Runtime(
             settings=settings,
             commands=commands,
-            jobs=Jobs(commands, settings),
-            batches=Batches(commands, settings),
-            log=Log(commands),
-            queue=Queue(commands, settings),
-            upstreams=Upstreams(commands, settings),
+            urgent=urgent,
+            reads=reads,
+            jobs=Jobs(commands, settings, reads, urgent),
+            batches=Batches(commands, settings, reads),
+            log=Log(commands, reads, urgent),
+            queue=Queue(commands, settings, urgent),
+            upstreams=Upstreams(commands, settings, urgent),
             usage=UsageBook(commands),
-            api_keys=ApiKeys(commands),
+            api_keys=ApiKeys(urgent, reads),
             tenants=Tenants(commands),
-            addresses=Addresses(commands),
-            webhooks=Webhooks(commands, settings),
-            memory=Memory(commands, settings.memory_high_water, problems),
+            addresses=Addresses(urgent),
+            webhooks=Webhooks(commands, settings, reads),
+            memory=Memory(urgent, settings.memory_high_water, problems),
             problems=problems,
             make_connection=connect,
         )

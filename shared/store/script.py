@@ -40,6 +40,8 @@ _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "due_batches": ("prelude", "now", "bookkeeping", "due_batches"),
     "ended_items": ("prelude", "ended_items"),
     "list_items": ("list_items",),
+    "rows": ("rows",),
+    "global_rows": ("rows",),
     "content": ("content",),
     "set_tenant": ("prelude", "now", "bookkeeping", "set_tenant"),
     "admit_address": ("clock", "window", "admit_address"),
@@ -80,7 +82,7 @@ _CONSTANTS: Final = {
 _GLOBAL: Final = frozenset(
     {
         *("reserve", "settle", "probed", "look", "hold"),
-        "admit_address",
+        *("admit_address", "global_rows"),
         *("create_api_key", "rotate_api_key", "revoke_api_key", "use_api_keys", "check_api_keys"),
     }
 )

@@ -137,8 +137,9 @@ class Abandoned(NamedTuple):
 class Upstreams:
     """All routes that were called within the hour."""
 
-    def __init__(self, commands: Commands, settings: Settings) -> None:
+    def __init__(self, commands: Commands, settings: Settings, urgent: Commands) -> None:
         self._commands = commands
+        self._urgent = urgent
         self._hold_ms = int(settings.lease_s * 1000)
         self._row_ms = int(settings.ledger_retention_s * 1000)
         self._usage_ms = int(settings.usage_retention_s * 1000)
@@ -225,7 +226,7 @@ class Upstreams:
         arguments: list[str | int] = []
         for route in routes:
             arguments += (route.name, *_arguments(route.limits))
-        return [_state_of(*state) for state in await self._commands.run(script("look"), *arguments)]
+        return [_state_of(*state) for state in await self._urgent.run(script("look"), *arguments)]
 
     async def is_checker(self, every_s: float) -> bool:
         """Whether this worker is the one that asks idle upstreams this time."""

@@ -16,6 +16,7 @@ from shared.errors import NotFound
 from shared.settings import Settings
 from shared.store import keys
 from shared.store.commands import Commands
+from shared.store.reads import Reads, Record, Sized, Stretch, read_page, size_of
 from shared.store.script import script
 from shared.webhooks import Attempt, Delivery, DeliveryState, EventType, Next, Reason, Secrets, delivery_id_of
 
@@ -33,6 +34,9 @@ _FIELDS: Final = (
     "tenant", "event", "subject", "status", "url", "state", "created_ms", "with_result", "batch", "custom_id", "usage", "counts",
     "error", "due_ms", "ended_ms", "history",
 )  # fmt: skip
+
+
+_FILTERED_BY: Final = ("state", "batch", "subject")
 
 
 class DeliveryClaim(NamedTuple):
@@ -62,8 +66,9 @@ class DeliveryPage(NamedTuple):
 class Webhooks:
     """The deliveries and secrets of a shard."""
 
-    def __init__(self, commands: Commands, settings: Settings) -> None:
+    def __init__(self, commands: Commands, settings: Settings, reads: Reads) -> None:
         self._commands = commands
+        self._reads = reads
         self._retention_ms = int(settings.result_retention_s * 1000)
 
     # For workers
@@ -119,10 +124,10 @@ class Webhooks:
 
     async def get(self, delivery_id: str, tenant: str) -> Delivery:
         """Raises NotFound, for foreign ids too."""
-        (found,) = await self._get_many([delivery_id], tenant)
-        if found is None:
+        record = await self._reads.one(tenant, keys.delivery(delivery_id), _FIELDS)
+        if record[0] != tenant.encode():
             raise NotFound
-        return found
+        return _delivery_of(delivery_id, record)
 
     async def redeliver(self, delivery_id: str, tenant: str) -> Delivery:
         """Told again, now, whatever became of it; one that is being told stays as it is. Raises NotFound."""
@@ -143,39 +148,46 @@ class Webhooks:
         """Newest job or batch first. ``batch_id``: of the batch and of its items. With a filter a page may be short of
         ``limit`` and still have a next.
         """
-        found: list[Delivery] = []
         if job_id is not None:
-            (one,) = await self._get_many([delivery_id_of(job_id)], tenant)
-            is_it = one is not None and one.subject == job_id and state in (None, one.state)
-            if one is None or not is_it or batch_id not in (None, one.batch_id):
-                return DeliveryPage([], None)
-            return DeliveryPage([one], None)
+            return await self._page_of_job(tenant, job_id, state, batch_id)
         filtered = state is not None or batch_id is not None
-        last = after
-        for _ in range(_PAGES_SCANNED if filtered else 2):
-            start = f"({last}" if last else "+"
-            count = _PAGE_SCANNED if filtered else limit + 1
-            members = await self._commands.call(
-                "ZREVRANGEBYLEX", keys.delivery_index(tenant), start, "-", "LIMIT", 0, count
-            )
-            ids = [member.decode() for member in members]
-            for delivery_id, one in zip(ids, await self._get_many(ids, tenant), strict=True):
-                if one is not None and state in (None, one.state) and batch_id in (None, one.batch_id, one.subject):
-                    if len(found) == limit:
-                        return DeliveryPage(found, found[-1].id)
-                    found.append(one)
-                last = delivery_id
-            if len(ids) < count:
-                return DeliveryPage(found, None)
-        return DeliveryPage(found, last)
+        count = _PAGE_SCANNED if filtered else limit + 1
 
-    async def _get_many(self, delivery_ids: Sequence[str], tenant: str) -> list[Delivery | None]:
-        replies = [self._commands.call("HMGET", keys.delivery(each), *_FIELDS) for each in delivery_ids]
-        records = [await reply for reply in replies]
-        return [
-            _delivery_of(each, record) if record[0] == tenant.encode() else None
-            for each, record in zip(delivery_ids, records, strict=True)
-        ]
+        async def behind(last: str | None) -> Stretch:
+            start = f"({last}" if last else "+"
+            index = keys.delivery_index(tenant)
+            members = await self._commands.call("ZREVRANGEBYLEX", index, start, "-", "LIMIT", 0, count)
+            ids = [member.decode() for member in members]
+            wanted = ids
+            if filtered and ids:
+                names = [keys.delivery(each) for each in ids]
+                records = await self._reads.small(tenant, names, _FILTERED_BY)
+                wanted = [
+                    each for each, record in zip(ids, records, strict=True) if _is_wanted(record, state, batch_id)
+                ]
+            return Stretch(wanted, ids[-1] if ids else None, len(ids) < count)
+
+        async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
+            records = await self._reads.some(tenant, [keys.delivery(each) for each in ids], _FIELDS)
+            return [
+                Sized(_delivery_of(each, record), size_of(record)) if record[0] == tenant.encode() else None
+                for each, record in zip(ids, records, strict=False)
+            ]
+
+        deliveries, next_after = await read_page(
+            behind, read, after=after, limit=limit, most_stretches=_PAGES_SCANNED if filtered else 2
+        )
+        return DeliveryPage(deliveries, next_after)
+
+    async def _page_of_job(
+        self, tenant: str, job_id: str, state: DeliveryState | None, batch_id: str | None
+    ) -> DeliveryPage:
+        try:
+            one = await self.get(delivery_id_of(job_id), tenant)
+        except NotFound:
+            return DeliveryPage([], None)
+        is_it = one.subject == job_id and state in (None, one.state) and batch_id in (None, one.batch_id)
+        return DeliveryPage([one] if is_it else [], None)
 
     async def _secrets(self, tenant: str, grace_ms: int | str) -> Secrets:
         fresh = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
@@ -209,6 +221,14 @@ def _delivery_of(delivery_id: str, record: Sequence[Any]) -> Delivery:
         ended_ms=int(fields["ended_ms"]) if fields["ended_ms"] else None,
         attempts=msgspec.json.decode(history, type=tuple[Attempt, ...]),
     )
+
+
+def _is_wanted(record: Record, state: DeliveryState | None, batch_id: str | None) -> bool:
+    """By _FILTERED_BY."""
+    own_state, *batches = record
+    if own_state is None:
+        return False
+    return state in (None, own_state.decode()) and (batch_id is None or batch_id.encode() in batches)
 
 
 def _raw(value: bytes | None) -> msgspec.Raw | None:

@@ -170,7 +170,7 @@ async def test_while_redis_is_away_known_callers_are_let_in_and_others_are_not_t
         known, unknown = [(await make_key(served.api.runtime)).text for _ in range(2)]
         assert (await http.get("/v1/jobs", headers=bearer(known))).status_code == 200
         own_server.kill()
-        await wait_until(lambda: not served.api.runtime.commands.is_connected, "the loss of Redis")
+        await wait_until(lambda: not served.api.runtime.urgent.is_connected, "the loss of Redis")
         age(ring, 30)
         assert at_once(admitted(ring, known)).tenant == TENANT
         for text, status in ((known, 503), (unknown, 503), (unknown[:-1], 401)):
@@ -184,7 +184,7 @@ async def test_while_redis_is_away_known_callers_are_let_in_and_others_are_not_t
         with pytest.raises(StorageUnavailable):
             at_once(admitted(ring, known))
         own_server.restart()
-        await wait_until(lambda: served.api.runtime.commands.is_connected, "Redis")
+        await wait_until(lambda: served.api.runtime.urgent.is_connected, "Redis")
         for text in (known, unknown):
             assert (await http.get("/v1/jobs", headers=bearer(text))).status_code == 200
 
@@ -205,6 +205,35 @@ async def test_a_redis_that_hangs_is_waited_for_once(own_server: EmbeddedRedis) 
             os.kill(own_server.child.pid, signal.SIGCONT)
 
 
+async def test_a_look_that_is_late_is_no_absence_of_redis(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever makes it late may be the one whose key was revoked: he is believed for 5 s, and told then that he must wait."""
+    ring = served.api.key_ring
+    text = (await make_key(served.api.runtime)).text
+    await admitted(ring, text)
+    looks = 0
+
+    async def late(_presented: object) -> None:
+        nonlocal looks
+        looks += 1
+        raise StorageUnavailable
+
+    monkeypatch.setattr(ring._keys, "look_up", late)
+    age(ring, 4)
+    assert (await admitted(ring, text)).tenant == TENANT
+    assert looks == 1
+    at_once(admitted(ring, text))
+    age(ring, 1.1)
+    with pytest.raises(StorageUnavailable):
+        at_once(admitted(ring, text))
+    ring._late_s -= 1
+    with pytest.raises(StorageUnavailable):
+        await admitted(ring, text)
+    assert looks == 2
+    monkeypatch.undo()
+    ring._late_s -= 1
+    assert (await admitted(ring, text)).tenant == TENANT
+
+
 async def test_without_a_cache_nobody_is_believed_while_redis_is_away(own_server: EmbeddedRedis) -> None:
     """TOKENSPOOL_AUTH_CACHE_S=0."""
     async with serving(own_server.url, auth="keys", auth_cache_s=0, redis_timeout_s=0.3) as served:
@@ -212,7 +241,7 @@ async def test_without_a_cache_nobody_is_believed_while_redis_is_away(own_server
         text = (await make_key(served.api.runtime)).text
         await admitted(ring, text)
         own_server.kill()
-        await wait_until(lambda: not served.api.runtime.commands.is_connected, "the loss of Redis")
+        await wait_until(lambda: not served.api.runtime.urgent.is_connected, "the loss of Redis")
         age(ring, 4)
         with pytest.raises(StorageUnavailable):
             await admitted(ring, text)

@@ -300,7 +300,7 @@ async def test_a_job_that_moves_while_it_is_looked_at_is_no_stray(runtime: Runti
         "ended": lambda: finish(runtime, claimed),
     }
     between = cast("Commands", _BetweenReads(runtime.commands, happenings[how]))
-    strays, _ = await Jobs(between, runtime.settings).sweep(0)
+    strays, _ = await Jobs(between, runtime.settings, runtime.reads, between).sweep(0)
     assert strays == 0
 
 

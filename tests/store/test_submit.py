@@ -155,7 +155,7 @@ async def test_a_job_for_later_waits_outside_the_queue_and_expires_from_then(run
     created = await runtime.jobs.submit(submission, expires_in_s=60)
     assert isinstance(created, Created)
     assert (created.queue_position, created.expires_ms) == (None, due_ms + 60_000)
-    assert await runtime.jobs.positions([submission.id]) == [None]
+    assert await runtime.jobs.positions([submission.id], "tenant-a") == [None]
     claims, due_s = await runtime.queue.claim("worker-1", count=1, low_count=1, takes_suspect=True)
     assert claims == []
     assert due_s == pytest.approx(3600, abs=5)

@@ -65,14 +65,14 @@ async def test_two_hundred_followers_cut_at_random_bytes_each_see_the_log(
 async def test_a_thousand_followers_share_one_subscription(
     serve: Serve, runtime: Runtime, author: Author, fact: Fact
 ) -> None:
-    """And one connection for commands: Redis does not notice how many there are."""
+    """And two connections for commands: Redis does not notice how many there are."""
     served = await serve()
     followers = [Follower([served.url], author.job_id) for _ in range(1_000)]
     tasks = [asyncio.create_task(follower.follow()) for follower in followers]
     await wait_until(lambda: all(follower.ids for follower in followers), "a thousand followers", timeout_s=20)
     held = await connections(runtime, "tokenspool-api")
     listening = await pubsub_connections(runtime, "tokenspool-api")
-    assert (len(held), len(listening)) == (2, 1)
+    assert (len(held), len(listening)) == (3, 1)
     assert len(served.relay._watches) == 1
     assert served.relay.follower_count == 1_000
     loop = asyncio.get_running_loop()

@@ -1,14 +1,16 @@
 -- How many jobs start before this one, it included: exact for one flow; for several, the sum of min(depth, own rank)
 -- over the flows of its band, and all of the bands above. Past `most` flows the sum is scaled up.
+local depths = {} -- band → {depths of its flows, by how much their sum is scaled up}: the same for all jobs of a page
 local function depth_of(band, rank, most)
-  local flows = call('ZRANGE', key_ready(band), 0, most - 1)
-  local sum = 0
-  for _, flow in ipairs(flows) do
-    local depth = call('ZCARD', key_flow(flow))
-    sum = sum + (rank and math.min(depth, rank) or depth)
+  if not depths[band] then
+    local flows, found = call('ZRANGE', key_ready(band), 0, most - 1), {}
+    for at, flow in ipairs(flows) do found[at] = call('ZCARD', key_flow(flow)) end
+    depths[band] = {found, #flows < most and 1 or call('ZCARD', key_ready(band)) / #flows}
   end
-  if #flows < most then return sum end
-  return math.floor(sum * call('ZCARD', key_ready(band)) / #flows)
+  local found, scale = unpack(depths[band])
+  local sum = 0
+  for _, depth in ipairs(found) do sum = sum + (rank and math.min(depth, rank) or depth) end
+  return math.floor(sum * scale)
 end
 
 local function position(flow, rank, most)

@@ -1,0 +1,252 @@
+"""What is read for callers: some bytes at a time, and for each tenant a share of what is under way.
+
+The replies to all commands of a process come in order over one connection. Without a share, a tenant that asks for many large
+pages at once makes everybody's commands wait behind them.
+"""
+
+import asyncio
+from collections import Counter, OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, NamedTuple, TypeVar
+
+from shared.errors import TooManyReads
+from shared.store import keys
+from shared.store.commands import Commands
+from shared.store.script import script
+
+T = TypeVar("T")
+Record = Sequence[Any]
+"""The fields of a hash, in the order in which they were asked for; None for each that is not there."""
+
+ROW_BYTES: Final = 4 << 10
+"""What a read of one record counts as. Most are smaller; one with all the metadata that a caller may send has 40 KB."""
+RESULT_BYTES: Final = 8 << 10
+"""The same for the result of a job, and for a page of a log. Larger ones are rare, and cost the LLM's time."""
+PIECE_BYTES: Final = 128 << 10
+"""Records that are read in one command, unless the first is larger by itself: half a millisecond of Redis, and of ours."""
+PAGE_BYTES: Final = 512 << 10
+"""A page of a list ends early beyond it."""
+
+_PROCESS_BYTES: Final = 1 << 20
+_TENANT_BYTES: Final = 128 << 10
+_WAIT_S: Final = 10.0
+_MOST_WAITING: Final = 4_000
+"""Of a tenant: a request waits on though its client has gone."""
+
+
+class Turns:
+    """Who may read now. A tenant whose share is under way waits, and only for its own reads; the others take turns."""
+
+    def __init__(
+        self,
+        *,
+        process_bytes: int = _PROCESS_BYTES,
+        tenant_bytes: int = _TENANT_BYTES,
+        wait_s: float = _WAIT_S,
+        most_waiting: int = _MOST_WAITING,
+    ) -> None:
+        self._process_bytes = process_bytes
+        self._tenant_bytes = tenant_bytes
+        self._wait_s = wait_s
+        self._most_waiting = most_waiting
+        self._held_bytes = 0
+        self._held: Counter[str] = Counter()
+        self._waiting: OrderedDict[str, deque[_Waiting]] = OrderedDict()
+
+    def turn(self, tenant: str, size: int) -> "Turn":
+        """For ``async with``: about ``size`` bytes may be under way inside. Never take one inside of another.
+
+        Raises TooManyReads after 10 s without a turn, and at once where thousands wait.
+        """
+        return Turn(self, tenant, min(size, self._tenant_bytes))
+
+    async def take(self, tenant: str, size: int) -> None:
+        """As ``turn``; ``give`` back as much."""
+        if tenant not in self._waiting and self._has_room(tenant, size):
+            self._hold(tenant, size)
+            return
+        queue = self._waiting.setdefault(tenant, deque())
+        if len(queue) >= self._most_waiting:
+            raise TooManyReads
+        granted = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(size, granted)
+        queue.append(waiting)
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await granted
+        except BaseException as error:
+            if granted.done() and not granted.cancelled():  # in the very moment in which the time was over
+                self.give(tenant, size)
+            else:
+                self._forget(tenant, waiting)
+            if isinstance(error, TimeoutError):
+                raise TooManyReads from None
+            raise
+
+    def give(self, tenant: str, size: int) -> None:
+        """It is not under way any more."""
+        self._held_bytes -= size
+        self._held[tenant] -= size
+        if not self._held[tenant]:
+            del self._held[tenant]
+        if self._waiting:
+            self._grant()
+
+    def _has_room(self, tenant: str, size: int) -> bool:
+        return (self._held_bytes + size <= self._process_bytes or not self._held_bytes) and self._held[
+            tenant
+        ] + size <= self._tenant_bytes
+
+    def _hold(self, tenant: str, size: int) -> None:
+        self._held_bytes += size
+        self._held[tenant] += size
+
+    def _grant(self) -> None:
+        """One each, in turn, until nobody can be let in."""
+        passed = 0
+        while passed < len(self._waiting):
+            tenant, queue = next(iter(self._waiting.items()))
+            self._waiting.move_to_end(tenant)
+            if not self._has_room(tenant, queue[0].size):
+                passed += 1
+                continue
+            passed = 0
+            waiting = queue.popleft()
+            if not queue:
+                del self._waiting[tenant]
+            self._hold(tenant, waiting.size)
+            waiting.granted.set_result(None)
+
+    def _forget(self, tenant: str, waiting: "_Waiting") -> None:
+        queue = self._waiting[tenant]
+        queue.remove(waiting)
+        if not queue:
+            del self._waiting[tenant]
+        self._grant()  # it may have been a large one that others waited behind
+
+
+class _Waiting(NamedTuple):
+    size: int
+    granted: "asyncio.Future[None]"
+
+
+class Turn:
+    """See ``Turns.turn``."""
+
+    __slots__ = ("_size", "_tenant", "_turns")
+
+    def __init__(self, turns: Turns, tenant: str, size: int) -> None:
+        self._turns = turns
+        self._tenant = tenant
+        self._size = size
+
+    async def __aenter__(self) -> None:
+        await self._turns.take(self._tenant, self._size)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._turns.give(self._tenant, self._size)
+
+
+class Reads:
+    """Records, by their names in Redis. Who owns them is for the caller to look at: ask for that field too."""
+
+    def __init__(self, commands: Commands, turns: Turns) -> None:
+        self._commands = commands
+        self._turns = turns
+
+    def turn(self, tenant: str, size: int) -> Turn:
+        """For reads that are not of records. Raises TooManyReads."""
+        return self._turns.turn(tenant, size)
+
+    async def one(self, tenant: str, name: str, fields: Sequence[str]) -> Record:
+        """A record. Raises TooManyReads."""
+        async with self._turns.turn(tenant, ROW_BYTES):
+            record: Record = await self._commands.call("HMGET", name, *fields)
+            return record
+
+    async def some(self, tenant: str, names: Sequence[str], fields: Sequence[str]) -> list[Record]:
+        """The first of these records, as many as PIECE_BYTES hold; one at least. All are of one shard, or of none.
+
+        Raises TooManyReads.
+        """
+        if len(names) == 1:
+            return [await self.one(tenant, names[0], fields)]
+        of_no_shard = names[0].startswith(keys.GLOBAL)
+        async with self._turns.turn(tenant, PIECE_BYTES):
+            found: list[Record] = await self._commands.run(
+                script("global_rows" if of_no_shard else "rows"), PIECE_BYTES, len(fields), *fields, *names
+            )
+            return found
+
+    async def all(self, tenant: str, names: Sequence[str], fields: Sequence[str]) -> list[Record]:
+        """All of these records, piece by piece. Raises TooManyReads."""
+        found: list[Record] = []
+        while len(found) < len(names):
+            found += await self.some(tenant, names[len(found) :], fields)
+        return found
+
+    async def small(self, tenant: str, names: Sequence[str], fields: Sequence[str]) -> list[Record]:
+        """A few short fields of many records. Raises TooManyReads."""
+        async with self._turns.turn(tenant, PIECE_BYTES):
+            replies = [self._commands.call("HMGET", name, *fields) for name in names]
+            return [await reply for reply in replies]
+
+
+def size_of(record: Record) -> int:
+    """In bytes, about."""
+    return sum(len(value) for value in record if value is not None)
+
+
+class Stretch(NamedTuple):
+    """What comes next in a list."""
+
+    ids: Sequence[str]
+    """Those that may be wanted."""
+    end: str | None
+    """Its last id, wanted or not: where the next stretch goes on. None if it has none."""
+    is_last: bool
+
+
+class Sized(NamedTuple):
+    """An item of a page, and how many bytes of it there are."""
+
+    item: Any
+    size: int
+
+
+async def read_page(
+    stretch_behind: Callable[[str | None], Awaitable[Stretch]],
+    read: Callable[[Sequence[str]], Awaitable[Sequence[Sized | None]]],
+    *,
+    after: str | None,
+    limit: int,
+    most_stretches: int,
+) -> tuple[list[Any], str | None]:
+    """The items behind ``after``, and the id behind which the next page begins; None if there are no more.
+
+    ``read`` gives as many of the first as it likes, None for each that is not wanted. A page holds fewer than ``limit`` where
+    PAGE_BYTES are reached, or so many stretches hold no more of what is wanted; one item is always whole.
+    """
+    items: list[Any] = []
+    size = 0
+    last = after
+    for _ in range(most_stretches):
+        stretch = await stretch_behind(last)
+        left = stretch.ids
+        while left:
+            found = await read(left)
+            for item_id, one in zip(left, found, strict=False):
+                if one is not None:
+                    if len(items) == limit or (items and size + one.size > PAGE_BYTES):
+                        return items, last
+                    items.append(one.item)
+                    size += one.size
+                last = item_id
+            left = left[len(found) :]
+        if stretch.is_last:
+            return items, None
+        last = stretch.end or last
+    return items, last
