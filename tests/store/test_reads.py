@@ -202,7 +202,7 @@ async def test_a_page_of_large_jobs_ends_early_and_the_next_goes_on(runtime: Run
 @on_real_redis
 async def test_a_page_of_large_batches_ends_early_in_both_directions(runtime: Runtime) -> None:
     """As the Messages API goes through them."""
-    ids = [(await a_batch(runtime, 1, tenant=TENANT, metadata=LARGE)).id for _ in range(FITTING * 2 + 3)]
+    ids = sorted([(await a_batch(runtime, 1, tenant=TENANT, metadata=LARGE)).id for _ in range(FITTING * 2 + 3)])
 
     async def older(after: str | None, limit: int) -> tuple[list[str], str | None]:
         page = await runtime.batches.page(TENANT, after=after, limit=limit)
@@ -229,6 +229,7 @@ async def test_a_page_of_large_deliveries_ends_early(runtime: Runtime) -> None:
         error = JobError("upstream_error", "x" * 32_700, retryable=False)
         await finish(runtime, claimed, Ending(Step.FAIL, error=error))
         ids.append("evt_" + submission.id.removeprefix("job_"))
+    ids.sort()
 
     for by in ({}, {"state": "pending"}):
 
