@@ -80,7 +80,13 @@ class Commands:
         timeout_s: float,
         scripts: Iterable[Script] = (),
         problems: RedisProblems | None = None,
+        follows: "Commands | None" = None,
     ) -> None:
+        """``follows``: whenever these others find another primary, this connection is made anew: a demoted Redis keeps it open,
+        and answers reads with what was true before.
+        """
+        self._follows = follows
+        self._followed_moves = 0
         self._make_connection = make_connection
         self._problems = problems or RedisProblems()
         self._unreached = ""
@@ -285,6 +291,11 @@ class Commands:
                 late = self._unsent.popleft()
                 self._unsent_bytes -= len(late.packed)
                 self._fail_one(late)
+            if self._follows is not None and self._follows.moves != self._followed_moves:
+                self._followed_moves = self._follows.moves
+                if self._connection is not None:
+                    await drop(self._connection)
+                continue
             if not self.is_answering:
                 self._fail_impatient()
             if self._sent and self._is_overdue(self._sent[0]) and self._connection is not None:

@@ -137,7 +137,7 @@ async def open_runtime(
     urgent_s = timeout_s or min(settings.redis_timeout_s, _MOST_URGENT_S)
     async with (
         Commands(connect, timeout_s=longest_s, scripts=scripts, problems=problems) as commands,
-        Commands(connect, timeout_s=urgent_s, problems=problems) as urgent,
+        Commands(connect, timeout_s=urgent_s, problems=problems, follows=commands) as urgent,
     ):
         reads = Reads(commands, Turns())
         yield Runtime(
