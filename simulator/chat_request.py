@@ -106,6 +106,7 @@ def parse_chat_request(body: bytes) -> Request:
             members.get("tools"),
         ),
         tool=_first_tool(members.get("tools")),
+        has_parts=any(isinstance(message.get("content"), list) for message in members["messages"]),
     )
 
 

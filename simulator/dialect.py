@@ -28,7 +28,7 @@ class Speech(Protocol):
         """What comes before a block's first token."""
 
     def token(self, kind: str, index: int, text: str) -> bytes:
-        """One token of the block. Under load nearly all frames are these."""
+        """One token of the block, or nothing if it is said elsewhere. Under load nearly all frames are these."""
 
     def block_end(self, index: int) -> Iterable[bytes]:
         """What follows a block's last token."""
@@ -76,4 +76,5 @@ class Dialect(Protocol):
 
     def model(self, name: str) -> Json: ...
 
-    def speech(self, request: Request, answer: Answer) -> Speech: ...
+    def speech(self, request: Request, answer: Answer, odd: frozenset[str]) -> Speech:
+        """`odd` are names of words.ODD, those that the API does not know among them."""

@@ -36,6 +36,8 @@ class Request:
     input_tokens: int
     tool: str
     """The name of the first tool that was offered, for an answer that calls one."""
+    has_parts: bool = False
+    """Whether the content of a message is a list, in a chat completion."""
 
 
 def input_tokens(texts: Iterable[str], others: int, tools: object) -> int:

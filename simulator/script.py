@@ -4,8 +4,9 @@ A pure function of its arguments; `connection` plays the result. Steps are made 
 costs no more memory than a short one.
 """
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from enum import Enum, auto
 
@@ -15,7 +16,7 @@ from simulator.pace import DEFAULT, Pace
 from simulator.record import Ended
 from simulator.request import Refused, Request
 from simulator.wire import LAST_CHUNK, Headers, Json, Step, chunk, head, json_bytes, whole_response
-from simulator.words import HEAD, STOP, Fault, Words
+from simulator.words import HEAD, ODD, STOP, Fault, Words
 
 HOLD_S = 3_600
 """A stalled or pinging call is given up after so long, should its client never go."""
@@ -24,8 +25,10 @@ GATEWAY_PAGE = b"<html>\r\n<head><title>Gateway</title></head>\r\n<body>A simula
 
 SLOW_HEAD_PIECES = 10
 
-NOT_ONLY_STREAMED = frozenset(("slow-head", "bad-json", "garbage", "big-line"))
+NOT_ONLY_STREAMED = frozenset(("slow-head", "bad-json", "garbage", "big-line", *ODD))
 """The oddities that an answer in one piece can have too."""
+
+EMPTY_FRAME = b"data:\n\n"
 
 
 class Then(Enum):
@@ -82,6 +85,11 @@ class Plan:
         return (*self.oddities, *([self.ending.name] if self.ending else []))
 
     @property
+    def odd(self) -> frozenset[str]:
+        """Those that words.ODD names."""
+        return frozenset(ODD.keys() & self.oddities.keys())
+
+    @property
     def ended(self) -> Ended:
         return "fault" if self.ending else "completed"
 
@@ -104,6 +112,9 @@ def answer_script(dialect: Dialect, request: Request, words: Words, pace: Pace, 
         return _failure(plan.ending, plan, occasion.now_s)
     if plan.ending is not None and plan.ending.value == HEAD:
         return _silence(plan.ending, plan)
+    if "texts-only" in plan.odd and request.has_parts:
+        refused = Refused("Failed to parse messages: the content of a message must be a string")
+        return replace(refusal_script(dialect, refused, occasion.request_id), faults=plan.faults)
     answer = answer_to(
         request,
         words,
@@ -113,8 +124,9 @@ def answer_script(dialect: Dialect, request: Request, words: Words, pace: Pace, 
         created_s=int(occasion.now_s),
         big_line=plan.oddities.get("big-line"),
     )
-    speech = dialect.speech(request, answer)
-    return _stream(answer, speech, plan) if request.stream else _whole(answer, speech, plan)
+    speech = dialect.speech(request, answer, plan.odd)
+    is_streamed = request.stream and "whole" not in plan.odd
+    return _stream(answer, speech, plan) if is_streamed else _whole(answer, speech, plan)
 
 
 def count_script(dialect: Dialect, request: Request, words: Words, occasion: Occasion) -> Script:
@@ -125,7 +137,7 @@ def count_script(dialect: Dialect, request: Request, words: Words, occasion: Occ
     if plan.ending is not None and plan.ending.value == HEAD:
         return _silence(plan.ending, plan)
     body = json_bytes({"input_tokens": request.input_tokens})
-    return Script(_dribble(whole_response(200, [*_JSON, *plan.headers], body), plan), 200)
+    return Script(_dribble(_response(200, [*_JSON, *plan.headers], body, plan), plan), 200)
 
 
 def _plan(dialect: Dialect, words: Words, pace: Pace, occasion: Occasion, *, streamed: bool) -> Plan:
@@ -155,24 +167,43 @@ _JSON: Headers = [("content-type", "application/json")]
 
 def _failure(fault: Fault, plan: Plan, now_s: float) -> Script:
     status = int(fault.value)
-    headers = [*plan.headers, *_retry_headers(fault, now_s)]
-    message = fault.options.get("message", "simulated failure")
-    match fault.options.get("body"):
-        case "html":
-            response = whole_response(status, [("content-type", "text/html"), *headers], GATEWAY_PAGE)
-        case "text":
-            response = whole_response(status, [("content-type", "text/plain"), *headers], message.encode())
-        case "empty":
-            response = whole_response(status, headers, b"")
-        case _:
-            envelope = plan.dialect.failure(
-                status, fault.options.get("type"), fault.options.get("code"), message, plan.request_id
-            )
-            response = whole_response(status, [*_JSON, *headers], json_bytes(envelope))
+    headers = [*plan.headers, *_extra_headers(fault, now_s)]
+    content_type, body = _failure_body(fault, plan)
+    response = _response(status, [*content_type, *headers], body, plan)
     return Script(_dribble(response, plan), status, ended="fault", faults=plan.faults)
 
 
-def _retry_headers(fault: Fault, now_s: float) -> Iterator[tuple[str, str]]:
+def _failure_body(fault: Fault, plan: Plan) -> tuple[Headers, bytes]:
+    message = fault.options.get("message", "simulated failure")
+    body = fault.options.get("body")
+    match body:
+        case "html":
+            return [("content-type", "text/html")], GATEWAY_PAGE
+        case "text":
+            return [("content-type", "text/plain")], message.encode()
+        case "empty":
+            return [], b""
+        case "details":
+            detail = {"type": "value_error", "loc": ["body", "messages"], "msg": message, "input": None}
+            return _JSON, json_bytes({"detail": [detail]})
+        case None:
+            error_type, code = fault.options.get("type"), fault.options.get("code")
+            return _JSON, json_bytes(plan.dialect.failure(int(fault.value), error_type, code, message, plan.request_id))
+        case _:
+            return _JSON, json_bytes({body: message})
+
+
+def _response(status: int, headers: Headers, body: bytes, plan: Plan) -> bytes:
+    """Whole, in the encoding that the oddities ask for."""
+    compressor = _compressor(plan)
+    if compressor is not None:
+        body = compressor.compress(body) + compressor.flush()
+    return whole_response(status, [*headers, *_encoding(plan)], body)
+
+
+def _extra_headers(fault: Fault, now_s: float) -> Iterator[tuple[str, str]]:
+    if 300 <= fault.value < 400:
+        yield "location", fault.options.get("location", "/login")
     retry_after = fault.options.get("retry-after")
     if retry_after is not None:
         if retry_after.startswith("date+") and retry_after[5:].isdecimal():
@@ -211,7 +242,7 @@ def _whole(answer: Answer, speech: Speech, plan: Plan) -> Script:
         body = body[:-1]
     if "garbage" in plan.oddities:
         body = b"\x00\xff" + body
-    response = whole_response(200, [*_JSON, *plan.headers], body)
+    response = _response(200, [*_JSON, *plan.headers], body, plan)
     status: int | None = 200
     then = Then.KEEP
     tokens = answer.output_tokens
@@ -220,7 +251,7 @@ def _whole(answer: Answer, speech: Speech, plan: Plan) -> Script:
         match plan.ending.name:
             case "error":
                 status, envelope = _error(plan.ending, plan)
-                response = whole_response(status, [*_JSON, *plan.headers], json_bytes(envelope))
+                response = _response(status, [*_JSON, *plan.headers], json_bytes(envelope), plan)
             case "rst":
                 response, status, then = b"", None, Then.RESET
             case "stall" | "pings":
@@ -258,13 +289,20 @@ def _stream(answer: Answer, speech: Speech, plan: Plan) -> Script:
 
 
 def _stream_steps(answer: Answer, speech: Speech, plan: Plan) -> Iterator[Step]:
-    yield from _dribble(head(200, [*_STREAM, *plan.headers]), plan)
-    if plan.oddities.keys() & {"crlf", "slice", "split-utf8"}:
+    yield from _dribble(head(200, [*_STREAM, *_encoding(plan), *plan.headers]), plan)
+    body = _Body(plan)
+    if plan.oddities.keys() & _OF_THE_BYTES:
         for step in _frames(answer, speech, plan, bytes):
-            yield from _odd_chunks(step, plan)
+            yield from body.odd_chunks(step)
     else:
         yield from _frames(answer, speech, plan, chunk)
-    yield from _last_bytes(answer, speech, plan)
+    yield from _last_bytes(answer, speech, plan, body)
+
+
+_OF_THE_BYTES = frozenset(
+    ("crlf", "slice", "split-utf8", "empty-frames", "gzip", "deflate", "message", "text-in-start")
+)
+"""The oddities for which an event is not simply one chunk."""
 
 
 _STREAM: Headers = [
@@ -277,7 +315,8 @@ _STREAM: Headers = [
 def _frames(answer: Answer, speech: Speech, plan: Plan, pack: Callable[[bytes], bytes]) -> Iterator[Step]:
     """The stream's events, each packed (in a chunk, or not yet), up to the place where it ends early."""
     total = answer.output_tokens
-    last_place = _last_place(answer, plan)
+    last_place = _place_of(plan.ending, answer)
+    pause_place = _place_of(plan.oddities.get("pause"), answer)
     inserted = _inserted_frames(answer, speech, plan)
     frame_of = speech.token
     sent = 0
@@ -289,6 +328,8 @@ def _frames(answer: Answer, speech: Speech, plan: Plan, pack: Callable[[bytes], 
         for token in block.tokens:
             if sent in inserted:
                 yield Step(0, pack(inserted[sent]))
+            if sent == pause_place:
+                yield from _pause(plan, pack)
             if sent == last_place:
                 return
             yield Step(plan.pace.before_token_ms(sent), pack(frame_of(block.kind, index, token)), 1)
@@ -296,6 +337,9 @@ def _frames(answer: Answer, speech: Speech, plan: Plan, pack: Callable[[bytes], 
         if sent == total:
             if total in inserted:
                 yield Step(0, pack(inserted.pop(total)))
+            if pause_place == total:
+                yield from _pause(plan, pack)
+                pause_place = None
             if total == last_place:
                 return
         for data in speech.block_end(index):
@@ -304,16 +348,26 @@ def _frames(answer: Answer, speech: Speech, plan: Plan, pack: Callable[[bytes], 
         yield Step(0, pack(speech.stop_reason()))
     if STOP in inserted:
         yield Step(0, pack(inserted[STOP]))
+    if pause_place == STOP:
+        yield from _pause(plan, pack)
     if last_place != STOP:
         for data in speech.end():
             yield Step(0, pack(data))
 
 
-def _last_place(answer: Answer, plan: Plan) -> int | None:
-    """After how many tokens the stream ends early; None: it does not."""
-    if plan.ending is None:
+def _pause(plan: Plan, pack: Callable[[bytes], bytes]) -> Iterator[Step]:
+    options = plan.oddities["pause"].options
+    left_ms, every_ms = int(options.get("ms", 0)), max(1, int(options.get("every-ms", 1_000)))
+    while left_ms > 0:
+        yield Step(min(left_ms, every_ms), pack(plan.dialect.ping))
+        left_ms -= every_ms
+
+
+def _place_of(fault: Fault | None, answer: Answer) -> int | None:
+    """After how many tokens it happens; None: nowhere."""
+    if fault is None:
         return None
-    place = int(plan.ending.value)
+    place = int(fault.value)
     return place if place == STOP else min(place, answer.output_tokens)
 
 
@@ -323,39 +377,77 @@ def _inserted_frames(answer: Answer, speech: Speech, plan: Plan) -> dict[int, by
     for name, fault in plan.oddities.items():
         data = speech.restart() if name == "restart" else speech.stray(name)
         if data is not None:
-            place = int(fault.value) if fault.value == STOP else min(int(fault.value), answer.output_tokens)
+            place = STOP if fault.value == STOP else min(int(fault.value), answer.output_tokens)
             frames[place] = frames.get(place, b"") + data
     return frames
 
 
-def _odd_chunks(step: Step, plan: Plan) -> Iterator[Step]:
-    """One event in the line ends, and the pieces, that the oddities ask for."""
-    data = step.data.replace(b"\n", b"\r\n") if "crlf" in plan.oddities else step.data
-    pieces = [data]
-    if "slice" in plan.oddities:
-        piece_bytes = int(plan.oddities["slice"].value)
-        pieces = [data[start : start + piece_bytes] for start in range(0, len(data), piece_bytes)]
-    elif "split-utf8" in plan.oddities and not data.isascii():
-        inside = 1 + next(index for index, byte in enumerate(data) if byte >= 0x80)
-        pieces = [data[:inside], data[inside:]]
-    yield Step(step.after_ms, chunk(pieces[0]), step.tokens, alone=len(pieces) > 1)
-    for piece in pieces[1:]:
-        yield Step(0, chunk(piece), alone=True)
+class _Body:
+    """The bytes of a stream: in the line ends, the encoding and the pieces that the oddities ask for."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._oddities = plan.oddities
+        self._compressor = _compressor(plan)
+
+    def odd_chunks(self, step: Step) -> Iterator[Step]:
+        """One event."""
+        pieces = self._pieces(step.data)
+        yield Step(step.after_ms, chunk(pieces[0]) if pieces else b"", step.tokens, alone=len(pieces) > 1)
+        for piece in pieces[1:]:
+            yield Step(0, chunk(piece), alone=True)
+
+    def chunk(self, data: bytes) -> bytes:
+        """In one piece."""
+        return chunk(self._encoded(data))
+
+    def end(self) -> bytes:
+        return (chunk(self._compressor.flush()) if self._compressor else b"") + LAST_CHUNK
+
+    def _pieces(self, event: bytes) -> list[bytes]:
+        if not event:
+            return []  # an empty chunk would end the body
+        data = EMPTY_FRAME + event if "empty-frames" in self._oddities else event
+        data = self._encoded(data.replace(b"\n", b"\r\n") if "crlf" in self._oddities else data)
+        if "slice" in self._oddities:
+            piece_bytes = int(self._oddities["slice"].value)
+            return [data[start : start + piece_bytes] for start in range(0, len(data), piece_bytes)]
+        if "split-utf8" in self._oddities and not event.isascii() and self._compressor is None:
+            inside = 1 + next(index for index, byte in enumerate(data) if byte >= 0x80)
+            return [data[:inside], data[inside:]]
+        return [data]
+
+    def _encoded(self, data: bytes) -> bytes:
+        """All that went in can be read from what came out."""
+        if self._compressor is None:
+            return data
+        return self._compressor.compress(data) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
 
 
-def _last_bytes(answer: Answer, speech: Speech, plan: Plan) -> Iterator[Step]:
+def _compressor(plan: Plan) -> "zlib._Compress | None":
+    if "gzip" in plan.odd:
+        return zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+    return zlib.compressobj() if "deflate" in plan.odd else None
+
+
+def _encoding(plan: Plan) -> Headers:
+    if "gzip" in plan.odd:
+        return [("content-encoding", "gzip")]
+    return [("content-encoding", "deflate")] if "deflate" in plan.odd else []
+
+
+def _last_bytes(answer: Answer, speech: Speech, plan: Plan, body: _Body) -> Iterator[Step]:
     """What comes behind the last event. A cut comes when the next token would have come."""
     if plan.ending is None:
-        yield Step(0, LAST_CHUNK)
+        yield Step(0, body.end())
         return
-    place = _last_place(answer, plan)
+    place = _place_of(plan.ending, answer)
     after_ms = plan.pace.before_token_ms(place) if place is not None and place != STOP else 0
     match plan.ending.name:
         case "end":
-            yield Step(after_ms, LAST_CHUNK)
+            yield Step(after_ms, body.end())
         case "error":
             _, envelope = _error(plan.ending, plan)
-            yield Step(after_ms, chunk(plan.dialect.error_frame(envelope)) + LAST_CHUNK)
+            yield Step(after_ms, body.chunk(plan.dialect.error_frame(envelope)) + body.end())
         case "fin":
             promised = speech.token("text", 0, "cut ")
             yield Step(after_ms, b"%x\r\n" % len(promised) + promised[: len(promised) // 2])
@@ -366,7 +458,7 @@ def _last_bytes(answer: Answer, speech: Speech, plan: Plan) -> Iterator[Step]:
         case "pings":
             every_ms = int(plan.ending.options.get("every-ms", 1_000))
             for _ in range(HOLD_S * 1_000 // max(1, every_ms)):
-                yield Step(every_ms, chunk(plan.dialect.ping))
+                yield Step(every_ms, body.chunk(plan.dialect.ping))
 
 
 def _error(fault: Fault, plan: Plan) -> tuple[int, Json]:

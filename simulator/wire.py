@@ -1,7 +1,7 @@
 """Bytes: HTTP/1.1 heads and chunks, JSON, and the Step that says when to send them. Everything here is a pure function."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -58,3 +58,28 @@ def bearer(headers: Mapping[str, str]) -> str:
     """The token of the authorization header; empty if there is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def numbers_as(value: Json, odd: frozenset[str]) -> Json:
+    """The object with its numbers as `text-numbers` or `float-numbers` asks; a tool's input stays as it is."""
+    if "text-numbers" in odd:
+        return _with_numbers(value, str)
+    return _with_numbers(value, float) if "float-numbers" in odd else value
+
+
+def _with_numbers(members: Json, change: Callable[[int], object]) -> Json:
+    return {name: value if name == "input" else _changed(value, change) for name, value in members.items()}
+
+
+def _changed(value: object, change: Callable[[int], object]) -> object:
+    match value:
+        case bool():
+            return value
+        case int():
+            return change(value)
+        case dict():
+            return _with_numbers(value, change)
+        case list():
+            return [_changed(element, change) for element in value]
+        case _:
+            return value

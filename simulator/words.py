@@ -36,6 +36,33 @@ _DECIMAL = r"\d{1,7}(?:\.\d{1,3})?"
 _PLACE = r"\d{1,6}|stop"
 _PLACE_OR_HEAD = r"\d{1,6}|stop|head"
 
+ODD: Mapping[str, str] = {
+    "whole": "the whole answer as application/json, although a stream was asked for",
+    "gzip": "the body is gzip, although identity was asked for",
+    "deflate": "the same with deflate",
+    "empty-frames": "an empty `data:` frame before each frame",
+    "done": "Messages: `data: [DONE]` in one write with message_stop",
+    "nulls": "before each token a delta whose text, thinking, partial_json or arguments is null",
+    "wrong-members": "members that nobody needs are unknown, or of another type",
+    "text-numbers": "numbers are texts",
+    "float-numbers": "numbers are decimals",
+    "index-gaps": "content blocks, or tool calls, are numbered 1, 3, 5",
+    "usage-start": "the usage comes with the first frame, and not again",
+    "usage-every": "each token comes with the usage so far",
+    "usage-stop": "the usage comes with the reason of the end, and nowhere else",
+    "usage-end": "the usage comes after the reason of the end, in message_stop or in a chunk that has a choice",
+    "usage-never": "there is no usage",
+    "no-content": "Messages: message_start has no content",
+    "text-in-start": "Messages: the first token of a text stands in its content_block_start",
+    "message": "chat: one chunk with the whole answer as `message`, its `delta` null",
+    "parts": "chat: a delta's content is a list of parts, thinking among them",
+    "no-ids": "chat: tool calls have no id",
+    "empty-ids": "chat: tool calls have an empty id",
+    "one-index": "chat: every tool call has the index 0",
+    "texts-only": "chat: the server refuses contents that are lists",
+}
+"""What `odd=` may name: the shapes that other servers give what they say. Each is an oddity of its own."""
+
 SAMPLES: Mapping[str, tuple[str, ...]] = {
     "lines": ("One line.\n", "Two lines.\r\n", "\n", "A bare\r", "carriage return.\n\n", "\u2028", "\u0085", "End.\n"),
     "emoji": ("Grüße ", "an ", "👩‍🚀 ", "世界, ", "cafe\u0301 ", "🇪🇺 ", "und ", "𝄞."),
@@ -65,6 +92,10 @@ STOP_REASONS = (
     "refusal",
     "model_context_window_exceeded",
 )
+
+
+BODIES = ("html", "text", "empty", "detail", "details", "error", "message")
+"""What a failure may have instead of the API's error envelope."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +150,13 @@ ROWS: tuple[Row, ...] = (
     Row(
         "fail",
         Kind.ENDING,
-        r"200|[45]\d\d",
+        r"200|30[12378]|[45]\d\d",
         "fail=529x2,retry-after=3",
-        "this status instead of an answer. retry-after is any percent-encoded text, or date+N for the date in N s; "
-        "type, and for chat completions code, are the error's; body is html, text or empty instead of the error "
-        "envelope (with 200: a proxy's page)",
-        ("retry-after", "retry-after-ms", "should-retry", "type", "code", "message", "body"),
+        "this status instead of an answer, also 200 and the redirects (to location). retry-after is any "
+        "percent-encoded text, or date+N for the date in N s; type, and for chat completions code, are the error's; "
+        "body is another one than the error envelope: html, text, empty, or JSON with the message as detail, details "
+        "(FastAPI's list), error, message",
+        ("retry-after", "retry-after-ms", "should-retry", "type", "code", "message", "body", "location"),
     ),
     Row(
         "end",
@@ -148,6 +180,21 @@ ROWS: tuple[Row, ...] = (
         ("type", "code", "message"),
     ),
     Row("bad-chunk", Kind.ENDING, _PLACE, "bad-chunk=3", "bytes that are not HTTP after 3 tokens, then a close"),
+    Row(
+        "odd",
+        Kind.ODDITY,
+        rf"(?:{'|'.join(ODD)})(?:\+(?:{'|'.join(ODD)})){{0,31}}",
+        "odd=no-ids+one-index",
+        "these shapes, one or several:",
+    ),
+    Row(
+        "pause",
+        Kind.ODDITY,
+        _PLACE,
+        "pause=3,ms=70000",
+        "only pings for 70 s after 3 tokens, every 1000 ms; then the answer goes on",
+        ("ms", "every-ms"),
+    ),
     Row("slow-head", Kind.ODDITY, _DECIMAL, "slow-head=500", "the response head comes in pieces over 500 ms"),
     Row("slice", Kind.ODDITY, r"[1-9]\d{0,5}", "slice=7", "the stream comes in chunks (HTTP and TCP) of 7 bytes"),
     Row("split-utf8", Kind.ODDITY, "1", "split-utf8=1", "each frame with a character beyond ASCII is split inside it"),
@@ -259,8 +306,7 @@ def parse_words(*texts: str) -> Words:
                 break
             row, value = _ROWS[word["name"]], word["value"]
             if row.kind in faults:
-                if (fault := _parse_fault(row, value)) is not None:
-                    faults[row.kind].append(fault)
+                faults[row.kind].extend(_parse_faults(row, value))
             elif not _VALUES[row.name].fullmatch(value):
                 _refuse_if_meant(row, value)
             elif row.name == "header":
@@ -289,7 +335,11 @@ def grammar() -> str:
     lines = ["Words in a prompt (the text of its last user message) that the simulator acts on.", ""]
     for kind in Kind:
         lines.append(f"{kind.name.lower()}: {kind.value}")
-        lines.extend(f"  {row.example:<{_EXAMPLE_WIDTH}}  {row.meaning}" for row in ROWS if row.kind is kind)
+        for row in ROWS:
+            if row.kind is kind:
+                lines.append(f"  {row.example:<{_EXAMPLE_WIDTH}}  {row.meaning}")
+                if row.name == "odd":
+                    lines.extend(f"    odd={name:<{_EXAMPLE_WIDTH - 6}}  {meaning}" for name, meaning in ODD.items())
         if kind is Kind.ANSWER:
             lines.append(f"  {'echo: any text':<{_EXAMPLE_WIDTH}}  the rest of the prompt is the answer")
         lines.append("")
@@ -307,30 +357,38 @@ def grammar() -> str:
 _EXAMPLE_WIDTH = max(len(row.example) for row in ROWS)
 
 
-def _parse_fault(row: Row, value: str) -> Fault | None:
+def _parse_faults(row: Row, value: str) -> list[Fault]:
+    """The fault, or for `odd=` each of those that it names; none where the value is prose."""
     parsed = _FAULTS[row.name].fullmatch(value)
     if parsed is None:
         _refuse_if_meant(row, value)
-        return None
-    options = {}
-    for option in parsed["options"].split(",")[1:]:
-        name, _, text = option.partition("=")
-        options[name] = unquote(text)
-    percent = options.pop("percent", "100")
-    unknown = [name for name in options if name not in row.options]
-    if unknown or not percent.isdecimal() or not all(_is_printable(text) for text in options.values()):
-        known = ", ".join(("percent", *row.options))
-        raise WordError(f"simulator: {row.name}={value!r} has an option that does not fit (known: {known})")
-    if any(name in options and not options[name].isdecimal() for name in ("every-ms", "bytes")):
-        raise WordError(f"simulator: {row.name}={value!r} needs a number in its option")
+        return []
+    calls = None if parsed["calls"] is None else int(parsed["calls"])
+    options = _parse_options(row, value, parsed["options"])
+    percent = int(options.pop("percent", "100"))
+    if row.name == "odd":
+        return [Fault(name, 1, calls, percent) for name in parsed["value"].split("+")]
     number = {"head": float(HEAD), "stop": float(STOP)}.get(parsed["value"])
-    return Fault(
-        name=row.name,
-        value=float(parsed["value"]) if number is None else number,
-        calls=None if parsed["calls"] is None else int(parsed["calls"]),
-        percent=int(percent),
-        options=options,
-    )
+    return [Fault(row.name, float(parsed["value"]) if number is None else number, calls, percent, options)]
+
+
+def _parse_options(row: Row, value: str, text: str) -> dict[str, str]:
+    options = {}
+    for option in text.split(",")[1:]:
+        name, _, encoded = option.partition("=")
+        options[name] = unquote(encoded)
+    known = ("percent", *row.options)
+    if any(name not in known or not _is_printable(text) for name, text in options.items()):
+        raise WordError(f"simulator: {row.name}={value!r} has an option that does not fit (known: {', '.join(known)})")
+    for name in _NUMBERS & options.keys():
+        if not options[name].isdecimal():
+            raise WordError(f"simulator: {row.name}={value!r} needs a number in its option")
+    if options.get("body", BODIES[0]) not in BODIES:
+        raise WordError(f"simulator: {row.name}={value!r} has an unknown body (known: {', '.join(BODIES)})")
+    return options
+
+
+_NUMBERS = {"percent", "every-ms", "ms", "bytes"}
 
 
 def _parse_header(value: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from simulator.connection import HttpRequest
 from simulator.record import Record
 from simulator.routes import Routes
-from simulator.words import ROWS
+from simulator.words import ODD, ROWS
 
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
@@ -70,7 +70,8 @@ WORD = st.builds(
     | st.text(max_size=5),
     st.sampled_from(["", ",retry-after=date+5", ",type=a", ",bytes=100", ",every-ms=0", ",percent=50"]),
 )
-PROMPT = st.lists(WORD | st.text(max_size=8), max_size=6).map(" ".join)
+SHAPES = st.lists(st.sampled_from(list(ODD)), min_size=1, max_size=5).map("+".join).map("odd={}".format)
+PROMPT = st.lists(WORD | SHAPES | st.text(max_size=8), max_size=6).map(" ".join)
 
 
 MESSAGES, CHAT = "/v1/messages", "/v1/chat/completions"

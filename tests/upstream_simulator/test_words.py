@@ -3,7 +3,7 @@
 import pytest
 
 from simulator.pace import DEFAULT, MAX_TOKENS, NAMED, Pace, pace_of
-from simulator.words import HEAD, ROWS, STOP, Fault, Kind, Row, WordError, Words, grammar, parse_words
+from simulator.words import HEAD, ODD, ROWS, STOP, Fault, Kind, Row, WordError, Words, grammar, parse_words
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,18 @@ def test_what_only_looks_like_a_word_is_prose(prose: str) -> None:
 
 @pytest.mark.parametrize(
     "word",
-    ["fail=529x", "fail=700", "fail=529,retryafter=1", "tokens=5s", "end=3,type=x", "slice=0", "pings=1,every-ms=x"],
+    [
+        "fail=529x",
+        "fail=700",
+        "fail=529,retryafter=1",
+        "fail=400,body=htlm",
+        "pause=3,ms=long",
+        "odd=nulls,ms=1",
+        "tokens=5s",
+        "end=3,type=x",
+        "slice=0",
+        "pings=1,every-ms=x",
+    ],
 )
 def test_a_mistyped_word_is_an_error(word: str) -> None:
     with pytest.raises(WordError, match=word.split("=", maxsplit=1)[0]):
@@ -73,6 +84,17 @@ def test_a_later_word_beats_an_earlier_one_and_faults_add_up() -> None:
     words = parse_words("nonce=a fail=500", "nonce=b fail=529")
     assert words.nonce == "b"
     assert [fault.value for fault in words.endings] == [500, 529]
+
+
+def test_odd_shapes_are_faults_of_their_own() -> None:
+    words = parse_words("odd=nulls+no-idsx2 odd=gzip,percent=10")
+    assert words.oddities == (Fault("nulls", 1, calls=2), Fault("no-ids", 1, calls=2), Fault("gzip", 1, percent=10))
+
+
+@pytest.mark.parametrize("name", list(ODD))
+def test_every_odd_shape_is_in_the_grammar(name: str) -> None:
+    assert f"odd={name} " in grammar()
+    assert ODD[name] in grammar()
 
 
 def test_what_is_behind_echo_is_not_read() -> None:

@@ -1,0 +1,143 @@
+"""A chat completion as other servers give it: what `chat` says, changed by the names of words.ODD.
+
+The chunks are read back and written anew. That is slow, and nobody measures with it.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+
+from simulator.answer import Answer
+from simulator.chat_speech import DONE, ChatSpeech, frame
+from simulator.wire import Json, numbers_as
+
+_OWN_USAGE = frozenset(("usage-start", "usage-every", "usage-stop", "usage-end", "usage-never"))
+"""Where the usage is, is said by one of these, and not by the request."""
+
+
+class OddChatSpeech:
+    def __init__(self, answer: Answer, odd: frozenset[str], *, usage_wanted: bool) -> None:
+        self._odd = odd
+        self._plain = ChatSpeech(answer, usage_wanted=usage_wanted and not odd & _OWN_USAGE)
+        self._tokens = 0
+
+    def whole(self) -> Json:
+        whole = self._plain.whole()
+        if "usage-never" in self._odd:
+            del whole["usage"]
+        if "wrong-members" in self._odd:
+            whole |= _WRONG
+        for choice in _choices(whole):
+            self._change(choice, "message")
+        return numbers_as(whole, self._odd)
+
+    def start(self) -> bytes:
+        return self._changed(self._plain.start(), usage=self._usage() if "usage-start" in self._odd else None)
+
+    def restart(self) -> bytes:
+        return self._changed(self._plain.restart())
+
+    def block_start(self, index: int) -> Iterator[bytes]:
+        for data in self._plain.block_start(index):
+            yield self._changed(data)
+
+    def token(self, kind: str, index: int, text: str) -> bytes:
+        self._tokens += 1
+        plain = self._plain.token(kind, index, text)
+        said = self._changed(plain, usage=self._usage_so_far() if "usage-every" in self._odd else None)
+        return self._changed(_without_text(plain)) + said if "nulls" in self._odd else said
+
+    def block_end(self, index: int) -> Iterable[bytes]:
+        return self._plain.block_end(index)
+
+    def stop_reason(self) -> bytes:
+        usage = self._usage() if "usage-stop" in self._odd else None
+        return self._changed(self._plain.stop_reason(), usage=usage, is_last=True)
+
+    def end(self) -> Iterator[bytes]:
+        if "usage-end" in self._odd:
+            choice: Json = {"index": 0, "delta": {}, "finish_reason": None}
+            yield self._changed(frame({"object": "chat.completion.chunk", "choices": [choice]}), usage=self._usage())
+        for data in self._plain.end():
+            yield data if data == DONE else self._changed(data, is_last=True)
+
+    def stray(self, name: str) -> bytes | None:
+        return self._plain.stray(name)
+
+    def _changed(self, data: bytes, *, usage: object = None, is_last: bool = False) -> bytes:
+        """Nothing, for a chunk before the only one."""
+        if "message" in self._odd and not is_last:
+            return b""
+        chunk: Json = json.loads(data.removeprefix(b"data: "))
+        for choice in _choices(chunk):
+            if "message" in self._odd:
+                choice |= {"delta": None, "message": _choices(self._plain.whole())[0]["message"]}
+            self._change(choice, "message" if "message" in self._odd else "delta")
+        if usage is not None:
+            chunk["usage"] = usage
+        if "wrong-members" in self._odd:
+            chunk |= _WRONG
+        return frame(numbers_as(chunk, self._odd))
+
+    def _change(self, choice: Json, name: str) -> None:
+        """The delta, or the message, of that name."""
+        said = choice[name]
+        assert isinstance(said, dict)
+        if "parts" in self._odd:
+            _make_parts(said)
+        for number, call in enumerate(said.get("tool_calls", ())):
+            if "no-ids" in self._odd:
+                call.pop("id", None)
+            if "empty-ids" in self._odd and "id" in call:
+                call["id"] = ""
+            if "index-gaps" in self._odd:
+                call["index"] = 2 * call.get("index", number) + 1
+            if "one-index" in self._odd:
+                call["index"] = 0
+        if "wrong-members" in self._odd:
+            choice |= {"logprobs": "none", "odd": [1]}
+            said |= {"role": 5, "annotations": 7, "audio": "none"}
+
+    def _usage(self) -> Json:
+        usage = self._plain.whole()["usage"]
+        assert isinstance(usage, dict)
+        return usage
+
+    def _usage_so_far(self) -> Json:
+        return {**self._usage(), "completion_tokens": self._tokens}
+
+
+_WRONG: Json = {
+    "created": "yesterday",
+    "system_fingerprint": 7,
+    "service_tier": {},
+    "odd": {"unknown": [None]},
+}
+
+
+def _choices(completion: Json) -> list[Json]:
+    choices = completion["choices"]
+    assert isinstance(choices, list)
+    return choices
+
+
+def _make_parts(said: Json) -> None:
+    """As Mistral's reasoning models have it."""
+    parts: list[Json] = []
+    if thinking := said.pop("reasoning_content", None):
+        parts.append({"type": "thinking", "thinking": [{"type": "text", "text": thinking}]})
+    if text := said.pop("content", None):
+        parts.append({"type": "text", "text": text})
+    if parts:
+        said["content"] = parts
+
+
+def _without_text(data: bytes) -> bytes:
+    """The same chunk with null for its text, or for its call's arguments."""
+    chunk: Json = json.loads(data.removeprefix(b"data: "))
+    for choice in _choices(chunk):
+        delta = choice["delta"]
+        assert isinstance(delta, dict)
+        for call in delta.get("tool_calls", ()):
+            call["function"] = {"arguments": None}
+        choice["delta"] = {name: value if name == "tool_calls" else None for name, value in delta.items()}
+    return frame(chunk)
