@@ -1,7 +1,7 @@
 """Makes .venv hold exactly what the lock files say, and does nothing when it already does.
 
 Inside it, in .venv/old-sdk, stands an environment of its own for an older SDK, because two versions of one library cannot
-share one. A part is installed when .venv/.ready says so for the present content of its lock file; the line is written
+share one, and in .venv/node, where the machine has Node, the SDK for that. A part is installed when .venv/.ready says so for the present content of its lock file; the line is written
 last, so an interrupted installation is done again. Runs on a bare Python >= 3.11: standard library only. Called by
 scripts/set-up.
 """
@@ -28,12 +28,13 @@ PARTS = {
     "local": "what the API, the worker and the command line need",
     "dev": "what the tests and checks need",
     "old-sdk": "the anthropic SDK of a year ago",
+    "node": "the anthropic SDK for Node",
     "model": "the local model (130 MB)",
 }
 # A superset with the same versions (scripts/lock): once `dev` is there, `local` is too.
 INCLUDED_IN = {"local": "dev"}
-# What comes along with a part: the tests of the Anthropic surface run programs under both SDKs.
-BRINGS = {"dev": ["old-sdk"]}
+# What comes along with a part: the tests of the Anthropic surface run programs under all these SDKs.
+BRINGS = {"dev": ["old-sdk", "node"]}
 
 
 class SetUpError(Exception):
@@ -70,6 +71,10 @@ def wait_for(lock: IO[str]) -> None:
 
 def set_up(parts: list[str]) -> None:
     wanted = {each: part_key(each) for part in parts for each in (part, *BRINGS.get(part, []))}
+    if "node" in wanted and not (shutil.which("node") and shutil.which("npm")):
+        del wanted["node"]
+        if "node" in parts or not is_ready("dev"):  # said once, not before each test run
+            say(f"{PARTS['node']} is left out: there is no node or no npm here; the tests that need it will be skipped")
     if all(is_ready(part) for part in wanted):
         return
     if not venv_works():
@@ -82,6 +87,8 @@ def set_up(parts: list[str]) -> None:
                 install_model(key)
             case "old-sdk":
                 install_old_sdk(key)
+            case "node":
+                install_node_sdk(key)
             case _:
                 install(part, key)
 
@@ -196,6 +203,29 @@ def install_old_sdk(key: str) -> None:
         into=environment / "bin" / "python",
     )
     mark_ready("old-sdk", key)
+
+
+def install_node_sdk(key: str) -> None:
+    """Install the SDK for Node as requirements/node.txt has it, or say that this machine cannot have it."""
+    say(f"installing {PARTS['node']}")
+    folder = VENV / "node"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    lines = (ROOT / "requirements" / "node.txt").read_text().splitlines()
+    packages = [line.split() for line in lines if not line.startswith("#")]
+    project = {"private": True, "dependencies": {name: version for name, version, _ in packages}}
+    (folder / "package.json").write_text(json.dumps(project))
+    # npm checks what it gets against the digests of a lock file. Without addresses in it, it asks the registry that it is set up
+    # for, whichever that is.
+    entries = {f"node_modules/{name}": {"version": version, "integrity": digest} for name, version, digest in packages}
+    lock = {"lockfileVersion": 3, "requires": True, "packages": {"": project, **entries}}
+    (folder / "package-lock.json").write_text(json.dumps(lock))
+    completed = run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], folder)
+    if completed.returncode == 0:
+        mark_ready("node", key)
+    else:
+        sys.stderr.write(completed.stdout)
+        say(f"{PARTS['node']} could not be installed; the tests that need it will be skipped")
 
 
 def install_model(key: str) -> None:

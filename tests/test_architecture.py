@@ -175,6 +175,9 @@ def test_a_lock_file_holds_exact_versions_with_hashes_and_nothing_else(path: Pat
     lines = [line for line in requirements if line.strip() and not line.lstrip().startswith("#")]
     assert lines
     for line in lines:
+        if path.name == "node.txt":
+            assert re.fullmatch(r"(@[a-z0-9-]+/)?[a-z0-9-]+ \d+\.\d+\.\d+ sha512-[A-Za-z0-9+/]{86}==", line), line[:80]
+            continue
         assert re.match(r"[A-Za-z0-9._-]+(\[[a-z0-9,]+\])?==\S+", line), line[:80]
         assert "--hash=sha256:" in line, line[:80]
 

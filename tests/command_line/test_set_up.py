@@ -1,6 +1,8 @@
 """`make run` before there is anything to run: finding a Python, and filling .venv once, whatever interrupts it."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +21,7 @@ class Machine:
     def __init__(self) -> None:
         self.commands: list[str] = []
         self.fails: Callable[[str], bool] = lambda _command: False
+        self.programs = {"node": "/bin/node", "npm": "/bin/npm"}
 
     def run(self, command: list[str | Path], folder: object = None) -> subprocess.CompletedProcess[str]:
         text = " ".join(map(str, command))
@@ -30,7 +33,7 @@ class Machine:
     @property
     def installed(self) -> list[str]:
         """The lock files that were installed from."""
-        words = " ".join(self.commands).split()
+        words = " ".join(self.commands).replace("npm ci", "node.txt").split()
         return [Path(word).stem for word in words if word.endswith(".txt")]
 
 
@@ -40,7 +43,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.delenv("PYTHON", raising=False)
     (tmp_path / "requirements").mkdir()
     for part in set_up.PARTS:
-        (tmp_path / "requirements" / f"{part}.txt").write_text(part)
+        (tmp_path / "requirements" / f"{part}.txt").write_text(f"{part} 1.0 sha512-x\n")
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\n')
     monkeypatch.setattr(set_up, "ROOT", tmp_path)
     monkeypatch.setattr(set_up, "VENV", tmp_path / ".venv")
@@ -48,16 +51,17 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setattr(set_up, "venv_works", set_up.VENV.exists)
     machine = Machine()
     monkeypatch.setattr(set_up, "run", machine.run)
+    monkeypatch.setattr(shutil, "which", machine.programs.get)
     return machine
 
 
 def test_what_is_there_is_not_installed_again(machine: Machine) -> None:
     """The second make begins at once; the parts for developers hold those of everybody."""
     assert set_up.main(["dev", "model"]) == 0
-    assert machine.installed == ["dev", "old-sdk", "model"]
+    assert machine.installed == ["dev", "old-sdk", "node", "model"]
     assert set_up.main(["local", "model"]) == 0
     assert set_up.main(["dev"]) == 0
-    assert machine.installed == ["dev", "old-sdk", "model"]
+    assert machine.installed == ["dev", "old-sdk", "node", "model"]
 
 
 def test_a_changed_lock_file_is_installed(machine: Machine) -> None:
@@ -84,7 +88,35 @@ def test_a_changed_lock_of_the_old_sdk_installs_nothing_else(machine: Machine) -
     set_up.main(["dev"])
     (set_up.ROOT / "requirements" / "old-sdk.txt").write_text("newer")
     set_up.main(["dev"])
-    assert machine.installed == ["local", "model", "dev", "old-sdk", "old-sdk"]
+    assert machine.installed == ["local", "model", "dev", "old-sdk", "node", "old-sdk"]
+
+
+def test_npm_is_held_to_the_digests_and_asks_no_registry_by_name(machine: Machine) -> None:
+    """It checks what it gets against a lock file, which is written for it where nobody commits it."""
+    set_up.main(["dev"])
+    lock = json.loads((set_up.VENV / "node" / "package-lock.json").read_text())
+    assert lock["packages"]["node_modules/node"] == {"version": "1.0", "integrity": "sha512-x"}
+    (by_npm,) = [command for command in machine.commands if command.startswith("npm")]
+    assert by_npm.startswith("npm ci --ignore-scripts ")
+
+
+def test_a_machine_without_node_does_without_and_is_told_once(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tests are skipped; the next make tries again."""
+    del machine.programs["npm"]
+    assert set_up.main(["dev"]) == 0
+    assert machine.installed == ["dev", "old-sdk"]
+    assert "the anthropic SDK for Node is left out" in capsys.readouterr().out
+    assert set_up.main(["dev"]) == 0
+    assert capsys.readouterr().out == ""
+    machine.programs["npm"] = "/bin/npm"
+    machine.fails = lambda command: command.startswith("npm")
+    assert set_up.main(["dev"]) == 0
+    assert "the anthropic SDK for Node could not be installed" in capsys.readouterr().out
+    machine.fails = lambda _command: False
+    assert set_up.main(["dev"]) == 0
+    assert machine.installed == ["dev", "old-sdk", "node", "node"]
 
 
 def test_an_installation_that_broke_is_a_sentence_and_is_done_again(
@@ -135,7 +167,7 @@ def test_a_python_that_can_make_no_environment_is_told(machine: Machine, capsys:
 def test_a_part_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """By name."""
     assert set_up.main(["moon"]) == 2
-    assert capsys.readouterr().err == "set-up: unknown part 'moon', expected one of: local, dev, old-sdk, model\n"
+    assert capsys.readouterr().err == "set-up: unknown part 'moon', expected one of: local, dev, old-sdk, node, model\n"
 
 
 def _find_python(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
