@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ ROOT = PROGRAMS.parent.parent.parent
 
 PYTHONS = {"2.12": Path(sys.executable), "0.75": ROOT / ".venv" / "old-sdk" / "bin" / "python"}
 """By version of the SDK that it has."""
+
+NODE_SDK = ROOT / ".venv" / "node"
+"""Where the SDK for Node is installed."""
 
 Seen = dict[tuple[str, str], dict[str, Any]]
 """What a program printed, by case and by sync or async."""
@@ -38,8 +42,7 @@ class Sdk:
     async def sees(self, program: str, base_url: str, **environment: str) -> Seen:
         """What a program prints when it runs against that URL. It must end well."""
         process = await asyncio.create_subprocess_exec(
-            PYTHONS[self.version],
-            PROGRAMS / f"{program}.py",
+            *self._command(program),
             env=self._environment(base_url) | environment,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -55,16 +58,36 @@ class Sdk:
         lines = [json.loads(line) for line in out.splitlines()]
         return {(line.pop("case"), line.pop("mode")): line for line in lines}
 
+    def _command(self, program: str) -> list[str | Path]:
+        if self.version == "node":
+            return ["node", PROGRAMS / f"{program}.mjs"]
+        return [PYTHONS[self.version], PROGRAMS / f"{program}.py"]
+
     def _environment(self, base_url: str) -> dict[str, str]:
         mine = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_DEVELOPER)}
-        return {**mine, "ANTHROPIC_BASE_URL": base_url, "ANTHROPIC_API_KEY": "sk-of-the-program", "RUN": self.run}
+        told = {"ANTHROPIC_BASE_URL": base_url, "ANTHROPIC_API_KEY": "sk-of-the-program", "RUN": self.run}
+        return {**mine, **told, "NODE_SDK": str(NODE_SDK)}
 
 
 @pytest.fixture(params=PYTHONS)
 def sdk(request: pytest.FixtureRequest) -> Sdk:
     """Each version in turn."""
-    version: str = request.param
-    if not PYTHONS[version].exists():
+    return _sdk(request.param)
+
+
+@pytest.fixture(params=[*PYTHONS, "node"])
+def any_sdk(request: pytest.FixtureRequest) -> Sdk:
+    """Each version in turn, and the one for Node."""
+    return _sdk(request.param)
+
+
+def _sdk(version: str) -> Sdk:
+    if version == "node":
+        if shutil.which("node") is None:
+            pytest.skip("there is no node on this machine")
+        if not (NODE_SDK / "node_modules").exists():
+            pytest.skip("there is no SDK for Node in .venv/node; scripts/set-up dev brings it where npm is installed")
+    elif not PYTHONS[version].exists():
         pytest.fail("there is no old SDK in .venv/old-sdk; scripts/set-up dev makes it")
     return Sdk(version, f"run-{version}-{secrets.token_hex(3)}")
 
