@@ -43,8 +43,19 @@ MEMBERS = frozenset(
 )
 
 
-def parse_messages_request(body: bytes, *, counting: bool = False) -> Request:
-    """The request, or Refused. `counting` is for count_tokens, which needs no max_tokens."""
+VERSIONS = ("2023-01-01", "2023-06-01", "2026-10-21")
+"""Of the API, oldest first. A request names one, and is checked by its rules."""
+
+WITHOUT_SAMPLING = "2026-10-21"
+"""Since this version there is no temperature, top_p and top_k, not even at their defaults; a user's texts have no citations,
+and an assistant has no documents."""
+
+SAMPLING = ("temperature", "top_p", "top_k")
+
+
+def parse_messages_request(body: bytes, version: str, *, counting: bool = False) -> Request:
+    """The request, or Refused. `version` is the header's; `counting` is for count_tokens, which needs no max_tokens."""
+    _check_version(version)
     try:
         members = json.loads(body)
     except (ValueError, RecursionError):
@@ -52,12 +63,14 @@ def parse_messages_request(body: bytes, *, counting: bool = False) -> Request:
     if not isinstance(members, dict):
         raise Refused("The request body must be a JSON object")
     for name in members:
-        if name not in MEMBERS:
+        if name not in MEMBERS or (version >= WITHOUT_SAMPLING and name in SAMPLING):
             raise Refused(f"{name}: Extra inputs are not permitted")
     model = members.get("model")
     if not isinstance(model, str) or not model:
         raise Refused("model: Field required" if model is None else "model: Input should be a valid string")
     messages = _messages(members.get("messages"))
+    if version >= WITHOUT_SAMPLING:
+        _check_blocks(members["messages"])
     system = _texts(members.get("system", ""), "system")
     return Request(
         model=model,
@@ -72,6 +85,26 @@ def parse_messages_request(body: bytes, *, counting: bool = False) -> Request:
         ),
         tool=_first_tool(members.get("tools")),
     )
+
+
+def _check_version(version: str) -> None:
+    if not version:
+        raise Refused("anthropic-version: header is required")
+    if version not in VERSIONS:
+        raise Refused(f'anthropic-version: "{version}" is not a valid version')
+
+
+def _check_blocks(messages: list[dict[str, object]]) -> None:
+    """Of messages that are well formed."""
+    for number, message in enumerate(messages):
+        content = message["content"]
+        for index, block in enumerate(content if isinstance(content, list) else ()):
+            where = f"messages.{number}.content.{index}"
+            match message["role"], block["type"]:
+                case "assistant", "document":
+                    raise Refused(f"{where}: document blocks are not permitted in assistant messages")
+                case "user", "text" if block.get("citations"):
+                    raise Refused(f"{where}.citations: Extra inputs are not permitted")
 
 
 def _max_tokens(value: object) -> int:

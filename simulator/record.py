@@ -32,6 +32,8 @@ class Call:
     """The request's `x-stainless-retry-count`: "1" betrays a retry by the SDK itself."""
     beta: str | None = None
     """The request's `anthropic-beta`."""
+    version: str | None = None
+    """The request's `anthropic-version`."""
     faults: tuple[str, ...] = ()
     """The names of the faults that this call was meant to have."""
     status: int | None = None
@@ -65,10 +67,17 @@ class Record:
         self._last_number = 0
         self._calls_by_key: dict[str, int] = {}
 
-    def begin(self, endpoint: Endpoint, sdk_retry: str | None, beta: str | None = None) -> Call:
+    def begin(
+        self, endpoint: Endpoint, sdk_retry: str | None, beta: str | None = None, version: str | None = None
+    ) -> Call:
         self._last_number += 1
         call = Call(
-            number=self._last_number, endpoint=endpoint, started_s=time.monotonic(), sdk_retry=sdk_retry, beta=beta
+            number=self._last_number,
+            endpoint=endpoint,
+            started_s=time.monotonic(),
+            sdk_retry=sdk_retry,
+            beta=beta,
+            version=version,
         )
         self.calls.append(call)
         self.open_streams.add(call.number)

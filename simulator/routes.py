@@ -6,8 +6,7 @@ Every call that would cost tokens at the real API has its line in the record, al
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
 from urllib.parse import parse_qs, unquote
 
 from simulator.chat import CHAT
@@ -69,18 +68,21 @@ class Routes:
 
     def _call(self, dialect: Dialect, endpoint: Endpoint, request: HttpRequest, request_id: str) -> Response:
         call = self.record.begin(
-            endpoint, request.headers.get("x-stainless-retry-count"), request.headers.get("anthropic-beta")
+            endpoint,
+            request.headers.get("x-stainless-retry-count"),
+            request.headers.get("anthropic-beta"),
+            request.headers.get("anthropic-version"),
         )
         try:
             dialect.check_key(request.headers)
-            return Response(self._script(dialect, call, request.body, request_id), call)
+            return Response(self._script(dialect, call, request, request_id), call)
         except WordError as error:
             return Response(refusal_script(dialect, Refused(str(error)), request_id), call)
         except Refused as refused:
             return Response(refusal_script(dialect, refused, request_id), call)
 
-    def _script(self, dialect: Dialect, call: Call, body: bytes, request_id: str) -> Script:
-        asked = _PARSERS[call.endpoint](body)
+    def _script(self, dialect: Dialect, call: Call, request: HttpRequest, request_id: str) -> Script:
+        asked = _parsed(call.endpoint, request)
         words = parse_words(self._words, asked.prompt)
         key = words.nonce or hashlib.blake2b(asked.prompt.encode(errors="replace"), digest_size=12).hexdigest()
         call.model, call.nonce, call.stream = asked.model, words.nonce, asked.stream
@@ -126,11 +128,12 @@ class Routes:
         return _text(self.words)
 
 
-_PARSERS: Mapping[Endpoint, Callable[[bytes], Request]] = {
-    "messages": parse_messages_request,
-    "count_tokens": partial(parse_messages_request, counting=True),
-    "chat_completions": parse_chat_request,
-}
+def _parsed(endpoint: Endpoint, request: HttpRequest) -> Request:
+    """Raises Refused."""
+    if endpoint == "chat_completions":
+        return parse_chat_request(request.body)
+    version = request.headers.get("anthropic-version", "")
+    return parse_messages_request(request.body, version, counting=endpoint == "count_tokens")
 
 
 def _free_of_charge(dialect: Dialect, request: HttpRequest, request_id: str) -> Script:

@@ -10,7 +10,7 @@ from tests.running.test_upstream_connection import A_REQUEST, a_provider, an_ups
 from worker.providers import open_providers
 from worker.providers.anthropic import AnthropicProvider
 
-_CALLERS = "2031-01-01"
+_CALLERS = "2023-01-01"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ BODY = st.fixed_dictionaries(
         "messages": st.lists(MESSAGE, max_size=3) | ANY_JSON,
         "stream": st.booleans() | ANY_JSON,
     },
-    optional={"system": ANY_JSON, "tools": ANY_JSON, "unknown": ANY_JSON},
+    optional={"system": ANY_JSON, "tools": ANY_JSON, "temperature": ANY_JSON, "unknown": ANY_JSON},
 )
 FUNCTION = (
     st.fixed_dictionaries({}, optional={"name": st.text() | ANY_JSON, "arguments": st.text() | ANY_JSON}) | ANY_JSON
@@ -104,7 +104,8 @@ def test_any_prompt_is_answered(path: str, prompt: str, stream: bool, max_tokens
 
 
 def _answer(path: str, body: bytes) -> None:
-    response = Routes(Record()).respond(HttpRequest("POST", path, headers={"authorization": "Bearer k"}, body=body))
+    headers = {"authorization": "Bearer k", "anthropic-version": "2026-10-21"}
+    response = Routes(Record()).respond(HttpRequest("POST", path, headers=headers, body=body))
     script = response.script
     sent = b"".join(step.data for step in islice(script.steps, 2_000))
     if script.status is None:

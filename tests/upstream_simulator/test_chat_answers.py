@@ -240,7 +240,8 @@ async def test_every_member_of_the_real_api_is_accepted(chat_asking: ChatAsking)
 
 async def test_calls_of_a_nonce_are_counted_over_both_apis(chat_asking: ChatAsking, simulator: Simulator) -> None:
     """So that what falls back from one to the other is on its second call."""
-    async with httpx2.AsyncClient(base_url=simulator.url, verify=False, headers={"authorization": "Bearer k"}) as http:
+    headers = {"authorization": "Bearer k", "anthropic-version": "2026-10-21"}
+    async with httpx2.AsyncClient(base_url=simulator.url, verify=False, headers=headers) as http:
         body = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "nonce=both fail=529x1"}]}
         assert (await http.post("/v1/messages", json=body)).status_code == 529
     assert chat_text_of(await chat_asking.chunks("nonce=both fail=529x1")).startswith("both.2.0 ")

@@ -23,7 +23,14 @@ BODY = json.dumps(
 
 
 def _request(body: bytes = BODY, *headers: str, path: str = "/v1/messages") -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "host: x", "x-api-key: k", f"content-length: {len(body)}", *headers]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "host: x",
+        "x-api-key: k",
+        "anthropic-version: 2026-10-21",
+        f"content-length: {len(body)}",
+        *headers,
+    ]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
@@ -133,7 +140,8 @@ async def test_a_request_may_come_in_single_bytes(simulator: Simulator) -> None:
 
 async def test_a_request_may_be_chunked(simulator: Simulator) -> None:
     async with _wire(simulator) as (reader, writer):
-        head = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\nx-api-key: k\r\ntransfer-encoding: chunked\r\n\r\n"
+        head = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\nx-api-key: k\r\nanthropic-version: 2026-10-21\r\n"
+        head += b"transfer-encoding: chunked\r\n\r\n"
         writer.write(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
         assert (await _response(reader))[0] == 200
 

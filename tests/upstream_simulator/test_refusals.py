@@ -40,6 +40,75 @@ async def test_an_invalid_request_is_refused_in_the_real_apis_words(asking: Aski
     assert message in str(refused.value)
 
 
+OLD, NEW = "2023-06-01", "2026-10-21"
+
+CITED = [{"type": "text", "text": "See.", "citations": [{"type": "char_location"}]}]
+UNCITED = [{"type": "text", "text": "See.", "citations": []}]
+DOCUMENT = [{"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "A source."}}]
+NOT_IN_THE_NEW: dict[str, dict[str, Any]] = {
+    "temperature: Extra inputs are not permitted": {"temperature": 1.0},
+    "top_p: Extra inputs are not permitted": {"top_p": 1.0},
+    "top_k: Extra inputs are not permitted": {"top_k": None},
+    "messages.0.content.0.citations: Extra inputs are not permitted": {
+        "messages": [{"role": "user", "content": CITED}]
+    },
+    "messages.1.content.0: document blocks are not permitted in assistant messages": {
+        "messages": [*user("x"), {"role": "assistant", "content": DOCUMENT}, *user("y")]
+    },
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("message", list(NOT_IN_THE_NEW))
+async def test_a_version_refuses_what_it_no_longer_has(asking: Asking, message: str, path: str) -> None:
+    """The one before takes it."""
+    body = {"model": MODEL, "max_tokens": 10, "messages": user("hello")} | NOT_IN_THE_NEW[message]
+
+    async def post(version: str) -> None:
+        headers = {"anthropic-version": version}
+        await asking.client.post(path, body=body, cast_to=object, options={"headers": headers})
+
+    await post(OLD)
+    with pytest.raises(anthropic.BadRequestError) as refused:
+        await post(NEW)
+    assert refused.value.type == "invalid_request_error"
+    assert message in str(refused.value)
+
+
+async def test_a_version_takes_what_only_looks_like_it(asking: Asking) -> None:
+    """A user's document, an assistant's citations, a list of no citations."""
+    turns = [
+        {"role": "user", "content": [*DOCUMENT, *UNCITED]},
+        {"role": "assistant", "content": CITED},
+        *user("y"),
+    ]
+    body = {"model": MODEL, "max_tokens": 10, "messages": turns}
+    await asking.client.post("/v1/messages", body=body, cast_to=object)
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (anthropic.omit, "anthropic-version: header is required"),
+        ("", "anthropic-version: header is required"),
+        ("2023-06-01, 2023-06-01", 'anthropic-version: "2023-06-01, 2023-06-01" is not a valid version'),
+    ],
+    ids=["none", "empty", "twice"],
+)
+async def test_a_request_must_name_a_version(asking: Asking, simulator: Simulator, version: Any, message: str) -> None:
+    with pytest.raises(anthropic.BadRequestError) as refused:
+        await asking.whole("hello", extra_headers={"anthropic-version": version})
+    assert refused.value.type == "invalid_request_error"
+    assert message in str(refused.value)
+    assert simulator.calls[0].version in (None, version)
+
+
+async def test_the_record_names_the_version(asking: Asking, simulator: Simulator) -> None:
+    await asking.whole("hello", extra_headers={"anthropic-version": OLD})
+    await asking.whole("hello")
+    assert [call.version for call in simulator.calls] == [OLD, NEW]
+
+
 async def test_a_missing_max_tokens_is_refused(asking: Asking) -> None:
     with pytest.raises(anthropic.BadRequestError, match="max_tokens: Field required"):
         await asking.client.post("/v1/messages", body={"model": MODEL, "messages": user("x")}, cast_to=object)

@@ -84,7 +84,10 @@ CASES: dict[str, dict[str, Any]] = {
         "messages": user("Warmly."),
         "metadata": {"user_id": "somebody"},
         "extra_body": {"temperature": 0.3, "top_k": 5},
-        "extra_headers": {"anthropic-beta": "a-beta-2026-01-01,another-2026-02-02"},
+        "extra_headers": {
+            "anthropic-beta": "a-beta-2026-01-01,another-2026-02-02",
+            "anthropic-version": "2023-06-01",  # the last that has a temperature
+        },
         "extra_query": {"beta": "true"},
     },
 }

@@ -10,6 +10,11 @@ CASES: dict[str, dict[str, Any]] = {
     "max_tokens of 0": {"max_tokens": 0, "messages": user("Hello.")},
     "no messages": {"messages": []},
     "a member that is unknown": {"messages": user("Hello."), "extra_body": {"nonsense": 1}},
+    "a version without temperatures": {
+        "messages": user("Hello."),
+        "extra_body": {"temperature": 1.0},
+        "extra_headers": {"anthropic-version": "2026-10-21"},
+    },
     "refused": {"messages": user("fail=400")},
     "credentials": {"messages": user("fail=401")},
     "billing": {"messages": user("fail=402")},
