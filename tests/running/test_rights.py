@@ -97,7 +97,9 @@ async def test_the_documented_rights_are_enough(own_server: EmbeddedRedis) -> No
 async def test_missing_channel_rights_are_named(own_server: EmbeddedRedis) -> None:
     """In the log and in ``/health``: submits are taken and nothing moves."""
     with structlog.testing.capture_logs() as lines:
-        async with run_as(own_server, ["~ts:*", "resetchannels", "+@all", "-@admin", "-@dangerous", "+info"]) as served:
+        async with run_as(
+            own_server, ["~ts:*", "resetchannels", "+@all", "-@admin", "-@dangerous", "+info", "+client|setname"]
+        ) as served:
             assert (await ask(served.url, "/v1/jobs", method="POST", body={"prompt": "tokens=6"}))[0] == 202
 
             async def is_named() -> bool:
@@ -115,7 +117,9 @@ async def test_missing_channel_rights_are_named(own_server: EmbeddedRedis) -> No
 async def test_a_refused_info_is_said_once(own_server: EmbeddedRedis) -> None:
     """Jobs run all the same, but the guard of the memory is blind."""
     with structlog.testing.capture_logs() as lines:
-        async with run_as(own_server, ["~ts:*", "&ts:*", "+@all", "-@admin", "-@dangerous"]) as served:
+        async with run_as(
+            own_server, ["~ts:*", "resetchannels", "&ts:*", "+@all", "-@admin", "-@dangerous", "+client|setname"]
+        ) as served:
             await asyncio.sleep(2.5)  # looks go on
             report = await health_of(served)
             assert (report["status"], report["redis"]) == ("ok", "ok")
