@@ -27,7 +27,7 @@ chaos: ## The longer tier: real processes killed and stopped under load
 	@scripts/set-up dev model
 	@scripts/test -n 0 -m chaos $(ARGS)
 
-fuzz: ## Requests that mean harm: 50,000 bodies, and schemathesis over the OpenAPI document
+fuzz: ## 50,000 hostile bodies, schemathesis over the OpenAPI document, and 100,000 odd streams of an LLM
 	@scripts/set-up dev
 	@scripts/test -n 0 -m fuzz -s $(ARGS)
 

@@ -1,0 +1,276 @@
+"""What must become of a stream, from what its frames mean: the rule, and nothing of how we decode.
+
+The rule: an answer that is whole is never thrown away for an odd member that nobody needs. Only what makes the text, a
+tool's input or the ending doubtful fails an attempt, and then the error names what was odd, never its content. What
+succeeded holds all that followers saw.
+"""
+
+import contextlib
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+import jiter
+import msgspec
+
+from tests.mutations.frame import (
+    Begins,
+    Closes,
+    Dialect,
+    Doubt,
+    End,
+    Frame,
+    Reasons,
+    Refuses,
+    Says,
+    Starts,
+    Stops,
+    Stream,
+    Uses,
+)
+
+
+class Verdict(StrEnum):
+    """What the rule says of a stream."""
+
+    CERTAIN = "certain"
+    """Text, inputs and ending are: it succeeds, with one call and exactly what was sent."""
+    DOUBTFUL = "doubtful"
+    """It fails, and the error says what is odd."""
+    EITHER = "either"
+    """The rule leaves it open; each place that says so has its reason beside it. A success holds exactly what was sent."""
+
+
+@dataclass
+class Expected:
+    """Of one stream."""
+
+    verdict: Verdict
+    blocks: list[dict[str, Any]]
+    """In their order; those that say nothing are left out."""
+    stop_reason: str | None
+    usage: dict[str, int] | None
+    """None: it is not clear what was used."""
+    doubts: list[Doubt]
+    """One of them has to be named where it fails."""
+    loose: frozenset[str]
+    longest_s: float | None = None
+    """From the last byte that mattered to the end, where the connection is held open."""
+
+
+CUT_REASONS: Final = frozenset({"max_tokens", "model_context_window_exceeded", "refusal"})
+_CHAT_REASONS: Final = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "content_filter": "refusal",
+}
+_TOOLS: Final = frozenset({"tool_use", "server_tool_use"})
+
+_NO_JSON: Final = ("JSON", "whole", "malformed", "invalid", "truncated", "cut", "broken", "incomplete", "parse")
+ABSENT_WORDS: Final = ("missing", "without", "no", "absent", "lacks", "never", "null", "none", "before", "not")
+
+
+@dataclass
+class _Block:
+    kind: str
+    name: str
+    pieces: list[str] = field(default_factory=list)
+    is_closed: bool = False
+    is_begun: bool = True
+
+
+@dataclass
+class _Reading:
+    """What was said so far."""
+
+    blocks: dict[int, _Block] = field(default_factory=dict)
+    reason: str | None = None
+    has_refused: bool = False
+    has_started: bool = False
+    is_over: bool = False
+    refused: str | None = None
+    usage: dict[str, int] = field(default_factory=dict)
+    doubts: list[Doubt] = field(default_factory=list)
+    questions: list[Doubt] = field(default_factory=list)
+    loose: set[str] = field(default_factory=set)
+
+
+def expected_of(stream: Stream) -> Expected:
+    """Reads the frames' meaning in order, up to where nothing matters any more."""
+    reading = _Reading()
+    for frame in stream.frames:
+        _take(frame, reading, stream.dialect)
+        if reading.is_over or reading.refused is not None:
+            break
+    if (response := stream.response) is not None:
+        reading.doubts += [response.doubt] if response.doubt else []
+        reading.questions += [response.question] if response.question else []
+    longest_s = None
+    if not reading.is_over and reading.refused is None:
+        longest_s = _judge_end(stream, reading)
+    blocks = _blocks_of(reading, stream.dialect)
+    if reading.is_over and reading.reason is None:
+        reading.doubts.append(_no_reason(stream.dialect))
+    return Expected(
+        verdict=_verdict_of(reading),
+        blocks=blocks,
+        stop_reason=_stop_reason(reading, stream.dialect),
+        usage=None if "usage" in reading.loose else reading.usage,
+        doubts=reading.doubts + reading.questions,
+        loose=frozenset(reading.loose),
+        longest_s=longest_s,
+    )
+
+
+def _verdict_of(reading: _Reading) -> Verdict:
+    if reading.doubts or reading.refused is not None:
+        return Verdict.DOUBTFUL
+    return Verdict.EITHER if reading.questions else Verdict.CERTAIN
+
+
+def _take(frame: Frame, reading: _Reading, dialect: Dialect) -> None:
+    reading.doubts += frame.doubts
+    reading.questions += frame.questions
+    reading.loose |= frame.loose
+    if frame.pause_s > 2.5 and reading.reason and dialect is Dialect.CHAT:
+        reading.loose.add("usage")  # nobody waits that long for it behind the reason
+    for meaning in frame.means:
+        if dialect is Dialect.MESSAGES and not (reading.has_started or isinstance(meaning, (Starts, Refuses))):
+            # Open: the first event holds nothing of the answer, but without it the next ones may be lost too.
+            reading.has_started = True
+            reading.questions.append(_NO_START)
+            reading.loose.add("usage")
+        match meaning:
+            case Starts():
+                reading.has_started = True
+            case Begins(number, kind, name):
+                block = reading.blocks.setdefault(number, _Block(kind, name))
+                block.is_begun, block.name = True, block.name or name
+            case Says(number, kind, piece):
+                block = _said_in(reading, number, kind, dialect)
+                block.pieces.append(piece)
+                reading.has_refused |= kind == "refusal" and bool(piece)
+            case Closes(number):
+                if number in reading.blocks:
+                    reading.blocks[number].is_closed = True
+            case Reasons(reason):
+                # Of two reasons in a chat stream the first says why the model stopped: what follows is the server's.
+                keeps = dialect is Dialect.CHAT and reading.reason
+                reading.reason = reading.reason if keeps else reason
+            case Uses(tokens):
+                reading.usage |= tokens
+            case Stops():
+                reading.is_over = True
+            case Refuses(code):
+                reading.refused = code
+                return
+
+
+def _said_in(reading: _Reading, number: int, kind: str, dialect: Dialect) -> _Block:
+    kind = {"refusal": "text", "input": "tool_use"}.get(kind, kind)
+    if number not in reading.blocks:
+        is_begun = dialect is Dialect.CHAT and kind != "tool_use"
+        reading.blocks[number] = _Block(kind, "", is_begun=is_begun)
+    return reading.blocks[number]
+
+
+# --- the ending -------------------------------------------------------------------------------------------------------
+
+
+def _judge_end(stream: Stream, reading: _Reading) -> float | None:
+    """Of a stream that did not say that it is over."""
+    is_chat = stream.dialect is Dialect.CHAT
+    is_whole = reading.reason is not None and (is_chat or all(block.is_closed for block in reading.blocks.values()))
+    match stream.end:
+        case End.CLEAN if not is_whole:
+            reading.doubts.append(_ended_early(stream.dialect))
+        case End.CUT if is_whole:
+            # Everything was said, and the transport says that it broke. The table of the rule speaks of a clean end only.
+            reading.questions.append(_CUT)
+        case End.CUT:
+            reading.doubts.append(_CUT)
+        case End.HELD if not is_whole:
+            reading.doubts.append(SILENCE)
+        case End.HELD:
+            return 2.5 if is_chat else None
+        case _:
+            pass
+    return None
+
+
+_NO_START: Final = Doubt(("message_start",), (*ABSENT_WORDS, "first"))
+_CUT: Final = Doubt(
+    ("connection", "message_stop", "finish_reason", "[DONE]", "stream"),
+    ("cut", "closed", "broke", "broken", "lost", "reset"),
+    is_habit=False,
+)
+SILENCE: Final = Doubt(
+    ("content", "pings", "ping", "silent", "nothing", "silence"), ("s", "seconds", "stopped"), is_habit=False
+)
+
+
+def _ended_early(dialect: Dialect) -> Doubt:
+    """A chat stream knows no ``message_stop``: to name that would send its reader on a wrong way."""
+    members = ("finish_reason",) if dialect is Dialect.CHAT else ("message_stop", "stop_reason", "content_block_stop")
+    return Doubt(members, (*ABSENT_WORDS, "ended", "open"), is_habit=False)
+
+
+def _no_reason(dialect: Dialect) -> Doubt:
+    return Doubt(("finish_reason" if dialect is Dialect.CHAT else "stop_reason", "delta"), ABSENT_WORDS, is_habit=False)
+
+
+def _stop_reason(reading: _Reading, dialect: Dialect) -> str | None:
+    if dialect is Dialect.MESSAGES or reading.reason is None:
+        return reading.reason
+    reason = _CHAT_REASONS.get(reading.reason, reading.reason)
+    if reason == "end_turn" and reading.has_refused:
+        return "refusal"
+    has_tools = any(block.kind in _TOOLS for block in reading.blocks.values())
+    return "tool_use" if reason == "end_turn" and has_tools else reason
+
+
+# --- the content ------------------------------------------------------------------------------------------------------
+
+
+def _blocks_of(reading: _Reading, dialect: Dialect) -> list[dict[str, Any]]:
+    numbers = sorted(reading.blocks) if dialect is Dialect.MESSAGES else list(reading.blocks)
+    found = []
+    reason = _CHAT_REASONS.get(reading.reason or "", reading.reason)
+    for number in numbers:
+        block = reading.blocks[number]
+        joined = "".join(block.pieces)
+        if block.kind in _TOOLS:
+            may_be_cut = reason in CUT_REASONS and number == numbers[-1]
+            found.append(_tool_of(block, joined, reading, dialect, may_be_cut=may_be_cut))
+        elif block.kind in ("text", "thinking"):
+            if joined:
+                found.append({"type": block.kind, block.kind: joined})
+            if not block.is_begun and joined:
+                # A text for a block that never began: what it says is clear, where it belongs is not.
+                reading.questions.append(Doubt(("content_block_start", "index", "block"), ABSENT_WORDS))
+        else:
+            found.append({"type": block.kind})
+    return found
+
+
+def _tool_of(block: _Block, joined: str, reading: _Reading, dialect: Dialect, *, may_be_cut: bool) -> dict[str, Any]:
+    if not block.is_begun or not block.name:
+        reading.doubts.append(Doubt(("name", "content_block_start", "function", "tool_calls"), ABSENT_WORDS))
+    told: object = {}
+    if joined.strip():
+        try:
+            told = msgspec.json.decode(joined)
+        except ValueError:
+            told = None
+            if may_be_cut:
+                with contextlib.suppress(ValueError):
+                    told = jiter.from_json(joined.encode(), partial_mode=True, allow_inf_nan=False)
+            if told is None:
+                members = ("arguments",) if dialect is Dialect.CHAT else ("partial_json",)
+                reading.doubts.append(Doubt((*members, "input"), _NO_JSON))
+    if told is not None and not isinstance(told, dict):
+        # JSON, and no object: the API's schema wants one, the rule is silent.
+        reading.questions.append(Doubt(("arguments", "partial_json", "input"), ("object", "JSON")))
+    return {"type": block.kind, "name": block.name, "input": told}

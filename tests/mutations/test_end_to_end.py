@@ -1,0 +1,164 @@
+"""A sample over real sockets: a worker, the API, a real Redis, and the official SDK as the one who asks."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import anthropic
+import httpx2
+import msgspec
+import pytest
+
+from shared.job import JobState, decode_result
+from tests.mutations.campaign import text_of
+from tests.mutations.case import Case, a_case
+from tests.mutations.frame import Dialect, End, Response, Stream
+from tests.mutations.oracle import Expected, Verdict, expected_of
+from tests.mutations.test_mutations import FIXED_SEED
+from tests.mutations.worker_under_test import RawUpstream
+from tests.support.redis_servers import RedisUnderTest
+from tests.support.served import Served, serving
+from tests.support.working import working
+
+TENANT = "default"
+MODELS = {Dialect.MESSAGES: "asked", Dialect.CHAT: "asked-by-chat"}
+ROUTES = {"asked-by-chat": {"provider": "openai", "model": "asked"}}
+
+
+def sample(verdict: Verdict, count: int) -> list[Stream]:
+    """The first so many of the fixed campaign, without silences: these are real here."""
+    return list(itertools.islice(_streams(verdict), count))
+
+
+def _streams(verdict: Verdict) -> Iterator[Stream]:
+    for number in itertools.count():
+        case = a_case(FIXED_SEED, number)
+        stream = case.stream()
+        expected = expected_of(stream)
+        is_quick = stream.end is not End.HELD and not any(frame.pause_s for frame in stream.frames)
+        is_habit = all(doubt.is_habit for doubt in expected.doubts)
+        if expected.verdict is verdict and case.steps and is_quick and is_habit and not _is_refusal(case):
+            yield replace(stream, response=stream.response or Response())
+
+
+def _is_refusal(case: Case) -> bool:
+    response = case.stream().response
+    return response is not None and response.status != 200
+
+
+@contextmanager
+def shown(stream: Stream) -> Iterator[None]:
+    """What fails inside says for which stream."""
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(f"{error!r} for\n{text_of(stream)}") from error
+
+
+@dataclass
+class World:
+    """Everything that runs."""
+
+    served: Served
+    client: anthropic.AsyncAnthropic
+
+    async def ask(self, stream: Stream) -> tuple[Any, str]:
+        """The whole message as the SDK adds it up, and the id of the job."""
+        RawUpstream.script, RawUpstream.requests = stream, 0
+        async with (
+            asyncio.timeout(10),
+            self.client.messages.stream(
+                model=MODELS[stream.dialect], max_tokens=16, messages=[{"role": "user", "content": "Say hello."}]
+            ) as answer,
+        ):
+            message = await answer.get_final_message()
+            return message, answer.response.headers["x-job-id"]
+
+    async def heard(self, job_id: str, form: str) -> list[tuple[str, dict[str, Any]]]:
+        """What a follower of the job gets from its beginning on."""
+        async with httpx2.AsyncClient() as client:
+            reply = await client.get(f"{self.served.url}/v1/jobs/{job_id}/events", params={"format": form})
+        frames = [dict(line.split(": ", 1) for line in part.split("\n")) for part in reply.text.strip().split("\n\n")]
+        return [(frame["event"], msgspec.json.decode(frame["data"])) for frame in frames if "event" in frame]
+
+
+@pytest.fixture
+async def world(real_redis: RedisUnderTest) -> AsyncIterator[World]:
+    server = await asyncio.get_running_loop().create_server(RawUpstream, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    settings: dict[str, Any] = {"routes": ROUTES}
+    upstreams = {"openai_base_url": f"{url}/v1", "openai_api_key": "made-up"}
+    async with (
+        serving(real_redis.url, **settings) as served,
+        working(real_redis.url, url, upstream_retry_base_s=0.01, idle_check_s=0, **upstreams, **settings),
+        anthropic.AsyncAnthropic(base_url=served.url, api_key="any", max_retries=0) as client,
+    ):
+        yield World(served, client)
+    server.close()
+    await server.wait_closed()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_forty_five_certain_answers_reach_the_sdk_and_every_follower_by_one_call(world: World) -> None:
+    for stream in sample(Verdict.CERTAIN, 45):
+        expected = expected_of(stream)
+        with shown(stream):
+            message, job_id = await world.ask(stream)
+            assert RawUpstream.requests == 1
+            assert _said_by(message.model_dump(), stream) == _wanted(expected, stream)
+            assert message.stop_reason == expected.stop_reason
+            await _is_told_alike(world, job_id, expected)
+
+
+async def _is_told_alike(world: World, job_id: str, expected: Expected) -> None:
+    """By the job's result and to both kinds of followers."""
+    job = await world.served.api.runtime.jobs.get(job_id, TENANT, with_result=True)
+    assert job.state is JobState.SUCCEEDED
+    assert job.result is not None
+    text = "".join(block["text"] for block in expected.blocks if block["type"] == "text")
+    assert decode_result(bytes(job.result))["text"] == text
+    assert "".join(data["text"] for name, data in await world.heard(job_id, "text") if name == "delta") == text
+    deltas = [data["delta"] for name, data in await world.heard(job_id, "messages") if name == "content_block_delta"]
+    assert "".join(delta["text"] for delta in deltas if delta.get("type") == "text_delta") == text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_fifteen_doubtful_answers_are_errors_to_the_sdk_and_close_the_model_to_nobody(world: World) -> None:
+    """They are habits of the server: a good answer is served after each."""
+    good = {stream.dialect: stream for stream in sample(Verdict.CERTAIN, 20)}
+    for stream in sample(Verdict.DOUBTFUL, 15):
+        with shown(stream):
+            with pytest.raises(anthropic.APIStatusError):
+                await world.ask(stream)
+            await world.ask(good[stream.dialect])
+
+
+def _wanted(expected: Expected, stream: Stream) -> list[dict[str, Any]]:
+    return _folded(expected.blocks) if stream.dialect is Dialect.CHAT else expected.blocks
+
+
+def _said_by(message: dict[str, Any], stream: Stream) -> list[dict[str, Any]]:
+    """The SDK's blocks as the oracle writes them."""
+    found = []
+    for block in message["content"]:
+        kind = block["type"]
+        if kind in ("text", "thinking"):
+            found += [{"type": kind, kind: block[kind]}] if block[kind] else []
+        elif kind in ("tool_use", "server_tool_use"):
+            found.append({"type": kind, "name": block["name"], "input": block["input"]})
+        else:
+            found.append({"type": kind})
+    return _folded(found) if stream.dialect is Dialect.CHAT else found
+
+
+def _folded(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    said = {
+        kind: "".join(block.get(kind, "") for block in blocks if block["type"] == kind) for kind in ("thinking", "text")
+    }
+    folded = [{"type": kind, kind: joined} for kind, joined in said.items() if joined]
+    return folded + [block for block in blocks if block["type"] not in ("thinking", "text")]

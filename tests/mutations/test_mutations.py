@@ -1,0 +1,130 @@
+"""Whatever an upstream makes of its stream: certain answers succeed, doubtful ones fail by name, nothing is lost in silence.
+
+``python -m tests.mutations`` runs as many by hand as one likes, and a single one again.
+"""
+
+import asyncio
+import random
+
+import pytest
+
+from tests.mutations.campaign import Campaign, Report, smallest_of
+from tests.mutations.case import a_case, needs_socket
+from tests.mutations.frame import Dialect
+from tests.mutations.judgement import Finding, Kind, findings_of
+from tests.mutations.oracle import Verdict, expected_of
+from tests.mutations.virtual_time import VirtualTimeLoop
+from tests.mutations.worker_under_test import Told, WorkerUnderTest
+from tests.support.facts import Fact
+
+FIXED_SEED = 20261130
+_MOST_SHOWN = 12
+
+
+def judged(report: Report, fact: Fact) -> None:
+    """Fails with the table and the smallest streams."""
+    fact(report.table().partition("\n\n")[0])
+    shown = [smallest_of(group, report.seed) for group in report.groups[:_MOST_SHOWN]]
+    assert not report.groups, "\n\n".join([report.table(), *shown])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_thousand_streams_that_are_the_same_each_time(fact: Fact) -> None:
+    judged(Campaign(FIXED_SEED).run(range(1000)), fact)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_thousand_streams_that_nobody_has_seen(fact: Fact) -> None:
+    """The seed is in the table, and with each stream that shows something."""
+    judged(Campaign(random.SystemRandom().randrange(1 << 32)).run(range(1000)), fact)
+
+
+@pytest.mark.fuzz
+@pytest.mark.timeout(1800)
+def test_a_hundred_thousand_streams(fact: Fact) -> None:
+    judged(Campaign(random.SystemRandom().randrange(1 << 32)).run(range(100_000)), fact)
+
+
+# --- the fuzzer itself ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_open_stays_little() -> None:
+    """A fuzzer that expects nothing finds nothing."""
+    streams = [a_case(FIXED_SEED, number).stream() for number in range(1000)]
+    verdicts = [expected_of(stream).verdict for stream in streams]
+    assert verdicts.count(Verdict.EITHER) < 100
+    assert verdicts.count(Verdict.DOUBTFUL) > 150
+    assert verdicts.count(Verdict.CERTAIN) > 500
+    assert sum(needs_socket(stream) for stream in streams) > 50
+
+
+def test_the_same_numbers_make_the_same_stream() -> None:
+    for number in range(50):
+        one, other = a_case(7, number), a_case(7, number)
+        assert one == other
+        assert one.stream().pieces() == other.stream().pieces()
+
+
+@pytest.mark.parametrize(
+    "kind", [Kind.NOT_AS_SENT, Kind.NOT_AS_SEEN, Kind.FAILED, Kind.USAGE, Kind.CALLS, Kind.CRASHED]
+)
+@pytest.mark.parametrize("dialect", list(Dialect))
+def test_a_fault_that_was_planted_is_found(dialect: Dialect, kind: Kind) -> None:
+    """In what became of a good stream: each must be seen, in each dialect."""
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        found = runner.run(_planted(dialect, kind))
+    assert kind in {finding.kind for finding in found}, found
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("The LLM's answer broke off.", Kind.UNNAMED),
+        ("The LLM's answer broke off: it sent what no answer contains.", Kind.UNNAMED),
+        ("The LLM's answer broke off: content is a number.", Kind.UNNAMED),
+        ("The LLM's answer broke off: choices[0].delta is a quokka.", Kind.LEAKED),
+    ],
+)
+def test_a_failure_that_says_too_little_or_too_much_is_found(message: str, kind: Kind) -> None:
+    number = next(
+        number
+        for number in range(100_000)
+        if (stream := a_case(1, number).stream()).all_labels == {"choices.0.delta: another type"}
+        and expected_of(stream).verdict is Verdict.DOUBTFUL
+    )
+    stream = a_case(1, number).stream()
+    told = Told(code="upstream_truncated", message=message, calls=1)
+    assert kind in {finding.kind for finding in findings_of(stream, expected_of(stream), told)}
+
+
+async def _planted(dialect: Dialect, kind: Kind) -> list[Finding]:
+    """The first good stream that says something and tells its usage, with a fault in what became of it."""
+    worker = WorkerUnderTest.of_scripts()
+    for number in range(2000):
+        case = a_case(FIXED_SEED, number)
+        stream = case.stream()
+        expected = expected_of(stream)
+        texts = [block for block in expected.blocks if block["type"] == "text"]
+        if case.dialect is not dialect or case.steps or not texts or not expected.usage:
+            continue
+        told = await worker.run(stream)
+        assert findings_of(stream, expected, told) == []
+        assert told.result is not None
+        assert told.usage is not None
+        match kind:
+            case Kind.NOT_AS_SENT:
+                told.result["text"] += "x"
+            case Kind.NOT_AS_SEEN:
+                told.events = [event for event in told.events if event[0] != "content_block_delta"]
+            case Kind.FAILED:
+                told.result = None
+            case Kind.USAGE:
+                told.usage["output_tokens"] += 1
+            case Kind.CALLS:
+                told.calls = 3
+            case _:
+                told.crash = "KeyError"
+        return findings_of(stream, expected, told)
+    raise AssertionError("no such stream")

@@ -1,0 +1,339 @@
+"""The worker's own code around a stream: the one file that knows how it is called.
+
+``run_job`` with its log writer and its decoders is real, the store and the governor are not. A stream is read from a script
+by the clock of a VirtualTimeLoop, or, with what is around it, from a socket by a real provider.
+"""
+
+import asyncio
+import dataclasses
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, Final, Self, cast
+
+import aiohttp
+import msgspec
+
+from api.sse import _as_text
+from shared.events import Event, OurEvent
+from shared.job import JobSpec, Step
+from shared.routes import ProviderName
+from shared.settings import Settings, load_settings
+from shared.store.queue import Claim, Ending, Finished, FinishReply
+from shared.store.runtime import Runtime
+from shared.telemetry import Logger
+from tests.mutations.frame import Dialect, End, Piece, Response, Stream, encoded
+from worker.governor import Governor, Permit
+from worker.outcome import Answered, Failure, Outcome
+from worker.providers import open_providers
+from worker.providers.anthropic import AnthropicStream
+from worker.providers.base import Provider, UpstreamStream
+from worker.providers.openai import OpenAIStream
+from worker.providers.transport import BodyStream
+from worker.run_job import RunContext, run_context, run_job
+
+PROVIDER_OF: Final = {Dialect.MESSAGES: ProviderName.ANTHROPIC, Dialect.CHAT: ProviderName.OPENAI}
+MODEL: Final = "asked"
+_REQUEST: Final = b'{"model":"asked","max_tokens":16,"messages":[{"role":"user","content":"Say hello."}]}'
+_FOREVER_S: Final = 100_000.0
+
+
+@dataclasses.dataclass
+class Told:
+    """What became of a stream."""
+
+    result: dict[str, Any] | None = None
+    usage: dict[str, int] | None = None
+    code: str = ""
+    message: str = ""
+    is_retryable: bool = False
+    opens_circuit: bool = False
+    crash: str = ""
+    """An exception that is no outcome."""
+    events: list[tuple[str, bytes]] = dataclasses.field(default_factory=list)
+    """In the log, as followers get them."""
+    calls: int = 0
+    waited_s: float = 0.0
+    """From the last byte to the end."""
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether the job did."""
+        return self.result is not None
+
+    def text_heard(self) -> str:
+        """By a follower with ``format=text``."""
+        heard = []
+        for name, data in self.events:
+            frame = _as_text(Event(None, name, data))
+            if frame.startswith(b"event: delta\n"):
+                heard.append(msgspec.json.decode(frame.partition(b"data: ")[2])["text"])
+            elif name == OurEvent.RESET:
+                heard.clear()
+        return "".join(heard)
+
+
+class ScriptedBody(BodyStream):
+    """The body of a response as a script has it. Being cancelled loses nothing."""
+
+    def __init__(self, pieces: Sequence[Piece], end: End) -> None:
+        self._pieces = list(reversed(pieces))
+        self._end = end
+        self._loop = asyncio.get_running_loop()
+        self._due_s: float | None = None
+        self.last_s = self._loop.time()
+
+    async def read_some(self) -> bytes:
+        """The next piece, when it is due."""
+        if not self._pieces:
+            match self._end:
+                case End.CLEAN:
+                    return b""
+                case End.CUT:
+                    raise aiohttp.ClientPayloadError("cut")
+                case End.HELD:
+                    await self._loop.create_future()
+        piece = self._pieces[-1]
+        if piece.pause_s:
+            if self._due_s is None:
+                self._due_s = self._loop.time() + piece.pause_s
+            await asyncio.sleep(self._due_s - self._loop.time())
+            self._due_s = None
+        self._pieces.pop()
+        self.last_s = self._loop.time()
+        return piece.data
+
+
+def stream_of(dialect: Dialect, body: BodyStream) -> UpstreamStream:
+    """What a provider makes of a body."""
+    return AnthropicStream(body, None) if dialect is Dialect.MESSAGES else OpenAIStream(body, None, MODEL)
+
+
+class _ScriptedProvider:
+    """Opens the stream of the script."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self.script: Stream | None = None
+        self.body: ScriptedBody | None = None
+
+    @asynccontextmanager
+    async def stream(self, request: bytes, **_: Any) -> AsyncIterator[UpstreamStream]:
+        """See Provider."""
+        assert self.script is not None
+        self.body = ScriptedBody(self.script.pieces(), self.script.end)
+        yield stream_of(self._dialect, self.body)
+
+
+class _Store:
+    """Takes what the log writer appends, and the end."""
+
+    def __init__(self) -> None:
+        self.told = Told()
+
+    def append(
+        self, job_id: str, epoch: int, first_seq: int, events: Sequence[tuple[str, bytes]], **_: Any
+    ) -> "asyncio.Future[int]":
+        """See Log."""
+        self.told.events += events
+        reply: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        reply.set_result(first_seq + len(events))
+        return reply
+
+    async def finish(self, claim: Claim, ending: Ending, **_: Any) -> FinishReply:
+        """See Queue."""
+        if ending.step is Step.SUCCEED:
+            self.told.result = msgspec.json.decode(ending.result)
+            self.told.usage = msgspec.to_builtins(ending.usage)
+        else:
+            assert ending.error is not None
+            self.told.code, self.told.message = ending.error.code, str(msgspec.to_builtins(ending.error)["message"])
+        return FinishReply(Finished.ENDED)
+
+
+class _Governor:
+    """Permits everything, and hears how it went."""
+
+    def __init__(self, store: _Store) -> None:
+        self._store = store
+
+    async def permit(self, chain: Sequence[Any], claim: Claim, **_: Any) -> Permit:
+        """See Governor."""
+        self._store.told.calls += 1
+        return Permit("call", claim.id, claim.tenant, "", chain[0], 0, is_probe=False, input_estimate=1)
+
+    def settle(self, permit: Permit, ended: str, spent: Any, outcome: Outcome | None, allowance: Any) -> int:
+        """See Governor."""
+        if isinstance(outcome, Failure):
+            self._store.told.is_retryable = outcome.is_retryable
+            self._store.told.opens_circuit = outcome.opens_circuit
+        return 0
+
+    def answering(self, permit: Permit) -> None:
+        """See Governor."""
+
+    def tell_again(self) -> None:
+        """See Governor."""
+
+    def charge(self, *_: Any, **__: Any) -> None:
+        """See Governor."""
+
+
+class _Silent:
+    """A logger."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def _settings(url: str = "http://127.0.0.1:9") -> dict[Dialect, Settings]:
+    return {
+        dialect: load_settings(
+            provider=name,
+            anthropic_base_url=url,
+            anthropic_api_key="made-up",
+            openai_base_url=f"{url}/v1",
+            openai_api_key="made-up",
+        )
+        for dialect, name in PROVIDER_OF.items()
+    }
+
+
+class WorkerUnderTest:
+    """Runs one stream after the other. Made in a running loop."""
+
+    def __init__(self, providers: Mapping[Dialect, Any], settings: Mapping[Dialect, Settings]) -> None:
+        self._store = _Store()
+        runtime = cast("Runtime", SimpleNamespace(log=self._store, queue=self._store, upstreams=self._store))
+        self._providers = providers
+        self._contexts: dict[Dialect, RunContext] = {
+            dialect: dataclasses.replace(
+                run_context(runtime, settings[dialect], {PROVIDER_OF[dialect]: provider}, cast("Logger", _Silent())),
+                governor=cast("Governor", _Governor(self._store)),
+            )
+            for dialect, provider in providers.items()
+        }
+        self._jobs = 0
+
+    @classmethod
+    def of_scripts(cls) -> Self:
+        """Streams are read from their script."""
+        return cls({dialect: _ScriptedProvider(dialect) for dialect in Dialect}, _settings())
+
+    async def run(self, stream: Stream) -> Told:
+        """One job, one attempt."""
+        self._store.told = told = Told()
+        provider = self._providers[stream.dialect]
+        if isinstance(provider, _ScriptedProvider):
+            provider.script, provider.body = stream, None
+        self._jobs += 1
+        job = asyncio.create_task(run_job(self._contexts[stream.dialect], _claim(self._jobs)))
+        try:
+            async with asyncio.timeout(_FOREVER_S):
+                await job
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+            told.crash = f"{type(error).__name__}: {str(error)[:200]}"
+        if isinstance(provider, _ScriptedProvider) and provider.body is not None:
+            told.waited_s = asyncio.get_running_loop().time() - provider.body.last_s
+        return told
+
+
+def _claim(number: int) -> Claim:
+    return Claim(
+        id=f"job_{number}",
+        tenant="tenant-a",
+        epoch=1,
+        claimed_ms=0,
+        attempt=1,
+        next_seq=1,
+        started_ms=0,
+        timeout_ms=int(_FOREVER_S / 2 * 1000),
+        created_ms=0,
+        failures=0,
+        takeovers=0,
+        request=_REQUEST,
+        spec=JobSpec(model=MODEL, max_attempts=1, timeout_s=int(_FOREVER_S / 2)),
+    )
+
+
+# --- from a socket ----------------------------------------------------------------------------------------------------
+
+
+class RawUpstream(asyncio.Protocol):
+    """A connection that answers each request with the response of the script, chunked."""
+
+    script: Stream | None = None
+    """Of all connections."""
+    requests = 0
+
+    def __init__(self) -> None:
+        self._heard = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Answers once the request is whole."""
+        self._heard += data
+        head, mark, body = self._heard.partition(b"\r\n\r\n")
+        lengths = [line[15:] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+        if mark and len(body) >= int(lengths[0] if lengths else 0):
+            self._heard = b""
+            type(self).requests += 1
+            assert self.script is not None
+            assert self._transport is not None
+            self._answer(self.script, self._transport)
+
+    @staticmethod
+    def _answer(script: Stream, transport: asyncio.Transport) -> None:
+        response = script.response
+        assert response is not None
+        lines = [f"HTTP/1.1 {response.status} Said", "transfer-encoding: chunked", *response.headers]
+        if response.content_type is not None:
+            lines.append(f"content-type: {response.content_type}")
+        if response.encoding:
+            lines.append(f"content-encoding: {response.encoding}")
+        transport.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+        if response.body is None and not response.encoding:
+            pieces = [piece.data for piece in script.pieces()]
+        else:
+            body = script.body() if response.body is None else response.body
+            body = body if response.breaks == "only said" else encoded(body, response.encoding, response.breaks)
+            places = [0, len(body) // 3, len(body) // 2, len(body)]
+            pieces = [body[start:end] for start, end in itertools.pairwise(places)]
+        for piece in pieces:
+            if piece:
+                transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        if script.end is End.CUT:
+            transport.close()
+        else:
+            transport.write(b"0\r\n\r\n")
+
+
+@asynccontextmanager
+async def socket_worker() -> AsyncIterator[WorkerUnderTest]:
+    """A worker with real providers, and an upstream on a socket."""
+    server = await asyncio.get_running_loop().create_server(RawUpstream, "127.0.0.1", 0)
+    settings = _settings(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    providers: dict[Dialect, Provider] = {
+        dialect: open_providers(settings[dialect], [name])[name] for dialect, name in PROVIDER_OF.items()
+    }
+    try:
+        yield WorkerUnderTest(providers, settings)
+    finally:
+        for provider in providers.values():
+            await provider.close()
+        server.close()
+        await server.wait_closed()
+
+
+async def run_by_socket(worker: WorkerUnderTest, stream: Stream) -> Told:
+    """With what is around the stream."""
+    RawUpstream.script = dataclasses.replace(stream, response=stream.response or Response())
+    return await worker.run(stream)
+
+
+__all__ = ["Answered", "RawUpstream", "Told", "WorkerUnderTest", "run_by_socket", "socket_worker"]
