@@ -177,7 +177,7 @@ async def shrunk(case: Case, finding: Finding, run: Run) -> tuple[Stream, str]:
             at = _place_of(frame, stream.frames)
             if len(stream.frames) < 2 or at is None:
                 continue
-            for instead in ([], [frame.original] if frame.original is not None else []):
+            for instead in ([], [frame.original] if frame.original is not None and frame.can_undo else []):
                 fewer_frames = [*stream.frames[:at], *instead, *stream.frames[at + 1 :]]
                 if (fewer_frames or stream.response) and await still_shows(_with(stream, frames=fewer_frames)):
                     stream = _with(stream, frames=fewer_frames)

@@ -114,6 +114,8 @@ class Frame:
     """Members of the answer that are not compared any more."""
     labels: tuple[str, ...] = ()
     original: "Frame | None" = None
+    can_undo: bool = True
+    """Whether the frame alone can be what it was; False: others were changed together with it."""
 
     def touched(self, label: str) -> Self:
         """Remembers what it was."""

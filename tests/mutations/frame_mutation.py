@@ -31,7 +31,6 @@ Mutation = Callable[[Stream, random.Random], bool]
 
 def _insert(stream: Stream, at: int, frame: Frame, label: str) -> None:
     frame.labels = (*frame.labels, label)
-    frame.original = None
     if not stream.has_last_line:
         at = min(at, len(stream.frames) - 1)  # nothing comes behind what is not ended
     stream.frames.insert(at, frame)
@@ -67,10 +66,6 @@ _NOISE: Final[dict[str, Callable[[], Frame]]] = {
     "an unknown object": lambda: Frame("noise", data=b'{"c4n4ry":4711}'),
     "an unknown event": lambda: Frame("noise", "novelty", {"type": "novelty", "c4n4ry": [1]}),
     "an unknown event of its type": lambda: Frame("noise", None, {"type": "novelty.of-tomorrow", "text": "c4n4ry"}),
-    "an unknown event that is no JSON": lambda: Frame("noise", "novelty", data=b"c4n4ry {"),
-    "an unknown event that is a list": lambda: Frame("noise", "novelty", data=b"[4711]"),
-    "an unknown event that is a number": lambda: Frame("noise", "novelty", data=b"4711"),
-    "an unknown event that is not UTF-8": lambda: Frame("noise", "novelty", data=b'"\xff\xfe"'),
     "an unknown event with an odd name": lambda: Frame("noise", "novel ty!", {"a": 1}),
     "an unknown event with a long name": lambda: Frame("noise", "x" * 300, {"a": 1}),
     "an unknown event with a name that is not ASCII": lambda: Frame("noise", "größe", {"a": 1}),
@@ -78,6 +73,11 @@ _NOISE: Final[dict[str, Callable[[], Frame]]] = {
     "another event with a name of ours": lambda: Frame("noise", "reset", {"attempt": 4711}),
 }
 _MESSAGES_NOISE: Final[dict[str, Callable[[], Frame]]] = {
+    # Only here: a chat stream's chunks may be called anything, so that one which is no chunk may have been one.
+    "an unknown event that is no JSON": lambda: Frame("noise", "novelty", data=b"c4n4ry {"),
+    "an unknown event that is a list": lambda: Frame("noise", "novelty", data=b"[4711]"),
+    "an unknown event that is a number": lambda: Frame("noise", "novelty", data=b"4711"),
+    "an unknown event that is not UTF-8": lambda: Frame("noise", "novelty", data=b'"\xff\xfe"'),
     "[DONE]": lambda: Frame("noise", data=b"[DONE]"),
     "[DONE] without a space": lambda: Frame("noise", data=b"[DONE]", has_space=False),
     "a delta of an unknown kind": lambda: Frame(
@@ -139,7 +139,8 @@ def noise(stream: Stream, rng: random.Random) -> bool:
     if name in _MESSAGES_NOISE and frame.json is not None and frame.name == "content_block_delta":
         at = _inside_a_block(stream, frame, name, rng)
     elif frame.name == "message_delta":
-        at = rng.randint(1, len(stream.frames))
+        first = next((at for at, f in enumerate(stream.frames) if f.kind == "message_start"), len(stream.frames))
+        at = rng.randint(min(first + 1, len(stream.frames)), len(stream.frames))
     if at < 0:
         return False
     _insert(stream, at, frame, name)
@@ -199,7 +200,7 @@ def after_the_end(stream: Stream, rng: random.Random) -> bool:
     }
     name = rng.choice(list(choices))
     frame = choices[name]
-    frame.labels = ()
+    frame.labels, frame.original = (), None
     _insert(stream, len(stream.frames), frame, name)
     return True
 
@@ -261,9 +262,12 @@ def repeat(stream: Stream, rng: random.Random) -> bool:
     if frame.kind == "message_start" or frame.kind.startswith("content_block_start"):
         # Open: the same beginning twice adds nothing, but may as well be another answer's, or another block's.
         doubt = Doubt(
-            (frame.kind.partition(":")[0], "index"), ("second", "twice", "again", "two", "repeated", "already")
+            (frame.kind.partition(":")[0], "index", "block"), ("second", "twice", "again", "two", "repeated", "already")
         )
         again.questions = (*again.questions, doubt)
+    if frame.kind.startswith("call"):  # two that differ by more may be two calls: nothing else is done to them
+        for one in (frame, again):
+            one.original, one.can_undo = copy.copy(one), False
     _insert(stream, at + 1, again, f"{frame.kind} twice")
     return True
 
@@ -317,7 +321,7 @@ def broken_json(stream: Stream, rng: random.Random) -> bool:
     doubt = Doubt((*names, "thinking", "arguments", "delta"), ("JSON", "UTF-8", "surrogate", "encoded", "character"))
     carries = bool(frame.means) or not _is_chat(stream)
     frame.means = ()
-    if frame.kind == "ping":
+    if frame.kind == "ping" and frame.name is not None:
         return True  # nobody needs it
     if carries:
         frame.doubts = (doubt,)
@@ -497,13 +501,14 @@ def calls_without_ids(stream: Stream, rng: random.Random) -> bool:
             continue
         label = f"index {index}, id {call_id or 'empty'}"
         (call,) = _delta_of(frame.touched(label))["tool_calls"]  # type: ignore[index]
+        frame.can_undo = False
         call.pop("index")
         if index == "0":
             call["index"] = 0
         if "id" in call:
             call.pop("id")
             if call_id != "missing":
-                call["id"] = call_id or None if call_id == "null" else ""
+                call["id"] = None if call_id == "null" else ""
     return True
 
 

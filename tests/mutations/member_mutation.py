@@ -18,7 +18,7 @@ _TYPE_WORDS: Final[dict[type, tuple[str, ...]]] = {
     int: ("number", "integer", "int"),
     float: ("number", "float"),
     str: ("string", "str", "text"),
-    list: ("list", "array"),
+    list: ("list", "array", "number", "integer", "int"),  # or what is odd in it
     dict: ("object", "dict"),
     bool: ("boolean", "bool", "true", "false"),
 }
@@ -51,6 +51,8 @@ class Change:
     def doubt(self, *others: str) -> Doubt:
         """The error has to name it, or one of the others, and what it is."""
         how = (*ABSENT_WORDS, "empty") if self.is_gone or self.new == "" else _TYPE_WORDS[type(self.new)]
+        if self.new in ([], {}) or (isinstance(self.new, dict) and isinstance(self.old, list)):
+            how += ABSENT_WORDS  # an empty one lacks everything, one in place of a list what each of the list has
         return Doubt((self.member, *others), how)
 
     def fails(self, *others: str) -> None:
@@ -146,12 +148,13 @@ def index(change: Change) -> bool:
     if isinstance(change.new, int) and not isinstance(change.new, bool):
         return False
     if not _is_clear(change):
-        change.asks("block")
+        # A reader that takes the next number for it may be wrong, and finds no block of the number that it took.
+        change.frame.questions = (*change.frame.questions, Doubt(("block", "index"), (*change.doubt().how, "no")))
     return True
 
 
 def box(*loses: type, others: tuple[str, ...] = ()) -> Role:
-    """An object around what is said. Of the wrong type it may have held what we need; null holds nothing."""
+    """An object, or a list, around what is said. Of the wrong type it may have held what we need; null holds nothing."""
 
     def role(change: Change) -> bool:
         if isinstance(change.new, type(change.old)) and change.old is not None:
@@ -200,7 +203,9 @@ def early_reason(change: Change) -> bool:
 
 
 def message_content(change: Change) -> bool:
-    """Open: of another type it may be content. Not there, it is none: many gateways leave it out."""
+    """Open: of another type it may be content. Not there, it is none: many gateways leave it out. A text is one."""
+    if isinstance(change.new, str):
+        return False
     if not change.is_gone:
         change.asks()
     return True
@@ -223,10 +228,12 @@ def block(change: Change) -> bool:
 
 def block_type(change: Change) -> bool:
     """Open: the deltas, or the other members, may tell; a block of an unknown kind with text would hide the text."""
-    if change.old in ("text", "thinking", "tool_use"):
-        change.asks("content_block", "block")
-        return True
-    return False
+    if change.old not in ("text", "thinking", "tool_use"):
+        return False
+    change.asks("content_block", "block")
+    if isinstance(change.new, str):
+        change.loosens("kinds")  # then that is what was sent
+    return True
 
 
 def tool_input(change: Change) -> bool:
@@ -235,17 +242,22 @@ def tool_input(change: Change) -> bool:
         return True
     if isinstance(change.new, dict):
         return False
-    change.asks("content_block")
+    change.frame.questions = (*change.frame.questions, Doubt(("input",), (*change.doubt().how, "JSON")))
     return True
 
 
 def name(change: Change) -> bool:
-    """A call of nothing is no call."""
-    if isinstance(change.new, str) and change.new:
+    """A call of nothing is no call. One that Anthropic runs is nobody's to make: what its name is worth is not tried."""
+    if (isinstance(change.new, str) and change.new) or ":server_tool_use" in change.frame.kind:
         return False
     change.loses(Begins)
     change.fails("tool", "tool_calls", "function")
     return True
+
+
+def partial_json(change: Change) -> bool:
+    """As ``arguments``: an object may be the input itself."""
+    return not isinstance(change.new, dict) and said_text(change)
 
 
 def delta_type(change: Change) -> bool:
@@ -327,7 +339,10 @@ def reasoning(change: Change) -> bool:
 
 
 def function(change: Change) -> bool:
-    """Holds the name and the arguments."""
+    """Holds the name and the arguments. Without it, a call that began has no name."""
+    begins = any(isinstance(meaning, Begins) for meaning in change.frame.means)
+    if change.is_gone and begins:
+        change.fails("name", "tool_calls")
     return box(Begins, Says)(change)
 
 
@@ -369,7 +384,7 @@ _MESSAGES: Final[dict[str, Role]] = {
     "delta.type": delta_type,
     "delta.text": said_text,
     "delta.thinking": said_thinking,
-    "delta.partial_json": said_text,
+    "delta.partial_json": partial_json,
     "delta.signature": nobody,
     "delta.citation": nobody,
     "delta.stop_reason": reason,

@@ -268,8 +268,8 @@ def _tool_of(block: _Block, joined: str, reading: _Reading, dialect: Dialect, *,
                 with contextlib.suppress(ValueError):
                     told = jiter.from_json(joined.encode(), partial_mode=True, allow_inf_nan=False)
             if told is None:
-                members = ("arguments",) if dialect is Dialect.CHAT else ("partial_json",)
-                reading.doubts.append(Doubt((*members, "input"), _NO_JSON))
+                members = ("arguments", "call", "tool_calls") if dialect is Dialect.CHAT else ("partial_json",)
+                reading.doubts.append(Doubt((*members, "input"), (*_NO_JSON, "after")))
     if told is not None and not isinstance(told, dict):
         # JSON, and no object: the API's schema wants one, the rule is silent.
         reading.questions.append(Doubt(("arguments", "partial_json", "input"), ("object", "JSON")))

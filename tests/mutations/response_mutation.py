@@ -64,11 +64,11 @@ def broken_encoding(stream: Stream, rng: random.Random) -> bool:
             doubt = Doubt(("content-encoding", "encoding", "encoded", "compressed"), (name,))
             stream.response = Response(encoding=name, doubt=doubt)
         case "short":
-            doubt = Doubt(names, ("broken", "corrupt", "invalid", "truncated", "ended", "incomplete", "gzip", "cut"))
+            doubt = Doubt(names, ("broken", "corrupt", "invalid", "truncated", "ended", "incomplete", "cannot", "cut"))
             stream.response = Response(encoding="gzip", breaks="short", doubt=doubt)
         case _:
             # Open: the bytes are as good as without the header, and may be taken as they are.
-            question = Doubt(names[:5], ("gzip", "not", "broken", "corrupt", "invalid"))
+            question = Doubt(names[:5], ("gzip", "not", "cannot", "broken", "corrupt", "invalid"))
             stream.response = Response(encoding="gzip", breaks="only said", question=question)
     stream.labels.append(f"encoding {what}")
     return True
@@ -262,11 +262,12 @@ def refusal(stream: Stream, rng: random.Random) -> bool:
         "an error of text": msgspec.json.encode({"error": said}),
         "a message": msgspec.json.encode({"message": said}),
         "an error object": msgspec.json.encode({"error": {"message": said}}),
-        "a page": b"<html><head><title>Oops</title></head><body><h1>" + said.encode() + b"</h1></body></html>",
+        "a page": f"<html><head><title>{said}</title></head><body><h1>{said}</h1></body></html>".encode(),
+        "a page without a title": f"<html><body><h1>{said}</h1></body></html>".encode(),
     }
     label = rng.choice(list(bodies))
     status = rng.choice([400, 404, 422, 500, 503])
-    kind = "text/html" if label == "a page" else "text/plain" if label == "plain text" else "application/json"
+    kind = "text/html" if "page" in label else "text/plain" if label == "plain text" else "application/json"
     _replace(stream, Response(status=status, content_type=kind, body=bodies[label], doubt=_SAID), f"refused: {label}")
     return True
 

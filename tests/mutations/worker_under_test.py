@@ -1,18 +1,19 @@
 """The worker's own code around a stream: the one file that knows how it is called.
 
-``run_job`` with its log writer and its decoders is real, the store and the governor are not. A stream is read from a script
-by the clock of a VirtualTimeLoop, or, with what is around it, from a socket by a real provider.
+``run_job`` with its log writer, the providers and their decoders are real, the store and the governor are not. In place of an
+SDK's client a script answers, by the clock of a VirtualTimeLoop; or, with what is around a stream, a socket does.
 """
 
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, Final, Self, cast
 
 import aiohttp
+import httpx2
 import msgspec
 
 from api.sse import _as_text
@@ -27,9 +28,6 @@ from tests.mutations.frame import Dialect, End, Piece, Response, Stream, encoded
 from worker.governor import Governor, Permit
 from worker.outcome import Answered, Failure, Outcome
 from worker.providers import open_providers
-from worker.providers.anthropic import AnthropicStream
-from worker.providers.base import Provider, UpstreamStream
-from worker.providers.openai import OpenAIStream
 from worker.providers.transport import BodyStream
 from worker.run_job import RunContext, run_context, run_job
 
@@ -104,26 +102,24 @@ class ScriptedBody(BodyStream):
         self.last_s = self._loop.time()
         return piece.data
 
-
-def stream_of(dialect: Dialect, body: BodyStream) -> UpstreamStream:
-    """What a provider makes of a body."""
-    return AnthropicStream(body, None) if dialect is Dialect.MESSAGES else OpenAIStream(body, None, MODEL)
+    async def aclose(self) -> None:
+        """There is no socket."""
 
 
-class _ScriptedProvider:
-    """Opens the stream of the script."""
+class _ScriptedClient:
+    """In place of a provider's SDK: what it posts is answered by the script."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self._dialect = dialect
+    def __init__(self) -> None:
         self.script: Stream | None = None
         self.body: ScriptedBody | None = None
 
-    @asynccontextmanager
-    async def stream(self, request: bytes, **_: Any) -> AsyncIterator[UpstreamStream]:
-        """See Provider."""
+    async def post(self, path: str, **_: Any) -> httpx2.Response:
+        """The head of a response."""
         assert self.script is not None
         self.body = ScriptedBody(self.script.pieces(), self.script.end)
-        yield stream_of(self._dialect, self.body)
+        return httpx2.Response(
+            200, headers=[("content-type", "text/event-stream")], stream=self.body, extensions={"body": self.body}
+        )
 
 
 class _Store:
@@ -187,7 +183,7 @@ class _Silent:
         return lambda *_, **__: None
 
 
-def _settings(url: str = "http://127.0.0.1:9") -> dict[Dialect, Settings]:
+def _settings(url: str) -> dict[Dialect, Settings]:
     return {
         dialect: load_settings(
             provider=name,
@@ -203,30 +199,37 @@ def _settings(url: str = "http://127.0.0.1:9") -> dict[Dialect, Settings]:
 class WorkerUnderTest:
     """Runs one stream after the other. Made in a running loop."""
 
-    def __init__(self, providers: Mapping[Dialect, Any], settings: Mapping[Dialect, Settings]) -> None:
+    def __init__(self, url: str = "http://127.0.0.1:9", *, client: _ScriptedClient | None = None) -> None:
         self._store = _Store()
+        self._client = client
+        settings = _settings(url)
+        self.providers: dict[Dialect, Any] = {
+            dialect: open_providers(settings[dialect], [name])[name] for dialect, name in PROVIDER_OF.items()
+        }
+        if client is not None:
+            for provider in self.providers.values():
+                provider._client = client
         runtime = cast("Runtime", SimpleNamespace(log=self._store, queue=self._store, upstreams=self._store))
-        self._providers = providers
         self._contexts: dict[Dialect, RunContext] = {
             dialect: dataclasses.replace(
                 run_context(runtime, settings[dialect], {PROVIDER_OF[dialect]: provider}, cast("Logger", _Silent())),
                 governor=cast("Governor", _Governor(self._store)),
             )
-            for dialect, provider in providers.items()
+            for dialect, provider in self.providers.items()
         }
         self._jobs = 0
 
     @classmethod
     def of_scripts(cls) -> Self:
         """Streams are read from their script."""
-        return cls({dialect: _ScriptedProvider(dialect) for dialect in Dialect}, _settings())
+        return cls(client=_ScriptedClient())
 
     async def run(self, stream: Stream) -> Told:
         """One job, one attempt."""
         self._store.told = told = Told()
-        provider = self._providers[stream.dialect]
-        if isinstance(provider, _ScriptedProvider):
-            provider.script, provider.body = stream, None
+        client = self._client
+        if client is not None:
+            client.script, client.body = stream, None
         self._jobs += 1
         job = asyncio.create_task(run_job(self._contexts[stream.dialect], _claim(self._jobs)))
         try:
@@ -234,8 +237,8 @@ class WorkerUnderTest:
                 await job
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
             told.crash = f"{type(error).__name__}: {str(error)[:200]}"
-        if isinstance(provider, _ScriptedProvider) and provider.body is not None:
-            told.waited_s = asyncio.get_running_loop().time() - provider.body.last_s
+        if client is not None and client.body is not None:
+            told.waited_s = asyncio.get_running_loop().time() - client.body.last_s
         return told
 
 
@@ -317,14 +320,11 @@ class RawUpstream(asyncio.Protocol):
 async def socket_worker() -> AsyncIterator[WorkerUnderTest]:
     """A worker with real providers, and an upstream on a socket."""
     server = await asyncio.get_running_loop().create_server(RawUpstream, "127.0.0.1", 0)
-    settings = _settings(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    providers: dict[Dialect, Provider] = {
-        dialect: open_providers(settings[dialect], [name])[name] for dialect, name in PROVIDER_OF.items()
-    }
+    worker = WorkerUnderTest(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     try:
-        yield WorkerUnderTest(providers, settings)
+        yield worker
     finally:
-        for provider in providers.values():
+        for provider in worker.providers.values():
             await provider.close()
         server.close()
         await server.wait_closed()
