@@ -31,6 +31,8 @@ Mutation = Callable[[Stream, random.Random], bool]
 
 def _insert(stream: Stream, at: int, frame: Frame, label: str) -> None:
     frame.labels = (*frame.labels, label)
+    while at < len(stream.frames) and stream.frames[at].pause_s:
+        at += 1  # what comes in a silence ends it
     if not stream.has_last_line:
         at = min(at, len(stream.frames) - 1)  # nothing comes behind what is not ended
     stream.frames.insert(at, frame)

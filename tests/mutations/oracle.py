@@ -131,7 +131,9 @@ def _verdict_of(reading: _Reading) -> Verdict:
 
 
 def _take(frame: Frame, reading: _Reading, dialect: Dialect) -> None:
-    reading.doubts += frame.doubts
+    has_content = any(piece for block in reading.blocks.values() for piece in block.pieces)
+    # Before the first content a silence may be longer.
+    reading.doubts += [doubt for doubt in frame.doubts if doubt is not SILENCE or has_content]
     reading.questions += frame.questions
     reading.loose |= frame.loose
     if frame.pause_s > 2.5 and reading.reason and dialect is Dialect.CHAT:
