@@ -96,7 +96,8 @@ def _block(index: int, kind: str, rng: random.Random) -> list[Frame]:
             return [_open(index, kind, {"type": kind, "data": "EmwKquokka"}), _close(index)]
         case "found":
             kind = "web_search_tool_result"
-            start = {"type": kind, "tool_use_id": "srvtoolu_1", "content": [{"type": "web_search_result", "url": "x"}]}
+            found = {"type": "web_search_result", "url": "x", "title": "t", "encrypted_content": "e", "page_age": None}
+            start = {"type": kind, "tool_use_id": "toolu_00", "content": [found]}
             return [_open(index, kind, start), _close(index)]
         case _:
             return _tool(index, "tool_use" if kind == "idle_tool" else kind, kind != "idle_tool", rng)
@@ -104,7 +105,7 @@ def _block(index: int, kind: str, rng: random.Random) -> list[Frame]:
 
 def _tool(index: int, kind: str, has_input: bool, rng: random.Random) -> list[Frame]:
     said = ["", *bites(rng, an_input(rng))] if has_input else [""]
-    name = rng.choice(("weather", "pay"))
+    name = "web_search" if kind == "server_tool_use" else rng.choice(("weather", "pay"))
     start = {"type": kind, "id": f"toolu_0{index}", "name": name, "input": {}}
     deltas = [_delta_frame(index, "input_json_delta", "partial_json", piece, "input") for piece in said]
     return [_open(index, kind, start, name), *deltas, _close(index)]

@@ -101,6 +101,8 @@ async def world(real_redis: RedisUnderTest) -> AsyncIterator[World]:
     await server.wait_closed()
 
 
+# The SDK takes what is not of its type, and says so when it is written out again.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_forty_five_certain_answers_reach_the_sdk_and_every_follower_by_one_call(world: World) -> None:
@@ -109,7 +111,7 @@ async def test_forty_five_certain_answers_reach_the_sdk_and_every_follower_by_on
         with shown(stream):
             message, job_id = await world.ask(stream)
             assert RawUpstream.requests == 1
-            assert _said_by(message.model_dump(), stream) == _wanted(expected, stream)
+            assert _said_by(message.model_dump(warnings=False), stream) == _wanted(expected, stream)
             assert message.stop_reason == expected.stop_reason
             await _is_told_alike(world, job_id, expected)
 
@@ -126,6 +128,8 @@ async def _is_told_alike(world: World, job_id: str, expected: Expected) -> None:
     assert "".join(delta["text"] for delta in deltas if delta.get("type") == "text_delta") == text
 
 
+# The SDK takes what is not of its type, and says so when it is written out again.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_fifteen_doubtful_answers_are_errors_to_the_sdk_and_close_the_model_to_nobody(world: World) -> None:

@@ -5,12 +5,13 @@
 
 import asyncio
 import random
+from functools import cache
 
 import pytest
 
 from tests.mutations.campaign import Campaign, Report, smallest_of
 from tests.mutations.case import a_case, needs_socket
-from tests.mutations.frame import Dialect
+from tests.mutations.frame import Dialect, Stream
 from tests.mutations.judgement import Finding, Kind, findings_of
 from tests.mutations.oracle import Verdict, expected_of
 from tests.mutations.virtual_time import VirtualTimeLoop
@@ -88,15 +89,20 @@ def test_a_fault_that_was_planted_is_found(dialect: Dialect, kind: Kind) -> None
     ],
 )
 def test_a_failure_that_says_too_little_or_too_much_is_found(message: str, kind: Kind) -> None:
-    number = next(
-        number
+    stream = an_odd_delta()
+    told = Told(code="upstream_truncated", message=message, calls=1)
+    assert kind in {finding.kind for finding in findings_of(stream, expected_of(stream), told)}
+
+
+@cache
+def an_odd_delta() -> Stream:
+    """A stream with that alone."""
+    return next(
+        stream
         for number in range(100_000)
         if (stream := a_case(1, number).stream()).all_labels == {"choices.0.delta: another type"}
         and expected_of(stream).verdict is Verdict.DOUBTFUL
     )
-    stream = a_case(1, number).stream()
-    told = Told(code="upstream_truncated", message=message, calls=1)
-    assert kind in {finding.kind for finding in findings_of(stream, expected_of(stream), told)}
 
 
 async def _planted(dialect: Dialect, kind: Kind) -> list[Finding]:
