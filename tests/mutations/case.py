@@ -32,6 +32,7 @@ _ODD: Final[dict[Mutation, float]] = {
     frames.repeat: 5,
     frames.drop: 6,
     frames.broken_json: 3,
+    frames.loose_json: 2,
     frames.error: 2,
     frames.silence: 4,
     frames.late: 3,

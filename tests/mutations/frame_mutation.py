@@ -333,6 +333,42 @@ def broken_json(stream: Stream, rng: random.Random) -> bool:
     return True
 
 
+_LOOSE_JSON: Final = {
+    "NaN": b"NaN",
+    "-Infinity": b"-Infinity",
+    "half a surrogate pair": b'"\\ud83d"',
+    "a control character": b'"a\x01b"',
+    "no UTF-8": b'"\xff"',
+}
+"""As servers write it that are written in Python, or that cut a text at a byte."""
+_MARK: Final = "the odd value comes here"
+
+
+def loose_json(stream: Stream, rng: random.Random) -> bool:
+    """A value that no strict reader takes, in a member that nobody needs: what is needed stands beside it, and is clear.
+
+    Open for bytes that no JSON may have: a frame with these may be broken elsewhere too. The others are what Python's
+    ``json.dumps`` writes, and half a pair is JSON by its grammar.
+    """
+    frames = [f for f in stream.frames if isinstance(f.json, dict) and f.original is None and not f.labels]
+    if not frames:
+        return False
+    frame = rng.choice(frames)
+    if frame.is_pretty:
+        return False
+    what = rng.choice(list(_LOOSE_JSON))
+    frame.touched(f"{what} where nobody needs it")
+    if _is_chat(stream) and frame.json.get("choices") and rng.random() < 0.5:
+        frame.json["choices"][0]["logprobs"] = {"content": [{"token": "x", "logprob": _MARK}]}
+    else:
+        frame.json["novelty_of_tomorrow"] = _MARK
+    frame.data = msgspec.json.encode(frame.json).replace(msgspec.json.encode(_MARK), _LOOSE_JSON[what])
+    frame.json = None
+    if what in ("a control character", "no UTF-8"):
+        frame.questions = (Doubt((frame.kind.partition(":")[0], "data", "event", "chunk"), ("JSON", "UTF-8")),)
+    return True
+
+
 # --- other ways of Messages -------------------------------------------------------------------------------------------
 
 

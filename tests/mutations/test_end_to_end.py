@@ -74,6 +74,8 @@ class World:
                 model=MODELS[stream.dialect], max_tokens=16, messages=[{"role": "user", "content": "Say hello."}]
             ) as answer,
         ):
+            async for event in answer:
+                assert event.type
             message = await answer.get_final_message()
             return message, answer.response.headers["x-job-id"]
 
