@@ -320,7 +320,8 @@ def broken_json(stream: Stream, rng: random.Random) -> bool:
     frame.touched(f"{frame.kind.partition('+')[0]}: {what}")
     frame.json, frame.data = None, data
     names = (frame.kind.partition(":")[0], "data", "frame", "event", "chunk", "content", "text", "partial_json")
-    doubt = Doubt((*names, "thinking", "arguments", "delta"), ("JSON", "UTF-8", "surrogate", "encoded", "character"))
+    said = ("thinking", "reasoning_content", "reasoning", "refusal", "arguments", "delta")
+    doubt = Doubt((*names, *said), ("JSON", "UTF-8", "Unicode", "surrogate", "encoded", "character"))
     carries = bool(frame.means) or not _is_chat(stream)
     frame.means = ()
     if frame.kind == "ping" and frame.name is not None:
