@@ -417,7 +417,7 @@ def said_in_the_start(stream: Stream, rng: random.Random) -> bool:
 
 def gaps(stream: Stream, rng: random.Random) -> bool:
     """Blocks numbered with holes, as gateways do that filter some out."""
-    if _is_chat(stream) or stream.labels:
+    if _is_chat(stream) or stream.labels or not any(isinstance(m, Begins) for f in stream.frames for m in f.means):
         return False
     by = rng.choice([(1, 1), (2, 0), (3, 5)])
     for frame in stream.frames:
