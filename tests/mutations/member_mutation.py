@@ -286,8 +286,8 @@ def reason(change: Change) -> bool:
 
 
 def choice_index(change: Change) -> bool:
-    """None is the first; open what no number can be read from."""
-    if isinstance(change.new, int) and not isinstance(change.new, bool):
+    """None is the first; open what no number can be read from. Another choice's stays what it is: it may become the first."""
+    if change.old != 0 or (isinstance(change.new, int) and not isinstance(change.new, bool)):
         return False
     if not _is_clear(change) and not change.is_gone:
         change.asks("choice", "choices")
