@@ -153,9 +153,11 @@ def _message_heard(events: list[tuple[str, bytes]]) -> tuple[list[dict[str, Any]
             case "content_block_delta":
                 index = int(float(event.get("index") or 0))
                 delta = event.get("delta") or {}
-                for member in ("text", "thinking", "signature"):
+                for member in ("text", "thinking"):
                     if isinstance(delta.get(member), str):
                         blocks[index][member] = (blocks[index].get(member) or "") + delta[member]
+                if isinstance(delta.get("signature"), str):
+                    blocks[index]["signature"] = delta["signature"]  # the SDKs keep the last one
                 if isinstance(delta.get("partial_json"), str):
                     inputs[index] = inputs.get(index, "") + delta["partial_json"]
                 if delta.get("type") == "citations_delta" and "citation" in delta:

@@ -270,7 +270,7 @@ def delta_type(change: Change) -> bool:
 
 
 def reason(change: Change) -> bool:
-    """Without it, nobody knows why the answer ended. A new word is told as it is."""
+    """Without it, nobody knows why the answer ended. A new word is told as it is. Open where another frame says it well."""
     if change.new == "" and change.stream.dialect is Dialect.MESSAGES:
         return False
     change.loses(Reasons)
@@ -278,7 +278,9 @@ def reason(change: Change) -> bool:
         if change.new:
             change.means(Reasons(change.new))
     elif not change.is_gone:
-        change.fails("delta")
+        others = [frame for frame in change.stream.frames if frame is not change.frame]
+        is_said = any(isinstance(meaning, Reasons) for frame in others for meaning in frame.means)
+        (change.asks if is_said else change.fails)("delta")
     return True
 
 
