@@ -74,7 +74,8 @@ def model_of(number: int) -> str:
 @on_each_provider
 async def test_no_fault_at_any_place_makes_a_part_of_an_answer_a_success(crew: Crew) -> None:
     """The result is the text of one attempt, whole; which calls it took, and what they used, is in the ledger."""
-    await crew.worker(content_idle_timeout_s=0.5, first_token_timeout_s=1.0, concurrency=40, prices=PRICES)
+    limits = {"content_idle_timeout_s": 0.5, "first_token_timeout_s": 1.0, "pinged_idle_timeout_s": 1.0}
+    await crew.worker(**limits, concurrency=40, prices=PRICES)
     scripts = matrix()
     job_ids = [await crew.submit(script, model=model_of(1 + number % 60)) for number, script in enumerate(scripts)]
     jobs = await crew.all_ended(job_ids)
