@@ -121,7 +121,7 @@ class Completion:
                 try:
                     block.end(may_be_cut=index == last and self.stop_reason in _CUTS)
                 except ValueError as error:
-                    raise GarbledStream("a tool's input is not JSON") from error
+                    raise GarbledStream("a tool's input (partial_json, function.arguments) is not JSON") from error
             self.is_stopped = True
 
     def _started(self) -> dict[str, Any]:

@@ -650,7 +650,8 @@ def silence(stream: Stream, rng: random.Random) -> bool:
             stream.frames.insert(at, frame)
         case "pings for 700 s" if not is_last and not _is_chat(stream):
             made = [_heartbeat(stream, "a ping", what) for _ in range(71)]
-            made[-1].doubts = (SILENCE,)
+            for beat in made[60:]:  # wherever the stream ends after the bound of 600 s, the bound was first
+                beat.doubts = (SILENCE,)
             stream.frames[at:at] = made
         case "pings" | "heartbeats" if not is_last:
             beats = ["a comment", "an empty data frame", "a ping"]

@@ -492,6 +492,8 @@ def a_member(stream: Stream, rng: random.Random) -> bool:
     if new is _DROP and isinstance(path[-1], int):
         new, how = None, "null"
     before = (frame.means, frame.doubts, frame.questions, frame.loose, frame.labels)
+    if new in (None, _DROP) and _is_a_cut_input(stream, frame):
+        return False
     frame.touched(_label(stream, frame, path, how))
     is_taken = places[dotted(path)](Change(stream, frame, path, old, new))
     is_open = frame.questions != before[2]
@@ -501,6 +503,15 @@ def a_member(stream: Stream, rng: random.Random) -> bool:
         return False
     _put(frame.json, path, new)
     return True
+
+
+def _is_a_cut_input(stream: Stream, frame: Frame) -> bool:
+    """A piece of an input that is gone where the answer was cut: the bytes are those of a stream that never had it, and JSON that
+    breaks off is what a cut leaves. No reader can know; so it is not tried.
+    """
+    reasons = {meaning.reason for each in stream.frames for meaning in each.means if isinstance(meaning, Reasons)}
+    says_input = any(isinstance(meaning, Says) and meaning.kind == "input" for meaning in frame.means)
+    return says_input and bool(reasons & {"length", "max_tokens", "model_context_window_exceeded"})
 
 
 def _label(stream: Stream, frame: Frame, path: Path, how: str) -> str:

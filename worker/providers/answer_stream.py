@@ -50,6 +50,8 @@ class AnswerStream:
             if decoder.failure is not None:
                 raise decoder.failure
             while True:
+                if self._body.unreadable:
+                    raise GarbledStream(f"its content-encoding {self._body.unreadable} cannot be read")
                 piece = await (self._last_piece() if decoder.is_answered or decoder.is_over else self._body.read_some())
                 if not piece:
                     return self._ended()
@@ -69,7 +71,7 @@ class AnswerStream:
             raise UpstreamError(classify(Breakage(How.GARBLED, str(error)))) from error
         except Exception as error:
             if decoder.is_answered or decoder.is_over:
-                return decoder.end()  # nothing is missing
+                return self._ended()
             raise UpstreamError(_broken(error)) from error
 
     async def _last_piece(self) -> bytes:
@@ -114,8 +116,14 @@ class AnswerStream:
             body, self._whole, self._has_events = b"".join(self._whole), None, True
             return self._decoder.feed_whole(self._answer_in(body))
         events = self._decoder.end()
+        if self._decoder.failure is not None:
+            return events  # the next read raises it
+        if not self._decoder.has_stopped and self._body.encoding:
+            raise GarbledStream(f"its content-encoding {self._body.encoding} ended before {self._decoder.missing}")
         if not events and not self._has_events and self._is_sniffed and self._type != "text/event-stream":
             raise GarbledStream(f"its {self._type} holds no event: check its base URL")
+        if not self._decoder.has_stopped:
+            raise UpstreamError(classify(Breakage(How.ENDED_EARLY, f"it ended without {self._decoder.missing}")))
         return events
 
     def _answer_in(self, body: bytes) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from worker.providers.members import (
     encode,
     exact_json,
     is_empty,
+    kind_of,
     number_of,
     object_in,
     odd,
@@ -36,6 +37,8 @@ class ToolCall(msgspec.Struct, gc=False):
     index: int | None = None
     id: str | None = None
     function: Function | None = None
+    odd_index: str = ""
+    """What stands where the index should, by its type."""
 
 
 class Delta(msgspec.Struct, gc=False):
@@ -189,21 +192,28 @@ def _parts(value: object, name: str, *, is_thinking: bool) -> list[Delta]:
             raise odd(name, value)
 
 
+_CALL_MEMBERS: Final = frozenset({"index", "id", "type", "function"})
+
+
 def _tool_calls(value: object) -> list[ToolCall] | None:
     if is_empty(value):
         return None
     pieces = value if isinstance(value, list) else [value]
+    if isinstance(value, dict) and not value.keys() & _CALL_MEMBERS:
+        raise odd("tool_calls", value)
     return [_tool_call(piece) for piece in pieces if not is_empty(piece)]
 
 
 def _tool_call(piece: object) -> ToolCall:
     if not isinstance(piece, dict):
         raise odd("tool_calls[]", piece)
-    tool_id = piece.get("id")
+    tool_id, index = piece.get("id"), piece.get("index")
+    number = number_of(index)
     return ToolCall(
-        number_of(piece.get("index")),
+        number,
         tool_id if isinstance(tool_id, str) else str(tool_id) if type(tool_id) is int else None,
         _function(piece, "function"),
+        "" if number is not None or is_empty(index) else kind_of(index),
     )
 
 

@@ -63,9 +63,16 @@ class ChatDecoder(StreamDecoder):
         self._finish_reason = ""
         self._usage = Usage()
 
+    @property
+    def missing(self) -> str:
+        """See StreamDecoder."""
+        return "finish_reason"
+
     def _take(self, block: bytes) -> None:
         if block.startswith(b"data: ") and b"\n" not in block:
             self._take_line(block[6:])  # as nearly every chunk comes
+            return
+        if lines_of(block, b"event:")[-1:] == [b"ping"]:  # a sign of life, whatever its data
             return
         if error := lines_of(block, b"error:"):  # llama.cpp before 2025-08
             raise UpstreamError(classify(page_refusal(error[0])))
@@ -261,6 +268,7 @@ class ChatDecoder(StreamDecoder):
         delta = {"stop_reason": self._stop_reason(), "stop_sequence": None}
         self._add("message_delta", delta=delta, usage=self._usage_told())
         self._add("message_stop")
+        self.has_stopped = True
 
     def _stop_reason(self) -> str:
         """With ``tool_choice`` a function, OpenAI itself says ``stop`` behind a call; other servers always do."""
@@ -299,6 +307,7 @@ class _Tools:
         self.waiting: list[_Tool] = []
         self._by_index: dict[int, _Tool] = {}
         self._last: _Tool | None = None
+        self._all: list[_Tool] = []
         self._repeats_names = False
         """Whether the server says the name with each piece: then it begins a call only together with some input."""
 
@@ -306,9 +315,14 @@ class _Tools:
         """The call that a piece is of; a new one waits."""
         name = (piece.function and piece.function.name) or ""
         known = self._last if piece.index is None else self._by_index.get(piece.index)
+        if not name and not piece.id:
+            known = self._continued(known, piece.index, piece.odd_index)
         if known is None or self._is_another(known, piece, name, is_named=known in named):
+            if piece.odd_index and not name:
+                raise GarbledStream(f"tool_calls.index is {piece.odd_index}")
             known = _Tool(piece.id or "", name)
             self.waiting.append(known)
+            self._all.append(known)
         known.id = known.id or piece.id or ""
         known.name = known.name or name
         self._last = known
@@ -316,6 +330,14 @@ class _Tools:
             named.append(known)
         if piece.index is not None:
             self._by_index[piece.index] = known
+        return known
+
+    def _continued(self, known: _Tool | None, index: int | None, odd_index: str) -> _Tool | None:
+        """The call that a piece without a name and an id goes on with. Such a piece begins none."""
+        if known is None and len(self._all) == 1:
+            return self._all[0]
+        if index is None and sum(not _is_whole(tool.arguments) for tool in self._all) > 1:
+            raise GarbledStream(f"tool_calls.index is {odd_index or 'missing'}, and more than one call is unfinished")
         return known
 
     def _is_another(self, known: _Tool, piece: ToolCall, name: str, *, is_named: bool) -> bool:

@@ -22,6 +22,8 @@ class StreamDecoder(ABC):
     def __init__(self) -> None:
         self.is_over = False
         """Whether the stream said that it has ended. What comes after is passed over."""
+        self.has_stopped = False
+        """Whether the answer's end was told: it is whole."""
         self.is_answered = False
         """Whether the answer is whole but for the words that end the stream: nothing that is needed is missing."""
         self.failure: GarbledStream | UpstreamError | None = None
@@ -48,7 +50,7 @@ class StreamDecoder(ABC):
         self._take_whole(body)
         events = self.end()
         if not self.is_over:
-            raise GarbledStream("its answer does not say why it ended")
+            raise GarbledStream(f"its answer has no {self.missing}")
         return events
 
     def end(self) -> list[UpstreamEvent]:
@@ -62,6 +64,11 @@ class StreamDecoder(ABC):
             self._fail(error)
         events, self._events = self._events, []
         return events
+
+    @property
+    @abstractmethod
+    def missing(self) -> str:
+        """Which member or event an answer that is not whole lacks."""
 
     def _fail(self, error: GarbledStream | UpstreamError) -> None:
         self.failure = error

@@ -67,6 +67,8 @@ _KNOWN_DELTAS: Final = frozenset((*_DELTA_TYPES.values(), *(kind for kind, _ in 
 _COUNTS: Final = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 _END: Final = ("stop_reason", "stop_sequence", "stop_details", "container")
 """What a message's end says of it."""
+_KINDS: Final = frozenset({*_MEMBERS, "tool_use", "server_tool_use", "mcp_tool_use", "redacted_thinking"})
+"""Types of blocks whose names a sentence may hold."""
 _WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 
@@ -242,8 +244,14 @@ class MessagesDecoder(StreamDecoder):
                 raise GarbledStream("message_stop came without a stop_reason")
             end: Members = {"delta": {"stop_reason": self._said_at_start}}
             self._message_delta(end, b"")
+        self.has_stopped = True
         self._tell("message_stop", with_members(event, type="message_stop"), event, data)
         self.is_over = True
+
+    @property
+    def missing(self) -> str:
+        """See StreamDecoder."""
+        return "content_block_stop" if self._open and self._stop_reason is not None else "stop_reason"
 
     def _finish(self) -> None:
         if self.is_answered:
@@ -292,6 +300,8 @@ class MessagesDecoder(StreamDecoder):
         for place, block in enumerate(content):
             if isinstance(block, dict) and block.get("type") == "text" and is_empty(block.get("text")):
                 continue  # an empty place for a block that is told of later
+            if not isinstance(block, dict):
+                raise odd("message.content[]", block)
             self._content_block_start({"index": place, "content_block": block}, b"")
             self._content_block_stop({"index": place}, b"")
             self._came_whole.add(place)
@@ -359,7 +369,7 @@ class MessagesDecoder(StreamDecoder):
             if is_empty(value):
                 continue
             if member != own.member:
-                raise GarbledStream(f"delta.{member} in a block of type {_word_of(own.kind)}")
+                raise GarbledStream(f"delta.{member} came in a block whose type is {_kind_named(own.kind)}")
             self._grow(own, _piece_of(member, value))
             told = True
         for member, (kind, block_kind) in _ADDED.items():
@@ -421,8 +431,9 @@ def _name_of(value: object) -> str:
     return value if isinstance(value, str) else str(value) if type(value) is int else ""
 
 
-def _word_of(kind: str) -> str:
-    return kind if _WORD.fullmatch(kind) else "of no name"
+def _kind_named(kind: str) -> str:
+    """For a sentence that names no content: what the upstream made up is content."""
+    return kind if kind in _KINDS else "an unknown text"
 
 
 def _piece_of(member: str, value: object) -> str:
