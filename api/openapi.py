@@ -327,7 +327,7 @@ _REQUESTS: Final[_Schema] = {
             "max_tokens": {"type": "integer", "minimum": 1, "default": DEFAULT_MAX_TOKENS},
             "prompt": {"type": "string", "minLength": 1, "description": "Short for one user message."},
             "messages": {"type": "array", "minItems": 1, "items": _ref("Message")},
-            "stream": {"type": "boolean", "description": "Accepted and ignored."},
+            "stream": {"type": ["boolean", "null"], "description": "Accepted and ignored."},
             "job": _ref("JobOptions"),
         },
         "oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}],
@@ -367,7 +367,7 @@ _REQUESTS: Final[_Schema] = {
             "model": {"type": "string", "minLength": 1, "maxLength": MOST_MODEL_CHARS},
             "max_tokens": {"type": "integer", "minimum": 1},
             "messages": {"type": "array", "minItems": 1, "items": _ref("Message")},
-            "stream": {"type": "boolean", "default": False},
+            "stream": {"type": ["boolean", "null"], "default": False},
         },
     },
     "MessageBatchRequest": {
@@ -518,6 +518,12 @@ _MESSAGE_BATCH_READS: Final = _errors(400, 401, 404, 429, 500, 503)
 _ANTHROPIC_BETA: Final = _header(
     "anthropic-beta", "Passed on to an upstream that knows it.", maxLength=1024, pattern="^[ -~]*$"
 )
+_ANTHROPIC_VERSION: Final = _header(
+    "anthropic-version",
+    "Passed on to an upstream that knows it; without it the version that the workers are set to.",
+    maxLength=64,
+    pattern="^[ -~]*$",
+)
 _PAGE_QUERY: Final = [
     _query("limit", "", {"type": "integer", "minimum": 1, "maximum": MOST_LIMIT, "default": DEFAULT_LIMIT}),
     _query("after_id", "The last_id of the page before.", {"type": "string"}),
@@ -640,6 +646,7 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
             _IDEMPOTENCY_KEY,
             _header("x-on-disconnect", "continue or cancel: what becomes of the job when its client goes."),
             _ANTHROPIC_BETA,
+            _ANTHROPIC_VERSION,
         ],
         "requestBody": _body("MessageRequest"),
         "responses": {
@@ -653,7 +660,7 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
     ("post", "/v1/messages/count_tokens"): {
         "summary": "Count Tokens",
         "operationId": "count_tokens",
-        "parameters": [_ANTHROPIC_BETA],
+        "parameters": [_ANTHROPIC_BETA, _ANTHROPIC_VERSION],
         "requestBody": _body("TokenCountRequest"),
         "responses": {
             "200": _json("As the LLM counts them.", "TokenCount"),
@@ -663,7 +670,7 @@ _OPERATIONS: Final[dict[tuple[str, str], _Schema]] = {
     ("post", _MESSAGE_BATCHES): {
         "summary": "Create Message Batch",
         "operationId": "create_message_batch",
-        "parameters": [_IDEMPOTENCY_KEY, _ANTHROPIC_BETA],
+        "parameters": [_IDEMPOTENCY_KEY, _ANTHROPIC_BETA, _ANTHROPIC_VERSION],
         "requestBody": _body("MessageBatchRequest"),
         "responses": {
             "200": _json("Taken in; or, by its Idempotency-Key, the first batch as it stands.", "MessageBatch"),
