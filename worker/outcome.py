@@ -50,8 +50,11 @@ class Failure(NamedTuple):
 
     @property
     def is_of_route(self) -> bool:
-        """Whether all who use the route are concerned: trouble, its limits, our key. A refusal is of what one caller asked."""
-        return self.is_trouble or self.error.code == "upstream_rate_limited" or self.error.upstream_status == 401
+        """Whether all who use the route are concerned: trouble, its limits, our key, a base URL that leads elsewhere.
+        A refusal is of what one caller asked.
+        """
+        status = self.error.upstream_status or 0
+        return self.is_trouble or self.error.code == "upstream_rate_limited" or status == 401 or 300 <= status < 400
 
     @property
     def opens_circuit(self) -> bool:

@@ -596,6 +596,41 @@ def test_what_came_before_an_odd_chunk_is_told() -> None:
             decoder.feed(chunk({"content": "Ho"}))
 
 
+REPETITIONS = {
+    "a message that says more than the deltas": (chunk({"content": "H"}), "message differs from the deltas"),
+    "a message where the deltas said no text": (chunk({"reasoning": "Hm"}), "message differs from the deltas"),
+    "messages that each hold all so far": (
+        frame({"choices": [{"message": {"content": "H"}}]}),
+        "each message repeats the one before",
+    ),
+    "the same message twice": (
+        frame({"choices": [{"message": {"content": "Hi"}}]}),
+        "each message repeats the one before",
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "message"), REPETITIONS.values(), ids=REPETITIONS)
+def test_a_message_that_is_neither_new_nor_a_repetition_is_doubtful(before: bytes, message: str) -> None:
+    """Taken as new it would be said twice, passed over it would be lost; and the job would have succeeded."""
+    last = frame({"choices": [{"delta": None, "message": {"content": "Hi"}, "finish_reason": "stop"}]})
+    with pytest.raises(GarbledStream, match=message):
+        events_of(before + last, DONE)
+
+
+def test_a_message_that_calls_what_no_delta_called_is_doubtful() -> None:
+    calls = tool("{}", name="a", id="1")
+    last = frame({"choices": [{"delta": None, "message": {"content": "Hi", **calls}, "finish_reason": "tool_calls"}]})
+    with pytest.raises(GarbledStream, match="message differs from the deltas"):
+        events_of(chunk({"content": "Hi"}) + last, DONE)
+    assert len(content(chunk({"content": "Hi"}), chunk(calls), last, DONE)) == 2
+
+
+def test_a_message_repeats_the_deltas_but_for_space_around_them() -> None:
+    last = frame({"choices": [{"delta": None, "message": {"content": "Hi"}, "finish_reason": "stop"}]})
+    assert content(chunk({"content": " Hi"}), last, DONE) == [text(" Hi")]
+
+
 # --- whatever is said, however it is cut ------------------------------------------------------------------------------
 
 words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)

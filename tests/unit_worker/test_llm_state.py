@@ -34,6 +34,7 @@ def after(outcomes: Iterable[Outcome]) -> LlmState:
         ([classify(Breakage(How.UNREACHABLE))], "unreachable"),
         ([classify(Breakage(How.ENDED_EARLY))], "unreachable"),
         ([classify(Refusal(401, "authentication_error"))], "unreachable"),
+        ([classify(Refusal(307))], "unreachable"),  # a base URL that leads elsewhere
         ([classify(Refusal(429, "rate_limit_error"))], "unreachable"),
         ([OVERLOADED, ANSWERED], "degraded"),
         ([ANSWERED, OVERLOADED], "degraded"),

@@ -58,8 +58,13 @@ class ChatDecoder(StreamDecoder):
         """Of the open block's deltas, up to their text."""
         self._tools = _Tools()
         self._has_refused = False
+        self._texts: list[str] = []
         self._is_by_message = False
-        """Whether what was said was said in messages. Else a ``message`` only repeats the deltas before it."""
+        """Whether the answer began in messages. Else a ``message`` can only repeat the deltas before it."""
+        self._message = ""
+        """The text of the last one of those."""
+        self._is_cumulative: bool | None = None
+        """Whether each of them began with the one before; None before the second."""
         self._finish_reason = ""
         self._usage = Usage()
 
@@ -114,17 +119,31 @@ class ChatDecoder(StreamDecoder):
         if not is_empty(chunk.error):
             raise UpstreamError(classify(refusal_of(chunk.error)))
         self._usage = chunk.usage or self._usage
-        for choice in chunk.choices or ():
-            if choice.index:
-                continue
-            if not self._has_begun:
-                self._start(value)
-            is_message = isinstance(choice, MessageChoice)
-            if choice.delta is not None and (not is_message or self._is_by_message or not self._count):
-                self._is_by_message = is_message
+        choices = [choice for choice in chunk.choices or () if not choice.index]
+        if choices and not self._has_begun:
+            self._start(value)
+        message = [choice.delta for choice in choices if isinstance(choice, MessageChoice) and choice.delta is not None]
+        is_new = bool(message) and self._is_new(message)
+        for choice in choices:
+            if choice.delta is not None and (is_new or not isinstance(choice, MessageChoice)):
                 self._take_delta(choice.delta)
             if choice.finish_reason:
                 self._take_finish_reason(choice.finish_reason)
+
+    def _is_new(self, message: list[Delta]) -> bool:
+        """Whether a message adds to the answer. Raises GarbledStream if it neither does nor repeats what was said."""
+        text = "".join([part.content for part in message if part.content])
+        if self._count and not self._is_by_message:
+            has_calls = any(part.tool_calls or part.function_call for part in message)
+            if (text and text.strip() != "".join(self._texts).strip()) or (has_calls and not self._tools.has_any):
+                raise GarbledStream("message differs from the deltas before it")
+            return False
+        self._is_by_message = True
+        if text:
+            if self._message:
+                self._is_cumulative = self._is_cumulative is not False and text.startswith(self._message)
+            self._message = text
+        return True
 
     def _take_whole(self, body: Members) -> None:
         if is_empty(body.get("choices")):
@@ -151,6 +170,7 @@ class ChatDecoder(StreamDecoder):
         if reasoning := delta.reasoning_content or delta.reasoning:
             self._say("thinking", reasoning)
         if content := delta.content:
+            self._texts.append(content)
             self._say("text", content)
         if refusal := delta.refusal:
             self._has_refused = True
@@ -261,6 +281,8 @@ class ChatDecoder(StreamDecoder):
     def _finish(self) -> None:
         if not self._finish_reason:
             return
+        if self._is_cumulative:
+            raise GarbledStream("each message repeats the one before it")
         self.is_over = True
         while self._tools.waiting:
             self._next_tool()
@@ -354,6 +376,11 @@ class _Tools:
             self._repeats_names = True
             return False
         return not self._repeats_names or bool(piece.function and arguments_of(piece.function))
+
+    @property
+    def has_any(self) -> bool:
+        """Whether anything was called."""
+        return self._last is not None
 
     def may_go_on(self, *, is_open: bool) -> bool:
         """Whether the next one can be begun: it has a name, and what is open is whole."""
