@@ -302,6 +302,7 @@ class _Coming:
         self._tenant = tenant
         self._max_bytes = settings.max_batch_bytes
         self._webhook_networks = settings.webhook_allow_networks
+        self._max_not_before_s = settings.max_not_before_s
         self._splitter = _splitter_of(form, settings, takes_options=takes_options)
         self._items = BatchItems(settings, noun=form, with_fingerprint=with_fingerprint, draft_of=draft_of)
         self._options: JobOptions | None = options
@@ -361,7 +362,11 @@ class _Coming:
             async for piece in pieces:
                 yield self._splitter.feed(piece)
                 if self._options is None and self._splitter.job is not None:
-                    parse = partial(options_of_job, webhook_networks=self._webhook_networks)
+                    parse = partial(
+                        options_of_job,
+                        webhook_networks=self._webhook_networks,
+                        max_not_before_s=self._max_not_before_s,
+                    )
                     self._options = await self._parsers.parse(self._tenant, self._splitter.job, parse)
         yield self._splitter.end()
 

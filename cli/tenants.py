@@ -23,6 +23,7 @@ OPTIONS: Final = {
     "tokens_per_minute": "tokens_per_minute",
     "running_jobs": "running_jobs",
     "queued_jobs": "queued_jobs",
+    "waiting_bytes": "waiting_bytes",
     "usd_per_day": "nano_usd_per_day",
     "usd_per_month": "nano_usd_per_month",
     "log_retention_s": "log_retention_ms",

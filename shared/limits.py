@@ -40,6 +40,8 @@ LIMITS: Final = CallerLimits.__struct_fields__
 class TenantSettings(CallerLimits, frozen=True, omit_defaults=True):
     """What is set for one tenant; each 0 is what holds for everybody."""
 
+    waiting_bytes: int = 0
+    """Of its requests that wait or run, or are kept for a retry, in place of the TOKENSPOOL_TENANT_WAITING_SHARE of Redis's memory."""
     log_retention_ms: int = 0
     """How long the events of an ended job are kept, in place of TOKENSPOOL_LOG_RETENTION_S."""
     result_retention_ms: int = 0

@@ -117,10 +117,16 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = ()
     """Networks of the reverse proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed, comma separated.
     None: nobody's are."""
+    max_not_before_s: int = Field(2_592_000, ge=1, le=315_360_000)
+    """How far ahead a ``not_before`` may be: 30 days. Until then the request is kept in Redis. Raise it for jobs that are planned longer ahead."""
     max_prompt_chars: int = Field(16_000_000, ge=1)
     """Longer ``prompt`` members are refused with 400."""
     memory_high_water: float = Field(0.8, gt=0, le=1)
     """Share of Redis's ``maxmemory`` above which submits are refused with 503, so that running jobs can finish."""
+
+    tenant_waiting_share: float = Field(0.25, ge=0, le=1)
+    """Share of Redis's ``maxmemory`` that the requests of one tenant may take while they wait or run, or are kept for a retry; one more is
+    refused with 429. 0 is no limit. Raise it where there is one tenant only; ``tokenspool tenants set --waiting-bytes`` goes before it."""
 
     log_retention_s: Seconds = 3_600
     """How long the events of an ended job can be replayed."""

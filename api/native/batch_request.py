@@ -14,7 +14,7 @@ import msgspec
 
 from api.batch_lines import JOB
 from api.fields import BODY, is_name, refuse, unknown_parameter
-from api.native.job_request import Draft, JobOptions, draft_of, options_of
+from api.native.job_request import Draft, JobOptions, draft_of, latest_not_before_ms, options_of
 from api.strict_json import decode
 from shared.batch import ITEM_PRIORITY, InvalidItem, NewItem
 from shared.errors import FieldError, InvalidRequest
@@ -164,7 +164,9 @@ def _unknown(name: str) -> FieldError:
     )
 
 
-def options_of_job(raw: bytes | None, webhook_networks: Networks = ()) -> JobOptions:
+def options_of_job(
+    raw: bytes | None, webhook_networks: Networks = (), max_not_before_s: int | None = None
+) -> JobOptions:
     """The ``job`` member of a JSON body, with its defaults. Raises InvalidRequest, which names the fields."""
     if raw is None:
         return _DEFAULTS
@@ -172,10 +174,12 @@ def options_of_job(raw: bytes | None, webhook_networks: Networks = ()) -> JobOpt
         job = decode(raw)
     except InvalidRequest as problem:
         raise refuse(*[FieldError(f"#/{JOB}{error.pointer[1:]}", error.detail) for error in problem.errors]) from None
-    return _checked(job, [], webhook_networks)
+    return _checked(job, [], webhook_networks, max_not_before_s)
 
 
-def options_of_query(query: list[tuple[str, str]], webhook_networks: Networks = ()) -> JobOptions:
+def options_of_query(
+    query: list[tuple[str, str]], webhook_networks: Networks = (), max_not_before_s: int | None = None
+) -> JobOptions:
     """The same as query parameters: ``?timeout_s=60&metadata.run=nightly&webhook.url=…&webhook.events=batch.ended,job.failed``.
 
     Raises InvalidRequest.
@@ -206,7 +210,7 @@ def options_of_query(query: list[tuple[str, str]], webhook_networks: Networks = 
     if metadata:
         job["metadata"] = metadata
     try:
-        return _checked(job, errors, webhook_networks)
+        return _checked(job, errors, webhook_networks, max_not_before_s)
     except InvalidRequest as problem:
         named = [
             FieldError(error.pointer.removeprefix(f"#/{JOB}/").replace("/", "."), error.detail)
@@ -225,8 +229,13 @@ def _parameter(name: str) -> str:
     return name if is_name(name) else BODY
 
 
-def _checked(job: object, errors: list[FieldError], webhook_networks: Networks) -> JobOptions:
-    options = options_of(job, errors, priorities=_PRIORITIES, webhook_networks=webhook_networks, webhook_events=_EVENTS)
+def _checked(
+    job: object, errors: list[FieldError], webhook_networks: Networks, max_not_before_s: int | None
+) -> JobOptions:
+    latest = {} if max_not_before_s is None else {"latest_ms": latest_not_before_ms(max_not_before_s)}
+    options = options_of(
+        job, errors, priorities=_PRIORITIES, webhook_networks=webhook_networks, webhook_events=_EVENTS, **latest
+    )
     if errors:
         raise refuse(*errors)
     return msgspec.structs.replace(options, priority=ITEM_PRIORITY)

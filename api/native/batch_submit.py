@@ -27,7 +27,11 @@ async def submit_batch_route(request: Request) -> Response:
     query = request.query_params.multi_items()
     if form is BatchForm.LINES:
         submitted = await submit_batch(
-            request, api, caller, form=form, options=options_of_query(query, api.settings.webhook_allow_networks)
+            request,
+            api,
+            caller,
+            form=form,
+            options=options_of_query(query, api.settings.webhook_allow_networks, api.settings.max_not_before_s),
         )
     else:
         refuse_query(query)

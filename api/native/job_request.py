@@ -4,13 +4,14 @@ Pure. The parameters of the Messages API are looked at only as far as we use the
 to judge, and what it refuses ends as ``upstream_rejected``.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from api.fields import BODY, MOST_ERRORS, pointer, refuse, whole_of
-from shared.clock import from_rfc3339
+from shared.clock import from_rfc3339, to_rfc3339
 from shared.errors import FieldError
 from shared.job import JobKind, Priority, prompt_hash_of
 from shared.limits import MULTIPLIERS, OUTPUT_BOUNDS, Reservation, reservation_of
@@ -90,7 +91,19 @@ def drafted(model: str, request: bytes, **rest: Any) -> Draft:
 _DEFAULTS: Final = JobOptions()
 
 
-def draft_of(body: object, *, default_model: str, max_prompt_chars: int, webhook_networks: Networks = ()) -> Draft:
+def latest_not_before_ms(max_not_before_s: int) -> int:
+    """The latest ``not_before`` of a job that comes in now."""
+    return time.time_ns() // 1_000_000 + max_not_before_s * 1000
+
+
+def draft_of(
+    body: object,
+    *,
+    default_model: str,
+    max_prompt_chars: int,
+    webhook_networks: Networks = (),
+    latest_ms: int = _YEAR_9999_MS,
+) -> Draft:
     """Raises InvalidRequest, which names every field that is not valid."""
     if not isinstance(body, dict):
         raise refuse(FieldError(BODY, "must be a JSON object"))
@@ -99,7 +112,7 @@ def draft_of(body: object, *, default_model: str, max_prompt_chars: int, webhook
     take_stream(request, errors)
     options = _DEFAULTS
     if "job" in request:
-        options = options_of(request.pop("job"), errors, webhook_networks=webhook_networks)
+        options = options_of(request.pop("job"), errors, webhook_networks=webhook_networks, latest_ms=latest_ms)
     check_model(request["model"], errors)
     request["max_tokens"] = max_tokens_of(request["max_tokens"], MOST_MAX_TOKENS, errors)
     check_output(request, errors)
@@ -187,10 +200,11 @@ def options_of(
     *,
     priorities: Mapping[str, Priority] = _PRIORITIES,
     webhook_networks: Networks = (),
+    latest_ms: int = _YEAR_9999_MS,
     webhook_events: Mapping[bool, Sequence[EventType]] = _EVENTS_OF_JOB,
 ) -> JobOptions:
     """The ``job`` member, checked; what is not valid is added to ``errors``. ``webhook_networks``: where webhooks may lead
-    beside public addresses; ``webhook_events``: those that may be asked for (True), and that are if none is named (False).
+    beside public addresses; ``latest_ms``: of a ``not_before``; ``webhook_events``: those that may be asked for (True), and that are if none is named (False).
     """
     if not isinstance(job, dict):
         errors.append(FieldError("#/job", "must be an object"))
@@ -209,7 +223,7 @@ def options_of(
             else:
                 found[name] = priorities[value]
         elif name == "not_before":
-            found["not_before_ms"] = _not_before_ms(value, errors)
+            found["not_before_ms"] = _not_before_ms(value, errors, latest_ms)
         elif name == "metadata":
             _check_metadata(value, errors)
             found[name] = value
@@ -223,7 +237,7 @@ def options_of(
     return _DEFAULTS if errors else JobOptions(**found)
 
 
-def _not_before_ms(value: object, errors: list[FieldError]) -> int | None:
+def _not_before_ms(value: object, errors: list[FieldError], latest_ms: int) -> int | None:
     detail = "must be a time like 2026-11-23T14:02:11Z (RFC 3339, with its offset)"
     try:
         moment_ms = from_rfc3339(value) if isinstance(value, str) else None
@@ -233,6 +247,9 @@ def _not_before_ms(value: object, errors: list[FieldError]) -> int | None:
         errors.append(FieldError("#/job/not_before", detail))
     elif not 0 <= moment_ms < _YEAR_9999_MS:
         errors.append(FieldError("#/job/not_before", "must be a time from 1970 to 9998"))
+    elif moment_ms > latest_ms:
+        latest = to_rfc3339(latest_ms)
+        errors.append(FieldError("#/job/not_before", f"must be no later than {latest} (TOKENSPOOL_MAX_NOT_BEFORE_S)"))
     return moment_ms
 
 

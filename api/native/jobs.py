@@ -22,7 +22,7 @@ from api.headers import (
     preferred_wait_s,
     wants_event_stream,
 )
-from api.native.job_request import Draft, JobOptions, UpstreamHeaders, draft_of, drafted
+from api.native.job_request import Draft, JobOptions, UpstreamHeaders, draft_of, drafted, latest_not_before_ms
 from api.native.job_view import render, render_page, url_of
 from api.rate_limit import headers_of
 from api.relay import Watch
@@ -65,6 +65,7 @@ async def submit_job(request: Request) -> Response:
         default_model=settings.model,
         max_prompt_chars=settings.max_prompt_chars,
         webhook_networks=settings.webhook_allow_networks,
+        latest_ms=latest_not_before_ms(settings.max_not_before_s),
     )
     draft, idempotency = await read_body(request, caller, settings.max_body_bytes, parse)
     if is_followed:

@@ -195,7 +195,7 @@ class ApiKeys:
             return Stretch(ids, ids[-1] if ids else None, len(ids) <= limit)
 
         async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
-            records = await self._reads.some(tenant, [keys.api_key(key_id) for key_id in ids], _FIELDS)
+            records = await self._reads.small(tenant, [keys.api_key(key_id) for key_id in ids], _FIELDS)
             gone = [key_id for key_id, record in zip(ids, records, strict=False) if record[0] is None]
             if gone:
                 await self._commands.call("ZREM", index, *gone)

@@ -32,6 +32,7 @@ from shared.store import keys, limits
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
 from shared.store.jobs import retention
+from shared.store.memory import Memory
 from shared.store.reads import Reads, Record, Sized, Stretch, read_page, size_of
 from shared.store.script import script, sources, target
 from shared.webhooks import JOB_EVENTS, stored_form
@@ -109,9 +110,10 @@ class BatchPage(NamedTuple):
 class Batches:
     """The batches of a shard."""
 
-    def __init__(self, commands: Commands, settings: Settings, reads: Reads) -> None:
+    def __init__(self, commands: Commands, settings: Settings, reads: Reads, memory: Memory) -> None:
         self._commands = commands
         self._reads = reads
+        self._memory = memory
         self._settings = settings
         self._routes = routes_of(settings)
         self._estimates = Estimates(settings)
@@ -180,6 +182,7 @@ class Batches:
             JobState.QUEUED,
             JobState.FAILED,
             *arguments_of(key_limits),
+            self._memory.tenant_bytes,
             *arguments,
         )
         match reply:

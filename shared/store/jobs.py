@@ -15,6 +15,7 @@ from shared.settings import Settings, routes_of
 from shared.store import keys, limits
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
+from shared.store.memory import Memory
 from shared.store.reads import PIECE_BYTES, RESULT_BYTES, ROW_BYTES, Reads, Record, Sized, Stretch, read_page, size_of
 from shared.store.script import script, sources, target
 from shared.webhooks import stored_form, webhook_of
@@ -94,10 +95,11 @@ def overdue_arguments(settings: Settings) -> tuple[str | int | bytes, ...]:
 class Jobs:
     """The records of a shard."""
 
-    def __init__(self, commands: Commands, settings: Settings, reads: Reads, urgent: Commands) -> None:
+    def __init__(self, commands: Commands, settings: Settings, reads: Reads, urgent: Commands, memory: Memory) -> None:
         self._commands = commands
         self._reads = reads
         self._urgent = urgent
+        self._memory = memory
         self._settings = settings
         self._routes = routes_of(settings)
         self._estimates = Estimates(settings)
@@ -140,6 +142,7 @@ class Jobs:
             stored_form(submission.webhook),
             reserved.max_tokens,
             self._estimates.of(spec.model, submission.reservation),
+            self._memory.tenant_bytes,
         )
         match reply:
             case [b"created", created_ms, expires_ms, position, told]:

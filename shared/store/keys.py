@@ -101,6 +101,18 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         (),
         "hash owner → nano-dollars that its running jobs may cost, where there is a budget; its field is gone at 0. Gone when empty.",
     ),
+    "held_bytes": (
+        (),
+        "hash tenant → bytes of its requests that wait, run, come in with a batch, or are kept for a retry; its field is gone at 0. Gone when empty.",
+    ),
+    "kept_bytes": (
+        ("tenant",),
+        "hash ms → bytes of requests of ended jobs whose records are gone by then: those that did not succeed. Gone when empty.",
+    ),
+    "kept_due": (
+        (),
+        "zset tenant → when some of these are gone (ms): the next EXPIRE takes them out. Gone when empty.",
+    ),
     "pace": (
         ("owner",),
         "hash bucket → submits, and their tokens, in half a second; ``head`` → the span and the sums. Two minutes TTL from the last.",

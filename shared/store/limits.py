@@ -24,15 +24,25 @@ def states_of(told: Sequence[bytes]) -> tuple[LimitState, ...]:
 def problem_of(reply: Sequence[Any]) -> Problem:
     """What ``{'limited', ...}`` or ``{'never', ...}`` says: RateLimited, TooManyQueued, BudgetExceeded or InvalidRequest."""
     if reply[0] == b"never":
-        return _never(Measured(reply[1].decode()), int(reply[2]))
-    _, code, wait_ms, told = reply
+        return _never(reply[1], int(reply[2]))
+    _, code, wait_ms, told, *limit = reply
     kind, detail = _REFUSALS[code]
+    detail = detail.format(*map(int, limit))
     return kind(detail, retry_after_s=-(-int(wait_ms) // 1000), limits=states_of(told))
 
+
+_SET_BY: Final = "An operator sets it, by tokenspool tenants set --waiting-bytes or TOKENSPOOL_TENANT_WAITING_SHARE."
 
 _REFUSALS: Final[dict[bytes, tuple[type[RateLimited], str]]] = {
     b"rate_limited": (RateLimited, "The key or its tenant has asked for as much as it may within a minute."),
     b"too_many_queued": (TooManyQueued, "As many jobs of the key or its tenant wait as may wait."),
+    b"too_many_bytes": (
+        TooManyQueued,
+        (
+            "The requests of the tenant may take {} bytes of Redis: those that wait or run, and those of jobs that did not "
+            f"succeed. Wait for jobs to end, or erase some that did not succeed. {_SET_BY}"
+        ),
+    ),
     b"budget_exceeded": (
         BudgetExceeded,
         "The budget of the key or its tenant is spent. It is whole again when the day, or the month, begins (UTC).",
@@ -40,9 +50,13 @@ _REFUSALS: Final[dict[bytes, tuple[type[RateLimited], str]]] = {
 }
 
 
-def _never(measured: Measured, limit: int) -> InvalidRequest:
+def _never(measured: bytes, limit: int) -> InvalidRequest:
     """A 429 would say that it fits later."""
-    if measured is Measured.TOKENS:
+    if measured == b"waiting_bytes":
+        return InvalidRequest(
+            f"The request can never be admitted: all of a tenant's may take {limit} bytes of Redis. {_SET_BY}"
+        )
+    if measured.decode() == Measured.TOKENS:
         detail = f"must be at most {limit}, which is the limit of a whole minute"
         return InvalidRequest("The request can never be admitted.", errors=[FieldError("#/max_tokens", detail)])
     return InvalidRequest(f"The batch can never be admitted: {limit} jobs may wait.")

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, TypeVar
 
 from shared.errors import TooManyReads
-from shared.store import keys
 from shared.store.commands import Commands
 from shared.store.script import script
 
@@ -168,17 +167,14 @@ class Reads:
             return record
 
     async def some(self, tenant: str, names: Sequence[str], fields: Sequence[str]) -> list[Record]:
-        """The first of these records, as many as PIECE_BYTES hold; one at least. All are of one shard, or of none.
+        """The first of these records, as many as PIECE_BYTES hold; one at least. All are of the shard.
 
         Raises TooManyReads.
         """
         if len(names) == 1:
             return [await self.one(tenant, names[0], fields)]
-        of_no_shard = names[0].startswith(keys.GLOBAL)
         async with self._turns.turn(tenant, PIECE_BYTES):
-            found: list[Record] = await self._commands.run(
-                script("global_rows" if of_no_shard else "rows"), PIECE_BYTES, len(fields), *fields, *names
-            )
+            found: list[Record] = await self._commands.run(script("rows"), PIECE_BYTES, len(fields), *fields, *names)
             return found
 
     async def all(self, tenant: str, names: Sequence[str], fields: Sequence[str]) -> list[Record]:

@@ -1,11 +1,10 @@
 """What a process needs of Redis, opened by one context manager: the same for API, worker, command line and tests."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from shared.errors import StorageFull, StorageUnavailable
+from shared.errors import StorageUnavailable
 from shared.settings import Settings
 from shared.store.addresses import Addresses
 from shared.store.api_keys import ApiKeys
@@ -14,9 +13,10 @@ from shared.store.commands import Commands
 from shared.store.connect import MakeConnection, connection_maker
 from shared.store.jobs import Jobs
 from shared.store.log import Log
+from shared.store.memory import Memory
 from shared.store.queue import Queue
 from shared.store.reads import Reads, Turns
-from shared.store.redis_problems import MAY_EVICT, NOT_PERSISTENT, RedisProblem, RedisProblems
+from shared.store.redis_problems import RedisProblem, RedisProblems
 from shared.store.script import NAMES, script
 from shared.store.subscriber import Subscriber
 from shared.store.tenants import Tenants
@@ -24,7 +24,6 @@ from shared.store.upstreams import Upstreams
 from shared.store.usage import UsageBook
 from shared.store.webhooks import Webhooks
 
-_MEMORY_LOOK_S = 1.0
 _MOST_URGENT_S = 1.5
 """However long an API call may wait for Redis: a revoked key is refused within 5 s, 3 of which a caller is believed."""
 
@@ -50,7 +49,7 @@ class Runtime:
     tenants: Tenants
     addresses: Addresses
     webhooks: Webhooks
-    memory: "Memory"
+    memory: Memory
     problems: RedisProblems
     make_connection: MakeConnection
 
@@ -72,49 +71,6 @@ class Runtime:
             return bool(await self.urgent.call("PING"))
         except StorageUnavailable:
             return False
-
-
-class Memory:
-    """How full Redis is, looked at once a second: submits stop before running jobs would lack memory. The same look finds
-    out whether Redis may lose jobs.
-    """
-
-    def __init__(self, commands: Commands, high_water: float, problems: RedisProblems) -> None:
-        self._commands = commands
-        self._high_water = high_water
-        self._problems = problems
-        self.is_full = False
-
-    def admit(self) -> None:
-        """Raises StorageFull above the high-water mark."""
-        if self.is_full:
-            raise StorageFull("Redis holds as much as it may; finished jobs make room as they age.")
-
-    async def look(self) -> None:
-        """Reads two parts of INFO. A server that does not tell (fakeredis), or is away, counts as not full."""
-        parts = [self._commands.call("INFO", part) for part in ("memory", "persistence")]  # 6.2 takes one at a time
-        try:
-            facts = _facts_in(*[await part for part in parts])
-        except StorageUnavailable:
-            self.is_full = False
-            return
-        most = int(facts.get("maxmemory", 0))
-        self.is_full = most > 0 and int(facts.get("used_memory", 0)) > self._high_water * most
-        if facts.get("maxmemory_policy", "noeviction") != "noeviction":
-            self._problems.note(MAY_EVICT)
-        if facts.get("aof_enabled") == "0":
-            self._problems.note(NOT_PERSISTENT)
-
-    async def watch(self) -> None:
-        """For ever."""
-        while True:
-            await self.look()
-            await asyncio.sleep(_MEMORY_LOOK_S)
-
-
-def _facts_in(*texts: bytes) -> dict[str, str]:
-    lines = [line for text in texts for line in text.decode().splitlines()]
-    return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
 @contextlib.asynccontextmanager
@@ -140,13 +96,19 @@ async def open_runtime(
         Commands(connect, timeout_s=urgent_s, problems=problems, follows=commands) as urgent,
     ):
         reads = Reads(commands, Turns())
+        memory = Memory(
+            urgent,
+            high_water=settings.memory_high_water,
+            tenant_share=settings.tenant_waiting_share,
+            problems=problems,
+        )
         yield Runtime(
             settings=settings,
             commands=commands,
             urgent=urgent,
             reads=reads,
-            jobs=Jobs(commands, settings, reads, urgent),
-            batches=Batches(commands, settings, reads),
+            jobs=Jobs(commands, settings, reads, urgent, memory),
+            batches=Batches(commands, settings, reads, memory),
             log=Log(commands, reads, urgent),
             queue=Queue(commands, settings, urgent),
             upstreams=Upstreams(commands, settings, urgent),
@@ -155,7 +117,7 @@ async def open_runtime(
             tenants=Tenants(commands),
             addresses=Addresses(urgent),
             webhooks=Webhooks(commands, settings, reads),
-            memory=Memory(urgent, settings.memory_high_water, problems),
+            memory=memory,
             problems=problems,
             make_connection=connect,
         )

@@ -772,6 +772,7 @@ class AnyBatch(RuleBasedStateMachine):
         if not job.has_ended:
             assert left_ms == -1
             return
+        record.pop(b"kept_until", None)  # no longer than its batch, whose end may come later
         if job.record_at_end is None:
             job.record_at_end = record
         assert record == job.record_at_end
@@ -899,7 +900,7 @@ class AnyBatch(RuleBasedStateMachine):
         """Of batches only Idempotency-Keys; all else is the queue's, or an ordinary job's."""
         names = await all_keys(self.runtime.commands)
         assert {kind_of(name) for name in names} <= {
-            "job", "result", "log", "index", "idempotency", "turns", "clock", "places", "picks", "alive", "grace", "hungry",
+            "job", "result", "log", "index", "idempotency", "turns", "clock", "held_bytes", "kept_bytes", "kept_due", "places", "picks", "alive", "grace", "hungry",
             "spend", "key_limits", "pace",
         }  # fmt: skip
         ids = {batch.id for batch in self.batches} | {job.id for batch in self.batches for job in batch.jobs}

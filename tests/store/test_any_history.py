@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from shared.errors import TooManyQueued
 from shared.events import TERMINAL_EVENTS, Event
 from shared.job import TERMINAL_STATES, JobState, Priority, Step
 from shared.limits import NO_LIMITS, CallerLimits
@@ -98,6 +100,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.keys: dict[tuple[str, str], str] = {}
         self.running_jobs = dict.fromkeys(TENANTS, 0)
         """The tenants' limits; 0 is none."""
+        self.waiting_bytes = dict.fromkeys(TENANTS, 0)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(coroutine)
@@ -124,11 +127,12 @@ class AnyHistory(RuleBasedStateMachine):
         key=st.none() | st.sampled_from(["key-1", "key-2"]),
         is_deferred=st.sampled_from([False, False, False, True]),
         key_id=st.sampled_from(sorted(LIMITS_OF_KEYS)),
+        size=st.sampled_from([0, 100, 2_000]),
     )
     def submit(
-        self, tenant: str, model: str, priority: Priority, key: str | None, is_deferred: bool, key_id: str
+        self, tenant: str, model: str, priority: Priority, key: str | None, is_deferred: bool, key_id: str, size: int
     ) -> None:
-        async def submit() -> Created | Replayed:
+        async def submit() -> Created | Replayed | None:
             not_before_ms = await now_ms(self.runtime) + 3_600_000 if is_deferred else None
             submission = a_submission(
                 tenant=tenant,
@@ -140,8 +144,17 @@ class AnyHistory(RuleBasedStateMachine):
                 key_id=key_id,
                 limits=LIMITS_OF_KEYS[key_id],
                 tokens=20,
+                request=b"x" * size,
             )
-            reply = await self.runtime.jobs.submit(submission, expires_in_s=3600)
+            most = self.waiting_bytes[tenant]
+            held = int(await self.runtime.commands.call("HGET", keys.plain("held_bytes"), tenant) or 0)
+            has_room = not most or held + size + len(msgspec.json.encode(submission.spec)) <= most
+            try:
+                reply = await self.runtime.jobs.submit(submission, expires_in_s=3600)
+            except TooManyQueued:
+                assert not has_room
+                return None
+            assert has_room or isinstance(reply, Replayed)
             if isinstance(reply, Created):
                 self.jobs[submission.id] = Model(submission.id, tenant, priority, key_id, is_deferred=is_deferred)
                 if key:
@@ -150,7 +163,7 @@ class AnyHistory(RuleBasedStateMachine):
 
         known = self.keys.get((tenant, key)) if key else None
         reply = self.run(submit())
-        assert reply == Replayed(known) if known else isinstance(reply, Created)
+        assert reply == Replayed(known) if known else isinstance(reply, Created | None)
 
     @precondition(lambda self: self.jobs)
     @rule(draw=st.data())
@@ -166,6 +179,20 @@ class AnyHistory(RuleBasedStateMachine):
         """By an operator."""
         self.run(self.runtime.tenants.set(tenant, {"running_jobs": running_jobs}))
         self.running_jobs[tenant] = running_jobs
+
+    @rule(tenant=st.sampled_from(TENANTS), waiting_bytes=st.sampled_from([0, 0, 5_000]))
+    def limit_bytes(self, tenant: str, waiting_bytes: int) -> None:
+        """By an operator. What is there already stays."""
+        self.run(self.runtime.tenants.set(tenant, {"waiting_bytes": waiting_bytes}))
+        self.waiting_bytes[tenant] = waiting_bytes
+
+    @precondition(lambda self: self.has(*TERMINAL_STATES))
+    @rule(draw=st.data())
+    def erase(self, draw: st.DataObject) -> None:
+        """Its Idempotency-Key stays."""
+        job = self.some(draw, *TERMINAL_STATES)
+        self.run(self.runtime.jobs.erase(job.id, job.tenant))
+        del self.jobs[job.id]
 
     def is_full(self, job: Model) -> bool:
         """Whether as many of its tenant, or of its key, run as may."""

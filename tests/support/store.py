@@ -458,15 +458,17 @@ async def _assert_use_is_counted(
     found = dict(zip([owner.decode() for owner in stored[::2]], map(int, stored[1::2]), strict=True))
     assert found == +queued
 
-    held: Counter[str] = Counter()
+    budgets: Counter[str] = Counter()
     for job_id, (_, tenant, flow, _, _, nano) in records.items():
         if nano:
             assert job_id in running
-            held[keys.owner_of_tenant(tenant.decode())] += int(nano)
+            budgets[keys.owner_of_tenant(tenant.decode())] += int(nano)
             if key_id := flow.decode().split(":")[2]:
-                held[keys.owner_of_key(key_id)] += int(nano)
+                budgets[keys.owner_of_key(key_id)] += int(nano)
     stored = await runtime.commands.call("HGETALL", keys.plain("held_budgets"))
-    assert dict(zip([owner.decode() for owner in stored[::2]], map(int, stored[1::2]), strict=True)) == held
+    assert dict(zip([owner.decode() for owner in stored[::2]], map(int, stored[1::2]), strict=True)) == budgets
+
+    await _assert_bytes_are_counted(runtime, names)
 
     by_key: dict[str, set[str]] = {}
     for job_id in running:
@@ -475,6 +477,43 @@ async def _assert_use_is_counted(
     key_names = [name for name in names if kind_of(name) == "key_running"]
     running_of = await asyncio.gather(*(runtime.commands.call("SMEMBERS", name) for name in key_names))
     assert by_key == _sets(key_names, running_of)
+
+
+async def _assert_bytes_are_counted(runtime: Runtime, names: Sequence[str]) -> None:
+    """What a tenant holds is the sum over its records: of all but those that succeeded, whose request is gone."""
+    call = runtime.commands.call
+    jobs = [name for name in names if kind_of(name) == "job"]
+    records = await asyncio.gather(
+        *(call("HMGET", name, "tenant", "batch", "state", "bytes", "kept_until", "request", "spec") for name in jobs)
+    )
+    held: Counter[str] = Counter()
+    kept: Counter[tuple[str, str]] = Counter()
+    for tenant, batch_id, state, size, kept_until, request, spec in records:
+        if state == JobState.SUCCEEDED.encode():
+            assert (size, kept_until, request) == (None, None, None)
+            continue
+        owner = (tenant or await call("HGET", keys.batch(batch_id.decode()), "tenant")).decode()
+        held[owner] += int(size)
+        if kept_until:
+            kept[owner, kept_until.decode()] += int(size)
+        has_ended = state is not None and JobState(state.decode()) in TERMINAL_STATES
+        assert has_ended is bool(kept_until)
+        assert int(size) == len(request) + len(spec) if batch_id is None else int(size) > len(request)
+    assert await _numbers(runtime, keys.plain("held_bytes")) == held
+    buckets = [name for name in names if kind_of(name) == "kept_bytes"]
+    found = {
+        (name.rpartition(":")[2], until): size
+        for name in buckets
+        for until, size in (await _numbers(runtime, name)).items()
+    }
+    assert found == kept
+    due = await members(runtime, keys.plain("kept_due"))
+    assert {owner for owner, _ in kept} <= set(due)
+
+
+async def _numbers(runtime: Runtime, name: str) -> dict[str, int]:
+    flat = await runtime.commands.call("HGETALL", name)
+    return {field.decode(): int(number) for field, number in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def _sets(names: Iterable[str], found: Iterable[Any]) -> dict[str, set[str]]:

@@ -12,6 +12,7 @@ local function erase_some()
   call('DEL', key_batch_ended(id)) -- first: the list shrinks from its head, and lines would be told as other lines' jobs
   for _, job in ipairs(call('LRANGE', items, 0, most - 1)) do
     if job ~= '' then
+      give_up_request(job, batch[2])
       call('DEL', key_job(job), key_result(job), key_log(job))
       if batch[11] then forget_delivery(job) end
     end
@@ -67,8 +68,15 @@ end
 -- When an item ended, nobody knew when its batch would: it goes with it, not later.
 local function keep_some(from)
   local jobs, left = call('LRANGE', items, from, from + most - 1), call('PTTL', record)
+  local until_ms = kept_until(left)
   for _, job in ipairs(jobs) do
     if job ~= '' then
+      local kept = call('HMGET', key_job(job), 'bytes', 'kept_until')
+      if kept[2] and tonumber(kept[2]) > tonumber(until_ms) then
+        keep_no_more(batch[2], kept[1], kept[2])
+        keep_bytes(batch[2], kept[1], until_ms)
+        call('HSET', key_job(job), 'kept_until', until_ms)
+      end
       for _, key in ipairs({key_job(job), key_result(job)}) do
         if call('PTTL', key) > left then call('PEXPIRE', key, int(left)) end
       end

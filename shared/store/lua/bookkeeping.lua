@@ -207,7 +207,7 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   local record = key_job(id)
   local end_id = int(epoch) .. '-' .. int(seq)
   local job = call('HMGET', record, 'state', 'tenant', 'idempotency', 'batch', 'line', 'expires_ms', 'timeout_ms',
-    'attended_by', 'quiet', 'reserved', 'key', 'started_ms', 'webhook')
+    'attended_by', 'quiet', 'reserved', 'key', 'started_ms', 'webhook', 'bytes')
   local batch = job[4]
   if job[10] then
     settle_tokens(job[10], {'tenant:' .. job[2], job[11] and 'key:' .. job[11]}, usage, job[12])
@@ -228,6 +228,14 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   call('PEXPIRE', key_log(id), int(log_ms))
   call('PEXPIRE', record, int(result_ms))
   if job[3] then call('PEXPIRE', key_idempotency(job[2], job[3]), int(math.max(result_ms, idempotency_ms))) end
+  if result then
+    call('HDEL', record, 'request', 'bytes')
+    if job[14] then hold_bytes(job[2], -job[14]) end
+  elseif job[14] then
+    local until_ms = kept_until(result_ms)
+    call('HSET', record, 'kept_until', until_ms)
+    keep_bytes(job[2], job[14], until_ms)
+  end
   if job[8] then call('SREM', key_attended(job[8]), id) end
   if job[13] then tell_end_of_job(job[13], id, job[2], state, batch, usage) end
   if batch then

@@ -5,6 +5,7 @@ write_without_memory()
 local job = call('HMGET', key_job(id), 'state', 'tenant')
 if not job[1] or job[2] ~= ARGV[2] then return -1 end
 if not contains(ARGV[3], job[1]) then return 0 end
+give_up_request(id, job[2])
 call('DEL', key_job(id), key_result(id), key_log(id))
 call('ZREM', key_index(job[2]), id)
 forget_delivery(id)

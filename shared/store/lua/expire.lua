@@ -16,5 +16,6 @@ end
 for _, id in ipairs(ids) do
   if end_overdue(id, ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], retention) then ended = ended + 1 end
 end
+drop_kept()
 local next_due = call('ZRANGE', key_waiting(), 0, 0, 'WITHSCORES')[2]
 return {ended, next_due and int(math.max(0, tonumber(next_due) - now)) or -1}

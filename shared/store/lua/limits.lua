@@ -4,16 +4,16 @@ local QUEUED_AGAIN_MS, KEY_LIMITS_KEPT_MS = 5000, 45 * 86400000
 
 -- Both in the order of LIMITS (shared/limits.py): those of the tenant are read here, so that a change holds at once.
 -- first: where those of the key stand in ARGV. key: its id or ''.
--- Returns {{name, requests, tokens, running, queued, a_day, a_month}, ...}, each limit 0 for none.
+-- Returns {{name, requests, tokens, running, queued, a_day, a_month}, ...}, each limit 0 for none; the first has `bytes` too.
 local function owners_of(tenant, key, first)
   local owners = {}
   local function add(name, limits)
     for i = 1, 6 do limits[i] = tonumber(limits[i] or 0) end
     owners[#owners + 1] = {name = name, requests = limits[1], tokens = limits[2], running = limits[3], queued = limits[4],
-      a_day = limits[5], a_month = limits[6]}
+      a_day = limits[5], a_month = limits[6], bytes = tonumber(limits[7] or 0)}
   end
   add('tenant:' .. tenant, call('HMGET', key_tenant(tenant), 'requests_per_minute', 'tokens_per_minute', 'running_jobs',
-    'queued_jobs', 'nano_usd_per_day', 'nano_usd_per_month'))
+    'queued_jobs', 'nano_usd_per_day', 'nano_usd_per_month', 'waiting_bytes'))
   if key ~= '' then add('key:' .. key, {unpack(ARGV, first, first + 5)}) end
   return owners
 end
@@ -125,5 +125,16 @@ local function count_in_limits(found, owners, until_ms)
     local record = key_key_limits(string.sub(key.name, 5))
     call('SET', record, of_claims, 'PX', int(math.max(kept_ms, call('PTTL', record))))
     look_at_parked(key.name)
+  end
+end
+
+-- The tenant holds so many bytes more, or why it may not. default: its limit, if it has none of its own; 0 for none. The only
+-- check that writes first, and takes it back: one command, where a look before it would be two. `stored`: of the same batch.
+local function hold_or_refuse(owners, tenant, bytes, default, stored)
+  local most = owners[1].bytes > 0 and owners[1].bytes or tonumber(default)
+  if most > 0 and bytes + (stored or 0) > most then return {'never', 'waiting_bytes', int(most)} end
+  if hold_bytes(tenant, bytes) > most and most > 0 then
+    hold_bytes(tenant, -bytes)
+    return {'limited', 'too_many_bytes', int(QUEUED_AGAIN_MS), {}, int(most)}
   end
 end

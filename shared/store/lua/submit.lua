@@ -3,9 +3,9 @@
 --       fingerprint, most waiting jobs, most flows to count for the position, API process that attends it or '',
 --       quiet (1/0: without a log, and in no list), how long an API process is believed (ms), tokens to reserve, API key
 --       or '', its limits (6), webhook as JSON or '', how many of the tokens are max_tokens,
---       what it may cost (nano-dollars)
+--       what it may cost (nano-dollars), bytes that a tenant may hold
 -- Returns {'created', created_ms, expires_ms, position, told} | {'replayed', job id} | {'reused'} | {'full'}
---       | {'limited', code, ms to wait, told} | {'never', what is limited, the limit}; told as in told_of()
+--       | {'limited', code, ms to wait, told, the limit or nil} | {'never', what is limited, the limit}; told as in told_of()
 local id, tenant, flow, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local not_before = tonumber(ARGV[9])
 if ARGV[10] ~= '' then
@@ -21,11 +21,14 @@ local owners = owners_of(tenant, key, 19)
 local limits = look_at_limits(owners, key, 1, tonumber(ARGV[17]), tonumber(ARGV[26]), true)
 local refusal = refusal_of(limits)
 if refusal then return refusal end
+local bytes = #ARGV[5] + #ARGV[6]
+refusal = hold_or_refuse(owners, tenant, bytes, ARGV[28])
+if refusal then return refusal end
 
 local place = call('INCR', key_places())
 local expires = math.max(now, not_before or 0) + tonumber(ARGV[8])
 call('HSET', key_job(id), 'state', state, 'tenant', tenant, 'flow', flow, 'place', place, 'created_ms', int(now),
-  'expires_ms', int(expires), 'timeout_ms', ARGV[7], 'request', ARGV[5], 'spec', ARGV[6])
+  'expires_ms', int(expires), 'timeout_ms', ARGV[7], 'request', ARGV[5], 'spec', ARGV[6], 'bytes', bytes)
 if ARGV[10] ~= '' then
   call('HSET', key_job(id), 'idempotency', ARGV[10])
   call('HSET', key_idempotency(tenant, ARGV[10]), 'fingerprint', ARGV[11], 'job', id)

@@ -1,0 +1,57 @@
+"""How much Redis holds, and may hold."""
+
+import asyncio
+from typing import Final
+
+from shared.errors import StorageFull, StorageUnavailable
+from shared.store.commands import Commands
+from shared.store.redis_problems import MAY_EVICT, NOT_PERSISTENT, RedisProblems
+
+_LOOK_S: Final = 1.0
+
+
+class Memory:
+    """How full Redis is, looked at once a second: submits stop before running jobs would lack memory. The same look finds
+    out whether Redis may lose jobs.
+    """
+
+    def __init__(self, commands: Commands, *, high_water: float, tenant_share: float, problems: RedisProblems) -> None:
+        self._commands = commands
+        self._high_water = high_water
+        self._tenant_share = tenant_share
+        self._problems = problems
+        self.is_full = False
+        self.tenant_bytes = 0
+        """What the requests of one tenant may take, by default; 0 is no limit: none is set, or Redis does not say how much it may hold."""
+
+    def admit(self) -> None:
+        """Raises StorageFull above the high-water mark."""
+        if self.is_full:
+            raise StorageFull("Redis holds as much as it may; finished jobs make room as they age.")
+
+    async def look(self) -> None:
+        """Reads two parts of INFO. A server that does not tell (fakeredis), or is away, counts as not full."""
+        parts = [self._commands.call("INFO", part) for part in ("memory", "persistence")]  # 6.2 takes one at a time
+        try:
+            facts = _facts_in(*[await part for part in parts])
+        except StorageUnavailable:
+            self.is_full = False
+            return
+        most = int(facts.get("maxmemory", 0))
+        self.tenant_bytes = int(most * self._tenant_share)
+        self.is_full = most > 0 and int(facts.get("used_memory", 0)) > self._high_water * most
+        if facts.get("maxmemory_policy", "noeviction") != "noeviction":
+            self._problems.note(MAY_EVICT)
+        if facts.get("aof_enabled") == "0":
+            self._problems.note(NOT_PERSISTENT)
+
+    async def watch(self) -> None:
+        """For ever."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_LOOK_S)
+
+
+def _facts_in(*texts: bytes) -> dict[str, str]:
+    lines = [line for text in texts for line in text.decode().splitlines()]
+    return dict(line.split(":", 1) for line in lines if ":" in line)
