@@ -186,6 +186,21 @@ def tenants_clear(tenant: Tenant) -> None:
     clear_tenant(tenant)
 
 
+@tenants.command("erase")
+def tenants_erase(
+    tenant: Tenant,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Revoke a tenant's keys and erase its jobs, batches, logs and webhook deliveries. Safe to run again."""
+    from cli.erase_tenant import erase_tenant
+    from cli.tenants import checked
+
+    checked(tenant)
+    if not yes:
+        typer.confirm(f"Erase all jobs and batches of {tenant}, running ones too, and revoke its keys?", abort=True)
+    erase_tenant(tenant)
+
+
 keys = typer.Typer(help="API keys. Talks to Redis, not to the API.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 

@@ -42,12 +42,12 @@ def set_tenant(tenant: str, chosen: Mapping[str, float | None]) -> None:
     }
     if not changes:
         raise CommandError("There is nothing to set: name at least one limit (see --help).", 2)
-    _show(_checked(tenant), _run(lambda tenants: tenants.set(tenant, changes)))
+    _show(checked(tenant), _run(lambda tenants: tenants.set(tenant, changes)))
 
 
 def show_tenant(tenant: str) -> None:
     """What is set for it."""
-    _show(_checked(tenant), _run(lambda tenants: tenants.get(tenant)))
+    _show(checked(tenant), _run(lambda tenants: tenants.get(tenant)))
 
 
 def list_tenants() -> None:
@@ -58,12 +58,13 @@ def list_tenants() -> None:
 
 def clear_tenant(tenant: str) -> None:
     """As if nothing had ever been set."""
-    _checked(tenant)
+    checked(tenant)
     _run(lambda tenants: tenants.clear(tenant))
     _show(tenant, TenantSettings())
 
 
-def _checked(tenant: str) -> str:
+def checked(tenant: str) -> str:
+    """The name, if it can be one. Raises CommandError."""
     if not _NAME.fullmatch(tenant):
         raise CommandError("A tenant's name is 1 to 64 of A-Z, a-z, 0-9, _, . and -.", 2)
     return tenant

@@ -5,7 +5,8 @@ it has come, and ``due`` names the batches that have something left to do, for w
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -50,6 +51,7 @@ _FIELDS: Final = (
     "tenant", "state", "spec", "created_ms", "expires_ms", "cancelled_ms", "ended_ms", "cost_nano_usd", "unpriced", "invalid",
     *_COUNTS, *_USAGE,
 )  # fmt: skip
+_ERASED_AT_ONCE: Final = 100
 _STRETCHES: Final = 25
 """A list passes over so many pages of batches whose records are gone; then it is short and its next goes on."""
 _FOLLOWED_MS: Final = 30_000
@@ -346,6 +348,34 @@ class Batches:
             raise NotFound
         if not reply:
             raise NotEnded("Only a batch that has ended can be erased.")
+
+    async def erase_all_of(self, tenant: str) -> AsyncIterator[str]:
+        """Each batch of the tenant once it is gone, with its items; those that are running, or still coming in, too. Safe to repeat."""
+        for batch_id in await self._coming_in_of(tenant):
+            await self.drop(batch_id, tenant)
+            await self.advance_all(batch_id)
+            yield batch_id
+        while ids := await self._commands.call("ZRANGE", keys.batch_index(tenant), 0, _ERASED_AT_ONCE - 1):
+            for batch_id in [raw_id.decode() for raw_id in ids]:
+                with contextlib.suppress(NotFound):
+                    await self.cancel(batch_id, tenant)
+                    await self.advance_all(batch_id)
+                    await self.erase(batch_id, tenant)
+                await self.advance_all(batch_id)
+                await self._commands.call("ZREM", keys.batch_index(tenant), batch_id)
+                yield batch_id
+
+    async def _coming_in_of(self, tenant: str) -> list[str]:
+        """They are in no index yet; so are those that are being dropped."""
+        ids = [raw_id.decode() for raw_id in await self._commands.call("ZRANGE", keys.plain("due"), 0, -1)]
+        replies = [self._commands.call("HMGET", keys.batch(batch_id), "tenant", "state") for batch_id in ids]
+        records = [await reply for reply in replies]
+        unseen = [state.encode() for state in _UNSEEN]
+        return [
+            batch_id
+            for batch_id, (owner, state) in zip(ids, records, strict=True)
+            if owner == tenant.encode() and state in unseen
+        ]
 
     async def ended_items(
         self, batch_id: str, order: Order, *, after: int | None = None, count: int = 250

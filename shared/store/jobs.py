@@ -42,6 +42,7 @@ _CLOCK_SLACK_MS: Final = 5_000
 _BELIEVED_MS: Final = 10_000
 """An API process that did not say for so long that it lives is gone, and its clients with it."""
 _ABANDONED_AT_ONCE: Final = 100
+_ERASED_AT_ONCE: Final = 100
 
 TIMEOUT_ERROR: Final = JobError("timeout", "The job was not done within its timeout_s.", retryable=True)
 
@@ -60,6 +61,15 @@ class Replayed(NamedTuple):
     """The Idempotency-Key has its job already."""
 
     job_id: str
+
+
+class ErasedJobs(NamedTuple):
+    """A piece of what a tenant has."""
+
+    erased: int
+    cancelled: int
+    """Of these."""
+    is_more: bool
 
 
 class Page(NamedTuple):
@@ -320,6 +330,18 @@ class Jobs:
             raise NotFound
         if not reply:
             raise NotEnded
+
+    async def erase_some(self, tenant: str) -> ErasedJobs:
+        """The next of the tenant's jobs are gone, whatever they do; not the items of its batches. Safe to repeat."""
+        erased, cancelled, is_more = await self._commands.run(
+            script("erase_jobs"),
+            tenant,
+            _ERASED_AT_ONCE,
+            sources(Step.CANCEL),
+            target(Step.CANCEL),
+            retention(self._settings),
+        )
+        return ErasedJobs(erased, cancelled, bool(is_more))
 
     async def expire(self, most: int = 200) -> tuple[int, float | None]:
         """Ends queued jobs whose time is over. Returns how many, and the seconds until the next."""

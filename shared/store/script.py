@@ -29,6 +29,8 @@ _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "cancel": ("prelude", "now", "webhooks", "held", "bookkeeping", "cancel"),
     "expire": ("prelude", "now", "webhooks", "held", "bookkeeping", "overdue", "expire"),
     "erase": ("prelude", "now", "held", "lanes", "webhooks", "erase"),
+    "erase_jobs": ("prelude", "now", "held", "lanes", "webhooks", "bookkeeping", "erase_jobs"),
+    "erase_deliveries": ("prelude", "now", "lanes", "webhooks", "erase_deliveries"),
     "probe": ("prelude", "probe"),
     "charge": ("prelude", "now", "held", "bookkeeping", "spend", "charge"),
     "open_batch": ("prelude", "now", "held", "bookkeeping", "window", "spend", "limits", "open_batch"),

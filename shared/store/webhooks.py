@@ -26,6 +26,7 @@ TENANT_MOST: Final = 16
 """As above, to all origins of a tenant."""
 _GONE_MS: Final = 30 * 86_400_000
 
+_ERASED_AT_ONCE: Final = 100
 _PAGE_SCANNED: Final = 200
 _PAGES_SCANNED: Final = 25
 """A filtered list looks at 5,000 deliveries at most; then the page is short and ``next`` goes on."""
@@ -134,6 +135,11 @@ class Webhooks:
         if await self._commands.run(script("redeliver"), delivery_id, tenant) < 0:
             raise NotFound
         return await self.get(delivery_id, tenant)
+
+    async def erase_some(self, tenant: str) -> tuple[int, bool]:
+        """The next of the tenant's deliveries are gone, told or not. How many, and whether there may be more. Safe to repeat."""
+        erased, is_more = await self._commands.run(script("erase_deliveries"), tenant, _ERASED_AT_ONCE)
+        return erased, bool(is_more)
 
     async def page(
         self,

@@ -1,9 +1,35 @@
 """``tokenspool tenants``: what an operator sets for a tenant."""
 
+import asyncio
+import io
+import re
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 import pytest
 
+from shared.api_key import ALL_SCOPES
+from shared.job import JobState
+from shared.limits import NO_LIMITS
+from shared.settings import load_settings
+from shared.store import keys
+from shared.store.runtime import Runtime, open_runtime
 from tests.command_line.conftest import Tokenspool
+from tests.support.builders import a_text_delta, a_webhook
 from tests.support.redis_servers import RedisUnderTest
+from tests.support.store import (
+    all_keys,
+    append,
+    assert_consistent,
+    claim,
+    finish,
+    kind_of,
+    receive,
+    start_batch,
+    submit,
+    submit_many,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +50,116 @@ def test_a_budget_that_is_no_amount_is_refused(tokenspool: Tokenspool, value: st
     """Of a tenant and of a key."""
     for command in (("tenants", "set", "acme"), ("keys", "create", "--tenant", "acme")):
         assert tokenspool(*command, f"--usd-per-day={value}").exit_code == 2
+
+
+@pytest.mark.parametrize("said", ["n\n", ""])
+def test_an_erasure_asks_first(
+    tokenspool: Tokenspool, real_redis: RedisUnderTest, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """Whoever says nothing erases nothing; and a name that cannot be one is refused before."""
+    job_id = asyncio.run(_with_runtime(real_redis, _a_waiting_job))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+    asked = tokenspool("tenants", "erase", "acme")
+    assert asked.exit_code == 1
+    assert "Erase all jobs and batches of acme" in asked.out + asked.err
+    assert tokenspool("tenants", "erase", "a b", "--yes").exit_code == 2
+    assert asyncio.run(_with_runtime(real_redis, _left_of("acme", job_id)))
+
+
+def test_an_erasure_leaves_nothing_of_a_tenant_and_all_of_others(
+    tokenspool: Tokenspool, real_redis: RedisUnderTest
+) -> None:
+    """Jobs in every state, batches that wait, have ended and still come in, deliveries, keys. Run again it finds nothing."""
+    asyncio.run(_with_runtime(real_redis, _fill("acme")))
+    asyncio.run(_with_runtime(real_redis, _fill("acme-2")))
+    before = asyncio.run(_with_runtime(real_redis, _names_of("acme-2")))
+    told = tokenspool("tenants", "erase", "acme", "--yes")
+    assert told.exit_code == 0, told.err
+    for line in (
+        "keys revoked: 2",
+        "batches erased: 3",
+        "jobs erased: 252, of which had not ended: 250",
+        "deliveries erased: 1",
+    ):
+        assert line in told.err
+    left = asyncio.run(_with_runtime(real_redis, _names_of("acme")))
+    assert {kind_of(name) for name in left} <= {"usage", "webhook_secret", "turns", "idempotency"}
+    assert asyncio.run(_with_runtime(real_redis, _names_of("acme-2"))) == before
+    asyncio.run(_with_runtime(real_redis, _assert_the_books_agree))
+    again = tokenspool("tenants", "erase", "acme", "--yes")
+    assert again.exit_code == 0
+    assert "keys revoked: 0" in again.err
+    assert "jobs erased: 0," in again.err
+
+
+Work = Callable[[Runtime], Awaitable[Any]]
+
+
+async def _with_runtime(redis: RedisUnderTest, work: Work) -> Any:
+    async with open_runtime(load_settings(redis_url=redis.url), process_name="tests", timeout_s=10) as runtime:
+        return await work(runtime)
+
+
+async def _a_waiting_job(runtime: Runtime) -> str:
+    return (await submit(runtime, tenant="acme")).id
+
+
+def _left_of(tenant: str, job_id: str) -> Work:
+    async def found(runtime: Runtime) -> bool:
+        return (await runtime.jobs.get(job_id, tenant)).state is JobState.QUEUED
+
+    return found
+
+
+def _fill(tenant: str) -> Work:
+    async def fill(runtime: Runtime) -> None:
+        await runtime.tenants.set(tenant, {"queued_jobs": 1_000})
+        for _ in range(2):
+            await runtime.api_keys.create(tenant, env="test", name="", scopes=ALL_SCOPES, limits=NO_LIMITS)
+        await submit(runtime, tenant=tenant, webhook=a_webhook(), idempotency_key="once")
+        await submit(runtime, tenant=tenant)
+        running, ended = await claim(runtime, 2)
+        await finish(runtime, ended)
+        await append(runtime, running, a_text_delta("Hel"))
+        gone = await submit(runtime, tenant=tenant, webhook=a_webhook())
+        await runtime.jobs.cancel(gone.id, tenant)
+        await _age_away(runtime, tenant, gone.id)  # before its delivery was told
+        await submit_many(runtime, 249, tenant=tenant)
+        cancelled = await submit(runtime, tenant=tenant, webhook=a_webhook())
+        await runtime.jobs.cancel(cancelled.id, tenant)
+        await start_batch(runtime, 300, tenant=tenant)
+        over = await start_batch(runtime, 2, tenant=tenant)
+        await runtime.batches.cancel(over.id, tenant)
+        await runtime.batches.advance_all(over.id)
+        await receive(runtime, 3, tenant=tenant)
+
+    return fill
+
+
+async def _assert_the_books_agree(runtime: Runtime) -> None:
+    ids = [name.rpartition(":")[2] for name in await all_keys(runtime.commands) if kind_of(name) == "job"]
+    await assert_consistent(runtime, ids)
+
+
+async def _age_away(runtime: Runtime, tenant: str, job_id: str) -> None:
+    call = runtime.commands.call
+    size, until = await call("HMGET", keys.job(job_id), "bytes", "kept_until")
+    await call("HINCRBY", keys.plain("held_bytes"), tenant, -int(size))
+    await call("HDEL", f"{keys.SHARD}kept_bytes:{tenant}", until)
+    await call("DEL", keys.job(job_id))
+
+
+def _names_of(tenant: str) -> Work:
+    """Of all keys that belong to it, by their names or by what they hold."""
+
+    async def names(runtime: Runtime) -> list[str]:
+        found = []
+        for name in await all_keys(runtime.commands):
+            record = name if kind_of(name) in {"job", "batch", "delivery"} else None
+            owner = await runtime.commands.call("HGET", record, "tenant") if record else None
+            if (owner and owner.decode() == tenant) or tenant in re.split(r"[:\n]", name):
+                found.append(name)
+        kept = {"tenant", "api_keys"}
+        return sorted(name for name in found if kind_of(name) not in kept)
+
+    return names

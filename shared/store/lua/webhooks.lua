@@ -61,9 +61,7 @@ local function tell_end_of_batch(id)
     {'counts', numbers(BATCH_COUNTS), 'usage', numbers(USAGE_FIELDS)})
 end
 
--- What is erased is told to nobody any more.
-local function forget_delivery(subject)
-  local id = delivery_of(subject)
+local function drop_delivery(id)
   local found = call('HMGET', key_delivery(id), 'lane', 'tenant')
   if not found[1] then return end
   call('ZREM', key_unsent(found[1]), id)
@@ -72,3 +70,6 @@ local function forget_delivery(subject)
   call('ZREM', key_delivery_index(found[2]), id)
   call('DEL', key_delivery(id))
 end
+
+-- What is erased is told to nobody any more.
+local function forget_delivery(subject) drop_delivery(delivery_of(subject)) end

@@ -1,0 +1,94 @@
+"""``tokenspool tenants erase``: all that a tenant has in Redis is gone, piece by piece, and its keys let nobody in any more.
+
+Runs beside everything else, and can be broken off and run again: what is there is asked for anew. What is kept is what it
+cost (usage, the ledger, budgets), what an operator set, and the records of its keys, which say when they were revoked.
+"""
+
+import asyncio
+import time
+from typing import Final
+
+from cli.errors import CommandError
+from cli.serve import read_settings
+from cli.terminal import tell
+from shared.errors import Problem
+from shared.store.runtime import Runtime, open_runtime
+
+_TIMEOUT_S: Final = 10.0
+_KEYS_AT_ONCE: Final = 100
+_TOLD_EVERY_S: Final = 1.0
+
+
+def erase_tenant(tenant: str) -> None:
+    """Erases, and says how far it is. Raises CommandError if Redis is away; then it can be run again."""
+    try:
+        asyncio.run(_erase(tenant))
+    except Problem as problem:
+        raise CommandError(f"{problem.detail} Not all of {tenant} is erased: run it again.") from None
+
+
+async def _erase(tenant: str) -> None:
+    async with open_runtime(read_settings(), process_name="tokenspool-erase", timeout_s=_TIMEOUT_S) as runtime:
+        await _revoke_keys(runtime, tenant)  # first: nothing more comes in within 5 s
+        await _erase_batches(runtime, tenant)
+        await _erase_jobs(runtime, tenant)
+        await _erase_deliveries(runtime, tenant)
+    tell(f"{tenant} is erased; its usage, its settings and the records of its keys are kept")
+
+
+async def _revoke_keys(runtime: Runtime, tenant: str) -> None:
+    revoked, after = 0, None
+    while True:
+        page = await runtime.api_keys.page(tenant, after=after, limit=_KEYS_AT_ONCE)
+        for key in page.keys:
+            if key.revoked_ms is None:
+                await runtime.api_keys.revoke(key.id, tenant)
+                revoked += 1
+        after = page.next_after
+        if after is None:
+            break
+    tell(f"keys revoked: {revoked}")
+
+
+async def _erase_batches(runtime: Runtime, tenant: str) -> None:
+    progress = _Progress("batches erased")
+    async for _ in runtime.batches.erase_all_of(tenant):
+        progress.add(1)
+    progress.end()
+
+
+async def _erase_jobs(runtime: Runtime, tenant: str) -> None:
+    progress = _Progress("jobs erased")
+    cancelled, is_more = 0, True
+    while is_more:
+        piece = await runtime.jobs.erase_some(tenant)
+        cancelled += piece.cancelled
+        progress.add(piece.erased)
+        is_more = piece.is_more
+    progress.end(f", of which had not ended: {cancelled}")
+
+
+async def _erase_deliveries(runtime: Runtime, tenant: str) -> None:
+    progress, is_more = _Progress("webhook deliveries erased"), True
+    while is_more:
+        erased, is_more = await runtime.webhooks.erase_some(tenant)
+        progress.add(erased)
+    progress.end()
+
+
+class _Progress:
+    """Says a number once a second, and in the end."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._count = 0
+        self._told_s = time.monotonic()
+
+    def add(self, count: int) -> None:
+        self._count += count
+        if time.monotonic() - self._told_s >= _TOLD_EVERY_S:
+            self._told_s = time.monotonic()
+            tell(f"{self._what}: {self._count} so far")
+
+    def end(self, more: str = "") -> None:
+        tell(f"{self._what}: {self._count}{more}")

@@ -1,0 +1,14 @@
+-- ERASE_DELIVERIES: the next deliveries of a tenant are gone, and told to nobody any more.
+-- ARGV: tenant, how many   Returns {how many were erased, 1 if there may be more}
+write_without_memory()
+local tenant, most = ARGV[1], tonumber(ARGV[2])
+local erased = 0
+local ids = call('ZRANGE', key_delivery_index(tenant), 0, most - 1)
+for _, id in ipairs(ids) do
+  if call('HGET', key_delivery(id), 'tenant') == tenant then
+    drop_delivery(id)
+    erased = erased + 1
+  end
+  call('ZREM', key_delivery_index(tenant), id)
+end
+return {erased, #ids == most and 1 or 0}
