@@ -19,7 +19,7 @@ from api.cors import Cors
 from api.dependencies import ApiState
 from api.errors import REQUEST_ID, error_answer
 from api.security_headers import security_headers
-from shared.errors import InternalError, InvalidRequest, Problem
+from shared.errors import InternalError, InvalidRequest, NotFound, Problem
 from shared.job import new_id
 from shared.telemetry import get_logger
 
@@ -109,7 +109,7 @@ def _problem_of_target(scope: Scope) -> Problem | None:
     path: bytes = scope.get("raw_path") or b""
     query: bytes = scope["query_string"]
     if b"%2f" in path.lower() and not path.startswith(_MODELS):
-        return InvalidRequest("The path may have no %2F but in a model's id: write / as it is.")
+        return NotFound("There is no such path: write / as it is, but in a model's id.")
     for part in (path, query):
         if b"%" in part:
             if _NO_ESCAPE.search(part):

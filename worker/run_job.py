@@ -258,6 +258,7 @@ class _Run:
                             timers.pause(idle)
                             await self._log.room()
                             timers.resume(idle)
+                    call.lacks = stream.lacks
         except UpstreamError as error:
             call.was_asked = error.was_asked
             return error.failure
@@ -268,7 +269,7 @@ class _Run:
                 raise
             return timers.failure()
         if not completion.is_whole:
-            return classify(Breakage(How.ENDED_EARLY))
+            return classify(Breakage(How.ENDED_EARLY, call.lacks))
         return _answered(completion, first_content_s)
 
     def _settle(self, call: "_Call", outcome: Outcome | None) -> None:
@@ -399,6 +400,8 @@ class _Call:
     completion: Completion
     allowance: Allowance | None = None
     was_asked: bool = True
+    lacks: str = ""
+    """See UpstreamStream."""
 
     def ended(self, outcome: Outcome | None) -> str:
         """As the ledger's row says it."""

@@ -44,7 +44,7 @@ async def test_an_unknown_path_is_404(api: CalledApi, path: str) -> None:
 @pytest.mark.parametrize("path", ["/v1%2fkeys", "/v1/jobs%2F", "/%2Fv1/jobs"])
 async def test_a_slash_is_written_as_one(api: CalledApi, path: str) -> None:
     """To a proxy's rules it is none, to a router it would be one. Ids of models have some."""
-    problem_of(await api.http.get(path), 400, "invalid_request")
+    problem_of(await api.http.get(path), 404, "not_found")
     assert (await api.http.get("/v1/models/vendor%2Fmodel")).status_code == 404
 
 

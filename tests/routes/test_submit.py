@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -88,9 +89,11 @@ async def test_what_is_not_ours_is_passed_on_untouched(api: CalledApi) -> None:
 
 async def test_a_job_that_starts_later_has_no_place_in_the_queue_yet(api: CalledApi) -> None:
     """``not_before`` moves the expiry too."""
-    job = await api.submitted(A_BODY | {"job": {"not_before": "2100-01-01T01:00:00+01:00", "expires_in_s": 60}})
-    assert job["not_before"] == "2100-01-01T00:00:00.000Z"
-    assert job["expires_at"] == "2100-01-01T00:01:00.000Z"
+    due = datetime.now(UTC).replace(microsecond=0) + timedelta(days=20)
+    sent = due.astimezone(timezone(timedelta(hours=1))).isoformat()
+    job = await api.submitted(A_BODY | {"job": {"not_before": sent, "expires_in_s": 60}})
+    assert job["not_before"] == due.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    assert job["expires_at"] == (due + timedelta(seconds=60)).strftime("%Y-%m-%dT%H:%M:%S.000Z")
     assert job["queue_position"] is None
     assert await api.job(job["id"]) == job
 

@@ -499,15 +499,15 @@ DOUBTFUL: dict[str, tuple[list[Sent], str]] = {
     ),
     "input in a text": (
         [block_delta(0, type="input_json_delta", partial_json="{}")],
-        "delta.partial_json in a block of type text",
+        "delta.partial_json came in a block whose type is text",
     ),
     "text in a call": (
         [block_start(1, {"type": "tool_use", "name": "pay"}), block_delta(1, type="text_delta", text="x")],
-        "delta.text in a block of type tool_use",
+        "delta.text came in a block whose type is tool_use",
     ),
     "text in what nobody knows": (
         [block_start(1, {"type": "hologram"}), block_delta(1, type="text_delta", text="x")],
-        "delta.text in a block of type hologram",
+        "delta.text came in a block whose type is an unknown text",
     ),
     "text that goes back": (
         [block_start(1, text("")), block_delta(1, type="text_delta", text="x"), HI],

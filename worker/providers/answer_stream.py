@@ -30,6 +30,7 @@ class AnswerStream:
 
     def __init__(self, response: httpx2.Response, decoder: StreamDecoder, allowance: Allowance | None) -> None:
         self.allowance = allowance
+        self.lacks = ""
         self._body: BodyStream = response.extensions["body"]
         self._type = response.headers.get("content-type", "").partition(";")[0].strip()[:100] or "no content type"
         self._decoder = decoder
@@ -123,7 +124,7 @@ class AnswerStream:
         if not events and not self._has_events and self._is_sniffed and self._type != "text/event-stream":
             raise GarbledStream(f"its {self._type} holds no event: check its base URL")
         if not self._decoder.has_stopped:
-            raise UpstreamError(classify(Breakage(How.ENDED_EARLY, f"it ended without {self._decoder.missing}")))
+            self.lacks = f"it ended without {self._decoder.missing}"
         return events
 
     def _answer_in(self, body: bytes) -> dict[str, Any]:

@@ -30,6 +30,11 @@ class UpstreamStream(Protocol):
         """What the head said of limits; None if nothing."""
         ...
 
+    @property
+    def lacks(self) -> str:
+        """What an answer that has ended without being whole lacks, for a sentence; empty if nothing."""
+        ...
+
     async def read(self) -> list[UpstreamEvent]:
         """The next events; waits for them. Empty at the clean end of the stream.
 
