@@ -189,6 +189,7 @@ async def test_a_bug_in_a_run_is_logged_and_the_job_is_tried_elsewhere(
 async def test_a_record_that_cannot_be_read_is_told_of_and_keeps_nobody_from_work(crew: Crew) -> None:
     """As a newer release may write it: left for a worker that can read it, until its time is over."""
     strange = await crew.submit(timeout_s=1)
+    spec = await crew.runtime.commands.call("HGET", keys.job(strange), "spec")
     await crew.runtime.commands.call("HSET", keys.job(strange), "spec", b'{"model":"m","priority":"tomorrow"}')
     with structlog.testing.capture_logs() as lines:
         hand = await crew.worker(lease_s=0.5)
@@ -196,7 +197,7 @@ async def test_a_record_that_cannot_be_read_is_told_of_and_keeps_nobody_from_wor
     assert {(line["event"], line["job_id"]) for line in lines} == {("job_unreadable", strange)}
     assert crew.calls(strange) == []
     assert hand.running == set()
-    await crew.runtime.commands.call("HSET", keys.job(strange), "spec", b'{"model":"m","timeout_s":1}')
+    await crew.runtime.commands.call("HSET", keys.job(strange), "spec", spec)
     await crew.ended(strange)
 
 
@@ -228,7 +229,9 @@ async def test_strays_are_counted_and_told(crew: Crew, monkeypatch: pytest.Monke
     await wait_until(strays, "a stray to be told")
     assert hand.log.named("stray_jobs")[0] == {"count": 1}
     hand.expected_errors.add("stray_jobs")
-    await crew.runtime.commands.call("DEL", keys.job(job_id), keys.index(TENANT), keys.plain("queued_jobs"))
+    await crew.runtime.commands.call(
+        "DEL", keys.job(job_id), keys.index(TENANT), keys.plain("queued_jobs"), keys.plain("held_bytes")
+    )
 
 
 def flows_of(_job_id: str) -> list[str]:
