@@ -19,6 +19,7 @@ from tests.mutations.worker_under_test import Told, WorkerUnderTest
 from tests.support.facts import Fact
 
 FIXED_SEED = 20261130
+SECOND_SEED = 1130
 _MOST_SHOWN = 12
 
 
@@ -37,9 +38,9 @@ def test_a_thousand_streams_that_are_the_same_each_time(fact: Fact) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_thousand_streams_that_nobody_has_seen(fact: Fact) -> None:
-    """The seed is in the table, and with each stream that shows something."""
-    judged(Campaign(random.SystemRandom().randrange(1 << 32)).run(range(1000)), fact)
+def test_a_thousand_other_streams(fact: Fact) -> None:
+    """A fixed one, so that a change is judged by what it changed; `make fuzz` draws its seed anew."""
+    judged(Campaign(SECOND_SEED).run(range(1000)), fact)
 
 
 @pytest.mark.fuzz

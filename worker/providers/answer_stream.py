@@ -122,7 +122,7 @@ class AnswerStream:
         if not self._decoder.has_stopped and self._body.encoding:
             raise GarbledStream(f"its content-encoding {self._body.encoding} ended before {self._decoder.missing}")
         if not events and not self._has_events and self._is_sniffed and self._type != "text/event-stream":
-            raise GarbledStream(f"its {self._type} holds no event: check its base URL")
+            raise GarbledStream(f"its {self._type} holds no event, and no {self._decoder.missing}: check its base URL")
         if not self._decoder.has_stopped:
             self.lacks = f"it ended without {self._decoder.missing}"
         return events
