@@ -121,7 +121,9 @@ class Completion:
                 try:
                     block.end(may_be_cut=index == last and self.stop_reason in _CUTS)
                 except ValueError as error:
-                    raise GarbledStream("a tool's input (partial_json, function.arguments) is not JSON") from error
+                    raise GarbledStream(
+                        "a tool's input (partial_json, function.arguments) is not a JSON object"
+                    ) from error
             self.is_stopped = True
 
     def _started(self) -> dict[str, Any]:
@@ -190,23 +192,27 @@ class _Block:
 
     def close(self) -> None:
         """Its stop came. Whether input that is not JSON is a failure, only the stop reason tells."""
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(ValueError):
             self.end(may_be_cut=False)
 
     def end(self, *, may_be_cut: bool) -> None:
         """No more of it will come. Input that was cut is what the official SDK makes of it: the members that are whole.
 
-        Raises a ValueError if a tool's input is not JSON, or no beginning of it.
+        Raises a ValueError if a tool's input is no JSON object (null is none), or no beginning of one.
         """
         if self._is_read:
             return
         joined = "".join(self._partial_json)
         if joined.strip():
-            self.start["input"] = (
+            value = (
                 from_json(joined, allow_inf_nan=False, allow_partial=True)
                 if may_be_cut
                 else msgspec.json.decode(joined)
             )
+            is_object = isinstance(value, dict) or (value is None and not may_be_cut)
+            if not is_object and str(self.start.get("type")).endswith("tool_use"):
+                raise ValueError("no object")
+            self.start["input"] = value
         self._is_read = True
 
     def whole(self) -> dict[str, Any]:

@@ -492,6 +492,13 @@ async def test_a_bomb_is_bounded(provider: ProviderName) -> None:
 
 
 @on_each_provider
+async def test_a_refusal_in_an_encoding_that_nobody_knows_has_no_words(provider: ProviderName) -> None:
+    async with an_upstream(whole("400 Bad Request", b"\x1f\x9drubbish", "content-encoding: compress")) as upstream:
+        error = (await failure_from(upstream, provider)).error
+        assert (error.code, error.message) == ("upstream_rejected", "The LLM refused the request.")
+
+
+@on_each_provider
 async def test_a_compressed_refusal_is_read(provider: ProviderName) -> None:
     body = gzip.compress(b'{"error":{"type":"invalid_request_error","message":"too long"}}')
     async with an_upstream(whole("400 Bad Request", body, AS_JSON, "content-encoding: gzip")) as upstream:

@@ -157,6 +157,8 @@ def test_a_tools_input_that_is_cut_off_is_no_answer() -> None:
         ('{"city": "Par', {}),
         ('{"city": NaN', None),
         ('{"city": oops', None),
+        ('null,"city":', None),
+        ("[1", None),
         ("{", {}),
         ("  ", {}),
         ("", {}),
@@ -178,6 +180,22 @@ def test_input_that_the_models_tokens_did_not_reach_for_is_what_the_official_sdk
     else:
         assert _completed(events).is_whole
         assert _blocks(events)[0]["input"] == expected
+
+
+@pytest.mark.parametrize(("sent", "is_input"), [("[1]", False), ("5", False), ("null", True), ('{"a": 1}', True)])
+def test_a_tools_input_is_an_object(sent: str, is_input: bool) -> None:
+    """Or null, for none. What is a list in a block of tomorrow may be right there."""
+    for kind in ("tool_use", "server_tool_use", "hologram"):
+        events = _with_blocks(
+            block_start(0, {"type": kind, "id": "t", "name": "weather", "input": {}}),
+            block_delta(0, type="input_json_delta", partial_json=sent),
+            block_stop(0),
+        )
+        if is_input or kind == "hologram":
+            assert _blocks(events)[0]["input"] == msgspec.json.decode(sent)
+        else:
+            with pytest.raises(GarbledStream):
+                _completed(events)
 
 
 def test_only_the_last_block_can_have_been_cut_by_max_tokens() -> None:

@@ -163,6 +163,12 @@ TOOL_STREAMS = {
         tool('{"y":', index=None, id="2", name="b"),
         tool("[2]}", index=None),
     ],
+    "an index that comes later": [
+        tool("", id="1", name="a"),
+        tool("", index=None, id="2", name="b"),
+        tool('{"x":1}'),
+        tool('{"y":[2]}', index=1),
+    ],
     "id and name in each piece": [tool('{"x":', id="1", name="a"), tool("1}", id="1", name="a"), WHOLE_B],
     "another id in each piece": [tool('{"x":', id="1", name="a"), tool("1}", id="7"), WHOLE_B],
     "two pieces of one in a chunk, with its id and name": [
@@ -396,6 +402,7 @@ SAYS_NOTHING = {
     "a tool call null": chunk({"tool_calls": [None]}),
     "an unread member": chunk({"audio": 7, "annotations": "x", "role": ["assistant"]}, logprobs=7),
     "a part without text": chunk({"content": [{"type": "reference", "reference_ids": [1]}]}),
+    "a piece of a call without anything": chunk({"tool_calls": [{"index": 0, "function": None}]}),
 }
 
 
@@ -564,6 +571,10 @@ def test_an_answer_in_one_piece_must_say_why_it_ended(body: dict[str, Any]) -> N
         ),
         (b'data: {"choices":[{"delta":{"content":"\\ud83d"}}]}\n\n', "content is no Unicode text"),
         (b"data: \xff\n\n", "a chunk is not JSON"),
+        (
+            chunk(tool("", id="1")) + chunk(tool("{}", index=None, id="2", name="b")) + chunk({}, "tool_calls") + DONE,
+            "tool_calls.function.name is missing",
+        ),
         (b"data: " + b"[" * 100_000 + b"\n\n", "a chunk is not JSON"),
         (chunk(tool("{}", id="1")) + chunk({}, "tool_calls") + DONE, "tool_calls.function.name is missing"),
         (

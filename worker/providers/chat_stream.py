@@ -244,6 +244,8 @@ class ChatDecoder(StreamDecoder):
 
     def _take_tool_call(self, piece: ToolCall, named: list["_Tool"]) -> None:
         """``named``: the calls that this very chunk has named already. It names none twice."""
+        if piece.function is None and not piece.id:
+            return
         tool = self._tools.of(piece, named)
         if piece.function and (arguments := arguments_of(piece.function)):
             self._take_arguments(tool, arguments)
@@ -359,8 +361,10 @@ class _Tools:
 
     def _continued(self, known: _Tool | None, index: int | None, odd_index: str) -> _Tool | None:
         """The call that a piece without a name and an id goes on with. Such a piece begins none."""
-        if known is None and len(self._all) == 1:
-            return self._all[0]
+        if known is None:
+            begun_without = [tool for tool in self._all if tool not in self._by_index.values()] or self._all
+            if len(begun_without) == 1:
+                return begun_without[0]
         if index is None and sum(not _is_whole(tool.arguments) for tool in self._all) > 1:
             raise GarbledStream(f"tool_calls.index is {odd_index or 'missing'}, and more than one call is unfinished")
         return known
@@ -370,7 +374,7 @@ class _Tools:
         others none: then the next call begins once the input of this one is whole.
         """
         if not name or not known.name:
-            return False
+            return bool(name and piece.index is None and piece.id and known.id and piece.id != known.id)
         if piece.id and known.id:
             return piece.id != known.id
         if name != known.name or is_named:

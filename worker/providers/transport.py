@@ -109,8 +109,8 @@ class BodyStream(httpx2.AsyncByteStream):
                 return piece
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """No more than a page: an error is told in few words."""
-        left = _MOST_ERROR_BYTES
+        """No more than a page: an error is told in few words. Nothing of what cannot be read."""
+        left = 0 if self.unreadable else _MOST_ERROR_BYTES
         while left > 0 and (piece := await self.read_some()):
             left -= len(piece)
             yield piece
