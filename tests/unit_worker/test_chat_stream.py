@@ -572,6 +572,10 @@ def test_an_answer_in_one_piece_must_say_why_it_ended(body: dict[str, Any]) -> N
         (b'data: {"choices":[{"delta":{"content":"\\ud83d"}}]}\n\n', "content is no Unicode text"),
         (b"data: \xff\n\n", "a chunk is not JSON"),
         (
+            chunk(tool("{}", id="1", name="a")) + chunk(tool("", index=1)) + chunk({}, "tool_calls") + DONE,
+            "tool_calls.function.name is missing",
+        ),
+        (
             chunk(tool("", id="1")) + chunk(tool("{}", index=None, id="2", name="b")) + chunk({}, "tool_calls") + DONE,
             "tool_calls.function.name is missing",
         ),

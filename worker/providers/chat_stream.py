@@ -362,7 +362,7 @@ class _Tools:
     def _continued(self, known: _Tool | None, index: int | None, odd_index: str) -> _Tool | None:
         """The call that a piece without a name and an id goes on with. Such a piece begins none."""
         if known is None:
-            begun_without = [tool for tool in self._all if tool not in self._by_index.values()] or self._all
+            begun_without = [tool for tool in self._all if tool not in self._by_index.values()]
             if len(begun_without) == 1:
                 return begun_without[0]
         if index is None and sum(not _is_whole(tool.arguments) for tool in self._all) > 1:
