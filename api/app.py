@@ -14,21 +14,21 @@ from api import background, errors, openapi
 from api.address_limit import AddressLimit
 from api.anthropic_compat import batches as message_batches
 from api.anthropic_compat import messages, models
-from api.batch_relay import BatchRelay
 from api.browser_guard import BrowserGuard
 from api.dependencies import ApiState
-from api.drain import Drain
 from api.envelope import Envelope
 from api.http_protocol import bounds_of, open_files
-from api.key_ring import KeyRing
 from api.native import batch_submit, batches, complete, jobs, usage, webhooks
-from api.occupancy import Occupancy
 from api.ops import health, keys, problems
-from api.parsers import Parsers
 from api.proxies import TrustedProxies
-from api.relay import Relay
-from api.unsent import UnsentBytes
-from api.uploads import Uploads
+from api.state.batch_relay import BatchRelay
+from api.state.drain import Drain
+from api.state.key_ring import KeyRing
+from api.state.occupancy import Occupancy
+from api.state.parsers import Parsers
+from api.state.relay import Relay
+from api.state.unsent_bytes import UnsentBytes
+from api.state.upload_slots import Uploads
 from shared.errors import SettingsError
 from shared.job import new_id
 from shared.settings import Auth, Settings, load_settings, routes_of, warn_of_unknown_variables

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from api.fields import refuse
 from api.headers import one
-from api.key_ring import KeyRing
+from api.state.key_ring import KeyRing
 from shared.api_key import KEY_PREFIX, REPLACED, TENANT, Caller, Scope
 from shared.errors import FieldError, Forbidden, Unauthenticated
 from shared.settings import Auth, Settings

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from api.dependencies import ApiState
-from api.drain import Phase
 from api.server import Server
+from api.state.drain import Phase
 from shared.errors import Problem
 from shared.settings import Auth
 from shared.store.runtime import Runtime

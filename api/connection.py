@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from api.key_ring import credential_of, not_valid
+from api.state.key_ring import credential_of, not_valid
 
 T = TypeVar("T")
 

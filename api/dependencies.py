@@ -12,16 +12,16 @@ from starlette.requests import Request
 
 from api.anthropic_compat.wire import is_on_surface
 from api.auth import authenticate
-from api.batch_relay import BatchRelay
-from api.drain import Drain, Phase
 from api.fields import refuse, unknown_parameter
 from api.headers import is_of_openais_sdk
-from api.key_ring import KeyRing
-from api.occupancy import Occupancy
-from api.parsers import Parsers
-from api.relay import Relay
-from api.unsent import UnsentBytes
-from api.uploads import Uploads
+from api.state.batch_relay import BatchRelay
+from api.state.drain import Drain, Phase
+from api.state.key_ring import KeyRing
+from api.state.occupancy import Occupancy
+from api.state.parsers import Parsers
+from api.state.relay import Relay
+from api.state.unsent_bytes import UnsentBytes
+from api.state.upload_slots import Uploads
 from shared.api_key import Caller, Scope
 from shared.errors import InvalidRequest, NotFound
 from shared.routes import Routes

@@ -1,4 +1,4 @@
-"""uvicorn's server, with an end that breaks no answer: told to stop, it drains (api/drain.py) before it shuts down.
+"""uvicorn's server, with an end that breaks no answer: told to stop, it drains (api/state/drain.py) before it shuts down.
 
 uvicorn by itself closes its listeners at the first signal, before any load balancer can have noticed.
 """
@@ -10,7 +10,7 @@ from types import FrameType
 import uvicorn
 
 from api.dependencies import ApiState
-from api.drain import Phase
+from api.state.drain import Phase
 
 
 class Server(uvicorn.Server):

@@ -1,6 +1,6 @@
 """API keys: what one looks like, what it may do, and whose it is.
 
-Pure. Keys are kept by ``shared/store/api_keys.py`` and believed for moments by ``api/key_ring.py``. The text of a key is shown
+Pure. Keys are kept by ``shared/store/api_keys.py`` and believed for moments by ``api/state/key_ring.py``. The text of a key is shown
 once, to whoever makes it; we keep its SHA-256, which is enough for a secret that nobody can guess.
 """
 

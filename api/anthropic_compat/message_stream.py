@@ -14,8 +14,8 @@ import msgspec
 
 from api.anthropic_compat.wire import Refusal, Refused, refusal_of_end, refusal_of_problem, type_of
 from api.dependencies import ApiState
-from api.relay import Closing, Gone, Watch
 from api.sse import frame
+from api.state.relay import Closing, Gone, Watch
 from api.taken_back import reason_of, sentence_of
 from shared.errors import NotFound, ServerStopping, StorageUnavailable
 from shared.events import OUR_NAMES, Event, EventId, OurEvent

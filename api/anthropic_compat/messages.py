@@ -37,11 +37,11 @@ from api.body import read_body
 from api.connection import while_connected
 from api.dependencies import ApiState, api_of, caller_of
 from api.errors import request_id_of
-from api.key_ring import not_valid
 from api.native.job_request import Draft
 from api.rate_limit import headers_of
-from api.relay import Watch
 from api.sse import SseResponse
+from api.state.key_ring import not_valid
+from api.state.relay import Watch
 from api.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, submit
 from shared.api_key import Caller, Scope
 from shared.errors import Forbidden, InternalError, NotFound, Problem, ServerStopping, StorageUnavailable

@@ -20,12 +20,12 @@ from api.connection import while_connected
 from api.dependencies import Api, ApiState, Submitter
 from api.errors import document, request_id_of
 from api.fields import BODY, MOST_ERRORS, pointer, refuse
-from api.key_ring import not_valid
 from api.native.job_request import Draft, JobOptions, check_prompt, drafted, max_tokens_of, user_message
 from api.rate_limit import headers_of
-from api.relay import Closing, Gone, Watch
 from api.sse import PING, SseResponse
 from api.sse import frame as sse_frame
+from api.state.key_ring import not_valid
+from api.state.relay import Closing, Gone, Watch
 from api.strict_json import decode
 from api.submit import submit
 from api.taken_back import reason_of, sentence_of

@@ -25,8 +25,8 @@ from api.headers import (
 from api.native.job_request import Draft, JobOptions, UpstreamHeaders, draft_of, drafted, latest_not_before_ms
 from api.native.job_view import render, render_page, url_of
 from api.rate_limit import headers_of
-from api.relay import Watch
 from api.sse import StreamFormat, job_stream
+from api.state.relay import Watch
 from api.strict_json import decode
 from api.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, position_of, submit
 from shared.api_key import Caller, Scope

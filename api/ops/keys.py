@@ -21,7 +21,7 @@ from api.body import read_json
 from api.dependencies import Admin, Api, ApiState
 from api.fields import BODY, MOST_ERRORS, pointer, refuse, whole_of
 from api.headers import one
-from api.key_ring import credential_of
+from api.state.key_ring import credential_of
 from shared.api_key import DEFAULT_ENV, DEFAULT_SCOPES, ENV, KEY_ID, ApiKey, Caller, Scope, is_within
 from shared.clock import to_rfc3339
 from shared.errors import FieldError, Forbidden, InvalidCursor, NotFound

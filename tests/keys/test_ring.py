@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import httpx2
 import pytest
 
-from api import key_ring
-from api.key_ring import Credential, KeyRing
+from api.state import key_ring
+from api.state.key_ring import Credential, KeyRing
 from cli.embedded_redis import EmbeddedRedis
 from shared.api_key import Caller
 from shared.errors import StorageUnavailable, Unauthenticated

@@ -9,8 +9,9 @@ from typing import Any, Final
 import httpx2
 import pytest
 
-from api import submit_batch, uploads
-from api.uploads import MOST_UPLOADS
+from api import submit_batch
+from api.state import upload_slots as uploads
+from api.state.upload_slots import MOST_UPLOADS
 from shared.errors import QueueFull, StorageUnavailable
 from shared.store import keys
 from shared.store.batches import SLICE_ITEMS, Batches, Order

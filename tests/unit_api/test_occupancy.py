@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from api.occupancy import Occupancy
+from api.state.occupancy import Occupancy
 from shared.errors import TooManyConnections
 
 

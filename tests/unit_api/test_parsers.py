@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from api.parsers import Parsers
+from api.state.parsers import Parsers
 from api.strict_json import decode
 from shared.errors import InvalidRequest, QueueFull
 

@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from api import uploads as module
-from api.uploads import MOST_UPLOADS, MOST_WAITING, Uploads
+from api.state import upload_slots as module
+from api.state.upload_slots import MOST_UPLOADS, MOST_WAITING, Uploads
 from shared.errors import QueueFull
 
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple, Self
 
-from api.relay import Closing, Gone, Listener, Relay
+from api.state.relay import Closing, Gone, Listener, Relay
 from shared.batch import Batch
 from shared.errors import NotFound, StorageFull, StorageUnavailable
 from shared.events import Event, decode_published

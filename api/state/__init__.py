@@ -1,0 +1,1 @@
+"""What one API process holds, and every request uses. Knows no route."""
