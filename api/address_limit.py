@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.dependencies import ApiState, api_of
-from api.errors import error_answer
+from api.http.errors import error_answer
 from shared.errors import Problem, RateLimited
 
 _OPEN: Final = frozenset({"/health/live", "/health/ready"})

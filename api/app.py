@@ -10,13 +10,14 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 
-from api import background, errors, openapi
+from api import background, openapi
 from api.address_limit import AddressLimit
 from api.anthropic_compat import batches as message_batches
 from api.anthropic_compat import messages, models
 from api.browser_guard import BrowserGuard
 from api.dependencies import ApiState
 from api.envelope import Envelope
+from api.http import errors
 from api.http_protocol import bounds_of, open_files
 from api.native import batch_submit, batches, complete, jobs, usage, webhooks
 from api.ops import health, keys, problems

@@ -9,8 +9,8 @@ from typing import Final
 
 from starlette.requests import Request
 
-from api.fields import refuse
-from api.headers import one
+from api.http.headers import one
+from api.http.invalid import refuse
 from api.state.key_ring import KeyRing
 from shared.api_key import KEY_PREFIX, REPLACED, TENANT, Caller, Scope
 from shared.errors import FieldError, Forbidden, Unauthenticated

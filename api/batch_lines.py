@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Final, NamedTuple, Protocol
 
-from api.fields import BODY, is_name, refuse
-from api.strict_json import decode
+from api.http.invalid import BODY, is_name, refuse
+from api.http.strict_json import decode
 from shared.errors import FieldError, InvalidRequest, TooLarge
 
 REQUESTS: Final = "requests"

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.errors import error_answer
+from api.http.errors import error_answer
 from shared.errors import Forbidden
 
 OWN_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from api.security_headers import Headers
+from api.http.security_headers import Headers
 
 _VARY: Final = (b"vary", b"Origin")
 _EXPOSED: Final = (

@@ -12,8 +12,8 @@ from starlette.requests import Request
 
 from api.anthropic_compat.wire import is_on_surface
 from api.auth import authenticate
-from api.fields import refuse, unknown_parameter
-from api.headers import is_of_openais_sdk
+from api.http.headers import is_of_openais_sdk
+from api.http.invalid import refuse, unknown_parameter
 from api.state.batch_relay import BatchRelay
 from api.state.drain import Drain, Phase
 from api.state.key_ring import KeyRing

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.anthropic_compat import wire
 from api.cors import Cors
 from api.dependencies import ApiState
-from api.errors import REQUEST_ID, error_answer
-from api.security_headers import security_headers
+from api.http.errors import REQUEST_ID, error_answer
+from api.http.security_headers import security_headers
 from shared.errors import InternalError, InvalidRequest, NotFound, Problem
 from shared.job import new_id
 from shared.telemetry import get_logger

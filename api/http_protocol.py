@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from api.errors import PROBLEM_JSON, document
-from api.security_headers import PRIVATE
+from api.http.errors import PROBLEM_JSON, document
+from api.http.security_headers import PRIVATE
 from shared.errors import HeadTooLarge, InvalidRequest, Problem, RequestTimeout, TooManyConnections
 from shared.job import new_id
 from shared.telemetry import get_logger

@@ -19,8 +19,8 @@ from api.anthropic_compat.models import Model as AnthropicModel
 from api.anthropic_compat.wire import ErrorEnvelope, is_on_surface
 from api.batch_results import JSON_LINES, ResultLine
 from api.batch_stream import Progress
-from api.errors import PROBLEM_JSON, ProblemDocument
-from api.headers import EVENT_STREAM, JSON
+from api.http.errors import PROBLEM_JSON, ProblemDocument
+from api.http.headers import EVENT_STREAM, JSON
 from api.native.batch_request import MOST_CUSTOM_ID_CHARS
 from api.native.batch_view import BatchPage, BatchView
 from api.native.complete import DEFAULT_MAX_TOKENS as COMPLETE_MAX_TOKENS

@@ -17,9 +17,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from api.admission import admit
 from api.batch_lines import JOB, REQUESTS, JsonLines, JsonRequests, Line, Splitter
-from api.body import Held
 from api.dependencies import ApiState
-from api.headers import JSON, idempotency_key, one
+from api.http.body import Held
+from api.http.headers import JSON, idempotency_key, one
 from api.native.batch_request import BatchItems, DraftOf, options_of_job
 from api.native.job_request import NO_HEADERS, JobOptions, UpstreamHeaders
 from shared.api_key import Caller

@@ -3,7 +3,7 @@
 TokenspoolError
 ├── SettingsError                    a setting is wrong; the message is the sentence to print
 ├── IllegalTransition                the life cycle has no such step (a bug of ours, never a user's)
-└── Problem                          what an API caller is told; rendered as RFC 9457 by api/errors.py
+└── Problem                          what an API caller is told; rendered as RFC 9457 by api/http/errors.py
     ├── InvalidRequest      400      body, query or header; names the fields, never their content
     ├── InvalidCursor       400
     ├── Unauthenticated     401

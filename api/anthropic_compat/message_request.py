@@ -10,8 +10,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from starlette.requests import Request
 
-from api.fields import BODY, refuse
-from api.headers import idempotency_key, one, several
+from api.http.headers import idempotency_key, one, several
+from api.http.invalid import BODY, refuse
+from api.http.strict_json import decode
 from api.native.job_request import (
     MOST_MAX_TOKENS,
     NO_HEADERS,
@@ -25,7 +26,6 @@ from api.native.job_request import (
     max_tokens_of,
     take_stream,
 )
-from api.strict_json import decode
 from api.submit import Idempotency
 from shared.errors import FieldError
 from shared.job import JobKind, Priority

@@ -14,7 +14,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
-from api.answers import json_answer
 from api.anthropic_compat import message_stream
 from api.anthropic_compat.message_request import (
     COUNT_TIMEOUT_S,
@@ -33,12 +32,13 @@ from api.anthropic_compat.wire import (
     refusal_of_problem,
     type_of,
 )
-from api.body import read_body
-from api.connection import while_connected
 from api.dependencies import ApiState, api_of, caller_of
-from api.errors import request_id_of
+from api.http.body import read_body
+from api.http.disconnects import while_connected
+from api.http.errors import request_id_of
+from api.http.rate_limit_headers import headers_of
+from api.http.responses import json_answer
 from api.native.job_request import Draft
-from api.rate_limit import headers_of
 from api.sse import SseResponse
 from api.state.key_ring import not_valid
 from api.state.relay import Watch

@@ -7,9 +7,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
-from api.answers import json_answer
 from api.dependencies import ApiState, api_of, caller_of
-from api.fields import refuse
+from api.http.invalid import refuse
+from api.http.responses import json_answer
 from shared.api_key import Scope
 from shared.errors import FieldError, NotFound
 from shared.models import UNKNOWN_TIME, ModelDetails, ModelInfo, distinct

@@ -14,19 +14,19 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.answers import json_answer
-from api.body import read_body
-from api.connection import while_connected
 from api.dependencies import Api, ApiState, Submitter
-from api.errors import document, request_id_of
-from api.fields import BODY, MOST_ERRORS, pointer, refuse
+from api.http.body import read_body
+from api.http.disconnects import while_connected
+from api.http.errors import document, request_id_of
+from api.http.invalid import BODY, MOST_ERRORS, pointer, refuse
+from api.http.rate_limit_headers import headers_of
+from api.http.responses import json_answer
+from api.http.strict_json import decode
 from api.native.job_request import Draft, JobOptions, check_prompt, drafted, max_tokens_of, user_message
-from api.rate_limit import headers_of
 from api.sse import PING, SseResponse
 from api.sse import frame as sse_frame
 from api.state.key_ring import not_valid
 from api.state.relay import Closing, Gone, Watch
-from api.strict_json import decode
 from api.submit import submit
 from api.taken_back import reason_of, sentence_of
 from shared.api_key import Caller

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from api.fields import BODY, MOST_ERRORS, pointer, refuse, whole_of
+from api.http.invalid import BODY, MOST_ERRORS, pointer, refuse, whole_of
 from shared.clock import from_rfc3339, to_rfc3339
 from shared.errors import FieldError
 from shared.job import JobKind, Priority, prompt_hash_of

@@ -8,12 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.answers import json_answer
-from api.body import read_body
-from api.connection import while_connected
 from api.dependencies import JOB_ID, Api, ApiState, Canceller, JobId, Reader, Submitter, api_of, caller_of
-from api.fields import refuse
-from api.headers import (
+from api.http.body import read_body
+from api.http.disconnects import while_connected
+from api.http.headers import (
     EVENT_STREAM,
     MOST_WAIT_S,
     idempotency_key,
@@ -22,12 +20,14 @@ from api.headers import (
     preferred_wait_s,
     wants_event_stream,
 )
+from api.http.invalid import refuse
+from api.http.rate_limit_headers import headers_of
+from api.http.responses import json_answer
+from api.http.strict_json import decode
 from api.native.job_request import Draft, JobOptions, UpstreamHeaders, draft_of, drafted, latest_not_before_ms
 from api.native.job_view import render, render_page, url_of
-from api.rate_limit import headers_of
 from api.sse import StreamFormat, job_stream
 from api.state.relay import Watch
-from api.strict_json import decode
 from api.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, position_of, submit
 from shared.api_key import Caller, Scope
 from shared.errors import FieldError, Forbidden, InvalidCursor, NotEnded, NotFound

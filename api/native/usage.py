@@ -9,9 +9,9 @@ import msgspec
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api.answers import json_answer
 from api.dependencies import Api, Reader
-from api.fields import refuse
+from api.http.invalid import refuse
+from api.http.responses import json_answer
 from shared.errors import FieldError, InvalidCursor
 from shared.usage import Group, Grouping, GroupName, Summary, UsageSums
 

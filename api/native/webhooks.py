@@ -9,10 +9,10 @@ from fastapi import APIRouter, Depends, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.answers import json_answer
-from api.body import read_json
 from api.dependencies import BATCH_ID, JOB_ID, Admin, Api, Reader, Submitter, caller_of
-from api.fields import BODY, pointer, refuse, whole_of
+from api.http.body import read_json
+from api.http.invalid import BODY, pointer, refuse, whole_of
+from api.http.responses import json_answer
 from shared.api_key import Caller, Scope
 from shared.clock import to_rfc3339
 from shared.errors import FieldError, InvalidCursor, NotFound

@@ -15,8 +15,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.answers import json_answer
 from api.dependencies import Api, ApiState, caller_of
+from api.http.responses import json_answer
 from shared.api_key import Scope
 from shared.clock import to_rfc3339
 from shared.errors import Problem

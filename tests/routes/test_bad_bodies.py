@@ -10,7 +10,7 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api import body as body_module
+from api.http import body as body_module
 from tests.routes.conftest import A_BODY, CalledApi, StartApi, pointers_of, problem_of
 from tests.support.served import Served
 from tests.support.store import all_keys, kind_of

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from api.http.strict_json import decode
 from api.state.parsers import Parsers
-from api.strict_json import decode
 from shared.errors import InvalidRequest, QueueFull
 
 KB = 1 << 10

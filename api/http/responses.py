@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.dependencies import ApiState, tenant_of
-from api.headers import JSON
+from api.http.headers import JSON
 
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 _LARGE_BYTES: Final = 64 << 10

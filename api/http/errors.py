@@ -17,9 +17,9 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from api.anthropic_compat import wire
-from api.fields import BODY, is_name, refuse
-from api.headers import is_of_an_sdk
-from api.rate_limit import headers_of
+from api.http.headers import is_of_an_sdk
+from api.http.invalid import BODY, is_name, refuse
+from api.http.rate_limit_headers import headers_of
 from shared.errors import (
     FieldError,
     Forbidden,

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from api.fields import BODY, is_name, pointer, refuse
+from api.http.invalid import BODY, is_name, pointer, refuse
 from shared.errors import FieldError, InvalidRequest
 
 MOST_DEPTH: Final = 128

@@ -6,7 +6,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import Scope
 
-from api.fields import refuse
+from api.http.invalid import refuse
 from shared.errors import FieldError, NotAcceptable
 
 JSON: Final = "application/json"

@@ -1,0 +1,1 @@
+"""What a route reads with and answers with. Knows no job."""
