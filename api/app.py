@@ -11,17 +11,17 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import FastAPI
 
 from api import background, openapi
-from api.address_limit import AddressLimit
 from api.anthropic_compat import batches as message_batches
 from api.anthropic_compat import messages, models
-from api.browser_guard import BrowserGuard
 from api.dependencies import ApiState
-from api.envelope import Envelope
+from api.edge.address_limit import AddressLimit
+from api.edge.browser_guard import BrowserGuard
+from api.edge.connections import bounds_of, open_files
+from api.edge.middleware import Envelope
+from api.edge.proxies import TrustedProxies
 from api.http import errors
-from api.http_protocol import bounds_of, open_files
 from api.native import batch_submit, batches, complete, jobs, usage, webhooks
 from api.ops import health, keys, problems
-from api.proxies import TrustedProxies
 from api.state.batch_relay import BatchRelay
 from api.state.drain import Drain
 from api.state.key_ring import KeyRing

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from api.dependencies import ApiState
-from api.server import Server
+from api.edge.server import Server
 from api.state.drain import Phase
 from shared.errors import Problem
 from shared.settings import Auth
@@ -79,7 +79,7 @@ async def _upkeep(runtime: Runtime) -> None:
 
 async def _stop_with_the_server(api: ApiState) -> None:
     """Under uvicorn's own server: a lifespan learns of the stop when all connections have ended, and they end when they are
-    told. Ours (api/server.py) drains by itself.
+    told. Ours (api/edge/server.py) drains by itself.
 
     uvicorn's signal handler is a method of its server, which is how it can be asked (sse-starlette finds it so too). Under
     another server the lifespan's end is all there is.

@@ -124,8 +124,8 @@ def _serve(settings: "Settings", listener: socket.socket, *, is_supervised: bool
     import uvicorn
 
     from api.app import create_app
-    from api.http_protocol import Door, bounds_of, open_files
-    from api.server import Server
+    from api.edge.connections import Door, bounds_of, open_files
+    from api.edge.server import Server
     from shared.garbage import settle_garbage
     from shared.settings import warn_of_unknown_variables
     from shared.telemetry import configure_logging, get_logger
@@ -143,7 +143,7 @@ def _serve(settings: "Settings", listener: socket.socket, *, is_supervised: bool
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # api/proxies.py believes whom the settings name; uvicorn believes this machine
+        proxy_headers=False,  # api/edge/proxies.py believes whom the settings name; uvicorn believes this machine
         backlog=_BACKLOG,
         timeout_graceful_shutdown=_PARTING_S,  # counted from the end of the drain
     )

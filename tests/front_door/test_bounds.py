@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.http_protocol import MOST_HEADERS, Bounds, FrontDoor, bounds_of
+from api.edge.connections import MOST_HEADERS, Bounds, FrontDoor, bounds_of
 from cli.probe import http_status
 from tests.front_door.conftest import A_HEAD, NO_REDIS, connected, hear, port_of, say
 from tests.support.served import Served, serving

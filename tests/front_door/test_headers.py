@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.edge.proxies import TrustedProxies, address_of
 from api.http.rate_limit_headers import headers_of
-from api.proxies import TrustedProxies, address_of
 from shared.errors import SettingsError
 from shared.limits import LimitState, Measured
 from shared.settings import load_settings

@@ -11,7 +11,7 @@ import uvicorn
 
 from api.app import create_app
 from api.dependencies import ApiState
-from api.http_protocol import KEEP_ALIVE_S, Bounds, Door, bounds_of, open_files
+from api.edge.connections import KEEP_ALIVE_S, Bounds, Door, bounds_of, open_files
 from api.state.relay import Relay
 from shared.settings import load_settings
 from tests.support.wait import wait_until

@@ -15,8 +15,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.anthropic_compat import wire
-from api.cors import Cors
 from api.dependencies import ApiState
+from api.edge.cors import Cors
 from api.http.errors import REQUEST_ID, error_answer
 from api.http.security_headers import security_headers
 from shared.errors import InternalError, InvalidRequest, NotFound, Problem

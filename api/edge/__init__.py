@@ -1,0 +1,1 @@
+"""What stands before every route: connections and middleware. Knows no job."""
