@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from api.native.batch_view import render
-from api.native.job_view import view_of as job_view_of
 from api.sse import OURS_IN_TEXT, PING, SseResponse, StreamFormat, frame, text_as_json
 from api.state.batch_relay import BatchWatch, ItemEvents
 from api.state.relay import Closing, Gone
+from api.views.batch import render
+from api.views.job import view_of as job_view_of
 from shared.batch import Batch, BatchCounts, EndedItem
 from shared.clock import to_rfc3339
 from shared.errors import InvalidCursor, NotFound, StorageFull, StorageUnavailable

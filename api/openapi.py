@@ -22,11 +22,9 @@ from api.batch_stream import Progress
 from api.http.errors import PROBLEM_JSON, ProblemDocument
 from api.http.headers import EVENT_STREAM, JSON
 from api.native.batch_request import MOST_CUSTOM_ID_CHARS
-from api.native.batch_view import BatchPage, BatchView
 from api.native.complete import DEFAULT_MAX_TOKENS as COMPLETE_MAX_TOKENS
 from api.native.complete import MOST_MAX_TOKENS, MOST_PROMPT_CHARS, Answer
 from api.native.job_request import DEFAULT_MAX_TOKENS, MOST_MODEL_CHARS
-from api.native.job_view import JobPage, JobView
 from api.native.usage import UsageReport
 from api.native.webhooks import DeliveryPage, DeliveryView, SecretView
 from api.ops.health import HealthReport
@@ -41,6 +39,8 @@ from api.ops.keys import (
     KeyView,
 )
 from api.ops.keys import MOST_LIMIT as MOST_KEY_LIMIT
+from api.views.batch import BatchPage, BatchView
+from api.views.job import JobPage, JobView
 from shared.api_key import DEFAULT_ENV, DEFAULT_SCOPES, Scope
 from shared.batch import ITEM_PRIORITY
 from shared.job import Priority

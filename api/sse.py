@@ -15,9 +15,9 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.native.job_view import render
 from api.state.key_ring import credential_of
 from api.state.relay import Closing, Gone, Watch
+from api.views.job import render
 from shared.errors import NotFound, StorageUnavailable
 from shared.events import Event, EventId, OurEvent, text_of
 from shared.job import Job

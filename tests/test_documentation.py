@@ -16,8 +16,8 @@ import typer.main
 from api.app import create_app
 from api.native.complete import completion_draft_of
 from api.native.job_request import draft_of
-from api.native.job_view import JobView
 from api.native.usage import UsageLine
+from api.views.job import JobView
 from cli.app import app as command_line
 from scripts.generate_docs import PARTS, generated, marked_parts
 from shared.errors import JobError

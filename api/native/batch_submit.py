@@ -9,8 +9,8 @@ from api.dependencies import api_of, caller_of
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
 from api.native.batch_request import options_of_query, refuse_query
-from api.native.batch_view import render, url_of
 from api.submit_batch import BatchForm, form_of, submit_batch
+from api.views.batch import render, url_of
 from shared.api_key import Scope
 
 

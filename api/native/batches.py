@@ -12,10 +12,10 @@ from api.dependencies import BATCH_ID, Api, ApiState, BatchId, Canceller, Reader
 from api.http.headers import EVENT_STREAM, idempotency_key, must_accept, one
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
-from api.native.batch_view import render, render_page, url_of
 from api.native.jobs import RETRY_AFTER, cursor_of
 from api.retry_batch import retry
 from api.sse import StreamFormat
+from api.views.batch import render, render_page, url_of
 from shared.errors import FieldError, InvalidCursor
 from shared.job import JobState
 from shared.store.batches import Order
