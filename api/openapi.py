@@ -18,7 +18,6 @@ from api.anthropic_compat.models import DEFAULT_LIMIT, MOST_LIMIT, ModelPage
 from api.anthropic_compat.models import Model as AnthropicModel
 from api.anthropic_compat.wire import ErrorEnvelope, is_on_surface
 from api.batch_results import JSON_LINES, ResultLine
-from api.batch_stream import Progress
 from api.http.errors import PROBLEM_JSON, ProblemDocument
 from api.http.headers import EVENT_STREAM, JSON
 from api.native.batch_request import MOST_CUSTOM_ID_CHARS
@@ -39,6 +38,7 @@ from api.ops.keys import (
     KeyView,
 )
 from api.ops.keys import MOST_LIMIT as MOST_KEY_LIMIT
+from api.streams.batch_stream import Progress
 from api.views.batch import BatchPage, BatchView
 from api.views.job import JobPage, JobView
 from shared.api_key import DEFAULT_ENV, DEFAULT_SCOPES, Scope

@@ -14,9 +14,9 @@ import msgspec
 
 from api.anthropic_compat.wire import Refusal, Refused, refusal_of_end, refusal_of_problem, type_of
 from api.dependencies import ApiState
-from api.sse import frame
 from api.state.relay import Closing, Gone, Watch
-from api.taken_back import reason_of, sentence_of
+from api.streams.retraction import reason_of, sentence_of
+from api.streams.sse import frame
 from shared.errors import NotFound, ServerStopping, StorageUnavailable
 from shared.events import OUR_NAMES, Event, EventId, OurEvent
 from shared.job import Job, JobState

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from api.sse import OURS_IN_TEXT, PING, SseResponse, StreamFormat, frame, text_as_json
 from api.state.batch_relay import BatchWatch, ItemEvents
 from api.state.relay import Closing, Gone
+from api.streams.sse import OURS_IN_TEXT, PING, SseResponse, StreamFormat, frame, text_as_json
 from api.views.batch import render
 from api.views.job import view_of as job_view_of
 from shared.batch import Batch, BatchCounts, EndedItem

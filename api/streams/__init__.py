@@ -1,0 +1,1 @@
+"""Server-sent events: what a follower of a job or of a batch is sent."""
