@@ -20,8 +20,8 @@ from api.batch_lines import JOB, REQUESTS, JsonLines, JsonRequests, Line, Splitt
 from api.dependencies import ApiState
 from api.http.body import Held
 from api.http.headers import JSON, idempotency_key, one
+from api.jobs.request import NO_HEADERS, JobOptions, UpstreamHeaders
 from api.native.batch_request import BatchItems, DraftOf, options_of_job
-from api.native.job_request import NO_HEADERS, JobOptions, UpstreamHeaders
 from shared.api_key import Caller
 from shared.batch import ITEM_PRIORITY, Batch, BatchSpec, InvalidItem, NewItem
 from shared.errors import (

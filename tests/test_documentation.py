@@ -14,8 +14,8 @@ import pytest
 import typer.main
 
 from api.app import create_app
+from api.jobs.request import draft_of
 from api.native.complete import completion_draft_of
-from api.native.job_request import draft_of
 from api.native.usage import UsageLine
 from api.views.job import JobView
 from cli.app import app as command_line

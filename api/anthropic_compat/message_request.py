@@ -13,7 +13,7 @@ from starlette.requests import Request
 from api.http.headers import idempotency_key, one, several
 from api.http.invalid import BODY, refuse
 from api.http.strict_json import decode
-from api.native.job_request import (
+from api.jobs.request import (
     MOST_MAX_TOKENS,
     NO_HEADERS,
     Draft,
@@ -26,7 +26,7 @@ from api.native.job_request import (
     max_tokens_of,
     take_stream,
 )
-from api.submit import Idempotency
+from api.jobs.submit import Idempotency
 from shared.errors import FieldError
 from shared.job import JobKind, Priority
 from shared.store.idempotency import fingerprint_of

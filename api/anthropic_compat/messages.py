@@ -38,11 +38,11 @@ from api.http.disconnects import while_connected
 from api.http.errors import request_id_of
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
-from api.native.job_request import Draft
+from api.jobs.request import Draft
+from api.jobs.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, submit
 from api.state.key_ring import not_valid
 from api.state.relay import Watch
 from api.streams.sse import SseResponse
-from api.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, submit
 from shared.api_key import Caller, Scope
 from shared.errors import Forbidden, InternalError, NotFound, Problem, ServerStopping, StorageUnavailable
 from shared.job import Job, JobState, new_id

@@ -15,7 +15,7 @@ import msgspec
 from api.batch_lines import JOB
 from api.http.invalid import BODY, is_name, refuse, unknown_parameter
 from api.http.strict_json import decode
-from api.native.job_request import Draft, JobOptions, draft_of, latest_not_before_ms, options_of
+from api.jobs.request import Draft, JobOptions, draft_of, latest_not_before_ms, options_of
 from shared.batch import ITEM_PRIORITY, InvalidItem, NewItem
 from shared.errors import FieldError, InvalidRequest
 from shared.job import new_id

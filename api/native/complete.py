@@ -22,13 +22,13 @@ from api.http.invalid import BODY, MOST_ERRORS, pointer, refuse
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
 from api.http.strict_json import decode
-from api.native.job_request import Draft, JobOptions, check_prompt, drafted, max_tokens_of, user_message
+from api.jobs.request import Draft, JobOptions, check_prompt, drafted, max_tokens_of, user_message
+from api.jobs.submit import submit
 from api.state.key_ring import not_valid
 from api.state.relay import Closing, Gone, Watch
 from api.streams.retraction import reason_of, sentence_of
 from api.streams.sse import PING, SseResponse
 from api.streams.sse import frame as sse_frame
-from api.submit import submit
 from shared.api_key import Caller
 from shared.errors import (
     JOB_ERROR_CODES,

@@ -24,10 +24,10 @@ from api.http.invalid import refuse
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
 from api.http.strict_json import decode
-from api.native.job_request import Draft, JobOptions, UpstreamHeaders, draft_of, drafted, latest_not_before_ms
+from api.jobs.request import Draft, JobOptions, UpstreamHeaders, draft_of, drafted, latest_not_before_ms
+from api.jobs.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, position_of, submit
 from api.state.relay import Watch
 from api.streams.sse import StreamFormat, job_stream
-from api.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, position_of, submit
 from api.views.job import render, render_page, url_of
 from shared.api_key import Caller, Scope
 from shared.errors import FieldError, Forbidden, InvalidCursor, NotEnded, NotFound

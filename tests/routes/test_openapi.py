@@ -8,7 +8,7 @@ from starlette.routing import Route
 from api.anthropic_compat.wire import is_on_surface
 from api.app import create_app
 from api.http.errors import PROBLEM_JSON
-from api.native.job_request import JobOptions
+from api.jobs.request import JobOptions
 from shared.settings import load_settings
 from tests.routes.conftest import A_BODY, CalledApi
 from tests.support.author import Author

@@ -4,7 +4,7 @@ from typing import Final, NamedTuple
 
 from api.admission import admit
 from api.dependencies import ApiState
-from api.native.job_request import Draft
+from api.jobs.request import Draft
 from shared.api_key import Caller, Scope
 from shared.errors import StorageFull
 from shared.job import Job, JobSpec, JobState, Submission, new_id

@@ -1,0 +1,1 @@
+"""How a job comes in, whichever surface it comes by."""
