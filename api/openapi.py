@@ -17,11 +17,11 @@ from api.anthropic_compat.batch_view import MessageBatch, MessageBatchPage
 from api.anthropic_compat.models import DEFAULT_LIMIT, MOST_LIMIT, ModelPage
 from api.anthropic_compat.models import Model as AnthropicModel
 from api.anthropic_compat.wire import ErrorEnvelope, is_on_surface
-from api.batch_results import JSON_LINES, ResultLine
+from api.batches.items import MOST_CUSTOM_ID_CHARS
+from api.batches.results import JSON_LINES, ResultLine
 from api.http.errors import PROBLEM_JSON, ProblemDocument
 from api.http.headers import EVENT_STREAM, JSON
 from api.jobs.request import DEFAULT_MAX_TOKENS, MOST_MODEL_CHARS
-from api.native.batch_request import MOST_CUSTOM_ID_CHARS
 from api.native.complete import DEFAULT_MAX_TOKENS as COMPLETE_MAX_TOKENS
 from api.native.complete import MOST_MAX_TOKENS, MOST_PROMPT_CHARS, Answer
 from api.native.usage import UsageReport

@@ -5,7 +5,7 @@ from typing import Final
 import msgspec
 
 from api.anthropic_compat.wire import ErrorBody, refusal_of_failure
-from api.batch_results import ResultLine
+from api.batches.results import ResultLine
 from shared.batch import Batch, BatchState
 from shared.clock import to_rfc3339
 from shared.errors import JobError

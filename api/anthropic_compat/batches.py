@@ -10,12 +10,12 @@ from starlette.routing import Route, Router
 from api.anthropic_compat.batch_view import our_id_of, render, render_deleted, render_line, render_page
 from api.anthropic_compat.message_request import batch_draft_of, upstream_headers_of
 from api.anthropic_compat.models import PAGE_QUERY, limit_of
-from api.batch_results import results_answer
+from api.batches.results import results_answer
+from api.batches.submit import submit_batch
 from api.dependencies import BATCH_ID, ApiState, api_of, caller_of
 from api.http.invalid import refuse
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
-from api.submit_batch import submit_batch
 from shared.api_key import Scope
 from shared.batch import Batch
 from shared.errors import FieldError, NotFound

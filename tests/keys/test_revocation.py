@@ -9,7 +9,7 @@ import httpx2
 import msgspec
 import pytest
 
-from api import submit_batch
+from api.batches import submit as submit_batch
 from shared.api_key import REPLACED
 from shared.job import JobState
 from shared.store.batches import Batches

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api import submit_batch
+from api.batches import submit as submit_batch
 from shared.store.batches import SLICE_ITEMS
 from tests.routes.conftest import CalledApi, StartApi, pointers_of, problem_of
 from tests.routes.test_submit_batch import LINES, a_request, as_lines, stored

@@ -9,7 +9,7 @@ from typing import Any, Final
 import httpx2
 import pytest
 
-from api import submit_batch
+from api.batches import submit as submit_batch
 from api.state import upload_slots as uploads
 from api.state.upload_slots import MOST_UPLOADS
 from shared.errors import QueueFull, StorageUnavailable

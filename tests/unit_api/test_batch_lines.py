@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.batch_lines import JsonLines, JsonRequests, Line, Splitter
-from api.native.batch_request import BatchItems, options_of_query
+from api.batches.items import BatchItems, options_of_query
+from api.batches.lines import JsonLines, JsonRequests, Line, Splitter
 from shared.batch import InvalidItem, NewItem
 from shared.errors import InvalidRequest, Problem, TooLarge
 from shared.job import Priority

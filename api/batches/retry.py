@@ -10,8 +10,8 @@ import msgspec
 from starlette.requests import Request
 
 from api.admission import admit
+from api.batches.submit import SubmittedBatch, bear, while_its_key_stands
 from api.dependencies import ApiState
-from api.submit_batch import SubmittedBatch, bear, while_its_key_stands
 from shared.api_key import Caller
 from shared.batch import Batch, InvalidItem, NewItem
 from shared.errors import IdempotencyKeyReused, NotEnded

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from api.batch_lines import JOB
+from api.batches.lines import JOB
 from api.http.invalid import BODY, is_name, refuse, unknown_parameter
 from api.http.strict_json import decode
 from api.jobs.request import Draft, JobOptions, draft_of, latest_not_before_ms, options_of
