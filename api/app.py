@@ -10,7 +10,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 
-from api import background, openapi
+from api import loops as background
+from api import openapi
 from api.anthropic_compat import batches as message_batches
 from api.anthropic_compat import messages, models
 from api.dependencies import ApiState
@@ -21,7 +22,8 @@ from api.edge.middleware import Envelope
 from api.edge.proxies import TrustedProxies
 from api.http import errors
 from api.native import batch_submit, batches, complete, jobs, usage, webhooks
-from api.ops import health, keys, problems
+from api.ops import api_keys as keys
+from api.ops import health, problems
 from api.state.batch_relay import BatchRelay
 from api.state.drain import Drain
 from api.state.key_ring import KeyRing

@@ -26,8 +26,7 @@ from api.native.complete import DEFAULT_MAX_TOKENS as COMPLETE_MAX_TOKENS
 from api.native.complete import MOST_MAX_TOKENS, MOST_PROMPT_CHARS, Answer
 from api.native.usage import UsageReport
 from api.native.webhooks import DeliveryPage, DeliveryView, SecretView
-from api.ops.health import HealthReport
-from api.ops.keys import (
+from api.ops.api_keys import (
     DEFAULT_GRACE_S,
     MOST_EXPIRES_IN_S,
     MOST_GRACE_S,
@@ -37,7 +36,8 @@ from api.ops.keys import (
     KeyPage,
     KeyView,
 )
-from api.ops.keys import MOST_LIMIT as MOST_KEY_LIMIT
+from api.ops.api_keys import MOST_LIMIT as MOST_KEY_LIMIT
+from api.ops.health import HealthReport
 from api.streams.batch_stream import Progress
 from api.views.batch import BatchPage, BatchView
 from api.views.job import JobPage, JobView

@@ -229,7 +229,7 @@ def keys_create(
     usd_per_month: KeyDollars = None,
 ) -> None:
     """Make a key, and print it: the only time that it is shown."""
-    from cli.keys import create_key
+    from cli.api_keys import create_key
 
     create_key(
         tenant,
@@ -251,7 +251,7 @@ def keys_create(
 @keys.command("list")
 def keys_list(tenant: Annotated[str | None, typer.Option(help="Default: all of them.")] = None) -> None:
     """Print the keys, without their secrets; those that have ended for 90 days yet."""
-    from cli.keys import list_keys
+    from cli.api_keys import list_keys
 
     list_keys(tenant)
 
@@ -264,7 +264,7 @@ def keys_rotate(
     ] = 86_400,
 ) -> None:
     """Give a key a new secret, and print it."""
-    from cli.keys import rotate_key
+    from cli.api_keys import rotate_key
 
     rotate_key(key_id, grace_s=grace_s)
 
@@ -272,7 +272,7 @@ def keys_rotate(
 @keys.command("revoke")
 def keys_revoke(key_id: KeyId) -> None:
     """Let nobody in with a key any more."""
-    from cli.keys import revoke_key
+    from cli.api_keys import revoke_key
 
     revoke_key(key_id)
 

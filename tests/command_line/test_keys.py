@@ -131,7 +131,7 @@ def test_a_key_in_place_of_an_id_is_not_repeated(tokenspool: Tokenspool) -> None
 def test_without_redis_it_says_so(tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch) -> None:
     """And that its address may be wrong."""
     monkeypatch.setenv("TOKENSPOOL_REDIS_URL", "redis://127.0.0.1:1/0")
-    monkeypatch.setattr("cli.keys._TIMEOUT_S", 0.3)
+    monkeypatch.setattr("cli.api_keys._TIMEOUT_S", 0.3)
     outcome = tokenspool("keys", "list")
     assert outcome.exit_code == 1
     assert outcome.sentence.startswith("Redis cannot be reached at 127.0.0.1:1 (")
@@ -154,7 +154,7 @@ def test_a_refused_login_is_named_and_not_shown(
 
 async def test_an_operators_key_has_the_limits_that_were_asked_for(real_redis: RedisUnderTest) -> None:
     """In the units in which they are held."""
-    from cli.keys import create_key
+    from cli.api_keys import create_key
 
     await asyncio.to_thread(
         create_key,
