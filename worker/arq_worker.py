@@ -27,11 +27,11 @@ from shared.store import keys
 from shared.store.queue import SUSPECT_TAKEOVERS, Claim
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger
-from worker.lag import LOOK_S, Lag
 from worker.log_writer import LogWriter
 from worker.model_lists import ModelLists
+from worker.pacing import LOOK_S, Lag
 from worker.run_job import RunContext, RunEnd, run_job
-from worker.webhooks import Deliverer
+from worker.webhooks.deliverer import Deliverer
 
 _TICK_S = 1.0
 _AGAIN_S = 0.25

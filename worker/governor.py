@@ -35,10 +35,10 @@ from shared.store.upstreams import (
     Verdict,
 )
 from shared.telemetry import Logger
-from worker.allowance import Allowance
 from worker.gates import SHUT, Gates
-from worker.outage import Outage
 from worker.outcome import NO_VERDICT, Answered, Failure, Outcome
+from worker.rate_limit_headers import Allowance
+from worker.redis_trouble import Outage
 
 _AGAIN_S: Final = 0.1
 _MOST_UNSETTLED: Final = 10_000

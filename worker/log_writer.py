@@ -17,7 +17,7 @@ from shared.events import OurEvent
 from shared.store.log import REFUSED
 from shared.store.queue import Claim, Cost, Ending, Finished
 from shared.store.runtime import Runtime
-from worker.outage import Outage
+from worker.redis_trouble import Outage
 
 MERGE_S: Final = 0.024
 _BEAT_S: Final = 0.004

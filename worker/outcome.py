@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from shared.errors import JobError
 from shared.job import Usage
-from worker.allowance import Allowance
+from worker.rate_limit_headers import Allowance
 
 
 class Answered(NamedTuple):

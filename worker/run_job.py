@@ -21,14 +21,14 @@ from shared.store.queue import UNPRICED, Claim, Cost, Ending, Finished
 from shared.store.runtime import Runtime
 from shared.store.upstreams import UNMADE, Obstacle
 from shared.telemetry import Logger
-from worker.allowance import Allowance
 from worker.count_tokens import count_tokens
 from worker.governor import Governor, Permit, Spent, estimated
 from worker.llm_state import LlmState
 from worker.log_writer import JobLog, LogWriter
-from worker.outage import Outage
 from worker.outcome import CUT_SHORT, TIMED_OUT, Answered, Breakage, Failure, How, Outcome, UpstreamError, classify
 from worker.providers.base import Provider, UpstreamStream
+from worker.rate_limit_headers import Allowance
+from worker.redis_trouble import Outage
 from worker.retry import LONGEST_WAIT_IN_SLOT_S, Deferred, RetryPolicy, retrying
 
 _PROBED_S: Final = 6.0

@@ -19,7 +19,7 @@ from tests.support.store import append, claim_one, start
 from tests.support.wait import wait_until
 from worker import log_writer
 from worker.log_writer import JobLog, LogWriter
-from worker.outage import Outage
+from worker.redis_trouble import Outage
 
 
 class Writing:

@@ -22,11 +22,11 @@ from tests.running.crew import FAST
 from tests.running.providers import on_each_provider
 from tests.support.builders import an_answer
 from tests.support.wait import wait_until
-from worker.allowance import Allowance
 from worker.outcome import Failure, How, UpstreamError
 from worker.providers import open_providers
 from worker.providers.anthropic import _streaming
 from worker.providers.base import PING, Provider, UpstreamEvent
+from worker.rate_limit_headers import Allowance
 
 Answering = Callable[[asyncio.StreamWriter], Coroutine[None, None, None]]
 

@@ -15,7 +15,7 @@ from tests.support.builders import a_webhook
 from tests.support.receiver import Receiver, answer, receiving
 from tests.support.store import start_batch
 from tests.support.wait import wait_until
-from worker.look_ups import LookUps
+from worker.webhooks.dns import LookUps
 
 RETRY_S: Final = (0.2, 0.4, 0.3, 0.2)
 REACHABLE: Final = "127.0.0.0/8"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.routes import Limits
-from worker.allowance import Allowance, anthropic_allowance, openai_allowance
+from worker.rate_limit_headers import Allowance, anthropic_allowance, openai_allowance
 
 NOON_S = 1_774_440_000.0  # 2026-03-25T12:00:00Z
 

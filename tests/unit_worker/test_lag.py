@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from worker.lag import Lag, room_after
+from worker.pacing import Lag, room_after
 
 LONG_S, SHORT_S = 0.05, 0.0001
 

@@ -18,8 +18,8 @@ import pytest
 
 from shared.webhook_address import Address, Networks
 from tests.support.loopback import is_local
-from worker.look_ups import Resolve
-from worker.webhook_sender import Sender
+from worker.webhooks.dns import Resolve
+from worker.webhooks.sender import Sender
 
 LOOPBACK: Networks = (ipaddress.IPv4Network("127.0.0.0/8"),)
 PUBLIC = "93.184.216.34"

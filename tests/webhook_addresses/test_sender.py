@@ -27,7 +27,7 @@ from tests.webhook_addresses.conftest import (
     WatchedNetwork,
     a_sender,
 )
-from worker.webhook_sender import UNTRIED, Answer
+from worker.webhooks.sender import UNTRIED, Answer
 
 _MOST_READ_BYTES = 128 << 10
 _SHORT_S = 0.5

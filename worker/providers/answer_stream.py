@@ -10,13 +10,13 @@ from typing import Any, Final
 import httpx2
 
 from shared.completion import GarbledStream
-from worker.allowance import Allowance
 from worker.outcome import Breakage, Failure, How, Refusal, UpstreamError, classify
 from worker.providers.base import PING, UpstreamEvent
 from worker.providers.event_stream import MOST_BYTES, StreamDecoder
 from worker.providers.members import any_json
 from worker.providers.refusal import is_refusal, page_refusal, refusal_of
 from worker.providers.transport import NETWORK_ERRORS, BodyStream, how_unheard, undecodable
+from worker.rate_limit_headers import Allowance
 from worker.retry_after import retry_after_s
 
 _LAST_WORDS_S: Final = 1.5

@@ -16,7 +16,6 @@ import anthropic
 from shared.completion import GarbledStream
 from shared.models import ModelInfo, distinct
 from shared.settings import Settings
-from worker.allowance import anthropic_allowance
 from worker.outcome import Breakage, Failure, How, UpstreamError, classify
 from worker.providers.answer_stream import AnswerStream, failure_of_call
 from worker.providers.base import named
@@ -24,6 +23,7 @@ from worker.providers.members import MISFITS
 from worker.providers.messages_stream import MessagesDecoder
 from worker.providers.model_list import MOST_BYTES, anthropic_page
 from worker.providers.transport import AiohttpTransport, BodyStream, DirectClient, connecting_within
+from worker.rate_limit_headers import anthropic_allowance
 
 _MODELS_S: Final = 10.0
 _MOST_PAGES: Final = 5

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 
 from shared.models import ModelInfo
-from worker.allowance import Allowance
+from worker.rate_limit_headers import Allowance
 
 
 class UpstreamEvent(NamedTuple):

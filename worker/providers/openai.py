@@ -15,13 +15,13 @@ import openai
 from shared.completion import GarbledStream
 from shared.models import ModelInfo, distinct
 from shared.settings import Settings
-from worker.allowance import openai_allowance
 from worker.outcome import Breakage, Failure, How, Refusal, UpstreamError, classify
 from worker.providers.answer_stream import AnswerStream, failure_of_call
 from worker.providers.chat_request import chat_request
 from worker.providers.chat_stream import ChatDecoder
 from worker.providers.model_list import MOST_BYTES, openai_models
 from worker.providers.transport import AiohttpTransport, BodyStream, DirectClient, connecting_within
+from worker.rate_limit_headers import openai_allowance
 
 _MODELS_S: Final = 10.0
 

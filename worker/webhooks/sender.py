@@ -18,8 +18,8 @@ import msgspec
 
 from shared.webhook_address import Address, Networks, RefusedUrl, Target, may_connect, target_of, unmapped
 from shared.webhooks import Reason
-from worker.look_ups import WAIT_S, LookUps, Resolve, addresses_of
 from worker.retry_after import retry_after_s
+from worker.webhooks.dns import WAIT_S, LookUps, Resolve, addresses_of
 
 _MOST_HEAD_BYTES: Final = 64 << 10
 _MOST_BODY_BYTES: Final = 64 << 10

@@ -20,9 +20,9 @@ from shared.store.webhooks import DeliveryClaim, Webhooks
 from shared.telemetry import Logger
 from shared.version import version
 from shared.webhooks import Attempt, DeliveryState, Next, Secrets, body_of, next_of
-from worker.look_ups import WAIT_S
-from worker.outage import Outage
-from worker.webhook_sender import UNTRIED, Sender
+from worker.redis_trouble import Outage
+from worker.webhooks.dns import WAIT_S
+from worker.webhooks.sender import UNTRIED, Sender
 
 _SLOTS: Final = 64
 """Attempts of one worker at once."""

@@ -1,0 +1,1 @@
+"""Deliveries to the addresses of callers."""
