@@ -126,7 +126,7 @@ def _serve(settings: "Settings", listener: socket.socket, *, is_supervised: bool
     from api.app import create_app
     from api.edge.connections import Door, bounds_of, open_files
     from api.edge.server import Server
-    from shared.garbage import settle_garbage
+    from shared.gc_tuning import settle_garbage
     from shared.settings import warn_of_unknown_variables
     from shared.telemetry import configure_logging, get_logger
 

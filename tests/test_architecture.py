@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from shared.job import Step
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from tests.support.builders import an_answer
 from tests.support.store import SUCCESS, claim_one, kind_of, submit

@@ -7,7 +7,7 @@ import signal
 import uvloop
 
 from shared.errors import SettingsError
-from shared.garbage import settle_garbage
+from shared.gc_tuning import settle_garbage
 from shared.routes import ProviderName
 from shared.settings import Settings, routes_of, warn_of_unknown_variables
 from shared.store.redis_problems import logging_to

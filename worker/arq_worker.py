@@ -23,7 +23,7 @@ from arq.worker import func
 
 from shared.errors import StorageFull, StorageUnavailable
 from shared.settings import Settings
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import SUSPECT_TAKEOVERS, Claim
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger

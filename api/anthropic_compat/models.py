@@ -12,7 +12,7 @@ from api.http.invalid import refuse
 from api.http.responses import json_answer
 from shared.api_key import Scope
 from shared.errors import FieldError, NotFound
-from shared.models import UNKNOWN_TIME, ModelDetails, ModelInfo, distinct
+from shared.model_info import UNKNOWN_TIME, ModelDetails, ModelInfo, distinct
 
 DEFAULT_LIMIT: Final = 20
 MOST_LIMIT: Final = 1000

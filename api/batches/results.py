@@ -17,7 +17,7 @@ from api.streams.sse import NO_TRANSFORM, abort
 from shared.batch import Batch, EndedItem, InvalidItem
 from shared.errors import InvalidCursor, JobError, NotFound, StorageFull, StorageUnavailable
 from shared.job import Job, JobState, Usage
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.batches import Order
 from shared.store.runtime import Runtime
 

@@ -16,7 +16,7 @@ from shared.api_key import Caller
 from shared.batch import Batch, InvalidItem, NewItem
 from shared.errors import IdempotencyKeyReused, NotEnded
 from shared.job import Job, JobState, new_id
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.batches import SLICE_BYTES, SLICE_ITEMS, Started
 from shared.store.idempotency import fingerprint_of
 

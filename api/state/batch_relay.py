@@ -14,7 +14,7 @@ from api.state.relay import Closing, Gone, Listener, Relay
 from shared.batch import Batch
 from shared.errors import NotFound, StorageFull, StorageUnavailable
 from shared.events import Event, decode_published
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from shared.telemetry import get_logger
 

@@ -15,7 +15,7 @@ import msgspec
 from shared.errors import StorageFull, StorageUnavailable
 from shared.events import Event, EventId, OurEvent, decode_published
 from shared.job import Job, JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.log import Reach
 from shared.store.runtime import Runtime
 

@@ -21,7 +21,7 @@ from shared.clock import to_rfc3339
 from shared.errors import InvalidCursor, NotFound, StorageFull, StorageUnavailable
 from shared.events import Event, EventId, OurEvent, text_of
 from shared.job import Job
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.batches import Order
 from shared.store.runtime import Runtime
 

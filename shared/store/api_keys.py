@@ -18,7 +18,7 @@ from shared.api_key import (
 )
 from shared.errors import Forbidden, KeyEnded, NotFound, TooManyKeys, Unauthenticated
 from shared.limits import CallerLimits
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.commands import Commands
 from shared.store.reads import Reads, Sized, Stretch, read_page, size_of
 from shared.store.script import script

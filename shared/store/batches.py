@@ -29,7 +29,8 @@ from shared.estimates import Estimates
 from shared.job import JobState, Step, Usage, prompt_hash_of
 from shared.limits import NO_LIMITS, CallerLimits, LimitState, arguments_of, reservation_of
 from shared.settings import Settings, routes_of
-from shared.store import keys, limits
+from shared.store import limits
+from shared.store import redis_keys as keys
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
 from shared.store.jobs import retention

@@ -12,7 +12,8 @@ from shared.estimates import Estimates
 from shared.job import TERMINAL_STATES, Job, JobKind, JobSpec, JobState, Step, Submission, Usage
 from shared.limits import LimitState, Reservation, arguments_of
 from shared.settings import Settings, routes_of
-from shared.store import keys, limits
+from shared.store import limits
+from shared.store import redis_keys as keys
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
 from shared.store.memory import Memory

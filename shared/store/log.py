@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from shared.events import Event, EventId
 from shared.job import Step
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.commands import Commands
 from shared.store.reads import RESULT_BYTES, Reads
 from shared.store.script import script, sources

@@ -12,9 +12,9 @@ import msgspec
 from shared.errors import JobError
 from shared.events import RESET_REASONS
 from shared.job import JobSpec, JobState, Step, Usage
-from shared.models import ModelInfo, distinct
+from shared.model_info import ModelInfo, distinct
 from shared.settings import Settings
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.commands import Commands
 from shared.store.jobs import overdue_arguments, retention
 from shared.store.script import script, sources, target

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from shared.batch import BatchCounts, BatchState
 from shared.job import BANDS, TRANSITIONS, Step, Usage
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.usage import MOST_ROWS_PER_DAY, OTHER
 from shared.webhooks import DeliveryState, EventType
 

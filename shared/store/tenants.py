@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from shared.limits import TenantSettings
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.commands import Commands
 from shared.store.script import script
 

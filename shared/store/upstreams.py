@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from shared.job import Usage
 from shared.routes import Limits, Route
 from shared.settings import Settings
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.commands import Commands
 from shared.store.script import script
 

@@ -14,7 +14,7 @@ import msgspec
 
 from shared.errors import NotFound
 from shared.settings import Settings
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.commands import Commands
 from shared.store.reads import Reads, Record, Sized, Stretch, read_page, size_of
 from shared.store.script import script

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared.job import new_id
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from tests.abuse.conftest import Watched, environment_of
 from tests.abuse.hostile import CANARY, pickles

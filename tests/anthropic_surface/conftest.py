@@ -17,7 +17,7 @@ from anthropic.types import MessageParam
 import worker.providers.anthropic  # noqa: F401 - takes seconds, which are no test's
 from shared.events import EventId
 from shared.job import Job, JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from simulator.app import Simulator, running
 from tests.support.author import TENANT, Author

@@ -10,7 +10,7 @@ from anthropic.types import Message
 
 from api.anthropic_compat.message_stream import frames_of_message
 from shared.job import JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from tests.anthropic_surface.conftest import STEADY, Surface, asked, author_of_next
 from tests.support.builders import an_answer, encoded
 from tests.support.follower import asking

@@ -14,7 +14,7 @@ from anthropic.types.messages import MessageBatch
 
 from shared.errors import JobError
 from shared.job import Step
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import Claim, Ending, Finished
 from tests.anthropic_surface.conftest import FAST, STEADY, Serve, Surface, a_client, asked, author_of_next
 from tests.anthropic_surface.test_refusals import envelope_of

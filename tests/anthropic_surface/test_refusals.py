@@ -11,7 +11,7 @@ import pytest
 from api.anthropic_compat import messages, wire
 from shared.errors import InternalError, JobError
 from shared.job import JobState, Step
-from shared.models import ModelInfo
+from shared.model_info import ModelInfo
 from shared.store.queue import Ending
 from simulator.app import Simulator
 from tests.anthropic_surface.conftest import Serve, Surface, a_client, asked, author_of_next

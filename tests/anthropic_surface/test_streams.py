@@ -11,7 +11,7 @@ from anthropic.types import Message
 
 from api.anthropic_compat import message_stream
 from shared.job import JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from simulator.app import Simulator
 from tests.anthropic_surface.conftest import Serve, Surface, a_client, asked, author_of_next
 from tests.support.author import TENANT, Author

@@ -11,7 +11,7 @@ import pytest
 
 from shared.batch import BatchSpec, NewItem
 from shared.job import TERMINAL_STATES, JobSpec, new_id
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import FATAL_TAKEOVERS
 from tests.support.batch_follower import BatchFollower
 from tests.support.deployment import CANARY_PROMPT, Deployment, away

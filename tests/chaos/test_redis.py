@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from shared.store import keys
+from shared.store import redis_keys as keys
 from tests.chaos.conftest import HistoryOf
 from tests.support.deployment import Deployment, away
 from tests.support.facts import Fact

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from tests.chaos.conftest import HistoryOf
 from tests.support.deployment import Deployment, Process

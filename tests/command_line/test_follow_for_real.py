@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from cli.terminal import one_line
 from shared.settings import load_settings
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import open_runtime
 from simulator.app import Simulator
 from simulator.app import running as running_simulator

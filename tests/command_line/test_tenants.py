@@ -13,7 +13,7 @@ from shared.api_key import ALL_SCOPES
 from shared.job import JobState
 from shared.limits import NO_LIMITS
 from shared.settings import load_settings
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime, open_runtime
 from tests.command_line.conftest import Tokenspool
 from tests.support.builders import a_text_delta, a_webhook

@@ -15,7 +15,7 @@ import pytest
 
 from cli.serve import _PARTING_S
 from shared.job import JobKind, JobState, Step
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime
 from tests.support.author import Author

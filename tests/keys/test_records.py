@@ -7,7 +7,8 @@ import pytest
 from shared.api_key import ALL_SCOPES, DEFAULT_SCOPES
 from shared.errors import Forbidden, KeyEnded, NotFound, TooManyKeys, Unauthenticated
 from shared.limits import CallerLimits
-from shared.store import api_keys, keys
+from shared.store import api_keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from tests.keys.conftest import TENANT, make_key, presented
 from tests.support.store import all_keys, keys_that_leak, now_ms, ttl_ms

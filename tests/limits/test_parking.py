@@ -11,7 +11,7 @@ from shared.errors import BudgetExceeded, InvalidRequest, TooManyQueued
 from shared.job import JobState, Step
 from shared.limits import CallerLimits
 from shared.settings import load_settings
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime, open_runtime
 from tests.support.builders import a_batch_spec, a_line, a_submission

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 
-from shared.store import keys
+from shared.store import redis_keys as keys
 from tests.support.deployment import a_deployment
 from tests.support.follower import ask
 from tests.support.limits import age

@@ -10,7 +10,7 @@ import pytest
 from shared.batch import BatchState, InvalidItem, NewItem
 from shared.errors import JobError
 from shared.job import JobState, Step
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import FATAL_TAKEOVERS, Claim, Ending
 from shared.store.runtime import Runtime
 from tests.support.builders import a_bad_line, a_line, a_text_delta

@@ -10,7 +10,7 @@ from shared.errors import RateLimited, StorageFull, StorageUnavailable
 from shared.job import Step, Usage
 from shared.limits import CallerLimits
 from shared.settings import load_settings
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime, open_runtime
 from tests.support.builders import a_submission

@@ -11,7 +11,7 @@ import pytest
 from cli.embedded_redis import EmbeddedRedis
 from shared.errors import InvalidRequest, TooManyQueued
 from shared.settings import load_settings
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime, open_runtime
 from tests.support.builders import a_submission
 from tests.support.redis_servers import on_real_redis

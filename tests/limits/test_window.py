@@ -13,7 +13,7 @@ from shared.errors import BudgetExceeded, InvalidRequest, RateLimited
 from shared.job import JobKind, Step, Usage
 from shared.limits import CallerLimits, LimitState, Measured
 from shared.settings import load_settings
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.jobs import Created, Replayed
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime, open_runtime

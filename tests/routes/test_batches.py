@@ -7,7 +7,7 @@ import pytest
 
 from shared.batch import Batch
 from shared.job import new_id
-from shared.store import keys
+from shared.store import redis_keys as keys
 from tests.routes.conftest import CalledApi, pointers_of, problem_of
 from tests.support.batches import a_batch, a_result, fail, run_all, succeed
 from tests.support.follower import Cut, asking

@@ -9,7 +9,7 @@ import pytest
 from api.native import complete
 from shared.errors import JobError
 from shared.job import JobState, Step, Usage
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime
 from tests.routes.conftest import CalledApi, StartApi, problem_of

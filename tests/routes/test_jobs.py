@@ -8,7 +8,7 @@ import pytest
 
 from shared.clock import from_rfc3339
 from shared.job import JobKind, JobState, new_id
-from shared.store import keys
+from shared.store import redis_keys as keys
 from tests.routes.conftest import A_BODY, CalledApi, StartApi, pointers_of, problem_of
 from tests.support.author import Author
 from tests.support.store import make_overdue, submit

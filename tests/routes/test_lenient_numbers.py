@@ -8,7 +8,7 @@ from api.native.complete import completion_draft_of
 from shared.api_key import ALL_SCOPES
 from shared.job import JobState
 from shared.limits import CallerLimits
-from shared.store import keys
+from shared.store import redis_keys as keys
 from tests.routes.conftest import CalledApi, StartApi
 from tests.support.store import claim_one, state_of
 

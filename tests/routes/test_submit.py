@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.job import JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from tests.routes.conftest import A_BODY, CalledApi, StartApi, pointers_of, problem_of
 from tests.support.author import Author
 from tests.support.follower import asking

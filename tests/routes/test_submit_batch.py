@@ -13,7 +13,7 @@ from api.batches import submit as submit_batch
 from api.state import upload_slots as uploads
 from api.state.upload_slots import MOST_UPLOADS
 from shared.errors import QueueFull, StorageUnavailable
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.batches import SLICE_ITEMS, Batches, Order
 from shared.store.runtime import Runtime
 from tests.routes.conftest import CalledApi, StartApi, problem_of

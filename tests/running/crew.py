@@ -15,7 +15,7 @@ from shared.events import TERMINAL_EVENTS, Event, OurEvent, text_of
 from shared.job import TERMINAL_STATES, Job, JobState, decode_result
 from shared.routes import ProviderName
 from shared.settings import load_settings, routes_of
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime, open_runtime
 from shared.telemetry import Logger
 from simulator.app import Simulator

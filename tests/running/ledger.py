@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime
 from typing import NamedTuple, Self
 
 from shared.job import Usage
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from shared.usage import UsageSums
 from simulator.record import Call

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shared.job import JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from tests.running.crew import STEADY, TENANT, Crew, Hand, replace
 from tests.support.wait import wait_until
 

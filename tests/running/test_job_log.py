@@ -9,7 +9,7 @@ import pytest
 from shared.errors import StorageUnavailable
 from shared.events import text_of
 from shared.job import JobState, Step, Usage
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.log import Log
 from shared.store.queue import Claim, Ending, Finished
 from shared.store.runtime import Runtime

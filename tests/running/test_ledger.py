@@ -13,7 +13,7 @@ import pytest
 from shared.job import Job, JobState, decode_result
 from shared.prices import OwnPrice
 from shared.routes import ProviderName, RouteRule, Routes
-from shared.store import keys
+from shared.store import redis_keys as keys
 from tests.running.crew import STEADY, TENANT, Crew, Hand, attempt_text, replace
 from tests.running.ledger import Row, assert_ledger_matches, rows_of
 from tests.running.providers import on_each_provider

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from shared.models import NO_DETAILS, ModelInfo
+from shared.model_info import NO_DETAILS, ModelInfo
 from shared.routes import ProviderName
 from tests.running.crew import Crew
 from tests.running.test_upstream_connection import a_provider, an_upstream, whole

@@ -11,7 +11,7 @@ import structlog
 from cli.embedded_redis import EmbeddedRedis
 from shared.errors import StorageFull, StorageUnavailable
 from shared.job import JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from tests.running.crew import Crew, Hand, replace
 from tests.support.wait import wait_until
 

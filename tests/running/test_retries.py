@@ -4,7 +4,7 @@ import pytest
 
 from shared.events import OurEvent
 from shared.job import JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from tests.running.crew import Crew
 from tests.running.providers import on_each_provider
 from tests.support.store import make_due

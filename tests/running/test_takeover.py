@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from shared.job import JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import FATAL_TAKEOVERS
 from tests.running.crew import STEADY, Crew, Hand, replace
 from tests.support.store import claim, submit_many

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.webhooks import LANE_MOST
 from shared.webhooks import Delivery, DeliveryState, EventType, Reason, Webhook, delivery_id_of
 from tests.running.crew import TENANT, Crew, Hand

@@ -10,7 +10,7 @@ import structlog
 
 from shared.errors import StorageFull, StorageUnavailable
 from shared.job import JobState, Priority
-from shared.store import keys
+from shared.store import redis_keys as keys
 from tests.running.crew import STEADY, TENANT, Crew, Hand, replace
 from tests.support.store import make_overdue, submit_many
 from tests.support.wait import wait_until

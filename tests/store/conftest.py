@@ -11,7 +11,7 @@ from tests.support.store import keys_that_leak
 
 @pytest.fixture(autouse=True)
 async def no_key_is_left_without_a_reason(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """Each key has a TTL, or shared/store/keys.py says why it has none."""
+    """Each key has a TTL, or shared/store/redis_keys.py says why it has none."""
     name = next((name for name in ("redis_under_test", "real_redis") if name in request.fixturenames), None)
     redis: RedisUnderTest | None = request.getfixturevalue(name) if name else None
     yield

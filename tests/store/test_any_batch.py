@@ -30,7 +30,7 @@ from shared.errors import IdempotencyKeyReused, NotEnded, NotFound
 from shared.job import TERMINAL_STATES, JobState, Priority, Step, Usage
 from shared.limits import CallerLimits
 from shared.settings import load_settings
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.batches import Known, Order
 from shared.store.idempotency import fingerprint_of
 from shared.store.jobs import Created, Replayed

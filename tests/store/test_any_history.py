@@ -29,7 +29,7 @@ from shared.events import TERMINAL_EVENTS, Event
 from shared.job import TERMINAL_STATES, JobState, Priority, Step
 from shared.limits import NO_LIMITS, CallerLimits
 from shared.settings import load_settings
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.jobs import Created, Replayed
 from shared.store.log import REFUSED
 from shared.store.queue import FATAL_TAKEOVERS, SUSPECT_TAKEOVERS, Claim, Ending, Finished

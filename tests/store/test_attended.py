@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from shared.job import JobKind, JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from tests.support.builders import a_submission
 from tests.support.store import (

@@ -9,7 +9,7 @@ import pytest
 from shared.batch import BatchCounts, BatchState, EndedItem, InvalidItem, NewItem
 from shared.errors import IdempotencyKeyReused, InvalidCursor, JobError, NotEnded, NotFound, QueueFull
 from shared.job import JobSpec, JobState, Priority, Step, Usage, prompt_hash_of
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.batches import Known, Order
 from shared.store.idempotency import fingerprint_of
 from shared.store.queue import FATAL_TAKEOVERS, UNPRICED, Claim, Ending, Finished

@@ -7,7 +7,7 @@ import pytest
 from shared.errors import NotFound
 from shared.events import EventId
 from shared.job import JobState, Step
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import Ending, Finished
 from shared.store.runtime import Runtime
 from tests.support.builders import a_text_delta, an_id

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from shared.job import JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from tests.conftest import StartRuntime
 from tests.support.builders import a_submission

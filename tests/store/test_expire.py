@@ -3,7 +3,7 @@
 import pytest
 
 from shared.job import JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from tests.support.redis_servers import on_real_redis
 from tests.support.store import (

@@ -6,7 +6,7 @@ import pytest
 from shared.errors import JobError
 from shared.events import EventId
 from shared.job import JobState, Step, Usage
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import Ending, Finished
 from shared.store.runtime import Runtime
 from tests.conftest import StartRuntime

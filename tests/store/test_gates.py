@@ -3,7 +3,7 @@
 import pytest
 
 from shared.routes import Route
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from shared.store.upstreams import LEAST_RETRIES, UNMADE, Obstacle, Verdict
 from tests.support.store import listening

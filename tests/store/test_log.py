@@ -4,7 +4,7 @@ import pytest
 
 from shared.events import EventId
 from shared.job import JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.log import REFUSED
 from shared.store.runtime import Runtime
 from tests.support.builders import a_text_delta, an_id

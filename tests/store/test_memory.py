@@ -8,7 +8,7 @@ from cli.embedded_redis import EmbeddedRedis
 from shared.errors import StorageFull
 from shared.job import JobState, Usage
 from shared.settings import load_settings
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.jobs import Replayed
 from shared.store.queue import Claim, Finished
 from shared.store.runtime import Runtime, open_runtime

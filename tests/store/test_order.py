@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from shared.job import Priority
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import SUSPECT_TAKEOVERS
 from shared.store.runtime import Runtime
 from tests.conftest import StartRuntime

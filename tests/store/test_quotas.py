@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from shared.job import JobState, Priority
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import Claim
 from shared.store.runtime import Runtime
 from tests.conftest import StartRuntime

@@ -8,7 +8,7 @@ import pytest
 
 from shared.errors import NotEnded, NotFound
 from shared.job import JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.commands import Argument, Commands
 from shared.store.jobs import Jobs
 from shared.store.runtime import Runtime

@@ -5,7 +5,7 @@ import pytest
 
 from shared.events import decode_published
 from shared.job import JobState
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from tests.support.builders import a_text_delta
 from tests.support.store import (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shared.job import Usage
 from shared.routes import Limits
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from shared.store.upstreams import LEAST_RETRIES, UNMADE, Denied, Obstacle, Reserved, Verdict
 from tests.support.redis_servers import on_real_redis

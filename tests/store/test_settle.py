@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from shared.job import Usage
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import UNPRICED
 from shared.store.runtime import Runtime
 from shared.store.upstreams import UNMADE, Reserved, Settlement

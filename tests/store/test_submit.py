@@ -6,7 +6,7 @@ import pytest
 
 from shared.errors import IdempotencyKeyReused, QueueFull
 from shared.job import JobState, Priority
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.jobs import Created, Replayed
 from shared.store.runtime import Runtime
 from tests.conftest import StartRuntime

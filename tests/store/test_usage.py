@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.commands import Commands
 from shared.store.runtime import Runtime
 from shared.usage import METRICS, UsageRow, UsageSums

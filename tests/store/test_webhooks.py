@@ -7,7 +7,7 @@ import pytest
 
 from shared.errors import JobError, NotFound
 from shared.job import Step, Usage
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime
 from shared.store.webhooks import LANE_MOST, TENANT_MOST, Claimed, DeliveryClaim

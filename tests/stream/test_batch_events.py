@@ -4,7 +4,7 @@ import asyncio
 import json
 
 from shared.clock import from_rfc3339
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from tests.stream.conftest import Serve
 from tests.support.batch_follower import BatchFollower

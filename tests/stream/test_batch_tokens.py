@@ -8,7 +8,7 @@ import pytest
 
 from shared.batch import Batch
 from shared.job import JobState, decode_result
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from simulator.app import Simulator, running
 from tests.stream.conftest import Serve

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from tests.stream.conftest import Follow, Serve
 from tests.support.author import Author

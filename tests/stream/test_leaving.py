@@ -8,7 +8,7 @@ from collections import Counter
 import psutil
 import pytest
 
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from tests.stream.conftest import Serve
 from tests.support.author import TENANT, Author

@@ -7,7 +7,7 @@ import pytest
 
 from shared.errors import JobError
 from shared.job import Step
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime
 from tests.stream.conftest import Follow

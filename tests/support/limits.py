@@ -1,6 +1,6 @@
 """Steps that the tests of limits share. Redis's clock cannot be moved: the buckets of a window are."""
 
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 
 BUCKET_MS = 500

@@ -15,7 +15,7 @@ from shared.batch import Batch, BatchState, InvalidItem, NewItem
 from shared.events import Event, decode_published
 from shared.job import BANDS, TERMINAL_STATES, Job, JobState, Step, Submission
 from shared.limits import NO_LIMITS, CallerLimits
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.commands import Commands
 from shared.store.idempotency import fingerprint_of
 from shared.store.queue import Claim, Ending, Finished, FinishReply, Reaped

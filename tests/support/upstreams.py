@@ -7,7 +7,7 @@ from typing import Any
 
 from shared.job import Usage
 from shared.routes import Limits, ProviderName, Route
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from shared.store.upstreams import CallFacts, Denied, Obstacle, Reserved, RouteState, Settlement, Verdict
 from tests.support.builders import an_id

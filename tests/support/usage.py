@@ -4,7 +4,7 @@ from datetime import date
 
 import msgspec
 
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.runtime import Runtime
 from shared.usage import UsageRow, UsageSums, field_of
 

@@ -6,7 +6,7 @@ from typing import Any
 from shared.api_key import ALL_SCOPES, new_key_id
 from shared.job import JobKind, Priority, Step, new_id
 from shared.limits import CallerLimits
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.api_keys import NewKey
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime

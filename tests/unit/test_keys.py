@@ -7,7 +7,7 @@ import pytest
 
 from shared.batch import BatchState
 from shared.job import TRANSITIONS, JobState, Priority, Step
-from shared.store import keys
+from shared.store import redis_keys as keys
 from shared.store.idempotency import fingerprint_of, key_hash
 from shared.store.script import NAMES, script, sources, target
 

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from shared.models import UNKNOWN_TIME, ModelInfo, distinct
+from shared.model_info import UNKNOWN_TIME, ModelInfo, distinct
 from worker.providers.model_list import anthropic_page, openai_models
 
 TIME = "2026-02-03T04:05:06Z"

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
-from shared.models import ModelInfo
+from shared.model_info import ModelInfo
 from worker.rate_limit_headers import Allowance
 
 

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from shared.models import NO_DETAILS, UNKNOWN_TIME, ModelDetails, ModelInfo, is_name
+from shared.model_info import NO_DETAILS, UNKNOWN_TIME, ModelDetails, ModelInfo, is_name
 
 MOST_BYTES: Final = 8 << 20
 """Of a page."""

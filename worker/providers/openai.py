@@ -13,7 +13,7 @@ import httpx2
 
 import openai
 from shared.completion import GarbledStream
-from shared.models import ModelInfo, distinct
+from shared.model_info import ModelInfo, distinct
 from shared.settings import Settings
 from worker.outcome import Breakage, Failure, How, Refusal, UpstreamError, classify
 from worker.providers.answer_stream import AnswerStream, failure_of_call
