@@ -3,7 +3,7 @@
 What only Redis knows exactly (how many jobs wait, and whether there is memory for one more) is refused by SUBMIT.
 """
 
-from api.dependencies import ApiState
+from api.state.api_state import ApiState
 
 
 def admit(api: ApiState) -> None:

@@ -14,7 +14,6 @@ from api import loops as background
 from api import openapi
 from api.anthropic_compat import batches as message_batches
 from api.anthropic_compat import messages, models
-from api.dependencies import ApiState
 from api.edge.address_limit import AddressLimit
 from api.edge.browser_guard import BrowserGuard
 from api.edge.connections import bounds_of, open_files
@@ -24,6 +23,7 @@ from api.http import errors
 from api.native import batch_submit, batches, complete, jobs, usage, webhooks
 from api.ops import api_keys as keys
 from api.ops import health, problems
+from api.state.api_state import ApiState
 from api.state.batch_relay import BatchRelay
 from api.state.drain import Drain
 from api.state.key_ring import KeyRing

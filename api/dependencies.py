@@ -1,35 +1,25 @@
-"""What a route may ask for: the parts of the process, and who is calling."""
+"""What a route may ask for: the parts of the process, and who is calling.
 
-import asyncio
+Under TOKENSPOOL_AUTH=keys a caller shows a key, as ``Authorization: Bearer`` or as ``x-api-key``, and acts for the key's
+tenant. A key in the URL is never looked for: URLs end up in logs. Under ``off`` a caller names its tenant, and is believed.
+"""
+
 import re
-from collections.abc import Collection, MutableMapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from collections.abc import Collection
+from typing import Annotated, Final
 
 from fastapi import Depends, Path
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 
-from api.anthropic_compat.wire import is_on_surface
-from api.auth import authenticate
-from api.http.headers import is_of_openais_sdk
+from api.http.anthropic_errors import is_on_surface
+from api.http.headers import is_of_openais_sdk, one
 from api.http.invalid import refuse, unknown_parameter
-from api.state.batch_relay import BatchRelay
-from api.state.drain import Drain, Phase
+from api.state.api_state import ApiState, api_of, set_tenant
 from api.state.key_ring import KeyRing
-from api.state.occupancy import Occupancy
-from api.state.parsers import Parsers
-from api.state.relay import Relay
-from api.state.unsent_bytes import UnsentBytes
-from api.state.upload_slots import Uploads
-from shared.api_key import Caller, Scope
-from shared.errors import InvalidRequest, NotFound
-from shared.routes import Routes
-from shared.settings import Settings
-from shared.store.runtime import Runtime
-from shared.telemetry import Logger
-
-_TENANT: Final = "tokenspool.tenant"
+from shared.api_key import KEY_PREFIX, REPLACED, TENANT, Caller, Scope
+from shared.errors import FieldError, Forbidden, InvalidRequest, NotFound, Unauthenticated
+from shared.settings import Auth, Settings
 
 JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 BATCH_ID: Final = re.compile(r"batch_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
@@ -44,77 +34,6 @@ _NOT_OPENAIS: Final = (
 """OpenAI has the same path with other objects: its SDK's list, retrieve and cancel would succeed, and a poll never end."""
 
 
-@dataclass
-class LetPast:
-    """How many requests went past the limit of addresses because Redis did not answer."""
-
-    count: int = 0
-
-
-@dataclass
-class BodiesHeld:
-    """What the bodies that are being read hold together."""
-
-    bytes: int = 0
-
-
-@dataclass
-class LastHealth:
-    """The report that was worked out last, and when, by the loop's clock."""
-
-    report: Any = None
-    at_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class ApiState:
-    """What lives as long as the application; opened by its lifespan."""
-
-    name: str
-    """Of this process, while it lives: jobs that a client waits for here carry it."""
-    settings: Settings
-    runtime: Runtime
-    relay: Relay
-    batch_relay: BatchRelay
-    key_ring: KeyRing
-    uploads: Uploads
-    parsers: Parsers
-    unsent: UnsentBytes
-    drain: Drain
-    routes: Routes
-    occupancy: Occupancy
-    shutdown: asyncio.Event
-    """Set when the drain is over: whatever still waits ends now."""
-    log: Logger
-    let_past: LetPast = field(default_factory=LetPast)
-    bodies: BodiesHeld = field(default_factory=BodiesHeld)
-    last_health: LastHealth = field(default_factory=LastHealth)
-
-    def wind_down(self, *, is_hurried: bool) -> Phase:
-        """Asked a few times a second once the server was told to stop, until it is over. ``is_hurried``: it is over now."""
-        now_s = asyncio.get_running_loop().time()
-        self.drain.begin(now_s)
-        self.relay.dismiss()
-        self.batch_relay.dismiss()
-        phase = Phase.OVER if is_hurried else self.drain.phase(now_s)
-        if phase is Phase.OVER:
-            self.stop()
-        return phase
-
-    def stop(self) -> None:
-        """Followers are told to come back, and what waits responds now. Calls after the first change nothing."""
-        self.drain.begin(asyncio.get_running_loop().time())
-        self.shutdown.set()
-        self.relay.close()
-        self.batch_relay.dismiss()
-
-
-def api_of(request: Request) -> ApiState:
-    """For routes that do without FastAPI's dependencies, which cost 20 µs each."""
-    api: ApiState = request.scope["state"]["api"]
-    return api
-
-
 async def _api(request: Request) -> ApiState:
     return api_of(request)  # a coroutine: FastAPI runs plain functions in threads
 
@@ -126,19 +45,13 @@ async def caller_of(request: Request, scope: Scope, *, query: Collection[str] = 
     """
     api = api_of(request)
     caller = await authenticate(request, api.settings, api.key_ring, scope)
-    request.scope[_TENANT] = caller.tenant
+    set_tenant(request.scope, caller.tenant)
     api.occupancy.enter(request.scope, caller.tenant)
     if request.scope["path"].startswith(_OWN_BATCHES) and is_of_openais_sdk(request.scope):
         raise InvalidRequest(_NOT_OPENAIS)
     if request.scope["query_string"] and request.method == "GET":
         _refuse_unknown(request, query)
     return caller
-
-
-def tenant_of(scope: MutableMapping[str, Any]) -> str:
-    """Whose request it is, once that was asked; the empty name if nobody's."""
-    tenant: str = scope.get(_TENANT, "")
-    return tenant
 
 
 def _refuse_unknown(request: Request, query: Collection[str]) -> None:
@@ -190,3 +103,69 @@ Admin = Annotated[Caller, Depends(_admin)]
 JobId = Annotated[str, Depends(_job_id)]
 BatchId = Annotated[str, Depends(_batch_id)]
 """Of the path. What cannot be one of ours is not found, like an absent one."""
+
+
+# --- who is calling ---
+
+DEFAULT_TENANT: Final = "default"
+
+_OURS: Final = KEY_PREFIX.encode()
+_OF_ANOTHER_SCHEME: Final = b"-"
+"""Something was sent, but no key of ours, whatever it looks like."""
+
+
+async def authenticate(request: Request, settings: Settings, ring: KeyRing, scope: Scope) -> Caller:
+    """The caller, who may do what the scope says. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable."""
+    if settings.auth is Auth.OFF:
+        return _named_caller(request)
+    caller = await ring.admit(request.scope, _presented(request))
+    if scope not in caller.scopes:
+        raise Forbidden(f"The key lacks the scope {scope}.")
+    if scope is Scope.ADMIN and caller.is_retiring:
+        raise Forbidden(REPLACED)
+    return caller
+
+
+def _presented(request: Request) -> bytes:
+    """The key that a request shows, whatever it is. Raises Unauthenticated, InvalidRequest.
+
+    Clients send what they find in their environment: another vendor's key in the header that they do not use for ours, or
+    an empty one. So of two the one counts that is ours, in whichever header it is.
+    """
+    shown = [
+        key for key in (_bearer_of(_sent_once(request, b"authorization")), _sent_once(request, b"x-api-key")) if key
+    ]
+    ours = {key for key in shown if key.startswith(_OURS)}
+    if len(ours) > 1:
+        raise refuse(FieldError("X-Api-Key", "must be the key that Authorization has: send one of the two"))
+    if not shown:
+        raise Unauthenticated("Send an API key, as Authorization: Bearer or as x-api-key.")
+    return ours.pop() if ours else shown[0]
+
+
+def _sent_once(request: Request, wanted: bytes) -> bytes:
+    """Empty if it was not sent. Raises InvalidRequest."""
+    found: bytes | None = None
+    for name, value in request.scope["headers"]:
+        if name == wanted:
+            if found is not None:
+                raise refuse(FieldError(wanted.decode().title(), "must be sent once"))
+            found = value.strip(b" \t")
+    return found or b""
+
+
+def _bearer_of(authorization: bytes) -> bytes:
+    """Empty if there is none."""
+    scheme, _, key = authorization.partition(b" ")
+    if scheme.lower() == b"bearer" or not scheme:
+        return key.strip(b" \t")
+    return _OF_ANOTHER_SCHEME
+
+
+def _named_caller(request: Request) -> Caller:
+    tenant = one(request, b"x-tenant")
+    if tenant is None:
+        return Caller(DEFAULT_TENANT)
+    if not TENANT.fullmatch(tenant):
+        raise refuse(FieldError("X-Tenant", "must be 1 to 64 of A-Z, a-z, 0-9, _, . and -"))
+    return Caller(tenant)

@@ -7,8 +7,8 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
-from api.dependencies import ApiState
 from api.edge.server import Server
+from api.state.api_state import ApiState
 from api.state.drain import Phase
 from shared.errors import Problem
 from shared.settings import Auth

@@ -16,9 +16,9 @@ from starlette.responses import Response
 from api.anthropic_compat.batch_view import MessageBatch, MessageBatchPage
 from api.anthropic_compat.models import DEFAULT_LIMIT, MOST_LIMIT, ModelPage
 from api.anthropic_compat.models import Model as AnthropicModel
-from api.anthropic_compat.wire import ErrorEnvelope, is_on_surface
 from api.batches.items import MOST_CUSTOM_ID_CHARS
 from api.batches.results import JSON_LINES, ResultLine
+from api.http.anthropic_errors import ErrorEnvelope, is_on_surface
 from api.http.errors import PROBLEM_JSON, ProblemDocument
 from api.http.headers import EVENT_STREAM, JSON
 from api.jobs.request import DEFAULT_MAX_TOKENS, MOST_MODEL_CHARS

@@ -4,8 +4,9 @@ from typing import Final
 
 import msgspec
 
-from api.anthropic_compat.wire import ErrorBody, refusal_of_failure
+from api.anthropic_compat.refusals import refusal_of_failure
 from api.batches.results import ResultLine
+from api.http.anthropic_errors import ErrorBody
 from shared.batch import Batch, BatchState
 from shared.clock import to_rfc3339
 from shared.errors import JobError

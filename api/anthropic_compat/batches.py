@@ -12,10 +12,11 @@ from api.anthropic_compat.message_request import batch_draft_of, upstream_header
 from api.anthropic_compat.models import PAGE_QUERY, limit_of
 from api.batches.results import results_answer
 from api.batches.submit import submit_batch
-from api.dependencies import BATCH_ID, ApiState, api_of, caller_of
+from api.dependencies import BATCH_ID, caller_of
 from api.http.invalid import refuse
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
+from api.state.api_state import ApiState, api_of
 from shared.api_key import Scope
 from shared.batch import Batch
 from shared.errors import FieldError, NotFound

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
-from api.anthropic_compat.wire import Refusal, Refused, refusal_of_end, refusal_of_problem, type_of
-from api.dependencies import ApiState
+from api.anthropic_compat.refusals import Refused, refusal_of_end
+from api.http.anthropic_errors import Refusal, refusal_of_problem, type_of
+from api.state.api_state import ApiState
 from api.state.relay import Closing, Gone, Watch
 from api.streams.retraction import reason_of, sentence_of
 from api.streams.sse import frame

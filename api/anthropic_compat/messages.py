@@ -23,16 +23,9 @@ from api.anthropic_compat.message_request import (
     upstream_headers_of,
 )
 from api.anthropic_compat.message_stream import ERASED, HeldFrames, ended_job, frames_of, message_of
-from api.anthropic_compat.wire import (
-    Refusal,
-    Refused,
-    error_frame,
-    refusal_answer,
-    refusal_of_end,
-    refusal_of_problem,
-    type_of,
-)
-from api.dependencies import ApiState, api_of, caller_of
+from api.anthropic_compat.refusals import Refused, refusal_of_end
+from api.dependencies import caller_of
+from api.http.anthropic_errors import Refusal, error_frame, refusal_answer, refusal_of_problem, type_of
 from api.http.body import read_body
 from api.http.disconnects import while_connected
 from api.http.errors import request_id_of
@@ -40,6 +33,7 @@ from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
 from api.jobs.request import Draft
 from api.jobs.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, submit
+from api.state.api_state import ApiState, api_of
 from api.state.key_ring import not_valid
 from api.state.relay import Watch
 from api.streams.sse import SseResponse

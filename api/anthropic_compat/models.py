@@ -7,9 +7,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
-from api.dependencies import ApiState, api_of, caller_of
+from api.dependencies import caller_of
 from api.http.invalid import refuse
 from api.http.responses import json_answer
+from api.state.api_state import ApiState, api_of
 from shared.api_key import Scope
 from shared.errors import FieldError, NotFound
 from shared.model_info import UNKNOWN_TIME, ModelDetails, ModelInfo, distinct

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from api.admission import admit
 from api.batches.submit import SubmittedBatch, bear, while_its_key_stands
-from api.dependencies import ApiState
+from api.state.api_state import ApiState
 from shared.api_key import Caller
 from shared.batch import Batch, InvalidItem, NewItem
 from shared.errors import IdempotencyKeyReused, NotEnded

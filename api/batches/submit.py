@@ -18,10 +18,10 @@ from starlette.requests import ClientDisconnect, Request
 from api.admission import admit
 from api.batches.items import BatchItems, DraftOf, options_of_job
 from api.batches.lines import JOB, REQUESTS, JsonLines, JsonRequests, Line, Splitter
-from api.dependencies import ApiState
 from api.http.body import Held
 from api.http.headers import JSON, idempotency_key, one
 from api.jobs.request import NO_HEADERS, JobOptions, UpstreamHeaders
+from api.state.api_state import ApiState
 from shared.api_key import Caller
 from shared.batch import ITEM_PRIORITY, Batch, BatchSpec, InvalidItem, NewItem
 from shared.errors import (

@@ -11,8 +11,8 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.dependencies import ApiState, api_of
 from api.http.errors import error_answer
+from api.state.api_state import ApiState, api_of
 from shared.errors import Problem, RateLimited
 
 _OPEN: Final = frozenset({"/health/live", "/health/ready"})

@@ -14,11 +14,11 @@ from urllib.parse import unquote_to_bytes
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.anthropic_compat import wire
-from api.dependencies import ApiState
 from api.edge.cors import Cors
+from api.http import anthropic_errors
 from api.http.errors import REQUEST_ID, error_answer
 from api.http.security_headers import security_headers
+from api.state.api_state import ApiState
 from shared.errors import InternalError, InvalidRequest, NotFound, Problem
 from shared.job import new_id
 from shared.telemetry import get_logger
@@ -48,7 +48,7 @@ class Envelope:
         request_id = _request_id_of(scope)
         is_head = scope["method"] == "HEAD"
         added = [(b"x-request-id", request_id.encode())]
-        if wire.is_on_surface(scope["path"]):
+        if anthropic_errors.is_on_surface(scope["path"]):
             added.append((b"request-id", request_id.encode()))  # where the SDK of that API looks
         if not self._cors.is_off:
             added += self._cors.headers_for(_header(scope, b"origin"))

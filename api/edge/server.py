@@ -9,7 +9,7 @@ from types import FrameType
 
 import uvicorn
 
-from api.dependencies import ApiState
+from api.state.api_state import ApiState
 from api.state.drain import Phase
 
 

@@ -7,9 +7,9 @@ from typing import Any, Final, Self, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from api.dependencies import ApiState, api_of
 from api.http.headers import JSON, one
 from api.http.strict_json import decode
+from api.state.api_state import ApiState, api_of
 from shared.api_key import Caller
 from shared.errors import InvalidRequest, QueueFull, TooLarge, UnsupportedMediaType
 

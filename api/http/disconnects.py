@@ -1,4 +1,4 @@
-"""Work that is of use only as long as its client is there."""
+"""Clients that go: work that is only done while its client is connected, and connections that we close."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from api.state.key_ring import credential_of, not_valid
 
@@ -36,3 +37,16 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def _until_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def abort(receive: Receive) -> bool:
+    """Closes the connection with all that waits in it. An orderly close would wait until a client that does not read
+    has read it. ASGI has no word for this, so we ask uvicorn's request cycle; elsewhere the server closes as it can,
+    and it is False.
+    """
+    transport: Any = getattr(getattr(receive, "__self__", None), "transport", None)
+    if transport is None:
+        return False
+    transport.abort()
+    await asyncio.sleep(0)  # the server learns of it before it looks for a missing end
+    return True

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from api.anthropic_compat import wire
+from api.http import anthropic_errors
 from api.http.headers import is_of_an_sdk
 from api.http.invalid import BODY, is_name, refuse
 from api.http.rate_limit_headers import headers_of
@@ -83,9 +83,9 @@ def document(problem: Problem, request_id: str, *, for_sdk: bool = False) -> byt
 
 
 def _sdk_error_of(problem: Problem) -> SdkError:
-    refusal = wire.refusal_of_problem(problem)
+    refusal = anthropic_errors.refusal_of_problem(problem)
     param = problem.errors[0].pointer.removeprefix("#").removeprefix("/").replace("/", ".") if problem.errors else None
-    return SdkError(refusal.message, wire.type_of(problem.status), problem.code, param or None)
+    return SdkError(refusal.message, anthropic_errors.type_of(problem.status), problem.code, param or None)
 
 
 def request_id_of(request: Request) -> str:
@@ -108,12 +108,12 @@ def problem_answer(
 
 def error_answer(scope: Scope, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The problem in the words of the surface that was called."""
-    on_surface = wire.is_on_surface(scope["path"])
+    on_surface = anthropic_errors.is_on_surface(scope["path"])
     if isinstance(problem, RateLimited):
         headers = {**(headers or {}), **headers_of(problem.limits, on_messages_surface=on_surface)}
     request_id = str(scope.get(REQUEST_ID, ""))
     if on_surface:
-        return wire.problem_answer(problem, request_id, headers)
+        return anthropic_errors.problem_answer(problem, request_id, headers)
     return problem_answer(problem, request_id, headers, for_sdk=is_of_an_sdk(scope))
 
 
@@ -175,7 +175,7 @@ def _hint_of(path: str) -> str:
     """Clients differ in whether they add /v1 to their base URL themselves."""
     if path.startswith("/v1/v1/"):
         return " Leave /v1 out of the base URL: the client adds it."
-    return " Put /v1 at the end of the base URL." if wire.is_on_surface("/v1" + path) else ""
+    return " Put /v1 at the end of the base URL." if anthropic_errors.is_on_surface("/v1" + path) else ""
 
 
 _NO_PATH: Final = "This path is not served here: /openapi.json has those that are."

@@ -6,8 +6,8 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.dependencies import ApiState, tenant_of
 from api.http.headers import JSON
+from api.state.api_state import ApiState, tenant_of
 
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 _LARGE_BYTES: Final = 64 << 10

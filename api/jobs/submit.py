@@ -3,8 +3,8 @@
 from typing import Final, NamedTuple
 
 from api.admission import admit
-from api.dependencies import ApiState
 from api.jobs.request import Draft
+from api.state.api_state import ApiState
 from shared.api_key import Caller, Scope
 from shared.errors import StorageFull
 from shared.job import Job, JobSpec, JobState, Submission, new_id

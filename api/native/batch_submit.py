@@ -7,9 +7,10 @@ from starlette.routing import Route
 
 from api.batches.items import options_of_query, refuse_query
 from api.batches.submit import BatchForm, form_of, submit_batch
-from api.dependencies import api_of, caller_of
+from api.dependencies import caller_of
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
+from api.state.api_state import api_of
 from api.views.batch import render, url_of
 from shared.api_key import Scope
 

@@ -8,11 +8,12 @@ from starlette.responses import Response
 
 from api.batches.results import results_answer
 from api.batches.retry import retry
-from api.dependencies import BATCH_ID, Api, ApiState, BatchId, Canceller, Reader, Submitter
+from api.dependencies import BATCH_ID, Api, BatchId, Canceller, Reader, Submitter
 from api.http.headers import EVENT_STREAM, idempotency_key, must_accept, one
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
 from api.native.jobs import RETRY_AFTER, cursor_of
+from api.state.api_state import ApiState
 from api.streams.batch_stream import batch_stream, end_id_of
 from api.streams.sse import StreamFormat
 from api.views.batch import render, render_page, url_of

@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.dependencies import Api, ApiState, Submitter
+from api.dependencies import Api, Submitter
 from api.http.body import read_body
 from api.http.disconnects import while_connected
 from api.http.errors import document, request_id_of
@@ -24,6 +24,7 @@ from api.http.responses import json_answer
 from api.http.strict_json import decode
 from api.jobs.request import Draft, JobOptions, check_prompt, drafted, max_tokens_of, user_message
 from api.jobs.submit import submit
+from api.state.api_state import ApiState
 from api.state.key_ring import not_valid
 from api.state.relay import Closing, Gone, Watch
 from api.streams.retraction import reason_of, sentence_of

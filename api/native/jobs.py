@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.dependencies import JOB_ID, Api, ApiState, Canceller, JobId, Reader, Submitter, api_of, caller_of
+from api.dependencies import JOB_ID, Api, Canceller, JobId, Reader, Submitter, caller_of
 from api.http.body import read_body
 from api.http.disconnects import while_connected
 from api.http.headers import (
@@ -26,8 +26,10 @@ from api.http.responses import json_answer
 from api.http.strict_json import decode
 from api.jobs.request import Draft, JobOptions, UpstreamHeaders, draft_of, drafted, latest_not_before_ms
 from api.jobs.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, position_of, submit
+from api.state.api_state import ApiState, api_of
 from api.state.relay import Watch
-from api.streams.sse import StreamFormat, job_stream
+from api.streams.job_stream import job_stream
+from api.streams.sse import StreamFormat
 from api.views.job import render, render_page, url_of
 from shared.api_key import Caller, Scope
 from shared.errors import FieldError, Forbidden, InvalidCursor, NotEnded, NotFound

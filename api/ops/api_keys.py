@@ -16,11 +16,12 @@ from fastapi import APIRouter, Depends, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.dependencies import Admin, Api, ApiState
+from api.dependencies import Admin, Api
 from api.http.body import read_json
 from api.http.headers import one
 from api.http.invalid import BODY, MOST_ERRORS, pointer, refuse, whole_of
 from api.http.responses import json_answer
+from api.state.api_state import ApiState
 from api.state.key_ring import credential_of
 from shared.api_key import DEFAULT_ENV, DEFAULT_SCOPES, ENV, KEY_ID, ApiKey, Caller, Scope, is_within
 from shared.clock import to_rfc3339

@@ -15,8 +15,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.dependencies import Api, ApiState, caller_of
+from api.dependencies import Api, caller_of
 from api.http.responses import json_answer
+from api.state.api_state import ApiState
 from shared.api_key import Scope
 from shared.clock import to_rfc3339
 from shared.errors import Problem

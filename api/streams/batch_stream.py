@@ -26,7 +26,7 @@ from shared.store.batches import Order
 from shared.store.runtime import Runtime
 
 if TYPE_CHECKING:
-    from api.dependencies import ApiState
+    from api.state.api_state import ApiState
 
 PROGRESS: Final = "progress"
 ENDED: Final = "ended"

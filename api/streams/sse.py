@@ -1,4 +1,4 @@
-"""Server-sent events: one response class for every stream, and the two forms in which a job's events are told.
+"""Server-sent events: one response class for every stream, and the frames that streams send.
 
 A plain ASGI response with one task per client beside the request's own, and no timer: sse-starlette costs 47 KB an idle
 client, over our bound (docs/decisions). Data is always one line of JSON made by us, names come from our lists, ids from
@@ -6,28 +6,19 @@ our log: nothing that a model says can break out of its frame.
 """
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.http.disconnects import abort
 from api.state.key_ring import credential_of
-from api.state.relay import Closing, Gone, Watch
-from api.views.job import render
-from shared.errors import NotFound, StorageUnavailable
 from shared.events import Event, EventId, OurEvent, text_of
-from shared.job import Job
-from shared.store.runtime import Runtime
-
-if TYPE_CHECKING:
-    from api.dependencies import ApiState
 
 PING: Final = b": ping\n\n"
-_PARTING: Final = b": the server is restarting, come back with your last event id\n\n"
 _KEY_ENDED: Final = b": the api key is not valid any more\n\n"
 _GRACE_S: Final = 0.5
 _MOST_AT_ONCE: Final = 64 << 10
@@ -44,7 +35,7 @@ _HEADERS: Final = {
 
 
 class StreamFormat(StrEnum):
-    """How a job's events are told."""
+    """How a job's events are sent."""
 
     TEXT = "text"
     """Ours, and the text as ``delta``."""
@@ -186,79 +177,6 @@ async def _end_when_left(receive: Receive, owner: _Owner) -> None:
     owner.end()
 
 
-async def abort(receive: Receive) -> bool:
-    """Closes the connection with all that waits in it. An orderly close would wait until a client that does not read
-    has read it. ASGI has no word for this, so we ask uvicorn's request cycle; elsewhere the server closes as it can,
-    and it is False.
-    """
-    transport: Any = getattr(getattr(receive, "__self__", None), "transport", None)
-    if transport is None:
-        return False
-    transport.abort()
-    await asyncio.sleep(0)  # the server learns of it before it looks for a missing end
-    return True
-
-
-def job_stream(
-    api: "ApiState",
-    job: Job,
-    *,
-    queue_position: int | None,
-    form: StreamFormat,
-    cursor: EventId | None = None,
-    from_now: bool = False,
-    watch: Watch | None = None,
-    is_new: bool = False,
-    headers: Mapping[str, str] | None = None,
-) -> SseResponse:
-    """A job's events as SSE. ``watch``: that of the request that submitted the job, or found it; ``is_new``: submitted it."""
-    own = watch or api.relay.watch(job.id, is_resumable=True)
-    frames = _job_frames(api.runtime, job, own, queue_position, form, cursor, from_now, is_new)
-    return SseResponse(frames, watch=own, headers=headers)
-
-
-async def _job_frames(
-    runtime: Runtime,
-    job: Job,
-    watch: Watch,
-    queue_position: int | None,
-    form: StreamFormat,
-    cursor: EventId | None,
-    from_now: bool,
-    is_new: bool,
-) -> AsyncIterator[bytes]:
-    head = b"retry: %d\n\n" % random.randint(1000, 3000)  # spread over time: all come back after a restart
-    if not from_now:
-        if cursor is None:
-            data = msgspec.json.encode({"job_id": job.id, "queue_position": queue_position})
-            head += frame(OurEvent.QUEUED, data)
-        yield head
-        head = b""
-    encode = _as_text if form is StreamFormat.TEXT else _as_messages
-    try:
-        async for events in watch.follow(job, cursor=cursor, from_now=from_now, is_new=is_new):
-            frames = b"".join([encode(event) for event in events if not event.is_terminal]) if events else PING
-            if events and events[-1].is_terminal:
-                frames += await _terminal_frame(runtime, job, events[-1])
-            if frames:
-                yield head + frames
-                head = b""
-    except Closing:
-        yield _PARTING
-    except (Gone, NotFound, StorageUnavailable):
-        return  # the client comes back, and is told
-
-
-async def _terminal_frame(runtime: Runtime, job: Job, event: Event) -> bytes:
-    """The terminal event carries the job as it ended. Redis away: the client is cut, and gets it when it comes back."""
-    while True:
-        try:
-            ended = await runtime.jobs.get(job.id, job.tenant, with_result=True)
-            return frame(event.name, render(ended, None), event.id)
-        except StorageUnavailable:
-            await asyncio.sleep(_GRACE_S)
-
-
 def frame(name: str, data: bytes, event_id: EventId | None = None) -> bytes:
     """One SSE frame. ``data`` is one line."""
     if event_id is None:
@@ -266,19 +184,8 @@ def frame(name: str, data: bytes, event_id: EventId | None = None) -> bytes:
     return b"id: %d-%d\nevent: %b\ndata: %b\n\n" % (event_id.epoch, event_id.seq, name.encode(), data)
 
 
-def _as_messages(event: Event) -> bytes:
-    return frame(event.name, event.data, event.id)
-
-
 OURS_IN_TEXT: Final = frozenset({OurEvent.STARTED, OurEvent.RETRY, OurEvent.RESET, OurEvent.SNAPSHOT})
 _TEXT_MARK: Final = b'"delta":{"type":"text_delta","text":'
-
-
-def _as_text(event: Event) -> bytes:
-    if event.name == "content_block_delta":
-        text = text_as_json(event)
-        return b"" if text is None else frame(OurEvent.DELTA, b'{"text":%b}' % text, event.id)
-    return frame(event.name, event.data, event.id) if event.name in OURS_IN_TEXT else b""
 
 
 def text_as_json(event: Event) -> bytes | None:

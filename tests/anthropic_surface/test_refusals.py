@@ -8,7 +8,8 @@ import anthropic
 import httpx2
 import pytest
 
-from api.anthropic_compat import messages, wire
+from api.anthropic_compat import messages
+from api.http import anthropic_errors
 from shared.errors import InternalError, JobError
 from shared.job import JobState, Step
 from shared.model_info import ModelInfo
@@ -259,7 +260,7 @@ async def test_a_model_is_told_with_all_that_its_upstream_said(serve: Serve) -> 
 
 def test_an_envelope_is_one_line_of_json() -> None:
     """Whatever stands in the message."""
-    frame = wire.error_frame(wire.Refusal(500, "api_error", 'a\nb"'), "req_1")
+    frame = anthropic_errors.error_frame(anthropic_errors.Refusal(500, "api_error", 'a\nb"'), "req_1")
     name, data, *rest = frame.split(b"\n")
     assert (name, rest) == (b"event: error", [b"", b""])
     assert json.loads(data.removeprefix(b"data: "))["error"]["message"] == 'a\nb"'

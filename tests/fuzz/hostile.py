@@ -8,7 +8,7 @@ from typing import Any, Final
 from hypothesis import strategies as st
 from starlette.types import ASGIApp
 
-from api.dependencies import ApiState
+from api.state.api_state import ApiState
 
 CANARY: Final = "c4n4ry z9"
 """With a space: no name may look like it, so that a message that names a field does not hold it."""

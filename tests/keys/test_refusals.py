@@ -7,8 +7,8 @@ from typing import Any, Final
 import httpx2
 import pytest
 
-from api.anthropic_compat.wire import is_on_surface
 from api.app import create_app
+from api.http.anthropic_errors import is_on_surface
 from shared.api_key import ALL_SCOPES, Scope
 from shared.job import JobState
 from shared.settings import load_settings

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from api.app import create_app
-from api.dependencies import ApiState
+from api.state.api_state import ApiState
 from shared.settings import load_settings
 from shared.store.runtime import Runtime
 from tests.support.redis_servers import RedisUnderTest

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api.anthropic_compat.wire import is_on_surface
 from api.app import create_app
+from api.http.anthropic_errors import is_on_surface
 from shared.settings import load_settings
 from tests.routes.conftest import CalledApi, StartApi, problem_of
 from tests.routes.test_bad_bodies import CANARY, JSON_TYPE, NOT_JSON

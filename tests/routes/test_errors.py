@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import structlog
 
-from api.anthropic_compat.wire import is_on_surface
 from api.app import create_app
+from api.http.anthropic_errors import is_on_surface
 from api.native import jobs
 from shared.errors import JOB_ERROR_CODES, Problem
 from shared.settings import load_settings

@@ -5,8 +5,8 @@ from typing import Any
 
 from starlette.routing import Route
 
-from api.anthropic_compat.wire import is_on_surface
 from api.app import create_app
+from api.http.anthropic_errors import is_on_surface
 from api.http.errors import PROBLEM_JSON
 from api.jobs.request import JobOptions
 from shared.settings import load_settings

@@ -10,8 +10,8 @@ from typing import Any, cast
 import uvicorn
 
 from api.app import create_app
-from api.dependencies import ApiState
 from api.edge.connections import KEEP_ALIVE_S, Bounds, Door, bounds_of, open_files
+from api.state.api_state import ApiState
 from api.state.relay import Relay
 from shared.settings import load_settings
 from tests.support.wait import wait_until
