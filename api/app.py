@@ -20,7 +20,7 @@ from api.edge.connections import bounds_of, open_files
 from api.edge.middleware import Envelope
 from api.edge.proxies import TrustedProxies
 from api.http import errors
-from api.native import batch_submit, batches, complete, jobs, usage, webhooks
+from api.native import batches, complete, jobs, usage, webhooks
 from api.ops import api_keys as keys
 from api.ops import health, problems
 from api.state.api_state import ApiState
@@ -67,7 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(TrustedProxies, networks=settings.trusted_proxies)
     errors.add_handlers(app)
     jobs.add_submit(app)
-    batch_submit.add_submit_batch(app)
+    batches.add_submit(app)
     for part in (jobs, batches, usage, complete, messages, message_batches, models, keys, webhooks, health, problems):
         app.router.routes.extend(part.router.routes)  # include_router makes finding a route cost 40 µs more (0.165)
     openapi.describe(app)

@@ -42,6 +42,24 @@ _AT_HOME: Final[dict[str, tuple[str, ...]]] = {
 }
 """Library → the only places inside of _MAY_IMPORT's folders that may import it."""
 
+_LAYERS: Final[dict[str, int]] = {
+    "app": 8,
+    "openapi": 7,
+    "loops": 7,
+    "edge": 7,
+    "native": 6,
+    "anthropic_compat": 6,
+    "ops": 6,
+    "jobs": 5,
+    "batches": 5,
+    "streams": 4,
+    "views": 3,
+    "dependencies": 2,
+    "http": 1,
+    "state": 0,
+}
+"""Place in api/ → its floor, as api/README.md has them. A place imports from its own floor or from a lower one."""
+
 
 def _imports_of(path: Path) -> Iterator[str]:
     """The dotted names of all that a file imports, wherever in it."""
@@ -66,6 +84,23 @@ def test_a_part_imports_only_what_it_may(folder: str) -> None:
         for name in _imports_of(path):
             root = name.partition(".")[0]
             assert root not in _OURS or root in _MAY_IMPORT[folder], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_the_api_has_floors_and_nobody_imports_upward() -> None:
+    """Whoever reads a module finds what it stands on below it; see api/README.md."""
+    places = {
+        path.name.removesuffix(".py") for path in (ROOT / "api").iterdir() if (path.suffix == ".py" or path.is_dir())
+    }
+    assert {place for place in places if not place.startswith(("_", "."))} == set(_LAYERS)
+    upward = []
+    for path in _sources("api"):
+        own = path.relative_to(ROOT / "api").parts[0].removesuffix(".py")
+        for name in _imports_of(path):
+            root, _, rest = name.partition(".")
+            other = rest.partition(".")[0]
+            if root == "api" and _LAYERS[other] > _LAYERS.get(own, 9):
+                upward.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert upward == []
 
 
 @pytest.mark.parametrize("library", _AT_HOME)

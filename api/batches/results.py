@@ -13,8 +13,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.http.disconnects import abort
+from api.http.responses import NO_TRANSFORM
 from api.state.key_ring import credential_of
-from api.streams.sse import NO_TRANSFORM
 from shared.batch import Batch, EndedItem, InvalidItem
 from shared.errors import InvalidCursor, JobError, NotFound, StorageFull, StorageUnavailable
 from shared.job import Job, JobState, Usage

@@ -9,7 +9,6 @@ from typing import Final
 import msgspec
 from starlette.requests import Request
 
-from api.admission import admit
 from api.batches.submit import SubmittedBatch, bear, while_its_key_stands
 from api.state.api_state import ApiState
 from shared.api_key import Caller
@@ -37,7 +36,7 @@ async def retry(
         if known.fingerprint != fingerprint:
             raise IdempotencyKeyReused
         return SubmittedBatch(await batches.get(known.id, batch.tenant), is_replayed=True)
-    admit(api)
+    api.runtime.memory.check()
     if not batch.has_ended:
         raise NotEnded("Only a batch that has ended can be retried.")
     counts, spec = batch.counts, batch.spec

@@ -15,7 +15,6 @@ from typing import Final, NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 
-from api.admission import admit
 from api.batches.items import BatchItems, DraftOf, options_of_job
 from api.batches.lines import JOB, REQUESTS, JsonLines, JsonRequests, Line, Splitter
 from api.http.body import Held
@@ -132,7 +131,7 @@ async def submit_batch(
         if coming.fingerprint() != known.fingerprint:
             raise IdempotencyKeyReused
         return SubmittedBatch(await batches.get(known.id, tenant), is_replayed=True)
-    admit(api)
+    api.runtime.memory.check()
 
     async def start(batch_id: str, total: int) -> Started:
         await api.key_ring.still(request.scope)
@@ -230,7 +229,7 @@ async def _add_all(
     try:
         async with contextlib.aclosing(slices):
             async for items in slices:
-                admit(api)
+                api.runtime.memory.check()
                 if adding is not None:
                     await adding
                 slice_added = api.runtime.batches.add(

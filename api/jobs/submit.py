@@ -2,7 +2,6 @@
 
 from typing import Final, NamedTuple
 
-from api.admission import admit
 from api.jobs.request import Draft
 from api.state.api_state import ApiState
 from shared.api_key import Caller, Scope
@@ -61,7 +60,7 @@ async def submit(
     InvalidRequest if no limit will ever let it in; NotFound if the key's job was erased.
     """
     try:
-        admit(api)
+        api.runtime.memory.check()
     except StorageFull:  # a repeat needs no room
         if idempotency is None or await api.runtime.batches.known(caller.tenant, idempotency.key) is None:
             raise

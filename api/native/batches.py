@@ -1,22 +1,26 @@
-"""``/v1/batches``: read, list, follow, results, cancel, retry, erase. How a batch comes in is batch_submit's."""
+"""``/v1/batches``: submit, read, list, follow, results, cancel, retry, erase."""
 
 from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, FastAPI, Query
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
+from api.batches.items import options_of_query, refuse_query
 from api.batches.results import results_answer
 from api.batches.retry import retry
-from api.dependencies import BATCH_ID, Api, BatchId, Canceller, Reader, Submitter
+from api.batches.submit import BatchForm, form_of, submit_batch
+from api.dependencies import BATCH_ID, Api, BatchId, Canceller, Reader, Submitter, caller_of
 from api.http.headers import EVENT_STREAM, idempotency_key, must_accept, one
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
 from api.native.jobs import RETRY_AFTER, cursor_of
-from api.state.api_state import ApiState
+from api.state.api_state import ApiState, api_of
 from api.streams.batch_stream import batch_stream, end_id_of
 from api.streams.sse import StreamFormat
 from api.views.batch import render, render_page, url_of
+from shared.api_key import Scope
 from shared.errors import FieldError, InvalidCursor
 from shared.job import JobState
 from shared.store.batches import Order
@@ -28,6 +32,38 @@ _MOST_S: Final = 0.5
 
 EndedState = Literal["succeeded", "failed", "cancelled", "expired"]
 """Written out, as are the others: an enumeration would be a schema of its own in the OpenAPI document."""
+
+
+def add_submit(app: FastAPI) -> None:
+    """Past FastAPI, which would read the body before it calls us."""
+    app.router.routes.append(Route("/v1/batches", submit_batch_route, methods=["POST"]))
+
+
+async def submit_batch_route(request: Request) -> Response:
+    """Take a batch in: 202 and where it is found. A repeat of one that has ended answers 200."""
+    api = api_of(request)
+    caller = await caller_of(request, Scope.SUBMIT)
+    form = form_of(request)
+    query = request.query_params.multi_items()
+    if form is BatchForm.LINES:
+        submitted = await submit_batch(
+            request,
+            api,
+            caller,
+            form=form,
+            options=options_of_query(query, api.settings.webhook_allow_networks, api.settings.max_not_before_s),
+        )
+    else:
+        refuse_query(query)
+        submitted = await submit_batch(request, api, caller, takes_options=True)
+    batch, is_replayed, limits = submitted
+    headers = {"Location": url_of(batch.id), **headers_of(limits)}
+    if is_replayed:
+        headers["Idempotency-Replayed"] = "true"
+    if not batch.has_ended:
+        headers["Retry-After"] = "1"
+    status = 200 if is_replayed and batch.has_ended else 202
+    return json_answer(render(batch), status, headers)
 
 
 @router.get("/v1/batches")

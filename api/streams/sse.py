@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.http.disconnects import abort
+from api.http.responses import NO_TRANSFORM
 from api.state.key_ring import credential_of
 from shared.events import Event, EventId, OurEvent, text_of
 
@@ -23,9 +24,6 @@ _KEY_ENDED: Final = b": the api key is not valid any more\n\n"
 _GRACE_S: Final = 0.5
 _MOST_AT_ONCE: Final = 64 << 10
 """Bytes given to the server in one piece: it takes any piece whole into its memory, then waits until it is sent."""
-
-NO_TRANSFORM: Final = "no-store, no-transform"
-"""Of what is streamed: a proxy that compresses holds a stream back until it has enough of it."""
 
 _HEADERS: Final = {
     "content-type": "text/event-stream; charset=utf-8",

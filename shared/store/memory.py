@@ -24,7 +24,7 @@ class Memory:
         self.tenant_bytes = 0
         """What the requests of one tenant may take, by default; 0 is no limit: none is set, or Redis does not say how much it may hold."""
 
-    def admit(self) -> None:
+    def check(self) -> None:
         """Raises StorageFull above the high-water mark."""
         if self.is_full:
             raise StorageFull("Redis holds as much as it may; finished jobs make room as they age.")

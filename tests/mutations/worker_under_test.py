@@ -16,7 +16,7 @@ import aiohttp
 import httpx2
 import msgspec
 
-from api.streams.sse import _as_text
+from api.streams.job_stream import _as_text
 from shared.events import Event, OurEvent
 from shared.job import JobSpec, Step
 from shared.routes import ProviderName

@@ -195,9 +195,9 @@ async def test_submits_stop_before_running_jobs_lack_room(runtime: Runtime) -> N
         assert runtime.memory.is_full is is_full
         if is_full:
             with pytest.raises(StorageFull):
-                runtime.memory.admit()
+                runtime.memory.check()
         else:
-            runtime.memory.admit()
+            runtime.memory.check()
     await _empty(runtime)
     await runtime.memory.look()
     assert not runtime.memory.is_full

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.native.complete import TextFrames
-from api.streams.sse import _as_messages, _as_text
+from api.streams.job_stream import _as_messages, _as_text
 from cli.event_stream import EventReader
 from shared.events import Event, EventId
 from shared.store.runtime import Runtime
