@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from shared import errors, events, job, settings
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DOCS: Final = ROOT / "docs"
@@ -64,17 +64,17 @@ def state_table() -> str:
 
 def key_table() -> str:
     """Every key, with its type, what it holds and how long it lives."""
-    return _table(("key", "what it is, and how long it lives"), _names(keys.KEYS | keys.GLOBAL_KEYS))
+    return _table(("key", "what it is, and how long it lives"), _names(redis_keys.KEYS | redis_keys.GLOBAL_KEYS))
 
 
 def channel_table() -> str:
     """Every pub/sub channel."""
-    return _table(("channel", "what is published"), _names(keys.CHANNELS))
+    return _table(("channel", "what is published"), _names(redis_keys.CHANNELS))
 
 
 def _names(names: dict[str, tuple[tuple[str, ...], str]]) -> list[tuple[str, ...]]:
     return [
-        (f"`{keys.prefix_of(kind)}{':'.join((kind, *(f'<{argument}>' for argument in arguments)))}`", meaning)
+        (f"`{redis_keys.prefix_of(kind)}{':'.join((kind, *(f'<{argument}>' for argument in arguments)))}`", meaning)
         for kind, (arguments, meaning) in names.items()
     ]
 

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from shared.job import Step
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from tests.support.builders import an_answer
 from tests.support.store import SUCCESS, claim_one, kind_of, submit
@@ -154,11 +154,11 @@ async def test_every_key_in_redis_is_a_known_one_and_lives_as_long_as_its_text_s
     await runtime.queue.reap()
 
     names = [name.decode() for name in (await runtime.commands.call("SCAN", 0, "COUNT", 10_000))[1]]
-    assert keys.job(done.id) in names
+    assert redis_keys.job(done.id) in names
     for name in names:
         kind = kind_of(name)
-        arguments = name.removeprefix(keys.prefix_of(kind)).split(":")[1:]
-        wanted, meaning = (keys.KEYS | keys.GLOBAL_KEYS)[kind]
+        arguments = name.removeprefix(redis_keys.prefix_of(kind)).split(":")[1:]
+        wanted, meaning = (redis_keys.KEYS | redis_keys.GLOBAL_KEYS)[kind]
         assert bool(arguments) == bool(wanted), name
         if await runtime.commands.call("PTTL", name) < 0:
             assert re.search(r"No TTL|no TTL|Gone when empty", meaning), f"{kind} has no TTL and no reason"

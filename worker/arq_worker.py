@@ -23,7 +23,7 @@ from arq.worker import func
 
 from shared.errors import StorageFull, StorageUnavailable
 from shared.settings import Settings
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.queue import SUSPECT_TAKEOVERS, Claim
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger
@@ -55,7 +55,7 @@ class ArqWorker(arq.Worker):
     def __init__(self, runtime: Runtime, context: RunContext, settings: Settings, logger: Logger) -> None:
         super().__init__(
             [func(complete, name="complete", max_tries=1)],
-            queue_name=keys.SHARD,
+            queue_name=redis_keys.SHARD,
             redis_pool=_NO_POOL,
             handle_signals=False,
             max_jobs=settings.concurrency,
@@ -96,10 +96,10 @@ class ArqWorker(arq.Worker):
         """Claims and runs until drained. Cancelled: ends the runs, and hands nothing back."""
         subscriber = self._runtime.subscriber(on_message=self._on_message, on_confirmed=lambda _: self._wake.set())
         async with subscriber, self._deliverer, self._group as group:
-            subscriber.subscribe(keys.plain("wake"))
-            subscriber.subscribe(keys.plain("control"))
-            subscriber.subscribe(keys.plain("gates"))
-            subscriber.subscribe(keys.plain("deliveries"))
+            subscriber.subscribe(redis_keys.plain("wake"))
+            subscriber.subscribe(redis_keys.plain("control"))
+            subscriber.subscribe(redis_keys.plain("gates"))
+            subscriber.subscribe(redis_keys.plain("deliveries"))
             loops = [
                 group.create_task(self._loop("claim", self._claim, woken_by=self._wake)),
                 group.create_task(self._loop("renew", partial(self._renew_all, subscriber.stands))),
@@ -143,15 +143,15 @@ class ArqWorker(arq.Worker):
                 await asyncio.sleep(_TICK_S)
 
     def _on_message(self, channel: str, message: bytes) -> None:
-        if channel == keys.plain("deliveries"):
+        if channel == redis_keys.plain("deliveries"):
             self._deliverer.wake.set()
             return
-        if channel == keys.plain("control"):
+        if channel == redis_keys.plain("control"):
             verb, _, job_id = message.decode().partition(" ")
             if verb == "cancel" and (task := self.tasks.get(job_id)):
                 self._logger.info("job_cancelled", job_id=job_id)
                 task.cancel()
-        elif channel == keys.plain("gates"):
+        elif channel == redis_keys.plain("gates"):
             self._governor.heard()
         self._wake.set()
 
@@ -250,7 +250,7 @@ class ArqWorker(arq.Worker):
         """Every quarter of a lease; more often while cancellations cannot be heard."""
         await self._renew(list(self._claims.values()))
         every_s = self._settings.lease_s / 4
-        return every_s if stands(keys.plain("control")) else min(every_s, _UNHEARD_S)
+        return every_s if stands(redis_keys.plain("control")) else min(every_s, _UNHEARD_S)
 
     async def _renew(self, claims: list[Claim]) -> None:
         """Ends the runs of claims that are over."""
@@ -367,7 +367,7 @@ class ArqWorker(arq.Worker):
 class _NoPool:
     """arq wants a pool; with our queue in place it is never used."""
 
-    default_queue_name = keys.SHARD
+    default_queue_name = redis_keys.SHARD
 
 
 _NO_POOL = cast("ArqRedis", _NoPool())

@@ -18,7 +18,7 @@ from api.state.key_ring import credential_of
 from shared.batch import Batch, EndedItem, InvalidItem
 from shared.errors import InvalidCursor, JobError, NotFound, StorageFull, StorageUnavailable
 from shared.job import Job, JobState, Usage
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.batches import Order
 from shared.store.runtime import Runtime
 
@@ -106,7 +106,7 @@ async def _found_of(runtime: Runtime, tenant: str, items: Sequence[EndedItem], s
     ids = [item.job_id for item in items if item.job_id is not None]
     jobs = dict(zip(ids, await runtime.jobs.get_many(ids, tenant), strict=True))
     sizes = {
-        job_id: runtime.commands.call("STRLEN", keys.result(job_id))
+        job_id: runtime.commands.call("STRLEN", redis_keys.result(job_id))
         for job_id, job in jobs.items()
         if job is not None and job.state is JobState.SUCCEEDED and status in (None, JobState.SUCCEEDED)
     }
@@ -138,7 +138,7 @@ def _portions(found: Sequence[_Found]) -> list[list[_Found]]:
 async def _lines_of(runtime: Runtime, tenant: str, portion: Sequence[_Found]) -> list[ResultLine]:
     async with runtime.reads.turn(tenant, sum(one.result_bytes for one in portion)):
         replies = {
-            one.line: runtime.commands.call("GET", keys.result(one.job.id))
+            one.line: runtime.commands.call("GET", redis_keys.result(one.job.id))
             for one in portion
             if one.job is not None and one.job.state is JobState.SUCCEEDED
         }

@@ -15,7 +15,7 @@ from shared.api_key import Caller
 from shared.batch import Batch, InvalidItem, NewItem
 from shared.errors import IdempotencyKeyReused, NotEnded
 from shared.job import Job, JobState, new_id
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.batches import SLICE_BYTES, SLICE_ITEMS, Started
 from shared.store.idempotency import fingerprint_of
 
@@ -77,7 +77,7 @@ async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | 
         for portion in await _portions(api, wanted):
             call = api.runtime.commands.call
             async with api.runtime.reads.turn(batch.tenant, SLICE_BYTES):
-                replies = [call("HGET", keys.job(job.id), "request") for job in portion]
+                replies = [call("HGET", redis_keys.job(job.id), "request") for job in portion]
                 requests = [await reply for reply in replies]
             items: list[NewItem | InvalidItem] = []
             for job, request in zip(portion, requests, strict=True):
@@ -92,7 +92,7 @@ async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | 
 
 async def _portions(api: ApiState, jobs: list[Job]) -> list[list[Job]]:
     """Those whose requests may be in memory at once, or one that is larger by itself."""
-    sizes = [api.runtime.commands.call("HSTRLEN", keys.job(job.id), "request") for job in jobs]
+    sizes = [api.runtime.commands.call("HSTRLEN", redis_keys.job(job.id), "request") for job in jobs]
     portions: list[list[Job]] = []
     total = 0
     for job, reply in zip(jobs, sizes, strict=True):

@@ -14,7 +14,7 @@ from api.state.relay import Closing, Gone, Listener, Relay
 from shared.batch import Batch
 from shared.errors import NotFound, StorageFull, StorageUnavailable
 from shared.events import Event, decode_published
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from shared.telemetry import get_logger
 
@@ -128,7 +128,7 @@ class BatchRelay:
         if with_items and not any(other.with_items for other in followed.watches):
             followed.stands = False
             self._relay.listen(
-                keys.batch_events(batch.id),
+                redis_keys.batch_events(batch.id),
                 Listener(lambda message: _on_message(followed, message), lambda: _on_confirmed(followed)),
             )
         followed.watches.add(watch)
@@ -146,7 +146,7 @@ class BatchRelay:
             return
         followed.watches.remove(watch)
         if watch.with_items and not any(other.with_items for other in followed.watches):
-            self._relay.unlisten(keys.batch_events(watch.batch_id))
+            self._relay.unlisten(redis_keys.batch_events(watch.batch_id))
         if not followed.watches:
             del self._followed[watch.batch_id]
 

@@ -15,7 +15,7 @@ import msgspec
 from shared.errors import StorageFull, StorageUnavailable
 from shared.events import Event, EventId, OurEvent, decode_published
 from shared.job import Job, JobState
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.log import Reach
 from shared.store.runtime import Runtime
 
@@ -64,7 +64,7 @@ class Relay:
 
     async def __aenter__(self) -> Self:
         await self._subscriber.__aenter__()
-        self._subscriber.subscribe(keys.plain("control"))
+        self._subscriber.subscribe(redis_keys.plain("control"))
         self._tasks = [
             asyncio.create_task(self._probe_loop(), name="relay probe"),
             asyncio.create_task(self._ping_loop(), name="relay ping"),
@@ -92,8 +92,8 @@ class Relay:
         watches = self._watches.get(job_id)
         if watches is None:
             watches = self._watches[job_id] = set()
-            self._subscriber.subscribe(keys.events(job_id))
-        elif self._subscriber.stands(keys.events(job_id)):
+            self._subscriber.subscribe(redis_keys.events(job_id))
+        elif self._subscriber.stands(redis_keys.events(job_id)):
             watch.confirm()
         watches.add(watch)
         return watch
@@ -146,7 +146,7 @@ class Relay:
             watches.remove(watch)
             if not watches:
                 del self._watches[watch.job_id]
-                self._subscriber.unsubscribe(keys.events(watch.job_id))
+                self._subscriber.unsubscribe(redis_keys.events(watch.job_id))
 
     def _on_message(self, channel: str, message: bytes) -> None:
         if listener := self._listeners.get(channel):
@@ -196,7 +196,7 @@ class Relay:
                     await asyncio.sleep(0)
 
 
-_CHANNEL_PREFIX: Final = len(keys.events(""))
+_CHANNEL_PREFIX: Final = len(redis_keys.events(""))
 
 
 def _nothing() -> None:
@@ -456,11 +456,11 @@ class Watch:
 
     async def _start_over(self) -> tuple[Event, EventId | None]:
         (reach,) = await self._runtime.log.probe([self.job_id])
-        attempts = await self._runtime.commands.call("HGET", keys.job(self.job_id), "attempts")
+        attempts = await self._runtime.commands.call("HGET", redis_keys.job(self.job_id), "attempts")
         return _made_reset(int(attempts or 0), "log_rolled_back"), _before(reach.newest_claim if reach else None)
 
     async def _state(self) -> JobState:
-        (state,) = [await self._runtime.commands.call("HGET", keys.job(self.job_id), "state")]
+        (state,) = [await self._runtime.commands.call("HGET", redis_keys.job(self.job_id), "state")]
         return JobState((state or b"expired").decode())
 
     def _contiguous(self) -> list[Event]:

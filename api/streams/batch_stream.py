@@ -21,7 +21,7 @@ from shared.clock import to_rfc3339
 from shared.errors import InvalidCursor, NotFound, StorageFull, StorageUnavailable
 from shared.events import Event, EventId, OurEvent, text_of
 from shared.job import Job
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.batches import Order
 from shared.store.runtime import Runtime
 
@@ -342,7 +342,7 @@ class ItemStories:
             return []
 
     async def _last_ended_line(self) -> int | None:
-        lines = await self._runtime.commands.call("ZREVRANGE", keys.batch_ended(self._batch_id), 0, 0)
+        lines = await self._runtime.commands.call("ZREVRANGE", redis_keys.batch_ended(self._batch_id), 0, 0)
         return int(lines[0]) if lines else None
 
     def _told_as(self, story: _Story, event: Event) -> bytes:

@@ -18,7 +18,7 @@ from shared.api_key import (
 )
 from shared.errors import Forbidden, KeyEnded, NotFound, TooManyKeys, Unauthenticated
 from shared.limits import CallerLimits
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.commands import Commands
 from shared.store.reads import Reads, Sized, Stretch, read_page, size_of
 from shared.store.script import script
@@ -141,7 +141,7 @@ class ApiKeys:
 
     async def look_up(self, presented: PresentedKey) -> FoundKey | None:
         """The key of that text; None for an unknown id, a wrong secret, a revoked and an expired one, at the same cost."""
-        found = self._commands.call("HMGET", keys.api_key(presented.id), "digest", "old_digest", *_FIELDS)
+        found = self._commands.call("HMGET", redis_keys.api_key(presented.id), "digest", "old_digest", *_FIELDS)
         time = self._commands.call("TIME")
         digest, old_digest, *record = await found
         seconds, microseconds = await time
@@ -179,14 +179,14 @@ class ApiKeys:
 
     async def get(self, key_id: str, tenant: str | None) -> ApiKey:
         """As its record stands. Raises NotFound, for foreign ids too."""
-        record = await self._commands.call("HMGET", keys.api_key(key_id), *_FIELDS)
+        record = await self._commands.call("HMGET", redis_keys.api_key(key_id), *_FIELDS)
         if record[0] is None or tenant not in (None, record[0].decode()):
             raise NotFound
         return _key_of(key_id, record)
 
     async def page(self, tenant: str, *, after: str | None, limit: int) -> KeyPage:
         """The tenant's keys, newest first, those that ended within 90 days included."""
-        index = keys.api_keys(tenant)
+        index = redis_keys.api_keys(tenant)
 
         async def behind(last: str | None) -> Stretch:
             start = f"({last}" if last else "+"
@@ -195,7 +195,7 @@ class ApiKeys:
             return Stretch(ids, ids[-1] if ids else None, len(ids) <= limit)
 
         async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
-            records = await self._reads.small(tenant, [keys.api_key(key_id) for key_id in ids], _FIELDS)
+            records = await self._reads.small(tenant, [redis_keys.api_key(key_id) for key_id in ids], _FIELDS)
             gone = [key_id for key_id, record in zip(ids, records, strict=False) if record[0] is None]
             if gone:
                 await self._commands.call("ZREM", index, *gone)
@@ -208,19 +208,19 @@ class ApiKeys:
 
     async def tenants(self) -> list[str]:
         """Those that have keys."""
-        found = [name.decode() for name in await self._commands.call("SMEMBERS", keys.plain("api_key_tenants"))]
-        sizes = [self._commands.call("ZCARD", keys.api_keys(tenant)) for tenant in found]
+        found = [name.decode() for name in await self._commands.call("SMEMBERS", redis_keys.plain("api_key_tenants"))]
+        sizes = [self._commands.call("ZCARD", redis_keys.api_keys(tenant)) for tenant in found]
         having = []
         for tenant, size in zip(found, sizes, strict=True):
             if await size:
                 having.append(tenant)
             else:
-                await self._commands.call("SREM", keys.plain("api_key_tenants"), tenant)
+                await self._commands.call("SREM", redis_keys.plain("api_key_tenants"), tenant)
         return sorted(having)
 
     async def is_empty(self) -> bool:
         """Whether nobody ever made a key."""
-        return not await self._commands.call("EXISTS", keys.plain("api_key_tenants"))
+        return not await self._commands.call("EXISTS", redis_keys.plain("api_key_tenants"))
 
     async def rotate(
         self, key_id: str, tenant: str | None, *, grace_s: float, maker: PresentedKey | None = None

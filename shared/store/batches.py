@@ -29,8 +29,7 @@ from shared.estimates import Estimates
 from shared.job import JobState, Step, Usage, prompt_hash_of
 from shared.limits import NO_LIMITS, CallerLimits, LimitState, arguments_of, reservation_of
 from shared.settings import Settings, routes_of
-from shared.store import limits
-from shared.store import redis_keys as keys
+from shared.store import limits, redis_keys
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
 from shared.store.jobs import retention
@@ -126,7 +125,7 @@ class Batches:
     async def known(self, tenant: str, idempotency_key: str) -> Known | None:
         """What the key was used for, so that a repeat need not be stored to be recognised."""
         found = await self._commands.call(
-            "HMGET", keys.idempotency(tenant, key_hash(idempotency_key)), "job", "fingerprint"
+            "HMGET", redis_keys.idempotency(tenant, key_hash(idempotency_key)), "job", "fingerprint"
         )
         return Known(found[0].decode(), found[1].decode()) if found[0] else None
 
@@ -166,7 +165,9 @@ class Batches:
         for item in items:
             match item:
                 case NewItem():
-                    flow = keys.flow_of(ITEM_PRIORITY, tenant, self._routes.chain_name_of(item.model), key_id=held_back)
+                    flow = redis_keys.flow_of(
+                        ITEM_PRIORITY, tenant, self._routes.chain_name_of(item.model), key_id=held_back
+                    )
                     own = {
                         "model": item.model,
                         "custom_id": item.custom_id,
@@ -300,7 +301,7 @@ class Batches:
 
     async def get(self, batch_id: str, tenant: str) -> Batch:
         """The batch as it stands. Raises NotFound, for foreign ids too."""
-        found = _batch_of(batch_id, await self._reads.one(tenant, keys.batch(batch_id), _FIELDS), tenant)
+        found = _batch_of(batch_id, await self._reads.one(tenant, redis_keys.batch(batch_id), _FIELDS), tenant)
         if found is None:
             raise NotFound
         return found
@@ -311,13 +312,13 @@ class Batches:
 
         async def behind(last: str | None) -> Stretch:
             start = f"({last}" if last else "+"
-            index = keys.batch_index(tenant)
+            index = redis_keys.batch_index(tenant)
             members = await self._commands.call(command, index, start, end, "LIMIT", 0, limit + 1)
             ids = [member.decode() for member in members]
             return Stretch(ids, ids[-1] if ids else None, len(ids) <= limit)
 
         async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
-            records = await self._reads.some(tenant, [keys.batch(batch_id) for batch_id in ids], _FIELDS)
+            records = await self._reads.some(tenant, [redis_keys.batch(batch_id) for batch_id in ids], _FIELDS)
             found = [(_batch_of(each, record, tenant), record) for each, record in zip(ids, records, strict=False)]
             return [None if batch is None else Sized(batch, size_of(record)) for batch, record in found]
 
@@ -356,20 +357,20 @@ class Batches:
             await self.drop(batch_id, tenant)
             await self.advance_all(batch_id)
             yield batch_id
-        while ids := await self._commands.call("ZRANGE", keys.batch_index(tenant), 0, _ERASED_AT_ONCE - 1):
+        while ids := await self._commands.call("ZRANGE", redis_keys.batch_index(tenant), 0, _ERASED_AT_ONCE - 1):
             for batch_id in [raw_id.decode() for raw_id in ids]:
                 with contextlib.suppress(NotFound):
                     await self.cancel(batch_id, tenant)
                     await self.advance_all(batch_id)
                     await self.erase(batch_id, tenant)
                 await self.advance_all(batch_id)
-                await self._commands.call("ZREM", keys.batch_index(tenant), batch_id)
+                await self._commands.call("ZREM", redis_keys.batch_index(tenant), batch_id)
                 yield batch_id
 
     async def _coming_in_of(self, tenant: str) -> list[str]:
         """They are in no index yet; so are those that are being dropped."""
-        ids = [raw_id.decode() for raw_id in await self._commands.call("ZRANGE", keys.plain("due"), 0, -1)]
-        replies = [self._commands.call("HMGET", keys.batch(batch_id), "tenant", "state") for batch_id in ids]
+        ids = [raw_id.decode() for raw_id in await self._commands.call("ZRANGE", redis_keys.plain("due"), 0, -1)]
+        replies = [self._commands.call("HMGET", redis_keys.batch(batch_id), "tenant", "state") for batch_id in ids]
         records = [await reply for reply in replies]
         unseen = [state.encode() for state in _UNSEEN]
         return [
@@ -404,19 +405,19 @@ class Batches:
 
     async def running_items(self, batch_id: str) -> list[str]:
         """The ids of the items that a worker has right now."""
-        ids = [member.decode() for member in await self._commands.call("ZRANGE", keys.plain("running"), 0, -1)]
-        replies = [self._commands.call("HGET", keys.job(job_id), "batch") for job_id in ids]
+        ids = [member.decode() for member in await self._commands.call("ZRANGE", redis_keys.plain("running"), 0, -1)]
+        replies = [self._commands.call("HGET", redis_keys.job(job_id), "batch") for job_id in ids]
         wanted = batch_id.encode()
         return [job_id for job_id, reply in zip(ids, replies, strict=True) if await reply == wanted]
 
     async def item_ids(self, batch_id: str, start: int, count: int) -> list[str | None]:
         """The job ids of the lines from ``start`` (0 is line 1) on; None for a line that never was a job."""
-        ids = await self._commands.call("LRANGE", keys.batch_items(batch_id), start, start + count - 1)
+        ids = await self._commands.call("LRANGE", redis_keys.batch_items(batch_id), start, start + count - 1)
         return [job_id.decode() or None for job_id in ids]
 
     def follow(self, batch_id: str) -> "asyncio.Future[Any]":
         """For half a minute what is appended to an item's log is published on the batch's channel too."""
-        return self._commands.call("SET", keys.batch_followed(batch_id), 1, "PX", _FOLLOWED_MS)
+        return self._commands.call("SET", redis_keys.batch_followed(batch_id), 1, "PX", _FOLLOWED_MS)
 
 
 def _joined(states: Iterable[BatchState]) -> str:

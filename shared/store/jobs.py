@@ -12,8 +12,7 @@ from shared.estimates import Estimates
 from shared.job import TERMINAL_STATES, Job, JobKind, JobSpec, JobState, Step, Submission, Usage
 from shared.limits import LimitState, Reservation, arguments_of
 from shared.settings import Settings, routes_of
-from shared.store import limits
-from shared.store import redis_keys as keys
+from shared.store import limits, redis_keys
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
 from shared.store.memory import Memory
@@ -128,7 +127,7 @@ class Jobs:
             script("submit"),
             submission.id,
             submission.tenant,
-            keys.flow_of(
+            redis_keys.flow_of(
                 spec.priority,
                 submission.tenant,
                 self._routes.chain_name_of(spec.model),
@@ -174,7 +173,7 @@ class Jobs:
         # The owner and the rest of a record come in one command, and a record is small. What may be large is asked for by
         # a script that looks whose it is first: a foreign id takes as long as an absent one.
         async with self._reads.turn(tenant, ROW_BYTES + RESULT_BYTES if with_result else ROW_BYTES):
-            reply = self._commands.call("HMGET", keys.job(job_id), *_FIELDS)
+            reply = self._commands.call("HMGET", redis_keys.job(job_id), *_FIELDS)
             result = self._content(job_id, tenant, "result") if with_result else None
             record = await reply
             raw = await result if result is not None else None
@@ -194,7 +193,7 @@ class Jobs:
 
     async def _some(self, job_ids: Sequence[str], tenant: str) -> list[Sized | None]:
         """The first of these jobs, as many as are read at once; and how large they are."""
-        records = await self._reads.some(tenant, [keys.job(job_id) for job_id in job_ids], _FIELDS)
+        records = await self._reads.some(tenant, [redis_keys.job(job_id) for job_id in job_ids], _FIELDS)
         found = [_sized_job(job_id, record, tenant) for job_id, record in zip(job_ids, records, strict=False)]
         overdue = [sized.item.id for sized in found if sized is not None and _may_be_overdue(sized.item)]
         if overdue and await self._end_overdue(overdue):
@@ -255,7 +254,9 @@ class Jobs:
 
         async def behind(last: str | None) -> Stretch:
             start = f"({last}" if last else "+"
-            members = await self._commands.call("ZREVRANGEBYLEX", keys.index(tenant), start, "-", "LIMIT", 0, count)
+            members = await self._commands.call(
+                "ZREVRANGEBYLEX", redis_keys.index(tenant), start, "-", "LIMIT", 0, count
+            )
             ids = [member.decode() for member in members]
             return Stretch(await self._in_state(ids, tenant, state), ids[-1] if ids else None, len(ids) < count)
 
@@ -286,7 +287,7 @@ class Jobs:
         """Those that may be in that state: a record with all its metadata is read for no other."""
         if state is None or not job_ids:
             return job_ids
-        records = await self._reads.small(tenant, [keys.job(job_id) for job_id in job_ids], _FIELDS_OF_STATE)
+        records = await self._reads.small(tenant, [redis_keys.job(job_id) for job_id in job_ids], _FIELDS_OF_STATE)
         return [job_id for job_id, record in zip(job_ids, records, strict=True) if _may_be_in(state, record)]
 
     def charge(
@@ -356,15 +357,15 @@ class Jobs:
         """
         strays = 0
         for _ in range(steps):
-            reply_cursor, names = await self._commands.call("SCAN", cursor, "MATCH", keys.job("*"), "COUNT", 500)
+            reply_cursor, names = await self._commands.call("SCAN", cursor, "MATCH", redis_keys.job("*"), "COUNT", 500)
             cursor = int(reply_cursor)
-            ids = [name.decode().removeprefix(keys.job("")) for name in names]
+            ids = [name.decode().removeprefix(redis_keys.job("")) for name in names]
             looks = [
                 (
-                    self._commands.call("HMGET", keys.job(job_id), "state", "epoch"),
-                    self._commands.call("ZSCORE", keys.plain("waiting"), job_id),
-                    self._commands.call("ZSCORE", keys.plain("running"), job_id),
-                    self._commands.call("HMGET", keys.job(job_id), "state", "epoch"),
+                    self._commands.call("HMGET", redis_keys.job(job_id), "state", "epoch"),
+                    self._commands.call("ZSCORE", redis_keys.plain("waiting"), job_id),
+                    self._commands.call("ZSCORE", redis_keys.plain("running"), job_id),
+                    self._commands.call("HMGET", redis_keys.job(job_id), "state", "epoch"),
                 )
                 for job_id in ids
             ]

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from shared.events import Event, EventId
 from shared.job import Step
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.commands import Commands
 from shared.store.reads import RESULT_BYTES, Reads
 from shared.store.script import script, sources
@@ -78,7 +78,7 @@ class Log:
         """
         first = f"({after}" if after else str(start)
         async with self._reads.turn(tenant, RESULT_BYTES) if tenant is not None else nullcontext():
-            entries = await self._commands.call("XRANGE", keys.log(job_id), first, "+", "COUNT", count)
+            entries = await self._commands.call("XRANGE", redis_keys.log(job_id), first, "+", "COUNT", count)
         return [_event_of(entry_id, fields) for entry_id, fields in entries]
 
     async def probe(self, job_ids: Sequence[str]) -> list[Reach | None]:

@@ -1,6 +1,6 @@
 """The Lua scripts: each is one change that must be true as a whole. Their texts lie in ``lua/``.
 
-A script is its own file behind the functions that it shares with others; keys come from keys.py. Names of states are
+A script is its own file behind the functions that it shares with others; keys come from redis_keys.py. Names of states are
 never spelled in Lua: they arrive as arguments, from the table of the life cycle.
 """
 
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from shared.batch import BatchCounts, BatchState
 from shared.job import BANDS, TRANSITIONS, Step, Usage
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.usage import MOST_ROWS_PER_DAY, OTHER
 from shared.webhooks import DeliveryState, EventType
 
@@ -106,9 +106,9 @@ def script(name: str) -> Script:
     folder = files("shared.store") / "lua"
     body = _used_of("\n".join((folder / f"{part}.lua").read_text() for part in _PARTS[name]))
     names = "".join(f"local {name} = '{value}'\n" for name, value in _CONSTANTS.items() if name in body)
-    head = f"{names}{keys.lua_functions(used_in=body)}\n"
+    head = f"{names}{redis_keys.lua_functions(used_in=body)}\n"
     text = (head + body).encode()
-    prefix = keys.GLOBAL if name in _GLOBAL else keys.SHARD
+    prefix = redis_keys.GLOBAL if name in _GLOBAL else redis_keys.SHARD
     return Script(name, prefix, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from shared.limits import TenantSettings
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.commands import Commands
 from shared.store.script import script
 
@@ -18,7 +18,7 @@ class Tenants:
 
     async def get(self, tenant: str) -> TenantSettings:
         """What is set; all 0 for a tenant without settings, known or not. Raises StorageUnavailable."""
-        found = await self._commands.call("HMGET", keys.tenant(tenant), *_FIELDS)
+        found = await self._commands.call("HMGET", redis_keys.tenant(tenant), *_FIELDS)
         return TenantSettings(**{name: int(value or 0) for name, value in zip(_FIELDS, found, strict=True)})
 
     async def set(self, tenant: str, changes: Mapping[str, int]) -> TenantSettings:
@@ -37,5 +37,5 @@ class Tenants:
 
     async def list(self) -> dict[str, TenantSettings]:
         """The tenants that have settings, by name."""
-        names = sorted(name.decode() for name in await self._commands.call("SMEMBERS", keys.plain("tenants")))
+        names = sorted(name.decode() for name in await self._commands.call("SMEMBERS", redis_keys.plain("tenants")))
         return {name: await self.get(name) for name in names}

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from shared.job import Usage
 from shared.routes import Limits, Route
 from shared.settings import Settings
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.commands import Commands
 from shared.store.script import script
 
@@ -230,7 +230,7 @@ class Upstreams:
 
     async def is_checker(self, every_s: float) -> bool:
         """Whether this worker is the one that asks idle upstreams this time."""
-        return bool(await self._commands.call("SET", keys.plain("check"), 1, "NX", "PX", int(every_s * 1000)))
+        return bool(await self._commands.call("SET", redis_keys.plain("check"), 1, "NX", "PX", int(every_s * 1000)))
 
 
 def _arguments(limits: Limits) -> tuple[str | int, ...]:

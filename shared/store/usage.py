@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import date, timedelta
 
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.commands import Commands
 from shared.usage import UsageRow, rows_of
 
@@ -25,7 +25,7 @@ class UsageBook:
         days = [first_day + timedelta(days=count) for count in range((last_day - first_day).days + 1)]
         for begin in range(0, len(days), _DAYS_AT_ONCE):
             some = days[begin : begin + _DAYS_AT_ONCE]
-            replies = [self._commands.call("HGETALL", keys.usage(tenant, day.isoformat())) for day in some]
+            replies = [self._commands.call("HGETALL", redis_keys.usage(tenant, day.isoformat())) for day in some]
             for day, reply in zip(some, replies, strict=True):
                 found: list[bytes] = await reply
                 if found:

@@ -14,7 +14,7 @@ import msgspec
 
 from shared.errors import NotFound
 from shared.settings import Settings
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.commands import Commands
 from shared.store.reads import Reads, Record, Sized, Stretch, read_page, size_of
 from shared.store.script import script
@@ -110,7 +110,7 @@ class Webhooks:
 
     async def result_of(self, delivery: Delivery) -> bytes | None:
         """The result of the job that it tells of, as stored; None if it has none, or none any more."""
-        found: bytes | None = await self._commands.call("GET", keys.result(delivery.subject))
+        found: bytes | None = await self._commands.call("GET", redis_keys.result(delivery.subject))
         return found
 
     async def secrets(self, tenant: str) -> Secrets:
@@ -125,7 +125,7 @@ class Webhooks:
 
     async def get(self, delivery_id: str, tenant: str) -> Delivery:
         """Raises NotFound, for foreign ids too."""
-        record = await self._reads.one(tenant, keys.delivery(delivery_id), _FIELDS)
+        record = await self._reads.one(tenant, redis_keys.delivery(delivery_id), _FIELDS)
         if record[0] != tenant.encode():
             raise NotFound
         return _delivery_of(delivery_id, record)
@@ -161,12 +161,12 @@ class Webhooks:
 
         async def behind(last: str | None) -> Stretch:
             start = f"({last}" if last else "+"
-            index = keys.delivery_index(tenant)
+            index = redis_keys.delivery_index(tenant)
             members = await self._commands.call("ZREVRANGEBYLEX", index, start, "-", "LIMIT", 0, count)
             ids = [member.decode() for member in members]
             wanted = ids
             if filtered and ids:
-                names = [keys.delivery(each) for each in ids]
+                names = [redis_keys.delivery(each) for each in ids]
                 records = await self._reads.small(tenant, names, _FILTERED_BY)
                 wanted = [
                     each for each, record in zip(ids, records, strict=True) if _is_wanted(record, state, batch_id)
@@ -174,7 +174,7 @@ class Webhooks:
             return Stretch(wanted, ids[-1] if ids else None, len(ids) < count)
 
         async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
-            records = await self._reads.some(tenant, [keys.delivery(each) for each in ids], _FIELDS)
+            records = await self._reads.some(tenant, [redis_keys.delivery(each) for each in ids], _FIELDS)
             return [
                 Sized(_delivery_of(each, record), size_of(record)) if record[0] == tenant.encode() else None
                 for each, record in zip(ids, records, strict=False)

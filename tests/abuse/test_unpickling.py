@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared.job import new_id
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from tests.abuse.conftest import Watched, environment_of
 from tests.abuse.hostile import CANARY, pickles
@@ -40,18 +40,18 @@ async def _planted(runtime: Runtime, value: bytes) -> list[str]:
     await call("ZADD", "arq:queue", 1, "hostile")
     for name in ("arq:job:hostile", "arq:result:hostile", "arq:retry:hostile", "arq:in-progress:hostile"):
         await call("SET", name, value)
-    await call("SADD", keys.plain("workers"), "hostile")
-    await call("HSET", keys.worker("hostile"), "name", value, "llm", value, "redis_problems", value)
-    await call("HSET", keys.plain("models"), "anthropic", value)
+    await call("SADD", redis_keys.plain("workers"), "hostile")
+    await call("HSET", redis_keys.worker("hostile"), "name", value, "llm", value, "redis_problems", value)
+    await call("HSET", redis_keys.plain("models"), "anthropic", value)
     ids = []
     for name in ("spec", "request", "created_ms", "timeout_ms"):
         submission = a_submission(tenant="default", model=MODEL, job_id=new_id("job"))
         await runtime.jobs.submit(submission, expires_in_s=600)
-        await call("HSET", keys.job(submission.id), name, value)
+        await call("HSET", redis_keys.job(submission.id), name, value)
         ids.append(submission.id)
-    await call("PUBLISH", keys.events(ids[0]), value)
+    await call("PUBLISH", redis_keys.events(ids[0]), value)
     for channel in ("control", "wake", "gates"):
-        await call("PUBLISH", keys.plain(channel), value)
+        await call("PUBLISH", redis_keys.plain(channel), value)
     return ids
 
 
@@ -77,7 +77,7 @@ async def test_pickles_in_redis_stay_bytes(watched: Watched) -> None:
             await ask(url, "/health")
 
         async def none_waits() -> bool:
-            return not await runtime.commands.call("ZCARD", keys.plain("waiting"))
+            return not await runtime.commands.call("ZCARD", redis_keys.plain("waiting"))
 
         await wait_until(none_waits, "an end of what waits", timeout_s=30)
     assert worker.is_running

@@ -17,7 +17,7 @@ from anthropic.types import MessageParam
 import worker.providers.anthropic  # noqa: F401 - takes seconds, which are no test's
 from shared.events import EventId
 from shared.job import Job, JobState
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from simulator.app import Simulator, running
 from tests.support.author import TENANT, Author
@@ -146,8 +146,8 @@ async def waiting_job(runtime: Runtime) -> str:
     """The id of the only one that waits."""
 
     async def waits() -> bool:
-        return bool(await members(runtime, keys.plain("waiting")))
+        return bool(await members(runtime, redis_keys.plain("waiting")))
 
     await wait_until(waits, "the job of the call")
-    (job_id,) = await members(runtime, keys.plain("waiting"))
+    (job_id,) = await members(runtime, redis_keys.plain("waiting"))
     return job_id

@@ -10,7 +10,7 @@ from anthropic.types import Message
 
 from api.anthropic_compat.message_stream import frames_of_message
 from shared.job import JobState
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from tests.anthropic_surface.conftest import STEADY, Surface, asked, author_of_next
 from tests.support.builders import an_answer, encoded
 from tests.support.follower import asking
@@ -120,7 +120,7 @@ async def test_an_answer_whose_log_is_gone_is_told_anew(surface: Surface, at_wor
     """As a stream that adds up to the same message."""
     raw = await surface.client.messages.with_raw_response.create(**asked(_RICH), extra_headers=_KEY)
     whole = await raw.parse()
-    await surface.runtime.commands.call("DEL", keys.log(raw.headers["x-job-id"]))
+    await surface.runtime.commands.call("DEL", redis_keys.log(raw.headers["x-job-id"]))
     async with surface.client.messages.stream(**asked(_RICH), extra_headers=_KEY) as stream:
         again = await stream.get_final_message()
     again.stop_details = whole.stop_details

@@ -14,7 +14,7 @@ from anthropic.types.messages import MessageBatch
 
 from shared.errors import JobError
 from shared.job import Step
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.queue import Claim, Ending, Finished
 from tests.anthropic_surface.conftest import FAST, STEADY, Serve, Surface, a_client, asked, author_of_next
 from tests.anthropic_surface.test_refusals import envelope_of
@@ -582,5 +582,9 @@ async def test_what_a_batch_was_made_of_is_gone_with_it(surface: Surface) -> Non
     own_id = batch.id.replace("msgbatch_", "batch_")
     job_ids = await surface.runtime.batches.item_ids(own_id, 0, 3)
     await batches.delete(batch.id)
-    gone = [keys.batch(own_id), keys.batch_items(own_id), *[keys.job(job_id or "") for job_id in job_ids]]
+    gone = [
+        redis_keys.batch(own_id),
+        redis_keys.batch_items(own_id),
+        *[redis_keys.job(job_id or "") for job_id in job_ids],
+    ]
     assert [await surface.runtime.commands.call("EXISTS", key) for key in gone] == [0] * len(gone)

@@ -11,7 +11,7 @@ import pytest
 
 from shared.batch import BatchSpec, NewItem
 from shared.job import TERMINAL_STATES, JobSpec, new_id
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.queue import FATAL_TAKEOVERS
 from tests.support.batch_follower import BatchFollower
 from tests.support.deployment import CANARY_PROMPT, Deployment, away
@@ -112,7 +112,7 @@ async def test_workers_and_redis_killed_again_and_again_during_a_batch(quick: De
     takeovers: Counter[int] = Counter()
     async with quick.runtime() as runtime:
         for line in lines:
-            count = int(await runtime.commands.call("HGET", keys.job(line["job_id"]), "takeovers") or 0)
+            count = int(await runtime.commands.call("HGET", redis_keys.job(line["job_id"]), "takeovers") or 0)
             takeovers[count] += 1
             assert calls[line["custom_id"]] <= 1 + count, line
             if line["status"] != "succeeded":

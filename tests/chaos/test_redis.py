@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from tests.chaos.conftest import HistoryOf
 from tests.support.deployment import Deployment, away
 from tests.support.facts import Fact
@@ -27,7 +27,7 @@ async def _all_have_text(history: History) -> None:
 async def _nothing_was_run_twice(deployment: Deployment, jobs: list[Submitted]) -> None:
     async with deployment.runtime() as runtime:
         for job in jobs:
-            assert await runtime.commands.call("HGET", keys.job(job.id), "takeovers") is None, job.nonce
+            assert await runtime.commands.call("HGET", redis_keys.job(job.id), "takeovers") is None, job.nonce
             calls = await deployment.calls(job.nonce)
             assert [call.ended for call in calls] == ["completed"], job.nonce
 

@@ -13,7 +13,7 @@ from shared.api_key import ALL_SCOPES
 from shared.job import JobState
 from shared.limits import NO_LIMITS
 from shared.settings import load_settings
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime, open_runtime
 from tests.command_line.conftest import Tokenspool
 from tests.support.builders import a_text_delta, a_webhook
@@ -143,10 +143,10 @@ async def _assert_the_books_agree(runtime: Runtime) -> None:
 
 async def _age_away(runtime: Runtime, tenant: str, job_id: str) -> None:
     call = runtime.commands.call
-    size, until = await call("HMGET", keys.job(job_id), "bytes", "kept_until")
-    await call("HINCRBY", keys.plain("held_bytes"), tenant, -int(size))
-    await call("HDEL", f"{keys.SHARD}kept_bytes:{tenant}", until)
-    await call("DEL", keys.job(job_id))
+    size, until = await call("HMGET", redis_keys.job(job_id), "bytes", "kept_until")
+    await call("HINCRBY", redis_keys.plain("held_bytes"), tenant, -int(size))
+    await call("HDEL", f"{redis_keys.SHARD}kept_bytes:{tenant}", until)
+    await call("DEL", redis_keys.job(job_id))
 
 
 def _names_of(tenant: str) -> Work:

@@ -7,8 +7,7 @@ import pytest
 from shared.api_key import ALL_SCOPES, DEFAULT_SCOPES
 from shared.errors import Forbidden, KeyEnded, NotFound, TooManyKeys, Unauthenticated
 from shared.limits import CallerLimits
-from shared.store import api_keys
-from shared.store import redis_keys as keys
+from shared.store import api_keys, redis_keys
 from shared.store.runtime import Runtime
 from tests.keys.conftest import TENANT, make_key, presented
 from tests.support.store import all_keys, keys_that_leak, now_ms, ttl_ms
@@ -75,7 +74,7 @@ async def test_a_rotation_leaves_two_secrets_for_a_while(runtime: Runtime) -> No
     await runtime.api_keys.note_use([presented(second.text)])
     third = await runtime.api_keys.rotate(first.key.id, TENANT, grace_s=3600)
     assert [await is_good(runtime, made.text) for made in (first, second, third)] == [False, True, True]
-    await runtime.commands.call("HSET", keys.api_key(first.key.id), "old_until_ms", await now_ms(runtime))
+    await runtime.commands.call("HSET", redis_keys.api_key(first.key.id), "old_until_ms", await now_ms(runtime))
     assert [await is_good(runtime, made.text) for made in (second, third)] == [False, True]
 
 
@@ -99,12 +98,12 @@ async def test_a_rotation_may_end_the_older_secrets_at_once(runtime: Runtime) ->
 async def test_a_revoked_key_is_kept_for_lists_and_has_no_secret_any_more(runtime: Runtime) -> None:
     """For 90 days. Again changes nothing."""
     made = await make_key(runtime)
-    assert await ttl_ms(runtime, keys.api_key(made.key.id)) is None
+    assert await ttl_ms(runtime, redis_keys.api_key(made.key.id)) is None
     revoked = await runtime.api_keys.revoke(made.key.id, TENANT)
     assert revoked.revoked_ms is not None
     assert not await is_good(runtime, made.text)
-    assert await runtime.commands.call("HMGET", keys.api_key(made.key.id), "digest", "old_digest") == [None, None]
-    left_ms = await ttl_ms(runtime, keys.api_key(made.key.id))
+    assert await runtime.commands.call("HMGET", redis_keys.api_key(made.key.id), "digest", "old_digest") == [None, None]
+    left_ms = await ttl_ms(runtime, redis_keys.api_key(made.key.id))
     assert left_ms is not None
     assert 89 * _DAY_MS < left_ms <= 90 * _DAY_MS
     assert await runtime.api_keys.revoke(made.key.id, TENANT) == revoked
@@ -118,10 +117,10 @@ async def test_a_key_expires_and_is_kept_for_lists(runtime: Runtime) -> None:
     made = await make_key(runtime, expires_in_s=3600)
     assert made.key.expires_ms == made.key.created_ms + 3_600_000
     assert await is_good(runtime, made.text)
-    left_ms = await ttl_ms(runtime, keys.api_key(made.key.id))
+    left_ms = await ttl_ms(runtime, redis_keys.api_key(made.key.id))
     assert left_ms is not None
     assert left_ms > 90 * _DAY_MS
-    await runtime.commands.call("HSET", keys.api_key(made.key.id), "expires_ms", await now_ms(runtime))
+    await runtime.commands.call("HSET", redis_keys.api_key(made.key.id), "expires_ms", await now_ms(runtime))
     assert not await is_good(runtime, made.text)
     with pytest.raises(KeyEnded):
         await runtime.api_keys.rotate(made.key.id, TENANT, grace_s=60)
@@ -146,7 +145,7 @@ async def test_a_key_that_has_ended_makes_no_key_and_no_secret(runtime: Runtime,
     if is_revoked:
         await runtime.api_keys.revoke(maker.key.id, TENANT)
     else:
-        await runtime.commands.call("HSET", keys.api_key(maker.key.id), "expires_ms", await now_ms(runtime))
+        await runtime.commands.call("HSET", redis_keys.api_key(maker.key.id), "expires_ms", await now_ms(runtime))
     for key_id in (other.key.id, maker.key.id):
         with pytest.raises(Unauthenticated):
             await runtime.api_keys.rotate(key_id, TENANT, grace_s=0, maker=presented(maker.text))
@@ -191,14 +190,14 @@ async def test_use_is_written_down_and_never_brings_a_key_back(runtime: Runtime)
     """A record that is gone stays gone."""
     made = await make_key(runtime)
     gone = await make_key(runtime)
-    await runtime.commands.call("DEL", keys.api_key(gone.key.id))
+    await runtime.commands.call("DEL", redis_keys.api_key(gone.key.id))
     await runtime.api_keys.note_use([presented(made.text), presented(gone.text)])
     assert (await runtime.api_keys.get(made.key.id, TENANT)).last_used_ms is not None
-    assert not await runtime.commands.call("EXISTS", keys.api_key(gone.key.id))
+    assert not await runtime.commands.call("EXISTS", redis_keys.api_key(gone.key.id))
     assert (await runtime.api_keys.page(TENANT, after=None, limit=5)).keys == [
         await runtime.api_keys.get(made.key.id, TENANT)
     ]
-    assert await runtime.commands.call("ZCARD", keys.api_keys(TENANT)) == 1
+    assert await runtime.commands.call("ZCARD", redis_keys.api_keys(TENANT)) == 1
     assert await keys_that_leak(runtime.commands) == []
 
 
@@ -212,7 +211,7 @@ async def test_lists_are_paged_newest_first_and_per_tenant(runtime: Runtime) -> 
     assert [key.id for key in (*first.keys, *second.keys)] == ids
     assert second.next_after is None
     assert await runtime.api_keys.tenants() == [TENANT, "tenant-b"]
-    await runtime.commands.call("DEL", keys.api_keys("tenant-b"))
+    await runtime.commands.call("DEL", redis_keys.api_keys("tenant-b"))
     assert await runtime.api_keys.tenants() == [TENANT]
 
 
@@ -227,7 +226,7 @@ async def test_a_tenants_keys_make_so_many_at_most(runtime: Runtime, monkeypatch
     await make_key(runtime, tenant="tenant-b", maker=await make_key(runtime, tenant="tenant-b"))
     by_operator = await make_key(runtime)
     for gone in (made[0], by_operator):
-        await runtime.commands.call("DEL", keys.api_key(gone.key.id))
+        await runtime.commands.call("DEL", redis_keys.api_key(gone.key.id))
     await make_key(runtime, maker=maker)
 
 

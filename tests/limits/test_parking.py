@@ -11,7 +11,7 @@ from shared.errors import BudgetExceeded, InvalidRequest, TooManyQueued
 from shared.job import JobState, Step
 from shared.limits import CallerLimits
 from shared.settings import load_settings
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime, open_runtime
 from tests.support.builders import a_batch_spec, a_line, a_submission
@@ -95,10 +95,12 @@ async def test_thousands_of_parked_flows_hide_nobody(real_redis: RedisUnderTest)
                 for number in range(start, start + 500)
             ]
             await asyncio.gather(*calls)
-        await runtime.commands.call("SET", f"{keys.SHARD}clock:normal", 10_000)
+        await runtime.commands.call("SET", f"{redis_keys.SHARD}clock:normal", 10_000)
         other = await submit(runtime, tenant="tenant-b")
         assert await asyncio.wait_for(_claimed_by(runtime, "tenant-b"), 10) == other.id
-        assert await runtime.commands.call("ZCARD", f"{keys.SHARD}ready:normal") == 0  # a CLAIM looks at none of them
+        assert (
+            await runtime.commands.call("ZCARD", f"{redis_keys.SHARD}ready:normal") == 0
+        )  # a CLAIM looks at none of them
 
 
 async def _claimed_by(runtime: Runtime, tenant: str) -> str:
@@ -164,7 +166,7 @@ async def test_an_owner_that_nobody_wakes_is_looked_at_all_the_same(runtime: Run
         if kind_of(name) == "spend":
             await runtime.commands.call("DEL", name)
     assert await claim(runtime, 10) == []
-    await runtime.commands.call("ZADD", keys.plain("parked"), "XX", await now_ms(runtime) - 1, KEY)
+    await runtime.commands.call("ZADD", redis_keys.plain("parked"), "XX", await now_ms(runtime) - 1, KEY)
     assert [found.id for found in await claim(runtime, 10)] == ids[1:]
 
 
@@ -316,7 +318,7 @@ async def test_who_cancels_and_erases_has_paid_all_the_same(runtime: Runtime, ep
     assert await spent(runtime, KEY) == await spent(runtime, TENANT) == [A_DOLLAR] * 2
     with pytest.raises(BudgetExceeded):
         await submit(runtime, key_id="key-1", limits=limits)
-    assert not await runtime.commands.call("EXISTS", keys.job(found.id))
+    assert not await runtime.commands.call("EXISTS", redis_keys.job(found.id))
 
 
 async def test_the_limits_of_a_key_are_known_as_long_as_its_jobs_wait(runtime: Runtime) -> None:
@@ -326,7 +328,7 @@ async def test_the_limits_of_a_key_are_known_as_long_as_its_jobs_wait(runtime: R
         await submit(runtime, not_before_ms=in_sixty_days_ms, **ONE_AT_ONCE)
     await submit(runtime, **ONE_AT_ONCE)
     await submit(runtime, key_id="key-1", limits=CallerLimits(running_jobs=2))
-    assert (await ttl_ms(runtime, f"{keys.SHARD}key_limits:key-1") or 0) > 60 * 86_400_000
+    assert (await ttl_ms(runtime, f"{redis_keys.SHARD}key_limits:key-1") or 0) > 60 * 86_400_000
 
 
 async def test_what_was_spent_is_remembered_as_long_as_it_matters(runtime: Runtime) -> None:
@@ -340,7 +342,7 @@ async def test_what_was_spent_is_remembered_as_long_as_it_matters(runtime: Runti
         pytest.approx(days * 86_400_000, abs=60_000) for days in (2, 62)
     ]
     assert await spent(runtime, KEY) == [12, 12]
-    assert day == keys.spend(KEY, day.rpartition(":")[2])
+    assert day == redis_keys.spend(KEY, day.rpartition(":")[2])
     assert day.startswith(month)
 
 
@@ -355,7 +357,7 @@ async def test_a_log_goes_with_its_result_at_the_latest(start_runtime: Any) -> N
         await submit(runtime, tenant=tenant)
     for found in await claim(runtime, 2):
         await finish(runtime, found)
-        assert 0 < (await ttl_ms(runtime, keys.log(found.id)) or 0) <= 600_000
+        assert 0 < (await ttl_ms(runtime, redis_keys.log(found.id)) or 0) <= 600_000
 
 
 async def test_a_tenants_own_retention_goes_before_the_setting(runtime: Runtime) -> None:
@@ -368,11 +370,11 @@ async def test_a_tenants_own_retention_goes_before_the_setting(runtime: Runtime)
     for item in await claim(runtime, 2):
         await finish(runtime, item)
     for key, most_ms in (
-        (keys.job(found.id), 60_000),
-        (keys.result(found.id), 60_000),
-        (keys.log(found.id), 5_000),
-        (keys.batch(begun.id), 60_000),
-        (keys.log(begun.job_ids[0]), 5_000),
+        (redis_keys.job(found.id), 60_000),
+        (redis_keys.result(found.id), 60_000),
+        (redis_keys.log(found.id), 5_000),
+        (redis_keys.batch(begun.id), 60_000),
+        (redis_keys.log(begun.job_ids[0]), 5_000),
     ):
         assert 0 < (await ttl_ms(runtime, key) or 0) <= most_ms, key
     with_content = ("job", "result", "log", "batch", "batch_items", "batch_invalid", "batch_ended", "idempotency")

@@ -10,7 +10,7 @@ import pytest
 from shared.batch import BatchState, InvalidItem, NewItem
 from shared.errors import JobError
 from shared.job import JobState, Step
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.queue import FATAL_TAKEOVERS, Claim, Ending
 from shared.store.runtime import Runtime
 from tests.support.builders import a_bad_line, a_line, a_text_delta
@@ -106,7 +106,7 @@ async def _time_out(runtime: Runtime, job_id: str) -> None:
 
 
 async def _lose_for_the_last_time(runtime: Runtime, job_id: str) -> None:
-    await runtime.commands.call("HSET", keys.job(job_id), "takeovers", FATAL_TAKEOVERS - 1)
+    await runtime.commands.call("HSET", redis_keys.job(job_id), "takeovers", FATAL_TAKEOVERS - 1)
     assert (await lose(runtime, await claimed_and_streaming(runtime))).failed == [job_id]
 
 
@@ -130,11 +130,11 @@ async def test_all_that_is_left_of_a_job_goes_with_its_tenants_retention(tenant:
     await end(tenant, job.id)
     assert await state_of(tenant, job.id) is state
     held = await keys_that_hold(tenant, CANARY)
-    assert keys.job(job.id) in held
+    assert redis_keys.job(job.id) in held
     for name in held:
         most_ms = LOG_KEPT_MS if kind_of(name) == "log" else KEPT_MS
         assert 0 < (await ttl_ms(tenant, name) or 0) <= most_ms, name
-    assert (await ttl_ms(tenant, keys.job(job.id)) or 0) > KEPT_MS - 30_000
+    assert (await ttl_ms(tenant, redis_keys.job(job.id)) or 0) > KEPT_MS - 30_000
     await tenant.jobs.erase(job.id, "tenant-a")
     assert await keys_that_hold(tenant, CANARY) == []
 
@@ -144,11 +144,11 @@ async def test_a_log_is_kept_no_longer_than_the_result_of_its_job(runtime: Runti
     await runtime.tenants.set("tenant-a", {"result_retention_ms": LOG_KEPT_MS})
     job = await submit(runtime)
     await _succeed(runtime, job.id)
-    assert 0 < (await ttl_ms(runtime, keys.log(job.id)) or 0) <= LOG_KEPT_MS
+    assert 0 < (await ttl_ms(runtime, redis_keys.log(job.id)) or 0) <= LOG_KEPT_MS
     other = await submit(runtime, tenant="tenant-b")
     await _succeed(runtime, other.id)
     expected_ms = runtime.settings.result_retention_s * 1000
-    assert await ttl_ms(runtime, keys.result(other.id)) == pytest.approx(expected_ms, abs=60_000)
+    assert await ttl_ms(runtime, redis_keys.result(other.id)) == pytest.approx(expected_ms, abs=60_000)
 
 
 async def a_batch_with_a_canary(runtime: Runtime, items: int) -> Begun:
@@ -163,7 +163,7 @@ async def test_items_are_kept_as_long_as_their_batch_and_no_longer(tenant: Runti
     begun = await a_batch_with_a_canary(tenant, 300)  # more than one piece
     first = await claimed_and_streaming(tenant)
     await finish(tenant, first, Ending(Step.SUCCEED, A_RESULT), seq=first.next_seq + 1)
-    assert (await ttl_ms(tenant, keys.result(first.id)) or 0) > 86_400_000
+    assert (await ttl_ms(tenant, redis_keys.result(first.id)) or 0) > 86_400_000
     await asyncio.gather(*(finish(tenant, item, Ending(Step.SUCCEED, A_RESULT)) for item in await claim(tenant, 5)))
     await tenant.batches.cancel(begun.id, "tenant-a")
     await tenant.batches.advance_all(begun.id)
@@ -183,7 +183,7 @@ async def test_whoever_looks_after_batches_shortens_what_its_last_item_left(tena
     begun = await a_batch_with_a_canary(tenant, 2)
     for item in await claim(tenant, 2):
         await finish(tenant, item, Ending(Step.SUCCEED, A_RESULT))
-    assert (await ttl_ms(tenant, keys.result(begun.job_ids[0])) or 0) > KEPT_MS
+    assert (await ttl_ms(tenant, redis_keys.result(begun.job_ids[0])) or 0) > KEPT_MS
     await tenant.batches.advance_due()
     for name in await keys_that_hold(tenant, CANARY):
         assert 0 < (await ttl_ms(tenant, name) or 0) <= KEPT_MS, name

@@ -10,7 +10,7 @@ from shared.errors import RateLimited, StorageFull, StorageUnavailable
 from shared.job import Step, Usage
 from shared.limits import CallerLimits
 from shared.settings import load_settings
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime, open_runtime
 from tests.support.builders import a_submission
@@ -40,12 +40,12 @@ async def test_a_full_redis_counts_no_submit_and_settles_what_runs(runtime: Runt
     claimed = await claim_one(runtime)
     batch = await receive(runtime, 2, **A_KEY)  # type: ignore[arg-type]
     for owner in (KEY, TENANT):
-        await age(runtime, keys.pace(owner), 30_000)
+        await age(runtime, redis_keys.pace(owner), 30_000)
     later = await submit(runtime, key_id="key-1", limits=LIMITS, tokens=10)
     for owner in (KEY, TENANT):
-        await age(runtime, keys.pace(owner), 31_000)
-    bucket = int((await runtime.commands.call("HGET", keys.job(job.id), "reserved")).split()[0]) - 122
-    await runtime.commands.call("HSET", keys.job(job.id), "reserved", f"{bucket} 60 60")
+        await age(runtime, redis_keys.pace(owner), 31_000)
+    bucket = int((await runtime.commands.call("HGET", redis_keys.job(job.id), "reserved")).split()[0]) - 122
+    await runtime.commands.call("HSET", redis_keys.job(job.id), "reserved", f"{bucket} 60 60")
     before = [await all_keys(runtime.commands), await counted(runtime, KEY), await counted(runtime, TENANT)]
     await _fill(runtime)
     with pytest.raises(StorageFull):

@@ -13,7 +13,7 @@ from shared.errors import BudgetExceeded, InvalidRequest, RateLimited
 from shared.job import JobKind, Step, Usage
 from shared.limits import CallerLimits, LimitState, Measured
 from shared.settings import load_settings
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.jobs import Created, Replayed
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime, open_runtime
@@ -57,9 +57,9 @@ async def test_a_key_may_submit_so_often_within_a_minute_and_is_told_how_it_stan
     assert refused.value.retry_after_s is not None
     assert 55 <= refused.value.retry_after_s <= 61
     assert await all_keys(runtime.commands) == before  # nothing was born
-    assert 0 < (await ttl_ms(runtime, keys.pace(KEY)) or 0) <= 120_000
+    assert 0 < (await ttl_ms(runtime, redis_keys.pace(KEY)) or 0) <= 120_000
     await admitted(runtime)  # others go on
-    await age(runtime, keys.pace(KEY), refused.value.retry_after_s * 1000)
+    await age(runtime, redis_keys.pace(KEY), refused.value.retry_after_s * 1000)
     await admitted(runtime, key_id="key-1", limits=THREE)
 
 
@@ -151,9 +151,9 @@ async def test_what_was_begun_and_not_told_stays_reserved_once(runtime: Runtime)
 async def test_what_was_used_of_a_minute_that_is_over_is_not_counted_again(runtime: Runtime) -> None:
     """The bucket of its submit has left, and is not made anew."""
     job = await submit(runtime, key_id="key-1", limits=TOKENS, tokens=60)
-    await age(runtime, keys.pace(KEY), WINDOW_MS)
+    await age(runtime, redis_keys.pace(KEY), WINDOW_MS)
     bucket, amounts = (await record_of(runtime, job.id))[b"reserved"].split(b" ", 1)
-    await runtime.commands.call("HSET", keys.job(job.id), "reserved", b"%d %b" % (int(bucket) - 121, amounts))
+    await runtime.commands.call("HSET", redis_keys.job(job.id), "reserved", b"%d %b" % (int(bucket) - 121, amounts))
     await submit(runtime, key_id="key-1", limits=TOKENS, tokens=30)
     await finish(runtime, await claim_one(runtime), Ending(Step.SUCCEED, A_RESULT, Usage(500, 500)))
     assert (await counted(runtime, KEY))[1] == 30
@@ -221,7 +221,7 @@ def test_no_sixty_seconds_hold_more_than_the_limit_whatever_comes_when(real_redi
             history: list[tuple[int, int]] = []
             for what, amount in steps:
                 if what == "pass":
-                    await age(runtime, keys.pace(KEY), amount)
+                    await age(runtime, redis_keys.pace(KEY), amount)
                     moved_ms += amount
                     continue
                 seconds, micros = await runtime.commands.call("TIME")
@@ -232,7 +232,7 @@ def test_no_sixty_seconds_hold_more_than_the_limit_whatever_comes_when(real_redi
                 except RateLimited as refused:
                     assert len(recent) + 1 > 5 or sum(tokens for _, tokens in recent) + amount > 100
                     wait_s = refused.retry_after_s or 0
-                    await age(runtime, keys.pace(KEY), wait_s * 1000)
+                    await age(runtime, redis_keys.pace(KEY), wait_s * 1000)
                     moved_ms += wait_s * 1000
                     assert 1 <= wait_s <= 61
                     created = await admitted(runtime, key_id="key-1", limits=most, tokens=amount)

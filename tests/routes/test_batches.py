@@ -7,7 +7,7 @@ import pytest
 
 from shared.batch import Batch
 from shared.job import new_id
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from tests.routes.conftest import CalledApi, pointers_of, problem_of
 from tests.support.batches import a_batch, a_result, fail, run_all, succeed
 from tests.support.follower import Cut, asking
@@ -266,7 +266,7 @@ async def test_a_batch_without_anything_to_retry_is_409(api: CalledApi) -> None:
         assert (await api.http.get("/v1/batches")).json() == before.json()
         names = await all_keys(api.runtime.commands)
         assert {name for name in names if kind_of(name) == "batch"} <= {
-            keys.batch(view["id"]) for view in before.json()["data"]
+            redis_keys.batch(view["id"]) for view in before.json()["data"]
         }
 
 
@@ -281,7 +281,7 @@ async def test_only_a_batch_that_has_ended_is_erased(api: CalledApi) -> None:
     problem_of(await api.http.get(url), 404, "not_found")
     problem_of(await api.http.get(f"/v1/jobs/{job_ids[0]}"), 404, "not_found")
     assert (await api.http.get("/v1/batches")).json()["data"] == []
-    assert await api.runtime.commands.call("EXISTS", keys.batch(batch.id), keys.job(job_ids[0])) == 0
+    assert await api.runtime.commands.call("EXISTS", redis_keys.batch(batch.id), redis_keys.job(job_ids[0])) == 0
 
 
 async def test_the_items_of_a_batch_are_jobs(api: CalledApi) -> None:

@@ -9,7 +9,7 @@ import pytest
 from api.native import complete
 from shared.errors import JobError
 from shared.job import JobState, Step, Usage
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime
 from tests.routes.conftest import CalledApi, StartApi, problem_of
@@ -237,10 +237,10 @@ async def test_the_stream_is_a_stream_whatever_accept_says(api: CalledApi) -> No
 
 async def _waiting_job(api: CalledApi) -> str:
     async def waits() -> bool:
-        return bool(await members(api.runtime, keys.plain("waiting")))
+        return bool(await members(api.runtime, redis_keys.plain("waiting")))
 
     await wait_until(waits, "the job of the call")
-    (job_id,) = await members(api.runtime, keys.plain("waiting"))
+    (job_id,) = await members(api.runtime, redis_keys.plain("waiting"))
     return job_id
 
 

@@ -8,7 +8,7 @@ from api.native.complete import completion_draft_of
 from shared.api_key import ALL_SCOPES
 from shared.job import JobState
 from shared.limits import CallerLimits
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from tests.routes.conftest import CalledApi, StartApi
 from tests.support.store import claim_one, state_of
 
@@ -16,7 +16,7 @@ _MESSAGES = [{"role": "user", "content": "Say hello."}]
 
 
 async def _request_of(api: CalledApi, job_id: str) -> Any:
-    return json.loads(await api.runtime.commands.call("HGET", keys.job(job_id), "request"))
+    return json.loads(await api.runtime.commands.call("HGET", redis_keys.job(job_id), "request"))
 
 
 async def test_a_whole_number_may_come_as_a_float(api: CalledApi) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.job import JobState
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from tests.routes.conftest import A_BODY, CalledApi, StartApi, pointers_of, problem_of
 from tests.support.author import Author
 from tests.support.follower import asking
@@ -18,7 +18,7 @@ from tests.support.wait import wait_until
 
 
 async def _stored_request(api: CalledApi, job_id: str) -> Any:
-    return json.loads(await api.runtime.commands.call("HGET", keys.job(job_id), "request"))
+    return json.loads(await api.runtime.commands.call("HGET", redis_keys.job(job_id), "request"))
 
 
 async def test_a_submit_answers_202_with_the_job_and_where_it_is(api: CalledApi) -> None:

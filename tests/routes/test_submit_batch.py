@@ -13,7 +13,7 @@ from api.batches import submit as submit_batch
 from api.state import upload_slots as uploads
 from api.state.upload_slots import MOST_UPLOADS
 from shared.errors import QueueFull, StorageUnavailable
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.batches import SLICE_ITEMS, Batches, Order
 from shared.store.runtime import Runtime
 from tests.routes.conftest import CalledApi, StartApi, problem_of
@@ -83,7 +83,7 @@ async def test_a_batch_answers_202_with_itself_and_where_it_is(api: CalledApi) -
     for job in jobs:
         assert (job["status"], job["priority"], job["batch_id"]) == ("queued", "low", batch["id"])
         assert (job["timeout_s"], job["max_attempts"], job["metadata"]) == (60, 2, {})
-    stored = await api.runtime.commands.call("HGET", keys.job(jobs[2]["id"]), "request")
+    stored = await api.runtime.commands.call("HGET", redis_keys.job(jobs[2]["id"]), "request")
     assert json.loads(stored) == {
         "model": "claude-sonnet-4-6",
         "max_tokens": 16,
@@ -190,7 +190,7 @@ async def test_two_of_the_same_key_at_once_make_one_batch(api: CalledApi) -> Non
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert sum("idempotency-replayed" not in answer.headers for answer in answers) == 1
-    assert await api.runtime.commands.call("ZCARD", keys.plain("waiting")) == 2
+    assert await api.runtime.commands.call("ZCARD", redis_keys.plain("waiting")) == 2
     assert await stored(api.runtime) == 5  # two jobs, the batch, its items, the key
 
 
@@ -218,7 +218,7 @@ async def test_nothing_of_a_batch_runs_before_its_body_was_whole(served: Served)
             return await stored(served.api.runtime) > SLICE_ITEMS
 
         await wait_until(has_slices, "slices in Redis")
-        assert await commands.call("ZCARD", keys.plain("waiting")) == 0
+        assert await commands.call("ZCARD", redis_keys.plain("waiting")) == 0
         going_on.set()
         assert (await submitting).status_code == 202
 

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime
 from typing import NamedTuple, Self
 
 from shared.job import Usage
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from shared.usage import UsageSums
 from simulator.record import Call
@@ -85,7 +85,7 @@ class Row(NamedTuple):
 async def all_rows(runtime: Runtime) -> list[Row]:
     """Every row, the oldest first."""
     call = runtime.commands.call
-    names: list[bytes] = await call("KEYS", f"{keys.GLOBAL}call:*")
+    names: list[bytes] = await call("KEYS", f"{redis_keys.GLOBAL}call:*")
     replies = [call("HGETALL", name) for name in names]
     rows = []
     for name, reply in zip(names, replies, strict=True):
@@ -162,7 +162,7 @@ def estimate_of(script: str, call: Call, tokens: int) -> int | None:
 async def assert_cost_is_that_of(crew: Crew, job_id: str, rows: Iterable[Row]) -> None:
     """Null if a price is not known, or if there was no call."""
     costs = [row.cost_nano_usd for row in rows]
-    record = await crew.runtime.commands.call("HMGET", keys.job(job_id), "cost_nano_usd", "unpriced")
+    record = await crew.runtime.commands.call("HMGET", redis_keys.job(job_id), "cost_nano_usd", "unpriced")
     cost, unpriced = (int(value or 0) for value in record)
     assert bool(unpriced) == (None in costs), f"{job_id} is unpriced, or not: {costs}"
     assert cost == sum(cost or 0 for cost in costs), f"{job_id} cost {cost}, its calls {costs}"

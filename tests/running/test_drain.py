@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shared.job import JobState
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from tests.running.crew import STEADY, TENANT, Crew, Hand, replace
 from tests.support.wait import wait_until
 
@@ -145,7 +145,7 @@ async def test_a_handed_back_job_keeps_its_place(crew: Crew) -> None:
     await crew.begun(running)
     waiting = await crew.submit()
     await first.drained()
-    flow = keys.flow(keys.flow_of("normal", TENANT, "anthropic/sim-t6-g1-f1"))
+    flow = redis_keys.flow(redis_keys.flow_of("normal", TENANT, "anthropic/sim-t6-g1-f1"))
     assert await crew.runtime.commands.call("ZRANGE", flow, 0, -1) == [running.encode(), waiting.encode()]
     await crew.worker()
     await crew.all_ended([running, waiting])

@@ -9,7 +9,7 @@ import pytest
 from shared.errors import StorageUnavailable
 from shared.events import text_of
 from shared.job import JobState, Step, Usage
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.log import Log
 from shared.store.queue import Claim, Ending, Finished
 from shared.store.runtime import Runtime
@@ -65,8 +65,8 @@ async def forget_from(runtime: Runtime, job_id: str, seq: int) -> None:
             for _, entry in ipairs(kept) do redis.call('XADD', KEYS[1], entry[1], unpack(entry[2])) end
             redis.call('HDEL', KEYS[2], 'published', 'failures')""",
         2,
-        keys.log(job_id),
-        keys.job(job_id),
+        redis_keys.log(job_id),
+        redis_keys.job(job_id),
         seq,
     )
 
@@ -241,7 +241,7 @@ async def test_what_the_record_said_is_told_again_with_the_tail(writing: Writing
     writing.log.begin_attempt(2, 1, b"{}", b"{}")
     await writing.log.land()
     await writing.forget_from(2)
-    await writing.crew.runtime.commands.call("HSET", keys.job(writing.claim.id), "attempts", 1)
+    await writing.crew.runtime.commands.call("HSET", redis_keys.job(writing.claim.id), "attempts", 1)
     writing.say("two")
     await writing.log.land()
     assert [await writing.crew.field(writing.claim.id, name) for name in ("published", "attempts", "failures")] == [
@@ -256,7 +256,7 @@ async def test_a_log_without_the_claims_beginning_is_not_written_on(writing: Wri
     """What we hold would begin in the middle: the job is left to its lease, and runs again."""
     writing.say("one")
     await writing.log.land()
-    await writing.crew.runtime.commands.call("DEL", keys.log(writing.claim.id))
+    await writing.crew.runtime.commands.call("DEL", redis_keys.log(writing.claim.id))
     if ends:
         assert await writing.log.finish(writing.success) is Finished.REFUSED
     else:
@@ -361,8 +361,13 @@ async def test_a_record_that_was_rolled_back_to_the_queue_is_run_again(crew: Cre
     hand = await crew.worker(lease_s=0.5)
     job_id = await crew.submit(model=STEADY, timeout_s=3600)
     await crew.begun(job_id)
-    names = [keys.job(job_id), keys.log(job_id), keys.plain("running"), f"{keys.SHARD}tenant_running:tenant-a"]
-    flow = keys.flow_of("normal", "tenant-a", STEADY)
+    names = [
+        redis_keys.job(job_id),
+        redis_keys.log(job_id),
+        redis_keys.plain("running"),
+        f"{redis_keys.SHARD}tenant_running:tenant-a",
+    ]
+    flow = redis_keys.flow_of("normal", "tenant-a", STEADY)
     await crew.runtime.commands.call(
         "EVAL",
         b"""redis.call('HSET', KEYS[1], 'state', 'queued')
@@ -373,9 +378,9 @@ async def test_a_record_that_was_rolled_back_to_the_queue_is_run_again(crew: Cre
             redis.call('ZADD', KEYS[7], 0, ARGV[2])""",
         7,
         *names,
-        keys.plain("waiting"),
-        keys.flow(flow),
-        f"{keys.SHARD}ready:normal",
+        redis_keys.plain("waiting"),
+        redis_keys.flow(flow),
+        f"{redis_keys.SHARD}ready:normal",
         job_id,
         flow,
     )

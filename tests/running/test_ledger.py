@@ -13,7 +13,7 @@ import pytest
 from shared.job import Job, JobState, decode_result
 from shared.prices import OwnPrice
 from shared.routes import ProviderName, RouteRule, Routes
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from tests.running.crew import STEADY, TENANT, Crew, Hand, attempt_text, replace
 from tests.running.ledger import Row, assert_ledger_matches, rows_of
 from tests.running.providers import on_each_provider
@@ -213,7 +213,7 @@ async def test_a_worker_that_was_only_asleep_sets_right_what_others_closed_as_lo
     await crew.begun(job_id, 3)
     stop_ticking(hand)
     (row,) = await rows_of(crew, job_id)
-    await crew.runtime.commands.call("ZADD", f"{keys.GLOBAL}calls:{row.route}", "XX", 1, row.id)
+    await crew.runtime.commands.call("ZADD", f"{redis_keys.GLOBAL}calls:{row.route}", "XX", 1, row.id)
     await crew.worker(lease_s=600, prices=PRICES)
     await wait_until(lambda: is_lost(crew, job_id), "the row to be closed as lost", timeout_s=3)
     job = await crew.ended(job_id)
@@ -314,7 +314,7 @@ async def test_while_the_first_route_is_shut_jobs_go_straight_to_its_stand_in(cr
 
 
 async def is_deferred(crew: Crew, job_id: str) -> bool:
-    return await crew.runtime.commands.call("ZSCORE", keys.plain("deferred"), job_id) is not None
+    return await crew.runtime.commands.call("ZSCORE", redis_keys.plain("deferred"), job_id) is not None
 
 
 # Costs

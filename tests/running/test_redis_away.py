@@ -11,7 +11,7 @@ import structlog
 from cli.embedded_redis import EmbeddedRedis
 from shared.errors import StorageFull, StorageUnavailable
 from shared.job import JobState
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from tests.running.crew import Crew, Hand, replace
 from tests.support.wait import wait_until
 
@@ -83,7 +83,7 @@ async def test_jobs_start_again_when_it_is_back(crew: Crew, own_redis: EmbeddedR
         pass
     await wait_until(crew.runtime.ping, "Redis to be back")
     for job_id in waiting:
-        await crew.runtime.commands.call("ZADD", keys.plain("deferred"), "XX", 1, job_id)
+        await crew.runtime.commands.call("ZADD", redis_keys.plain("deferred"), "XX", 1, job_id)
     await assert_run_once(crew, waiting, hand)
 
 

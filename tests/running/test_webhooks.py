@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.webhooks import LANE_MOST
 from shared.webhooks import Delivery, DeliveryState, EventType, Reason, Webhook, delivery_id_of
 from tests.running.crew import TENANT, Crew, Hand
@@ -41,7 +41,7 @@ async def told(crew: Crew, subject: str, state: DeliveryState = DeliveryState.DE
     """Waits until its delivery is in that state."""
 
     async def has_ended() -> bool:
-        record = await crew.runtime.commands.call("HGET", keys.delivery(delivery_id_of(subject)), "state")
+        record = await crew.runtime.commands.call("HGET", redis_keys.delivery(delivery_id_of(subject)), "state")
         return bool(record == state.encode())
 
     await wait_until(has_ended, f"{subject} to be {state}", timeout_s=20)
@@ -148,9 +148,9 @@ async def test_an_attempt_whose_worker_died_is_made_by_another(crew: Crew, recei
     await dead.killed()
     await a_worker(crew)
     call = crew.runtime.commands.call
-    lane = (await call("HGET", keys.delivery(delivery_id_of(job_id)), "lane")).decode()
-    assert await call("ZADD", f"{keys.SHARD}sending:{lane}", "XX", "CH", 0, delivery_id_of(job_id)) == 1
-    await call("ZADD", keys.plain("lanes"), 0, lane)
+    lane = (await call("HGET", redis_keys.delivery(delivery_id_of(job_id)), "lane")).decode()
+    assert await call("ZADD", f"{redis_keys.SHARD}sending:{lane}", "XX", "CH", 0, delivery_id_of(job_id)) == 1
+    await call("ZADD", redis_keys.plain("lanes"), 0, lane)
     await told(crew, job_id)
     first, second = receiver.told
     assert (first.id, first.body) == (second.id, second.body)

@@ -10,7 +10,7 @@ import structlog
 
 from shared.errors import StorageFull, StorageUnavailable
 from shared.job import JobState, Priority
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from tests.running.crew import STEADY, TENANT, Crew, Hand, replace
 from tests.support.store import make_overdue, submit_many
 from tests.support.wait import wait_until
@@ -60,7 +60,7 @@ async def test_large_prompts_are_claimed_a_few_at_a_time(crew: Crew, no_ticks: N
 
     replace(hand.runtime.queue, "claim", claim_noted)
     hand.worker.max_jobs = stopped
-    await crew.runtime.commands.call("PUBLISH", keys.plain("wake"), b"")
+    await crew.runtime.commands.call("PUBLISH", redis_keys.plain("wake"), b"")
     jobs = await crew.all_ended(job_ids)
     assert {job.state for job in jobs} == {JobState.SUCCEEDED}
     assert [count for count in claimed if count] == [3, 3, 1]
@@ -189,15 +189,15 @@ async def test_a_bug_in_a_run_is_logged_and_the_job_is_tried_elsewhere(
 async def test_a_record_that_cannot_be_read_is_told_of_and_keeps_nobody_from_work(crew: Crew) -> None:
     """As a newer release may write it: left for a worker that can read it, until its time is over."""
     strange = await crew.submit(timeout_s=1)
-    spec = await crew.runtime.commands.call("HGET", keys.job(strange), "spec")
-    await crew.runtime.commands.call("HSET", keys.job(strange), "spec", b'{"model":"m","priority":"tomorrow"}')
+    spec = await crew.runtime.commands.call("HGET", redis_keys.job(strange), "spec")
+    await crew.runtime.commands.call("HSET", redis_keys.job(strange), "spec", b'{"model":"m","priority":"tomorrow"}')
     with structlog.testing.capture_logs() as lines:
         hand = await crew.worker(lease_s=0.5)
         assert (await crew.ended(await crew.submit())).state is JobState.SUCCEEDED
     assert {(line["event"], line["job_id"]) for line in lines} == {("job_unreadable", strange)}
     assert crew.calls(strange) == []
     assert hand.running == set()
-    await crew.runtime.commands.call("HSET", keys.job(strange), "spec", spec)
+    await crew.runtime.commands.call("HSET", redis_keys.job(strange), "spec", spec)
     await crew.ended(strange)
 
 
@@ -220,7 +220,7 @@ async def test_strays_are_counted_and_told(crew: Crew, monkeypatch: pytest.Monke
     monkeypatch.setattr(arq_worker, "_SWEEP_S", 0.02)
     monkeypatch.setattr(arq_worker, "_TICK_S", 0.02)
     (job_id,) = await submit_many(crew.runtime, 1)
-    await crew.runtime.commands.call("DEL", keys.plain("waiting"), *flows_of(job_id))
+    await crew.runtime.commands.call("DEL", redis_keys.plain("waiting"), *flows_of(job_id))
     hand = await crew.worker()
 
     async def strays() -> bool:
@@ -230,12 +230,19 @@ async def test_strays_are_counted_and_told(crew: Crew, monkeypatch: pytest.Monke
     assert hand.log.named("stray_jobs")[0] == {"count": 1}
     hand.expected_errors.add("stray_jobs")
     await crew.runtime.commands.call(
-        "DEL", keys.job(job_id), keys.index(TENANT), keys.plain("queued_jobs"), keys.plain("held_bytes")
+        "DEL",
+        redis_keys.job(job_id),
+        redis_keys.index(TENANT),
+        redis_keys.plain("queued_jobs"),
+        redis_keys.plain("held_bytes"),
     )
 
 
 def flows_of(_job_id: str) -> list[str]:
-    return [f"{keys.SHARD}ready:normal", keys.flow(keys.flow_of("normal", TENANT, "anthropic/a-model"))]
+    return [
+        f"{redis_keys.SHARD}ready:normal",
+        redis_keys.flow(redis_keys.flow_of("normal", TENANT, "anthropic/a-model")),
+    ]
 
 
 class Failing:

@@ -30,7 +30,7 @@ from shared.errors import IdempotencyKeyReused, NotEnded, NotFound
 from shared.job import TERMINAL_STATES, JobState, Priority, Step, Usage
 from shared.limits import CallerLimits
 from shared.settings import load_settings
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.batches import Known, Order
 from shared.store.idempotency import fingerprint_of
 from shared.store.jobs import Created, Replayed
@@ -397,7 +397,7 @@ class AnyBatch(RuleBasedStateMachine):
     @rule(draw=st.data(), does_all=st.booleans(), are_silent=st.sampled_from([False, False, True]))
     def another_process_looks(self, draw: st.DataObject, does_all: bool, are_silent: bool) -> None:
         """Whoever was at some of the batches is gone: what came in is given up, the rest goes on."""
-        due = self.run(members(self.runtime, keys.plain("due")))
+        due = self.run(members(self.runtime, redis_keys.plain("due")))
         if not are_silent:
             receiving = [batch.id for batch in self.batches_in(BatchState.RECEIVING)]
             due = [batch_id for batch_id in due if batch_id not in receiving]
@@ -407,8 +407,8 @@ class AnyBatch(RuleBasedStateMachine):
     def _looks(self, chosen: list[str], *, does_all: bool) -> None:
         async def look() -> list[str]:
             later_ms = await now_ms(self.runtime) + 60_000
-            for batch_id in await members(self.runtime, keys.plain("due")):
-                await self.runtime.commands.call("ZADD", keys.plain("due"), "XX", later_ms, batch_id)
+            for batch_id in await members(self.runtime, redis_keys.plain("due")):
+                await self.runtime.commands.call("ZADD", redis_keys.plain("due"), "XX", later_ms, batch_id)
             await make_batch_due(self.runtime, *chosen)
             if does_all:
                 await self.runtime.batches.advance_due()
@@ -726,7 +726,7 @@ class AnyBatch(RuleBasedStateMachine):
         batch = self.some_batch(draw, BatchState.RUNNING)
 
         async def age() -> None:
-            await self.runtime.commands.call("HSET", keys.batch(batch.id), "expires_ms", 1)
+            await self.runtime.commands.call("HSET", redis_keys.batch(batch.id), "expires_ms", 1)
 
         self.run(age())
         while self._advance(batch):
@@ -755,7 +755,7 @@ class AnyBatch(RuleBasedStateMachine):
 
     async def _look_for_remains(self) -> None:
         gone = [job.id for job in self.jobs.values() if not job.is_there]
-        names = [name(job_id) for job_id in gone for name in (keys.job, keys.result, keys.log)]
+        names = [name(job_id) for job_id in gone for name in (redis_keys.job, redis_keys.result, redis_keys.log)]
         names += [name for batch in self.batches_in(None) for name in _names_of(batch)]
         if names:
             assert await self.runtime.commands.call("EXISTS", *names) == 0
@@ -763,7 +763,9 @@ class AnyBatch(RuleBasedStateMachine):
     async def _look_at_job(self, job: Job) -> None:
         call = self.runtime.commands.call
         record, left_ms, has_result = await asyncio.gather(
-            record_of(self.runtime, job.id), call("PTTL", keys.job(job.id)), call("EXISTS", keys.result(job.id))
+            record_of(self.runtime, job.id),
+            call("PTTL", redis_keys.job(job.id)),
+            call("EXISTS", redis_keys.result(job.id)),
         )
         assert record[b"state"].decode() == job.state
         cost, unpriced = record.pop(b"cost_nano_usd", None), record.pop(b"unpriced", None)
@@ -778,7 +780,7 @@ class AnyBatch(RuleBasedStateMachine):
         assert record == job.record_at_end
         assert left_ms > 0
         if job.batch and job.batch.state is BatchState.ENDED and not job.is_aged:
-            assert left_ms >= await call("PTTL", keys.batch(job.batch.id))
+            assert left_ms >= await call("PTTL", redis_keys.batch(job.batch.id))
 
     async def _look_at_batch(self, sent: Sent) -> None:
         stranger = next(tenant for tenant in TENANTS if tenant != sent.tenant)
@@ -883,8 +885,8 @@ class AnyBatch(RuleBasedStateMachine):
 
     def _all_are_looked_after(self) -> None:
         for _ in range(2):
-            self._looks(self.run(members(self.runtime, keys.plain("due"))), does_all=True)
-        assert self.run(members(self.runtime, keys.plain("due"))) == []
+            self._looks(self.run(members(self.runtime, redis_keys.plain("due"))), does_all=True)
+        assert self.run(members(self.runtime, redis_keys.plain("due"))) == []
 
     def _story_of(self, batch: Sent) -> str:
         if not batch.was_started:
@@ -909,7 +911,13 @@ class AnyBatch(RuleBasedStateMachine):
 
 
 def _names_of(batch: Sent) -> list[str]:
-    names = (keys.batch, keys.batch_items, keys.batch_invalid, keys.batch_ended, keys.batch_followed)
+    names = (
+        redis_keys.batch,
+        redis_keys.batch_items,
+        redis_keys.batch_invalid,
+        redis_keys.batch_ended,
+        redis_keys.batch_followed,
+    )
     return [name(batch.id) for name in names]
 
 

@@ -29,7 +29,7 @@ from shared.events import TERMINAL_EVENTS, Event
 from shared.job import TERMINAL_STATES, JobState, Priority, Step
 from shared.limits import NO_LIMITS, CallerLimits
 from shared.settings import load_settings
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.jobs import Created, Replayed
 from shared.store.log import REFUSED
 from shared.store.queue import FATAL_TAKEOVERS, SUSPECT_TAKEOVERS, Claim, Ending, Finished
@@ -147,7 +147,7 @@ class AnyHistory(RuleBasedStateMachine):
                 request=b"x" * size,
             )
             most = self.waiting_bytes[tenant]
-            held = int(await self.runtime.commands.call("HGET", keys.plain("held_bytes"), tenant) or 0)
+            held = int(await self.runtime.commands.call("HGET", redis_keys.plain("held_bytes"), tenant) or 0)
             has_room = not most or held + size + len(msgspec.json.encode(submission.spec)) <= most
             try:
                 reply = await self.runtime.jobs.submit(submission, expires_in_s=3600)
@@ -414,9 +414,9 @@ class AnyHistory(RuleBasedStateMachine):
         record, events, has_result, record_left_ms, log_left_ms = await asyncio.gather(
             record_of(self.runtime, job.id),
             self.runtime.log.read(job.id),
-            call("EXISTS", keys.result(job.id)),
-            call("PTTL", keys.job(job.id)),
-            call("PTTL", keys.log(job.id)),
+            call("EXISTS", redis_keys.result(job.id)),
+            call("PTTL", redis_keys.job(job.id)),
+            call("PTTL", redis_keys.log(job.id)),
         )
         assert record[b"state"].decode() == job.state
         assert int(record.get(b"attempts", 0)) == job.attempts

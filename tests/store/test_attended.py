@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from shared.job import JobKind, JobState
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from tests.support.builders import a_submission
 from tests.support.store import (
@@ -31,8 +31,8 @@ async def attended(runtime: Runtime, name: str = "api-1", **members: Any) -> str
 
 async def silence(runtime: Runtime, name: str = "api-1") -> None:
     """The process did not say for long that it lives, while others looked."""
-    await runtime.commands.call("ZADD", keys.plain("attendants"), 1, name)
-    await runtime.commands.call("SET", keys.plain("spared"), 1, "PX", 5_000)
+    await runtime.commands.call("ZADD", redis_keys.plain("attendants"), 1, name)
+    await runtime.commands.call("SET", redis_keys.plain("spared"), 1, "PX", 5_000)
 
 
 async def test_jobs_of_a_process_that_is_gone_are_cancelled(runtime: Runtime) -> None:
@@ -46,25 +46,25 @@ async def test_jobs_of_a_process_that_is_gone_are_cancelled(runtime: Runtime) ->
     assert list(await runtime.jobs.abandon()) == []
     await silence(runtime)
     await assert_consistent(runtime, [*ids, other])
-    async with listening(runtime, keys.plain("control")) as control:
+    async with listening(runtime, redis_keys.plain("control")) as control:
         assert sorted(await runtime.jobs.abandon()) == sorted(ids)
         assert await control.all() == [f"cancel {running.id}".encode()]
     assert {await state_of(runtime, job_id) for job_id in ids} == {JobState.CANCELLED}
     assert await state_of(runtime, other) is JobState.QUEUED
     assert list(await runtime.jobs.abandon()) == []
     await assert_consistent(runtime, [*ids, other])
-    assert await runtime.commands.call("ZRANGE", keys.plain("attendants"), 0, -1) == [b"api-2"]
+    assert await runtime.commands.call("ZRANGE", redis_keys.plain("attendants"), 0, -1) == [b"api-2"]
 
 
 async def test_after_a_silence_all_are_believed_once_more(runtime: Runtime) -> None:
     """Redis was away: no process could say that it lives."""
     job_id = await attended(runtime)
     await silence(runtime)
-    await runtime.commands.call("DEL", keys.plain("spared"))
+    await runtime.commands.call("DEL", redis_keys.plain("spared"))
     for _ in range(3):
         assert list(await runtime.jobs.abandon()) == []
     await runtime.jobs.attend("api-1")
-    await runtime.commands.call("SET", keys.plain("spared"), 1, "PX", 5_000)
+    await runtime.commands.call("SET", redis_keys.plain("spared"), 1, "PX", 5_000)
     assert list(await runtime.jobs.abandon()) == []
     await silence(runtime)
     assert list(await runtime.jobs.abandon()) == [job_id]
@@ -91,5 +91,5 @@ async def test_a_quiet_job_has_no_log_and_is_in_no_list(runtime: Runtime) -> Non
     assert page.jobs == []
     await finish(runtime, claimed)
     assert await names_in_log(runtime, claimed.id) == []
-    for key in (keys.job(claimed.id), keys.result(claimed.id)):
+    for key in (redis_keys.job(claimed.id), redis_keys.result(claimed.id)):
         assert await ttl_ms(runtime, key) == pytest.approx(60_000, abs=5_000)

@@ -9,7 +9,7 @@ import pytest
 from shared.batch import BatchCounts, BatchState, EndedItem, InvalidItem, NewItem
 from shared.errors import IdempotencyKeyReused, InvalidCursor, JobError, NotEnded, NotFound, QueueFull
 from shared.job import JobSpec, JobState, Priority, Step, Usage, prompt_hash_of
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.batches import Known, Order
 from shared.store.idempotency import fingerprint_of
 from shared.store.queue import FATAL_TAKEOVERS, UNPRICED, Claim, Ending, Finished
@@ -92,7 +92,7 @@ async def test_nothing_of_a_batch_is_seen_before_its_start(runtime: Runtime) -> 
     assert await runtime.batches.due() == []
     assert not await runtime.batches.advance(begun.id)
     assert await runtime.jobs.sweep(0) == (0, 0)
-    assert await members(runtime, keys.plain("waiting")) == []
+    assert await members(runtime, redis_keys.plain("waiting")) == []
     await assert_consistent(runtime)
 
 
@@ -103,7 +103,7 @@ async def test_a_batch_that_came_in_slices_runs_in_order(runtime: Runtime, small
     assert await counts_of(runtime, begun) == {"queued": 7}
     await assert_consistent(runtime)
     assert await runtime.batches.advance(begun.id)
-    assert await members(runtime, keys.plain("waiting")) == begun.job_ids[:2]
+    assert await members(runtime, redis_keys.plain("waiting")) == begun.job_ids[:2]
     assert await counts_of(runtime, begun) == {"queued": 7}
     await assert_consistent(runtime)
     await runtime.batches.advance_all(begun.id)
@@ -173,9 +173,9 @@ async def test_a_batch_of_which_no_line_can_run_has_ended_at_its_start(runtime: 
     assert batch.ended_ms == batch.created_ms
     await assert_consistent(runtime)
     await runtime.batches.advance_all(begun.id)
-    assert await members(runtime, keys.plain("due")) == []
+    assert await members(runtime, redis_keys.plain("due")) == []
     for_ever = [name for name in await all_keys(runtime.commands) if await ttl_ms(runtime, name) is None]
-    assert set(for_ever) <= {keys.batch_index("tenant-a"), keys.plain("places")}
+    assert set(for_ever) <= {redis_keys.batch_index("tenant-a"), redis_keys.plain("places")}
     assert await runtime.batches.ended_items(begun.id, Order.SUBMITTED) == [
         EndedItem(line + tail, None, InvalidItem(line + tail, "max_tokens must be a number.")) for line in (1, 2)
     ]
@@ -258,7 +258,7 @@ async def test_another_process_goes_on_with_a_start(runtime: Runtime, small_slic
     await make_batch_due(runtime, begun.id)
     await runtime.batches.advance_due()
     assert [found.id for found in await claim(runtime, 10)] == begun.job_ids
-    assert await members(runtime, keys.plain("due")) == []
+    assert await members(runtime, redis_keys.plain("due")) == []
 
 
 async def test_pieces_of_many_batches_may_be_done_by_many(runtime: Runtime, small_slices: None) -> None:
@@ -324,7 +324,7 @@ async def test_a_key_lives_as_long_as_its_batch(runtime: Runtime) -> None:
     await finish_all(runtime)
     left_ms = await ttl_ms(runtime, name)
     assert left_ms is not None
-    assert left_ms >= (await ttl_ms(runtime, keys.batch(begun.id)) or 0)
+    assert left_ms >= (await ttl_ms(runtime, redis_keys.batch(begun.id)) or 0)
 
 
 # Running
@@ -368,7 +368,7 @@ async def test_a_batch_that_may_not_begin_yet_is_deferred(runtime: Runtime) -> N
     due_ms = await now_ms(runtime) + 60_000
     begun = await start_batch(runtime, 2, not_before_ms=due_ms, expires_in_s=10)
     assert await claim(runtime, 5) == []
-    assert await members(runtime, keys.plain("deferred")) == begun.job_ids
+    assert await members(runtime, redis_keys.plain("deferred")) == begun.job_ids
     assert (await batch_of(runtime, begun)).expires_ms == due_ms + 10_000
     await assert_consistent(runtime)
     await make_due(runtime, *begun.job_ids)
@@ -405,18 +405,18 @@ async def test_usage_and_cost_are_added_up(runtime: Runtime) -> None:
     assert batch.cost_usd == pytest.approx(55_320e-9)
     await runtime.jobs.charge(third.id, UNPRICED, tenant="tenant-a")
     assert (await batch_of(runtime, begun)).cost_usd is None
-    assert await ttl_ms(runtime, keys.batch(begun.id)) is not None
+    assert await ttl_ms(runtime, redis_keys.batch(begun.id)) is not None
 
 
 async def test_a_charge_brings_no_batch_back(runtime: Runtime) -> None:
     """Its call ended when all else was gone."""
     begun = await start_batch(runtime, 1)
     (claimed,) = await finish_all(runtime)
-    await runtime.commands.call("DEL", keys.batch(begun.id))
+    await runtime.commands.call("DEL", redis_keys.batch(begun.id))
     await runtime.jobs.charge(claimed.id, 5, tenant="tenant-a")
-    await runtime.commands.call("DEL", keys.job(claimed.id))
+    await runtime.commands.call("DEL", redis_keys.job(claimed.id))
     await runtime.jobs.charge(claimed.id, 5, tenant="tenant-a")
-    assert await runtime.commands.call("EXISTS", keys.batch(begun.id), keys.job(claimed.id)) == 0
+    assert await runtime.commands.call("EXISTS", redis_keys.batch(begun.id), redis_keys.job(claimed.id)) == 0
 
 
 async def test_which_items_run_right_now(runtime: Runtime) -> None:
@@ -449,7 +449,7 @@ async def test_a_cancel_ends_all_that_has_not(runtime: Runtime, small_slices: No
     assert await counts_of(runtime, begun) == {"cancelled": 5}
     assert (await batch_of(runtime, begun)).state is BatchState.ENDED
     assert not await runtime.batches.cancel(begun.id, begun.tenant)
-    assert await members(runtime, keys.plain("due")) == []
+    assert await members(runtime, redis_keys.plain("due")) == []
     await assert_consistent(runtime)
 
 
@@ -468,7 +468,7 @@ async def test_a_cancel_keeps_what_is_done_and_stops_what_runs(runtime: Runtime)
     begun = await start_batch(runtime, 4)
     done, first, second = await claim(runtime, 3)
     await finish(runtime, done)
-    async with listening(runtime, keys.plain("control")) as control:
+    async with listening(runtime, redis_keys.plain("control")) as control:
         await runtime.batches.cancel(begun.id, begun.tenant)
         await runtime.batches.advance_all(begun.id)
         assert sorted(await control.all()) == [f"cancel {found.id}".encode() for found in (first, second)]
@@ -537,7 +537,7 @@ async def test_a_single_item_can_be_erased(runtime: Runtime) -> None:
 
 async def raw_of(runtime: Runtime, batch_id: str) -> dict[bytes, bytes]:
     """The record, in whatever order Redis keeps it."""
-    flat = await runtime.commands.call("HGETALL", keys.batch(batch_id))
+    flat = await runtime.commands.call("HGETALL", redis_keys.batch(batch_id))
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -593,7 +593,7 @@ async def test_batches_are_listed_newest_first(runtime: Runtime) -> None:
     assert (await page(limit=9, before=newest[2]))[0] == newest[:2]
     await runtime.batches.cancel(newest[1], "tenant-a")
     await runtime.batches.advance_all(newest[1])
-    await runtime.commands.call("DEL", keys.batch(newest[1]))
+    await runtime.commands.call("DEL", redis_keys.batch(newest[1]))
     assert await page(limit=2) == ([newest[0], newest[2]], newest[2])
 
 
@@ -639,10 +639,13 @@ async def test_the_log_of_an_item_is_kept_if_somebody_hears_it(runtime: Runtime,
     claimed = await claim_one(runtime)
     if "follow" in how or "batch" in how:
         await runtime.batches.follow(begun.id)
-    channel = {"its own channel": keys.events(claimed.id), "the batch's channel": keys.batch_events(begun.id)}.get(how)
+    channel = {
+        "its own channel": redis_keys.events(claimed.id),
+        "the batch's channel": redis_keys.batch_events(begun.id),
+    }.get(how)
     async with listening(runtime, channel or "nowhere"):
         await finish(runtime, claimed)
-    left_ms = await ttl_ms(runtime, keys.log(claimed.id))
+    left_ms = await ttl_ms(runtime, redis_keys.log(claimed.id))
     assert left_ms == pytest.approx(3_600_000 if channel else 60_000, abs=5_000)
 
 
@@ -654,13 +657,13 @@ async def test_items_live_at_least_as_long_as_their_batch(runtime: Runtime) -> N
     await runtime.jobs.cancel(claims[1].id, claims[1].tenant)
     longest_ms = (604_800 + 86_400 + 600) * 1000
     for claimed in claims[:2]:
-        assert await ttl_ms(runtime, keys.job(claimed.id)) == pytest.approx(longest_ms, abs=10_000)
-    assert await ttl_ms(runtime, keys.result(claims[0].id)) == pytest.approx(longest_ms, abs=10_000)
+        assert await ttl_ms(runtime, redis_keys.job(claimed.id)) == pytest.approx(longest_ms, abs=10_000)
+    assert await ttl_ms(runtime, redis_keys.result(claims[0].id)) == pytest.approx(longest_ms, abs=10_000)
     await finish(runtime, claims[2])
-    of_batch_ms = await ttl_ms(runtime, keys.batch(begun.id)) or 0
+    of_batch_ms = await ttl_ms(runtime, redis_keys.batch(begun.id)) or 0
     assert of_batch_ms == pytest.approx(604_800_000, abs=10_000)
     for claimed in claims:
-        assert (await ttl_ms(runtime, keys.job(claimed.id)) or 0) >= of_batch_ms
+        assert (await ttl_ms(runtime, redis_keys.job(claimed.id)) or 0) >= of_batch_ms
 
 
 async def test_a_batch_is_told_on_its_channel_only_while_it_is_followed(runtime: Runtime) -> None:
@@ -668,7 +671,7 @@ async def test_a_batch_is_told_on_its_channel_only_while_it_is_followed(runtime:
     begun, other = await start_batch(runtime, 3), await start_batch(runtime, 1, tenant="tenant-b")
     claims = {found.id: found for found in await claim(runtime, 10)}
     first, second, third = (claims[job_id] for job_id in begun.job_ids)
-    async with listening(runtime, keys.batch_events(begun.id)) as heard:
+    async with listening(runtime, redis_keys.batch_events(begun.id)) as heard:
         await append(runtime, first, a_text_delta("unheard"))
         await finish(runtime, second)
         assert await heard.all() == []
@@ -688,14 +691,14 @@ async def test_a_batch_is_told_on_its_channel_only_while_it_is_followed(runtime:
         (third.id, "started"),
         (third.id, "cancelled"),
     ]
-    assert 0 < (await ttl_ms(runtime, keys.batch_followed(begun.id)) or 0) <= 30_000
+    assert 0 < (await ttl_ms(runtime, redis_keys.batch_followed(begun.id)) or 0) <= 30_000
 
 
 async def test_an_item_that_never_ran_is_told_too(runtime: Runtime) -> None:
     """It has no log, but it has an end."""
     begun = await start_batch(runtime, 2)
     await runtime.batches.follow(begun.id)
-    async with listening(runtime, keys.batch_events(begun.id)) as heard:
+    async with listening(runtime, redis_keys.batch_events(begun.id)) as heard:
         await runtime.batches.cancel(begun.id, begun.tenant)
         await runtime.batches.advance_all(begun.id)
         found = [message.decode().split("\n") for message in await heard.all()]

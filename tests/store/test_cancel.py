@@ -7,7 +7,7 @@ import pytest
 from shared.errors import NotFound
 from shared.events import EventId
 from shared.job import JobState, Step
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.queue import Ending, Finished
 from shared.store.runtime import Runtime
 from tests.support.builders import a_text_delta, an_id
@@ -32,7 +32,7 @@ from tests.support.store import (
 async def test_a_waiting_job_ends_without_ever_having_a_log(runtime: Runtime) -> None:
     """Its followers are told on the channel, and the record keeps the id of that event."""
     first, second = await submit_many(runtime, 2)
-    async with listening(runtime, keys.events(first)) as heard:
+    async with listening(runtime, redis_keys.events(first)) as heard:
         assert await runtime.jobs.cancel(first, "tenant-a")
         (event,) = await heard.events()
     job = await job_of(runtime, first)
@@ -40,7 +40,7 @@ async def test_a_waiting_job_ends_without_ever_having_a_log(runtime: Runtime) ->
     assert event.name == "cancelled"
     assert event.id is not None
     assert event.id.seq == 0
-    assert not await runtime.commands.call("EXISTS", keys.log(first))
+    assert not await runtime.commands.call("EXISTS", redis_keys.log(first))
     assert [found.id for found in await claim(runtime, 5)] == [second]
     await assert_consistent(runtime, [first, second])
 
@@ -50,8 +50,8 @@ async def test_a_running_job_ends_at_once_and_its_worker_is_told(runtime: Runtim
     claimed = await start(runtime)
     await append(runtime, claimed, a_text_delta("Hel"))
     async with (
-        listening(runtime, keys.events(claimed.id)) as heard,
-        listening(runtime, keys.plain("control")) as control,
+        listening(runtime, redis_keys.events(claimed.id)) as heard,
+        listening(runtime, redis_keys.plain("control")) as control,
     ):
         assert await runtime.jobs.cancel(claimed.id, claimed.tenant)
         (event,) = await heard.events()
@@ -77,7 +77,7 @@ async def test_a_job_that_waits_for_any_other_reason_ends_too(runtime: Runtime, 
             await runtime.queue.release(claimed, reason="upstream_failed", delay_s=60, retry_event=b"{}")
         else:
             await lose(runtime, claimed)
-    async with listening(runtime, keys.plain("control")) as control:
+    async with listening(runtime, redis_keys.plain("control")) as control:
         assert await runtime.jobs.cancel(job_id, "tenant-a")
         assert await control.all() == []
     assert (await job_of(runtime, job_id)).state is JobState.CANCELLED
@@ -98,7 +98,7 @@ async def test_a_job_that_has_ended_stays_as_it_is(runtime: Runtime, state: JobS
         step = Step.SUCCEED if state is JobState.SUCCEEDED else Step.FAIL
         await finish(runtime, await claim_one(runtime), Ending(step))
     record = await record_of(runtime, job_id)
-    async with listening(runtime, keys.events(job_id)) as heard:
+    async with listening(runtime, redis_keys.events(job_id)) as heard:
         assert not await runtime.jobs.cancel(job_id, "tenant-a")
         assert await heard.all() == []
     assert await record_of(runtime, job_id) == record

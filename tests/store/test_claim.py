@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from shared.job import JobState
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from tests.conftest import StartRuntime
 from tests.support.builders import a_submission
@@ -61,7 +61,7 @@ async def test_a_claim_carries_all_that_a_worker_needs(runtime: Runtime) -> None
 async def test_the_first_event_of_a_claim_is_started(runtime: Runtime) -> None:
     """Stored at ``<epoch>-0``, and told to whoever follows already."""
     submission = await submit(runtime)
-    async with listening(runtime, keys.events(submission.id)) as heard:
+    async with listening(runtime, redis_keys.events(submission.id)) as heard:
         found = await claim_one(runtime)
         published = await heard.events()
     stored = await runtime.log.read(submission.id)
@@ -78,9 +78,9 @@ async def test_the_first_event_of_a_claim_is_started(runtime: Runtime) -> None:
 async def test_a_waiting_job_has_no_log(runtime: Runtime) -> None:
     """An empty stream costs 4 KB: it is made by the first claim, and lives without a TTL until the end."""
     submission = await submit(runtime)
-    assert not await runtime.commands.call("EXISTS", keys.log(submission.id))
+    assert not await runtime.commands.call("EXISTS", redis_keys.log(submission.id))
     await claim_one(runtime)
-    assert await ttl_ms(runtime, keys.log(submission.id)) is None
+    assert await ttl_ms(runtime, redis_keys.log(submission.id)) is None
 
 
 async def test_workers_that_race_never_get_the_same_job(start_runtime: StartRuntime) -> None:
@@ -143,7 +143,7 @@ async def test_jobs_that_come_due_together_are_promoted_in_portions(runtime: Run
     for left, expected_s in ((50, 0), (0, None)):
         claims, due_s = await runtime.queue.claim("worker-1", count=0, low_count=0, takes_suspect=True)
         assert (claims, due_s) == ([], expected_s)
-        assert await runtime.commands.call("ZCARD", keys.plain("deferred")) == left
+        assert await runtime.commands.call("ZCARD", redis_keys.plain("deferred")) == left
 
 
 @on_real_redis
@@ -182,7 +182,7 @@ async def test_epochs_of_a_job_only_grow(runtime: Runtime) -> None:
     """Even when Redis's clock stands still or was set back."""
     submission = await submit(runtime)
     ahead = await now_ms(runtime) + 60_000
-    await runtime.commands.call("HSET", keys.job(submission.id), "epoch", ahead)
+    await runtime.commands.call("HSET", redis_keys.job(submission.id), "epoch", ahead)
     epochs = []
     for _ in range(4):
         claimed = await claim_one(runtime)
@@ -228,9 +228,9 @@ async def test_an_ended_job_is_never_claimed(runtime: Runtime) -> None:
     """Terminal is for ever, even if some leftover of the job stood in a queue."""
     claimed = await start(runtime)
     await finish(runtime, claimed)
-    flow = keys.flow_of("normal", "tenant-a", "a-model")
-    await runtime.commands.call("ZADD", keys.flow(flow), 1, claimed.id)
-    await runtime.commands.call("ZADD", f"{keys.SHARD}ready:normal", 0, flow)
+    flow = redis_keys.flow_of("normal", "tenant-a", "a-model")
+    await runtime.commands.call("ZADD", redis_keys.flow(flow), 1, claimed.id)
+    await runtime.commands.call("ZADD", f"{redis_keys.SHARD}ready:normal", 0, flow)
     assert await claim(runtime, 5) == []
     assert await state_of(runtime, claimed.id) is JobState.SUCCEEDED
     await assert_consistent(runtime, [claimed.id])

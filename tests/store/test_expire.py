@@ -3,7 +3,7 @@
 import pytest
 
 from shared.job import JobState
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from tests.support.redis_servers import on_real_redis
 from tests.support.store import (
@@ -26,7 +26,7 @@ from tests.support.store import (
 async def test_a_job_that_never_started_expires(runtime: Runtime) -> None:
     """With its terminal event on the channel, and its lifetime from now."""
     submission = await submit(runtime)
-    async with listening(runtime, keys.events(submission.id)) as heard:
+    async with listening(runtime, redis_keys.events(submission.id)) as heard:
         await make_overdue(runtime, submission.id)
         ended, next_s = await runtime.jobs.expire()
         assert (ended, next_s) == (1, None)
@@ -34,7 +34,7 @@ async def test_a_job_that_never_started_expires(runtime: Runtime) -> None:
     job = await job_of(runtime, submission.id)
     assert (job.state, job.error, job.end_id) == (JobState.EXPIRED, None, str(event.id))
     assert event.name == "expired"
-    assert await ttl_ms(runtime, keys.job(submission.id)) is not None
+    assert await ttl_ms(runtime, redis_keys.job(submission.id)) is not None
     await assert_consistent(runtime, [submission.id])
 
 
@@ -131,7 +131,7 @@ async def test_a_job_expires_once(runtime: Runtime) -> None:
     submission = await submit(runtime)
     await claim_one(runtime)
     await runtime.jobs.cancel(submission.id, "tenant-a")
-    await runtime.commands.call("ZADD", keys.plain("waiting"), 1, submission.id)  # as a lost race would leave it
+    await runtime.commands.call("ZADD", redis_keys.plain("waiting"), 1, submission.id)  # as a lost race would leave it
     assert (await runtime.jobs.expire())[0] == 0
     assert await state_of(runtime, submission.id) is JobState.CANCELLED
     await assert_consistent(runtime, [submission.id])

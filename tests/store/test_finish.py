@@ -6,7 +6,7 @@ import pytest
 from shared.errors import JobError
 from shared.events import EventId
 from shared.job import JobState, Step, Usage
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.queue import Ending, Finished
 from shared.store.runtime import Runtime
 from tests.conftest import StartRuntime
@@ -36,7 +36,7 @@ async def test_a_success_is_whole_at_once(runtime: Runtime) -> None:
     await append(runtime, claimed, a_text_delta("Hello."))
     usage = Usage(input_tokens=3, output_tokens=4, cache_read_input_tokens=5)
     ending = Ending(Step.SUCCEED, A_RESULT, usage, first_token_ms=claimed.claimed_ms + 7)
-    async with listening(runtime, keys.events(claimed.id)) as heard:
+    async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         assert await runtime.queue.finish(claimed, ending, seq=2) == (Finished.ENDED, 0)
         (event,) = await heard.events()
     job = await job_of(runtime, claimed.id, with_result=True)
@@ -63,7 +63,7 @@ async def test_a_failure_keeps_its_reason_and_has_no_result(runtime: Runtime) ->
     assert (await finish(runtime, claimed, Ending(Step.FAIL, error=error))).outcome is Finished.ENDED
     job = await job_of(runtime, claimed.id, with_result=True)
     assert (job.state, job.error, job.result, job.usage) == (JobState.FAILED, error, None, None)
-    assert not await runtime.commands.call("EXISTS", keys.result(claimed.id))
+    assert not await runtime.commands.call("EXISTS", redis_keys.result(claimed.id))
     assert await names_in_log(runtime, claimed.id) == ["started", "failed"]
 
 
@@ -72,7 +72,7 @@ async def test_a_finish_sent_again_is_answered_already(runtime: Runtime) -> None
     claimed = await start(runtime)
     await finish(runtime, claimed)
     job = await job_of(runtime, claimed.id, with_result=True)
-    async with listening(runtime, keys.events(claimed.id)) as heard:
+    async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         for ending in (Ending(Step.SUCCEED, b'"other"'), Ending(Step.FAIL)):
             assert (await finish(runtime, claimed, ending)).outcome is Finished.ALREADY
         assert await heard.all() == []
@@ -99,7 +99,7 @@ async def test_a_finish_of_a_claim_that_is_over_is_refused(runtime: Runtime, how
     events = await runtime.log.read(claimed.id)
     assert (await finish(runtime, claimed, Ending(Step.SUCCEED, b'"stale"'))).outcome is Finished.REFUSED
     assert await record_of(runtime, claimed.id) == record
-    assert await runtime.commands.call("GET", keys.result(claimed.id)) in (None, A_RESULT)
+    assert await runtime.commands.call("GET", redis_keys.result(claimed.id)) in (None, A_RESULT)
     assert await runtime.log.read(claimed.id) == events
 
 
@@ -129,7 +129,7 @@ async def test_a_finish_behind_the_log_ends_at_its_top(runtime: Runtime) -> None
 async def test_a_late_finish_of_an_expired_lease_counts_if_nobody_took_the_job(runtime: Runtime) -> None:
     """The answer is there and paid for."""
     claimed = await start(runtime)
-    await runtime.commands.call("ZADD", keys.plain("running"), "XX", 1, claimed.id)
+    await runtime.commands.call("ZADD", redis_keys.plain("running"), "XX", 1, claimed.id)
     assert (await finish(runtime, claimed)).outcome is Finished.ENDED
 
 
@@ -139,14 +139,14 @@ async def test_the_end_sets_the_lifetime_of_all_that_is_the_jobs(start_runtime: 
     claimed = await start(runtime, idempotency_key="order 7")
     (idempotency,) = [
         name.decode()
-        for name in (await runtime.commands.call("SCAN", 0, "MATCH", keys.idempotency("tenant-a", "*"), "COUNT", 1000))[
-            1
-        ]
+        for name in (
+            await runtime.commands.call("SCAN", 0, "MATCH", redis_keys.idempotency("tenant-a", "*"), "COUNT", 1000)
+        )[1]
     ]
-    names = (keys.log(claimed.id), keys.job(claimed.id), idempotency)
+    names = (redis_keys.log(claimed.id), redis_keys.job(claimed.id), idempotency)
     assert [await ttl_ms(runtime, name) for name in names] == [None, None, None]
     await finish(runtime, claimed)
-    lifetimes_ms = [await ttl_ms(runtime, name) for name in (*names, keys.result(claimed.id))]
+    lifetimes_ms = [await ttl_ms(runtime, name) for name in (*names, redis_keys.result(claimed.id))]
     assert lifetimes_ms == [pytest.approx(seconds * 1000, abs=5_000) for seconds in (100, 1_000, 2_000, 1_000)]
 
 
@@ -155,13 +155,17 @@ async def test_an_idempotency_key_outlives_no_sooner_than_its_job(start_runtime:
     runtime = await start_runtime(result_retention_s=1_000, idempotency_retention_s=10)
     submission = await submit(runtime, idempotency_key="order 7")
     await runtime.jobs.cancel(submission.id, submission.tenant)
-    (name,) = (await runtime.commands.call("SCAN", 0, "MATCH", keys.idempotency("tenant-a", "*"), "COUNT", 1000))[1]
+    (name,) = (await runtime.commands.call("SCAN", 0, "MATCH", redis_keys.idempotency("tenant-a", "*"), "COUNT", 1000))[
+        1
+    ]
     assert await ttl_ms(runtime, name.decode()) == pytest.approx(1_000_000, abs=5_000)
 
 
 async def test_a_result_is_there_only_once_the_job_has_succeeded(runtime: Runtime) -> None:
     """Read in the same moment as the record, and never beside a state that has none."""
     claimed = await start(runtime)
-    await runtime.commands.call("SET", keys.result(claimed.id), A_RESULT, "EX", 60)  # FINISH ran between two reads
+    await runtime.commands.call(
+        "SET", redis_keys.result(claimed.id), A_RESULT, "EX", 60
+    )  # FINISH ran between two reads
     assert (await job_of(runtime, claimed.id, with_result=True)).result is None
     assert (await job_of(runtime, claimed.id)).result is None

@@ -3,7 +3,7 @@
 import pytest
 
 from shared.routes import Route
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from shared.store.upstreams import LEAST_RETRIES, UNMADE, Obstacle, Verdict
 from tests.support.store import listening
@@ -101,7 +101,7 @@ async def test_of_a_route_that_is_shut_and_full_the_gate_is_told(runtime: Runtim
 
 async def test_all_workers_hear_of_a_gate(runtime: Runtime) -> None:
     """And of a circuit; but not of every call that shows nothing new."""
-    async with listening(runtime, keys.plain("gates")) as heard:
+    async with listening(runtime, redis_keys.plain("gates")) as heard:
         await called(runtime, ROUTE)
         await fail(runtime, 1)
         await called(runtime, ROUTE)
@@ -307,7 +307,7 @@ async def test_a_probe_that_shows_nothing_frees_its_place(runtime: Runtime, ende
     """For the next one, at once, of which all are told."""
     await open_circuit(runtime)
     probe = await a_probe(runtime)
-    async with listening(runtime, keys.plain("gates")) as heard:
+    async with listening(runtime, redis_keys.plain("gates")) as heard:
         await settled(runtime, ROUTE, probe, Verdict.NONE, ended=ended)
         assert await heard.all() == [ROUTE.name.encode()]
     assert await is_open(runtime)

@@ -3,7 +3,7 @@
 import pytest
 
 from shared.job import JobState
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.queue import FATAL_TAKEOVERS, Claim, Finished
 from shared.store.runtime import Runtime
 from tests.conftest import StartRuntime
@@ -33,7 +33,7 @@ from tests.support.store import (
 
 
 async def _lease_end_ms(runtime: Runtime, claimed: Claim) -> int:
-    return int(float(await runtime.commands.call("ZSCORE", keys.plain("running"), claimed.id)))
+    return int(float(await runtime.commands.call("ZSCORE", redis_keys.plain("running"), claimed.id)))
 
 
 async def test_a_claim_holds_a_lease_and_renew_extends_it(start_runtime: StartRuntime) -> None:
@@ -98,7 +98,7 @@ async def test_a_reaped_job_may_wait_until_its_timeout(runtime: Runtime) -> None
     claimed = await start(runtime, timeout_s=77)
     started_ms = await start_earlier(runtime, claimed, by_ms=20_000)
     await lose(runtime, claimed)
-    deadline = await runtime.commands.call("ZSCORE", keys.plain("waiting"), claimed.id)
+    deadline = await runtime.commands.call("ZSCORE", redis_keys.plain("waiting"), claimed.id)
     assert int(float(deadline)) == started_ms + 77_000
 
 
@@ -157,7 +157,7 @@ async def test_a_takeover_wakes_a_hungry_worker(runtime: Runtime) -> None:
     """The reaper may be full itself."""
     claimed = await start(runtime)
     assert await claim(runtime) == []
-    async with listening(runtime, keys.plain("wake")) as heard:
+    async with listening(runtime, redis_keys.plain("wake")) as heard:
         await lose(runtime, claimed)
         assert await heard.all() == [b""]
 
@@ -171,7 +171,7 @@ async def test_whatever_a_dead_worker_still_says_is_refused(runtime: Runtime) ->
     await lose(runtime, old)
     for _ in ("waiting again", "running elsewhere"):
         events = await runtime.log.read(old.id)
-        async with listening(runtime, keys.events(old.id)) as heard:
+        async with listening(runtime, redis_keys.events(old.id)) as heard:
             assert await append(runtime, old, a_text_delta("zombie")) == -1
             assert (await finish(runtime, old)).outcome is Finished.REFUSED
             assert not await runtime.queue.release(old, reason="drained")
@@ -202,7 +202,7 @@ async def test_the_third_counted_takeover_fails_the_job(runtime: Runtime) -> Non
     events = await runtime.log.read(submission.id)
     assert [event.name for event in events] == ["started", "started", "started", "failed"]
     assert str(events[-1].id) == job.end_id
-    assert await ttl_ms(runtime, keys.job(submission.id)) is not None
+    assert await ttl_ms(runtime, redis_keys.job(submission.id)) is not None
     assert await claim(runtime) == []
     await assert_consistent(runtime, [submission.id])
 
@@ -254,9 +254,9 @@ async def test_after_a_silence_of_everybody_nothing_is_reaped_for_one_more_lease
     assert (reaped.back, reaped.failed) == ([], [])
     assert reaped.next_expiry_s == pytest.approx(8, abs=2)
     assert (await runtime.queue.reap()).back == []
-    assert 0 < (await ttl_ms(runtime, keys.plain("grace")) or 0) <= 8_000
+    assert 0 < (await ttl_ms(runtime, redis_keys.plain("grace")) or 0) <= 8_000
 
-    await runtime.commands.call("DEL", keys.plain("grace"))  # the lease has passed
+    await runtime.commands.call("DEL", redis_keys.plain("grace"))  # the lease has passed
     assert (await runtime.queue.reap()).back == [claimed.id]
 
 
@@ -271,17 +271,17 @@ async def test_a_silence_of_less_than_half_a_lease_is_nothing(runtime: Runtime) 
 async def test_every_call_of_a_worker_stamps(runtime: Runtime) -> None:
     """CLAIM, RENEW and REAP each show that somebody lives."""
     for call in (lambda: claim(runtime), lambda: runtime.queue.renew([]), runtime.queue.reap):
-        await runtime.commands.call("DEL", keys.plain("alive"))
+        await runtime.commands.call("DEL", redis_keys.plain("alive"))
         before_ms = await now_ms(runtime)
         await call()
-        assert int(await runtime.commands.call("GET", keys.plain("alive"))) >= before_ms
-        assert 0 < (await ttl_ms(runtime, keys.plain("alive")) or 0) <= 3_600_000
+        assert int(await runtime.commands.call("GET", redis_keys.plain("alive"))) >= before_ms
+        assert 0 < (await ttl_ms(runtime, redis_keys.plain("alive")) or 0) <= 3_600_000
 
 
 async def test_a_stamp_that_aged_away_counts_as_silence(runtime: Runtime) -> None:
     """After more than an hour without Redis the stamp is gone, and still nobody is taken for dead."""
     claimed = await start(runtime)
-    await runtime.commands.call("DEL", keys.plain("alive"))
+    await runtime.commands.call("DEL", redis_keys.plain("alive"))
     await expire_leases(runtime, claimed.id)
     assert (await runtime.queue.reap()).back == []
     await confirm(runtime, claimed)

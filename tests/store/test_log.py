@@ -4,7 +4,7 @@ import pytest
 
 from shared.events import EventId
 from shared.job import JobState
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.log import REFUSED
 from shared.store.runtime import Runtime
 from tests.support.builders import a_text_delta, an_id
@@ -34,7 +34,7 @@ async def test_events_follow_on_what_the_claim_wrote(runtime: Runtime) -> None:
     """Contiguous from ``started``; stored and published alike, name and data untouched."""
     claimed = await start(runtime)
     strange = ("content_block_delta", '{"text":"ünïcode | \\n \\u0000 -"}'.encode())
-    async with listening(runtime, keys.events(claimed.id)) as heard:
+    async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         assert await append(runtime, claimed, HEL, strange) == 3
         assert await append(runtime, claimed, BANG, seq=3) == 4
         published = await heard.events()
@@ -47,7 +47,7 @@ async def test_events_follow_on_what_the_claim_wrote(runtime: Runtime) -> None:
 async def test_one_append_is_one_message(runtime: Runtime) -> None:
     """Publishing costs once a flush, not once an event."""
     claimed = await start(runtime)
-    async with listening(runtime, keys.events(claimed.id)) as heard:
+    async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         await append(runtime, claimed, HEL, LO, BANG)
         assert len(await heard.all()) == 1
 
@@ -55,7 +55,7 @@ async def test_one_append_is_one_message(runtime: Runtime) -> None:
 async def test_an_append_sent_again_adds_nothing(runtime: Runtime) -> None:
     """Its first answer was lost: the same events are passed over, not doubled, not published again."""
     claimed = await start(runtime)
-    async with listening(runtime, keys.events(claimed.id)) as heard:
+    async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         assert await append(runtime, claimed, HEL, LO) == 3
         assert await append(runtime, claimed, HEL, LO) == 3
         assert len(await heard.all()) == 1
@@ -66,7 +66,7 @@ async def test_an_append_that_overlaps_adds_only_what_is_new(runtime: Runtime) -
     """Half of a flush was there already."""
     claimed = await start(runtime)
     await append(runtime, claimed, HEL)
-    async with listening(runtime, keys.events(claimed.id)) as heard:
+    async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         assert await append(runtime, claimed, HEL, LO, BANG) == 4
         (lo, bang) = await heard.events()
     assert [(lo.id, lo.name, lo.data), (bang.id, bang.name, bang.data)] == [
@@ -88,7 +88,7 @@ async def test_a_hole_is_refused_with_the_seq_that_is_missing(runtime: Runtime) 
     claimed = await start(runtime)
     assert await append(runtime, claimed, HEL, LO, BANG) == 4
     await roll_back_log(runtime, claimed.id, keep=2)
-    async with listening(runtime, keys.events(claimed.id)) as heard:
+    async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         assert await append(runtime, claimed, a_text_delta("?"), seq=4) == 2
         assert await heard.all() == []
         assert await append(runtime, claimed, LO, BANG, a_text_delta("?"), seq=2) == 5
@@ -132,7 +132,7 @@ async def test_an_append_of_a_claim_that_is_over_is_refused(runtime: Runtime, ho
         if how == "claimed again":
             await claim_one(runtime)
     before = await runtime.log.read(claimed.id)
-    async with listening(runtime, keys.events(claimed.id)) as heard:
+    async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         for seq in (0, 1, 2, 3):
             assert await append(runtime, claimed, LO, seq=seq) == REFUSED
         assert await heard.all() == []
@@ -142,11 +142,11 @@ async def test_an_append_of_a_claim_that_is_over_is_refused(runtime: Runtime, ho
 async def test_what_the_stream_refuses_is_not_published(runtime: Runtime) -> None:
     """The second line of the fence: no log, no event, whatever the record says."""
     claimed = await start(runtime)
-    await runtime.commands.call("DEL", keys.log(claimed.id))
-    async with listening(runtime, keys.events(claimed.id)) as heard:
+    await runtime.commands.call("DEL", redis_keys.log(claimed.id))
+    async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         assert await append(runtime, claimed, HEL, seq=0) == REFUSED
         assert await heard.all() == []
-    assert not await runtime.commands.call("EXISTS", keys.log(claimed.id))
+    assert not await runtime.commands.call("EXISTS", redis_keys.log(claimed.id))
 
 
 async def test_a_claim_from_the_future_is_refused_too(runtime: Runtime) -> None:
@@ -216,7 +216,7 @@ async def test_a_probe_tells_how_far_each_job_has_come(runtime: Runtime) -> None
 async def test_a_probe_still_knows_the_end_of_a_job_whose_log_is_gone(runtime: Runtime) -> None:
     """The record keeps it as long as the result."""
     ended = await succeed(runtime)
-    await runtime.commands.call("DEL", keys.log(ended.id))
+    await runtime.commands.call("DEL", redis_keys.log(ended.id))
     (reach,) = await runtime.log.probe([ended.id])
     assert reach is not None
     assert (reach.end_id, reach.top) == (EventId(ended.epoch, 1), None)

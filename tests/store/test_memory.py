@@ -8,7 +8,7 @@ from cli.embedded_redis import EmbeddedRedis
 from shared.errors import StorageFull
 from shared.job import JobState, Usage
 from shared.settings import load_settings
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.jobs import Replayed
 from shared.store.queue import Claim, Finished
 from shared.store.runtime import Runtime, open_runtime
@@ -66,7 +66,7 @@ async def _six_running(runtime: Runtime) -> list[Claim]:
 async def test_what_runs_can_go_on_and_end(runtime: Runtime) -> None:
     """RENEW, APPEND, FINISH, RELEASE, CANCEL and REAP all get through, results and events included."""
     ended, released, deferred, cancelled, dead, lost = claims = await _six_running(runtime)
-    await runtime.commands.call("HSET", keys.job(lost.id), "takeovers", 2)
+    await runtime.commands.call("HSET", redis_keys.job(lost.id), "takeovers", 2)
     await _fill(runtime)
 
     await confirm(runtime, claims[0])
@@ -106,11 +106,11 @@ async def test_what_is_over_can_end_and_go(runtime: Runtime) -> None:
 async def test_a_dead_worker_is_noticed_by_the_stamp_of_the_others(runtime: Runtime) -> None:
     """``alive`` and ``grace`` are written at maxmemory too: a full Redis is no silence."""
     claimed = await start(runtime)
-    await runtime.commands.call("DEL", keys.plain("alive"))
+    await runtime.commands.call("DEL", redis_keys.plain("alive"))
     await expire_leases(runtime, claimed.id)
     await _fill(runtime)
     assert (await runtime.queue.reap()).back == []
-    assert await runtime.commands.call("EXISTS", keys.plain("alive"), keys.plain("grace")) == 2
+    assert await runtime.commands.call("EXISTS", redis_keys.plain("alive"), redis_keys.plain("grace")) == 2
 
 
 async def test_nothing_new_comes_in_and_nothing_is_stored_of_it(runtime: Runtime) -> None:
@@ -122,8 +122,8 @@ async def test_nothing_new_comes_in_and_nothing_is_stored_of_it(runtime: Runtime
         with pytest.raises(StorageFull):
             await runtime.jobs.submit(a_submission(**members), expires_in_s=60)
     assert await all_keys(runtime.commands) == before
-    assert await runtime.commands.call("ZCARD", keys.plain("waiting")) == 1
-    assert await runtime.commands.call("ZCARD", keys.index("tenant-a")) == 1
+    assert await runtime.commands.call("ZCARD", redis_keys.plain("waiting")) == 1
+    assert await runtime.commands.call("ZCARD", redis_keys.index("tenant-a")) == 1
 
     await _empty(runtime)
     await submit(runtime, idempotency_key="order 7")
@@ -149,7 +149,7 @@ async def test_no_job_starts_in_a_full_redis_and_none_is_half_started(runtime: R
             await claim(runtime, 5)
     assert await state_of(runtime, waiting.id) is JobState.QUEUED
     await assert_consistent(runtime, [waiting.id, deferred.id])
-    assert await runtime.commands.call("ZCARD", keys.plain("deferred")) == 1
+    assert await runtime.commands.call("ZCARD", redis_keys.plain("deferred")) == 1
 
     await _empty(runtime)
     assert {(await claim_one(runtime)).id, (await claim_one(runtime)).id} == {waiting.id, deferred.id}

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from shared.job import Priority
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.queue import SUSPECT_TAKEOVERS
 from shared.store.runtime import Runtime
 from tests.conftest import StartRuntime
@@ -135,7 +135,7 @@ async def test_turns_behind_the_clock_are_dropped(runtime: Runtime) -> None:
     await claim(runtime, 10)
     await submit_many(runtime, 3)
     await claim(runtime, 3)
-    assert await runtime.commands.call("ZCARD", f"{keys.SHARD}turns:normal") == 1
+    assert await runtime.commands.call("ZCARD", f"{redis_keys.SHARD}turns:normal") == 1
 
 
 async def test_a_higher_band_starts_first(runtime: Runtime) -> None:
@@ -208,9 +208,9 @@ async def test_being_passed_over_costs_no_turn(start_runtime: StartRuntime) -> N
     for _ in range(3):
         await finish(runtime, await claim_one(runtime))
     await finish(runtime, first)
-    clock = int(await runtime.commands.call("GET", f"{keys.SHARD}clock:normal"))
+    clock = int(await runtime.commands.call("GET", f"{redis_keys.SHARD}clock:normal"))
     assert (await claim_one(runtime)).tenant == "tenant-a"
-    assert int(await runtime.commands.call("GET", f"{keys.SHARD}clock:normal")) >= clock > 1
+    assert int(await runtime.commands.call("GET", f"{redis_keys.SHARD}clock:normal")) >= clock > 1
 
 
 async def _suspects(runtime: Runtime, count: int) -> list[str]:
@@ -249,7 +249,7 @@ async def test_a_suspect_alone_in_its_flow_does_not_hold_up_other_flows(runtime:
     await _suspects(runtime, 1)
     earlier, later = await submit_many(runtime, 2, tenant="tenant-z")
     assert [found.id for found in await claim(runtime, 1, takes_suspect=False)] == [earlier]
-    first_flow, second_flow = await members(runtime, f"{keys.SHARD}ready:normal")
+    first_flow, second_flow = await members(runtime, f"{redis_keys.SHARD}ready:normal")
     assert ("tenant-a" in first_flow, "tenant-z" in second_flow) == (True, True)
     assert [found.id for found in await claim(runtime, 1, takes_suspect=False)] == [later]
 

@@ -5,7 +5,7 @@ import pytest
 
 from shared.events import decode_published
 from shared.job import JobState
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from tests.support.builders import a_text_delta
 from tests.support.store import (
@@ -45,7 +45,7 @@ async def test_a_deferred_job_waits_until_it_is_due(runtime: Runtime) -> None:
     claimed = await claim_one(runtime)
     before_ms = await now_ms(runtime)
     assert await runtime.queue.release(claimed, reason="upstream_failed", delay_s=30, failures=1, retry_event=A_RETRY)
-    due_ms = float(await runtime.commands.call("ZSCORE", keys.plain("deferred"), first))
+    due_ms = float(await runtime.commands.call("ZSCORE", redis_keys.plain("deferred"), first))
     assert before_ms + 30_000 <= due_ms <= await now_ms(runtime) + 30_000
     await assert_consistent(runtime, [first, second])
 
@@ -64,7 +64,7 @@ async def test_a_retry_is_told_in_an_epoch_of_its_own(runtime: Runtime) -> None:
     """Stored and published once, above everything that the claim wrote, so that nothing of it can follow."""
     claimed = await start(runtime)
     await append(runtime, claimed, a_text_delta("Hel"))
-    async with listening(runtime, keys.events(claimed.id)) as heard:
+    async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         assert await runtime.queue.release(
             claimed, reason="upstream_failed", delay_s=30, failures=1, retry_event=A_RETRY
         )
@@ -81,7 +81,7 @@ async def test_a_retry_is_told_in_an_epoch_of_its_own(runtime: Runtime) -> None:
 async def test_a_release_without_a_retry_event_says_nothing(runtime: Runtime) -> None:
     """Followers see the next ``started``."""
     claimed = await start(runtime)
-    async with listening(runtime, keys.events(claimed.id)) as heard:
+    async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         assert await runtime.queue.release(claimed, reason="drained")
         assert await heard.all() == []
     assert await names_in_log(runtime, claimed.id) == ["started"]
@@ -93,7 +93,7 @@ async def test_the_next_attempt_resets_with_the_reason_of_the_release(runtime: R
     await append(runtime, claimed, a_text_delta("Hel"))
     assert await runtime.queue.release(claimed, reason="upstream_failed", delay_s=30, retry_event=A_RETRY)
     await make_due(runtime, claimed.id)
-    async with listening(runtime, keys.events(claimed.id)) as heard:
+    async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         again = await claim_one(runtime)
         (message,) = await heard.all()
     assert [(event.name, msgspec.json.decode(event.data)) for event in decode_published(message)] == [
@@ -117,7 +117,7 @@ async def test_only_the_holder_can_release(runtime: Runtime) -> None:
     claimed = await start(runtime)
     assert await runtime.queue.release(claimed, reason="drained", failures=1, cost=7)
     assert await runtime.queue.release(claimed, reason="drained", failures=1, cost=7)
-    record = await runtime.commands.call("HMGET", keys.job(claimed.id), "failures", "cost_nano_usd")
+    record = await runtime.commands.call("HMGET", redis_keys.job(claimed.id), "failures", "cost_nano_usd")
     assert record == [b"1", b"7"]
     second = await claim_one(runtime)
     assert await runtime.queue.release(claimed, reason="drained", failures=5, retry_event=A_RETRY), "told, but not done"
@@ -133,7 +133,7 @@ async def test_a_job_deferred_beyond_its_timeout_ends_at_its_timeout(runtime: Ru
     claimed = await start(runtime, timeout_s=50)
     started_ms = await start_earlier(runtime, claimed, by_ms=20_000)
     assert await runtime.queue.release(claimed, reason="upstream_failed", delay_s=3600, retry_event=A_RETRY)
-    deadline_ms = float(await runtime.commands.call("ZSCORE", keys.plain("waiting"), claimed.id))
+    deadline_ms = float(await runtime.commands.call("ZSCORE", redis_keys.plain("waiting"), claimed.id))
     assert deadline_ms == started_ms + 50_000
     await make_overdue(runtime, claimed.id)
     await runtime.jobs.expire()
@@ -146,6 +146,6 @@ async def test_a_release_wakes_a_hungry_worker(runtime: Runtime) -> None:
     """Another one may run it at once; or must learn of the new due time."""
     claimed = await start(runtime)
     assert await claim(runtime) == []
-    async with listening(runtime, keys.plain("wake")) as heard:
+    async with listening(runtime, redis_keys.plain("wake")) as heard:
         assert await runtime.queue.release(claimed, reason="drained")
         assert await heard.all() == [b""]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shared.job import Usage
 from shared.routes import Limits
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from shared.store.upstreams import LEAST_RETRIES, UNMADE, Denied, Obstacle, Reserved, Verdict
 from tests.support.redis_servers import on_real_redis
@@ -264,7 +264,7 @@ async def test_limits_are_learned(runtime: Runtime) -> None:
     await let_pass(runtime, WINDOW_S)
     await permitted(runtime, route, output_estimate=60, input_estimate=10_000)
     await denied(runtime, route, Obstacle.FULL, output_estimate=60)
-    record_ms = await ttl_ms(runtime, f"{keys.GLOBAL}route:{route.name}")
+    record_ms = await ttl_ms(runtime, f"{redis_keys.GLOBAL}route:{route.name}")
     assert record_ms is not None
 
 
@@ -282,7 +282,7 @@ async def test_what_was_learned_stays_while_the_route_is_called(runtime: Runtime
     """Workers tell of it once: each call lets it live for another day."""
     route = a_route()
     await called(runtime, route, learned=Limits(requests=10))
-    key = f"{keys.GLOBAL}route:{route.name}"
+    key = f"{redis_keys.GLOBAL}route:{route.name}"
     await runtime.commands.call("EXPIRE", key, 100)
     await called(runtime, route)
     assert (await ttl_ms(runtime, key) or 0) > 80_000_000
@@ -337,8 +337,10 @@ async def test_whoever_asks_again_gets_the_same_answer(runtime: Runtime) -> None
     route = a_route(requests=1, input_tokens=10, concurrency=1)
     call_id, first = await permitted(runtime, route, input_estimate=5)
     await let_pass(runtime, 1)
-    await runtime.commands.call("HSET", f"{keys.GLOBAL}route:{route.name}", "shut_ms", await now_ms(runtime) + 60_000)
-    await runtime.commands.call("EXPIRE", f"{keys.GLOBAL}route:{route.name}", 60)
+    await runtime.commands.call(
+        "HSET", f"{redis_keys.GLOBAL}route:{route.name}", "shut_ms", await now_ms(runtime) + 60_000
+    )
+    await runtime.commands.call("EXPIRE", f"{redis_keys.GLOBAL}route:{route.name}", 60)
     await denied(runtime, route, Obstacle.SHUT)
     for _ in range(2):
         _, again = await permitted(runtime, route, call_id, input_estimate=5)
@@ -450,7 +452,7 @@ async def test_the_row_says_what_the_call_is_for(runtime: Runtime) -> None:
         "m",
         route.name,
     )
-    assert await ttl_ms(runtime, f"{keys.GLOBAL}call:{call_id}") == pytest.approx(86_400_000, abs=60_000)
+    assert await ttl_ms(runtime, f"{redis_keys.GLOBAL}call:{call_id}") == pytest.approx(86_400_000, abs=60_000)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from shared.job import Usage
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.queue import UNPRICED
 from shared.store.runtime import Runtime
 from shared.store.upstreams import UNMADE, Reserved, Settlement
@@ -190,7 +190,7 @@ async def test_a_row_that_is_gone_holds_no_place(runtime: Runtime) -> None:
     """Past its retention nobody can close it."""
     route = a_route(concurrency=1)
     call_id, _ = await permitted(runtime, route)
-    await runtime.commands.call("DEL", f"{keys.GLOBAL}call:{call_id}")
+    await runtime.commands.call("DEL", f"{redis_keys.GLOBAL}call:{call_id}")
     await let_pass(runtime, runtime.settings.lease_s + 1)
     assert await runtime.upstreams.hold([]) == []
     assert await holders_of(runtime, route) == []
@@ -287,7 +287,7 @@ async def test_the_sums_are_those_of_the_rows(runtime: Runtime, calls: list[Any]
 async def test_a_day_s_usage_lives_as_long_as_the_settings_say(runtime: Runtime) -> None:
     """From its first call on."""
     await called(runtime, a_route(), usage=A_USAGE)
-    (name,) = [key for key in await all_keys(runtime.commands) if key.startswith(f"{keys.GLOBAL}usage:")]
+    (name,) = [key for key in await all_keys(runtime.commands) if key.startswith(f"{redis_keys.GLOBAL}usage:")]
     assert await ttl_ms(runtime, name) == pytest.approx(runtime.settings.usage_retention_s * 1000, abs=60_000)
 
 
@@ -302,12 +302,12 @@ async def test_a_job_pays_for_calls_that_ended_behind_its_back(runtime: Runtime)
     assert (await record_of(runtime, running.id))[b"cost_nano_usd"] == b"12"
     await runtime.jobs.cancel(running.id, running.tenant)
     ended = await succeed(runtime)
-    before_ms = await ttl_ms(runtime, keys.job(ended.id))
+    before_ms = await ttl_ms(runtime, redis_keys.job(ended.id))
     await runtime.jobs.charge(ended.id, UNPRICED, tenant="tenant-a")
     assert (await record_of(runtime, ended.id))[b"unpriced"] == b"1"
-    assert (await ttl_ms(runtime, keys.job(ended.id)) or 0) <= (before_ms or 0)
+    assert (await ttl_ms(runtime, redis_keys.job(ended.id)) or 0) <= (before_ms or 0)
     await runtime.jobs.charge("job_gone", 5, tenant="tenant-a")
-    assert not await runtime.commands.call("EXISTS", keys.job("job_gone"))
+    assert not await runtime.commands.call("EXISTS", redis_keys.job("job_gone"))
 
 
 async def test_a_name_of_a_call_that_used_nothing_is_not_counted(runtime: Runtime) -> None:
@@ -323,7 +323,7 @@ async def test_a_day_counts_a_bounded_number_of_models(runtime: Runtime, monkeyp
     """What comes beyond is one row more; what has a row goes on in it."""
     day = datetime.fromtimestamp(await now_ms(runtime) / 1000, UTC).date().isoformat()
     await called_as(runtime, "m-1", usage=A_USAGE)
-    await runtime.commands.call("HSET", keys.usage("tenant-a", day), "\n\nrows", MOST_ROWS_PER_DAY - 1)
+    await runtime.commands.call("HSET", redis_keys.usage("tenant-a", day), "\n\nrows", MOST_ROWS_PER_DAY - 1)
     for number in (2, 3, 4, 2, 1):
         await called_as(runtime, f"m-{number}", usage=A_USAGE)
     assert await calls_by_model(runtime) == {"m-1": 2, "m-2": 2, OTHER: 2}

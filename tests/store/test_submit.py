@@ -6,7 +6,7 @@ import pytest
 
 from shared.errors import IdempotencyKeyReused, QueueFull
 from shared.job import JobState, Priority
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.jobs import Created, Replayed
 from shared.store.runtime import Runtime
 from tests.conftest import StartRuntime
@@ -173,7 +173,7 @@ async def test_a_not_before_in_the_past_is_now(runtime: Runtime) -> None:
 
 async def test_a_submit_wakes_workers_only_when_one_is_hungry(runtime: Runtime) -> None:
     """One message for a sleeping fleet, none while all are busy."""
-    async with listening(runtime, keys.plain("wake")) as heard:
+    async with listening(runtime, redis_keys.plain("wake")) as heard:
         await submit(runtime)
         assert await heard.all() == []
         assert len(await claim(runtime, 1)) == 1  # full
@@ -188,7 +188,7 @@ async def test_a_submit_wakes_workers_only_when_one_is_hungry(runtime: Runtime) 
 async def test_a_job_for_later_wakes_a_hungry_worker_too(runtime: Runtime) -> None:
     """It sleeps until the next due time that it knows of, and must learn of an earlier one."""
     await claim(runtime)
-    async with listening(runtime, keys.plain("wake")) as heard:
+    async with listening(runtime, redis_keys.plain("wake")) as heard:
         await submit(runtime, not_before_ms=await now_ms(runtime) + 60_000)
         assert await heard.all() == [b""]
 
@@ -198,7 +198,7 @@ async def test_the_index_forgets_jobs_whose_record_is_gone(runtime: Runtime) -> 
     gone = [(await submit(runtime)).id for _ in range(4)]
     for job_id in gone:
         await runtime.jobs.cancel(job_id, "tenant-a")
-        await runtime.commands.call("DEL", keys.job(job_id))
+        await runtime.commands.call("DEL", redis_keys.job(job_id))
     kept = [(await submit(runtime)).id for _ in range(2)]
-    index = [name.decode() for name in await runtime.commands.call("ZRANGE", keys.index("tenant-a"), 0, -1)]
+    index = [name.decode() for name in await runtime.commands.call("ZRANGE", redis_keys.index("tenant-a"), 0, -1)]
     assert index == kept

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.commands import Commands
 from shared.store.runtime import Runtime
 from shared.usage import METRICS, UsageRow, UsageSums
@@ -87,4 +87,4 @@ async def test_days_are_asked_for_forty_at_once(runtime: Runtime, monkeypatch: p
     monkeypatch.setattr(Commands, "_flush", new_turn)
     await read_usage(runtime, "tenant-a", TUESDAY - timedelta(days=399), TUESDAY)
     assert [len(turn) for turn in asked if turn] == [40] * 10
-    assert asked[-2][-1] == keys.usage("tenant-a", "2026-11-24")
+    assert asked[-2][-1] == redis_keys.usage("tenant-a", "2026-11-24")

@@ -7,7 +7,7 @@ import pytest
 
 from shared.errors import JobError, NotFound
 from shared.job import Step, Usage
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime
 from shared.store.webhooks import LANE_MOST, TENANT_MOST, Claimed, DeliveryClaim
@@ -55,24 +55,24 @@ async def parked(runtime: Runtime, count: int) -> list[str]:
     for number in range(count):
         jobs.append(job_id := await ended(runtime, a_webhook(f"https://waits{number}.example.com/")))
         assert (await claimed(runtime)).claims == []
-        lane = await runtime.commands.call("HGET", keys.delivery(delivery_id_of(job_id)), "lane")
-        await runtime.commands.call("ZADD", f"{keys.SHARD}parked_lanes:{TENANT}", "XX", number, lane)
+        lane = await runtime.commands.call("HGET", redis_keys.delivery(delivery_id_of(job_id)), "lane")
+        await runtime.commands.call("ZADD", f"{redis_keys.SHARD}parked_lanes:{TENANT}", "XX", number, lane)
     return jobs
 
 
 async def make_due(runtime: Runtime, delivery: Delivery) -> None:
     """Its next attempt, or the end of its lease, is now."""
     call = runtime.commands.call
-    lane = (await call("HGET", keys.delivery(delivery.id), "lane")).decode()
+    lane = (await call("HGET", redis_keys.delivery(delivery.id), "lane")).decode()
     for kind in ("unsent", "sending"):
-        await call("ZADD", f"{keys.SHARD}{kind}:{lane}", "XX", 0, delivery.id)
-    await call("ZADD", keys.plain("lanes"), 0, lane)
+        await call("ZADD", f"{redis_keys.SHARD}{kind}:{lane}", "XX", 0, delivery.id)
+    await call("ZADD", redis_keys.plain("lanes"), 0, lane)
 
 
 async def left(runtime: Runtime) -> list[str]:
     """Lanes, and what waits in them or is being sent."""
-    found = [name.decode() for name in await runtime.commands.call("KEYS", f"{keys.SHARD}*")]
-    wanted = tuple(keys.SHARD + kind for kind in ("lanes", "parked", "unsent", "sending", "tenant_sending"))
+    found = [name.decode() for name in await runtime.commands.call("KEYS", f"{redis_keys.SHARD}*")]
+    wanted = tuple(redis_keys.SHARD + kind for kind in ("lanes", "parked", "unsent", "sending", "tenant_sending"))
     return [name for name in found if name.startswith(wanted)]
 
 
@@ -110,7 +110,7 @@ async def test_a_cancelled_and_an_expired_job_are_told_too(runtime: Runtime) -> 
     cancelled = await submit(runtime, webhook=a_webhook())
     await runtime.jobs.cancel(cancelled.id, TENANT)
     expired = await submit(runtime, webhook=a_webhook())
-    await runtime.commands.call("ZADD", keys.plain("waiting"), 0, expired.id)
+    await runtime.commands.call("ZADD", redis_keys.plain("waiting"), 0, expired.id)
     await runtime.jobs.expire()
     found = {one.delivery.subject: one.delivery.event for one in (await claimed(runtime)).claims}
     assert found == {cancelled.id: EventType.JOB_CANCELLED, expired.id: EventType.JOB_EXPIRED}
@@ -134,7 +134,7 @@ async def test_the_result_comes_along_if_asked_for(runtime: Runtime) -> None:
     result = await runtime.webhooks.result_of(one.delivery)
     assert result == A_RESULT
     assert data_of(one.delivery, result)["data"]["result"] == msgspec.json.decode(A_RESULT)
-    await runtime.commands.call("DEL", keys.result(job_id))
+    await runtime.commands.call("DEL", redis_keys.result(job_id))
     assert await runtime.webhooks.result_of(one.delivery) is None
 
 
@@ -210,7 +210,7 @@ async def test_the_end_of_a_delivery_has_a_retention(runtime: Runtime) -> None:
         found = await delivery_of(runtime, one.delivery.subject)
         assert (found.state, found.due_ms) == (then.state, None)
         assert found.ended_ms is not None
-        assert 604_000_000 < (await ttl_ms(runtime, keys.delivery(found.id)) or 0) <= 604_800_000
+        assert 604_000_000 < (await ttl_ms(runtime, redis_keys.delivery(found.id)) or 0) <= 604_800_000
 
 
 async def test_a_tenants_retention_goes_before_ours(runtime: Runtime) -> None:
@@ -218,7 +218,7 @@ async def test_a_tenants_retention_goes_before_ours(runtime: Runtime) -> None:
     await ended(runtime, a_webhook())
     one = await claim_delivery(runtime)
     await runtime.webhooks.end(one, DELIVERED, Attempt(1, 2, 200))
-    assert 80_000 < (await ttl_ms(runtime, keys.delivery(one.delivery.id)) or 0) <= 90_000
+    assert 80_000 < (await ttl_ms(runtime, redis_keys.delivery(one.delivery.id)) or 0) <= 90_000
 
 
 async def test_a_worker_that_died_loses_its_claim(runtime: Runtime) -> None:
@@ -286,8 +286,8 @@ async def test_what_is_erased_while_it_is_told_or_waits_leaves_its_room_to_other
     assert one.delivery.subject == last
     for under_way in (one, *hanging[1:]):
         assert await runtime.webhooks.end(under_way, DELIVERED, Attempt(1, 2, 200))
-    for lane in await members(runtime, keys.plain("lanes")):
-        await runtime.commands.call("ZADD", keys.plain("lanes"), 0, lane)
+    for lane in await members(runtime, redis_keys.plain("lanes")):
+        await runtime.commands.call("ZADD", redis_keys.plain("lanes"), 0, lane)
     assert (await claimed(runtime)).claims == []
     assert await left(runtime) == []
 
@@ -337,11 +337,11 @@ async def test_a_lane_that_waits_is_looked_at_though_nobody_says_that_there_is_r
     await at_its_share(runtime)
     (waiting,) = await parked(runtime, 1)
     call = runtime.commands.call
-    lane = (await call("HGET", keys.delivery(delivery_id_of(waiting)), "lane")).decode()
-    look_ms = int(await call("ZSCORE", keys.plain("lanes"), lane)) - await now_ms(runtime)
+    lane = (await call("HGET", redis_keys.delivery(delivery_id_of(waiting)), "lane")).decode()
+    look_ms = int(await call("ZSCORE", redis_keys.plain("lanes"), lane)) - await now_ms(runtime)
     assert 50_000 < look_ms <= 60_000
-    await call("DEL", f"{keys.SHARD}tenant_sending:{TENANT}")
-    await call("ZADD", keys.plain("lanes"), 0, lane)
+    await call("DEL", f"{redis_keys.SHARD}tenant_sending:{TENANT}")
+    await call("ZADD", redis_keys.plain("lanes"), 0, lane)
     assert (await claim_delivery(runtime)).delivery.subject == waiting
 
 
@@ -379,7 +379,7 @@ async def test_a_redelivery_begins_anew_and_lives_until_it_ends(runtime: Runtime
     await runtime.webhooks.end(one, FAILED, AN_ATTEMPT)
     again = await runtime.webhooks.redeliver(one.delivery.id, TENANT)
     assert (again.state, again.attempts, again.ended_ms) == (DeliveryState.PENDING, (), None)
-    assert await ttl_ms(runtime, keys.delivery(one.delivery.id)) is None
+    assert await ttl_ms(runtime, redis_keys.delivery(one.delivery.id)) is None
     claim_again = await claim_delivery(runtime)
     assert (claim_again.delivery.subject, claim_again.failed_before) == (job_id, 0)
     await runtime.webhooks.end(claim_again, DELIVERED, Attempt(1, 2, 200))
@@ -401,7 +401,7 @@ async def test_what_is_erased_is_told_to_nobody(runtime: Runtime) -> None:
     await runtime.batches.advance_all(begun.id)
     assert (await claimed(runtime)).claims == []
     assert await left(runtime) == []
-    assert await runtime.commands.call("KEYS", f"{keys.SHARD}delivery*") == []
+    assert await runtime.commands.call("KEYS", f"{redis_keys.SHARD}delivery*") == []
 
 
 async def test_the_list_is_the_tenants_and_filtered(runtime: Runtime) -> None:

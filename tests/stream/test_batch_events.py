@@ -4,7 +4,7 @@ import asyncio
 import json
 
 from shared.clock import from_rfc3339
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from tests.stream.conftest import Serve
 from tests.support.batch_follower import BatchFollower
@@ -117,7 +117,7 @@ async def test_an_erased_batch_ends_the_stream(served: Served, runtime: Runtime)
     follower = BatchFollower([served.url], batch.id, query="")
     following = asyncio.create_task(follower.follow_once())
     await wait_until(lambda: bool(follower.progress), "the first progress")
-    await runtime.commands.call("HSET", keys.batch(batch.id), "state", "dropped")
+    await runtime.commands.call("HSET", redis_keys.batch(batch.id), "state", "dropped")
     assert await following == "eof"
     status, _, _ = await ask(served.url, f"/v1/batches/{batch.id}/events")
     assert status == 404

@@ -8,7 +8,7 @@ from collections import Counter
 import psutil
 import pytest
 
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from tests.stream.conftest import Serve
 from tests.support.author import TENANT, Author
@@ -24,7 +24,7 @@ def _tasks() -> Counter[str]:
 
 
 async def _is_subscribed(runtime: Runtime, job_id: str) -> bool:
-    _, count = await runtime.commands.call("PUBSUB", "NUMSUB", keys.events(job_id))
+    _, count = await runtime.commands.call("PUBSUB", "NUMSUB", redis_keys.events(job_id))
     return int(count) > 0
 
 

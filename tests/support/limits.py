@@ -1,6 +1,6 @@
 """Steps that the tests of limits share. Redis's clock cannot be moved: the buckets of a window are."""
 
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 
 BUCKET_MS = 500
@@ -8,8 +8,8 @@ WINDOW_MS = 121 * BUCKET_MS
 """For so long a bucket is counted at most."""
 
 A_DOLLAR = 1_000_000_000
-TENANT = keys.owner_of_tenant("tenant-a")
-KEY = keys.owner_of_key("key-1")
+TENANT = redis_keys.owner_of_tenant("tenant-a")
+KEY = redis_keys.owner_of_key("key-1")
 
 
 async def age(runtime: Runtime, window: str, by_ms: int) -> None:
@@ -30,7 +30,7 @@ async def age(runtime: Runtime, window: str, by_ms: int) -> None:
 
 async def counted(runtime: Runtime, owner: str) -> tuple[int, int]:
     """The requests and tokens of an owner's window, whose sums must be those of its buckets."""
-    found = await runtime.commands.call("HGETALL", keys.pace(owner))
+    found = await runtime.commands.call("HGETALL", redis_keys.pace(owner))
     fields = {name.decode(): value.decode() for name, value in zip(found[::2], found[1::2], strict=True)}
     _, _, requests, tokens = map(int, fields.pop("head", "0 0 0 0").split())
     buckets = [tuple(map(int, amounts.split())) for amounts in fields.values()]
@@ -40,5 +40,5 @@ async def counted(runtime: Runtime, owner: str) -> tuple[int, int]:
 
 async def spent(runtime: Runtime, owner: str) -> list[int]:
     """What an owner's calls cost: of each day and month that is kept, whichever they are."""
-    names = sorted(await runtime.commands.call("KEYS", keys.spend(owner, "*")))
+    names = sorted(await runtime.commands.call("KEYS", redis_keys.spend(owner, "*")))
     return [int(await runtime.commands.call("GET", name)) for name in names]

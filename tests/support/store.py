@@ -15,7 +15,7 @@ from shared.batch import Batch, BatchState, InvalidItem, NewItem
 from shared.events import Event, decode_published
 from shared.job import BANDS, TERMINAL_STATES, Job, JobState, Step, Submission
 from shared.limits import NO_LIMITS, CallerLimits
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.commands import Commands
 from shared.store.idempotency import fingerprint_of
 from shared.store.queue import Claim, Ending, Finished, FinishReply, Reaped
@@ -27,7 +27,7 @@ from tests.support.wait import wait_until
 A_RESULT = b'{"text":"Hello.","stop_reason":"end_turn","message":{}}'
 SUCCESS = Ending(Step.SUCCEED, result=A_RESULT)
 
-_ALL_KEYS = keys.KEYS | keys.GLOBAL_KEYS
+_ALL_KEYS = redis_keys.KEYS | redis_keys.GLOBAL_KEYS
 _marks = itertools.count()
 
 
@@ -134,7 +134,7 @@ async def counts_of(runtime: Runtime, begun: Begun) -> dict[str, int]:
 async def make_batch_due(runtime: Runtime, *batch_ids: str) -> None:
     """As if whoever was at these batches had fallen silent."""
     for batch_id in batch_ids:
-        await runtime.commands.call("ZADD", keys.plain("due"), "XX", 1, batch_id)
+        await runtime.commands.call("ZADD", redis_keys.plain("due"), "XX", 1, batch_id)
 
 
 async def claim(
@@ -189,7 +189,7 @@ async def confirm(runtime: Runtime, claimed: Claim) -> None:
 async def expire_leases(runtime: Runtime, *job_ids: str) -> None:
     """As if the worker had been silent for a lease while others were not."""
     for job_id in job_ids:
-        await runtime.commands.call("ZADD", keys.plain("running"), "XX", 1, job_id)
+        await runtime.commands.call("ZADD", redis_keys.plain("running"), "XX", 1, job_id)
 
 
 async def lose(runtime: Runtime, claimed: Claim, *, confirmed: bool = True) -> Reaped:
@@ -203,38 +203,38 @@ async def lose(runtime: Runtime, claimed: Claim, *, confirmed: bool = True) -> R
 async def roll_back_log(runtime: Runtime, job_id: str, keep: int) -> None:
     """As after a power loss: the log holds its first ``keep`` events and knows of no others."""
     events = await runtime.log.read(job_id, count=keep)
-    await runtime.commands.call("DEL", keys.log(job_id))
+    await runtime.commands.call("DEL", redis_keys.log(job_id))
     for event in events:
-        await runtime.commands.call("XADD", keys.log(job_id), str(event.id), event.name, event.data)
+        await runtime.commands.call("XADD", redis_keys.log(job_id), str(event.id), event.name, event.data)
 
 
 async def start_earlier(runtime: Runtime, claimed: Claim, by_ms: int) -> int:
     """As if the job had started that long ago. Returns when."""
     started_ms = claimed.started_ms - by_ms
-    await runtime.commands.call("HSET", keys.job(claimed.id), "started_ms", started_ms)
+    await runtime.commands.call("HSET", redis_keys.job(claimed.id), "started_ms", started_ms)
     return started_ms
 
 
 async def make_due(runtime: Runtime, *job_ids: str) -> None:
     """The time that these jobs were deferred to has come."""
     for job_id in job_ids:
-        await runtime.commands.call("ZADD", keys.plain("deferred"), "XX", 1, job_id)
+        await runtime.commands.call("ZADD", redis_keys.plain("deferred"), "XX", 1, job_id)
 
 
 async def make_overdue(runtime: Runtime, *job_ids: str) -> None:
     """These waiting jobs have waited for too long: by the queue's score, and by their records."""
     for job_id in job_ids:
-        if await runtime.commands.call("ZSCORE", keys.plain("waiting"), job_id) is None:
+        if await runtime.commands.call("ZSCORE", redis_keys.plain("waiting"), job_id) is None:
             continue
-        has_started = await runtime.commands.call("HEXISTS", keys.job(job_id), "started_ms")
-        await runtime.commands.call("HSET", keys.job(job_id), "started_ms" if has_started else "expires_ms", 1)
-        await runtime.commands.call("ZADD", keys.plain("waiting"), "XX", 1, job_id)
+        has_started = await runtime.commands.call("HEXISTS", redis_keys.job(job_id), "started_ms")
+        await runtime.commands.call("HSET", redis_keys.job(job_id), "started_ms" if has_started else "expires_ms", 1)
+        await runtime.commands.call("ZADD", redis_keys.plain("waiting"), "XX", 1, job_id)
 
 
 async def age_alive(runtime: Runtime, by_ms: int) -> None:
     """As if no worker had called for that long."""
-    seen_ms = int(await runtime.commands.call("GET", keys.plain("alive")))
-    await runtime.commands.call("SET", keys.plain("alive"), seen_ms - by_ms, "EX", 3600)
+    seen_ms = int(await runtime.commands.call("GET", redis_keys.plain("alive")))
+    await runtime.commands.call("SET", redis_keys.plain("alive"), seen_ms - by_ms, "EX", 3600)
 
 
 async def job_of(runtime: Runtime, job_id: str, tenant: str = "tenant-a", *, with_result: bool = False) -> Job:
@@ -244,12 +244,12 @@ async def job_of(runtime: Runtime, job_id: str, tenant: str = "tenant-a", *, wit
 
 async def state_of(runtime: Runtime, job_id: str) -> JobState:
     """Straight from the record, without the look that ends an overdue job."""
-    return JobState((await runtime.commands.call("HGET", keys.job(job_id), "state")).decode())
+    return JobState((await runtime.commands.call("HGET", redis_keys.job(job_id), "state")).decode())
 
 
 async def record_of(runtime: Runtime, job_id: str) -> dict[bytes, bytes]:
     """Every field of a record, as it is stored."""
-    flat = await runtime.commands.call("HGETALL", keys.job(job_id))
+    flat = await runtime.commands.call("HGETALL", redis_keys.job(job_id))
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -284,15 +284,15 @@ async def all_keys(commands: Commands) -> list[str]:
 
 def kind_of(key: str) -> str:
     """``ts:{0}:job:job_1`` → ``job``."""
-    prefix = next((prefix for prefix in (keys.SHARD, keys.GLOBAL) if key.startswith(prefix)), None)
+    prefix = next((prefix for prefix in (redis_keys.SHARD, redis_keys.GLOBAL) if key.startswith(prefix)), None)
     assert prefix is not None, f"{key} is outside the shard, and not global"
     kind = key.removeprefix(prefix).partition(":")[0]
-    assert prefix == keys.prefix_of(kind), f"{key} has another kind's prefix"
+    assert prefix == redis_keys.prefix_of(kind), f"{key} has another kind's prefix"
     return kind
 
 
 async def keys_that_leak(commands: Commands) -> list[str]:
-    """The keys that live for ever although keys.py does not say that they may, each with the reason why not."""
+    """The keys that live for ever although redis_keys.py does not say that they may, each with the reason why not."""
     leaks = []
     names = await all_keys(commands)
     lifetimes = [commands.call("PTTL", name) for name in names]
@@ -318,14 +318,14 @@ async def _has_ended(commands: Commands, name: str) -> bool:
         owner = (await commands.call("HGET", name, "job")).decode()
     if owner.startswith("batch_"):
         return await _batch_has_ended(commands, owner)
-    state, batch_id = await commands.call("HMGET", keys.job(owner), "state", "batch")
+    state, batch_id = await commands.call("HMGET", redis_keys.job(owner), "state", "batch")
     if state is None and batch_id is not None:  # it was received, and waits for the start of its batch
         return await _batch_has_ended(commands, batch_id.decode())
     return state is None or state.decode() in TERMINAL_STATES
 
 
 async def _batch_has_ended(commands: Commands, batch_id: str) -> bool:
-    state = await commands.call("HGET", keys.batch(batch_id), "state")
+    state = await commands.call("HGET", redis_keys.batch(batch_id), "state")
     return state is None or state.decode() == BatchState.ENDED
 
 
@@ -381,13 +381,13 @@ async def assert_consistent(runtime: Runtime, job_ids: Iterable[str] = ()) -> No
     parked_names = [name for name in names if kind_of(name) == "parked_flows"]
     attended_names = [name for name in names if kind_of(name) == "attended"]
     waiting_list, deferred_list, running_list, due, parked_owners, *flows_listed = await asyncio.gather(
-        *(members(runtime, keys.plain(kind)) for kind in ("waiting", "deferred", "running", "due", "parked")),
-        *(members(runtime, name) for name in (*(f"{keys.SHARD}ready:{band}" for band in BANDS), *parked_names)),
+        *(members(runtime, redis_keys.plain(kind)) for kind in ("waiting", "deferred", "running", "due", "parked")),
+        *(members(runtime, name) for name in (*(f"{redis_keys.SHARD}ready:{band}" for band in BANDS), *parked_names)),
     )
     found, waiting_in, running_of, attended_by = await asyncio.gather(
         asyncio.gather(
             *(
-                commands.call("HMGET", keys.job(job_id), "state", "tenant", "flow", "attended_by", "key", "held")
+                commands.call("HMGET", redis_keys.job(job_id), "state", "tenant", "flow", "attended_by", "key", "held")
                 for job_id in ids
             )
         ),
@@ -407,12 +407,12 @@ async def assert_consistent(runtime: Runtime, job_ids: Iterable[str] = ()) -> No
     for name, waiting_here in zip(flow_names, waiting_in, strict=True):
         for job_id in waiting_here:
             assert job_id not in in_flows, f"{job_id} is in two flows"
-            in_flows[job_id] = name.removeprefix(keys.flow(""))
+            in_flows[job_id] = name.removeprefix(redis_keys.flow(""))
     assert set(in_flows) == waiting - deferred
     for job_id, flow in in_flows.items():
         assert records[job_id][2].decode() == flow
     assert sorted(flow for listed in flows_listed for flow in listed) == sorted(set(in_flows.values()))
-    prefix = keys.plain("parked") + "_flows:"
+    prefix = redis_keys.plain("parked") + "_flows:"
     assert {name.removeprefix(prefix).rpartition(":")[0] for name in parked_names} <= set(parked_owners)
 
     by_tenant: dict[str, set[str]] = {}
@@ -443,9 +443,9 @@ async def _assert_use_is_counted(
     queued: Counter[str] = Counter()
 
     def count(tenant: str, key_id: str | None, jobs: int = 1) -> None:
-        queued[keys.owner_of_tenant(tenant)] += jobs
+        queued[redis_keys.owner_of_tenant(tenant)] += jobs
         if key_id:
-            queued[keys.owner_of_key(key_id)] += jobs
+            queued[redis_keys.owner_of_key(key_id)] += jobs
 
     for job_id in waiting:
         _, tenant, _, _, key_id, _ = records[job_id]
@@ -454,7 +454,7 @@ async def _assert_use_is_counted(
         if books.record["state"] in (BatchState.RUNNING, BatchState.CANCELLING):
             unstarted = sum(bool(job_id) for job_id in books.items[int(books.record.get("started_to", 0)) :])
             count(books.record["tenant"], books.record.get("key"), unstarted)
-    stored = await runtime.commands.call("HGETALL", keys.plain("queued_jobs"))
+    stored = await runtime.commands.call("HGETALL", redis_keys.plain("queued_jobs"))
     found = dict(zip([owner.decode() for owner in stored[::2]], map(int, stored[1::2]), strict=True))
     assert found == +queued
 
@@ -462,10 +462,10 @@ async def _assert_use_is_counted(
     for job_id, (_, tenant, flow, _, _, nano) in records.items():
         if nano:
             assert job_id in running
-            budgets[keys.owner_of_tenant(tenant.decode())] += int(nano)
+            budgets[redis_keys.owner_of_tenant(tenant.decode())] += int(nano)
             if key_id := flow.decode().split(":")[2]:
-                budgets[keys.owner_of_key(key_id)] += int(nano)
-    stored = await runtime.commands.call("HGETALL", keys.plain("held_budgets"))
+                budgets[redis_keys.owner_of_key(key_id)] += int(nano)
+    stored = await runtime.commands.call("HGETALL", redis_keys.plain("held_budgets"))
     assert dict(zip([owner.decode() for owner in stored[::2]], map(int, stored[1::2]), strict=True)) == budgets
 
     await _assert_bytes_are_counted(runtime, names)
@@ -492,14 +492,14 @@ async def _assert_bytes_are_counted(runtime: Runtime, names: Sequence[str]) -> N
         if state == JobState.SUCCEEDED.encode():
             assert (size, kept_until, request) == (None, None, None)
             continue
-        owner = (tenant or await call("HGET", keys.batch(batch_id.decode()), "tenant")).decode()
+        owner = (tenant or await call("HGET", redis_keys.batch(batch_id.decode()), "tenant")).decode()
         held[owner] += int(size)
         if kept_until:
             kept[owner, kept_until.decode()] += int(size)
         has_ended = state is not None and JobState(state.decode()) in TERMINAL_STATES
         assert has_ended is bool(kept_until)
         assert int(size) == len(request) + len(spec) if batch_id is None else int(size) > len(request)
-    assert await _numbers(runtime, keys.plain("held_bytes")) == held
+    assert await _numbers(runtime, redis_keys.plain("held_bytes")) == held
     buckets = [name for name in names if kind_of(name) == "kept_bytes"]
     found = {
         (name.rpartition(":")[2], until): size
@@ -507,7 +507,7 @@ async def _assert_bytes_are_counted(runtime: Runtime, names: Sequence[str]) -> N
         for until, size in (await _numbers(runtime, name)).items()
     }
     assert found == kept
-    due = await members(runtime, keys.plain("kept_due"))
+    due = await members(runtime, redis_keys.plain("kept_due"))
     assert {owner for owner, _ in kept} <= set(due)
 
 
@@ -536,7 +536,7 @@ class _Books(NamedTuple):
 
 async def _books_of(runtime: Runtime, name: str) -> _Books:
     call, batch_id = runtime.commands.call, name.rpartition(":")[2]
-    parts = [keys.batch_items(batch_id), keys.batch_invalid(batch_id), keys.batch_ended(batch_id)]
+    parts = [redis_keys.batch_items(batch_id), redis_keys.batch_invalid(batch_id), redis_keys.batch_ended(batch_id)]
     record, items, invalid, ended, *lifetimes = await asyncio.gather(
         call("HGETALL", name),
         call("LRANGE", parts[0], 0, -1),

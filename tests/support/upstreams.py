@@ -7,7 +7,7 @@ from typing import Any
 
 from shared.job import Usage
 from shared.routes import Limits, ProviderName, Route
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from shared.store.upstreams import CallFacts, Denied, Obstacle, Reserved, RouteState, Settlement, Verdict
 from tests.support.builders import an_id
@@ -90,7 +90,7 @@ async def state_of_route(runtime: Runtime, route: Route) -> RouteState:
 
 async def sums_of(runtime: Runtime, route: Route) -> list[int]:
     """Calls, retries, input and output tokens of the window. Its buckets add up to them, and none is older than it."""
-    stored = await _hash(runtime, f"{keys.GLOBAL}window:{route.name}")
+    stored = await _hash(runtime, f"{redis_keys.GLOBAL}window:{route.name}")
     first = int(stored.pop("first", "0"))
     sums = [int(part) for part in stored.pop("sums", "0 0 0 0").split()]
     buckets = [[int(part) for part in text.split()] for text in stored.values()]
@@ -102,12 +102,12 @@ async def sums_of(runtime: Runtime, route: Route) -> list[int]:
 
 async def row_of(runtime: Runtime, call_id: str) -> dict[str, str]:
     """A row of the ledger, empty if there is none."""
-    return await _hash(runtime, f"{keys.GLOBAL}call:{call_id}")
+    return await _hash(runtime, f"{redis_keys.GLOBAL}call:{call_id}")
 
 
 async def holders_of(runtime: Runtime, route: Route) -> list[str]:
     """The calls that count towards the route's concurrency, or have not been found abandoned yet."""
-    found = await runtime.commands.call("ZRANGE", f"{keys.GLOBAL}calls:{route.name}", 0, -1)
+    found = await runtime.commands.call("ZRANGE", f"{redis_keys.GLOBAL}calls:{route.name}", 0, -1)
     return [call_id.decode() for call_id in found]
 
 

@@ -4,7 +4,7 @@ from datetime import date
 
 import msgspec
 
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from shared.usage import UsageRow, UsageSums, field_of
 
@@ -13,7 +13,7 @@ async def count(
     runtime: Runtime, day: date, model: str, sums: UsageSums, *, tenant: str = "tenant-a", key: str | None = None
 ) -> None:
     """Adds to the sums of a day, model and API key. What is 0 is not written."""
-    name = keys.usage(tenant, day.isoformat())
+    name = redis_keys.usage(tenant, day.isoformat())
     counted = {field_of(model, key, metric): by for metric, by in msgspec.structs.asdict(sums).items() if by}
     calls = [runtime.commands.call("HINCRBY", name, field, by) for field, by in counted.items()]
     calls.append(runtime.commands.call("EXPIRE", name, int(runtime.settings.usage_retention_s)))

@@ -6,7 +6,7 @@ from typing import Any
 from shared.api_key import ALL_SCOPES, new_key_id
 from shared.job import JobKind, Priority, Step, new_id
 from shared.limits import CallerLimits
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.api_keys import NewKey
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime
@@ -129,8 +129,8 @@ async def _and_what_waits(runtime: Runtime, victim: Victim, about: dict[str, Any
     jobs["item that comes in"] = receiving.job_ids[0]
     later_ms = await now_ms(runtime) + _LATER_MS  # nobody goes on with these meanwhile, or finds that client gone
     for batch in (cancelling, receiving, dropped):
-        await runtime.commands.call("ZADD", keys.plain("due"), "XX", later_ms, batch.id)
-    await runtime.commands.call("ZADD", keys.plain("attendants"), "XX", later_ms, "an-api")
+        await runtime.commands.call("ZADD", redis_keys.plain("due"), "XX", later_ms, batch.id)
+    await runtime.commands.call("ZADD", redis_keys.plain("attendants"), "XX", later_ms, "an-api")
 
 
 def absent_ids(kind: str) -> dict[str, str]:
@@ -204,7 +204,7 @@ async def state_of_all(runtime: Runtime) -> State:
     """In one moment."""
     flat = await runtime.commands.call("EVAL", _STATE, 0)
     found = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
-    mine = tuple(f"{keys.prefix_of(kind)}{kind}" for kind in _OF_THE_PROCESS)
+    mine = tuple(f"{redis_keys.prefix_of(kind)}{kind}" for kind in _OF_THE_PROCESS)
     return State(
         (name.decode(), (value, gone_ms)) for name, value, gone_ms in found if not name.decode().startswith(mine)
     )

@@ -7,66 +7,90 @@ import pytest
 
 from shared.batch import BatchState
 from shared.job import TRANSITIONS, JobState, Priority, Step
-from shared.store import redis_keys as keys
+from shared.store import redis_keys
 from shared.store.idempotency import fingerprint_of, key_hash
 from shared.store.script import NAMES, script, sources, target
 
 
 def test_python_and_lua_build_the_same_names() -> None:
     """The Lua functions are made from the list; what Python builds must be what they say."""
-    calls = [f"key_{kind}(" for kind in keys.KEYS | keys.GLOBAL_KEYS] + [f"channel_{kind}(" for kind in keys.CHANNELS]
-    lua = keys.lua_functions(used_in=" ".join(calls))
-    for kind, (arguments, _) in (keys.KEYS | keys.GLOBAL_KEYS).items():
+    calls = [f"key_{kind}(" for kind in redis_keys.KEYS | redis_keys.GLOBAL_KEYS] + [
+        f"channel_{kind}(" for kind in redis_keys.CHANNELS
+    ]
+    lua = redis_keys.lua_functions(used_in=" ".join(calls))
+    for kind, (arguments, _) in (redis_keys.KEYS | redis_keys.GLOBAL_KEYS).items():
         assert f"local function key_{kind}({', '.join(arguments)}) return KEYS[1] .. '{kind}'" in lua
-    for kind in keys.CHANNELS:
+    for kind in redis_keys.CHANNELS:
         assert f"local function channel_{kind}(" in lua
-    assert keys.job("job_1") == "ts:{0}:job:job_1"
-    assert keys.events("job_1") == "ts:{0}:events:job_1"
-    assert keys.plain("waiting") == "ts:{0}:waiting"
-    assert keys.usage("tenant-a", "2026-11-23") == "ts:{g}:usage:tenant-a:2026-11-23"
+    assert redis_keys.job("job_1") == "ts:{0}:job:job_1"
+    assert redis_keys.events("job_1") == "ts:{0}:events:job_1"
+    assert redis_keys.plain("waiting") == "ts:{0}:waiting"
+    assert redis_keys.usage("tenant-a", "2026-11-23") == "ts:{g}:usage:tenant-a:2026-11-23"
     with pytest.raises(ValueError, match="needs"):
-        keys.plain("job")
+        redis_keys.plain("job")
 
 
 def test_a_script_carries_only_the_names_that_it_uses() -> None:
     """Redis builds them anew for every call."""
-    assert keys.lua_functions(used_in="call('DEL', key_log(id))").count("local function") == 1
+    assert redis_keys.lua_functions(used_in="call('DEL', key_log(id))").count("local function") == 1
 
 
 def test_every_key_says_how_long_it_lives() -> None:
     """A TTL, or why it has none."""
-    for kind, (_, meaning) in (keys.KEYS | keys.GLOBAL_KEYS).items():
+    for kind, (_, meaning) in (redis_keys.KEYS | redis_keys.GLOBAL_KEYS).items():
         assert re.search(r"No TTL|Gone when empty|TTL|retention", meaning), kind
 
 
 def test_no_name_is_in_two_tables() -> None:
     """The prefix goes by the name, and so does the Lua function."""
-    assert keys.KEYS.keys().isdisjoint(keys.GLOBAL_KEYS)
-    assert (keys.KEYS | keys.GLOBAL_KEYS).keys().isdisjoint(keys.CHANNELS)
+    assert redis_keys.KEYS.keys().isdisjoint(redis_keys.GLOBAL_KEYS)
+    assert (redis_keys.KEYS | redis_keys.GLOBAL_KEYS).keys().isdisjoint(redis_keys.CHANNELS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_script_touches_keys_of_its_own_prefix_only(name: str) -> None:
     """It is given one, and would make a name that nobody reads of another's."""
     prefix = script(name).prefix
-    assert prefix in (keys.SHARD, keys.GLOBAL)
+    assert prefix in (redis_keys.SHARD, redis_keys.GLOBAL)
     for kind in re.findall(r"\b(?:key|channel)_(\w+)\(", _body(name)):
-        assert keys.prefix_of(kind) == prefix, kind
+        assert redis_keys.prefix_of(kind) == prefix, kind
 
 
 def test_all_keys_and_channels_of_a_shard_are_in_one_slot() -> None:
     """Each script stays on one node of a cluster."""
-    names = [keys.job("x"), keys.result("x"), keys.log("x"), keys.index("t"), keys.idempotency("t", "h")]
-    names += [keys.batch("b"), keys.batch_items("b"), keys.batch_invalid("b"), keys.batch_ended("b")]
-    names += [keys.batch_followed("b"), keys.batch_index("t"), keys.batch_events("b"), keys.plain("due")]
-    names += [keys.worker("w"), keys.events("x"), keys.flow("normal:t:m"), keys.plain("wake"), keys.plain("running")]
+    names = [
+        redis_keys.job("x"),
+        redis_keys.result("x"),
+        redis_keys.log("x"),
+        redis_keys.index("t"),
+        redis_keys.idempotency("t", "h"),
+    ]
+    names += [
+        redis_keys.batch("b"),
+        redis_keys.batch_items("b"),
+        redis_keys.batch_invalid("b"),
+        redis_keys.batch_ended("b"),
+    ]
+    names += [
+        redis_keys.batch_followed("b"),
+        redis_keys.batch_index("t"),
+        redis_keys.batch_events("b"),
+        redis_keys.plain("due"),
+    ]
+    names += [
+        redis_keys.worker("w"),
+        redis_keys.events("x"),
+        redis_keys.flow("normal:t:m"),
+        redis_keys.plain("wake"),
+        redis_keys.plain("running"),
+    ]
     assert {re.search(r"\{(.*?)\}", name).group(1) for name in names} == {"0"}  # type: ignore[union-attr]
 
 
 def test_a_flow_names_band_tenant_key_and_model() -> None:
     """In this order: CLAIM reads the tenant between the first two colons, and a model may have colons."""
-    assert keys.flow_of(Priority.HIGH, "tenant-a", "vendor:model:1") == "high:tenant-a::vendor:model:1"
-    assert keys.flow_of(Priority.LOW, "t", "m", key_id="k1") == "low:t:k1:m"
+    assert redis_keys.flow_of(Priority.HIGH, "tenant-a", "vendor:model:1") == "high:tenant-a::vendor:model:1"
+    assert redis_keys.flow_of(Priority.LOW, "t", "m", key_id="k1") == "low:t:k1:m"
 
 
 # The scripts, as texts
