@@ -26,11 +26,12 @@ from worker.governor import Governor, Permit, Spent, estimated
 from worker.llm_state import LlmState
 from worker.log_writer import JobLog, LogWriter
 from worker.outcome import CUT_SHORT, TIMED_OUT, Answered, Breakage, Failure, How, Outcome, UpstreamError, classify
-from worker.providers.base import Provider, UpstreamStream
+from worker.providers.base import LAST_WORDS_S, Provider, UpstreamStream
 from worker.rate_limit_headers import Allowance
 from worker.redis_trouble import Outage
 from worker.retry import LONGEST_WAIT_IN_SLOT_S, Deferred, RetryPolicy, retrying
 
+_MARGIN_S: Final = 0.5
 _PROBED_S: Final = 6.0
 """Longer than the longest pause between two probes (5 s, in upstream.lua)."""
 
@@ -119,6 +120,8 @@ class _Run:
         self._route: str | None = None
         """Of the newest call."""
         self._cost: Cost = None
+        self._total = asyncio.timeout(None)
+        """Of the newest call: the job's own time."""
 
     async def attempts(self) -> Outcome:
         """The final outcome. Raises Deferred if the next attempt is too far off to wait for here."""
@@ -206,7 +209,7 @@ class _Run:
         return [route for route in chain if route.name not in self._overloaded] or list(chain)
 
     async def _timed(self, call: Awaitable[Outcome]) -> Outcome:
-        total = asyncio.timeout_at(self._ends_s)
+        self._total = total = asyncio.timeout_at(self._ends_s)
         try:
             async with total:
                 return await call
@@ -254,6 +257,8 @@ class _Run:
                         if completion.is_stopped:
                             await _read_to_end(stream)
                             break
+                        if stream.is_answered:
+                            self._await_last_words(timers, idle)
                         if self._log.is_full:
                             timers.pause(idle)
                             await self._log.room()
@@ -271,6 +276,12 @@ class _Run:
         if not completion.is_whole:
             return classify(Breakage(How.ENDED_EARLY, call.lacks))
         return _answered(completion, first_content_s)
+
+    def _await_last_words(self, timers: "_ContentTimers", idle: asyncio.Timeout) -> None:
+        """The answer is whole, and no timer may throw it away: the stream itself ends soon, by its own bound."""
+        timers.pause(idle)
+        if self._total.when() == self._ends_s:  # once: a server that goes on and on gains no time
+            self._total.reschedule(max(self._ends_s, self._loop.time() + LAST_WORDS_S + _MARGIN_S))
 
     def _settle(self, call: "_Call", outcome: Outcome | None) -> None:
         """The call's row in the ledger is closed; None: it was interrupted, since the job ended or went elsewhere."""
@@ -485,11 +496,11 @@ class _ContentTimers:
         return min(1.0, self._bounds.silence_s / 10)
 
     def pause(self, scope: asyncio.Timeout) -> None:
-        """We do not read: that is not the upstream's silence."""
+        """Nothing is waited for now, until content comes again."""
+        self._moved_s = 0.0
         scope.reschedule(None)
 
     def resume(self, scope: asyncio.Timeout) -> None:
-        self._moved_s = 0.0
         self.on_content(scope)
 
     def failure(self) -> Failure:

@@ -298,6 +298,16 @@ async def test_a_silent_upstream_is_left_at_the_idle_limit_and_not_before(crew: 
 
 
 @on_each_provider
+@pytest.mark.parametrize("script", ["stall=stop", "pings=stop,every-ms=50"])
+async def test_no_timer_throws_a_whole_answer_away(crew: Crew, script: str) -> None:
+    """The server holds the connection open after the reason of the end, for longer than each limit allows."""
+    await crew.worker(content_idle_timeout_s=0.2)
+    job_id = await crew.submit(script, timeout_s=1)
+    job = await crew.ended(job_id)
+    assert (job.state, job.attempts) == ("succeeded", 1), job.error
+
+
+@on_each_provider
 @pytest.mark.parametrize("script", ["pings=0,every-ms=50", "pings=3,every-ms=50"])
 async def test_an_upstream_that_pings_lives(crew: Crew, script: str) -> None:
     """Five times as long as silence may be, and longer if the job had the time: it thinks, or writes a tool's long input."""

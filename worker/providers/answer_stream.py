@@ -11,16 +11,13 @@ import httpx2
 
 from shared.completion import GarbledStream
 from worker.outcome import Breakage, Failure, How, Refusal, UpstreamError, classify
-from worker.providers.base import PING, UpstreamEvent
+from worker.providers.base import LAST_WORDS_S, PING, UpstreamEvent
 from worker.providers.event_stream import MOST_BYTES, StreamDecoder
 from worker.providers.members import any_json
 from worker.providers.refusal import is_refusal, page_refusal, refusal_of
 from worker.providers.transport import NETWORK_ERRORS, BodyStream, how_unheard, undecodable
 from worker.rate_limit_headers import Allowance
 from worker.retry_after import retry_after_s
-
-_LAST_WORDS_S: Final = 1.5
-"""How long the end of the response is waited for after the answer's. What comes then, if anything, is its usage."""
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
@@ -44,6 +41,11 @@ class AnswerStream:
         self._last_s: float | None = None
         """When waiting for the end of the response is over."""
 
+    @property
+    def is_answered(self) -> bool:
+        """See UpstreamStream."""
+        return self._decoder.is_answered or self._decoder.is_over
+
     async def read(self) -> list[UpstreamEvent]:
         """See UpstreamStream."""
         decoder = self._decoder
@@ -53,7 +55,7 @@ class AnswerStream:
             while True:
                 if self._body.unreadable:
                     raise GarbledStream(f"its content-encoding {self._body.unreadable} cannot be read")
-                piece = await (self._last_piece() if decoder.is_answered or decoder.is_over else self._body.read_some())
+                piece = await (self._last_piece() if self.is_answered else self._body.read_some())
                 if not piece:
                     return self._ended()
                 if not self._is_sniffed and not (piece := self._sniffed(piece)):
@@ -62,7 +64,9 @@ class AnswerStream:
                     self._keep(piece)
                     return [PING]
                 if events := decoder.feed(piece):
-                    self._has_events, self._last_s = True, None
+                    self._has_events = True
+                    if not decoder.is_answered:  # it went on
+                        self._last_s = None
                     return events
                 if not decoder.is_over:
                     return [PING]
@@ -78,7 +82,7 @@ class AnswerStream:
     async def _last_piece(self) -> bytes:
         """Some servers hold the connection open after their last word: that is the end too."""
         if self._last_s is None:
-            self._last_s = asyncio.get_running_loop().time() + _LAST_WORDS_S
+            self._last_s = asyncio.get_running_loop().time() + LAST_WORDS_S
         try:
             async with asyncio.timeout_at(self._last_s):
                 return await self._body.read_some()

@@ -22,6 +22,10 @@ class UpstreamEvent(NamedTuple):
 PING: Final = UpstreamEvent("ping", b'{"type":"ping"}')
 
 
+LAST_WORDS_S: Final = 1.5
+"""How long the end of the response is waited for after the answer's. What comes then, if anything, is its usage."""
+
+
 class UpstreamStream(Protocol):
     """An answer on its way."""
 
@@ -33,6 +37,11 @@ class UpstreamStream(Protocol):
     @property
     def lacks(self) -> str:
         """What an answer that has ended without being whole lacks, for a sentence; empty if nothing."""
+        ...
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the answer is whole but for the words that end the stream, which are waited for LAST_WORDS_S at most."""
         ...
 
     async def read(self) -> list[UpstreamEvent]:
