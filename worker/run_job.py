@@ -238,7 +238,7 @@ class _Run:
                     version=spec.anthropic_version,
                     connect_timeout_s=spec.connect_timeout_s or self._settings.connect_timeout_s,
                 ) as stream:
-                    call.allowance = stream.allowance
+                    call.stream = stream
                     while events := await stream.read():
                         told = False
                         for event in events:
@@ -263,19 +263,21 @@ class _Run:
                             timers.pause(idle)
                             await self._log.room()
                             timers.resume(idle)
-                    call.lacks = stream.lacks
         except UpstreamError as error:
             call.was_asked = error.was_asked
             return error.failure
         except GarbledStream as error:
-            return classify(Breakage(How.GARBLED, str(error)))
+            return call.garbled(error)
         except TimeoutError:
             if not idle.expired():
                 raise
             return timers.failure()
         if not completion.is_whole:
             return classify(Breakage(How.ENDED_EARLY, call.lacks))
-        return _answered(completion, first_content_s)
+        try:
+            return Answered(completion.result(), completion.usage, first_content_s)
+        except GarbledStream as error:
+            return call.garbled(error)
 
     def _await_last_words(self, timers: "_ContentTimers", idle: asyncio.Timeout) -> None:
         """The answer is whole, and no timer may throw it away: the stream itself ends soon, by its own bound."""
@@ -409,10 +411,23 @@ class _Call:
 
     permit: Permit
     completion: Completion
-    allowance: Allowance | None = None
+    stream: UpstreamStream | None = None
+    """Once its head was there."""
     was_asked: bool = True
-    lacks: str = ""
-    """See UpstreamStream."""
+
+    @property
+    def allowance(self) -> Allowance | None:
+        """What the head of its response says of limits."""
+        return None if self.stream is None else self.stream.allowance
+
+    @property
+    def lacks(self) -> str:
+        """See UpstreamStream."""
+        return "" if self.stream is None else self.stream.lacks
+
+    def garbled(self, error: GarbledStream) -> Failure:
+        """Why its answer cannot be read."""
+        return classify(Breakage(How.GARBLED, str(error) if self.stream is None else self.stream.explain(error)))
 
     def ended(self, outcome: Outcome | None) -> str:
         """As the ledger's row says it."""
@@ -510,13 +525,6 @@ class _ContentTimers:
         if is_impatient:
             return classify(Breakage(How.IMPATIENT, f"{waited}, the job's own limit"))
         return classify(Breakage(How.STALLED if self._has_content else How.SILENT, waited))
-
-
-def _answered(completion: Completion, first_content_s: float | None) -> Outcome:
-    try:
-        return Answered(completion.result(), completion.usage, first_content_s)
-    except GarbledStream as error:
-        return classify(Breakage(How.GARBLED, str(error)))
 
 
 async def _read_to_end(stream: UpstreamStream) -> None:

@@ -107,6 +107,8 @@ def expected_of(stream: Stream) -> Expected:
     if (response := stream.response) is not None:
         reading.doubts += [response.doubt] if response.doubt else []
         reading.questions += [response.question] if response.question else []
+    if stream.dialect is Dialect.MESSAGES and not reading.has_started:
+        reading.questions.append(_NO_START)
     longest_s = None
     if not reading.is_over and reading.refused is None:
         longest_s = _judge_end(stream, reading)

@@ -41,6 +41,11 @@ class AnswerStream:
         self._last_s: float | None = None
         """When waiting for the end of the response is over."""
 
+    def explain(self, error: GarbledStream) -> str:
+        """See UpstreamStream."""
+        oddity = self._decoder.oddity
+        return f"{error}; {oddity}" if oddity and oddity not in str(error) else str(error)
+
     @property
     def is_answered(self) -> bool:
         """See UpstreamStream."""
@@ -73,7 +78,7 @@ class AnswerStream:
         except UpstreamError:
             raise
         except GarbledStream as error:
-            raise UpstreamError(classify(Breakage(How.GARBLED, str(error)))) from error
+            raise UpstreamError(classify(Breakage(How.GARBLED, self.explain(error)))) from error
         except Exception as error:
             if decoder.is_answered or decoder.is_over:
                 return self._ended()
@@ -127,6 +132,8 @@ class AnswerStream:
             raise GarbledStream(f"its content-encoding {self._body.encoding} ended before {self._decoder.missing}")
         if not events and not self._has_events and self._is_sniffed and self._type != "text/event-stream":
             raise GarbledStream(f"its {self._type} holds no event, and no {self._decoder.missing}: check its base URL")
+        if not self._decoder.has_stopped and self._decoder.oddity:
+            raise GarbledStream(f"it ended without {self._decoder.missing}")
         if not self._decoder.has_stopped:
             self.lacks = f"it ended without {self._decoder.missing}"
         return events

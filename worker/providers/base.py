@@ -5,6 +5,7 @@ from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
+from shared.completion import GarbledStream
 from shared.model_info import ModelInfo
 from worker.rate_limit_headers import Allowance
 
@@ -42,6 +43,10 @@ class UpstreamStream(Protocol):
     @property
     def is_answered(self) -> bool:
         """Whether the answer is whole but for the words that end the stream, which are waited for LAST_WORDS_S at most."""
+        ...
+
+    def explain(self, error: GarbledStream) -> str:
+        """Why the answer cannot be read, with what was odd before that and may have led to it."""
         ...
 
     async def read(self) -> list[UpstreamEvent]:

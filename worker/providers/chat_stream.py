@@ -246,6 +246,8 @@ class ChatDecoder(StreamDecoder):
         """``named``: the calls that this very chunk has named already. It names none twice."""
         if piece.function is None and not piece.id:
             return
+        if piece.odd_index:
+            self.oddity = f"tool_calls.index is {piece.odd_index}"
         tool = self._tools.of(piece, named)
         if piece.function and (arguments := arguments_of(piece.function)):
             self._take_arguments(tool, arguments)
@@ -332,21 +334,18 @@ class _Tools:
         self._by_index: dict[int, _Tool] = {}
         self._last: _Tool | None = None
         self._all: list[_Tool] = []
-        self._odd_index = ""
-        """What stood where an index should."""
         self._repeats_names = False
         """Whether the server says the name with each piece: then it begins a call only together with some input."""
 
     def of(self, piece: ToolCall, named: list[_Tool]) -> _Tool:
         """The call that a piece is of; a new one waits."""
         name = (piece.function and piece.function.name) or ""
-        self._odd_index = self._odd_index or piece.odd_index
         known = self._last if piece.index is None else self._by_index.get(piece.index)
         if not name and not piece.id:
             known = self._continued(known, piece.index, piece.odd_index)
         if known is None or self._is_another(known, piece, name, is_named=known in named):
-            if self._odd_index and not name:
-                raise GarbledStream(f"tool_calls.index is {self._odd_index}")
+            if piece.odd_index and not name:
+                raise GarbledStream(f"tool_calls.index is {piece.odd_index}")
             known = _Tool(piece.id or "", name)
             self.waiting.append(known)
             self._all.append(known)

@@ -28,6 +28,8 @@ class StreamDecoder(ABC):
         """Whether the answer is whole but for the words that end the stream: nothing that is needed is missing."""
         self.failure: GarbledStream | UpstreamError | None = None
         """What the next call raises: the events before it were given first."""
+        self.oddity = ""
+        """What was odd, and read as well as it can be: a later failure may come of it, and its sentence names it."""
         self._events: list[UpstreamEvent] = []
         self._blocks = BlockDecoder()
 

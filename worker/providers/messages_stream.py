@@ -22,6 +22,7 @@ from worker.providers.members import (
     encode,
     exact_json,
     is_empty,
+    kind_of,
     number_of,
     object_in,
     odd,
@@ -315,6 +316,7 @@ class MessagesDecoder(StreamDecoder):
             raise odd("content_block.type", None)
         index = number_of(event.get("index"))
         if index is None:
+            self._note_odd_index(event)
             index = max(self._open, default=self._count - 1) + 1
         if index in self._open or index in self._came_whole:
             raise GarbledStream(f"block {index} began twice")
@@ -390,8 +392,13 @@ class MessagesDecoder(StreamDecoder):
         """The open block that an event is of: without an index the only one."""
         index = number_of(event.get("index"))
         if index is None and len(self._open) == 1:
+            self._note_odd_index(event)
             (index,) = self._open
         return index, None if index is None else self._open.get(index)
+
+    def _note_odd_index(self, event: Members) -> None:
+        if not is_empty(index := event.get("index")):
+            self.oddity = f"the index of a block is {kind_of(index)}"
 
     def _grow(self, own: _Block, piece: str) -> None:
         text = None
