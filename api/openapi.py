@@ -16,20 +16,18 @@ from starlette.responses import Response
 from api.anthropic_compat.batch_view import MessageBatch, MessageBatchPage
 from api.anthropic_compat.models import DEFAULT_LIMIT, MOST_LIMIT, ModelPage
 from api.anthropic_compat.models import Model as AnthropicModel
-from api.batches.items import MOST_CUSTOM_ID_CHARS
 from api.batches.results import JSON_LINES, ResultLine
 from api.http.anthropic_errors import ErrorEnvelope, is_on_surface
 from api.http.errors import PROBLEM_JSON, ProblemDocument
 from api.http.headers import EVENT_STREAM, JSON
+from api.http.rotation import DEFAULT_GRACE_S, MOST_GRACE_S
 from api.jobs.request import DEFAULT_MAX_TOKENS, MOST_MODEL_CHARS
 from api.native.complete import DEFAULT_MAX_TOKENS as COMPLETE_MAX_TOKENS
 from api.native.complete import MOST_MAX_TOKENS, MOST_PROMPT_CHARS, Answer
 from api.native.usage import UsageReport
 from api.native.webhooks import DeliveryPage, DeliveryView, SecretView
 from api.ops.api_keys import (
-    DEFAULT_GRACE_S,
     MOST_EXPIRES_IN_S,
-    MOST_GRACE_S,
     MOST_NAME_CHARS,
     MOST_USD,
     KeyLimits,
@@ -305,7 +303,7 @@ _METADATA_QUERY: Final = {
 _CUSTOM_ID: Final = {
     "type": "string",
     "minLength": 1,
-    "maxLength": MOST_CUSTOM_ID_CHARS,
+    "maxLength": 64,
     "description": "Printable, and in the batch once.",
 }
 

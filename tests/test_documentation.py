@@ -14,7 +14,7 @@ import pytest
 import typer.main
 
 from api.app import create_app
-from api.jobs.request import draft_of
+from api.jobs.request import Bounds, draft_of
 from api.native.complete import completion_draft_of
 from api.native.usage import UsageLine
 from api.views.job import JobView
@@ -246,7 +246,7 @@ def _check_curl(words: list[str]) -> None:
     if "--json" in words:
         body = json.loads(words[words.index("--json") + 1])
         if path == "/v1/jobs":
-            draft_of(body, default_model="a-model", max_prompt_chars=1000)
+            draft_of(body, default_model="a-model", bounds=Bounds(1000))
         else:
             completion_draft_of(body, model="a-model")
 

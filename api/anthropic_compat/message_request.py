@@ -5,26 +5,28 @@ called ``job`` or ``prompt``.
 """
 
 import re
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
+from pydantic import ConfigDict, Field, StrictBool
 from starlette.requests import Request
 
+from api.batches.items import BatchLine, ShownAs
 from api.http.headers import idempotency_key, one, several
-from api.http.invalid import BODY, refuse
+from api.http.invalid import refuse
+from api.http.members import Body, read
 from api.http.strict_json import decode
 from api.jobs.request import (
-    MOST_MAX_TOKENS,
     NO_HEADERS,
     Draft,
     JobOptions,
+    MaxTokens,
+    Messages,
+    Model,
+    Parameters,
     UpstreamHeaders,
-    check_messages,
-    check_model,
-    check_output,
     drafted,
-    max_tokens_of,
-    take_stream,
+    passed_on,
 )
 from api.jobs.submit import Idempotency
 from shared.errors import FieldError
@@ -40,6 +42,37 @@ _MOST_BETA_CHARS: Final = 1024
 _MOST_VERSION_CHARS: Final = 64
 _PRINTABLE: Final = re.compile(r"[ -~]*", re.ASCII)
 _ON_DISCONNECT: Final = ("cancel", "continue")
+
+
+class MessageRequest(Parameters):
+    """The parameters of the Messages API; those that are not listed are passed on untouched."""
+
+    stream: StrictBool | None = None
+    model: Model = None
+    max_tokens: MaxTokens
+    messages: Messages
+
+
+class TokenCountRequest(Body):
+    """The parameters of the Messages API; those that are not listed are passed on untouched."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: Model = None
+    messages: Messages
+
+
+class MessageBatchLine(BatchLine):
+    """One request of a batch."""
+
+    params: Annotated[dict[str, Any], ShownAs(MessageRequest)]
+
+
+class MessageBatchRequest(Body):
+    """All requests of a batch."""
+
+    requests: Annotated[list[MessageBatchLine], Field(min_length=1)]
+    """A request that cannot run becomes an errored result; the others run."""
 
 
 class CallHeaders(NamedTuple):
@@ -102,18 +135,11 @@ class MessageCall(NamedTuple):
     idempotency: Idempotency | None
 
 
-class MessageRequest(NamedTuple):
-    """What the body asks for."""
-
-    draft: Draft
-    is_streamed: bool
-
-
 def parse_message_call(raw: bytes, *, headers: CallHeaders, default_model: str) -> "MessageCall":
     """Raises InvalidRequest, which names every field that is not valid."""
     body = decode(raw)
-    asked = message_request_of(body, headers, default_model=default_model)
-    return MessageCall(asked.draft, asked.is_streamed, idempotency_of(body, headers.key))
+    draft, is_streamed = message_draft_of(body, headers, default_model=default_model)
+    return MessageCall(draft, is_streamed, idempotency_of(body, headers.key))
 
 
 def parse_count(raw: bytes, *, default_model: str, headers: UpstreamHeaders) -> Draft:
@@ -121,37 +147,30 @@ def parse_count(raw: bytes, *, default_model: str, headers: UpstreamHeaders) -> 
     return count_draft_of(decode(raw), default_model=default_model, headers=headers)
 
 
-def message_request_of(body: object, headers: CallHeaders, *, default_model: str) -> MessageRequest:
-    """Raises InvalidRequest, which names every field that is not valid."""
-    errors: list[FieldError] = []
-    request = _members_of(body, default_model)
-    is_streamed = take_stream(request, errors)
-    if "max_tokens" not in request:
-        errors.append(FieldError("#/max_tokens", "is missing"))
-    else:
-        request["max_tokens"] = max_tokens_of(request["max_tokens"], MOST_MAX_TOKENS, errors)
-    check_output(request, errors)
-    _check_common(request, errors)
+def message_draft_of(body: Any, headers: CallHeaders, *, default_model: str) -> tuple[Draft, bool]:
+    """And whether its answer is to be streamed. Raises InvalidRequest, which names every field that is not valid."""
+    asked = read(MessageRequest, body)
+    request = passed_on({"model": default_model, **body}, asked)
     draft = drafted(
         request["model"],
         msgspec.json.encode(request),
         # What is out cannot be taken back here. Who may come back for the whole answer is better served by another attempt.
-        may_start_over=not (is_streamed and headers.is_cancelled_by_leaving),
+        may_start_over=not (asked.stream and headers.is_cancelled_by_leaving),
         upstream_headers=headers.upstream,
     )
-    return MessageRequest(draft, is_streamed)
+    return draft, asked.stream is True
 
 
 def batch_draft_of(params: object, *, default_model: str) -> Draft:
     """One request of a batch: the parameters of a message, which nobody waits for. Raises InvalidRequest."""
-    return message_request_of(params, _NOBODY, default_model=default_model).draft
+    return message_draft_of(params, _NOBODY, default_model=default_model)[0]
 
 
-def count_draft_of(body: object, *, default_model: str, headers: UpstreamHeaders) -> Draft:
+def count_draft_of(body: Any, *, default_model: str, headers: UpstreamHeaders) -> Draft:
     """The job that counts a request's tokens. Raises InvalidRequest."""
-    request = _members_of(body, default_model)
+    read(TokenCountRequest, body)
+    request = {"model": default_model, **body}
     request.pop("stream", None)
-    _check_common(request, [])
     return drafted(
         request["model"],
         msgspec.json.encode(request),
@@ -166,20 +185,3 @@ def idempotency_of(body: dict[str, Any], key: str | None) -> Idempotency | None:
     if key is None:
         return None
     return Idempotency(key, fingerprint_of({name: value for name, value in body.items() if name != "stream"}))
-
-
-def _members_of(body: object, default_model: str) -> dict[str, Any]:
-    if not isinstance(body, dict):
-        raise refuse(FieldError(BODY, "must be a JSON object"))
-    return {"model": default_model, **body}
-
-
-def _check_common(request: dict[str, Any], errors: list[FieldError]) -> None:
-    """What is asked of a request whatever it is for. Raises InvalidRequest with these errors and its own."""
-    check_model(request["model"], errors)
-    if "messages" in request:
-        check_messages(request["messages"], errors)
-    else:
-        errors.append(FieldError("#/messages", "is missing"))
-    if errors:
-        raise refuse(*errors)

@@ -7,38 +7,89 @@ and places, never what stands there.
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_origin
 
 import msgspec
+from pydantic import Field, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema
 
 from api.batches.lines import JOB
 from api.http.invalid import BODY, is_name, refuse, unknown_parameter
+from api.http.members import Body, Expected, Text, Whole, checked, read
 from api.http.strict_json import decode
-from api.jobs.request import Draft, JobOptions, draft_of, latest_not_before_ms, options_of
-from shared.batch import ITEM_PRIORITY, InvalidItem, NewItem
+from api.jobs.request import (
+    EACH_ONCE,
+    NO_BOUNDS,
+    SOME,
+    Bounds,
+    Draft,
+    JobOptions,
+    JobRequest,
+    JobWebhook,
+    asked_by,
+    draft_of,
+    some_of,
+)
+from shared.batch import InvalidItem, NewItem
 from shared.errors import FieldError, InvalidRequest
-from shared.job import new_id
+from shared.job import Priority, new_id
 from shared.settings import Settings
-from shared.webhook_address import Networks
-from shared.webhooks import DEFAULT_BATCH_EVENTS, EventType
+from shared.webhooks import DEFAULT_BATCH_EVENTS, EventType, Webhook
 
 DraftOf = Callable[[Any], Draft]
 """What is asked of one request's parameters. Raises InvalidRequest, which names the fields."""
 
-_MEMBERS: Final = frozenset({"custom_id", "params"})
-MOST_CUSTOM_ID_CHARS: Final = 64
 _SHOWN_FIELDS: Final = 3
 _NOT_JSON: Final = "must be JSON"
-
-_PRIORITIES: Final = {ITEM_PRIORITY.value: ITEM_PRIORITY}
-_NUMBERS: Final = frozenset(JobOptions.__struct_fields__) - {"priority", "not_before_ms", "metadata", "webhook"}
-_TEXTS: Final = frozenset({"priority", "not_before"})
-_METADATA: Final = "metadata."
-_WEBHOOK: Final = "webhook."
 _BOOLEANS: Final = {"true": True, "false": False}
-_EVENTS: Final = {True: sorted(EventType), False: DEFAULT_BATCH_EVENTS}
 _DIGITS: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ShownAs:
+    """The member is an object that another model reads; this one only shows it."""
+
+    model: type[Body]
+
+    def __get_pydantic_json_schema__(self, _schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(self.model.__pydantic_core_schema__)
+
+
+class BatchLine(Body):
+    """One request of a batch."""
+
+    custom_id: Annotated[str, Text(1, 64, is_printable=True)]
+    """In the batch once; it comes back with the result."""
+    params: Annotated[dict[str, Any], ShownAs(JobRequest)]
+    """What ``POST /v1/jobs`` takes, without ``job``."""
+
+
+class BatchWebhook(JobWebhook):
+    """Who is notified of the end of a batch, or of its items."""
+
+    events: Annotated[tuple[EventType, ...], SOME, EACH_ONCE, some_of(EventType)] = DEFAULT_BATCH_EVENTS  # type: ignore[assignment]
+    """Which ends: of the batch, or of its items."""
+
+
+class BatchOptions(JobOptions):
+    """What all items have in common. ``metadata`` is the batch's; its items have none."""
+
+    priority: Annotated[Literal[Priority.LOW], Expected("must be low, as it is without it")] = Priority.LOW
+    """Items of batches run last."""
+    webhook: Annotated[Webhook | None, asked_by(BatchWebhook)] = None
+    """Who is notified of the end: see Webhooks."""
+
+
+class BatchRequest(Body):
+    """All requests of a batch and what they have in common, in one object."""
+
+    requests: Annotated[list[BatchLine], Field(min_length=1)]
+    """A request that cannot run becomes a failed item; the others run."""
+    job: BatchOptions = Field(default_factory=BatchOptions)
+    """For all items; below."""
 
 
 class ReadRequest(NamedTuple):
@@ -59,40 +110,23 @@ def read_request(raw: bytes, *, draft_of: DraftOf, with_digest: bool) -> ReadReq
     except InvalidRequest as problem:
         return ReadRequest(hashlib.sha256(raw).digest() if with_digest else b"", None, problem.errors)
     digest = hashlib.sha256(msgspec.json.encode(item, order="deterministic")).digest() if with_digest else b""
-    if type(item) is not dict:
-        return ReadRequest(digest, None, [FieldError(BODY, "must be a JSON object")])
-    errors: list[FieldError] = []
-    custom_id = _custom_id_of(item, errors)
-    if len(item) > 2 or not item.keys() <= _MEMBERS:
-        errors += [_unknown(name) for name in item if name not in _MEMBERS][: _SHOWN_FIELDS + 1]
-    params = item.get("params")
-    if type(params) is not dict:
-        errors.append(FieldError("#/params", "must be an object" if "params" in item else "is missing"))
-    if errors:
-        return ReadRequest(digest, custom_id, errors)
+    line, errors = checked(BatchLine, item)
+    if line is None:
+        is_good = type(item) is dict and all(error.pointer != "#/custom_id" for error in errors)
+        return ReadRequest(digest, item["custom_id"] if is_good else None, errors)
     try:
-        draft = draft_of(params)
+        draft = draft_of(line.params)
     except InvalidRequest as problem:
         inside = [FieldError("#/params" + error.pointer[1:], error.detail) for error in problem.errors]
-        return ReadRequest(digest, custom_id, inside)
-    return ReadRequest(digest, custom_id, (), draft.model, draft.request)
+        return ReadRequest(digest, line.custom_id, inside)
+    return ReadRequest(digest, line.custom_id, (), draft.model, draft.request)
 
 
-def _custom_id_of(item: dict[str, Any], errors: list[FieldError]) -> str | None:
-    custom_id = item.get("custom_id")
-    if type(custom_id) is str and 1 <= len(custom_id) <= MOST_CUSTOM_ID_CHARS and custom_id.isprintable():
-        return custom_id
-    missing = "custom_id" not in item
-    detail = "is missing" if missing else f"must be a text of 1 to {MOST_CUSTOM_ID_CHARS} printable characters"
-    errors.append(FieldError("#/custom_id", detail))
-    return None
-
-
-def job_draft_of(params: Any, *, default_model: str, max_prompt_chars: int) -> Draft:
+def job_draft_of(params: Any, *, default_model: str, bounds: Bounds) -> Draft:
     """The parameters of a job, in a batch. Raises InvalidRequest."""
     if JOB in params:
         raise refuse(FieldError("#/job", "must stand beside requests, for all of them"))
-    return draft_of(params, default_model=default_model, max_prompt_chars=max_prompt_chars)
+    return draft_of(params, default_model=default_model, bounds=bounds)
 
 
 class BatchItems:
@@ -106,7 +140,7 @@ class BatchItems:
         self._noun = noun
         self._custom_ids: set[str] = set()
         self._digest = hashlib.sha256() if with_fingerprint else None
-        of_job = partial(job_draft_of, default_model=settings.model, max_prompt_chars=settings.max_prompt_chars)
+        of_job = partial(job_draft_of, default_model=settings.model, bounds=Bounds(settings.max_prompt_chars))
         self.read: Callable[[bytes], ReadRequest] = partial(
             read_request, draft_of=draft_of or of_job, with_digest=with_fingerprint
         )
@@ -133,7 +167,7 @@ class BatchItems:
     def fingerprint(self, options: JobOptions) -> str:
         """Of all that came in, once it is all there: equal JSON is the same body, whatever its spacing."""
         assert self._digest is not None
-        self._note(0, msgspec.json.encode(options, order="deterministic"))
+        self._note(0, msgspec.json.encode(dict(options), order="deterministic"))
         return self._digest.hexdigest()[:32]
 
     def _note(self, number: int, canonical: bytes) -> None:
@@ -158,87 +192,63 @@ def _sentence(error: FieldError) -> str:
     )
 
 
-def _unknown(name: str) -> FieldError:
-    return (
-        FieldError(f"#/{name}", "is not known") if is_name(name) else FieldError(BODY, "has a member that is not known")
-    )
-
-
-def options_of_job(
-    raw: bytes | None, webhook_networks: Networks = (), max_not_before_s: int | None = None
-) -> JobOptions:
-    """The ``job`` member of a JSON body, with its defaults. Raises InvalidRequest, which names the fields."""
-    if raw is None:
-        return _DEFAULTS
+def options_of_job(raw: bytes, bounds: Bounds) -> BatchOptions:
+    """The ``job`` member of a JSON body. Raises InvalidRequest, which names the fields."""
+    at = f"#/{JOB}"
     try:
         job = decode(raw)
     except InvalidRequest as problem:
-        raise refuse(*[FieldError(f"#/{JOB}{error.pointer[1:]}", error.detail) for error in problem.errors]) from None
-    return _checked(job, [], webhook_networks, max_not_before_s)
+        raise refuse(*[FieldError(at + error.pointer[1:], error.detail) for error in problem.errors]) from None
+    return read(BatchOptions, job, bounds, at=at)
 
 
-def options_of_query(
-    query: list[tuple[str, str]], webhook_networks: Networks = (), max_not_before_s: int | None = None
-) -> JobOptions:
+_OPTIONS: Final = {field.alias or name: field for name, field in BatchOptions.model_fields.items()}
+_INNER: Final[dict[str, dict[str, FieldInfo]]] = {"metadata": {}, "webhook": dict(BatchWebhook.model_fields)}
+"""Options that are objects: their members are parameters of their own, ``metadata.run`` and ``webhook.url``."""
+
+
+def options_of_query(query: list[tuple[str, str]], bounds: Bounds = NO_BOUNDS) -> BatchOptions:
     """The same as query parameters: ``?timeout_s=60&metadata.run=nightly&webhook.url=…&webhook.events=batch.ended,job.failed``.
 
     Raises InvalidRequest.
     """
     job: dict[str, Any] = {}
-    metadata: dict[str, str] = {}
-    webhook: dict[str, Any] = {}
     errors: list[FieldError] = []
-    for name, value in query:
-        key, found = name, job
-        for prefix, members in ((_METADATA, metadata), (_WEBHOOK, webhook)):
-            if name.startswith(prefix):
-                key, found = name.removeprefix(prefix), members
-        if "\0" in name + value:
+    for name, text in query:
+        outer, is_inner, member = name.partition(".")
+        if "\0" in name + text:
             errors.append(FieldError(BODY, "must not have the character U+0000"))
-        elif found is job and name not in _NUMBERS and name not in _TEXTS:
-            errors.append(unknown_parameter(name))
-        elif key in found:
-            errors.append(FieldError(_parameter(name), "must be sent once"))
+        elif is_inner and outer in _INNER:
+            _put(job.setdefault(outer, {}), member, _value_of(_INNER[outer].get(member), text), name, errors)
+        elif name in _OPTIONS and name not in _INNER:
+            _put(job, name, _value_of(_OPTIONS[name], text), name, errors)
         else:
-            found[key] = int(value) if name in _NUMBERS and _DIGITS.fullmatch(value) else value
-    if webhook:
-        if "events" in webhook:
-            webhook["events"] = webhook["events"].split(",")
-        if "result" in webhook:
-            webhook["result"] = _BOOLEANS.get(webhook["result"], webhook["result"])
-        job["webhook"] = webhook
-    if metadata:
-        job["metadata"] = metadata
-    try:
-        return _checked(job, errors, webhook_networks, max_not_before_s)
-    except InvalidRequest as problem:
-        named = [
-            FieldError(error.pointer.removeprefix(f"#/{JOB}/").replace("/", "."), error.detail)
-            for error in problem.errors
-        ]
-        raise refuse(*named) from None
+            errors.append(unknown_parameter(name))
+    options, wrong = checked(BatchOptions, job, bounds, at="")
+    errors += [FieldError(error.pointer[1:].replace("/", "."), error.detail) for error in wrong]
+    if options is None or errors:
+        raise refuse(*errors)
+    return options
+
+
+def _put(members: dict[str, Any], member: str, value: object, name: str, errors: list[FieldError]) -> None:
+    if member in members:
+        errors.append(FieldError(name if is_name(name) else BODY, "must be sent once"))
+    members[member] = value
+
+
+def _value_of(field: FieldInfo | None, text: str) -> object:
+    """What the text of a parameter is as JSON. What it cannot be stays a text, for the member to refuse."""
+    if field is None:
+        return text
+    if any(isinstance(part, Whole) for part in field.metadata):
+        return int(text) if _DIGITS.fullmatch(text) else text
+    if field.annotation is bool:
+        return _BOOLEANS.get(text, text)
+    return text.split(",") if get_origin(field.annotation) is tuple else text
 
 
 def refuse_query(query: list[tuple[str, str]]) -> None:
     """Raises InvalidRequest if there is a parameter: the body has a member for what it would say."""
     if query:
         raise refuse(*[unknown_parameter(name) for name, _ in query])
-
-
-def _parameter(name: str) -> str:
-    return name if is_name(name) else BODY
-
-
-def _checked(
-    job: object, errors: list[FieldError], webhook_networks: Networks, max_not_before_s: int | None
-) -> JobOptions:
-    latest = {} if max_not_before_s is None else {"latest_ms": latest_not_before_ms(max_not_before_s)}
-    options = options_of(
-        job, errors, priorities=_PRIORITIES, webhook_networks=webhook_networks, webhook_events=_EVENTS, **latest
-    )
-    if errors:
-        raise refuse(*errors)
-    return msgspec.structs.replace(options, priority=ITEM_PRIORITY)
-
-
-_DEFAULTS: Final = JobOptions(priority=ITEM_PRIORITY)

@@ -15,14 +15,14 @@ from typing import Final, NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 
-from api.batches.items import BatchItems, DraftOf, options_of_job
-from api.batches.lines import JOB, REQUESTS, JsonLines, JsonRequests, Line, Splitter
+from api.batches.items import BatchItems, BatchOptions, BatchRequest, DraftOf, options_of_job
+from api.batches.lines import JOB, JsonLines, JsonRequests, Line, Splitter
 from api.http.body import Held
 from api.http.headers import JSON, idempotency_key, one
-from api.jobs.request import NO_HEADERS, JobOptions, UpstreamHeaders
+from api.jobs.request import NO_HEADERS, UpstreamHeaders, bounds_of, spec_members
 from api.state.api_state import ApiState
 from shared.api_key import Caller
-from shared.batch import ITEM_PRIORITY, Batch, BatchSpec, InvalidItem, NewItem
+from shared.batch import Batch, BatchSpec, InvalidItem, NewItem
 from shared.errors import (
     IdempotencyKeyReused,
     InvalidRequest,
@@ -96,7 +96,7 @@ async def submit_batch(
     caller: Caller,
     *,
     form: BatchForm = BatchForm.JSON,
-    options: JobOptions | None = None,
+    options: BatchOptions | None = None,
     takes_options: bool = False,
     draft_of: DraftOf | None = None,
     upstream_headers: UpstreamHeaders = NO_HEADERS,
@@ -263,21 +263,17 @@ async def _leave_nothing(api: ApiState, batch_id: str, tenant: str, *, may_stand
         await batches.advance_all(batch_id, most_s=_ERASE_S)
 
 
-def _spec_of(options: JobOptions, upstream_headers: UpstreamHeaders, caller: Caller) -> BatchSpec:
+def _spec_of(options: BatchOptions, upstream_headers: UpstreamHeaders, caller: Caller) -> BatchSpec:
+    members = spec_members(options)
+    metadata = members.pop("metadata")
     items = JobSpec(
         model="",
-        priority=ITEM_PRIORITY,
-        timeout_s=options.timeout_s,
-        max_attempts=options.max_attempts,
-        connect_timeout_s=options.connect_timeout_s,
-        first_token_timeout_s=options.first_token_timeout_s,
-        content_idle_timeout_s=options.content_idle_timeout_s,
-        not_before_ms=options.not_before_ms,
+        **members,
         anthropic_beta=upstream_headers.beta,
         anthropic_version=upstream_headers.version,
         key_id=caller.key_id or "",
     )
-    return BatchSpec(items=items, metadata=options.metadata, webhook=options.webhook)
+    return BatchSpec(items=items, metadata=metadata, webhook=options.webhook)
 
 
 class _Coming:
@@ -289,7 +285,7 @@ class _Coming:
         api: ApiState,
         tenant: str,
         form: BatchForm,
-        options: JobOptions | None,
+        options: BatchOptions | None,
         *,
         takes_options: bool,
         draft_of: DraftOf | None,
@@ -300,11 +296,10 @@ class _Coming:
         self._parsers = api.parsers
         self._tenant = tenant
         self._max_bytes = settings.max_batch_bytes
-        self._webhook_networks = settings.webhook_allow_networks
-        self._max_not_before_s = settings.max_not_before_s
+        self._settings = settings
         self._splitter = _splitter_of(form, settings, takes_options=takes_options)
         self._items = BatchItems(settings, noun=form, with_fingerprint=with_fingerprint, draft_of=draft_of)
-        self._options: JobOptions | None = options
+        self._options: BatchOptions | None = options
         self._held: Held | None = None
         announced = one(request, b"content-length")
         announced_bytes = int(announced[:16]) if announced is not None and announced.isdecimal() else None
@@ -317,9 +312,9 @@ class _Coming:
         self._held = held
 
     @property
-    def options(self) -> JobOptions:
+    def options(self) -> BatchOptions:
         """What all items have in common, once the body was whole."""
-        return self._options or options_of_job(None)
+        return self._options or BatchOptions()
 
     def fingerprint(self) -> str:
         """Of the whole body."""
@@ -361,11 +356,7 @@ class _Coming:
             async for piece in pieces:
                 yield self._splitter.feed(piece)
                 if self._options is None and self._splitter.job is not None:
-                    parse = partial(
-                        options_of_job,
-                        webhook_networks=self._webhook_networks,
-                        max_not_before_s=self._max_not_before_s,
-                    )
+                    parse = partial(options_of_job, bounds=bounds_of(self._settings))
                     self._options = await self._parsers.parse(self._tenant, self._splitter.job, parse)
         yield self._splitter.end()
 
@@ -409,7 +400,7 @@ def _splitter_of(form: BatchForm, settings: Settings, *, takes_options: bool) ->
     if form is BatchForm.LINES:
         return JsonLines(max_requests=settings.max_batch_requests, max_line_bytes=settings.max_batch_line_bytes)
     return JsonRequests(
-        members=frozenset({REQUESTS, JOB}) if takes_options else frozenset({REQUESTS}),
+        members=frozenset(BatchRequest.model_fields) - (set() if takes_options else {JOB}),
         max_requests=settings.max_batch_requests,
         max_line_bytes=settings.max_batch_line_bytes,
     )

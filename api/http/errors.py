@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from api.http import anthropic_errors
 from api.http.headers import is_of_an_sdk
-from api.http.invalid import BODY, is_name, refuse
+from api.http.invalid import BODY, is_name, refuse, sentence_of
 from api.http.rate_limit_headers import headers_of
 from shared.errors import (
     FieldError,
@@ -129,7 +129,7 @@ async def _on_problem(request: Request, problem: Any) -> Response:
 
 
 async def _on_invalid_parameters(request: Request, error: Any) -> Response:
-    fields = [FieldError(_name_of(found["loc"]), _expectation(found)) for found in error.errors()]
+    fields = [FieldError(_name_of(found["loc"]), sentence_of(found)) for found in error.errors()]
     return error_answer(request.scope, refuse(*fields))
 
 
@@ -137,26 +137,6 @@ def _name_of(location: tuple[Any, ...]) -> str:
     """The query parameter's name: ours, since only declared ones are looked at."""
     name = str(location[-1]) if location else ""
     return name if is_name(name) else BODY
-
-
-def _expectation(found: Mapping[str, Any]) -> str:
-    """Said anew: pydantic's own messages may quote the input."""
-    limits = found.get("ctx", {})
-    match found["type"]:
-        case "missing":
-            return "is missing"
-        case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
-            return "must be a whole number"
-        case "bool_parsing" | "bool_type":
-            return "must be true or false"
-        case "greater_than_equal":
-            return f"must be at least {limits['ge']}"
-        case "less_than_equal":
-            return f"must be at most {limits['le']}"
-        case "enum" | "literal_error":
-            return "must be one of: " + str(limits["expected"]).replace("'", "").replace(" or ", ", ")
-        case _:
-            return "is not valid"
 
 
 async def _on_http_exception(request: Request, error: Any) -> Response:

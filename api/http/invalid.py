@@ -4,16 +4,22 @@ Pure. A name made by the sender is content too, unless it looks like a name: the
 """
 
 import re
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from pydantic import ValidationError
 
 from shared.errors import FieldError, InvalidRequest
 
 BODY: Final = "#"
 MOST_ERRORS: Final = 20
 """A body may be wrong in a hundred thousand places; the first few are enough to see why."""
+EXPECTED: Final = "expected"
+"""The type of pydantic's errors whose message is a sentence of ours."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+_KEY: Final = "[key]"
+"""What pydantic's location of a bad key ends with, after the key itself."""
 
 
 def is_name(text: str) -> bool:
@@ -37,6 +43,12 @@ def unknown_parameter(name: str, known: Iterable[str] = ()) -> FieldError:
     )
 
 
+def unknown_member(parent: str, name: str) -> FieldError:
+    """For a member that means nothing where it stands."""
+    where = pointer(parent, name)
+    return FieldError(where, "is not known" if where != parent else "has a member that is not known")
+
+
 def refuse(*errors: FieldError) -> InvalidRequest:
     """The 400 that names these fields."""
     shown = errors[:MOST_ERRORS]
@@ -45,11 +57,46 @@ def refuse(*errors: FieldError) -> InvalidRequest:
     return InvalidRequest(f"{count} not valid.", errors=shown)
 
 
-def whole_of(value: object, least: int, most: int) -> int | None:
-    """The whole number in the range that it is; None if it is none.
+def fields_of(error: ValidationError, at: str = BODY) -> list[FieldError]:
+    """What pydantic found wrong with the body at that pointer: the first places, one more than are shown."""
+    found = error.errors(include_url=False, include_input=False)
+    return [_field_of(each, at) for each in found[: MOST_ERRORS + 1]]
 
-    JSON has one kind of number, and encoders that write 1024 as ``1024.0`` mean 1024. ``true`` is no number, though Python's is.
-    """
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    return value if type(value) is int and least <= value <= most else None
+
+def _field_of(found: Mapping[str, Any], at: str) -> FieldError:
+    *parents, last = found["loc"][:-2] if found["loc"][-1:] == (_KEY,) else found["loc"] or (None,)
+    for parent in parents:
+        at = pointer(at, parent)
+    if found["type"] == "extra_forbidden":
+        return unknown_member(at, last)
+    if last is None:
+        return FieldError(at, "must be a JSON object" if at == BODY else "must be an object")
+    return FieldError(pointer(at, last), sentence_of(found))
+
+
+def sentence_of(found: Mapping[str, Any]) -> str:
+    """An error of pydantic's in our words: its own may quote the input."""
+    limits = found.get("ctx", {})
+    match found["type"]:
+        case "expected":
+            return str(found["msg"])
+        case "missing":
+            return "is missing"
+        case "model_type" | "dict_type":
+            return "must be an object"
+        case "list_type" | "tuple_type":
+            return "must be a list"
+        case "too_short":
+            return "must not be empty"
+        case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
+            return "must be a whole number"
+        case "bool_parsing" | "bool_type":
+            return "must be true or false"
+        case "greater_than_equal":
+            return f"must be at least {limits['ge']}"
+        case "less_than_equal":
+            return f"must be at most {limits['le']}"
+        case "enum" | "literal_error":
+            return "must be one of: " + str(limits["expected"]).replace("'", "").replace(" or ", ", ")
+        case _:
+            return "is not valid"

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from api.jobs.request import Draft
+from api.jobs.request import Draft, spec_members
 from api.state.api_state import ApiState
 from shared.api_key import Caller, Scope
 from shared.errors import StorageFull
@@ -70,14 +70,7 @@ async def submit(
         tenant=caller.tenant,
         spec=JobSpec(
             model=draft.model,
-            priority=options.priority,
-            timeout_s=options.timeout_s,
-            connect_timeout_s=options.connect_timeout_s,
-            first_token_timeout_s=options.first_token_timeout_s,
-            content_idle_timeout_s=options.content_idle_timeout_s,
-            max_attempts=options.max_attempts,
-            not_before_ms=options.not_before_ms,
-            metadata=options.metadata,
+            **spec_members(options),
             retry_of=retry_of,
             prompt_hash=draft.prompt_hash,
             kind=draft.kind,

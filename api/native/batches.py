@@ -15,6 +15,7 @@ from api.dependencies import BATCH_ID, Api, BatchId, Canceller, Reader, Submitte
 from api.http.headers import EVENT_STREAM, idempotency_key, must_accept, one
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
+from api.jobs.request import bounds_of
 from api.native.jobs import RETRY_AFTER, cursor_of
 from api.state.api_state import ApiState, api_of
 from api.streams.batch_stream import batch_stream, end_id_of
@@ -51,7 +52,7 @@ async def submit_batch_route(request: Request) -> Response:
             api,
             caller,
             form=form,
-            options=options_of_query(query, api.settings.webhook_allow_networks, api.settings.max_not_before_s),
+            options=options_of_query(query, bounds_of(api.settings)),
         )
     else:
         refuse_query(query)

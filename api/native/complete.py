@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 from fastapi import APIRouter
@@ -18,11 +18,11 @@ from api.dependencies import Api, Submitter
 from api.http.body import read_body
 from api.http.disconnects import while_connected
 from api.http.errors import document, request_id_of
-from api.http.invalid import BODY, MOST_ERRORS, pointer, refuse
+from api.http.members import Body, Text, Whole, read
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
 from api.http.strict_json import decode
-from api.jobs.request import Draft, JobOptions, check_prompt, drafted, max_tokens_of, user_message
+from api.jobs.request import Draft, JobOptions, drafted, user_message
 from api.jobs.submit import submit
 from api.state.api_state import ApiState
 from api.state.key_ring import not_valid
@@ -33,7 +33,6 @@ from api.streams.sse import frame as sse_frame
 from shared.api_key import Caller
 from shared.errors import (
     JOB_ERROR_CODES,
-    FieldError,
     Problem,
     ServerStopping,
     UpstreamFailed,
@@ -51,6 +50,13 @@ MOST_MAX_TOKENS: Final = 4096
 DEFAULT_MAX_TOKENS: Final = 512
 
 DONE: Final = "[DONE]"
+
+
+class CompletionRequest(Body):
+    """A prompt, and how long its answer may be."""
+
+    prompt: Annotated[str, Text(1, MOST_PROMPT_CHARS)]
+    max_tokens: Annotated[int, Whole(1, MOST_MAX_TOKENS)] = DEFAULT_MAX_TOKENS
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -133,20 +139,8 @@ def _parse(raw: bytes, *, model: str) -> Draft:
 
 def completion_draft_of(body: object, *, model: str) -> Draft:
     """``{prompt, max_tokens}``, checked. Raises InvalidRequest."""
-    if not isinstance(body, dict):
-        raise refuse(FieldError(BODY, "must be a JSON object"))
-    errors: list[FieldError] = []
-    prompt = body.get("prompt")
-    check_prompt(prompt, MOST_PROMPT_CHARS, errors)
-    max_tokens = max_tokens_of(body.get("max_tokens", DEFAULT_MAX_TOKENS), MOST_MAX_TOKENS, errors)
-    for name in body.keys() - {"prompt", "max_tokens"}:
-        where = pointer(BODY, name)
-        errors.append(FieldError(where, "is not known" if where != BODY else "has a member that is not known"))
-        if len(errors) > MOST_ERRORS:
-            break
-    if errors:
-        raise refuse(*errors)
-    request = {"model": model, "max_tokens": max_tokens, "messages": user_message(str(prompt))}
+    asked = read(CompletionRequest, body)
+    request = {"model": model, "max_tokens": asked.max_tokens, "messages": user_message(asked.prompt)}
     options = JobOptions(timeout_s=TIMEOUT_S, expires_in_s=TIMEOUT_S)
     return drafted(model, msgspec.json.encode(request), options=options)
 

@@ -1,7 +1,7 @@
 """``/v1/jobs``: submit, read, list, follow, cancel, retry, erase."""
 
 from functools import partial
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, FastAPI, Query
 from starlette.requests import Request
@@ -24,7 +24,7 @@ from api.http.invalid import refuse
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
 from api.http.strict_json import decode
-from api.jobs.request import Draft, JobOptions, UpstreamHeaders, draft_of, drafted, latest_not_before_ms
+from api.jobs.request import Bounds, Draft, JobOptions, UpstreamHeaders, bounds_of, draft_of, drafted, spec_members
 from api.jobs.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, position_of, submit
 from api.state.api_state import ApiState, api_of
 from api.state.relay import Watch
@@ -61,14 +61,7 @@ async def submit_job(request: Request) -> Response:
     key = idempotency_key(request)
     cursor = cursor_of(one(request, b"last-event-id"))
     settings = api.settings
-    parse = partial(
-        _parse,
-        key=key,
-        default_model=settings.model,
-        max_prompt_chars=settings.max_prompt_chars,
-        webhook_networks=settings.webhook_allow_networks,
-        latest_ms=latest_not_before_ms(settings.max_not_before_s),
-    )
+    parse = partial(_parse, key=key, default_model=settings.model, bounds=bounds_of(settings))
     draft, idempotency = await read_body(request, caller, settings.max_body_bytes, parse)
     if is_followed:
         return await _submit_and_follow(request, api, caller, draft, idempotency, cursor)
@@ -77,9 +70,10 @@ async def submit_job(request: Request) -> Response:
     return _told(await submit(api, caller, draft, idempotency=idempotency), caller)
 
 
-def _parse(raw: bytes, *, key: str | None, **bounds: Any) -> tuple[Draft, Idempotency | None]:
+def _parse(raw: bytes, *, key: str | None, default_model: str, bounds: Bounds) -> tuple[Draft, Idempotency | None]:
     body = decode(raw)
-    return draft_of(body, **bounds), Idempotency(key, fingerprint_of(body)) if key is not None else None
+    draft = draft_of(body, default_model=default_model, bounds=bounds)
+    return draft, Idempotency(key, fingerprint_of(body)) if key is not None else None
 
 
 async def _submit_and_wait(
@@ -288,15 +282,10 @@ def _options_again(job: Job) -> JobOptions:
     """As they were, but for a ``not_before`` that has passed."""
     spec = job.spec
     expires_in_ms = job.expires_ms - max(job.created_ms, spec.not_before_ms or 0)
-    return JobOptions(
-        priority=spec.priority,
-        timeout_s=spec.timeout_s,
-        connect_timeout_s=spec.connect_timeout_s,
-        first_token_timeout_s=spec.first_token_timeout_s,
-        content_idle_timeout_s=spec.content_idle_timeout_s,
+    # Not validated: a batch's item has as long to start as its batch had, counted from its own birth.
+    return JobOptions.model_construct(
+        **spec_members(spec) | {"not_before_ms": None},
         expires_in_s=max(1, expires_in_ms // 1000),
-        max_attempts=spec.max_attempts,
-        metadata=spec.metadata,
         webhook=job.webhook,
     )
 

@@ -1,7 +1,6 @@
 """``/v1/webhooks``: what deliveries are signed with, and the deliveries: listed, read, told again."""
 
 import re
-from datetime import timedelta
 from typing import Annotated, Final
 
 import msgspec
@@ -10,10 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.dependencies import BATCH_ID, JOB_ID, Admin, Api, Reader, Submitter, caller_of
-from api.http.body import read_json
-from api.http.invalid import BODY, pointer, refuse, whole_of
 from api.http.responses import json_answer
-from shared.api_key import Caller, Scope
+from api.http.rotation import grace_s_of
+from shared.api_key import Scope
 from shared.clock import to_rfc3339
 from shared.errors import FieldError, InvalidCursor, NotFound
 from shared.webhooks import Attempt, Delivery, DeliveryState, EventType, Reason, Secrets
@@ -21,8 +19,6 @@ from shared.webhooks import Attempt, Delivery, DeliveryState, EventType, Reason,
 router = APIRouter()
 
 DELIVERY_ID: Final = re.compile(r"evt_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
-MOST_GRACE_S: Final = int(timedelta(days=30).total_seconds())
-DEFAULT_GRACE_S: Final = int(timedelta(days=1).total_seconds())
 
 
 class SecretView(msgspec.Struct, frozen=True):
@@ -89,7 +85,7 @@ async def read_secret(api: Api, caller: Admin) -> Response:
 @router.post("/v1/webhooks/secret/rotate")
 async def rotate_secret(request: Request, api: Api, caller: Admin) -> Response:
     """A new secret; the one before it signs as well for ``grace_s`` yet."""
-    grace_s = await _grace_s(request, caller)
+    grace_s = await grace_s_of(request, caller)
     await caller_of(request, Scope.ADMIN)  # while the body came in, the key's own secret may have been replaced
     return _told(await api.runtime.webhooks.rotate(caller.tenant, grace_s=grace_s))
 
@@ -131,25 +127,6 @@ async def read_delivery(api: Api, caller: Reader, delivery_id: DeliveryId) -> Re
 async def redeliver(api: Api, caller: Submitter, delivery_id: DeliveryId) -> Response:
     """Tell it again, now, whatever became of it. One that is being told stays as it is."""
     return json_answer(render(await api.runtime.webhooks.redeliver(delivery_id, caller.tenant)), 202)
-
-
-async def _grace_s(request: Request, caller: Caller) -> int:
-    body = await read_json(request, caller) if _has_body(request) else {}
-    if not isinstance(body, dict):
-        raise refuse(FieldError(BODY, "must be a JSON object"))
-    unknown = next((name for name in body if name != "grace_s"), None)
-    if unknown is not None:
-        at = pointer(BODY, unknown)
-        raise refuse(FieldError(at, "is not known" if at != BODY else "has a member that is not known"))
-    grace_s = whole_of(body.get("grace_s", DEFAULT_GRACE_S), 0, MOST_GRACE_S)
-    if grace_s is None:
-        raise refuse(FieldError("#/grace_s", f"must be a whole number from 0 to {MOST_GRACE_S}"))
-    return grace_s
-
-
-def _has_body(request: Request) -> bool:
-    headers = request.headers
-    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def _told(secrets: Secrets) -> Response:

@@ -6,21 +6,23 @@ and only the tenant's limits bound them together. Without TOKENSPOOL_AUTH=keys n
 would be good later.
 """
 
-from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 from fastapi import APIRouter, Depends, Path, Query
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.dependencies import Admin, Api
 from api.http.body import read_json
 from api.http.headers import one
-from api.http.invalid import BODY, MOST_ERRORS, pointer, refuse, whole_of
+from api.http.invalid import refuse
+from api.http.members import Body, Expected, Text, Whole, read
 from api.http.responses import json_answer
+from api.http.rotation import grace_s_of
 from api.state.api_state import ApiState
 from api.state.key_ring import credential_of
 from shared.api_key import DEFAULT_ENV, DEFAULT_SCOPES, ENV, KEY_ID, ApiKey, Caller, Scope, is_within
@@ -33,13 +35,12 @@ router = APIRouter()
 
 MOST_NAME_CHARS: Final = 128
 MOST_EXPIRES_IN_S: Final = int(timedelta(days=3650).total_seconds())
-MOST_GRACE_S: Final = int(timedelta(days=30).total_seconds())
-DEFAULT_GRACE_S: Final = int(timedelta(days=1).total_seconds())
 MOST_LIMIT: Final = 1_000_000_000_000
 MOST_USD: Final = 1_000_000
 
 _NANO: Final = 1_000_000_000
-_MEMBERS: Final = ("name", "env", "scopes", "expires_in_s", "limits")
+_LEAST_USD: Final = 0.5 / _NANO
+"""What is not more is rounded to nothing."""
 
 
 class KeyStatus(StrEnum):
@@ -92,6 +93,52 @@ class KeyPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
+_Limit = Annotated[int | None, Whole(1, MOST_LIMIT, or_null=True)]
+_Dollars = Annotated[
+    Annotated[float, Field(strict=True, gt=_LEAST_USD, le=MOST_USD)] | None,
+    Expected(f"must be a number above 0, at most {MOST_USD}, or null"),
+]
+
+
+class LimitsRequest(Body):
+    """The limits of a new key: null is none, and one that is left out is that of the key that makes it."""
+
+    requests_per_minute: _Limit = None
+    tokens_per_minute: _Limit = None
+    running_jobs: _Limit = None
+    queued_jobs: _Limit = None
+    usd_per_day: _Dollars = None
+    usd_per_month: _Dollars = None
+
+    def of_maker(self, own: CallerLimits) -> CallerLimits:
+        """With those of the key that makes it where none is named."""
+        named = {name: getattr(self, name) or 0 for name in self.model_fields_set}
+        members = {
+            f"nano_{name}" if name.startswith("usd") else name: round(limit * _NANO)
+            if name.startswith("usd")
+            else limit
+            for name, limit in named.items()
+        }
+        return msgspec.structs.replace(own, **members)
+
+
+class KeyRequest(Body):
+    """A new key. All members may be left out."""
+
+    name: Annotated[str, Text(most=MOST_NAME_CHARS, is_printable=True)] = ""
+    """For people."""
+    env: Annotated[str, Field(pattern=f"^{ENV.pattern}$"), Expected("must be 1 to 16 of a-z and 0-9")] = DEFAULT_ENV
+    """The word after ``ts_``, for people and for programs that look for leaked keys."""
+    scopes: Annotated[
+        tuple[Scope, ...], Field(min_length=1), Expected("must be a list of any of: " + ", ".join(Scope))
+    ] = tuple(scope for scope in Scope if scope in DEFAULT_SCOPES)
+    """What it may do."""
+    expires_in_s: Annotated[int | None, Whole(1, MOST_EXPIRES_IN_S, or_null=True)] = None
+    """Null or left out: without an end, or with that of the key that makes it."""
+    limits: LimitsRequest = LimitsRequest()
+    """Null is none; those that are left out are those of the key that makes it."""
+
+
 async def _manager(api: Api, caller: Admin) -> Caller:
     if api.settings.auth is not Auth.KEYS:
         raise Forbidden("Keys are managed where they are asked for: under TOKENSPOOL_AUTH=keys, or by tokenspool keys.")
@@ -113,17 +160,18 @@ async def create_key(request: Request, api: Api, caller: Manager) -> Response:
     """A new key of the caller's tenant. Its text is in this answer, and nowhere else ever."""
     if one(request, b"idempotency-key") is not None:
         raise refuse(FieldError("Idempotency-Key", "must not be sent: what is shown once cannot be repeated"))
-    draft = _draft_of(await read_json(request, caller), caller.limits)
+    asked = read(KeyRequest, await read_json(request, caller))
+    scopes, limits = frozenset(asked.scopes), asked.limits.of_maker(caller.limits)
     credential = credential_of(request.scope)
-    if not draft.scopes <= caller.scopes or not is_within(draft.limits, caller.limits):
+    if not scopes <= caller.scopes or not is_within(limits, caller.limits):
         raise _gives_too_much()
     made = await api.runtime.api_keys.create(
         caller.tenant,
-        env=draft.env,
-        name=draft.name,
-        scopes=draft.scopes,
-        limits=draft.limits,
-        expires_in_s=draft.expires_in_s,
+        env=asked.env,
+        name=asked.name,
+        scopes=scopes,
+        limits=limits,
+        expires_in_s=asked.expires_in_s,
         latest_end_ms=None if credential is None else credential.ends_ms,
         maker=None if credential is None else credential.presented,
     )
@@ -160,7 +208,7 @@ async def read_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
 @router.post("/v1/keys/{key_id}/rotate")
 async def rotate_key(request: Request, api: Api, caller: Manager, key_id: KeyId) -> Response:
     """A new secret for the key; the one before it is taken for ``grace_s`` yet."""
-    grace_s = _grace_of(await read_json(request, caller) if _has_body(request) else {})
+    grace_s = await grace_s_of(request, caller)
     key = await api.runtime.api_keys.get(key_id, caller.tenant)
     own = credential_of(request.scope)
     outlives = own is not None and own.ends_ms is not None and (key.expires_ms is None or key.expires_ms > own.ends_ms)
@@ -244,98 +292,3 @@ def _told(limits: CallerLimits) -> KeyLimits:
 
 def _time(time_ms: int | None) -> str | None:
     return None if time_ms is None else to_rfc3339(time_ms)
-
-
-# --- as it is asked for --------------------------------------------------------------------------------------------------
-
-
-class _Draft(msgspec.Struct, frozen=True):
-    name: str
-    env: str
-    scopes: frozenset[Scope]
-    expires_in_s: int | None
-    limits: CallerLimits
-
-
-def _draft_of(body: object, own: CallerLimits) -> _Draft:
-    """Raises InvalidRequest, which names every field that is not valid. Limits that are not named are the maker's ``own``."""
-    if not isinstance(body, dict):
-        raise refuse(FieldError(BODY, "must be a JSON object"))
-    errors = _unknown(body, _MEMBERS, BODY)
-    name = body.get("name", "")
-    if not isinstance(name, str) or len(name) > MOST_NAME_CHARS or not name.isprintable():
-        errors.append(FieldError("#/name", f"must be at most {MOST_NAME_CHARS} printable characters"))
-    env = body.get("env", DEFAULT_ENV)
-    if not isinstance(env, str) or not ENV.fullmatch(env):
-        errors.append(FieldError("#/env", "must be 1 to 16 of a-z and 0-9"))
-    given = body.get("expires_in_s")
-    expires_in_s = whole_of(given, 1, MOST_EXPIRES_IN_S)
-    if given is not None and expires_in_s is None:
-        errors.append(FieldError("#/expires_in_s", f"must be a whole number from 1 to {MOST_EXPIRES_IN_S}, or null"))
-    scopes = _scopes_of(body.get("scopes"), errors) if "scopes" in body else DEFAULT_SCOPES
-    limits = _limits_of(body["limits"], own, errors) if "limits" in body else own
-    if errors:
-        raise refuse(*errors)
-    return _Draft(name, env, scopes, expires_in_s, limits)
-
-
-def _scopes_of(value: object, errors: list[FieldError]) -> frozenset[Scope]:
-    words = value if isinstance(value, list) else []
-    if not words or not all(isinstance(word, str) and word in list(Scope) for word in words):
-        errors.append(FieldError("#/scopes", "must be a list of any of: " + ", ".join(Scope)))
-        return frozenset()
-    return frozenset(Scope(word) for word in words)
-
-
-def _limits_of(value: object, own: CallerLimits, errors: list[FieldError]) -> CallerLimits:
-    if not isinstance(value, dict):
-        errors.append(FieldError("#/limits", "must be an object"))
-        return own
-    errors += _unknown(value, KeyLimits.__struct_fields__, "#/limits")
-    found: dict[str, int] = {}
-    for name in KeyLimits.__struct_fields__:
-        if name not in value:
-            continue
-        limit = value[name]
-        if name.startswith("usd"):
-            is_number = type(limit) in (int, float) and 0 < limit <= MOST_USD and round(limit * _NANO) >= 1
-            if limit is not None and not is_number:
-                errors.append(FieldError(f"#/limits/{name}", f"must be a number above 0, at most {MOST_USD}, or null"))
-                continue
-            found[f"nano_{name}"] = 0 if limit is None else round(limit * _NANO)
-        else:
-            found[name] = whole_of(limit, 1, MOST_LIMIT) or 0
-            if limit is not None and not found[name]:
-                errors.append(FieldError(f"#/limits/{name}", f"must be a whole number from 1 to {MOST_LIMIT}, or null"))
-    return msgspec.structs.replace(own, **found)
-
-
-def _grace_of(body: object) -> int:
-    if not isinstance(body, dict):
-        raise refuse(FieldError(BODY, "must be a JSON object"))
-    errors = _unknown(body, ("grace_s",), BODY)
-    grace_s = whole_of(body.get("grace_s", DEFAULT_GRACE_S), 0, MOST_GRACE_S)
-    if grace_s is None:
-        errors.append(FieldError("#/grace_s", f"must be a whole number from 0 to {MOST_GRACE_S}"))
-    if errors or grace_s is None:
-        raise refuse(*errors)
-    return grace_s
-
-
-def _unknown(members: Mapping[str, Any], known: tuple[str, ...], parent: str) -> list[FieldError]:
-    errors = []
-    for name in members.keys() - set(known):
-        where = pointer(parent, name)
-        errors.append(FieldError(where, "is not known" if where != parent else "has a member that is not known"))
-        if len(errors) > MOST_ERRORS:
-            break
-    return errors
-
-
-def _has_body(request: Request) -> bool:
-    headers = {name for name, _ in request.scope["headers"]}
-    return (
-        b"content-type" in headers
-        or b"transfer-encoding" in headers
-        or one(request, b"content-length") not in (None, "0")
-    )

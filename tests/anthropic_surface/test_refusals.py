@@ -108,7 +108,7 @@ async def test_each_way_to_fail_has_its_status_and_type(
         (b'{"a":1,', "body: must be JSON; it goes wrong or breaks off"),
         (b'{"messages":[{"role":"user","content":"x"}]}', "max_tokens: is missing"),
         (b'{"max_tokens":1}', "messages: is missing"),
-        (b'{"max_tokens":0,"messages":[]}', "max_tokens: must be a whole number of at least 1; messages: must be a list of at least one message"),
+        (b'{"max_tokens":0,"messages":[]}', "max_tokens: must be a whole number from 1 to 10000000; messages: must not be empty"),
         (b'{"max_tokens":1,"messages":[{"role":"user","content":3}]}', "messages.0.content: must be a text or a list of blocks"),
         (b'{"max_tokens":1,"messages":[{"role":"user","content":"x"}],"stream":"yes"}', "stream: must be true or false"),
     ],

@@ -5,7 +5,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from api.ops.api_keys import DEFAULT_GRACE_S
+from api.http.rotation import DEFAULT_GRACE_S
 from shared.api_key import ALL_SCOPES, REPLACED, Scope
 from shared.limits import CallerLimits
 from tests.keys.conftest import TENANT, bearer, make_key

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from api.anthropic_compat.message_request import CallHeaders, message_request_of
+from api.anthropic_compat.message_request import CallHeaders, message_draft_of
 from api.native.complete import completion_draft_of
 from shared.api_key import ALL_SCOPES
 from shared.job import JobState
@@ -51,7 +51,7 @@ def test_in_a_call_that_waits_too() -> None:
     """And null is no wish for a stream."""
     body: dict[str, Any] = {"messages": _MESSAGES, "max_tokens": 7.0, "stream": None}
     headers = CallHeaders(key=None, is_cancelled_by_leaving=True)
-    draft, is_streamed = message_request_of(body, headers, default_model="m")
+    draft, is_streamed = message_draft_of(body, headers, default_model="m")
     assert (json.loads(draft.request), is_streamed) == ({"model": "m", "messages": _MESSAGES, "max_tokens": 7}, False)
     assert b"7.0" not in draft.request
     assert b'"max_tokens":7,' in completion_draft_of({"prompt": "x", "max_tokens": 7.0}, model="m").request

@@ -93,7 +93,7 @@ def test_a_batch_may_come_in_both_forms() -> None:
     of_webhook = {"webhook.url", "webhook.events", "webhook.result"}
     assert of_webhook <= set(query)
     query = {name: schema for name, schema in query.items() if name not in of_webhook} | {"webhook": {}}
-    assert set(query) == set(options) == {field.removesuffix("_ms") for field in JobOptions.__struct_fields__}
+    assert set(query) == set(options) == {field.alias or name for name, field in JobOptions.model_fields.items()}
     assert all(query[name] == options[name] for name in options if name not in ("metadata", "webhook"))
 
 

@@ -257,7 +257,7 @@ def test_a_line_that_can_run_is_a_job_to_be() -> None:
         ),
         (
             {"custom_id": "a", "params": _params(max_tokens=0)},
-            "line 2 #/params/max_tokens must be a whole number of at least 1",
+            "line 2 #/params/max_tokens must be a whole number from 1 to 10000000",
         ),
         ({"custom_id": "a", "params": []}, "line 2 #/params must be an object"),
     ],

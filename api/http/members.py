@@ -1,0 +1,112 @@
+"""What request bodies are made of: models, each of whose members says in one sentence what it must be.
+
+A body is declared once, as a Body. From it come its validation, the pointers and sentences of a 400, the schema in the
+OpenAPI document and the table in docs/protocol.md. What is validated here was read by strict_json.py: plain JSON values.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from api.http.invalid import BODY, EXPECTED, fields_of, refuse
+from shared.errors import FieldError
+
+B = TypeVar("B", bound="Body")
+
+
+class Body(BaseModel):
+    """A request body, or an object in one. An unknown member is refused, so that a wrong name shows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def checked(
+    model: type[B], body: object, context: object = None, *, at: str = BODY
+) -> tuple[B | None, list[FieldError]]:
+    """The body as its model, or None and what is wrong with it. ``context`` is for members whose bounds are settings; ``at`` is
+    the pointer of the body itself.
+    """
+    try:
+        return model.model_validate(body, context=context), []
+    except ValidationError as error:
+        return None, fields_of(error, at)
+
+
+def read(model: type[B], body: object, context: object = None, *, at: str = BODY) -> B:
+    """The body as its model. Raises InvalidRequest, which names every field that is not valid."""
+    found, errors = checked(model, body, context, at=at)
+    if found is None:
+        raise refuse(*errors)
+    return found
+
+
+def expected(sentence: str) -> PydanticCustomError:
+    """For a validator to raise: the sentence continues the member's name."""
+    return PydanticCustomError(EXPECTED, "{sentence}", {"sentence": sentence})
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Whatever is wrong with the member, or inside it, this is said of it."""
+
+    sentence: str
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return _saying(self.sentence, handler(source))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number. JSON has one kind of number, and encoders that write 1024 as ``1024.0`` mean 1024."""
+
+    least: int
+    most: int
+    or_null: bool = False
+
+    def __get_pydantic_core_schema__(self, _source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        # A strict float takes 1024 and 1024.0, but neither true nor "1024".
+        number = core_schema.float_schema(strict=True)
+        whole: CoreSchema = core_schema.chain_schema([number, core_schema.int_schema(ge=self.least, le=self.most)])
+        sentence = f"must be a whole number from {self.least} to {self.most}"
+        if self.or_null:
+            whole, sentence = core_schema.nullable_schema(whole), f"{sentence}, or null"
+        return _saying(sentence, whole)
+
+    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        kind = ["integer", "null"] if self.or_null else "integer"
+        return {"type": kind, "minimum": self.least, "maximum": self.most}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text of so many characters."""
+
+    least: int = 0
+    most: int | None = None
+    is_printable: bool = False
+
+    def __get_pydantic_core_schema__(self, _source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        text: CoreSchema = core_schema.str_schema(strict=True, min_length=self.least or None, max_length=self.most)
+        if self.is_printable:
+            text = core_schema.no_info_after_validator_function(_printable, text)
+        return _saying(self._sentence, text)
+
+    @property
+    def _sentence(self) -> str:
+        characters = "printable characters" if self.is_printable else "characters"
+        if self.most is None:
+            return "must be a text that is not empty" if self.least else "must be a text"
+        size = f"{self.least} to {self.most}" if self.least else f"at most {self.most}"
+        return f"must be a text of {size} {characters}"
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError
+    return text
+
+
+def _saying(sentence: str, schema: CoreSchema) -> CoreSchema:
+    return core_schema.custom_error_schema(schema, EXPECTED, custom_error_message=sentence)

@@ -1,0 +1,35 @@
+"""The body of a rotation: how long the secret before the new one is still valid."""
+
+from datetime import timedelta
+from typing import Annotated, Final
+
+from starlette.requests import Request
+
+from api.http.body import read_json
+from api.http.headers import one
+from api.http.members import Body, Whole, read
+from shared.api_key import Caller
+
+MOST_GRACE_S: Final = int(timedelta(days=30).total_seconds())
+DEFAULT_GRACE_S: Final = int(timedelta(days=1).total_seconds())
+
+
+class RotateRequest(Body):
+    """The body may be left out."""
+
+    grace_s: Annotated[int, Whole(0, MOST_GRACE_S)] = DEFAULT_GRACE_S
+    """How long the old secret stays valid, in seconds; 0 ends it at once."""
+
+
+async def grace_s_of(request: Request, caller: Caller) -> int:
+    """Raises what ``read_body`` does."""
+    return read(RotateRequest, await read_json(request, caller) if _has_body(request) else {}).grace_s
+
+
+def _has_body(request: Request) -> bool:
+    headers = {name for name, _ in request.scope["headers"]}
+    return (
+        b"content-type" in headers
+        or b"transfer-encoding" in headers
+        or one(request, b"content-length") not in (None, "0")
+    )
