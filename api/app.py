@@ -66,8 +66,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.trusted_proxies:
         app.add_middleware(TrustedProxies, networks=settings.trusted_proxies)
     errors.add_handlers(app)
-    jobs.add_submit(app)
-    batches.add_submit(app)
     for part in (jobs, batches, usage, complete, messages, message_batches, models, keys, webhooks, health, problems):
         app.router.routes.extend(part.router.routes)  # include_router makes finding a route cost 40 µs more (0.165)
     openapi.describe(app)

@@ -44,7 +44,6 @@ _AT_HOME: Final[dict[str, tuple[str, ...]]] = {
 
 _LAYERS: Final[dict[str, int]] = {
     "app": 8,
-    "openapi": 7,
     "loops": 7,
     "edge": 7,
     "native": 6,
@@ -55,6 +54,7 @@ _LAYERS: Final[dict[str, int]] = {
     "streams": 4,
     "views": 3,
     "dependencies": 2,
+    "openapi": 2,
     "http": 1,
     "state": 0,
 }

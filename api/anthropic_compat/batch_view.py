@@ -7,6 +7,7 @@ import msgspec
 from api.anthropic_compat.refusals import refusal_of_failure
 from api.batches.results import ResultLine
 from api.http.anthropic_errors import ErrorBody
+from api.openapi import Schema, named, ref
 from shared.batch import Batch, BatchState
 from shared.clock import to_rfc3339
 from shared.errors import JobError
@@ -107,6 +108,50 @@ def render_page(batches: list[Batch], *, has_more: bool) -> bytes:
 def render_deleted(batch_id: str) -> bytes:
     """What stands in the place of a batch that was erased."""
     return _encode({"id": id_of(batch_id), "type": "message_batch_deleted"})
+
+
+def _object(**members: Schema) -> Schema:
+    return {"type": "object", "required": list(members), "properties": members}
+
+
+MESSAGE: Final = named(
+    "MessageAnswer",
+    {
+        "description": "The Message of the Messages API, as the LLM gave it.",
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"},
+            "type": {"const": "message"},
+            "role": {"type": "string"},
+            "model": {"type": "string"},
+            "content": {"type": "array", "items": {"type": "object"}},
+            "stop_reason": {"type": ["string", "null"]},
+            "usage": {"type": "object"},
+        },
+    },
+)
+_ERROR: Final = named(
+    "MessageBatchError",
+    {
+        "description": "The envelope, without a request id.",
+        **_object(type={"const": "error"}, error=ref(ErrorBody), request_id={"type": "null"}),
+    },
+)
+RESULT: Final = named(
+    "MessageBatchResult",
+    _object(
+        custom_id={"type": "string", "description": "Empty where the request had none that could be taken."},
+        result={
+            "oneOf": [
+                _object(type={"const": "succeeded"}, message=MESSAGE),
+                _object(type={"const": "errored"}, error=_ERROR),
+                _object(type={"const": "canceled"}),
+                _object(type={"const": "expired"}),
+            ]
+        },
+    ),
+)
+DELETED: Final = named("DeletedMessageBatch", _object(id={"type": "string"}, type={"const": "message_batch_deleted"}))
 
 
 class _Stored(msgspec.Struct):

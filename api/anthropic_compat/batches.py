@@ -1,34 +1,68 @@
 """``/v1/messages/batches``: our batches in the words of the Messages API, with live counts."""
 
 from functools import partial
-from typing import Final
+from typing import Annotated, Final
 
+from fastapi import APIRouter, Depends, Path
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
 
-from api.anthropic_compat.batch_view import our_id_of, render, render_deleted, render_line, render_page
-from api.anthropic_compat.message_request import batch_draft_of, upstream_headers_of
-from api.anthropic_compat.models import PAGE_QUERY, limit_of
-from api.batches.results import results_answer
+from api.anthropic_compat.batch_view import (
+    DELETED,
+    RESULT,
+    MessageBatch,
+    MessageBatchPage,
+    our_id_of,
+    render,
+    render_deleted,
+    render_line,
+    render_page,
+)
+from api.anthropic_compat.message_request import (
+    UPSTREAM_HEADERS,
+    MessageBatchRequest,
+    batch_draft_of,
+    upstream_headers_of,
+)
+from api.anthropic_compat.models import DEFAULT_LIMIT, AfterId, BeforeId, Limit, refuse_both
+from api.batches.results import JSON_LINES, results_answer
 from api.batches.submit import submit_batch
-from api.dependencies import BATCH_ID, caller_of
+from api.dependencies import BATCH_ID, Api, Canceller, Reader, Submitter
 from api.http.invalid import refuse
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
-from api.state.api_state import ApiState, api_of
-from shared.api_key import Scope
-from shared.batch import Batch
+from api.openapi import IDEMPOTENCY_KEY, LISTS, READS, SUBMITS, body_of, content, json_of, operation
 from shared.errors import FieldError, NotFound
 
+router = APIRouter()
+
 _ADVANCED_S: Final = 0.5
-"""So long a call works on what it began; the loops go on with the rest."""
+"""Time a request spends advancing the batch itself; the loops finish the rest."""
 
 
-async def create_batch(request: Request) -> Response:
+async def _our_id(batch_id: Annotated[str, Path()]) -> str:
+    our_id = our_id_of(batch_id)
+    if not BATCH_ID.fullmatch(our_id):
+        raise NotFound
+    return our_id
+
+
+OurId = Annotated[str, Depends(_our_id)]
+"""Path parameter, as the store calls it. A malformed id is a 404, like an absent one."""
+
+
+_READS: Final = (*READS, 500)
+
+
+@router.post("/v1/messages/batches", operation_id="create_message_batch")
+@operation(
+    {200: json_of(MessageBatch, "Taken in; or, by its Idempotency-Key, the first batch in its current state.")},
+    (*SUBMITS, 500, 529),
+    body=body_of(MessageBatchRequest),
+    parameters=[IDEMPOTENCY_KEY, *UPSTREAM_HEADERS],
+)
+async def create_message_batch(request: Request, api: Api, caller: Submitter) -> Response:
     """Requests in, a batch back. Each that is not valid is an errored result of its own."""
-    api = api_of(request)
-    caller = await caller_of(request, Scope.SUBMIT)
     submitted = await submit_batch(
         request,
         api,
@@ -42,73 +76,58 @@ async def create_batch(request: Request) -> Response:
     return json_answer(render(submitted.batch), headers=headers)
 
 
-async def list_batches(request: Request) -> Response:
+@router.get("/v1/messages/batches", operation_id="list_message_batches")
+@operation({200: json_of(MessageBatchPage, "A page, newest first.")}, (*LISTS, 500))
+async def list_message_batches(
+    request: Request,
+    api: Api,
+    caller: Reader,
+    limit: Limit = DEFAULT_LIMIT,
+    after_id: AfterId = None,
+    before_id: BeforeId = None,
+) -> Response:
     """The caller's, newest first."""
-    api = api_of(request)
-    caller = await caller_of(request, Scope.READ, query=PAGE_QUERY)
-    limit = limit_of(request)
-    after, before = _cursor_of(request, "after_id"), _cursor_of(request, "before_id")
-    if after and before:
-        raise refuse(FieldError("before_id", "must not stand beside after_id"))
+    after, before = _cursor_of(after_id, "after_id"), _cursor_of(before_id, "before_id")
+    refuse_both(after, before)
     page = await api.runtime.batches.page(caller.tenant, after=after, before=before, limit=limit)
     await api.key_ring.still(request.scope)
     return json_answer(render_page(page.batches, has_more=page.next_after is not None))
 
 
-async def read_batch(request: Request) -> Response:
-    """As it stands."""
-    _, batch = await _batch_of(request, Scope.READ)
-    return json_answer(render(batch))
+@router.get("/v1/messages/batches/{batch_id}", operation_id="read_message_batch")
+@operation({200: json_of(MessageBatch, "Its current state, with live counts.")}, _READS)
+async def read_message_batch(api: Api, caller: Reader, batch_id: OurId) -> Response:
+    """As it stands, with live counts."""
+    return json_answer(render(await api.runtime.batches.get(batch_id, caller.tenant)))
 
 
-async def read_results(request: Request) -> Response:
+@router.get("/v1/messages/batches/{batch_id}/results", operation_id="read_message_batch_results")
+@operation({200: content(RESULT, "What has ended so far, one object a line.", JSON_LINES)}, _READS)
+async def read_message_batch_results(api: Api, caller: Reader, batch_id: OurId) -> Response:
     """What has ended so far, one JSON object a line."""
-    api, batch = await _batch_of(request, Scope.READ)
+    batch = await api.runtime.batches.get(batch_id, caller.tenant)
     return await results_answer(api.runtime, batch, encode=render_line)
 
 
-async def cancel_batch(request: Request) -> Response:
+@router.post("/v1/messages/batches/{batch_id}/cancel", operation_id="cancel_message_batch")
+@operation({200: json_of(MessageBatch, "Its current state.")}, _READS)
+async def cancel_message_batch(api: Api, caller: Canceller, batch_id: OurId) -> Response:
     """End what has not ended; what is done stays."""
-    api, batch = await _batch_of(request, Scope.CANCEL)
-    if await api.runtime.batches.cancel(batch.id, batch.tenant):
-        await api.runtime.batches.advance_all(batch.id, most_s=_ADVANCED_S)
-    return json_answer(render(await api.runtime.batches.get(batch.id, batch.tenant)))
+    if await api.runtime.batches.cancel(batch_id, caller.tenant):
+        await api.runtime.batches.advance_all(batch_id, most_s=_ADVANCED_S)
+    return json_answer(render(await api.runtime.batches.get(batch_id, caller.tenant)))
 
 
-async def delete_batch(request: Request) -> Response:
+@router.delete("/v1/messages/batches/{batch_id}", operation_id="delete_message_batch")
+@operation({200: content(DELETED, "Erased, with its results.")}, (*_READS, 409))
+async def delete_message_batch(api: Api, caller: Canceller, batch_id: OurId) -> Response:
     """Erase a batch that has ended, with all its results."""
-    api, batch = await _batch_of(request, Scope.CANCEL)
-    await api.runtime.batches.erase(batch.id, batch.tenant)
-    await api.runtime.batches.advance_all(batch.id, most_s=_ADVANCED_S)
-    return json_answer(render_deleted(batch.id))
+    await api.runtime.batches.erase(batch_id, caller.tenant)
+    await api.runtime.batches.advance_all(batch_id, most_s=_ADVANCED_S)
+    return json_answer(render_deleted(batch_id))
 
 
-_ONE: Final = "/v1/messages/batches/{batch_id}"
-
-router = Router(
-    [
-        Route("/v1/messages/batches", create_batch, methods=["POST"]),
-        Route("/v1/messages/batches", list_batches, methods=["GET"]),
-        Route(_ONE, read_batch, methods=["GET"]),
-        Route(_ONE, delete_batch, methods=["DELETE"]),
-        Route(f"{_ONE}/results", read_results, methods=["GET"]),
-        Route(f"{_ONE}/cancel", cancel_batch, methods=["POST"]),
-    ]
-)
-
-
-async def _batch_of(request: Request, scope: Scope) -> tuple[ApiState, Batch]:
-    """Raises NotFound, for what is no id of ours too."""
-    api = api_of(request)
-    caller = await caller_of(request, scope)
-    batch_id = our_id_of(request.path_params["batch_id"])
-    if not BATCH_ID.fullmatch(batch_id):
-        raise NotFound
-    return api, await api.runtime.batches.get(batch_id, caller.tenant)
-
-
-def _cursor_of(request: Request, name: str) -> str | None:
-    text = request.query_params.get(name)
+def _cursor_of(text: str | None, name: str) -> str | None:
     if not text:
         return None
     batch_id = our_id_of(text)

@@ -11,7 +11,7 @@ import msgspec
 from pydantic import ConfigDict, Field, StrictBool
 from starlette.requests import Request
 
-from api.batches.items import BatchLine, ShownAs
+from api.batches.items import BatchLine, an_object_of
 from api.http.headers import idempotency_key, one, several
 from api.http.invalid import refuse
 from api.http.members import Body, read
@@ -29,6 +29,7 @@ from api.jobs.request import (
     passed_on,
 )
 from api.jobs.submit import Idempotency
+from api.openapi import header
 from shared.errors import FieldError
 from shared.job import JobKind, Priority
 from shared.store.idempotency import fingerprint_of
@@ -65,7 +66,7 @@ class TokenCountRequest(Body):
 class MessageBatchLine(BatchLine):
     """One request of a batch."""
 
-    params: Annotated[dict[str, Any], ShownAs(MessageRequest)]
+    params: Annotated[dict[str, Any], an_object_of(MessageRequest)]
 
 
 class MessageBatchRequest(Body):
@@ -73,6 +74,17 @@ class MessageBatchRequest(Body):
 
     requests: Annotated[list[MessageBatchLine], Field(min_length=1)]
     """A request that cannot run becomes an errored result; the others run."""
+
+
+UPSTREAM_HEADERS: Final = (
+    header("anthropic-beta", "Passed on to an upstream that knows it.", maxLength=_MOST_BETA_CHARS, pattern="^[ -~]*$"),
+    header(
+        "anthropic-version",
+        "Passed on to an upstream that knows it; without it the version that the workers are set to.",
+        maxLength=_MOST_VERSION_CHARS,
+        pattern="^[ -~]*$",
+    ),
+)
 
 
 class CallHeaders(NamedTuple):

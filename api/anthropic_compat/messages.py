@@ -10,13 +10,17 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Final
 
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
 
 from api.anthropic_compat import message_stream
+from api.anthropic_compat.batch_view import MESSAGE
 from api.anthropic_compat.message_request import (
     COUNT_TIMEOUT_S,
+    UPSTREAM_HEADERS,
+    MessageRequest,
+    TokenCountRequest,
     call_headers_of,
     parse_count,
     parse_message_call,
@@ -24,15 +28,17 @@ from api.anthropic_compat.message_request import (
 )
 from api.anthropic_compat.message_stream import ERASED, HeldFrames, ended_job, frames_of, message_of
 from api.anthropic_compat.refusals import Refused, refusal_of_end
-from api.dependencies import caller_of
+from api.dependencies import Api, Submitter, caller_of
 from api.http.anthropic_errors import Refusal, error_frame, refusal_answer, refusal_of_problem, type_of
 from api.http.body import read_body
 from api.http.disconnects import while_connected
 from api.http.errors import request_id_of
+from api.http.headers import JSON
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
 from api.jobs.request import Draft
 from api.jobs.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, submit
+from api.openapi import IDEMPOTENCY_KEY, Schema, body_of, content, header, named, operation, stream
 from api.state.api_state import ApiState, api_of
 from api.state.key_ring import not_valid
 from api.state.relay import Watch
@@ -46,10 +52,45 @@ _LONGEST_WAIT_S: Final = 86_400 + 600 + 60
 """Longer than any of these jobs lives."""
 
 
+router = APIRouter()
+
+
+_STREAM: Final = stream(
+    'event: message_start\ndata: {"type":"message_start","message":{"content":[]}}\n\n'
+    'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":'
+    '{"type":"text_delta","text":"Blue"}}\n\n'
+    'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+)
+_COUNT: Final[Schema] = {
+    "type": "object",
+    "required": ["input_tokens"],
+    "properties": {"input_tokens": {"type": "integer", "minimum": 0}},
+}
+
+
+@operation(
+    {
+        200: {
+            "description": "The answer, whole or as it is written; x-job-id names its job.",
+            "content": {JSON: {"schema": MESSAGE}, **_STREAM},
+        }
+    },
+    (400, 401, 404, 413, 415, 422, 429, 500, 503, 504, 529),
+    body=body_of(MessageRequest),
+    parameters=[
+        IDEMPOTENCY_KEY,
+        header("x-on-disconnect", "continue or cancel: what becomes of the job when its client goes."),
+        *UPSTREAM_HEADERS,
+    ],
+)
 async def create_message(request: Request) -> Response:
     """An answer, whole or as it is written."""
     call, is_streamed = await _message_call(request)  # which keeps nothing of the request while it waits
     return await (call.stream() if is_streamed else call.whole(_message_answer, _LONGEST_WAIT_S))
+
+
+# As hot as a submit (docs/decisions/0018).
+router.add_route("/v1/messages", create_message, methods=["POST"])
 
 
 async def _message_call(request: Request) -> "tuple[_Call, bool]":
@@ -70,22 +111,19 @@ async def _message_call(request: Request) -> "tuple[_Call, bool]":
     return call, asked.is_streamed
 
 
-async def count_tokens(request: Request) -> Response:
+@router.post("/v1/messages/count_tokens", operation_id="count_tokens")
+@operation(
+    {200: content(named("TokenCount", _COUNT), "As the LLM counts them.")},
+    (400, 401, 413, 415, 429, 500, 503, 504, 529),
+    body=body_of(TokenCountRequest),
+    parameters=UPSTREAM_HEADERS,
+)
+async def count_tokens(request: Request, api: Api, caller: Submitter) -> Response:
     """How many tokens a request has, as the LLM counts them."""
-    api = api_of(request)
-    caller = await caller_of(request, Scope.SUBMIT)
     parse = partial(parse_count, default_model=api.settings.model, headers=upstream_headers_of(request))
     draft = await read_body(request, caller, api.settings.max_body_bytes, parse)
     call = await _begun(request, api, caller, draft, idempotency=None, is_cancelled_by_leaving=True)
     return await call.whole(_count_answer, COUNT_TIMEOUT_S)
-
-
-router = Router(
-    [
-        Route("/v1/messages", create_message, methods=["POST"]),
-        Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
-    ]
-)
 
 
 async def _begun(

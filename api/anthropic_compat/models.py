@@ -1,24 +1,26 @@
 """``GET /v1/models`` and ``GET /v1/models/{id}``: the default model, those that routes name, and what the upstreams serve."""
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from starlette.requests import Request
+from fastapi import APIRouter, Query
 from starlette.responses import Response
-from starlette.routing import Route, Router
 
-from api.dependencies import caller_of
+from api.dependencies import Api, Reader
 from api.http.invalid import refuse
 from api.http.responses import json_answer
-from api.state.api_state import ApiState, api_of
-from shared.api_key import Scope
+from api.openapi import json_of, operation
+from api.state.api_state import ApiState
 from shared.errors import FieldError, NotFound
 from shared.model_info import UNKNOWN_TIME, ModelDetails, ModelInfo, distinct
 
+router = APIRouter()
+
+# Of a list of this surface.
+Limit = Annotated[int, Query(ge=1, le=1000)]
 DEFAULT_LIMIT: Final = 20
-MOST_LIMIT: Final = 1000
-PAGE_QUERY: Final = ("limit", "after_id", "before_id")
-"""Of a list of this surface."""
+AfterId = Annotated[str | None, Query(description="The last_id of the page before.")]
+BeforeId = Annotated[str | None, Query(description="The first_id of the page after; not together with after_id.")]
 
 _PATTERN_MARKS: Final = frozenset("*?[")
 
@@ -41,14 +43,19 @@ class ModelPage(msgspec.Struct, frozen=True):
     last_id: str | None
 
 
-async def list_models(request: Request) -> Response:
-    """A page of them."""
-    api = api_of(request)
-    await caller_of(request, Scope.READ, query=PAGE_QUERY)
-    limit = limit_of(request)
-    after_id, before_id = request.query_params.get("after_id"), request.query_params.get("before_id")
+def refuse_both(after_id: str | None, before_id: str | None) -> None:
+    """Raises InvalidRequest if a page is to be in two places."""
     if after_id and before_id:
-        raise refuse(FieldError("before_id", "must not stand beside after_id"))
+        raise refuse(FieldError("before_id", "cannot be combined with after_id"))
+
+
+@router.get("/v1/models", operation_id="list_models")
+@operation({200: json_of(ModelPage, "A page.")}, (400, 401, 503))
+async def list_models(
+    api: Api, _: Reader, limit: Limit = DEFAULT_LIMIT, after_id: AfterId = None, before_id: BeforeId = None
+) -> Response:
+    """The models that may be asked, by pages."""
+    refuse_both(after_id, before_id)
     models = await _models(api)
     if before_id:
         end = _place_of(before_id, "before_id", models)
@@ -70,23 +77,14 @@ async def list_models(request: Request) -> Response:
     )
 
 
-async def read_model(request: Request) -> Response:
+@router.get("/v1/models/{model_id:path}", operation_id="read_model")  # names of other upstreams may have slashes
+@operation({200: json_of(Model, "The model.")}, (400, 401, 404, 503))
+async def read_model(api: Api, _: Reader, model_id: str) -> Response:
     """One of them."""
-    api = api_of(request)
-    await caller_of(request, Scope.READ)
-    model_id = request.path_params["model_id"]
     for model in await _models(api):
         if model.id == model_id:
             return json_answer(msgspec.json.encode(_told(model)))
     raise NotFound("There is no such model here.")
-
-
-router = Router(
-    [
-        Route("/v1/models", list_models, methods=["GET"]),
-        Route("/v1/models/{model_id:path}", read_model, methods=["GET"]),  # names of other upstreams may have slashes
-    ]
-)
 
 
 async def _models(api: ApiState) -> list[ModelInfo]:
@@ -101,15 +99,6 @@ async def _models(api: ApiState) -> list[ModelInfo]:
 def _told(model: ModelInfo) -> Model:
     details = msgspec.structs.asdict(model.details)
     return Model(type="model", id=model.id, display_name=model.display_name, created_at=model.created_at, **details)
-
-
-def limit_of(request: Request) -> int:
-    """``limit`` of a list of this surface. Raises InvalidRequest."""
-    text = request.query_params.get("limit", str(DEFAULT_LIMIT))
-    limit = int(text) if text.isascii() and text.isdecimal() and len(text) <= 4 else 0
-    if not 1 <= limit <= MOST_LIMIT:
-        raise refuse(FieldError("limit", f"must be a whole number from 1 to {MOST_LIMIT}"))
-    return limit
 
 
 def _place_of(model_id: str, name: str, models: list[ModelInfo]) -> int:

@@ -7,18 +7,16 @@ and places, never what stands there.
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_origin
 
 import msgspec
-from pydantic import Field, GetJsonSchemaHandler
+from pydantic import Field, PlainValidator
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema
 
 from api.batches.lines import JOB
 from api.http.invalid import BODY, is_name, refuse, unknown_parameter
-from api.http.members import Body, Expected, Text, Whole, checked, read
+from api.http.members import Body, Expected, Text, Whole, checked, expected, read
 from api.http.strict_json import decode
 from api.jobs.request import (
     EACH_ONCE,
@@ -48,14 +46,15 @@ _BOOLEANS: Final = {"true": True, "false": False}
 _DIGITS: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 
 
-@dataclass(frozen=True)
-class ShownAs:
-    """The member is an object that another model reads; this one only shows it."""
+def an_object_of(model: type[Body]) -> PlainValidator:
+    """An object that is to be read by that model, later."""
+    return PlainValidator(_an_object, json_schema_input_type=model)
 
-    model: type[Body]
 
-    def __get_pydantic_json_schema__(self, _schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return handler(self.model.__pydantic_core_schema__)
+def _an_object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise expected("must be an object")
+    return value
 
 
 class BatchLine(Body):
@@ -63,7 +62,7 @@ class BatchLine(Body):
 
     custom_id: Annotated[str, Text(1, 64, is_printable=True)]
     """In the batch once; it comes back with the result."""
-    params: Annotated[dict[str, Any], ShownAs(JobRequest)]
+    params: Annotated[dict[str, Any], an_object_of(JobRequest)]
     """What ``POST /v1/jobs`` takes, without ``job``."""
 
 

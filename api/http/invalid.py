@@ -64,13 +64,14 @@ def fields_of(error: ValidationError, at: str = BODY) -> list[FieldError]:
 
 
 def _field_of(found: Mapping[str, Any], at: str) -> FieldError:
-    *parents, last = found["loc"][:-2] if found["loc"][-1:] == (_KEY,) else found["loc"] or (None,)
+    location = found["loc"][:-2] if found["loc"][-1:] == (_KEY,) else found["loc"]
+    if not location:
+        return FieldError(at, "must be a JSON object" if at == BODY else "must be an object")
+    *parents, last = location
     for parent in parents:
         at = pointer(at, parent)
     if found["type"] == "extra_forbidden":
         return unknown_member(at, last)
-    if last is None:
-        return FieldError(at, "must be a JSON object" if at == BODY else "must be an object")
     return FieldError(pointer(at, last), sentence_of(found))
 
 

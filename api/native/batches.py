@@ -1,27 +1,43 @@
 """``/v1/batches``: submit, read, list, follow, results, cancel, retry, erase."""
 
-from typing import Annotated, Final, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, FastAPI, Query
+from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from api.batches.items import options_of_query, refuse_query
-from api.batches.results import results_answer
+from api.batches import submit
+from api.batches.items import BatchLine, BatchOptions, BatchRequest, BatchWebhook, options_of_query, refuse_query
+from api.batches.results import JSON_LINES, ResultLine, results_answer
 from api.batches.retry import retry
-from api.batches.submit import BatchForm, form_of, submit_batch
-from api.dependencies import BATCH_ID, Api, BatchId, Canceller, Reader, Submitter, caller_of
+from api.dependencies import BATCH_ID, Api, BatchId, Canceller, Reader, Submitter
 from api.http.headers import EVENT_STREAM, idempotency_key, must_accept, one
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
 from api.jobs.request import bounds_of
 from api.native.jobs import RETRY_AFTER, cursor_of
-from api.state.api_state import ApiState, api_of
-from api.streams.batch_stream import batch_stream, end_id_of
+from api.openapi import (
+    IDEMPOTENCY_KEY,
+    LAST_EVENT_ID,
+    LISTS,
+    READS,
+    RETRIES,
+    SUBMITS,
+    body_of,
+    content,
+    json_of,
+    nothing,
+    operation,
+    query,
+    ref,
+    schemas_of,
+    stream,
+)
+from api.state.api_state import ApiState
+from api.streams.batch_stream import Progress, batch_stream, end_id_of
 from api.streams.sse import StreamFormat
-from api.views.batch import render, render_page, url_of
-from shared.api_key import Scope
+from api.views.batch import BatchPage, BatchView, render, render_page, url_of
 from shared.errors import FieldError, InvalidCursor
 from shared.job import JobState
 from shared.store.batches import Order
@@ -29,34 +45,59 @@ from shared.store.batches import Order
 router = APIRouter()
 
 _MOST_S: Final = 0.5
-"""So long a call works on what it began; the loops go on with the rest."""
+"""Time a request spends advancing the batch itself; the loops finish the rest."""
 
 EndedState = Literal["succeeded", "failed", "cancelled", "expired"]
 """Written out, as are the others: an enumeration would be a schema of its own in the OpenAPI document."""
 
 
-def add_submit(app: FastAPI) -> None:
-    """Past FastAPI, which would read the body before it calls us."""
-    app.router.routes.append(Route("/v1/batches", submit_batch_route, methods=["POST"]))
+_EVENTS: Final = stream(
+    'event: progress\ndata: {"counts":{"total":2,"queued":0,"running":2,"succeeded":0,"failed":0,"cancelled":0,'
+    '"expired":0},"rate_per_s":null,"estimated_end_at":null}\n\n'
+    'event: delta\ndata: {"custom_id":"row-1","job_id":"job_01m84bf2k14h8s2z6q9d3f7j5m","text":"Blue"}\n\n',
+    **{"x-progress": ref(Progress)},
+)
 
 
-async def submit_batch_route(request: Request) -> Response:
-    """Take a batch in: 202 and where it is found. A repeat of one that has ended answers 200."""
-    api = api_of(request)
-    caller = await caller_of(request, Scope.SUBMIT)
-    form = form_of(request)
+def _options_in_query() -> Iterator[dict[str, Any]]:
+    """The members of ``job`` as the parameters of a body of lines."""
+    schemas = schemas_of([BatchOptions, BatchWebhook])
+    for name, schema in schemas["BatchOptions"]["properties"].items():
+        described = f"Only with lines: the member {name} of job."
+        if name == "webhook":
+            for inner, member in schemas["BatchWebhook"]["properties"].items():
+                as_text = {"type": "string", "description": "Comma separated."} if "items" in member else member
+                yield query(f"webhook.{inner}", f"Only with lines: the member {inner} of job.webhook.", as_text)
+        elif name == "metadata":
+            free = {**schema, "propertyNames": {"pattern": r"^metadata\..{1,64}$"}}
+            yield {
+                **query(name, "Only with lines: metadata.NAME=VALUE, as often as there are names.", free),
+                "style": "form",
+                "explode": True,
+            }
+        else:
+            yield query(name, described, schema)
+
+
+@router.post("/v1/batches", status_code=202, operation_id="submit_batch")
+@operation(
+    {200: json_of(BatchView, "The key's batch, which has ended."), 202: json_of(BatchView, "Taken in.")},
+    SUBMITS,
+    body=body_of(BatchRequest, {JSON_LINES: ref(BatchLine)}),
+    parameters=[IDEMPOTENCY_KEY, *_options_in_query()],
+)
+async def submit_batch(request: Request, api: Api, caller: Submitter) -> Response:
+    """One object with all requests and what they have in common, or a request a line, whose common options are query
+    parameters. Nothing is begun before the body is whole.
+    """
+    form = submit.form_of(request)
     query = request.query_params.multi_items()
-    if form is BatchForm.LINES:
-        submitted = await submit_batch(
-            request,
-            api,
-            caller,
-            form=form,
-            options=options_of_query(query, bounds_of(api.settings)),
-        )
+    if form is submit.BatchForm.LINES:
+        options = options_of_query(query, bounds_of(api.settings))
+        submitted = await submit.submit_batch(request, api, caller, form=form, options=options)
     else:
         refuse_query(query)
-        submitted = await submit_batch(request, api, caller, takes_options=True)
+        submitted = await submit.submit_batch(request, api, caller, takes_options=True)
     batch, is_replayed, limits = submitted
     headers = {"Location": url_of(batch.id), **headers_of(limits)}
     if is_replayed:
@@ -68,6 +109,7 @@ async def submit_batch_route(request: Request) -> Response:
 
 
 @router.get("/v1/batches")
+@operation({200: json_of(BatchPage, "A page.")}, LISTS)
 async def list_batches(
     request: Request,
     api: Api,
@@ -84,12 +126,14 @@ async def list_batches(
 
 
 @router.get("/v1/batches/{batch_id}")
+@operation({200: json_of(BatchView, "The batch's current state.")}, READS)
 async def read_batch(api: Api, caller: Reader, batch_id: BatchId) -> Response:
     """The batch as it stands, with live counts."""
     return await _as_it_stands(api, caller.tenant, batch_id)
 
 
 @router.get("/v1/batches/{batch_id}/results")
+@operation({200: content(ref(ResultLine), "What has ended so far, one object a line.", JSON_LINES)}, READS)
 async def read_results(
     api: Api,
     caller: Reader,
@@ -113,6 +157,17 @@ def _line_of(text: str | None) -> int | None:
 
 
 @router.get("/v1/batches/{batch_id}/events")
+@operation(
+    {
+        200: {
+            "description": "progress until the batch has ended, and with tokens=true its items' events; then ended.",
+            "content": _EVENTS,
+        },
+        204: nothing("The client has seen ended."),
+    },
+    (*READS, 406),
+    parameters=[LAST_EVENT_ID],
+)
 async def follow_batch(
     request: Request,
     api: Api,
@@ -134,6 +189,7 @@ async def follow_batch(
 
 
 @router.post("/v1/batches/{batch_id}/cancel")
+@operation({200: json_of(BatchView, "The batch's current state.")}, READS)
 async def cancel_batch(api: Api, caller: Canceller, batch_id: BatchId) -> Response:
     """End what has not ended; what is done stays. A batch that has ended stays as it is."""
     if await api.runtime.batches.cancel(batch_id, caller.tenant):
@@ -142,6 +198,11 @@ async def cancel_batch(api: Api, caller: Canceller, batch_id: BatchId) -> Respon
 
 
 @router.post("/v1/batches/{batch_id}/retry", status_code=202)
+@operation(
+    {200: json_of(BatchView, "The key's batch, which has ended."), 202: json_of(BatchView, "A new batch.")},
+    RETRIES,
+    parameters=[IDEMPOTENCY_KEY],
+)
 async def retry_batch(request: Request, api: Api, caller: Submitter, batch_id: BatchId) -> Response:
     """Submit the items that did not succeed once more, as a new batch with ``retry_of``. Lines that cannot run are left out."""
     key = idempotency_key(request)
@@ -156,6 +217,7 @@ async def retry_batch(request: Request, api: Api, caller: Submitter, batch_id: B
 
 
 @router.delete("/v1/batches/{batch_id}", status_code=204)
+@operation({204: nothing("Erased, with its items.")}, (*READS, 409))
 async def erase_batch(api: Api, caller: Canceller, batch_id: BatchId) -> Response:
     """Erase a batch that has ended, with all its items."""
     await api.runtime.batches.erase(batch_id, caller.tenant)

@@ -24,6 +24,7 @@ from api.http.responses import json_answer
 from api.http.strict_json import decode
 from api.jobs.request import Draft, JobOptions, drafted, user_message
 from api.jobs.submit import submit
+from api.openapi import body_of, json_of, operation, stream
 from api.state.api_state import ApiState
 from api.state.key_ring import not_valid
 from api.state.relay import Closing, Gone, Watch
@@ -79,6 +80,11 @@ class _Result(msgspec.Struct):
 
 
 @router.post("/complete")
+@operation(
+    {200: json_of(Answer, "The whole answer.")},
+    (400, 401, 413, 415, 429, 502, 503, 504),
+    body=body_of(CompletionRequest),
+)
 async def complete(request: Request, api: Api, caller: Submitter) -> Response:
     """The whole answer to a prompt."""
     draft = await _draft_of(request, api, caller)
@@ -99,6 +105,16 @@ async def complete(request: Request, api: Api, caller: Submitter) -> Response:
 
 
 @router.post("/complete/stream")
+@operation(
+    {
+        200: {
+            "description": "The text, and [DONE]; or an error event with a problem document.",
+            "content": stream("data: Blue\n\ndata:  light\n\ndata: [DONE]\n\n"),
+        }
+    },
+    (400, 401, 413, 415, 503),
+    body=body_of(CompletionRequest),
+)
 async def complete_stream(request: Request, api: Api, caller: Submitter) -> Response:
     """The answer to a prompt as it is written: ``data:`` frames of text, and ``data: [DONE]``."""
     draft = await _draft_of(request, api, caller)

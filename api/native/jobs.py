@@ -3,16 +3,16 @@
 from functools import partial
 from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter, FastAPI, Query
+from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from api.dependencies import JOB_ID, Api, Canceller, JobId, Reader, Submitter, caller_of
 from api.http.body import read_body
 from api.http.disconnects import while_connected
 from api.http.headers import (
     EVENT_STREAM,
+    JSON,
     MOST_WAIT_S,
     idempotency_key,
     must_accept,
@@ -24,13 +24,39 @@ from api.http.invalid import refuse
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
 from api.http.strict_json import decode
-from api.jobs.request import Bounds, Draft, JobOptions, UpstreamHeaders, bounds_of, draft_of, drafted, spec_members
+from api.jobs.request import (
+    Bounds,
+    Draft,
+    JobOptions,
+    JobRequest,
+    UpstreamHeaders,
+    bounds_of,
+    draft_of,
+    drafted,
+    spec_members,
+)
 from api.jobs.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, position_of, submit
+from api.openapi import (
+    IDEMPOTENCY_KEY,
+    LAST_EVENT_ID,
+    LISTS,
+    READS,
+    RETRIES,
+    SUBMITS,
+    body_of,
+    header,
+    json_of,
+    nothing,
+    operation,
+    query,
+    ref,
+    stream,
+)
 from api.state.api_state import ApiState, api_of
 from api.state.relay import Watch
 from api.streams.job_stream import job_stream
 from api.streams.sse import StreamFormat
-from api.views.job import render, render_page, url_of
+from api.views.job import JobPage, JobView, render, render_page, url_of
 from shared.api_key import Caller, Scope
 from shared.errors import FieldError, Forbidden, InvalidCursor, NotEnded, NotFound
 from shared.events import EventId, parse_cursor
@@ -43,16 +69,36 @@ RETRY_AFTER: Final = {"Retry-After": "1"}
 _FROM_NOW: Final = "now"
 
 
-def add_submit(app: FastAPI) -> None:
-    """The one route that FastAPI's own handling, at 30 µs a call (measured), would slow down: Starlette calls it."""
-    app.router.routes.append(Route("/v1/jobs", submit_job, methods=["POST"]))
+_EVENTS: Final = stream(
+    'event: queued\ndata: {"job_id":"job_01m84bdq4t7w9k2p5x8r3n6v0c","queue_position":1}\n\n'
+    'id: 1795442531900-0\nevent: started\ndata: {"attempt":1}\n\n'
+    'id: 1795442531900-3\nevent: delta\ndata: {"text":"Blue"}\n\n'
+)
+_FORMAT: Final = query(
+    "format", "text: ours, with delta. messages: the upstream's own.", {"enum": ["text", "messages"], "default": "text"}
+)
 
 
+@operation(
+    {
+        200: {"description": "Ended in time, or followed.", "content": {JSON: {"schema": ref(JobView)}, **_EVENTS}},
+        202: json_of(JobView, "Taken in."),
+        204: nothing("Followed again, after its last event."),
+    },
+    (*SUBMITS, 406),
+    body=body_of(JobRequest),
+    parameters=[
+        IDEMPOTENCY_KEY,
+        header("Prefer", "wait=N: respond when the job has ended, at the latest after N (at most 60) seconds."),
+        header("Accept", f"{EVENT_STREAM} submits and follows in one request."),
+        LAST_EVENT_ID,
+        _FORMAT,
+    ],
+)
 async def submit_job(request: Request) -> Response:
     """Take a job in: 202 and where it is found.
 
-    ``Prefer: wait=N`` answers 200 if it ended within N seconds, ``Accept: text/event-stream`` follows it at once.
-    The hottest route: it reads its request itself, without FastAPI's dependencies.
+    ``Prefer: wait=N``: 200 if it ended within N seconds. ``Accept: text/event-stream`` follows it at once.
     """
     api = api_of(request)
     caller = await caller_of(request, Scope.SUBMIT)
@@ -68,6 +114,10 @@ async def submit_job(request: Request) -> Response:
     if wait_s:
         return await _submit_and_wait(request, api, caller, draft, idempotency, wait_s)
     return _told(await submit(api, caller, draft, idempotency=idempotency), caller)
+
+
+# The hottest route: FastAPI's own would cost it a tenth of its time (docs/decisions/0018).
+router.add_route("/v1/jobs", submit_job, methods=["POST"])
 
 
 def _parse(raw: bytes, *, key: str | None, default_model: str, bounds: Bounds) -> tuple[Draft, Idempotency | None]:
@@ -138,6 +188,7 @@ def _told(submitted: Submitted, caller: Caller, headers: dict[str, str] | None =
 
 
 @router.get("/v1/jobs/{job_id}")
+@operation({200: json_of(JobView, "The job's current state.")}, READS)
 async def read_job(
     request: Request,
     api: Api,
@@ -165,6 +216,7 @@ async def read_job(
 
 
 @router.get("/v1/jobs")
+@operation({200: json_of(JobPage, "A page.")}, LISTS)
 async def list_jobs(
     request: Request,
     api: Api,
@@ -185,6 +237,14 @@ async def list_jobs(
 
 
 @router.get("/v1/jobs/{job_id}/events")
+@operation(
+    {
+        200: {"description": "Events until the job has ended.", "content": _EVENTS},
+        204: nothing("The client has seen the last event."),
+    },
+    (*READS, 406),
+    parameters=[LAST_EVENT_ID],
+)
 async def follow_job(
     request: Request,
     api: Api,
@@ -250,6 +310,7 @@ def cursor_of(text: str | None) -> EventId | None:
 
 
 @router.post("/v1/jobs/{job_id}/cancel")
+@operation({200: json_of(JobView, "The job as it ended.")}, READS)
 async def cancel_job(api: Api, caller: Canceller, job_id: JobId) -> Response:
     """End the job now, whatever it does. One that has ended stays as it is; its result is for who may read."""
     await api.runtime.jobs.cancel(job_id, caller.tenant)
@@ -259,6 +320,11 @@ async def cancel_job(api: Api, caller: Canceller, job_id: JobId) -> Response:
 
 
 @router.post("/v1/jobs/{job_id}/retry", status_code=202)
+@operation(
+    {200: json_of(JobView, "The key's job, which has ended."), 202: json_of(JobView, "A new job.")},
+    RETRIES,
+    parameters=[IDEMPOTENCY_KEY],
+)
 async def retry_job(request: Request, api: Api, caller: Submitter, job_id: JobId) -> Response:
     """Submit a job that ended without success once more, as a new job with ``retry_of``."""
     key = idempotency_key(request)
@@ -291,6 +357,7 @@ def _options_again(job: Job) -> JobOptions:
 
 
 @router.delete("/v1/jobs/{job_id}", status_code=204)
+@operation({204: nothing("Erased.")}, (*READS, 409))
 async def erase_job(api: Api, caller: Canceller, job_id: JobId) -> Response:
     """Erase the prompt, the events and the result of a job that has ended."""
     await api.runtime.jobs.erase(job_id, caller.tenant)

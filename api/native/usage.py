@@ -12,6 +12,7 @@ from starlette.responses import Response
 from api.dependencies import Api, Reader
 from api.http.invalid import refuse
 from api.http.responses import json_answer
+from api.openapi import json_of, operation
 from shared.errors import FieldError, InvalidCursor
 from shared.usage import Group, Grouping, GroupName, Summary, UsageSums
 
@@ -71,7 +72,22 @@ _GroupBy = Annotated[
 ]
 
 
+class UsageReport(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+    """Rows sorted by day, model and key, and all that there are in one. What was not used has no row."""
+
+    from_: str
+    to: str
+    group_by: list[Grouping]
+    data: list[UsageLine]
+    total: UsageLine
+    """Of all days that were asked for, on every page."""
+    has_more: bool
+    next: str | None
+    """``after`` of the next page."""
+
+
 @router.get("/v1/usage")
+@operation({200: json_of(UsageReport, "What was used, and its cost.")}, (400, 401, 503))
 async def read_usage(
     api: Api,
     caller: Reader,
@@ -100,20 +116,6 @@ async def read_usage(
         next=_cursor_of(page[-1]) if len(groups) > limit else None,
     )
     return json_answer(msgspec.json.encode(report))
-
-
-class UsageReport(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """Rows sorted by day, model and key, and all that there are in one. What was not used has no row."""
-
-    from_: str
-    to: str
-    group_by: list[Grouping]
-    data: list[UsageLine]
-    total: UsageLine
-    """Of all days that were asked for, on every page."""
-    has_more: bool
-    next: str | None
-    """``after`` of the next page."""
 
 
 class _Place(msgspec.Struct, array_like=True):

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from api.dependencies import BATCH_ID, JOB_ID, Admin, Api, Reader, Submitter, caller_of
 from api.http.responses import json_answer
-from api.http.rotation import grace_s_of
+from api.http.rotation import RotateRequest, grace_s_of
+from api.openapi import LISTS, READS, body_of, json_of, operation
 from shared.api_key import Scope
 from shared.clock import to_rfc3339
 from shared.errors import FieldError, InvalidCursor, NotFound
@@ -77,12 +78,18 @@ DeliveryId = Annotated[str, Depends(_delivery_id)]
 
 
 @router.get("/v1/webhooks/secret")
+@operation({200: json_of(SecretView, "What deliveries are signed with.")}, (400, 401, 503))
 async def read_secret(api: Api, caller: Admin) -> Response:
     """What the tenant's deliveries are signed with; made when it is asked for first."""
     return _told(await api.runtime.webhooks.secrets(caller.tenant))
 
 
 @router.post("/v1/webhooks/secret/rotate")
+@operation(
+    {200: json_of(SecretView, "The new secret.")},
+    (400, 401, 413, 415, 503),
+    body=body_of(RotateRequest, required=False),
+)
 async def rotate_secret(request: Request, api: Api, caller: Admin) -> Response:
     """A new secret; the one before it signs as well for ``grace_s`` yet."""
     grace_s = await grace_s_of(request, caller)
@@ -91,6 +98,7 @@ async def rotate_secret(request: Request, api: Api, caller: Admin) -> Response:
 
 
 @router.get("/v1/webhooks/deliveries")
+@operation({200: json_of(DeliveryPage, "A page, newest job or batch first.")}, LISTS)
 async def list_deliveries(
     request: Request,
     api: Api,
@@ -118,12 +126,14 @@ async def list_deliveries(
 
 
 @router.get("/v1/webhooks/deliveries/{delivery_id}")
+@operation({200: json_of(DeliveryView, "The delivery's current state.")}, READS)
 async def read_delivery(api: Api, caller: Reader, delivery_id: DeliveryId) -> Response:
     """A delivery, and its attempts."""
     return json_answer(render(await api.runtime.webhooks.get(delivery_id, caller.tenant)))
 
 
 @router.post("/v1/webhooks/deliveries/{delivery_id}/redeliver", status_code=202)
+@operation({202: json_of(DeliveryView, "The delivery's current state.")}, READS)
 async def redeliver(api: Api, caller: Submitter, delivery_id: DeliveryId) -> Response:
     """Tell it again, now, whatever became of it. One that is being told stays as it is."""
     return json_answer(render(await api.runtime.webhooks.redeliver(delivery_id, caller.tenant)), 202)

@@ -22,7 +22,8 @@ from api.http.headers import one
 from api.http.invalid import refuse
 from api.http.members import Body, Expected, Text, Whole, read
 from api.http.responses import json_answer
-from api.http.rotation import grace_s_of
+from api.http.rotation import RotateRequest, grace_s_of
+from api.openapi import LISTS, body_of, json_of, operation
 from api.state.api_state import ApiState
 from api.state.key_ring import credential_of
 from shared.api_key import DEFAULT_ENV, DEFAULT_SCOPES, ENV, KEY_ID, ApiKey, Caller, Scope, is_within
@@ -135,7 +136,7 @@ class KeyRequest(Body):
     """What it may do."""
     expires_in_s: Annotated[int | None, Whole(1, MOST_EXPIRES_IN_S, or_null=True)] = None
     """Null or left out: without an end, or with that of the key that makes it."""
-    limits: LimitsRequest = LimitsRequest()
+    limits: LimitsRequest = Field(default_factory=LimitsRequest)
     """Null is none; those that are left out are those of the key that makes it."""
 
 
@@ -154,8 +155,15 @@ async def _key_id(key_id: Annotated[str, Path()]) -> str:
 Manager = Annotated[Caller, Depends(_manager)]
 KeyId = Annotated[str, Depends(_key_id)]
 
+_ERRORS: Final = (400, 401, 404, 503)
+
 
 @router.post("/v1/keys", status_code=201)
+@operation(
+    {201: json_of(KeyView, "The key, with its text in key: shown once.")},
+    (400, 401, 409, 413, 415, 503),
+    body=body_of(KeyRequest),
+)
 async def create_key(request: Request, api: Api, caller: Manager) -> Response:
     """A new key of the caller's tenant. Its text is in this answer, and nowhere else ever."""
     if one(request, b"idempotency-key") is not None:
@@ -182,6 +190,7 @@ async def create_key(request: Request, api: Api, caller: Manager) -> Response:
 
 
 @router.get("/v1/keys")
+@operation({200: json_of(KeyPage, "A page, newest first.")}, LISTS)
 async def list_keys(
     request: Request,
     api: Api,
@@ -200,12 +209,18 @@ async def list_keys(
 
 
 @router.get("/v1/keys/{key_id}")
+@operation({200: json_of(KeyView, "The key, without its text.")}, _ERRORS)
 async def read_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
     """A key, without its text."""
     return await _as_it_stands(api, await api.runtime.api_keys.get(key_id, caller.tenant))
 
 
 @router.post("/v1/keys/{key_id}/rotate")
+@operation(
+    {200: json_of(KeyView, "The key, with its new text in key: shown once.")},
+    (*_ERRORS, 409, 413, 415),
+    body=body_of(RotateRequest, required=False),
+)
 async def rotate_key(request: Request, api: Api, caller: Manager, key_id: KeyId) -> Response:
     """A new secret for the key; the one before it is taken for ``grace_s`` yet."""
     grace_s = await grace_s_of(request, caller)
@@ -222,6 +237,7 @@ async def rotate_key(request: Request, api: Api, caller: Manager, key_id: KeyId)
 
 
 @router.post("/v1/keys/{key_id}/revoke")
+@operation({200: json_of(KeyView, "The key's current state.")}, _ERRORS)
 async def revoke_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
     """Lets nobody in any more, in every process within 5 s. A revoked key stays as it is.
 

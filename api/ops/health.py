@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from api.dependencies import Api, caller_of
 from api.http.responses import json_answer
+from api.openapi import json_of, nothing, operation
 from api.state.api_state import ApiState
 from shared.api_key import Scope
 from shared.clock import to_rfc3339
@@ -115,6 +116,13 @@ _OUTVOTED_S: Final = 120
 
 
 @router.get("/health")
+@operation(
+    {
+        200: json_of(HealthReport, "All of it; the status alone for who has no key with the scope read."),
+        503: json_of(HealthReport, "Redis is away."),
+    },
+    is_open=True,
+)
 async def health(request: Request, api: Api) -> Response:
     """All of it; for callers without the scope ``read`` the status alone. 503 only without Redis."""
     report = await _recent_report(api)
@@ -184,12 +192,14 @@ async def _report_of(api: ApiState) -> HealthReport:
 
 
 @router.get("/health/live")
+@operation({200: nothing("The process runs.")})
 async def live() -> Response:
     """The process runs."""
     return json_answer(_LIVE)
 
 
 @router.get("/health/ready")
+@operation({200: nothing("Send requests."), 503: nothing("Send none.")})
 async def ready(api: Api) -> Response:
     """Whether to send requests here: 503 without Redis, and while the process ends."""
     api.drain.note_poll(asyncio.get_running_loop().time())

@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Path
 from starlette.responses import Response
 
+from api.openapi import content, operation
 from shared.errors import JOB_ERROR_CODES, NotFound, Problem, UpstreamFailed
 
 router = APIRouter()
@@ -70,6 +71,7 @@ PAGES: Final = _pages()
 
 
 @router.get("/problems/{code}")
+@operation({200: content({"type": "string"}, "A page.", "text/html")}, (400, 404))
 async def read_problem(code: Annotated[str, Path(description="The ``code`` of a problem document.")]) -> Response:
     """What a code means and what to do."""
     page = PAGES.get(code)
