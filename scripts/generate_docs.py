@@ -5,8 +5,10 @@ date. tests/test_architecture.py checks that none is. What a table says is writt
 """
 
 import ast
+import functools
 import inspect
 import itertools
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -18,6 +20,13 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from api.batches.items import BatchLine
+from api.http.members import Body
+from api.http.rotation import RotateRequest
+from api.jobs.request import JobOptions, JobRequest, JobWebhook
+from api.native.complete import CompletionRequest
+from api.openapi import schemas_of
+from api.ops.api_keys import KeyRequest, LimitsRequest
 from shared import errors, events, job, settings
 from shared.store import redis_keys
 
@@ -107,6 +116,59 @@ def problem_table() -> str:
 def job_error_table() -> str:
     """Every code that a job's error can have."""
     return _table(("code", "when"), [(f"`{code}`", meaning) for code, meaning in errors.JOB_ERROR_CODES.items()])
+
+
+def member_table(model: type[Body]) -> str:
+    """The members of a body, its own before those that it shares with others. Those that mean the same are one row."""
+    schemas = schemas_of([model])
+    schema = schemas[model.__name__]
+    shared = {name for parent in model.__mro__[1:] for name in vars(parent).get("__annotations__", {})}
+    rows: dict[tuple[str, str], list[str]] = {}
+    for name, member in sorted(schema["properties"].items(), key=lambda item: item[0] in shared):
+        default = "" if "default" not in member else f"`{json.dumps(member['default'])}`"
+        needed = "needed" if name in schema.get("required", ()) else default
+        value = ". ".join(part for part in (_value(member, schemas), member.get("description")) if part)
+        rows.setdefault((value, needed), []).append(f"`{name}`")
+    return _table(("member", "value", "default"), [(", ".join(names), *cells) for cells, names in rows.items()])
+
+
+def _value(schema: dict[str, Any], schemas: dict[str, Any]) -> str:
+    """What a member may be, in a few words."""
+    if "$ref" in schema:
+        return _value(schemas[schema["$ref"].rpartition("/")[2]], schemas)
+    if "anyOf" in schema:
+        return " or ".join(_value(part, schemas) for part in schema["anyOf"])
+    if "const" in schema or "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return " or ".join(_value_of_kind(kind, schema, schemas) for kind in kinds)
+
+
+def _value_of_kind(kind: str, schema: dict[str, Any], schemas: dict[str, Any]) -> str:
+    match kind:
+        case "integer":
+            return f"{schema['minimum']} to {schema['maximum']}"
+        case "number":
+            return f"a number above 0, at most {schema['maximum']}"
+        case "boolean":
+            return "true or false"
+        case "string" if schema.get("format") == "date-time":
+            return "a time with its offset"
+        case "string":
+            return "a text" + _size(schema.get("minLength", 0), schema.get("maxLength"), "characters")
+        case "array":
+            items = _value(schema["items"], schemas)
+            return f"a list of some of {items}" if items.startswith("`") else "a list"
+        case "object":
+            return "an object" + _size(0, schema.get("maxProperties"), "members")
+        case _:
+            return "null"
+
+
+def _size(least: int, most: int | None, what: str) -> str:
+    if most is None:
+        return ""
+    return f" of {least} to {most} {what}" if least else f" of at most {most} {what}"
 
 
 def _kinds(parent: type[errors.Problem]) -> list[type[errors.Problem]]:
@@ -202,6 +264,18 @@ def _documented(body: list[ast.stmt]) -> Iterable[tuple[str, str]]:
                 yield name, inspect.cleandoc(text)
 
 
+MODELS: Final[dict[str, type[Body]]] = {
+    "submit": JobRequest,
+    "job": JobOptions,
+    "webhook": JobWebhook,
+    "batch-line": BatchLine,
+    "completion": CompletionRequest,
+    "key": KeyRequest,
+    "key-limits": LimitsRequest,
+    "rotation": RotateRequest,
+}
+"""The bodies, and the objects in them, whose members the documents list."""
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "state-picture": state_picture,
     "states": state_table,
@@ -212,6 +286,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "problems": problem_table,
     "job-errors": job_error_table,
     "settings": setting_table,
+    **{f"members-of-{name}": functools.partial(member_table, model) for name, model in MODELS.items()},
 }
 
 

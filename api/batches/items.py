@@ -61,7 +61,7 @@ class BatchLine(Body):
     """One request of a batch."""
 
     custom_id: Annotated[str, Text(1, 64, is_printable=True)]
-    """In the batch once; it comes back with the result."""
+    """Printable, and in the batch once; it comes back with the result."""
     params: Annotated[dict[str, Any], an_object_of(JobRequest)]
     """What ``POST /v1/jobs`` takes, without ``job``."""
 

@@ -166,7 +166,7 @@ class JobOptions(Body):
         Field(max_length=_MOST_METADATA),
         BeforeValidator(_few),
     ] = Field(default_factory=dict)
-    """Texts of yours, returned with the job."""
+    """Texts of yours, returned with the job: names of 1 to 64 characters, values of up to 512."""
     webhook: Annotated[Webhook | None, asked_by(JobWebhook)] = None
     """Who is notified of the end: see Webhooks."""
 
@@ -242,13 +242,13 @@ class JobRequest(Parameters):
     job: JobOptions = Field(default_factory=lambda: _DEFAULTS)
     """Never sent to the LLM; below."""
     model: Model = None
-    """By default ``TOKENSPOOL_MODEL``."""
+    """Printable; by default ``TOKENSPOOL_MODEL``."""
     max_tokens: MaxTokens = DEFAULT_MAX_TOKENS
     """``1024.0`` is 1024, here and wherever a whole number is meant."""
     prompt: Annotated[str | None, Text(1), AfterValidator(_short)] = None
-    """Short for one user message; either this or ``messages`` is needed."""
+    """Short for one user message. Its size is bounded by ``TOKENSPOOL_MAX_PROMPT_CHARS``."""
     messages: Messages = Field(default_factory=list)
-    """What the LLM is sent."""
+    """Of objects with ``role`` and ``content``, passed on untouched; either these or ``prompt`` are needed."""
 
 
 class UpstreamHeaders(NamedTuple):

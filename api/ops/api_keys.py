@@ -102,7 +102,7 @@ _Dollars = Annotated[
 
 
 class LimitsRequest(Body):
-    """The limits of a new key: null is none, and one that is left out is that of the key that makes it."""
+    """Null is no limit; one that is left out is that of the key that makes it."""
 
     requests_per_minute: _Limit = None
     tokens_per_minute: _Limit = None
@@ -129,15 +129,15 @@ class KeyRequest(Body):
     name: Annotated[str, Text(most=MOST_NAME_CHARS, is_printable=True)] = ""
     """For people."""
     env: Annotated[str, Field(pattern=f"^{ENV.pattern}$"), Expected("must be 1 to 16 of a-z and 0-9")] = DEFAULT_ENV
-    """The word after ``ts_``, for people and for programs that look for leaked keys."""
+    """1 to 16 of a-z and 0-9: the word after ``ts_``, for people and for programs that look for leaked keys."""
     scopes: Annotated[
         tuple[Scope, ...], Field(min_length=1), Expected("must be a list of any of: " + ", ".join(Scope))
     ] = tuple(scope for scope in Scope if scope in DEFAULT_SCOPES)
     """What it may do."""
     expires_in_s: Annotated[int | None, Whole(1, MOST_EXPIRES_IN_S, or_null=True)] = None
-    """Null or left out: without an end, or with that of the key that makes it."""
+    """At most ten years. Null or left out: no end, or that of the key that makes it."""
     limits: LimitsRequest = Field(default_factory=LimitsRequest)
-    """Null is none; those that are left out are those of the key that makes it."""
+    """How much its jobs may use. Null is no limit; one that is left out is that of the key that makes it."""
 
 
 async def _manager(api: Api, caller: Admin) -> Caller:
