@@ -124,7 +124,7 @@ def read_request(raw: bytes, *, draft_of: DraftOf, with_digest: bool) -> ReadReq
 def job_draft_of(params: Any, *, default_model: str, bounds: Bounds) -> Draft:
     """The parameters of a job, in a batch. Raises InvalidRequest."""
     if JOB in params:
-        raise refuse(FieldError("#/job", "must stand beside requests, for all of them"))
+        raise refuse(FieldError("#/job", "is not allowed in a request: the options are the whole batch's"))
     return draft_of(params, default_model=default_model, bounds=bounds)
 
 

@@ -87,7 +87,7 @@ class SubmittedBatch(NamedTuple):
     batch: Batch
     is_replayed: bool
     limits: tuple[LimitState, ...] = ()
-    """Of those that are set, how they stand behind it."""
+    """State of each configured limit after this submit."""
 
 
 async def submit_batch(

@@ -26,11 +26,11 @@ class Submitted(NamedTuple):
     queue_position: int | None
     is_replayed: bool
     limits: tuple[LimitState, ...] = ()
-    """Of those that are set, how they stand behind it."""
+    """State of each configured limit after this submit."""
 
 
 SHOWN_TO_READERS: Final = (
-    "The Idempotency-Key is another API key's: its answer is shown to keys with the scope read alone."
+    "The Idempotency-Key was used by another API key: its job is shown only to keys with the scope read."
 )
 
 

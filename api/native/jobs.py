@@ -305,7 +305,7 @@ def cursor_of(text: str | None) -> EventId | None:
         return None
     cursor = parse_cursor(text)
     if cursor is None:
-        raise InvalidCursor("That is no event id of ours: follow without one to get everything.")
+        raise InvalidCursor("Not a valid event id. Omit Last-Event-ID to replay from the start.")
     return cursor
 
 

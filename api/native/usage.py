@@ -158,7 +158,7 @@ def _days_of(first: str | None, last: str | None, *, today: date) -> tuple[date,
     last_day = days["to"] or today
     first_day = days["from"] or date.fromordinal(max(1, last_day.toordinal() - DEFAULT_DAYS + 1))
     if first_day > last_day:
-        raise refuse(FieldError("from", "must not be behind to, which is today if it is not given"))
+        raise refuse(FieldError("from", "must not be later than to (default: today)"))
     if (last_day - first_day).days >= MOST_DAYS:
         raise refuse(FieldError("from", f"must be at most {MOST_DAYS - 1} days before to"))
     return first_day, last_day

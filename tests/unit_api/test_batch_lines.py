@@ -253,7 +253,7 @@ def test_a_line_that_can_run_is_a_job_to_be() -> None:
         ({"custom_id": "a", "params": _params(), "se cret": 1}, "line 2 has a member that is not known"),
         (
             {"custom_id": "a", "params": _params(job={})},
-            "line 2 #/params/job must stand beside requests, for all of them",
+            "line 2 #/params/job is not allowed in a request: the options are the whole batch's",
         ),
         (
             {"custom_id": "a", "params": _params(max_tokens=0)},
