@@ -113,7 +113,7 @@ def _is_cancelled_by_leaving(request: Request, key: str | None) -> bool:
 
 
 def upstream_headers_of(request: Request) -> UpstreamHeaders:
-    """What the LLM is told in its own headers. Raises InvalidRequest."""
+    """What goes to the LLM in its own headers. Raises InvalidRequest."""
     return UpstreamHeaders(_beta_of(request), _version_of(request))
 
 

@@ -23,7 +23,7 @@ _RETURN: Final = 0x0D
 
 
 class Line(NamedTuple):
-    """A request as it stands in the body."""
+    """One request of the body."""
 
     number: int
     """From 1: of the line in the body, or of the request in its list."""
@@ -158,8 +158,8 @@ class _At(Enum):
     MEMBER = auto()
     LIST = auto()
     REQUEST = auto()
-    BEHIND_LIST = auto()
-    BEHIND = auto()
+    AFTER_LIST = auto()
+    AFTER = auto()
 
 
 # What may follow a run begins with none of its bytes, so that a try that fails is undone once and found nowhere else. Not said
@@ -174,7 +174,7 @@ _BLANK: Final = re.compile(rb"[ \t\r\n]*")
 
 
 def _whole_request(depth: int) -> re.Pattern[bytes]:
-    """A request that is a whole object, no deeper than that, and the mark behind it: in one step, a tenth of the time."""
+    """A request that is a whole object, no deeper than that, and the mark after it: in one step, a tenth of the time."""
     inside = rb'[^"\[\]{}]*(?:' + _TEXT + rb'[^"\[\]{}]*)*'
     for _ in range(depth - 1):
         inside = rb'[^"\[\]{}]*(?:(?:' + _TEXT + rb"|[\[{]" + inside + rb'[\]}])[^"\[\]{}]*)*'
@@ -185,7 +185,7 @@ _WHOLE_REQUEST: Final = _whole_request(4)
 
 
 class JsonRequests:
-    """``{"requests": [...]}``, with the other members before or behind it.
+    """``{"requests": [...]}``, with the other members before or after it.
 
     A request ends where its brackets are closed and a comma follows, whatever stands inside; the envelope itself must be
     JSON to the byte.
@@ -239,7 +239,7 @@ class JsonRequests:
         self._read_bytes += len(piece)
 
     def end(self) -> Iterator[Line]:
-        if self._at is not _At.BEHIND:
+        if self._at is not _At.AFTER:
             empty = self._at is _At.BEGIN
             raise refuse(
                 FieldError(BODY, "must be a JSON object, but " + ("the body is empty" if empty else "breaks off"))
@@ -254,7 +254,7 @@ class JsonRequests:
     def _mark(self, piece: bytes, place: int) -> int:
         """Where in the piece, from ``place`` on, the mark stands that ends what is being read; -1 if it is not there."""
         if self._in_text:
-            place = self._behind_text(piece, place)
+            place = self._after_text(piece, place)
             if place < 0:
                 return -1
         ends = _ENDS[self._at]
@@ -276,10 +276,10 @@ class JsonRequests:
         assert unmarked is not None
         if unmarked.end() < len(piece):
             self._in_text = True
-            self._behind_text(piece, unmarked.end() + 1)
+            self._after_text(piece, unmarked.end() + 1)
         return -1
 
-    def _behind_text(self, piece: bytes, place: int) -> int:
+    def _after_text(self, piece: bytes, place: int) -> int:
         """Where the text ends that is open at ``place``; -1 if the piece ends first."""
         if self._is_escaped and place < len(piece):
             self._is_escaped = False
@@ -301,10 +301,10 @@ class JsonRequests:
             case _At.LIST, b"[":
                 self._at = _At.REQUEST
                 self._kept = _Kept(self._max_line_bytes)
-            case _At.BEHIND_LIST, b",":
+            case _At.AFTER_LIST, b",":
                 self._at = _At.NAME
-            case _At.BEHIND_LIST, b"}":
-                self._at = _At.BEHIND
+            case _At.AFTER_LIST, b"}":
+                self._at = _At.AFTER
             case _At.LIST, _:
                 raise refuse(FieldError(f"#/{REQUESTS}", "must be a list"))
             case _At.BEGIN, _:
@@ -316,7 +316,7 @@ class JsonRequests:
     def _member_begins(self, mark: int, place: int) -> None:
         raw = self._kept.take()
         if mark == _CLOSE_OBJECT and raw is not None and not raw.strip(_SPACE) and not self._seen:
-            self._at = _At.BEHIND
+            self._at = _At.AFTER
             return
         if mark != _COLON or raw is None:
             raise self._broken(place)
@@ -342,7 +342,7 @@ class JsonRequests:
         if not raw.strip(_SPACE):
             raise self._broken(place)
         self.job = raw
-        self._at = _At.NAME if mark == _COMMA else _At.BEHIND
+        self._at = _At.NAME if mark == _COMMA else _At.AFTER
 
     def _request(self, mark: int, place: int) -> Line:
         raw = self._kept.take()
@@ -361,7 +361,7 @@ class JsonRequests:
         return Line(self._requests, None if raw is None or len(raw) > self._max_line_bytes else raw)
 
     def _list_ends(self) -> None:
-        self._at = _At.BEHIND_LIST
+        self._at = _At.AFTER_LIST
         self._kept = _Kept(_MOST_MEMBER_BYTES)
 
     def _broken(self, place: int) -> InvalidRequest:

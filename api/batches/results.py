@@ -84,7 +84,7 @@ async def results_answer(
     after: int | None = None,
     encode: Encode = _encode,
 ) -> "JsonLinesResponse":
-    """What has ended so far, behind the line ``after``. Raises InvalidCursor, StorageUnavailable."""
+    """What has ended so far, after the line ``after``. Raises InvalidCursor, StorageUnavailable."""
     first = await runtime.batches.ended_items(batch.id, order, after=after, count=_PAGE_ITEMS)
     return JsonLinesResponse(_pieces(runtime, batch, order, status, first, encode))
 
@@ -158,7 +158,7 @@ async def _lines_of(runtime: Runtime, tenant: str, portion: Sequence[_Found]) ->
 class JsonLinesResponse(Response):
     """Sends pieces as they are made, and makes no more than the client takes. Stops when the client leaves.
 
-    What goes wrong behind the head closes the connection without the body's end.
+    What goes wrong after the head closes the connection without the body's end.
     """
 
     def __init__(self, pieces: AsyncIterator[bytes], *, headers: Mapping[str, str] | None = None) -> None:

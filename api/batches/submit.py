@@ -44,7 +44,7 @@ _LEAST_BYTES_PER_S: Final = 1024
 """A body may be slower than this for _SILENCE_S in all: others wait for its place."""
 _SLOWEST_S: Final = 1800.0
 _STILL_HERE_S: Final = 5.0
-"""So often the store hears of a body that is still arriving; a third of the time after which it would give it up."""
+"""How often the store learns that a body is still arriving: a third of the time after which it gives the body up."""
 _PIECE_BYTES: Final = 64 << 10
 _BREATH_S: Final = 0.002
 """After so much work other requests have their turn."""
@@ -82,7 +82,7 @@ def form_of(request: Request) -> BatchForm:
 
 
 class SubmittedBatch(NamedTuple):
-    """The batch as it stands: new, or the one that the Idempotency-Key has already."""
+    """The batch: new, or the one that the Idempotency-Key has already."""
 
     batch: Batch
     is_replayed: bool
@@ -208,7 +208,7 @@ async def _bear(
         total = await _add_all(api, batch_id, caller, slices)
         found_id, limits = await start(batch_id, total)
         is_replayed = found_id != batch_id
-        with contextlib.suppress(Problem):  # it stands: whoever comes next does the rest
+        with contextlib.suppress(Problem):  # the batch exists: the loops do the rest
             await batches.advance_all(batch_id, most_s=_ERASE_S if is_replayed else _START_S)
         api.log.debug("submit_replayed" if is_replayed else "batch_submitted", batch_id=found_id)
         return SubmittedBatch(await batches.get(found_id, tenant), is_replayed, limits)
@@ -251,7 +251,7 @@ async def _add_all(
 async def _leave_nothing(api: ApiState, batch_id: str, tenant: str, *, may_stand: bool) -> None:
     """If Redis is away, the loops find it once nothing was heard of it for a while.
 
-    It stands if START happened and only its answer was lost. Its caller hears of a failure and sends it again: without a
+    The batch exists if START ran and only its reply was lost. Its caller sees a failure and sends it again: without a
     key that is another batch, and this one would be run and paid for as well.
     """
     batches = api.runtime.batches
@@ -325,7 +325,7 @@ class _Coming:
         clock = asyncio.get_running_loop().time
         items: list[NewItem | InvalidItem] = []
         size = 0
-        told_s = breathed_s = clock()
+        noted_s = breathed_s = clock()
         async with contextlib.aclosing(self._lines()) as coming:
             async for lines in coming:
                 for line in lines:
@@ -333,15 +333,15 @@ class _Coming:
                     item_bytes = len(item.request) if isinstance(item, NewItem) else 0
                     if items and (len(items) == SLICE_ITEMS or size + item_bytes > SLICE_BYTES):
                         yield items
-                        items, size, told_s = [], 0, clock()
+                        items, size, noted_s = [], 0, clock()
                     items.append(item)
                     size += item_bytes
                     if clock() - breathed_s > _BREATH_S:
                         await asyncio.sleep(0)
                         breathed_s = clock()
-                if clock() - told_s > _STILL_HERE_S:
+                if clock() - noted_s > _STILL_HERE_S:
                     yield items
-                    items, size, told_s = [], 0, clock()
+                    items, size, noted_s = [], 0, clock()
         if items:
             yield items
 

@@ -20,7 +20,7 @@ class Idempotency(NamedTuple):
 
 
 class Submitted(NamedTuple):
-    """The job as it stands: new, or the one that the Idempotency-Key has already."""
+    """The job: new, or the one that the Idempotency-Key has already."""
 
     job: Job
     queue_position: int | None

@@ -128,8 +128,8 @@ async def list_batches(
 @router.get("/v1/batches/{batch_id}")
 @operation({200: json_of(BatchView, "The batch's current state.")}, READS)
 async def read_batch(api: Api, caller: Reader, batch_id: BatchId) -> Response:
-    """The batch as it stands, with live counts."""
-    return await _as_it_stands(api, caller.tenant, batch_id)
+    """The batch's current state, with live counts."""
+    return await _current(api, caller.tenant, batch_id)
 
 
 @router.get("/v1/batches/{batch_id}/results")
@@ -194,7 +194,7 @@ async def cancel_batch(api: Api, caller: Canceller, batch_id: BatchId) -> Respon
     """End what has not ended; what is done stays. A batch that has ended stays as it is."""
     if await api.runtime.batches.cancel(batch_id, caller.tenant):
         await api.runtime.batches.advance_all(batch_id, most_s=_MOST_S)
-    return await _as_it_stands(api, caller.tenant, batch_id)
+    return await _current(api, caller.tenant, batch_id)
 
 
 @router.post("/v1/batches/{batch_id}/retry", status_code=202)
@@ -225,6 +225,6 @@ async def erase_batch(api: Api, caller: Canceller, batch_id: BatchId) -> Respons
     return Response(status_code=204)
 
 
-async def _as_it_stands(api: ApiState, tenant: str, batch_id: str) -> Response:
+async def _current(api: ApiState, tenant: str, batch_id: str) -> Response:
     batch = await api.runtime.batches.get(batch_id, tenant)
     return json_answer(render(batch), headers=None if batch.has_ended else RETRY_AFTER)

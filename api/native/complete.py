@@ -1,4 +1,4 @@
-"""``/complete`` and ``/complete/stream``: a prompt in, its answer out, in one call. A job behind it, like any other.
+"""``/complete`` and ``/complete/stream``: a prompt in, its answer out, in one call. Each call is a job like any other.
 
 The job lives as long as its caller waits: a client that goes cancels it, and after 30 s nobody waits any more.
 """

@@ -113,7 +113,7 @@ async def submit_job(request: Request) -> Response:
         return await _submit_and_follow(request, api, caller, draft, idempotency, cursor)
     if wait_s:
         return await _submit_and_wait(request, api, caller, draft, idempotency, wait_s)
-    return _told(await submit(api, caller, draft, idempotency=idempotency), caller)
+    return _response_of(await submit(api, caller, draft, idempotency=idempotency), caller)
 
 
 # The hottest route: FastAPI's own would cost it a tenth of its time (docs/decisions/0018).
@@ -143,7 +143,7 @@ async def _submit_and_wait(
         watch.close()
     job = await api.runtime.jobs.get(job.id, caller.tenant, with_result=True)
     now = submitted._replace(job=job, queue_position=await position_of(api, job))
-    return _told(now, caller, {"Preference-Applied": f"wait={wait_s}"})
+    return _response_of(now, caller, {"Preference-Applied": f"wait={wait_s}"})
 
 
 async def _submit_and_follow(
@@ -175,7 +175,7 @@ async def _submit_and_follow(
 _REPLAYED: Final = {"Idempotency-Replayed": "true"}
 
 
-def _told(submitted: Submitted, caller: Caller, headers: dict[str, str] | None = None) -> Response:
+def _response_of(submitted: Submitted, caller: Caller, headers: dict[str, str] | None = None) -> Response:
     job = submitted.job
     may_see_all_of_it = may_see_all(submitted, caller)
     all_headers = {"Location": url_of(job.id), **headers_of(submitted.limits), **(headers or {})}
@@ -199,7 +199,7 @@ async def read_job(
     ] = 0,
     result: Annotated[bool, Query(description="false leaves the result out.")] = True,
 ) -> Response:
-    """The job as it stands, or as it ended within ``wait`` seconds."""
+    """The job's current state, or its end if that comes within ``wait`` seconds."""
     headers: dict[str, str] = {}
     job = await api.runtime.jobs.get(job_id, caller.tenant, with_result=result)
     if wait:
@@ -256,7 +256,7 @@ async def follow_job(
         Query(alias="format", description="text: ours, with delta. messages: the upstream's own."),
     ] = "text",
 ) -> Response:
-    """The job's events, as server-sent events: from its newest attempt on, or behind the client's last event."""
+    """The job's events, as server-sent events: from its newest attempt on, or after the client's last event."""
     must_accept(request, EVENT_STREAM)
     sent = one(request, b"last-event-id")
     from_now = not sent and after == _FROM_NOW
@@ -341,7 +341,7 @@ async def retry_job(request: Request, api: Api, caller: Submitter, job_id: JobId
         options=_options_again(job),
         upstream_headers=UpstreamHeaders(spec.anthropic_beta, spec.anthropic_version),
     )
-    return _told(await submit(api, caller, draft, idempotency=idempotency, retry_of=job_id), caller)
+    return _response_of(await submit(api, caller, draft, idempotency=idempotency, retry_of=job_id), caller)
 
 
 def _options_again(job: Job) -> JobOptions:

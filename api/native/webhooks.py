@@ -1,4 +1,4 @@
-"""``/v1/webhooks``: what deliveries are signed with, and the deliveries: listed, read, told again."""
+"""``/v1/webhooks``: what deliveries are signed with, and the deliveries: listed, read, sent again."""
 
 import re
 from typing import Annotated, Final
@@ -37,7 +37,7 @@ class AttemptView(msgspec.Struct, frozen=True):
 
     at: str
     status: int | None
-    """What the receiver answered; null if it did not."""
+    """Of the receiver's receipt; null if there was none."""
     error: Reason | None
     """Why it is not delivered; null if it is."""
     took_ms: int
@@ -81,7 +81,7 @@ DeliveryId = Annotated[str, Depends(_delivery_id)]
 @operation({200: json_of(SecretView, "What deliveries are signed with.")}, (400, 401, 503))
 async def read_secret(api: Api, caller: Admin) -> Response:
     """What the tenant's deliveries are signed with; made when it is asked for first."""
-    return _told(await api.runtime.webhooks.secrets(caller.tenant))
+    return _secret(await api.runtime.webhooks.secrets(caller.tenant))
 
 
 @router.post("/v1/webhooks/secret/rotate")
@@ -91,10 +91,10 @@ async def read_secret(api: Api, caller: Admin) -> Response:
     body=body_of(RotateRequest, required=False),
 )
 async def rotate_secret(request: Request, api: Api, caller: Admin) -> Response:
-    """A new secret; the one before it signs as well for ``grace_s`` yet."""
+    """A new secret; the old one signs too for ``grace_s``."""
     grace_s = await grace_s_of(request, caller)
     await caller_of(request, Scope.ADMIN)  # while the body came in, the key's own secret may have been replaced
-    return _told(await api.runtime.webhooks.rotate(caller.tenant, grace_s=grace_s))
+    return _secret(await api.runtime.webhooks.rotate(caller.tenant, grace_s=grace_s))
 
 
 @router.get("/v1/webhooks/deliveries")
@@ -135,11 +135,11 @@ async def read_delivery(api: Api, caller: Reader, delivery_id: DeliveryId) -> Re
 @router.post("/v1/webhooks/deliveries/{delivery_id}/redeliver", status_code=202)
 @operation({202: json_of(DeliveryView, "The delivery's current state.")}, READS)
 async def redeliver(api: Api, caller: Submitter, delivery_id: DeliveryId) -> Response:
-    """Tell it again, now, whatever became of it. One that is being told stays as it is."""
+    """Send it again now, whatever became of it. One that is being sent does not change."""
     return json_answer(render(await api.runtime.webhooks.redeliver(delivery_id, caller.tenant)), 202)
 
 
-def _told(secrets: Secrets) -> Response:
+def _secret(secrets: Secrets) -> Response:
     until_ms = secrets.previous_until_ms
     view = SecretView(
         "webhook_secret", secrets.current, to_rfc3339(secrets.created_ms), to_rfc3339(until_ms) if until_ms else None

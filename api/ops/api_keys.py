@@ -83,7 +83,7 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     old_secret_until: str | None
     """Until when the secret before the last rotation is taken too; null if it is not."""
     key: str | msgspec.UnsetType = msgspec.UNSET
-    """The key itself: in the answer that makes it or its new secret, and never again."""
+    """The key itself: only in the response that makes it or its new secret."""
 
 
 class KeyPage(msgspec.Struct, frozen=True):
@@ -165,7 +165,7 @@ _ERRORS: Final = (400, 401, 404, 503)
     body=body_of(KeyRequest),
 )
 async def create_key(request: Request, api: Api, caller: Manager) -> Response:
-    """A new key of the caller's tenant. Its text is in this answer, and nowhere else ever."""
+    """A new key of the caller's tenant. Its text is in this response, and nowhere else."""
     if one(request, b"idempotency-key") is not None:
         raise refuse(FieldError("Idempotency-Key", "must not be sent: what is shown once cannot be repeated"))
     asked = read(KeyRequest, await read_json(request, caller))
@@ -198,7 +198,7 @@ async def list_keys(
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
-    """The tenant's keys, newest first; those that have ended for 90 days yet."""
+    """The tenant's keys, newest first; expired and revoked keys are listed for 90 more days."""
     if after is not None and not KEY_ID.fullmatch(after):
         raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
     page = await api.runtime.api_keys.page(caller.tenant, after=after, limit=limit)
@@ -212,7 +212,7 @@ async def list_keys(
 @operation({200: json_of(KeyView, "The key, without its text.")}, _ERRORS)
 async def read_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
     """A key, without its text."""
-    return await _as_it_stands(api, await api.runtime.api_keys.get(key_id, caller.tenant))
+    return await _current(api, await api.runtime.api_keys.get(key_id, caller.tenant))
 
 
 @router.post("/v1/keys/{key_id}/rotate")
@@ -222,7 +222,7 @@ async def read_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
     body=body_of(RotateRequest, required=False),
 )
 async def rotate_key(request: Request, api: Api, caller: Manager, key_id: KeyId) -> Response:
-    """A new secret for the key; the one before it is taken for ``grace_s`` yet."""
+    """A new secret for the key; the old one stays valid for ``grace_s``."""
     grace_s = await grace_s_of(request, caller)
     key = await api.runtime.api_keys.get(key_id, caller.tenant)
     own = credential_of(request.scope)
@@ -247,10 +247,10 @@ async def revoke_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
         raise Forbidden("A key revokes no key that may do more than itself.")
     key = await api.runtime.api_keys.revoke(key_id, caller.tenant)
     api.log.info("api_key_revoked", key_id=key_id, by=caller.key_id)
-    return await _as_it_stands(api, key)
+    return await _current(api, key)
 
 
-async def _as_it_stands(api: ApiState, key: ApiKey) -> Response:
+async def _current(api: ApiState, key: ApiKey) -> Response:
     return json_answer(render(key, await api.runtime.api_keys.now_ms()))
 
 
@@ -258,7 +258,7 @@ def _gives_too_much() -> Forbidden:
     return Forbidden("A key gives no more than it has: no other scope, no wider limit, no later end.")
 
 
-# --- as it is told -------------------------------------------------------------------------------------------------------
+# --- as it is shown ------------------------------------------------------------------------------------------------------
 
 
 def render(key: ApiKey, now_ms: int, text: str | None = None) -> bytes:
@@ -276,7 +276,7 @@ def view_of(key: ApiKey, now_ms: int, text: str | None = None) -> KeyView:
         name=key.name,
         env=key.env,
         scopes=[scope for scope in Scope if scope in key.scopes],
-        limits=_told(key.limits),
+        limits=_shown(key.limits),
         created_at=to_rfc3339(key.created_ms),
         made_by=key.made_by,
         expires_at=_time(key.expires_ms),
@@ -295,7 +295,7 @@ def status_of(key: ApiKey, now_ms: int) -> KeyStatus:
     return KeyStatus.EXPIRED if key.has_ended(now_ms) else KeyStatus.ACTIVE
 
 
-def _told(limits: CallerLimits) -> KeyLimits:
+def _shown(limits: CallerLimits) -> KeyLimits:
     return KeyLimits(
         requests_per_minute=limits.requests_per_minute or None,
         tokens_per_minute=limits.tokens_per_minute or None,

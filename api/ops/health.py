@@ -1,6 +1,6 @@
 """How the service is. Never calls the LLM: the workers write down what they see of it.
 
-``/health`` is for people and dashboards, ``/health/live`` for whoever restarts a process (it does nothing but answer),
+``/health`` is for people and dashboards, ``/health/live`` for whoever restarts a process (it only responds),
 ``/health/ready`` for load balancers.
 """
 
@@ -60,7 +60,7 @@ class Circuit(StrEnum):
 
     CLOSED = "closed"
     OPEN = "open"
-    """Many calls failed: only one at a time is let through, until one is answered."""
+    """Many calls failed: only one at a time is let through, until one succeeds."""
 
 
 class RouteHealth(msgspec.Struct, frozen=True):

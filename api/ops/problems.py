@@ -37,7 +37,7 @@ _ADVICE: Final = {
     "following in place of polling. Requests that changed something took effect, and are safe to repeat.",
     "idempotency_key_reused": "Take a new key for a new request. Equal JSON is the same body, whatever its spacing.",
     "not_ended": "Cancel the job first, or wait for its end.",
-    "invalid_cursor": "Follow without a cursor: everything that is still there is told again.",
+    "invalid_cursor": "Follow without a cursor: everything that is still there is sent again.",
     "not_found": "It never existed, is past its retention, was erased, or belongs to another tenant.",
 }
 

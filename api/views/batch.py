@@ -1,4 +1,4 @@
-"""A batch as its caller sees it: one JSON object, the same in every answer and in the last event of a follow."""
+"""A batch as its caller sees it: one JSON object, the same in every response and in the last event of a follow."""
 
 from typing import Final
 
