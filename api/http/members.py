@@ -19,7 +19,7 @@ B = TypeVar("B", bound="Body")
 class Body(BaseModel):
     """A request body, or an object in one. An unknown member is refused, so that a wrong name shows."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
 
 
 def checked(

@@ -1,7 +1,7 @@
 """``/v1/batches``: submit, read, list, follow, results, cancel, retry, erase."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
@@ -24,6 +24,7 @@ from api.openapi import (
     READS,
     RETRIES,
     SUBMITS,
+    Schema,
     body_of,
     content,
     json_of,
@@ -59,24 +60,24 @@ _EVENTS: Final = stream(
 )
 
 
-def _options_in_query() -> Iterator[dict[str, Any]]:
+def _options_in_query() -> Iterator[Schema]:
     """The members of ``job`` as the parameters of a body of lines."""
     schemas = schemas_of([BatchOptions, BatchWebhook])
     for name, schema in schemas["BatchOptions"]["properties"].items():
-        described = f"Only with lines: the member {name} of job."
         if name == "webhook":
             for inner, member in schemas["BatchWebhook"]["properties"].items():
-                as_text = {"type": "string", "description": "Comma separated."} if "items" in member else member
-                yield query(f"webhook.{inner}", f"Only with lines: the member {inner} of job.webhook.", as_text)
+                yield _option_in_query(f"webhook.{inner}", member)
         elif name == "metadata":
-            free = {**schema, "propertyNames": {"pattern": r"^metadata\..{1,64}$"}}
-            yield {
-                **query(name, "Only with lines: metadata.NAME=VALUE, as often as there are names.", free),
-                "style": "form",
-                "explode": True,
-            }
+            names = {"pattern": r"^metadata\..{1,64}$"}
+            described = "Only with lines: metadata.NAME=VALUE, as often as there are names."
+            yield {**query(name, described, {**schema, "propertyNames": names}), "style": "form", "explode": True}
         else:
-            yield query(name, described, schema)
+            yield _option_in_query(name, schema)
+
+
+def _option_in_query(name: str, schema: Schema) -> Schema:
+    parameter = query(name, f"Only with lines: the member {name} of job.", schema)
+    return {**parameter, "style": "form", "explode": False} if schema.get("type") == "array" else parameter
 
 
 @router.post("/v1/batches", status_code=202, operation_id="submit_batch")
