@@ -59,25 +59,6 @@ _UNSEEN: Final = frozenset({BatchState.RECEIVING, BatchState.DROPPED})
 """States in which a batch is nobody's yet, or any more."""
 
 
-class _Common(msgspec.Struct):
-    """What the specs of all items have in common. Behind an item's own members, as JSON, it makes the whole."""
-
-    priority: str
-    timeout_s: int
-    max_attempts: int
-    connect_timeout_s: int | None
-    first_token_timeout_s: int | None
-    content_idle_timeout_s: int | None
-    not_before_ms: int | None
-    anthropic_beta: str
-    anthropic_version: str
-    key_id: str
-    batch_id: str
-
-
-_COMMON: Final = tuple(name for name in _Common.__struct_fields__ if name != "batch_id")
-
-
 class Order(StrEnum):
     """In which order the outcomes of a batch are read."""
 
@@ -220,9 +201,8 @@ class Batches:
         InvalidRequest if so many can never wait; NotFound if it, or a part of it, is gone.
         """
         allowed, running = BATCH_TRANSITIONS[BatchStep.START]
-        common = msgspec.json.encode(
-            _Common(**{name: getattr(spec.items, name) for name in _COMMON}, batch_id=batch_id)
-        )
+        common = msgspec.to_builtins(msgspec.structs.replace(spec.items, batch_id=batch_id))
+        del common["model"]  # each item has its own
         reply = await self._commands.run(
             script("start_batch"),
             batch_id,
@@ -231,7 +211,7 @@ class Batches:
             running,
             BatchState.DROPPED,
             msgspec.json.encode(spec),
-            common,
+            msgspec.json.encode(common),
             spec.items.timeout_s * 1000,
             expires_in_s * 1000,
             "" if spec.items.not_before_ms is None else spec.items.not_before_ms,
