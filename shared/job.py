@@ -110,6 +110,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     content_idle_timeout_s: int | None = None
     not_before_ms: int | None = None
     metadata: dict[str, str] = {}
+    tags: tuple[str, ...] = ()
     batch_id: str | None = None
     custom_id: str | None = None
     retry_of: str | None = None

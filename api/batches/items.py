@@ -74,7 +74,7 @@ class BatchWebhook(JobWebhook):
 
 
 class BatchOptions(JobOptions):
-    """What all items have in common. ``metadata`` is the batch's; its items have none."""
+    """What all items have in common. ``metadata`` is the batch's, and its items have none; ``tags`` are its items'."""
 
     priority: Annotated[Literal[Priority.LOW], Expected("must be low, as it is without it")] = Priority.LOW
     """Items of batches run last."""

@@ -87,6 +87,8 @@ def sentence_of(found: Mapping[str, Any]) -> str:
             return "must be an object"
         case "list_type" | "tuple_type":
             return "must be a list"
+        case "too_long":
+            return f"must have at most {limits['max_length']} items"
         case "too_short":
             return "must not be empty"
         case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":

@@ -167,6 +167,8 @@ class JobOptions(Body):
         BeforeValidator(_few),
     ] = Field(default_factory=dict)
     """Texts of yours, returned with the job: names of 1 to 64 characters, values of up to 512."""
+    tags: Annotated[tuple[Annotated[str, Text(1, 64)], ...], Field(max_length=8)] = ()
+    """At most 8, of 1 to 64 characters each, returned with the job. ``GET /v1/jobs?tag=`` lists the jobs that have one."""
     webhook: Annotated[Webhook | None, asked_by(JobWebhook)] = None
     """Who is notified of the end: see Webhooks."""
 

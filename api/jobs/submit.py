@@ -35,7 +35,7 @@ SHOWN_TO_READERS: Final = (
 
 
 def may_see_all(submitted: Submitted, caller: Caller) -> bool:
-    """Whether the caller is shown the job's result, metadata and webhook. Who may not read sees what it sent itself alone: not
+    """Whether the caller is shown the job's result, metadata, tags and webhook. Who may not read sees what it sent itself alone: not
     what another key sent with the same Idempotency-Key, and not of a job that it only retries.
     """
     spec = submitted.job.spec

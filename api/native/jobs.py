@@ -225,11 +225,14 @@ async def list_jobs(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     status: JobState | None = None,
     batch_id: str | None = None,
+    tag: str | None = None,
 ) -> Response:
     """The caller's jobs, newest first, without their results. A page of large jobs holds fewer than ``limit``."""
     if after is not None and not JOB_ID.fullmatch(after):
         raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
-    page = await api.runtime.jobs.list(caller.tenant, after=after, limit=limit, state=status, batch_id=batch_id)
+    page = await api.runtime.jobs.list(
+        caller.tenant, after=after, limit=limit, state=status, batch_id=batch_id, tag=tag
+    )
     waiting = [job.id for job in page.jobs if job.state is JobState.QUEUED]
     places = dict(zip(waiting, await api.runtime.jobs.positions(waiting, caller.tenant), strict=True))
     await api.key_ring.still(request.scope)

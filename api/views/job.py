@@ -54,6 +54,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     custom_id: str | None
     retry_of: str | None
     metadata: dict[str, str]
+    tags: tuple[str, ...]
     webhook: Webhook | None
     result: msgspec.Raw | msgspec.UnsetType | None = msgspec.UNSET
     usage: Usage | None
@@ -77,9 +78,9 @@ def url_of(job_id: str) -> str:
 
 
 def render(job: Job, queue_position: int | None, *, with_result: bool = True, with_metadata: bool = True) -> bytes:
-    """One line of JSON. ``with_metadata``: what its submitter said of it too, metadata and webhook."""
+    """One line of JSON. ``with_metadata``: what its submitter said of it too: metadata, tags and webhook."""
     view = view_of(job, queue_position, with_result=with_result)
-    return _encode(view if with_metadata else msgspec.structs.replace(view, metadata={}, webhook=None))
+    return _encode(view if with_metadata else msgspec.structs.replace(view, metadata={}, tags=(), webhook=None))
 
 
 def render_page(jobs: list[Job], positions: list[int | None], next_after: str | None) -> bytes:
@@ -111,6 +112,7 @@ def view_of(job: Job, queue_position: int | None, *, with_result: bool) -> JobVi
         custom_id=spec.custom_id,
         retry_of=spec.retry_of,
         metadata=spec.metadata,
+        tags=spec.tags,
         webhook=job.webhook,
         result=job.result if with_result else msgspec.UNSET,
         usage=job.usage,

@@ -223,7 +223,14 @@ class Jobs:
         return [position if position > 0 else None for position in reply]
 
     async def list(
-        self, tenant: str, *, after: str | None, limit: int, state: JobState | None, batch_id: str | None
+        self,
+        tenant: str,
+        *,
+        after: str | None,
+        limit: int,
+        state: JobState | None,
+        batch_id: str | None,
+        tag: str | None = None,
     ) -> Page:
         """The tenant's jobs, newest first. A page may be short of ``limit`` and still have a next: where its jobs are large,
         and with a filter. Raises TooManyReads.
@@ -234,16 +241,19 @@ class Jobs:
             else (self._stretches_of_batch(tenant, batch_id, after, limit, state))
         )
 
+        def is_wanted(job: Job) -> bool:
+            return state in (None, job.state) and (tag is None or tag in job.spec.tags)
+
         async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
             found = await self._some(ids, tenant)
-            return [sized if sized is None or state in (None, sized.item.state) else None for sized in found]
+            return [sized if sized is not None and is_wanted(sized.item) else None for sized in found]
 
         jobs, next_after = await read_page(
             stretch,
             read,
             after=after,
             limit=limit,
-            most_stretches=_PAGES_SCANNED if state is not None or batch_id else 2,
+            most_stretches=_PAGES_SCANNED if state is not None or batch_id or tag is not None else 2,
         )
         return Page(jobs, next_after)
 

@@ -221,7 +221,7 @@ async def test_a_replay_tells_a_result_only_to_who_may_read(served: Served, http
     """Else who may only submit would read what another key sent, with its Idempotency-Key and body, or by retrying it."""
     runtime = served.api.runtime
     owner, submitter = await make_key(runtime), await make_key(runtime, scopes=frozenset({Scope.SUBMIT}))
-    body = {"prompt": "a", "job": {"metadata": {"secret": "s3cret"}}}
+    body = {"prompt": "a", "job": {"metadata": {"secret": "s3cret"}, "tags": ["s3cret"]}}
     first = await http.post("/v1/jobs", json=body, headers=bearer(owner.text) | {"Idempotency-Key": "k"})
     author = await Author.claim_next(runtime)
     await author.fail()

@@ -296,6 +296,32 @@ async def test_a_list_can_be_of_one_status(api: CalledApi) -> None:
     assert (await api.http.get("/v1/jobs", params={"batch_id": "batch_1"})).json()["data"] == []
 
 
+async def test_a_list_can_be_of_one_tag(api: CalledApi) -> None:
+    """Also of the items of a batch, in either form; and an untagged job has none."""
+    tagged = await api.submitted({"prompt": "x", "job": {"tags": ["nightly", "a b", "é"]}})
+    assert (tagged["tags"], (await api.submitted())["tags"]) == (["nightly", "a b", "é"], [])
+    other = await api.submitted({"prompt": "x", "job": {"tags": ["nightly"]}})
+    for tag, expected in (("nightly", [other["id"], tagged["id"]]), ("é", [tagged["id"]]), ("night", [])):
+        page = (await api.http.get("/v1/jobs", params={"tag": tag, "status": "queued"})).json()
+        assert [job["id"] for job in page["data"]] == expected
+        assert (await api.http.get("/v1/jobs", params={"tag": tag})).json()["data"] == page["data"]
+    line = b'{"custom_id":"a","params":{"prompt":"x"}}'
+    headers = {"Content-Type": "application/jsonl"}
+    batch = await api.http.post("/v1/batches?tags=blue,red", content=line, headers=headers)
+    query = {"tag": "red", "batch_id": batch.json()["id"]}
+    (item,) = (await api.http.get("/v1/jobs", params=query)).json()["data"]
+    assert (item["tags"], item["metadata"]) == (["blue", "red"], {})
+    assert (await api.http.get("/v1/jobs", params=query | {"tag": "nightly"})).json()["data"] == []
+
+
+async def test_a_retried_job_keeps_its_tags(api: CalledApi) -> None:
+    """Like its other options."""
+    job = await api.submitted({"prompt": "x", "job": {"tags": ["nightly"], "timeout_s": 7}})
+    await api.http.post(f"/v1/jobs/{job['id']}/cancel")
+    again = (await api.http.post(f"/v1/jobs/{job['id']}/retry")).json()
+    assert (again["tags"], again["timeout_s"], again["retry_of"]) == (["nightly"], 7, job["id"])
+
+
 async def test_a_list_is_of_one_tenant(api: CalledApi) -> None:
     """Whatever another has."""
     await api.submitted(X_Tenant="theirs")

@@ -62,7 +62,7 @@ async def test_what_a_path_takes_is_said(api: CalledApi) -> None:
     """Whoever misspelt one sees it."""
     document = problem_of(await api.http.get("/v1/jobs?states=failed"), 400, "invalid_request")
     assert document["errors"] == [
-        {"pointer": "states", "detail": "is not known: this path takes after, batch_id, limit, status"}
+        {"pointer": "states", "detail": "is not known: this path takes after, batch_id, limit, status, tag"}
     ]
 
 
