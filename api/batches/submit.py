@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from api.batches.items import BatchItems, BatchOptions, BatchRequest, DraftOf, options_of_job
 from api.batches.lines import JOB, JsonLines, JsonRequests, Line, Splitter
+from api.batches.results import JSON_LINES
 from api.http.body import Held
 from api.http.headers import JSON, idempotency_key, one
 from api.jobs.request import NO_HEADERS, UpstreamHeaders, bounds_of, spec_members
@@ -36,8 +37,6 @@ from shared.job import JobSpec, new_id
 from shared.limits import LimitState
 from shared.settings import Settings
 from shared.store.batches import SLICE_BYTES, SLICE_ITEMS, Started
-
-JSON_LINES: Final = "application/jsonl"
 
 _SILENCE_S: Final = 60.0
 _LEAST_BYTES_PER_S: Final = 1024
