@@ -1,7 +1,7 @@
 """API keys: what one looks like, what it may do, and whose it is.
 
-Pure. Keys are kept by ``shared/store/api_keys.py`` and believed for moments by ``api/state/key_ring.py``. The text of a key is shown
-once, to whoever makes it; we keep its SHA-256, which is enough for a secret that nobody can guess.
+Pure. ``shared/store/api_keys.py`` stores keys, and ``api/state/key_ring.py`` caches them for seconds. The text of a key is shown
+once, to whoever creates it; only its SHA-256 is stored, which is enough for a secret that nobody can guess.
 """
 
 import binascii
@@ -23,40 +23,40 @@ class Scope(StrEnum):
     SUBMIT = "submit"
     """Submit jobs and batches, and retry them."""
     READ = "read"
-    """Read and follow jobs, batches, usage and webhook deliveries; see how the service is."""
+    """Read and follow jobs, batches, usage and webhook deliveries; read the details of ``/health``."""
     CANCEL = "cancel"
     """Cancel and erase."""
     ADMIN = "admin"
-    """Manage the tenant's keys and its webhook secret; not with a secret that was replaced, or it could stay for ever."""
+    """Manage the tenant's keys and its webhook secret; not with a replaced secret, or a thief could extend its life."""
 
 
 ALL_SCOPES: Final = frozenset(Scope)
 DEFAULT_SCOPES: Final = frozenset({Scope.SUBMIT, Scope.READ, Scope.CANCEL})
-"""Of a key that is made without a word about them."""
-REPLACED: Final = "This secret of the key is being replaced, and manages nothing any more: use the new one."
+"""The scopes of a key that is created without any."""
+REPLACED: Final = "This secret of the key is being replaced and cannot manage keys: use the new one."
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who sent a request, as far as anybody needs to know."""
+    """Who sent a request: the tenant, and the key with its rights."""
 
     tenant: str
     key_id: str | None = None
-    """None where no keys are used."""
+    """None under TOKENSPOOL_AUTH=off."""
     scopes: frozenset[Scope] = ALL_SCOPES
     limits: CallerLimits = CallerLimits()
-    """The key's own; the tenant's hold beside them."""
+    """The key's own limits; the tenant's apply as well."""
     is_retiring: bool = False
-    """It came with the secret before the key's last rotation, which is taken for a while yet."""
+    """The request carries the secret from before the key's last rotation, which stays valid during the grace."""
 
 
 class ApiKey(msgspec.Struct, frozen=True):
-    """A key as its record stands, without what would let anybody in. Times are milliseconds since 1970 by Redis's clock."""
+    """A key's record, without its secret. Times are milliseconds since 1970 by Redis's clock."""
 
     id: str
-    """``key_01m84bdq4tyw9k2p``; the part behind ``key_`` is the third part of its text."""
+    """``key_01m84bdq4tyw9k2p``; the part after ``key_`` is the third part of its text."""
     tenant: str
     env: str
-    """``live``, ``test``, …: a word for people and for those who scan for leaked keys. It changes nothing."""
+    """``live``, ``test``, …: a label for people and for scanners of leaked keys. It has no effect."""
     name: str
     scopes: frozenset[Scope]
     limits: CallerLimits
@@ -64,21 +64,21 @@ class ApiKey(msgspec.Struct, frozen=True):
     expires_ms: int | None = None
     revoked_ms: int | None = None
     last_used_ms: int | None = None
-    """To the minute, or thereabouts."""
+    """To about a minute."""
     rotated_ms: int | None = None
-    """When it was given its secret, if that is not its first."""
+    """When it got its current secret, if that is not its first."""
     retiring_ms: int | None = None
-    """Until when the secret before it is taken too."""
+    """Until when the previous secret is accepted too."""
     made_by: str | None = None
-    """The id of the key that made it. None: the command line, or a version that did not write it down."""
+    """The id of the key that created it; None for the command line."""
 
     @property
     def caller(self) -> Caller:
-        """Who sends what comes with it."""
+        """The caller of a request that carries this key."""
         return Caller(self.tenant, self.id, self.scopes, self.limits)
 
     def has_ended(self, now_ms: int) -> bool:
-        """Whether it is revoked or expired: for ever."""
+        """Whether it is revoked or expired; both are final."""
         return self.revoked_ms is not None or (self.expires_ms is not None and self.expires_ms <= now_ms)
 
 
@@ -90,7 +90,7 @@ KEY_ID: Final = re.compile(r"key_[0-9a-hjkmnp-tv-z]{16}", re.ASCII)
 DEFAULT_ENV: Final = "live"
 
 KEY_PREFIX: Final = "ts_"
-"""Of every key: what does not begin so is somebody else's."""
+"""Begins every key of ours: other texts are other vendors' keys."""
 _TEXT: Final = re.compile(rb"ts_([a-z0-9]{1,16})_([0-9a-hjkmnp-tv-z]{16})_[0-9A-Za-z]{33}")
 _MOST_CHARS: Final = 128
 _BASE_32: Final = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -101,32 +101,32 @@ _CHECKSUM_CHARS: Final = 6
 
 
 class PresentedKey(NamedTuple):
-    """A text that could be a key, for whoever looks whether it is one."""
+    """A text with the form of a key, still to be looked up."""
 
     id: str
     digest: str
 
 
 def new_key_id() -> str:
-    """Sorts by time of birth (50 bits of milliseconds). 30 bits of chance keep it unique; the secret is elsewhere."""
+    """Sorts by creation time (50 bits of milliseconds). 30 random bits make it unique; it is no secret."""
     number = time.time_ns() // 1_000_000 << 30 | secrets.randbits(30)
     return "key_" + "".join([_BASE_32[number >> shift & 31] for shift in range(75, -1, -5)])
 
 
 def new_key_text(key_id: str, env: str) -> str:
-    """``ts_<env>_<id>_<secret><checksum>``, with a secret that never was before."""
+    """``ts_<env>_<id>_<secret><checksum>``, with a fresh secret."""
     secret = "".join([secrets.choice(_BASE_62) for _ in range(_SECRET_CHARS)])
     text = f"{KEY_PREFIX}{env}_{key_id.removeprefix('key_')}_{secret}"
     return text + _checksum_of(text.encode())
 
 
 def digest_of(text: bytes) -> str:
-    """What is kept of a key: its SHA-256."""
+    """SHA-256 of a key's text, which is what Redis stores."""
     return hashlib.sha256(text).hexdigest()
 
 
 def read_key_text(text: bytes) -> PresentedKey | None:
-    """None if no key of ours looks like that: a typo, or somebody else's key, costs no look into Redis."""
+    """None if it lacks the form of a key: a typo, or another vendor's key, costs no look-up in Redis."""
     if len(text) > _MOST_CHARS or (found := _TEXT.fullmatch(text)) is None:
         return None
     if _checksum_of(text[:-_CHECKSUM_CHARS]).encode() != text[-_CHECKSUM_CHARS:]:
@@ -135,7 +135,7 @@ def read_key_text(text: bytes) -> PresentedKey | None:
 
 
 def _checksum_of(text: bytes) -> str:
-    """CRC-32 in six characters. Against typos, and for those who scan for leaked keys; it is no secret."""
+    """CRC-32 in six characters, to catch typos and to help scanners of leaked keys; it is no secret."""
     number = binascii.crc32(text)
     digits = []
     for _ in range(_CHECKSUM_CHARS):
@@ -144,10 +144,10 @@ def _checksum_of(text: bytes) -> str:
     return "".join(reversed(digits))
 
 
-# --- what one key may give to another ------------------------------------------------------------------------------------
+# --- what one key may grant to another ------------------------------------------------------------------------------------
 
 
 def is_within(limits: CallerLimits, own: CallerLimits) -> bool:
-    """Whether no limit is wider than the own. 0 is none."""
+    """Whether no limit is wider than the key's own. 0 is no limit."""
     pairs = zip(msgspec.structs.astuple(limits), msgspec.structs.astuple(own), strict=True)
     return all(not most or 0 < limit <= most for limit, most in pairs)

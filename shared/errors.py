@@ -3,12 +3,12 @@
 TokenspoolError
 ├── SettingsError                    a setting is wrong; the message is the sentence to print
 ├── IllegalTransition                the life cycle has no such step (a bug of ours, never a user's)
-└── Problem                          what an API caller is told; rendered as RFC 9457 by api/http/errors.py
+└── Problem                          an error response to an API caller; rendered as RFC 9457 by api/http/errors.py
     ├── InvalidRequest      400      body, query or header; names the fields, never their content
     ├── InvalidCursor       400
     ├── Unauthenticated     401
     ├── Forbidden           403
-    ├── NotFound            404      absent and foreign ids alike
+    ├── NotFound            404      the same for absent ids and for another tenant's
     ├── MethodNotAllowed    405
     ├── NotAcceptable       406
     ├── RequestTimeout      408      the head did not come in time
@@ -63,14 +63,14 @@ class FieldError(msgspec.Struct, frozen=True):
 
 
 class Problem(TokenspoolError):
-    """An answer to an API caller. ``detail`` never holds content of the request."""
+    """An error response to an API caller. ``detail`` never holds content of the request."""
 
     status = 500
     code = "internal_error"
-    title = "Something went wrong on our side"
+    title = "Internal error"
     retry_after_s: int | None = None
     reason = ""
-    """What an operator should know and a caller need not: for logs and the command line."""
+    """For operators, in logs and on the command line; not sent to callers."""
 
     def __init__(
         self, detail: str = "", *, errors: Sequence[FieldError] = (), retry_after_s: int | None = None
@@ -89,7 +89,7 @@ class InvalidRequest(Problem):
 
 
 class InvalidCursor(Problem):
-    """A cursor or ``Last-Event-ID`` that we never gave out."""
+    """A cursor or ``Last-Event-ID`` that this API did not issue."""
 
     status, code, title = 400, "invalid_cursor", "The cursor is not valid"
 
@@ -107,63 +107,65 @@ class Forbidden(Problem):
 
 
 class NotFound(Problem):
-    """Absent, or somebody else's: the caller cannot tell which."""
+    """It does not exist, or belongs to another tenant: the response is the same."""
 
-    status, code, title = 404, "not_found", "There is no such thing here"
+    status, code, title = 404, "not_found", "Not found"
 
 
 class MethodNotAllowed(Problem):
-    """The path exists, the method does not."""
+    """The path does not allow the method; ``Allow`` names those that it does."""
 
-    status, code, title = 405, "method_not_allowed", "This path has no such method"
+    status, code, title = 405, "method_not_allowed", "This path does not allow the method"
 
 
 class NotAcceptable(Problem):
-    """Nothing that the caller accepts is offered."""
+    """None of the media types in ``Accept`` is available."""
 
-    status, code, title = 406, "not_acceptable", "None of the accepted media types is offered"
+    status, code, title = 406, "not_acceptable", "None of the accepted media types is available"
 
 
 class NotEnded(Problem):
-    """The job has not ended yet."""
+    """The job or batch has not ended yet, or has nothing to retry."""
 
-    status, code, title = 409, "not_ended", "It is not at a point where that can be done"
+    status, code, title = 409, "not_ended", "The job or batch is not in a state that allows this"
 
 
 class KeyEnded(Problem):
-    """The API key is revoked or expired: make a new one."""
+    """The API key is revoked or expired: create a new one."""
 
     status, code, title = 409, "key_ended", "The key is revoked or expired"
 
 
 class TooManyKeys(Problem):
-    """The tenant has as many API keys as keys may make; revoked ones count for 90 days. ``tokenspool keys create`` makes more."""
+    """The tenant has reached the number of API keys that can be created over HTTP; revoked and expired keys count for 90 days.
+    ``tokenspool keys create`` has no such limit.
+    """
 
-    status, code, title = 409, "too_many_keys", "There are too many keys"
+    status, code, title = 409, "too_many_keys", "The tenant has too many keys"
 
 
 class TooLarge(Problem):
-    """The body is over its limit."""
+    """The body is larger than its limit."""
 
     status, code, title = 413, "too_large", "The request is too large"
 
 
 class UnsupportedMediaType(Problem):
-    """Not JSON, or compressed."""
+    """The body is not JSON, or is compressed."""
 
     status, code, title = 415, "unsupported_media_type", "The media type is not supported"
 
 
 class IdempotencyKeyReused(Problem):
-    """The key was used with another body."""
+    """The Idempotency-Key was used with another body: send a new key for a new request."""
 
     status, code, title = 422, "idempotency_key_reused", "The Idempotency-Key was used with another body"
 
 
 class RateLimited(Problem):
-    """As many requests, or tokens of requests, came within a minute as may: of the key, the tenant or the address."""
+    """The key, the tenant or the address has used up its requests or tokens of the last minute."""
 
-    status, code, title = 429, "rate_limited", "Too much was asked for in the last minute"
+    status, code, title = 429, "rate_limited", "The rate limit is reached"
 
     def __init__(self, detail: str = "", *, retry_after_s: int, limits: Sequence[LimitState] = ()) -> None:
         super().__init__(detail, retry_after_s=retry_after_s)
@@ -171,19 +173,19 @@ class RateLimited(Problem):
 
 
 class TooManyQueued(RateLimited):
-    """As many jobs of the key or the tenant wait as may wait, items of batches included."""
+    """The key or the tenant has as many waiting jobs, batch items included, or as many bytes of requests, as its limit allows."""
 
-    code, title = "too_many_queued", "As many jobs wait as may wait"
+    code, title = "too_many_queued", "The limit of waiting jobs is reached"
 
 
 class BudgetExceeded(RateLimited):
-    """The budget of the key or the tenant for the day or the month (UTC) is spent."""
+    """The key or the tenant has spent its budget for the day or the month (UTC)."""
 
     code, title = "budget_exceeded", "The budget is spent"
 
 
 class QueueFull(Problem):
-    """As many jobs wait as may wait, or too many large bodies or batches come in at once."""
+    """The queue is full (``TOKENSPOOL_MAX_QUEUED``), or too many large bodies or batches are being received."""
 
     status, code, title, retry_after_s = 503, "queue_full", "The queue is full", 10
 
@@ -195,9 +197,9 @@ class StorageFull(Problem):
 
 
 class StorageUnavailable(Problem):
-    """Redis did not answer in time. Whether a write happened is unknown: repeat it with its Idempotency-Key."""
+    """Redis did not reply in time. Whether a write happened is unknown: repeat it with its Idempotency-Key."""
 
-    status, code, title, retry_after_s = 503, "storage_unavailable", "The storage does not answer", 2
+    status, code, title, retry_after_s = 503, "storage_unavailable", "The storage does not reply", 2
 
     def __init__(self, detail: str = "", *, reason: str = "") -> None:
         super().__init__(detail)
@@ -205,22 +207,22 @@ class StorageUnavailable(Problem):
 
 
 class TooManyReads(StorageUnavailable):
-    """The tenant's other reads took all of its share for 10 s. Those of other tenants go on."""
+    """The tenant's other reads used its whole share for 10 s: send fewer reads at once. Other tenants are not affected."""
 
-    # A StorageUnavailable: whoever waits for Redis in the middle of something waits for this too.
-    status, code, title = 429, "too_many_reads", "Too much is being read for this tenant"
+    # A StorageUnavailable, so that code which waits for Redis waits for this too.
+    status, code, title = 429, "too_many_reads", "This tenant is reading too much at once"
 
 
 class ServerStopping(Problem):
-    """The process ends; another one answers."""
+    """The process is stopping: send the request again, to another one."""
 
     status, code, title, retry_after_s = 503, "server_stopping", "The server is stopping", 1
 
 
 class RequestTimeout(Problem):
-    """The request's head was not complete in time."""
+    """The request's head did not arrive completely in time."""
 
-    status, code, title = 408, "request_timeout", "The request did not come in time"
+    status, code, title = 408, "request_timeout", "The request did not arrive in time"
 
 
 class HeadTooLarge(Problem):
@@ -230,13 +232,13 @@ class HeadTooLarge(Problem):
 
 
 class TooManyConnections(Problem):
-    """As many connections are open as the process may have."""
+    """The process, or the tenant in it, has as many connections open as it may."""
 
     status, code, title, retry_after_s = 503, "too_many_connections", "Too many connections are open", 5
 
 
 class UpstreamFailed(Problem):
-    """The job behind a call that waits for its answer did not succeed. ``code`` is one of JOB_ERROR_CODES."""
+    """The job of a call that waits for its answer did not succeed. ``code`` is one of JOB_ERROR_CODES."""
 
     status, code, title = 502, "upstream_error", "The LLM gave no answer"
 
@@ -253,13 +255,13 @@ class UpstreamRateLimited(UpstreamFailed):
 
 
 class UpstreamTimeout(UpstreamFailed):
-    """The answer was not whole in time."""
+    """The answer was not complete in time."""
 
     status, code, title = 504, "timeout", "The LLM did not answer in time"
 
 
 class InternalError(Problem):
-    """A bug of ours."""
+    """A bug in tokenspool: report it with its ``request_id``."""
 
 
 class JobError(msgspec.Struct, frozen=True):
@@ -281,5 +283,5 @@ JOB_ERROR_CODES: dict[str, str] = {
     "upstream_truncated": "The LLM's answer broke off on every attempt.",
     "timeout": "The job was not done within its timeout_s.",
     "worker_lost": "The workers that ran the job died repeatedly.",
-    "invalid_line": "The line of the batch cannot be run; it never was a job.",
+    "invalid_line": "The request in the batch is not valid; no job was made of it.",
 }

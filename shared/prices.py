@@ -1,7 +1,7 @@
 """What a call to the LLM costs: a table of prices as data, and exact arithmetic on it.
 
-No price is guessed: each row says since when it holds, and where the vendor says so. A model that no row knows has no price,
-and its calls are counted as unpriced. TOKENSPOOL_PRICES goes before the table. All are list prices of the vendor's own API
+No price is guessed: each row has the day it holds from and the vendor's page. A model without a row has no price,
+and its calls are counted as unpriced. TOKENSPOOL_PRICES overrides the table. All are list prices of the vendor's own API
 in its standard tier: no batch, fast or regional rates, no tools that are billed by the call. Pure.
 """
 
@@ -28,14 +28,14 @@ class Rates(NamedTuple):
     input: int
     output: int
     cache_write: int | None
-    """What is written to the cache, to be kept as long as the vendor does by default: 5 minutes, with OpenAI 30."""
+    """Tokens written to the cache for the vendor's default time: 5 minutes, with OpenAI 30."""
     cache_write_long: int | None
-    """What is written to be kept longer: for an hour, with OpenAI for 12."""
+    """Tokens written to the cache for longer: an hour, with OpenAI 12."""
     cache_read: int | None
 
 
 class LongPrompts(NamedTuple):
-    """Other rates, for all of a call whose prompt is longer than that. What lies in the cache is part of the prompt."""
+    """Other rates, for the whole call if its prompt is longer than that. Cached tokens are part of the prompt."""
 
     over_tokens: int
     rates: Rates
@@ -220,9 +220,9 @@ class Prices:
         self.price_of = lru_cache(maxsize=1000)(self._price_of)
 
     def _price_of(self, model: str, day: date) -> Price | None:
-        """The row that holds for a model on a UTC day, or None. An exact name wins, else the first pattern that fits.
+        """The row that holds for a model on a UTC day, or None. An exact name wins, else the first pattern that matches.
 
-        Among the rows of that name or pattern, the newest that holds already.
+        Among the rows of that name or pattern, the newest that is in force.
         """
         for prices in (self._own, self._table):
             name = _name_in(prices, model)
@@ -233,11 +233,11 @@ class Prices:
 
 
 _MOST_INPUT_ESTIMATE: Final = 200_000
-"""Of an image the guess at the input is many times too large, and would hold all of a budget."""
+"""The estimate for an image is many times too large, and would hold a whole budget."""
 
 
 def estimate_nano_usd(model: str, reservation: Reservation, prices: "Prices", day: date) -> int:
-    """What a call may cost: its guessed input, and all the output that it may have. 0 if no price is known."""
+    """The most a call may cost: its estimated input, and all the output it may have. 0 if no price is known."""
     input_tokens = min(reservation.tokens - reservation.max_tokens, _MOST_INPUT_ESTIMATE)
     return cost_nano_usd(model, Usage(input_tokens, reservation.max_tokens), prices, day) or 0
 
@@ -248,7 +248,7 @@ def cost_nano_usd(
     """What a call of that UTC day cost, in billionths of a dollar, rounded to the nearest. None: no price is known.
 
     ``model`` is the one that answered. ``long_cache_write_tokens`` are those of ``cache_creation_input_tokens`` that are
-    kept for longer than by default. Whole numbers throughout, so that a million calls cost a million times one.
+    kept longer than the default. Whole numbers throughout, so that a million calls cost a million times one.
     """
     price = prices.price_of(model, day)
     if price is None:
@@ -280,6 +280,6 @@ def _price_of(model: str, own: OwnPrice) -> Price:
 
 
 def _name_in(prices: Sequence[Price], model: str) -> str | None:
-    """How the rows call the model."""
+    """The name or pattern of the model in these rows."""
     names = [name for price in prices for name in price.models]
     return model if model in names else next((name for name in names if fnmatchcase(model, name)), None)

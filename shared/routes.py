@@ -1,4 +1,4 @@
-"""Which upstream serves a model, and which others stand in for it.
+"""Which upstream serves a model, and which models are its fallbacks.
 
 A **route** is an upstream and a model: what has limits, a gate and a circuit of its own. TOKENSPOOL_ROUTES maps the models
 that callers name to routes; a model that no pattern fits goes to TOKENSPOOL_PROVIDER under its own name. Pure.
@@ -27,16 +27,16 @@ _Model = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class RouteRule(BaseModel):
-    """One entry of TOKENSPOOL_ROUTES. Limits hold for each model that the pattern fits, over all workers."""
+    """One entry of TOKENSPOOL_ROUTES. Its limits hold for each model that the pattern matches, over all workers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     provider: ProviderName | None = None
     """Unset: TOKENSPOOL_PROVIDER."""
     model: _Model | None = None
-    """What the upstream calls it. Unset: as the caller named it."""
+    """The upstream's name for it. Unset: the caller's name."""
     fallback: tuple[_Model, ...] = Field((), max_length=8)
-    """Models that are asked instead, in this order, while the one before is overloaded or its circuit is open."""
+    """Models that are called instead, in this order, while the one before is overloaded or its circuit is open."""
     requests_per_minute: _PerMinute | None = None
     input_tokens_per_minute: _PerMinute | None = None
     output_tokens_per_minute: _PerMinute | None = None
@@ -44,14 +44,14 @@ class RouteRule(BaseModel):
 
     @property
     def limits(self) -> "Limits":
-        """Those of one route."""
+        """The limits of one route."""
         return Limits(
             self.requests_per_minute, self.input_tokens_per_minute, self.output_tokens_per_minute, self.concurrency
         )
 
 
 class Limits(NamedTuple):
-    """What may be asked of a route; None is no limit that we know of."""
+    """What a route can take; None: no limit is known."""
 
     requests: int | None = None
     """A minute."""
@@ -71,16 +71,16 @@ class Route(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As keys, logs and ``/health`` spell it."""
+        """Its name in keys, logs and ``/health``."""
         return f"{self.provider}/{self.model}"
 
 
 CHAIN_SEPARATOR: Final = "\n"
-"""No name of a model has one (see check_model), or a caller could forge a chain whose second route is open."""
+"""No model name may contain it (see check_model), or a caller could forge a chain whose second route is open."""
 
 
 class Routes:
-    """The settings' answer to: who serves this model?"""
+    """Finds the route of a model, from the settings."""
 
     def __init__(self, rules: Mapping[str, RouteRule], default: ProviderName) -> None:
         self._rules = dict(rules)
@@ -89,17 +89,17 @@ class Routes:
 
     @property
     def providers(self) -> set[ProviderName]:
-        """All that a job may need."""
+        """All providers that a job can need."""
         return {self._default, *(rule.provider for rule in self._rules.values() if rule.provider)}
 
     def _chain_of(self, model: str) -> tuple[Route, ...]:
-        """The route of a model, then those that stand in for it. A stand-in's own fallbacks do not count."""
+        """The route of a model, then those of its fallbacks. A fallback's own fallbacks do not count."""
         rule = self._rule_of(model)
         chain = [self._route_of(name) for name in (model, *rule.fallback)]
         return tuple({route.name: route for route in chain}.values())
 
     def chain_name_of(self, model: str) -> str:
-        """The chain as the queue names it: jobs of one chain wait in one flow."""
+        """The chain's name in the queue: jobs of one chain wait in one flow."""
         return CHAIN_SEPARATOR.join(route.name for route in self.chain_of(model))
 
     def _route_of(self, model: str) -> Route:
@@ -107,7 +107,7 @@ class Routes:
         return Route(rule.provider or self._default, rule.model or model, rule.limits)
 
     def _rule_of(self, model: str) -> RouteRule:
-        """An exact name, else the first pattern that fits."""
+        """An exact name, else the first pattern that matches."""
         if exact := self._rules.get(model):
             return exact
         return next((rule for pattern, rule in self._rules.items() if fnmatchcase(model, pattern)), _NO_RULE)

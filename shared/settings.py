@@ -45,7 +45,7 @@ _READ_ELSEWHERE: Final = frozenset(
 _OF_KUBERNETES: Final = re.compile(
     r"_SERVICE_HOST$|_SERVICE_PORT(_[A-Z0-9_]+)?$|_PORT(_\d+_[A-Z]+(_[A-Z]+)?)?$", re.ASCII
 )
-"""It tells each container of each service so; and ours may well be called tokenspool."""
+"""Kubernetes sets these for every service, and ours may well be called tokenspool."""
 
 
 class Auth(StrEnum):
@@ -71,138 +71,140 @@ class Settings(BaseSettings):
     redis_url: str = Field("redis://127.0.0.1:6379/0", pattern=r"^(redis|rediss|unix)://", repr=False)
     """Any Redis >= 6.2 or Valkey: ``redis://``, ``rediss://`` or ``unix://``. Change it: always, in production."""
     redis_timeout_s: Seconds = 1.5
-    """How long an API call waits for Redis before it answers 503."""
+    """How long an API call waits for Redis before it responds with 503."""
     auth: Auth = Auth.KEYS
     """``keys``, or ``off``: then the ``X-Tenant`` header names the tenant. Never ``off`` on an open network."""
     auth_cache_s: float = Field(60, ge=0, le=3_600)
-    """How long a caller whose key Redis knew is still let in while Redis is away. A revoked key is refused within 5 s otherwise."""
+    """How long a key that Redis has confirmed stays valid while Redis is away. Otherwise a revoked key is refused within 5 s."""
     model: str = Field("claude-sonnet-4-6", min_length=1, max_length=256)
     """The model of a request that names none."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Logs never hold a prompt, an answer or a key, at any level."""
 
     max_queued: int = Field(1_000_000, ge=1)
-    """Jobs that may wait; one more is refused with 503. Lower it when Redis is small: a waiting job costs about 1.1 KB plus
+    """How many jobs may wait; one more is refused with 503. Lower it if Redis is small: a waiting job takes about 1.1 KB plus
     its prompt."""
     tenant_running_jobs: int = Field(0, ge=0)
-    """Jobs of one tenant that may run at once, over all workers; more wait. 0 is no limit."""
+    """How many jobs of one tenant may run at once, over all workers; the rest wait. 0 is no limit."""
     address_requests_per_minute: int = Field(0, ge=0, le=1_000_000)
-    """Requests that one address may send in any 60 s, before anybody asks for its key; of IPv6 its /64 counts as one. 0 is no
-    limit. Set it (20, say) where strangers can reach the API, not behind a proxy that hides who comes."""
+    """How many requests one address may send in any 60 s, counted before the key is checked; an IPv6 /64 counts as one address.
+    0 is no limit. Set it (20, say) where strangers can reach the API, but not behind a proxy that hides client addresses."""
     max_body_bytes: Bytes = 32 << 20
     """Larger request bodies are refused with 413."""
     max_bodies_bytes: Bytes = 512 << 20
-    """What the bodies that one API process is reading may hold together, but for the first 64 KiB of each; one more is refused
-    with 503. Lower it where the process has little memory, but not below ``TOKENSPOOL_MAX_BODY_BYTES``."""
+    """How much memory the request bodies being read by one API process may take in total, without the first 64 KiB of each; one
+    more is refused with 503. Lower it if the process has little memory, but not below ``TOKENSPOOL_MAX_BODY_BYTES``."""
     max_unsent_bytes: Bytes = 256 << 20
-    """What large responses (above 64 KiB) of one API process that their clients have not read yet may hold together; one more
-    of a tenant that holds half of it is refused with 503. Lower it where the process has little memory."""
+    """How much memory unread large responses (above 64 KiB) of one API process may take in total; a tenant that holds half of
+    it is refused another one with 503. Lower it if the process has little memory."""
     max_batch_bytes: Bytes = 256 << 20
     """Larger batches are refused with 413."""
     max_batch_requests: int = Field(100_000, ge=1, le=1_000_000)
-    """Batches of more requests are refused with 413."""
+    """Batches with more requests are refused with 413."""
     max_batch_line_bytes: Bytes = 4 << 20
-    """A longer request of a batch is a failed item."""
+    """A longer request in a batch becomes a failed item."""
     max_connections: int = Field(0, ge=0)
-    """Open connections of one API process; one more is told 503, and so is a tenant whose requests under way are three times as
-    many as are free. 0: as many as the limit of open files leaves room for."""
+    """How many connections one API process keeps open; one more gets a 503, and so does a tenant whose open requests are three
+    times the free connections. 0: as many as the limit of open files allows."""
     keep_alive_s: Seconds = 75
-    """An idle connection is closed after this. Longer than the idle timeout of the proxy in front, so that it closes first."""
+    """After this time an idle connection is closed. Keep it longer than the idle timeout of the proxy in front, so that the proxy
+    closes first."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
-    """Origins whose pages may call this API from a browser, comma separated, or ``*`` (not with ``TOKENSPOOL_AUTH=off``).
-    None: CORS is off."""
+    """Origins whose pages may call this API from a browser, separated by commas, or ``*`` (not with ``TOKENSPOOL_AUTH=off``).
+    Empty: CORS is off."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
-    """Names by which this API is called under ``TOKENSPOOL_AUTH=off``, beside 127.0.0.1, localhost and [::1], comma separated and
-    without ports, or ``*`` for any. Other Host headers are refused: a web page could rebind its name to this machine."""
+    """Host names that are accepted under ``TOKENSPOOL_AUTH=off`` in addition to 127.0.0.1, localhost and [::1], separated by commas
+    and without ports, or ``*`` for any. Other Host headers are refused: a web page could rebind its name to this machine."""
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = ()
-    """Networks of the reverse proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed, comma separated.
-    None: nobody's are."""
+    """Networks of the reverse proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are trusted, separated by commas.
+    Empty: no proxy is trusted."""
     max_not_before_s: int = Field(2_592_000, ge=1, le=315_360_000)
-    """How far ahead a ``not_before`` may be: 30 days. Until then the request is kept in Redis. Raise it for jobs that are planned longer ahead."""
+    """How far ahead a ``not_before`` may be: 30 days. Until then the request is kept in Redis. Raise it to plan jobs further ahead."""
     max_prompt_chars: int = Field(16_000_000, ge=1)
     """Longer ``prompt`` members are refused with 400."""
     memory_high_water: float = Field(0.8, gt=0, le=1)
     """Share of Redis's ``maxmemory`` above which submits are refused with 503, so that running jobs can finish."""
 
     tenant_waiting_share: float = Field(0.25, ge=0, le=1)
-    """Share of Redis's ``maxmemory`` that the requests of one tenant may take while they wait or run, or are kept for a retry; one more is
-    refused with 429. 0 is no limit. Raise it where there is one tenant only; ``tokenspool tenants set --waiting-bytes`` goes before it."""
+    """Share of Redis's ``maxmemory`` that one tenant's requests may take while they wait, run, or are kept for a retry; one more is
+    refused with 429. 0 is no limit. Raise it if there is only one tenant; ``tokenspool tenants set --waiting-bytes`` overrides it."""
 
     log_retention_s: Seconds = 3_600
     """How long the events of an ended job can be replayed."""
     batch_log_retention_s: Seconds = 60
-    """The same for an item of a batch that nobody followed when it ended."""
+    """The same for a batch item that nobody followed when it ended."""
     result_retention_s: Seconds = 604_800
-    """How long an ended job and its result can be read; afterwards 404."""
+    """How long an ended job and its result can be read; after that they are a 404."""
     idempotency_retention_s: Seconds = 86_400
-    """An Idempotency-Key is remembered for its job's life, and at least this long after its end."""
+    """An Idempotency-Key is kept as long as its job, and at least this long after the job's end."""
     usage_retention_s: Retention = 34_560_000
     """How long a day's usage can be read, counted from its last call: 400 days."""
     ledger_retention_s: Retention = 86_400
-    """How long the row of a single upstream call is kept; about 0.5 KB each. The sums of ``/v1/usage`` do not need it."""
+    """How long the ledger row of a single upstream call is kept; about 0.5 KB each. The sums of ``/v1/usage`` do not need it."""
     prices: dict[str, OwnPrice] = {}
-    """What models cost, where the built-in table does not know it or you pay something else: JSON, see below."""
+    """Prices of models that the built-in table does not have, or for which you pay another price: JSON, see below."""
 
     concurrency: int = Field(100, ge=1, le=500)
-    """Jobs that one worker runs at once. They wait for the LLM most of the time: raise it until a core is busy."""
+    """How many jobs one worker runs at once. They mostly wait for the LLM: raise it until a core is busy."""
     low_priority_share: float = Field(0.75, ge=0, le=1)
-    """Share of a worker's slots that ``low`` jobs (batch items) may fill; the rest is kept for the others. 0: it leaves
-    them to other workers, and answers whoever waits at once however busy those are."""
+    """Share of a worker's slots that ``low`` jobs (batch items) may fill; the rest is kept for other jobs. 0: the worker runs no
+    ``low`` jobs, so that callers who wait get a slot at once however busy the other workers are."""
     lease_s: float = Field(8, ge=0.5, le=600)
-    """A worker that is silent for this long is taken for dead, and its jobs run elsewhere. Renewed four times as often."""
+    """A worker that does not renew its leases for this long is considered dead, and its jobs run elsewhere. It renews them four
+    times in this period."""
     drain_s: float | None = Field(None, ge=0, le=86_400)
-    """How long a worker goes on after SIGTERM before it hands its jobs back. Unset: the longest timeout_s of its jobs,
-    plus 20 s."""
+    """How long a worker keeps running its jobs after SIGTERM before it hands them back. Unset: the longest ``timeout_s`` of its
+    jobs, plus 20 s."""
 
     provider: ProviderName = ProviderName.ANTHROPIC
-    """Which kind of upstream serves a model that TOKENSPOOL_ROUTES does not name."""
+    """Which kind of upstream serves a model that ``TOKENSPOOL_ROUTES`` does not name."""
     routes: dict[str, RouteRule] = {}
-    """Which upstream serves which model, who stands in for it, and how much it bears: JSON, see below."""
+    """Which upstream serves which model, its fallback models and its limits: JSON, see below."""
     anthropic_api_key: SecretStr | None = Field(
         None, validation_alias=AliasChoices("ANTHROPIC_API_KEY", "anthropic_api_key")
     )
-    """Workers need it; the API does not."""
+    """Workers need it for the Anthropic API; the API processes do not."""
     anthropic_base_url: str = Field(
         "https://api.anthropic.com",
         pattern=r"^https?://",
         repr=False,
         validation_alias=AliasChoices("ANTHROPIC_BASE_URL", "anthropic_base_url"),
     )
-    """Change it for a gateway, or any server that speaks the Messages API."""
+    """Change it to use a gateway, or any server that speaks the Messages API."""
     anthropic_version: str = Field("2023-06-01", pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")
-    """The ``anthropic-version`` of calls whose caller sent none, as those of ``/v1/jobs``. Change it when the upstream takes this
-    version no more; a later one may refuse members, as 2026-10-21 does ``temperature``, ``top_p`` and ``top_k``."""
+    """The ``anthropic-version`` of calls whose caller sent none, such as those of ``/v1/jobs``. Change it when the upstream retires
+    this version; a later one may refuse members, as 2026-10-21 refuses ``temperature``, ``top_p`` and ``top_k``."""
     openai_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("OPENAI_API_KEY", "openai_api_key"))
-    """Workers need it where a route leads to ``openai``."""
+    """Workers need it if a route leads to ``openai``."""
     openai_base_url: str = Field(
         "https://api.openai.com/v1",
         pattern=r"^https?://",
         repr=False,
         validation_alias=AliasChoices("OPENAI_BASE_URL", "openai_base_url"),
     )
-    """Change it for vLLM, llama.cpp, Ollama, a gateway: any server that speaks chat completions."""
+    """Change it to use vLLM, llama.cpp, Ollama, a gateway, or any server that speaks chat completions."""
     connect_timeout_s: Seconds = 5
-    """To open a connection to the upstream."""
+    """How long opening a connection to the upstream may take."""
     first_token_timeout_s: Seconds = 120
-    """From the request to the first content. Each sign of life (a ping, a comment, any bytes) starts it anew."""
+    """Time from the request to the first content. Each sign of life (a ping, a comment, any bytes) restarts it."""
     content_idle_timeout_s: Seconds = 60
-    """Silence after the first content. Each sign of life starts it anew."""
+    """Longest silence after the first content. Each sign of life restarts it."""
     pinged_idle_timeout_s: Seconds = 600
-    """From the request to the first content, and between two pieces of content, while there are signs of life. Raise it for
-    models that think, or write the input of a tool, for longer."""
+    """Time from the request to the first content, and between two pieces of content, while there are signs of life. Raise it for
+    models that think, or write a tool's input, for longer."""
     upstream_retry_base_s: Seconds = 2
-    """The first backoff's ceiling; it doubles with each attempt, with full jitter."""
+    """Upper bound of the first backoff; it doubles with each attempt, with full jitter."""
     upstream_retry_cap_s: Seconds = 60
-    """No backoff is longer."""
+    """Upper bound of every backoff."""
     retry_after_cap_s: Seconds = 3_600
-    """A Retry-After of the upstream is honoured up to this: nobody calls that route for so long."""
+    """An upstream's Retry-After is honoured up to this: no worker calls that route for that long."""
 
     idle_check_s: float = Field(60, ge=0, le=86_400)
-    """After so long without a call, one worker asks the upstreams for their models, which costs nothing, so that ``/health``
-    knows. 0: never; nor does any worker read their models for ``/v1/models`` then."""
+    """After this long without a call, one worker reads the upstreams' model lists, which costs nothing, so that ``/health`` is
+    current. 0: never; then no worker reads the lists for ``/v1/models`` either."""
 
     webhook_timeout_s: float = Field(15, gt=0, le=30)
-    """How long an attempt to tell a webhook may take, from the look-up of its name to its answer."""
+    """How long one attempt to deliver a webhook may take, from the DNS look-up to the receipt."""
     webhook_retry_s: Annotated[tuple[Seconds, ...], Field(max_length=MOST_ATTEMPTS - 1)] = (
         5,
         300,
@@ -212,23 +214,23 @@ class Settings(BaseSettings):
         36_000,
         36_000,
     )
-    """The pauses between the attempts, as a JSON list; each may be up to a tenth longer. Behind the last attempt it has failed."""
+    """The pauses between the attempts, as a JSON list; each may be up to a tenth longer. After the last attempt the delivery has failed."""
     webhook_allow_networks: Annotated[tuple[Network, ...], NoDecode] = ()
-    """Networks inside which webhooks may lead to any port, and by plain http, comma separated. None: they are told by https on
-    port 443 of public addresses alone."""
+    """Networks in which webhooks may use any port and plain http, separated by commas. Empty: webhooks go only to port 443 of
+    public addresses, by https."""
 
     sse_ping_s: Seconds = 15
-    """Comment frames that keep proxies from closing a silent stream."""
+    """How often a silent stream gets a comment, so that proxies do not close it."""
     sse_buffer_bytes: Bytes = 1 << 20
-    """What may wait for a slow follower; beyond it the connection is cut, and resumes by its id."""
+    """How much may wait for a slow follower; beyond that its connection is cut, and it resumes by its last event id."""
     sse_idle_probe_s: Seconds = 1.5
-    """After this silence the relay looks into the log, in case the last message was lost on the way."""
+    """After this silence the relay reads the log, in case the last message was lost on the way."""
     shutdown_grace_s: Seconds = 30
-    """How long requests that wait for a job go on after SIGTERM; followers are told to reconnect at once. Raise it if your
-    answers take longer, and the process manager's patience with it: 10 s more than this."""
+    """How long requests that wait for a job go on after SIGTERM; followers are asked to reconnect at once. Raise it if your answers take
+    longer, and set the process manager's stop timeout to 10 s more than this."""
     shutdown_notice_s: float = Field(10, ge=0, le=604_800)
-    """How long an API process takes new requests after SIGTERM, within the grace. Raise it where the load balancer needs longer
-    to see that ``/health/ready`` says 503: its interval times the failures that it wants."""
+    """How long an API process accepts new requests after SIGTERM, within the grace. Raise it if the load balancer needs longer
+    to see that ``/health/ready`` is 503: its check interval times the failures that it requires."""
 
     @field_validator("redis_url")
     @classmethod
@@ -249,7 +251,7 @@ class Settings(BaseSettings):
     @field_validator("anthropic_api_key", "openai_api_key", mode="before")
     @classmethod
     def _vendor_key(cls, value: object) -> object:
-        """Without the line end that a secret's file or a Windows editor adds. Any other would break the request's head."""
+        """Strips the line end that a secret's file or a Windows editor adds. A line end inside would break the request's head."""
         if not isinstance(value, str):
             return value
         if not (value.strip().isascii() and value.strip().isprintable()):
@@ -262,9 +264,9 @@ class Settings(BaseSettings):
         origins = _listed(value)
         if "*" in origins and (len(origins) > 1 or info.data.get("auth") is Auth.OFF):
             # Every page that somebody at this machine opens could act as any tenant.
-            raise PydanticCustomError("origins", "a list of origins where TOKENSPOOL_AUTH=off")
+            raise PydanticCustomError("origins", "a list of origins (without *) when TOKENSPOOL_AUTH=off")
         if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
-            raise PydanticCustomError("origins", "origins like https://app.example.com and comma separated")
+            raise PydanticCustomError("origins", "origins like https://app.example.com, separated by commas")
         return origins
 
     @field_validator("allowed_hosts", mode="before")
@@ -278,7 +280,7 @@ class Settings(BaseSettings):
         try:
             return tuple(ipaddress.ip_network(network) for network in _listed(value))
         except ValueError:
-            raise PydanticCustomError("networks", "networks like 10.0.0.0/8 and comma separated") from None
+            raise PydanticCustomError("networks", "networks like 10.0.0.0/8, separated by commas") from None
 
 
 def _listed(value: object) -> tuple[str, ...]:
@@ -297,7 +299,7 @@ def load_settings(**overrides: Any) -> Settings:
         raise SettingsError(_sentence(error)) from None
     except EnvSettingsError as error:  # a variable that holds JSON, and does not; the message ends in the field's name
         name = str(error).partition('field "')[2].partition('"')[0]
-        raise SettingsError(f"{variable_of(name)} must be JSON, but is something else.") from None
+        raise SettingsError(f"{variable_of(name)} must be valid JSON.") from None
 
 
 def routes_of(settings: Settings) -> Routes:
@@ -312,7 +314,7 @@ def variable_of(field_name: str) -> str:
 
 
 def unknown_variables() -> dict[str, str | None]:
-    """The environment's variables that look like settings of ours and are none, each with the name that is nearest."""
+    """The environment's variables with our prefix that are no settings, each with the nearest setting's name."""
     known = {variable_of(name) for name in Settings.model_fields} | _READ_ELSEWHERE
     ours = [name for name in map(str.upper, os.environ) if name.startswith(_PREFIX) and not _OF_KUBERNETES.search(name)]
     return {name: _nearest(name, known) for name in sorted({*ours} - known)}
@@ -325,7 +327,7 @@ def _nearest(name: str, known: set[str]) -> str | None:
 
 
 def warn_of_unknown_variables(logger: Logger) -> None:
-    """A misspelt one has no effect, which nobody would notice."""
+    """A misspelt variable has no effect, which nobody would notice."""
     for name, nearest in unknown_variables().items():
         logger.warning("unknown_variable", variable=name, nearest=nearest)
 

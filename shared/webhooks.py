@@ -1,7 +1,7 @@
-"""Webhooks: what a caller asks to be told, what it is told, and when that is tried again.
+"""Webhooks: which events a caller asks for, what is sent, and when a failed attempt is repeated.
 
 Standard Webhooks (standardwebhooks.com): the body is thin, the same bytes at every attempt, and signed; ``webhook-id`` is the
-delivery's id. A delivery is born in the same step as the end that it tells of, so that no end goes untold.
+delivery's id. A delivery is created by the script that ends its job or batch, so that no end goes unreported.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from shared.clock import to_rfc3339
 
 
 class EventType(StrEnum):
-    """What a webhook may tell of."""
+    """The events that a webhook can ask for."""
 
     JOB_SUCCEEDED = "job.succeeded"
     JOB_FAILED = "job.failed"
@@ -26,12 +26,12 @@ class EventType(StrEnum):
 
 
 JOB_EVENTS: Final = frozenset(EventType) - {EventType.BATCH_ENDED}
-"""Of a job, or of the items of a batch."""
+"""Events of a job, or of a batch's items."""
 DEFAULT_BATCH_EVENTS: Final = (EventType.BATCH_ENDED,)
 
 MOST_URL_CHARS: Final = 2000
 MOST_ATTEMPTS: Final = 20
-"""Of one schedule, and so in one history."""
+"""The most attempts of one schedule, and so the longest history."""
 LONGEST_RETRY_AFTER_S: Final = 86_400.0
 _JITTER: Final = 0.1
 
@@ -46,22 +46,22 @@ class Webhook(msgspec.Struct, frozen=True):
 
 
 class _Stored(msgspec.Struct, frozen=True):
-    """As the record holds it, for the scripts."""
+    """The form in the record, for the scripts."""
 
     url: str
     events: tuple[EventType, ...]
     result: bool
     origin: str
-    """Of the URL, hashed: deliveries to one origin share a lane."""
+    """Hash of the URL's origin: deliveries to one origin share a lane."""
     endpoint: str
-    """The URL, hashed: what a 410 disables."""
+    """Hash of the URL, which a 410 disables."""
 
 
 _STANDARD_PORTS = {"http": 80, "https": 443}
 
 
 def stored_form(webhook: Webhook | None) -> bytes:
-    """JSON for a record; empty for none."""
+    """JSON for a record; empty if there is no webhook."""
     if webhook is None:
         return b""
     parts = urlsplit(webhook.url)
@@ -72,7 +72,7 @@ def stored_form(webhook: Webhook | None) -> bytes:
 
 
 def webhook_of(stored: bytes) -> Webhook:
-    """Back from ``stored_form``."""
+    """The inverse of ``stored_form``."""
     return msgspec.json.decode(stored, type=Webhook)
 
 
@@ -81,39 +81,39 @@ def _short_hash(text: str) -> str:
 
 
 def delivery_id_of(subject: str) -> str:
-    """Of the job or batch that it tells of: each ends once."""
+    """Derived from its job or batch, which ends once."""
     return "evt_" + subject.partition("_")[2]
 
 
 class DeliveryState(StrEnum):
-    """Where a delivery is."""
+    """State of a delivery."""
 
     PENDING = "pending"
-    """Waits for its next attempt, or is being sent."""
+    """It waits for its next attempt, or is being sent."""
     DELIVERED = "delivered"
-    """The receiver answered 2xx."""
+    """The receiver sent a 2xx receipt."""
     FAILED = "failed"
-    """No attempt is left, or the receiver said that it is gone. A redelivery begins anew."""
+    """No attempt is left, or the receiver sent a 410. A redelivery starts over."""
 
 
 class Reason(StrEnum):
-    """Why an attempt had no 2xx."""
+    """Why an attempt got no 2xx receipt."""
 
     STATUS = "status"
-    """Another status."""
+    """A status that is not 2xx, 3xx or 410."""
     REDIRECT = "redirect"
     """A 3xx, which is never followed."""
     GONE = "gone"
     """410: the endpoint is disabled."""
     DISABLED = "disabled"
-    """It said so at an earlier delivery: nothing was sent."""
+    """The endpoint sent a 410 to an earlier delivery: nothing was sent."""
     FORBIDDEN_ADDRESS = "forbidden_address"
     UNRESOLVABLE = "unresolvable"
     REFUSED_CONNECTION = "refused_connection"
     TLS = "tls"
     TIMEOUT = "timeout"
     PROTOCOL = "protocol"
-    """It answered something that is not HTTP, or broke off."""
+    """The receipt was not HTTP, or broke off."""
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -123,7 +123,7 @@ class Attempt(msgspec.Struct, frozen=True):
     took_ms: int
     status: int | None = None
     reason: Reason | None = None
-    """None: it was delivered."""
+    """None if it was delivered."""
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -150,21 +150,21 @@ class Delivery(msgspec.Struct, frozen=True):
     """The next attempt; None if none is to come, or one is under way."""
     ended_ms: int | None = None
     attempts: tuple[Attempt, ...] = ()
-    """Of the newest schedule."""
+    """Those of the newest schedule."""
 
     @property
     def is_of_batch(self) -> bool:
-        """Or of a job."""
+        """True for a batch, False for a job."""
         return self.event is EventType.BATCH_ENDED
 
 
 def url_of_subject(delivery: Delivery) -> str:
-    """Where the subject is read."""
+    """The path of the job or batch."""
     return f"/v1/{'batches' if delivery.is_of_batch else 'jobs'}/{delivery.subject}"
 
 
 def body_of(delivery: Delivery, result: bytes | None = None) -> bytes:
-    """What is sent: the same at every attempt, as long as the result is kept. ``result``: as stored, if it was asked for."""
+    """What is sent: the same bytes at every attempt, as long as the result is kept. ``result``: as stored, if requested."""
     data: dict[str, Any] = {}
     if delivery.is_of_batch:
         data["batch_id"] = delivery.subject
@@ -187,12 +187,12 @@ def body_of(delivery: Delivery, result: bytes | None = None) -> bytes:
 
 
 class Next(msgspec.Struct, frozen=True):
-    """What becomes of a delivery behind an attempt."""
+    """The state of a delivery after an attempt."""
 
     state: DeliveryState
     reason: Reason | None = None
     delay_s: float = 0
-    """Until the next attempt, where it is pending."""
+    """Delay before the next attempt; 0 unless it is pending."""
 
 
 def next_of(
@@ -204,8 +204,8 @@ def next_of(
     retry_s: Sequence[float],
     chance: Callable[[], float],
 ) -> Next:
-    """2xx delivers, 410 ends it, all else is tried again: after ``retry_s[failed_before]``, up to a tenth longer, and not before
-    the receiver's ``Retry-After`` of at most a day. ``status`` None: no answer, and ``reason`` says why.
+    """2xx delivers, 410 ends it, anything else is tried again: after ``retry_s[failed_before]``, up to a tenth longer, and not
+    before the receiver's ``Retry-After`` of at most a day. ``status`` is None without a receipt; then ``reason`` says why.
     """
     if status is not None and 200 <= status < 300:
         return Next(DeliveryState.DELIVERED)
@@ -220,17 +220,17 @@ def next_of(
 
 
 class Secrets(msgspec.Struct, frozen=True):
-    """What a tenant's deliveries are signed with. ``repr`` shows none."""
+    """The secrets that sign a tenant's deliveries. ``repr`` shows none."""
 
     current: str
     """``whsec_`` and 32 random bytes in base 64."""
     created_ms: int
     previous: str | None = None
-    """Signs as well, until ``previous_until_ms``."""
+    """It also signs, until ``previous_until_ms``."""
     previous_until_ms: int | None = None
 
     def __repr__(self) -> str:
-        """A log or a traceback must not hold them."""
+        """No secrets, which must not reach a log or a traceback."""
         return f"Secrets(created_ms={self.created_ms})"
 
     @property

@@ -199,7 +199,7 @@ async def test_the_keys_block_of_the_readme_works_as_pasted(monkeypatch: pytest.
             env={"PATH": os.defpath},
         )
         out, err = await second.communicate()
-        assert b"does not answer" not in err, err
+        assert b"does not reply" not in err, err
         limits, answer = out.decode().split("\n", 1)
         assert limits.startswith("acme requests_per_minute=600")
         job = json.loads(answer)

@@ -176,7 +176,7 @@ def test_nothing_more_to_follow_means_asking_how_it_ended(
 
 def test_an_api_without_its_redis_is_waited_for_as_long_as_it_says(tokenspool: Tokenspool, patience: Patience) -> None:
     """503 with Retry-After; it is said once."""
-    away = problem(503, "The storage does not answer.", retry_after="2")
+    away = problem(503, "The storage does not reply.", retry_after="2")
     with FakeApi(away, away, away, stream(delta("Blue", "1-3"), succeeded())) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert (outcome.exit_code, outcome.out) == (0, "Blue\n")
@@ -308,7 +308,7 @@ def test_a_refusal_is_one_sentence(tokenspool: Tokenspool, said: Any, sentence: 
 
 def test_a_job_that_is_erased_meanwhile_is_told_as_gone(tokenspool: Tokenspool, patience: Patience) -> None:
     """Its stream ends without an end, and then it is not there."""
-    with FakeApi(stream(delta("Blue", "1-3")), problem(404, "There is no such thing here.")) as api:
+    with FakeApi(stream(delta("Blue", "1-3")), problem(404, "Not found.")) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert (outcome.exit_code, outcome.out) == (1, "Blue\n")
     assert outcome.err.splitlines()[-1] == f"tokenspool: There is no job {JOB_ID} at {api.url}."
@@ -327,7 +327,7 @@ def test_nobody_there_is_said_at_once(tokenspool: Tokenspool, patience: Patience
 @pytest.mark.parametrize("job_id", ["../../health", "a/b?c#d", "line\nbreak", "", "%2e%2e", "jöb"])
 def test_whatever_the_id_it_stays_one_part_of_the_path(tokenspool: Tokenspool, job_id: str) -> None:
     """A typing error is a 404, not another request."""
-    with FakeApi(problem(404, "There is no such thing here.")) as api:
+    with FakeApi(problem(404, "Not found.")) as api:
         assert tokenspool("follow", "--url", api.url, "--", job_id).exit_code == 1
     (request,) = api.requests
     assert request.path.startswith("/v1/jobs/")

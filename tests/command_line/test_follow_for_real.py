@@ -237,7 +237,7 @@ async def test_an_api_without_its_redis_is_told(tokenspool: Tokenspool) -> None:
     """At once, and not as a wrong command."""
     async with serving("redis://127.0.0.1:1/0") as served:
         outcome = await _run(tokenspool, "submit", "Why?", "--url", served.url)
-    assert (outcome.exit_code, outcome.sentence) == (1, "The storage does not answer.")
+    assert (outcome.exit_code, outcome.sentence) == (1, "The storage does not reply.")
 
 
 async def test_an_api_that_restarts_is_followed_across(

@@ -139,7 +139,7 @@ async def test_an_api_that_cannot_log_in_says_so(own_server: EmbeddedRedis) -> N
         client.config_set("requirepass", "")
     assert (status, report["redis"]) == (503, "unavailable")
     assert [problem["code"] for problem in report["redis_problems"]] == ["login_refused"]
-    assert refused["detail"] == "The storage does not answer."
+    assert refused["detail"] == "The storage does not reply."
     said = [line for line in lines if line["event"] in ("redis_problem", "loop_interrupted")]
     assert {"redis_problem", "loop_interrupted"} == {line["event"] for line in said}
     assert all("refuses the user or the password" in line["detail"] for line in said)

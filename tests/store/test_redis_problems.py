@@ -33,7 +33,7 @@ async def named(url: str, *, timeout_s: float = 1) -> RedisProblem:
         (problem,) = runtime.problems.current
         assert told == [problem], "said once"
         assert caught.value.reason == problem.detail
-        assert caught.value.detail == "The storage does not answer.", "a caller hears nothing of it"
+        assert caught.value.detail == "The storage does not reply.", "a caller hears nothing of it"
         assert SECRET not in f"{problem}"
         return problem
 

@@ -85,7 +85,7 @@ def test_settings_cannot_change_while_a_process_runs() -> None:
         ("ANTHROPIC_BASE_URL", "api.example.com", "but is 'api.example.com'."),
         ("TOKENSPOOL_USAGE_RETENTION_S", "3600", "must be at least 86400.0, but is '3600'."),
         ("TOKENSPOOL_PRICES", "3", "must be a JSON object, but is '3'."),
-        ("TOKENSPOOL_PRICES", "{'m': 3}", "must be JSON, but is something else."),
+        ("TOKENSPOOL_PRICES", "{'m': 3}", "must be valid JSON."),
     ],
 )
 def test_a_wrong_value_is_told_in_one_sentence(
