@@ -1,7 +1,9 @@
-"""How the command line talks to the API: one HTTP client, and every way it can fail as one sentence."""
+"""How the command line calls the API: one HTTP client, and each failure as one sentence."""
 
 import json
 import os
+import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,17 +16,18 @@ from shared.loopback import is_loopback
 # Longer than the API's 15 s between pings: a silent connection is a dead one.
 _READ_TIMEOUT_S = 40
 _CONNECT_TIMEOUT_S = 5
+_ATTEMPTS = 5
 
 
 def open_client(url: str) -> httpx2.Client:
     """A client whose requests are relative to ``url`` and carry TOKENSPOOL_API_KEY, if that is set.
 
-    Raises CommandError when the URL is none, or something else in the environment cannot be used.
+    Raises CommandError if the URL is not valid, or if another variable of the environment cannot be used.
     """
     is_ours = is_loopback(_host_of(url))
     key = os.environ.get("TOKENSPOOL_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise CommandError("TOKENSPOOL_API_KEY must be a key: one line of ASCII, but is something else.", 2)
+        raise CommandError("TOKENSPOOL_API_KEY must be one line of printable ASCII, but is something else.", 2)
     try:
         return httpx2.Client(
             base_url=url.rstrip("/"),
@@ -34,12 +37,34 @@ def open_client(url: str) -> httpx2.Client:
             verify=not (is_ours and url.lower().startswith("http:")),  # reading the certificates is most of our start
         )
     except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
-        message = f"A variable for proxies or certificates (ALL_PROXY, SSL_CERT_FILE, …) cannot be used: {error}"
+        message = f"Cannot use a variable for proxies or certificates (ALL_PROXY, SSL_CERT_FILE, …): {error}"
         raise CommandError(one_line(message), 2) from None
 
 
+def submit_once(send: Callable[[], httpx2.Response], url: str, what: str) -> httpx2.Response:
+    """The response to a submit, which is sent again while its connection breaks. Raises CommandError.
+
+    Each send must carry the same Idempotency-Key: a connection may break after the submit was taken.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            response = send()
+        except httpx2.RequestError as error:
+            if attempt == 1 and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+                raise unreachable(url) from None
+        else:
+            if response.status_code not in (200, 202):
+                raise refusal(response)
+            return response
+        if attempt < _ATTEMPTS:
+            time.sleep(0.2 * 2**attempt)
+    raise CommandError(
+        f"The connection to {url} broke {_ATTEMPTS} times; it is not known whether the {what} was submitted."
+    )
+
+
 def _host_of(url: str) -> str:
-    """The host of an address that can be one. Raises CommandError."""
+    """The host of a URL. Raises CommandError if it is not one of the API."""
     try:
         httpx2.URL(url)
         parts = urlsplit(url)
@@ -49,21 +74,22 @@ def _host_of(url: str) -> str:
     except (ValueError, httpx2.InvalidURL):
         is_address, host = False, ""
     if not is_address:
-        raise CommandError(f"TOKENSPOOL_URL must be the http:// or https:// address of the API, but is {url!r}.", 2)
+        raise CommandError(f"TOKENSPOOL_URL must be the http:// or https:// URL of the API, but is {url!r}.", 2)
     return host
 
 
-def nobody_answers(url: str) -> CommandError:
-    """What to say when the API cannot be reached at all."""
+def unreachable(url: str) -> CommandError:
+    """The error for an API that cannot be reached."""
     return CommandError(
-        f"No tokenspool answers at {url}: start one with `tokenspool dev`, or say where it is with --url or "
-        "TOKENSPOOL_URL."
+        f"Cannot reach tokenspool at {url}: start it with `tokenspool dev`, or give its URL with --url or TOKENSPOOL_URL."
     )
 
 
-def is_something_else(response: httpx2.Response) -> CommandError:
-    """What to say when an answer is none of our API's."""
-    return CommandError(f"The server at {response.url.host} answered {response.status_code}; is it a tokenspool API?")
+def not_tokenspool(response: httpx2.Response) -> CommandError:
+    """The error for a response that is not from our API."""
+    return CommandError(
+        f"The server at {response.url.host} sent an unexpected response ({response.status_code}): check that it is tokenspool."
+    )
 
 
 def is_ours(response: httpx2.Response) -> bool:
@@ -72,9 +98,9 @@ def is_ours(response: httpx2.Response) -> bool:
 
 
 def refusal(response: httpx2.Response) -> CommandError:
-    """What an answer that is no success says, as one sentence. Its body must have been read."""
+    """The problem of an error response, as one sentence. Its body must have been read."""
     if not is_ours(response):
-        return is_something_else(response)
+        return not_tokenspool(response)
     problem = json_object(response.content)
     fields = problem.get("errors")
     details = [
@@ -87,15 +113,15 @@ def refusal(response: httpx2.Response) -> CommandError:
 
 
 def job_in(response: httpx2.Response) -> dict[str, Any]:
-    """The job that a successful answer holds. Its body must have been read. Raises CommandError when there is none."""
+    """The job, or batch, in a successful response whose body has been read. Raises CommandError if there is none."""
     job = json_object(response.content)
     if not (isinstance(job.get("id"), str) and isinstance(job.get("status"), str)):
-        raise is_something_else(response)
+        raise not_tokenspool(response)
     return job
 
 
 def json_object(content: str | bytes) -> dict[str, Any]:
-    """The object that a piece of JSON is; an empty one if it is something else."""
+    """The object in some JSON; an empty one if it is anything else."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):

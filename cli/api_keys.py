@@ -1,6 +1,6 @@
 """`tokenspool keys`: API keys made, listed, rotated and revoked, straight in Redis.
 
-Whoever reaches Redis can do everything anyway: so the first key of all is made here. A key is printed once, alone on standard
+Anyone who reaches Redis can do everything anyway: so the first key of all is made here. A key is printed once, alone on standard
 output, so that a shell can keep it in a variable; all other words go to standard error.
 """
 
@@ -11,8 +11,9 @@ from typing import Final, TypeVar
 
 from cli.errors import CommandError, refused_by_storage
 from cli.serve import read_settings
-from cli.terminal import one_line, printable, put, tell
-from shared.api_key import DEFAULT_SCOPES, ENV, KEY_ID, TENANT, ApiKey, Scope
+from cli.tenants import check_tenant
+from cli.terminal import note, one_line, printable, put
+from shared.api_key import DEFAULT_SCOPES, ENV, KEY_ID, ApiKey, Scope
 from shared.clock import to_rfc3339
 from shared.errors import KeyEnded, NotFound, Problem
 from shared.limits import CallerLimits
@@ -38,11 +39,11 @@ def create_key(
     limits: Mapping[str, float | None],
 ) -> None:
     """Print a new key. Raises CommandError."""
-    _check_tenant(tenant)
+    check_tenant(tenant)
     if not ENV.fullmatch(env):
-        raise CommandError("An env is 1 to 16 of a-z and 0-9.", 2)
+        raise CommandError("--env must be 1 to 16 characters of a-z and 0-9.", 2)
     if len(name) > _MOST_NAME_CHARS or not name.isprintable():
-        raise CommandError(f"A name is {_MOST_NAME_CHARS} printable characters at most.", 2)
+        raise CommandError(f"--name must be at most {_MOST_NAME_CHARS} printable characters.", 2)
     wanted = _scopes_of(scopes)
     chosen = {
         (f"nano_{option}" if option.startswith("usd") else option): round(
@@ -61,14 +62,14 @@ def create_key(
             expires_in_s=None if expires_in_days is None else expires_in_days * _DAY_S,
         )
     )
-    assert made is not None  # nothing that it could outlive
+    assert made is not None  # None only for a key that may not outlive its maker
     _show_once(made, f"a key of {tenant}")
 
 
 def list_keys(tenant: str | None) -> None:
     """Print a line for each key, of one tenant or of all. Raises CommandError."""
     if tenant is not None:
-        _check_tenant(tenant)
+        check_tenant(tenant)
     found = _run(lambda keys: _all_of(keys, tenant))
     now_ms = time.time_ns() // 1_000_000  # near enough for a list
     rows = [("id", "tenant", "name", "scopes", "status", "limits", "created", "last used", "made by")]
@@ -90,27 +91,27 @@ def list_keys(tenant: str | None) -> None:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     put(printable("\n".join(lines)) + "\n" if found else "")
     if not found:
-        tell("there are no keys" if tenant is None else f"{tenant} has no keys")
+        note("there are no keys" if tenant is None else f"{tenant} has no keys")
 
 
 def rotate_key(key_id: str, *, grace_s: int) -> None:
     """Print the key with a new secret. Raises CommandError."""
     made = _run(lambda keys: keys.rotate(_checked(key_id), None, grace_s=grace_s))
-    until = f"the older is taken for {grace_s} s yet" if grace_s else "the older is taken no more"
+    until = f"the old one stays valid for {grace_s} s" if grace_s else "the old one is revoked"
     _show_once(made, f"a new secret for a key of {made.key.tenant}; {until}")
 
 
 def revoke_key(key_id: str) -> None:
-    """Let nobody in with it any more. Raises CommandError."""
+    """Revoke a key. Raises CommandError."""
     key = _run(lambda keys: keys.revoke(_checked(key_id), None))
-    tell(f"{key.id} of {key.tenant} is revoked; every process knows within 5 s")
+    note(f"{key.id} of {key.tenant} is revoked; every process refuses it within 5 s")
 
 
 def _show_once(made: NewKey, what: str) -> None:
     key = made.key
-    end = "without an end" if key.expires_ms is None else f"until {to_rfc3339(key.expires_ms)}"
+    end = "does not expire" if key.expires_ms is None else f"expires {to_rfc3339(key.expires_ms)}"
     scopes = ", ".join(scope for scope in Scope if scope in key.scopes)
-    tell(f"{what}: {key.id}, may {scopes}, {end}. It is shown once, here:")
+    note(f"{what}: {key.id}, scopes {scopes}, {end}. It is shown only once, here:")
     put(made.text + "\n")
 
 
@@ -136,12 +137,12 @@ def _status_of(key: ApiKey, now_ms: int) -> str:
 
 
 def _limits_text(limits: CallerLimits) -> str:
-    told = [
+    shown = [
         f"{name.removeprefix('nano_')}={value / _NANO if name.startswith('nano') else value:.12g}"
         for name in CallerLimits.__struct_fields__
         if (value := getattr(limits, name))
     ]
-    return ",".join(told) or "-"
+    return ",".join(shown) or "-"
 
 
 def _minute(time_ms: int) -> str:
@@ -149,23 +150,18 @@ def _minute(time_ms: int) -> str:
 
 
 def _scopes_of(words: Sequence[str]) -> frozenset[Scope]:
-    """Given one at a time, or with commas between them."""
+    """Given one at a time, or separated by commas."""
     names = {name.strip() for word in words for name in word.split(",")} - {""}
     try:
         return frozenset(Scope(name) for name in names) or DEFAULT_SCOPES
     except ValueError:
-        raise CommandError(f"A scope is one of {', '.join(Scope)}.", 2) from None
-
-
-def _check_tenant(tenant: str) -> None:
-    if not TENANT.fullmatch(tenant):
-        raise CommandError("A tenant's name is 1 to 64 of A-Z, a-z, 0-9, _, . and -.", 2)
+        raise CommandError(f"--scope must be one of: {', '.join(Scope)}.", 2) from None
 
 
 def _checked(key_id: str) -> str:
-    """The id. What else is given may be a key itself: it is not repeated."""
+    """The id. Anything else may be a key itself, so it is not repeated."""
     if not KEY_ID.fullmatch(key_id):
-        raise CommandError("A key's id is key_ and 16 characters, as `tokenspool keys list` shows it.", 2)
+        raise CommandError("A key id must be key_ and 16 characters, as shown by `tokenspool keys list`.", 2)
     return key_id
 
 
@@ -173,9 +169,9 @@ def _run(ask: Callable[[ApiKeys], Awaitable[T]]) -> T:
     try:
         return asyncio.run(_asked(ask))
     except NotFound:
-        raise CommandError("There is no key of that id; `tokenspool keys list` shows all.") from None
+        raise CommandError("There is no key with this id: see `tokenspool keys list`.") from None
     except KeyEnded:
-        raise CommandError("The key is revoked or expired, and gets no new secret: make a new key.") from None
+        raise CommandError("The key is revoked or expired and cannot be rotated: create a new key.") from None
     except Problem as problem:
         raise refused_by_storage(problem) from None
 

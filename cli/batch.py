@@ -1,6 +1,6 @@
-"""`tokenspool batch`: a file of requests becomes one batch; its progress on standard error, its results in a file.
+"""`tokenspool batch`: a file of requests becomes one batch; its progress goes to standard error, its results to a file.
 
-The file is sent as it is read, and the results are written as they arrive: neither is ever in memory as a whole.
+The file is sent while it is read, and results are written as they arrive: neither is ever in memory as a whole.
 """
 
 import random
@@ -13,16 +13,16 @@ from urllib.parse import quote
 
 import httpx2
 
-from cli.api_client import is_something_else, job_in, json_object, nobody_answers, open_client, refusal
+from cli.api_client import job_in, json_object, not_tokenspool, open_client, refusal, submit_once
 from cli.errors import CommandError
 from cli.event_stream import Event, EventReader
-from cli.terminal import one_line, printable, put, tell
+from cli.terminal import note, one_line, printable, put
 
 _ATTEMPTS: Final = 5
 _GIVE_UP_AFTER_S: Final = 300
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 10.0
-_TOLD_EVERY_S: Final = 2.0
+_PROGRESS_EVERY_S: Final = 2.0
 _WORTH_WAITING: Final = (429, 502, 503, 504)
 _NOT_SUCCEEDED: Final = ("failed", "cancelled", "expired")
 
@@ -30,7 +30,7 @@ _NOT_SUCCEEDED: Final = ("failed", "cancelled", "expired")
 def run_batch(file: Path, *, follow: bool, results: Path | None, key: str | None, url: str) -> None:
     """Print the batch's id; with ``follow`` or ``results`` wait for its end. Raises CommandError unless all succeeded.
 
-    ``key`` is an Idempotency-Key: the same file with it finds its batch again.
+    ``key`` is an Idempotency-Key: the same file with the same key finds its batch again.
     """
     if results is not None:
         _check_writable(results)  # before anything is paid for
@@ -39,13 +39,13 @@ def run_batch(file: Path, *, follow: bool, results: Path | None, key: str | None
             with file.open("rb") as lines:
                 batch, is_replayed = _submit(client, lines, url, key or secrets.token_urlsafe(24))
         except OSError as error:
-            raise CommandError(f"The file {one_line(str(file))} cannot be read: {error.strerror}.", 2) from None
+            raise CommandError(f"Cannot read the file {one_line(str(file))}: {error.strerror}.", 2) from None
         if batch.get("status") != "ended" and (invalid := _invalid_lines_of(batch, is_replayed=is_replayed)):
-            tell(f"{invalid} of {_counts_of(batch).get('total', 0)} lines cannot run; the results say why")
+            note(f"{invalid} of {_counts_of(batch).get('total', 0)} lines are not valid; their results say why")
         if not follow and results is None:
             put(printable(batch["id"]) + "\n")
             return
-        tell(f"batch {batch['id']}")
+        note(f"batch {batch['id']}")
         try:
             ended = _follow(client, batch["id"], url)
             if results is not None:
@@ -53,49 +53,38 @@ def run_batch(file: Path, *, follow: bool, results: Path | None, key: str | None
         except KeyboardInterrupt:
             where = f"{url}{_path(batch['id'])}"
             raise CommandError(
-                f"Stopped following; the batch goes on: {where}, its results: {where}/results", 130
+                f"Stopped following; the batch continues: {where} (results: {where}/results)", 130
             ) from None
     counts = _counts_of(ended)
     if lost := sum(counts.get(name, 0) for name in _NOT_SUCCEEDED):
-        raise CommandError(f"{lost} of {counts.get('total', 0)} requests did not succeed; their lines say why.")
+        raise CommandError(f"{lost} of {counts.get('total', 0)} requests did not succeed; their results say why.")
 
 
 def _submit(client: httpx2.Client, lines: BinaryIO, url: str, key: str) -> tuple[dict[str, Any], bool]:
     """The batch, and whether the key had it already."""
-    # The key makes a repeat harmless: a connection that broke behind the last line must not make a second batch.
     headers = {"Idempotency-Key": key, "Content-Type": "application/jsonl"}
-    for attempt in range(1, _ATTEMPTS + 1):
+
+    def send() -> httpx2.Response:
         lines.seek(0)
-        try:
-            response = client.post("/v1/batches", content=lines, headers=headers)
-        except httpx2.RequestError as error:
-            if attempt == 1 and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-                raise nobody_answers(url) from None
-            if attempt == _ATTEMPTS:
-                raise CommandError(
-                    f"The connection to {url} broke {_ATTEMPTS} times; nothing is known of the batch."
-                ) from None
-            time.sleep(0.2 * 2**attempt)
-            continue
-        if response.status_code not in (200, 202):
-            raise refusal(response)
-        return job_in(response), response.headers.get("Idempotency-Replayed") == "true"
-    raise AssertionError("unreachable")
+        return client.post("/v1/batches", content=lines, headers=headers)
+
+    response = submit_once(send, url, "batch")
+    return job_in(response), response.headers.get("Idempotency-Replayed") == "true"
 
 
 def _follow(client: httpx2.Client, batch_id: str, url: str) -> dict[str, Any]:
-    """Tells how far it is, until its end. Returns it as it ended."""
-    told_s = 0.0
-    told = ""
+    """Notes its progress until its end. Returns the batch as it ended."""
+    noted_s = 0.0
+    noted = ""
     for event in _events(client, batch_id, url):
         data = json_object(event.data)
         if event.name == "ended":
-            tell(_progress(data))
+            note(_progress(data))
             return data
         now_s = time.monotonic()
-        if event.name == "progress" and now_s - told_s >= _TOLD_EVERY_S and (news := _progress(data)) != told:
-            told_s, told = now_s, news
-            tell(news)
+        if event.name == "progress" and now_s - noted_s >= _PROGRESS_EVERY_S and (news := _progress(data)) != noted:
+            noted_s, noted = now_s, news
+            note(news)
     raise AssertionError("unreachable")
 
 
@@ -110,7 +99,7 @@ def _progress(data: dict[str, Any]) -> str:
 
 
 def _invalid_lines_of(batch: dict[str, Any], *, is_replayed: bool) -> int:
-    """Lines that cannot run. An API of an earlier version tells them among ``failed``, with those that ran and failed."""
+    """Lines that cannot run. An API without ``invalid_lines`` counts them in ``failed``, with those that ran and failed."""
     invalid_lines = batch.get("invalid_lines")
     if isinstance(invalid_lines, int):
         return invalid_lines
@@ -124,7 +113,7 @@ def _counts_of(data: dict[str, Any]) -> dict[str, int]:
 
 
 def _events(client: httpx2.Client, batch_id: str, url: str) -> Iterator[Event]:
-    """The batch's events, over as many connections as it takes. Does not end before the batch is told to have ended."""
+    """The batch's events, over as many connections as it takes. Ends only after the ``ended`` event."""
     heard_s = time.monotonic()
     pause_s = _FIRST_PAUSE_S
     while True:
@@ -136,7 +125,7 @@ def _events(client: httpx2.Client, batch_id: str, url: str) -> Iterator[Event]:
                     if response.status_code not in _WORTH_WAITING:
                         raise refusal(response)
                 elif not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-                    raise is_something_else(response)
+                    raise not_tokenspool(response)
                 else:
                     pause_s = _FIRST_PAUSE_S
                     for chunk in response.iter_bytes():
@@ -145,7 +134,7 @@ def _events(client: httpx2.Client, batch_id: str, url: str) -> Iterator[Event]:
         except httpx2.RequestError:
             pass
         if time.monotonic() - heard_s > _GIVE_UP_AFTER_S:
-            raise CommandError(f"{url} has been away for too long; the batch goes on: {url}{_path(batch_id)}")
+            raise CommandError(f"{url} has been unreachable for too long; the batch continues: {url}{_path(batch_id)}")
         time.sleep(random.uniform(0.5, 1) * pause_s)
         pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
@@ -154,16 +143,16 @@ def _check_writable(results: Path) -> None:
     try:
         results.open("ab").close()
     except OSError as error:
-        raise CommandError(f"The file {one_line(str(results))} cannot be written: {error.strerror}.", 2) from None
+        raise CommandError(f"Cannot write the file {one_line(str(results))}: {error.strerror}.", 2) from None
 
 
 def _write_results(client: httpx2.Client, batch_id: str, results: Path) -> None:
-    """All lines, in the order of the requests; a connection that breaks is gone on with behind the last whole line."""
+    """Write all lines, in the order of the requests; after a broken connection, continue after the last whole line."""
     try:
         with results.open("wb") as out:
             _fetch_results(client, batch_id, out)
     except OSError as error:
-        raise CommandError(f"The file {one_line(str(results))} cannot be written: {error.strerror}.") from None
+        raise CommandError(f"Cannot write the file {one_line(str(results))}: {error.strerror}.") from None
 
 
 def _fetch_results(client: httpx2.Client, batch_id: str, out: BinaryIO) -> None:
@@ -189,7 +178,7 @@ def _fetch_results(client: httpx2.Client, batch_id: str, out: BinaryIO) -> None:
         except httpx2.RequestError:
             if attempt == _ATTEMPTS:
                 raise CommandError(
-                    f"The connection broke {_ATTEMPTS} times; the results end behind line {last_line}."
+                    f"The connection broke {_ATTEMPTS} times; the results end after line {last_line}."
                 ) from None
         time.sleep(0.2 * 2**attempt)
 

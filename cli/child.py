@@ -1,6 +1,6 @@
-"""Processes that do not outlive the one that started them, however that one ends.
+"""Processes that never outlive the one that started them, however it ends.
 
-Each runs in a session of its own, so Ctrl-C in a terminal reaches only us and we decide the order in which they stop.
+Each runs in a session of its own, so Ctrl-C in a terminal reaches only us, and we choose the order in which they stop.
 On Linux the kernel signals them when we die (PR_SET_PDEATHSIG); elsewhere a small watcher process does. Used by the
 embedded Redis and by `tokenspool dev`.
 """
@@ -26,7 +26,7 @@ if os.getppid() != parent_pid:  # it died before the line above
 os.execv(path, sys.argv[3:])
 """
 
-# Reads from a pipe whose other end only we hold: the end of file is our death.
+# Reads from a pipe whose other end only we hold: end of file means that we are dead.
 _WATCHER = """
 import os, sys
 os.read(0, 1)
@@ -38,7 +38,7 @@ except ProcessLookupError:
 
 _PYTHON = (sys.executable, "-I", "-S", "-c")  # bare: starts in 15 ms
 
-# -P: the current directory is not searched. It may be another project's, with an `api` or a `shared` of its own.
+# -P: the current directory is not searched. It may be another project's, with its own `api` or `shared`.
 OWN_PYTHON = (sys.executable, "-P", "-m")
 """Runs a module of ours, in own_environment()."""
 
@@ -66,18 +66,18 @@ class Child:
         return self._process.poll()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal; nothing happens when the process has ended."""
+        """Send a signal; does nothing once the process has ended."""
         if self.exit_code is None:
             self._process.send_signal(number)
 
     def wait(self, timeout_s: float) -> int | None:
-        """The exit code, or None when it still runs after ``timeout_s``."""
+        """The exit code, or None if it still runs after ``timeout_s``."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout_s)
         return self.exit_code
 
     def stop(self, timeout_s: float) -> int:
-        """SIGTERM, and SIGKILL after ``timeout_s``. A stopped (SIGSTOP) process is woken for it. Returns the exit code."""
+        """SIGTERM, and SIGKILL after ``timeout_s``. A stopped (SIGSTOP) process is continued first. Returns the exit code."""
         self.signal(signal.SIGTERM)
         self.signal(signal.SIGCONT)
         if self.wait(timeout_s) is None:
@@ -90,10 +90,10 @@ class Child:
         return self.reap()
 
     def reap(self) -> int:
-        """Wait for the end, without a deadline: call it when the end is certain."""
+        """Wait for its end without a deadline: call it only when the end is certain."""
         exit_code = self._process.wait()
         if self._watcher is not None:
-            # Before the pid can belong to somebody else. Its stdin is our end of the pipe.
+            # Before another process can get the pid. Its stdin is our end of the pipe.
             self._watcher.kill()
             self._watcher.communicate()
             self._watcher = None
@@ -111,8 +111,8 @@ def start_child(
 ) -> Child:
     """Start ``command`` (an absolute path and its arguments) with stdout and stderr going to ``output``.
 
-    ``death_signal`` is what it gets when we die. Call it from a thread that lives as long as the child shall: on Linux
-    the signal comes at the end of the thread that started it. Raises OSError when the command cannot be started.
+    ``death_signal`` is sent to it when we die. Call this from a thread that lives as long as the child should: on Linux
+    the signal is sent when that thread ends. Raises OSError when the command cannot be started.
     """
     arguments = [str(argument) for argument in command]
     on_linux = sys.platform == "linux"

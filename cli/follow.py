@@ -1,6 +1,6 @@
-"""`tokenspool follow`: a job's answer on standard output as it comes, through broken connections and dead workers.
+"""`tokenspool follow`: a job's answer on standard output while it is generated, through broken connections and dead workers.
 
-Every event is printed once: a reconnect says which it saw last. News about the work goes to standard error.
+Every event is printed once: a reconnect names the last one seen. Notes about the work go to standard error.
 """
 
 import json
@@ -12,20 +12,20 @@ from urllib.parse import quote
 
 import httpx2
 
-from cli.api_client import is_ours, is_something_else, job_in, json_object, nobody_answers, open_client, refusal
+from cli.api_client import is_ours, job_in, json_object, not_tokenspool, open_client, refusal, unreachable
 from cli.errors import CommandError
 from cli.event_stream import Event, EventReader
-from cli.terminal import one_line, printable, put, tell
+from cli.terminal import note, one_line, printable, put
 
 _ENDINGS = ("succeeded", "failed", "cancelled", "expired")
-# The job goes on without us, so there is no hurry; but nobody watches a screen that long.
+# The job goes on without us, so there is no hurry; but nobody watches a screen for longer.
 _GIVE_UP_AFTER_S = 300
 _FIRST_PAUSE_S, _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 0.1, 10.0
 _WORTH_WAITING = (429, 502, 503, 504)
 
 
 class _Answer:
-    """The text on standard output; knows whether the line it is in has begun."""
+    """The text on standard output; knows whether its current line has begun."""
 
     def __init__(self) -> None:
         self._line_has_begun = False
@@ -43,10 +43,10 @@ class _Answer:
             self.write("\n")
 
     def interrupt(self, news: str) -> None:
-        """Say something in the middle of it, on a line of its own; the answer itself gets no line end from us."""
+        """Note something in the middle of it, on a line of its own; adds no line end to the answer."""
         if self._line_has_begun and sys.stdout.isatty() and sys.stderr.isatty():
             print(file=sys.stderr)
-        tell(news)
+        note(news)
 
 
 def follow_job(job_id: str, *, url: str) -> None:
@@ -62,34 +62,38 @@ def follow_with(client: httpx2.Client, job_id: str, url: str) -> None:
         for event in _events(client, job_id, url, answer):
             _show(event, answer)
     except KeyboardInterrupt:
-        raise CommandError(f"Stopped following; the job goes on: tokenspool follow {job_id}", 130) from None
+        raise CommandError(
+            f"Stopped following; the job continues. To follow it again: tokenspool follow {job_id}", 130
+        ) from None
     finally:
         answer.end_line()
 
 
 def _show(event: Event, answer: _Answer) -> None:
-    """One event, as a person wants to see it. Raises CommandError at an end that is no success."""
+    """Show one event. Raises CommandError at an end that is no success."""
     data = json_object(event.data)
     match event.name:
         case "delta":
             answer.write(str(data.get("text", "")))
         case "queued" if data.get("queue_position"):
-            tell(f"waiting, place {data['queue_position']} in the queue")
+            note(f"waiting, position {data['queue_position']} in the queue")
         case "retry":
             answer.end_line()
-            tell("the LLM failed; the call is made again")
+            note("the call to the LLM failed; trying again")
         case "reset":
             answer.end_line()
-            tell(f"the text starts again ({data.get('reason', 'unknown')})")
+            note(f"the text starts over ({data.get('reason', 'unknown')})")
         case "snapshot":
             answer.end_line()
             answer.write(str(data.get("text", "")))
         case "failed":
             error = data.get("error")
-            told = f"{error.get('message')} ({error.get('code')})" if isinstance(error, dict) else "nobody says why"
-            raise CommandError(one_line(f"The job failed: {told}"))
+            why = f"{error.get('message')} ({error.get('code')})" if isinstance(error, dict) else "no reason given"
+            raise CommandError(one_line(f"The job failed: {why}"))
         case "cancelled" | "expired":
-            raise CommandError("The job was cancelled." if event.name == "cancelled" else "The job expired unstarted.")
+            raise CommandError(
+                "The job was cancelled." if event.name == "cancelled" else "The job expired before it started."
+            )
         case _:
             pass  # queued at the front, started, succeeded, and what later versions may add
 
@@ -99,7 +103,7 @@ def _events(client: httpx2.Client, job_id: str, url: str, answer: _Answer) -> It
     path = f"/v1/jobs/{quote(job_id, safe='')}"
     last_event_id = ""
     heard_at = time.monotonic()
-    has_answered = False
+    has_connected = False
     is_lost = False
     pause_s = _FIRST_PAUSE_S
     while True:
@@ -112,14 +116,14 @@ def _events(client: httpx2.Client, job_id: str, url: str, answer: _Answer) -> It
                 if response.status_code != 200:
                     response.read()
                     if response.status_code == 404 and is_ours(response):
-                        raise CommandError(f"There is no job {one_line(job_id)} at {url}.")
+                        raise CommandError(f"No job {one_line(job_id)} at {url}.")
                     if response.status_code not in _WORTH_WAITING:
                         raise refusal(response)
                     pause_s = _retry_after_s(response, pause_s)
                 elif not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-                    raise is_something_else(response)
+                    raise not_tokenspool(response)
                 else:
-                    has_answered, is_lost, pause_s = True, False, _FIRST_PAUSE_S
+                    has_connected, is_lost, pause_s = True, False, _FIRST_PAUSE_S
                     for chunk in response.iter_bytes():
                         heard_at = time.monotonic()
                         for event in reader.feed(chunk):
@@ -128,13 +132,15 @@ def _events(client: httpx2.Client, job_id: str, url: str, answer: _Answer) -> It
                             if event.name in _ENDINGS:
                                 return
         except httpx2.RequestError as error:
-            if not has_answered and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-                raise nobody_answers(url) from None
+            if not has_connected and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+                raise unreachable(url) from None
         if time.monotonic() - heard_at > _GIVE_UP_AFTER_S:
-            raise CommandError(f"{url} has been away for too long; the job goes on: tokenspool follow {job_id}")
+            raise CommandError(
+                f"{url} has been unreachable for too long; the job continues. To follow it again: tokenspool follow {job_id}"
+            )
         if not is_lost:
             answer.interrupt(
-                "the connection is lost; following again" if has_answered else "the API is not ready; trying again"
+                "the connection broke; reconnecting" if has_connected else "the API is not ready; trying again"
             )
             is_lost = True
         if reader.retry_ms is not None:
@@ -150,13 +156,13 @@ def _headers(last_event_id: str) -> dict[str, str]:
 
 
 def _ending(client: httpx2.Client, path: str) -> Event:
-    """The end of a job of which we saw everything but how it ended."""
+    """The last event of a job whose other events we have seen."""
     response = client.get(path, params={"result": "false"})
     if response.status_code != 200:
         raise refusal(response)
     job = job_in(response)
     if job["status"] not in _ENDINGS:
-        raise is_something_else(response)
+        raise not_tokenspool(response)
     return Event(job["status"], json.dumps(job), "")
 
 

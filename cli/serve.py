@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 2048
 _PARTING_S = 5
-"""After the grace clients have this long to read what ends their responses."""
+"""How long clients have after the grace to read the end of their responses."""
 
 
 def run_api(*, host: str, port: int, insecure: bool, processes: int, socket_fd: int | None) -> None:
@@ -38,7 +38,7 @@ def run_api(*, host: str, port: int, insecure: bool, processes: int, socket_fd: 
 
 
 def run_one_worker(*, concurrency: int | None, drain_s: float | None) -> None:
-    """Work until SIGTERM, then drain. Options that were not given come from the environment."""
+    """Work until SIGTERM, then drain. Options that are not given come from the environment."""
     given = {"concurrency": concurrency, "drain_s": drain_s}
     settings = read_settings(**{name: value for name, value in given.items() if value is not None})
     allow_many_connections()
@@ -72,35 +72,35 @@ def read_settings(**overrides: Any) -> "Settings":
     except SettingsError as error:
         raise CommandError(str(error), exit_code=2) from None
     try:
-        connection_maker(settings.redis_url, name="tokenspool")()  # not opened: is the URL one, with all its options?
+        connection_maker(settings.redis_url, name="tokenspool")()  # not opened: checks the URL and its options
     except (ValueError, TypeError, *FOREIGN_ERRORS):
-        # It is not shown: there may be a password in it.
+        # Not shown: it may hold a password.
         message = "TOKENSPOOL_REDIS_URL must be a URL like redis://127.0.0.1:6379/0, but is something else."
         raise CommandError(message, exit_code=2) from None
     return settings
 
 
 def refuse_open_network_without_keys(settings: "Settings", host: str, *, insecure: bool) -> None:
-    """Raise CommandError unless keys are asked for, or everybody who can reach the API may use it as anybody."""
+    """Raise CommandError if callers without a key could reach the API from other machines, unless ``insecure``."""
     if settings.auth == "off" and not is_loopback(host) and not insecure:
         raise CommandError(
-            f"TOKENSPOOL_AUTH=off lets everybody who reaches {host} act as any tenant: listen on 127.0.0.1, or say "
-            "--insecure if the network is closed.",
+            f"TOKENSPOOL_AUTH=off lets anyone who reaches {host} act as any tenant: listen on 127.0.0.1, or add --insecure "
+            "if the network is closed.",
             2,
         )
 
 
 def bind(host: str, port: int, *, hint: str = "") -> socket.socket:
-    """A socket bound to the address, not yet listening. Raises CommandError when it is taken or is none of ours.
+    """A socket bound to the address, not yet listening. Raises CommandError if it is in use or not an address of this machine.
 
-    ``hint`` says behind "choose one with --port" how that is done.
+    ``hint`` is appended to "choose another with --port".
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:  # a name with an empty label is not even looked up
         reason = error.strerror if isinstance(error, OSError) else "not a host name"
-        raise CommandError(f"{host} is no address to listen on: {reason}.", 2) from None
+        raise CommandError(f"Cannot listen on {host}: {reason}.", 2) from None
     # A server that ended a moment ago leaves connections in TIME_WAIT; they are no reason to refuse.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -108,7 +108,7 @@ def bind(host: str, port: int, *, hint: str = "") -> socket.socket:
     except OSError as error:
         listener.close()
         raise CommandError(
-            f"Port {port} on {host} cannot be had ({error.strerror}): choose one with --port{hint}."
+            f"Cannot listen on port {port} of {host} ({error.strerror}): choose another with --port{hint}."
         ) from None
     return listener
 
@@ -143,14 +143,14 @@ def _serve(settings: "Settings", listener: socket.socket, *, is_supervised: bool
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # api/edge/proxies.py believes whom the settings name; uvicorn believes this machine
+        proxy_headers=False,  # api/edge/proxies.py trusts the proxies of the settings; uvicorn trusts this machine
         backlog=_BACKLOG,
         timeout_graceful_shutdown=_PARTING_S,  # counted from the end of the drain
     )
     hurried_by = {signal.SIGINT} if is_supervised else {signal.SIGTERM, signal.SIGINT}
     server = Server(config, hurried_by=frozenset(hurried_by))
-    # uvicorn sets the same handlers itself, but later, and gives these back when it has finished: a signal that comes before
-    # must not be lost, nor one that comes after spoil a clean exit.
+    # uvicorn sets the same handlers itself, but later, and restores these when it has finished: an earlier signal must not be
+    # lost, and a later one must not spoil a clean exit.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     host, port = listener.getsockname()[:2]
@@ -192,5 +192,5 @@ def _serve_by_processes(
                 supervisor.start(services)
                 supervisor.watch()
         finally:
-            listener.close()  # or who connects after the last process closed its own would wait for nobody
+            listener.close()  # else clients that connect after the last process has closed its own would wait in vain
             supervisor.stop_everything()

@@ -1,7 +1,7 @@
-"""What reaches the person's terminal.
+"""What reaches the user's terminal.
 
 Model output and server messages are untrusted: an escape sequence in them could rewrite the screen or the clipboard, so
-control characters never get through.
+control characters are removed.
 """
 
 import os
@@ -25,18 +25,18 @@ def one_line(text: str) -> str:
 
 
 def put(text: str) -> None:
-    """Text on standard output, at once. Raises CommandError when nobody takes it: without a word if it is a pipe."""
+    """Write text to standard output at once. Raises CommandError if that fails, with an empty message for a closed pipe."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        # Python must not stumble over it again at exit, when it writes what it still holds.
+        # Else Python fails again at exit, when it flushes its buffer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # its reader is gone, as in `| head`
             raise CommandError("", 141) from None
-        raise CommandError(f"Standard output cannot be written: {error.strerror}.") from None
+        raise CommandError(f"Cannot write to standard output: {error.strerror}.") from None
 
 
-def tell(line: str) -> None:
-    """A line about the work, on standard error: standard output is the answer's alone."""
+def note(line: str) -> None:
+    """Write a line about the work to standard error: standard output is for the answer."""
     print(f"tokenspool: {printable(line)}", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ TokenspoolError
     ├── NotAcceptable       406
     ├── RequestTimeout      408      the head did not come in time
     ├── NotEnded            409      only an ended job can be erased or retried
-    ├── KeyEnded            409      a revoked or expired key gets no new secret
+    ├── KeyEnded            409      a revoked or expired key cannot be rotated
     ├── TooManyKeys         409
     ├── TooLarge            413
     ├── UnsupportedMediaType 415

@@ -82,7 +82,7 @@ class Patience:
 def patience(monkeypatch: pytest.MonkeyPatch) -> Patience:
     """The pauses between connections, noted instead of waited for; at their longest, without the jitter."""
     patience = Patience()
-    for module in ("cli.follow", "cli.submit"):
+    for module in ("cli.follow", "cli.api_client"):
         monkeypatch.setattr(f"{module}.time", patience)
     monkeypatch.setattr("cli.follow.random.uniform", lambda _low, high: high)
     return patience

@@ -109,9 +109,7 @@ class DevTerminal:
 
     def pid_of(self, row: str) -> int:
         """The process of a row of the screen, or the one that was last started again in its place."""
-        found = re.findall(
-            rf"^ +{row} .*\(pid (\d+)\)|{row}.* is started again \(pid (\d+)\)", self.screen, re.MULTILINE
-        )
+        found = re.findall(rf"^ +{row} .*\(pid (\d+)\)|{row}.* was restarted \(pid (\d+)\)", self.screen, re.MULTILINE)
         return int(next(filter(None, found[-1])))
 
     def family(self) -> list[psutil.Process]:

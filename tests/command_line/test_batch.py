@@ -91,13 +91,13 @@ def test_requests_that_did_not_succeed_are_exit_code_1(tokenspool: Tokenspool, f
     with FakeApi(answer(202, _batch()), stream(ended)) as api:
         outcome = tokenspool("batch", file, "-f", "--url", api.url)
     assert outcome.exit_code == 1
-    assert outcome.err.splitlines()[-1] == ("tokenspool: 1 of 2 requests did not succeed; their lines say why.")
+    assert outcome.err.splitlines()[-1] == ("tokenspool: 1 of 2 requests did not succeed; their results say why.")
 
 
 def test_a_file_that_is_not_there_is_said(tokenspool: Tokenspool, tmp_path: Path) -> None:
     outcome = tokenspool("batch", tmp_path / "none.jsonl")
     assert outcome.exit_code == 2
-    assert outcome.sentence.endswith("cannot be read: No such file or directory.")
+    assert outcome.sentence.endswith("none.jsonl: No such file or directory.")
 
 
 def test_a_refusal_is_one_sentence(tokenspool: Tokenspool, file: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_sent(
     with FakeApi() as api:
         outcome = tokenspool("batch", file, "--results", tmp_path / "nowhere" / "x.jsonl", "--url", api.url)
     assert outcome.exit_code == 2
-    assert "cannot be written" in outcome.err
+    assert "Cannot write the file" in outcome.err
     assert api.requests == []
 
 
@@ -121,7 +121,7 @@ def test_of_a_batch_that_is_found_again_only_lines_that_could_not_run_are_told(
     tokenspool: Tokenspool, file: Path
 ) -> None:
     """Not those that ran and failed meanwhile."""
-    for invalid_lines, said in ((0, ""), (1, "tokenspool: 1 of 3 lines cannot run; the results say why\n")):
+    for invalid_lines, said in ((0, ""), (1, "tokenspool: 1 of 3 lines are not valid; their results say why\n")):
         batch = {**_batch(total=3, running=1, failed=2), "invalid_lines": invalid_lines}
         with FakeApi(answer(202, batch, idempotency_replayed="true")) as api:
             outcome = tokenspool("batch", file, "--idempotency-key", "nightly", "--url", api.url)
@@ -142,5 +142,5 @@ def test_a_key_of_the_callers_own_finds_the_batch_again(tokenspool: Tokenspool, 
     with FakeApi(answer(202, _batch(queued=1, failed=1))) as api:
         outcome = tokenspool("batch", file, "--idempotency-key", "nightly", "--url", api.url)
     assert (outcome.exit_code, outcome.out) == (0, f"{_ID}\n")
-    assert "1 of 2 lines cannot run" in outcome.err
+    assert "1 of 2 lines are not valid" in outcome.err
     assert api.requests[0].headers["idempotency-key"] == "nightly"

@@ -80,22 +80,22 @@ async def test_a_killed_worker_a_ctrl_c_and_a_second_start_lose_nothing(tmp_path
         fact(f"whole answer {time.monotonic() - killed:.1f} s behind the worker's death, lease 2 s")
         assert follower.returncode == 0
         job_line, reset_line = err.decode().splitlines()
-        assert reset_line == "tokenspool: the text starts again (worker_lost)"
+        assert reset_line == "tokenspool: the text starts over (worker_lost)"
         followed = job_line.removeprefix("tokenspool: job ")
         _, answer = (told + out).decode().removesuffix("\n").split("\n")
         assert answer == "".join(f"spool.2.{index} " for index in range(80))
         job = await _job(dev.url, followed)
         assert (job["status"], job["result"]["text"], job["attempts"]) == ("succeeded", answer, 2)
-        await dev.shows("worker 1 is started again")
-        assert dev.screen.count(f"worker 1 (pid {worker}) was ended by SIGKILL; starting it again") == 1
-        assert dev.screen.count("is started again") == 1
+        await dev.shows("worker 1 was restarted")
+        assert dev.screen.count(f"worker 1 (pid {worker}) was killed by SIGKILL; restarting it") == 1
+        assert dev.screen.count("was restarted") == 1
 
         interrupted = await _submitted(dev.url, "nonce=long", "--model", "sim-t60-g20-f1")
         await wait_until(lambda: _runs(dev.url, interrupted), "the job to run")
         family = dev.family()
         dev.type(CTRL_C)
         assert await dev.ends() == 0
-        assert "stopping; the jobs stay\n" in dev.screen
+        assert "stopping; the jobs are kept\n" in dev.screen
         assert "Traceback" not in dev.screen
         _assert_gone(family)
 
@@ -153,16 +153,16 @@ async def test_whatever_dies_comes_back_with_its_address(tmp_path: Path) -> None
         for row, name in (("Redis", "Redis"), ("API", "the API"), ("LLM", "the simulator")):
             pid = dev.pid_of(row)
             kill(pid)
-            await dev.shows(f"{name} is started again")
-            assert dev.screen.count(f"{name} (pid {pid}) was ended by SIGKILL; starting it again") == 1
+            await dev.shows(f"{name} was restarted")
+            assert dev.screen.count(f"{name} (pid {pid}) was killed by SIGKILL; restarting it") == 1
             process = await _command("follow", job_id, "--url", dev.url)
             assert process.stderr is not None
             line = await process.stderr.readuntil(b"in the queue\n")
-            assert line.endswith(b"place 1 in the queue\n")
+            assert line.endswith(b"position 1 in the queue\n")
             process.send_signal(signal.SIGINT)
             await process.communicate()
             assert process.returncode == 130
-        assert dev.screen.count("is started again") == 3
+        assert dev.screen.count("was restarted") == 3
         family = dev.family()
         dev.process.send_signal(signal.SIGTERM)
         assert await dev.ends() == 0
@@ -218,7 +218,7 @@ async def test_a_ctrl_c_while_it_starts_is_obeyed(tmp_path: Path) -> None:
     misspelt = {"TOKENSPOOL_LEASE": "2"}
     async with DevTerminal("--simulator", "--port", "0", "--data-dir", tmp_path / "data", **misspelt) as dev:
         await dev.shows("starting the simulator")
-        assert "TOKENSPOOL_LEASE is no setting, and has no effect: is TOKENSPOOL_LEASE_S meant?\n" in dev.screen
+        assert "TOKENSPOOL_LEASE is not a setting and has no effect: did you mean TOKENSPOOL_LEASE_S?\n" in dev.screen
         family = dev.family()
         dev.type(CTRL_C)
         assert await dev.ends() == 0

@@ -62,7 +62,7 @@ def test_whoever_waits_is_told_the_place_in_the_queue(tokenspool: Tokenspool) ->
     """On standard error."""
     with FakeApi(stream(frame("queued", {"queue_position": 7}), delta("Blue", "1-1"), succeeded())) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
-    assert (outcome.out, outcome.err) == ("Blue\n", "tokenspool: waiting, place 7 in the queue\n")
+    assert (outcome.out, outcome.err) == ("Blue\n", "tokenspool: waiting, position 7 in the queue\n")
 
 
 @pytest.mark.parametrize("then", [Then.CLOSE, Then.RESET])
@@ -79,7 +79,7 @@ def test_a_reconnect_says_which_event_it_saw_last(
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert (outcome.exit_code, outcome.out) == (0, "Blue light is scattered.\n")
     assert [request.headers.get("last-event-id") for request in api.requests] == [None, "1-4", "1-5"]
-    assert outcome.err == "tokenspool: the connection is lost; following again\n" * 2
+    assert outcome.err == "tokenspool: the connection broke; reconnecting\n" * 2
 
 
 def test_a_frame_that_was_cut_in_the_middle_counts_as_unseen(tokenspool: Tokenspool, patience: Patience) -> None:
@@ -107,7 +107,7 @@ def test_a_reset_starts_the_text_again_on_a_new_line(tokenspool: Tokenspool) -> 
         )
     ) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
-    assert (outcome.out, outcome.err) == ("Bl\nAir\n", "tokenspool: the text starts again (worker_lost)\n")
+    assert (outcome.out, outcome.err) == ("Bl\nAir\n", "tokenspool: the text starts over (worker_lost)\n")
 
 
 def test_a_reset_without_an_id_keeps_the_place_until_an_event_has_one(
@@ -140,8 +140,8 @@ def test_a_retry_is_told_beside_the_text(tokenspool: Tokenspool) -> None:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert outcome.out == "Bl\nBlue\n"
     assert outcome.err.splitlines() == [
-        "tokenspool: the LLM failed; the call is made again",
-        "tokenspool: the text starts again (upstream_failed)",
+        "tokenspool: the call to the LLM failed; trying again",
+        "tokenspool: the text starts over (upstream_failed)",
     ]
 
 
@@ -160,7 +160,7 @@ def test_a_snapshot_is_the_whole_text(tokenspool: Tokenspool, patience: Patience
     [
         (job("succeeded"), 0, ""),
         (job("cancelled"), 1, "The job was cancelled."),
-        (job("running"), 1, "The server at 127.0.0.1 answered 200; is it a tokenspool API?"),
+        (job("running"), 1, "The server at 127.0.0.1 sent an unexpected response (200): check that it is tokenspool."),
     ],
 )
 def test_nothing_more_to_follow_means_asking_how_it_ended(
@@ -216,7 +216,7 @@ def test_pauses_grow_while_nobody_answers_and_are_short_again_behind_an_answer(
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert (outcome.exit_code, outcome.out) == (0, "ab\n")
     assert patience.pauses_s == [0.5, 1, 2, 4, 8, 10, 10, 0.5, 1]
-    assert outcome.err == "tokenspool: the connection is lost; following again\n" * 2
+    assert outcome.err == "tokenspool: the connection broke; reconnecting\n" * 2
 
 
 def test_it_gives_up_after_five_minutes_and_says_how_to_go_on(tokenspool: Tokenspool, patience: Patience) -> None:
@@ -225,8 +225,8 @@ def test_it_gives_up_after_five_minutes_and_says_how_to_go_on(tokenspool: Tokens
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert (outcome.exit_code, outcome.out) == (1, "Blue\n")
     assert outcome.err.splitlines() == [
-        "tokenspool: the connection is lost; following again",
-        f"tokenspool: {api.url} has been away for too long; the job goes on: tokenspool follow {JOB_ID}",
+        "tokenspool: the connection broke; reconnecting",
+        f"tokenspool: {api.url} has been unreachable for too long; the job continues. To follow it again: tokenspool follow {JOB_ID}",
     ]
     assert 300 <= sum(patience.pauses_s) < 320
 
@@ -261,10 +261,10 @@ def test_half_a_surrogate_pair_is_printed_as_a_question_mark(tokenspool: Tokensp
             frame("failed", {"error": {"code": "upstream_auth", "message": "The LLM refused our credentials."}}),
             "The job failed: The LLM refused our credentials. (upstream_auth)",
         ),
-        (frame("failed", {"error": "not as it should be"}), "The job failed: nobody says why"),
-        (frame("failed", ["nonsense"]), "The job failed: nobody says why"),
+        (frame("failed", {"error": "not as it should be"}), "The job failed: no reason given"),
+        (frame("failed", ["nonsense"]), "The job failed: no reason given"),
         (frame("cancelled", {}), "The job was cancelled."),
-        (frame("expired", {}), "The job expired unstarted."),
+        (frame("expired", {}), "The job expired before it started."),
     ],
 )
 def test_an_end_that_is_no_success_is_exit_code_1_and_a_sentence(
@@ -290,12 +290,21 @@ def test_an_end_that_is_no_success_is_exit_code_1_and_a_sentence(
         ),
         (problem(400, "Strange.", errors={"no": "list"}), "Strange."),
         (problem(400, "Strange.", errors=["no object"]), "Strange."),
-        (answer(404, b"<h1>Not Found</h1>"), "The server at 127.0.0.1 answered 404; is it a tokenspool API?"),
-        (answer(404, b"[" * 100_000), "The server at 127.0.0.1 answered 404; is it a tokenspool API?"),
-        (answer(302, b"", location="/login"), "The server at 127.0.0.1 answered 302; is it a tokenspool API?"),
+        (
+            answer(404, b"<h1>Not Found</h1>"),
+            "The server at 127.0.0.1 sent an unexpected response (404): check that it is tokenspool.",
+        ),
+        (
+            answer(404, b"[" * 100_000),
+            "The server at 127.0.0.1 sent an unexpected response (404): check that it is tokenspool.",
+        ),
+        (
+            answer(302, b"", location="/login"),
+            "The server at 127.0.0.1 sent an unexpected response (302): check that it is tokenspool.",
+        ),
         (
             answer(200, b"<h1>Welcome</h1>", content_type="text/html"),
-            "The server at 127.0.0.1 answered 200; is it a tokenspool API?",
+            "The server at 127.0.0.1 sent an unexpected response (200): check that it is tokenspool.",
         ),
     ],
 )
@@ -311,7 +320,7 @@ def test_a_job_that_is_erased_meanwhile_is_told_as_gone(tokenspool: Tokenspool, 
     with FakeApi(stream(delta("Blue", "1-3")), problem(404, "Not found.")) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert (outcome.exit_code, outcome.out) == (1, "Blue\n")
-    assert outcome.err.splitlines()[-1] == f"tokenspool: There is no job {JOB_ID} at {api.url}."
+    assert outcome.err.splitlines()[-1] == f"tokenspool: No job {JOB_ID} at {api.url}."
 
 
 def test_nobody_there_is_said_at_once(tokenspool: Tokenspool, patience: Patience) -> None:
@@ -320,7 +329,7 @@ def test_nobody_there_is_said_at_once(tokenspool: Tokenspool, patience: Patience
         pass
     outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert outcome.exit_code == 1
-    assert outcome.sentence.startswith(f"No tokenspool answers at {api.url}: start one with `tokenspool dev`")
+    assert outcome.sentence.startswith(f"Cannot reach tokenspool at {api.url}: start it with `tokenspool dev`")
     assert patience.pauses_s == []
 
 
@@ -362,7 +371,10 @@ def test_ctrl_c_says_that_the_job_goes_on() -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, b"\n")
-    assert err.decode() == f"tokenspool: Stopped following; the job goes on: tokenspool follow {JOB_ID}\n"
+    assert (
+        err.decode()
+        == f"tokenspool: Stopped following; the job continues. To follow it again: tokenspool follow {JOB_ID}\n"
+    )
 
 
 def test_a_reader_that_leaves_ends_it_without_a_word() -> None:
@@ -387,7 +399,7 @@ def test_a_full_disk_is_a_sentence() -> None:
             [*_PLAY, "follow", JOB_ID, "--url", api.url], stdout=full, stderr=subprocess.PIPE, check=False, timeout=20
         )
     assert done.returncode == 1
-    assert done.stderr.decode() == "tokenspool: Standard output cannot be written: No space left on device.\n"
+    assert done.stderr.decode() == "tokenspool: Cannot write to standard output: No space left on device.\n"
 
 
 def test_a_terminal_event_of_megabytes_is_read(tokenspool: Tokenspool) -> None:

@@ -160,7 +160,7 @@ async def test_an_attempt_that_broke_is_printed_beside_the_one_that_did_not(
     outcome = await _run(tokenspool, "follow", job_id, "--url", url)
     assert outcome.exit_code == 0
     assert outcome.out.splitlines()[-1] == _answer("again").replace(".1.", ".2.")
-    assert outcome.err.splitlines()[-1].startswith("tokenspool: the text starts again (")
+    assert outcome.err.splitlines()[-1].startswith("tokenspool: the text starts over (")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ async def test_a_job_that_nobody_ran_in_time_is_told(crew: Crew, url: str, token
     _, job, _ = await ask(url, "/v1/jobs", method="POST", body={"prompt": "Why?", "job": {"expires_in_s": 1}})
     outcome = await _run(tokenspool, "follow", job["id"], "--url", url)
     assert outcome.exit_code == 1
-    assert outcome.err.splitlines()[-1] == "tokenspool: The job expired unstarted."
+    assert outcome.err.splitlines()[-1] == "tokenspool: The job expired before it started."
 
 
 @pytest.mark.parametrize("job_id", ["job_01m84bdq4t7w9k2p5x8r3n6v0c", "nonsense", "../jobs", "é\x00"])
@@ -203,7 +203,7 @@ async def test_a_job_that_is_not_there_is_one_sentence(url: str, tokenspool: Tok
     """Whatever was typed."""
     outcome = await _run(tokenspool, "follow", job_id, "--url", url)
     assert outcome.exit_code == 1
-    assert outcome.sentence == f"There is no job {one_line(job_id)} at {url}."
+    assert outcome.sentence == f"No job {one_line(job_id)} at {url}."
 
 
 @pytest.mark.parametrize(
@@ -257,4 +257,4 @@ async def test_an_api_that_restarts_is_followed_across(
         await first_api.aclose()
         outcome = await following
     assert (outcome.exit_code, outcome.out) == (0, _answer("across", 60) + "\n")
-    assert set(outcome.err.splitlines()) == {"tokenspool: the connection is lost; following again"}
+    assert set(outcome.err.splitlines()) == {"tokenspool: the connection broke; reconnecting"}

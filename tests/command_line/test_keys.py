@@ -62,7 +62,7 @@ def test_the_first_key_of_all_lets_an_operator_in(
     assert made.exit_code == 0
     assert re.fullmatch(r"ts_live_[0-9a-z]{16}_[0-9A-Za-z]{33}\n", made.out)
     key = made.out.strip()
-    assert "may submit, read, admin, without an end. It is shown once" in made.err
+    assert "scopes submit, read, admin, does not expire. It is shown only once" in made.err
     assert key not in made.err
 
     monkeypatch.setenv("TOKENSPOOL_API_KEY", key)
@@ -90,7 +90,7 @@ def test_a_key_is_listed_rotated_and_revoked(tokenspool: Tokenspool) -> None:
     rotated = tokenspool("keys", "rotate", id_of(key), "--grace-s", "0")
     assert id_of(rotated.out.strip()) == id_of(key)
     assert rotated.out.strip() != key
-    assert "the older is taken no more" in rotated.err
+    assert "the old one is revoked" in rotated.err
 
     head, line, *rest = tokenspool("keys", "list", "--tenant", "acme").out.splitlines()
     assert rest == []
@@ -117,7 +117,7 @@ def test_an_unknown_key_is_told(tokenspool: Tokenspool) -> None:
     for command in ("rotate", "revoke"):
         outcome = tokenspool("keys", command, "key_0000000000000000")
         assert outcome.exit_code == 1
-        assert outcome.sentence == "There is no key of that id; `tokenspool keys list` shows all."
+        assert outcome.sentence == "There is no key with this id: see `tokenspool keys list`."
 
 
 def test_a_key_in_place_of_an_id_is_not_repeated(tokenspool: Tokenspool) -> None:

@@ -104,7 +104,7 @@ def test_a_process_without_its_model_ends_with_a_sentence(missing: set[str]) -> 
     missing.add("xllamacpp")
     with pytest.raises(SystemExit) as ended:
         local_model.main()
-    assert ended.value.code == "The local model is not installed here."
+    assert ended.value.code == "The local model is not installed."
 
 
 class _OnPaper:
@@ -118,7 +118,7 @@ class _OnPaper:
         self.running += services
         for service in services:
             if service.name in self._broken:
-                raise CommandError(f"{service.name} ended with exit code 1 before it was up")
+                raise CommandError(f"{service.name} ended with exit code 1 before it was ready")
 
     def stop(self, services: Sequence[Service]) -> None:
         self.running = [service for service in self.running if service not in services]
@@ -195,7 +195,7 @@ def test_where_the_model_is_not_installed_the_simulator_answers_and_that_is_said
     upstream = _upstream(supervisor, tmp_path)
     assert [service.name for service in supervisor.running] == ["the simulator"]
     assert upstream.label == "the simulator: scripted text, no model"
-    assert "the local model is not installed here" in capsys.readouterr().out
+    assert "the local model is not installed" in capsys.readouterr().out
 
 
 def test_a_model_that_does_not_come_up_is_replaced_and_that_is_said(
@@ -207,7 +207,7 @@ def test_a_model_that_does_not_come_up_is_replaced_and_that_is_said(
     assert [service.name for service in supervisor.running] == ["the simulator"]
     assert upstream.api_environment == {"TOKENSPOOL_MODEL": "simulated", "TOKENSPOOL_PROVIDER": "anthropic"}
     said = capsys.readouterr().out
-    assert f"{local_model.MODEL} ended with exit code 1 before it was up\n" in said
+    assert f"{local_model.MODEL} ended with exit code 1 before it was ready\n" in said
     assert "the simulator answers instead\n" in said
 
 

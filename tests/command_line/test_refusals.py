@@ -59,11 +59,17 @@ def test_a_redis_url_that_only_looks_like_one_is_told_and_not_shown(
     [
         (("worker", "--concurrency", "0"), "TOKENSPOOL_CONCURRENCY must be at least 1, but is '0'."),
         (("worker", "--drain-s", "nan"), "TOKENSPOOL_DRAIN_S must be at most 86400.0, but is 'nan'."),
-        (("keys", "create", "--tenant", "a b"), "A tenant's name is 1 to 64 of A-Z, a-z, 0-9, _, . and -."),
-        (("keys", "create", "--tenant", "acme", "--scope", "all"), "A scope is one of submit, read, cancel, admin."),
-        (("keys", "create", "--tenant", "acme", "--env", "Live"), "An env is 1 to 16 of a-z and 0-9."),
-        (("keys", "revoke", "x"), "A key's id is key_ and 16 characters, as `tokenspool keys list` shows it."),
-        (("probe", "weather"), "A probe is of an api or of a worker, but is asked for 'weather'."),
+        (
+            ("keys", "create", "--tenant", "a b"),
+            "A tenant's name must be 1 to 64 characters of A-Z, a-z, 0-9, _, . and -.",
+        ),
+        (
+            ("keys", "create", "--tenant", "acme", "--scope", "all"),
+            "--scope must be one of: submit, read, cancel, admin.",
+        ),
+        (("keys", "create", "--tenant", "acme", "--env", "Live"), "--env must be 1 to 16 characters of a-z and 0-9."),
+        (("keys", "revoke", "x"), "A key id must be key_ and 16 characters, as shown by `tokenspool keys list`."),
+        (("probe", "weather"), "Cannot probe 'weather': name api or worker."),
     ],
 )
 def test_a_wrong_option_is_told_like_a_wrong_setting(
@@ -82,7 +88,7 @@ def test_an_api_without_keys_stays_off_open_networks(
     monkeypatch.setenv("TOKENSPOOL_AUTH", "off")
     outcome = tokenspool("serve", "--host", host)
     assert outcome.exit_code == 2
-    assert outcome.sentence.startswith(f"TOKENSPOOL_AUTH=off lets everybody who reaches {host} act as any tenant")
+    assert outcome.sentence.startswith(f"TOKENSPOOL_AUTH=off lets anyone who reaches {host} act as any tenant")
 
 
 @pytest.fixture
@@ -104,7 +110,7 @@ def test_a_port_that_is_taken_is_told(
     hint = " (make run ARGS='--port 8001')" if command == "dev" else ""
     assert outcome.exit_code == 1
     assert outcome.sentence == (
-        f"Port {taken_port} on 127.0.0.1 cannot be had (Address already in use): choose one with --port{hint}."
+        f"Cannot listen on port {taken_port} of 127.0.0.1 (Address already in use): choose another with --port{hint}."
     )
     assert not data_dir.exists()
 
@@ -115,7 +121,7 @@ def test_a_data_directory_that_cannot_be_one_is_told(tokenspool: Tokenspool, tmp
     data_dir = tmp_path / "file" / "data"
     outcome = tokenspool("dev", "--port", "0", "--data-dir", data_dir)
     assert outcome.exit_code == 1
-    assert outcome.sentence == f"{data_dir} cannot be used as the data directory: Not a directory."
+    assert outcome.sentence == f"Cannot use {data_dir} as the data directory: Not a directory."
 
 
 def test_a_data_directory_in_use_is_told(
@@ -129,7 +135,7 @@ def test_a_data_directory_in_use_is_told(
         outcome = tokenspool("dev", "--port", "0", "--data-dir", tmp_path, "--simulator")
     assert outcome.exit_code == 1
     assert outcome.err == (
-        f"tokenspool: {tmp_path} is in use by another `tokenspool dev`: stop that one, or choose another directory "
+        f"tokenspool: {tmp_path} is in use by another `tokenspool dev`: stop it, or choose another directory "
         "with --data-dir (make run ARGS='--data-dir .another').\n"
     )
     assert (tmp_path / "logs" / "api.log").read_text() == "in use"
@@ -164,7 +170,7 @@ def test_a_command_that_does_not_exist_is_told_with_where_to_look(tokenspool: To
         (
             ("serve", "--insecure", "--host", "two..dots"),  # Python has an error of its own for an empty label
             {"TOKENSPOOL_AUTH": "off"},
-            "two..dots is no address to listen on: not a host name.",
+            "Cannot listen on two..dots: not a host name.",
         ),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 from cli.probe import http_status
 from tests.support.wait import wait_until
 
-_SOON = "starting it again in 2 s"
+_SOON = "restarting it in 2 s"
 _REDIS_AWAY = "redis://127.0.0.1:1/0"
 
 
@@ -94,8 +94,8 @@ async def test_api_processes_share_a_port_and_are_brought_back() -> None:
         assert http_status("127.0.0.1", port, "/health/live") == 200
         assert parent.stderr is not None
         ended, again = list(islice((line for line in parent.stderr if line.startswith(b"tokenspool: ")), 2))
-        assert ended == f"tokenspool: API process 1 (pid {first.pid}) was ended by SIGKILL; {_SOON}\n".encode()
-        assert re.fullmatch(rb"tokenspool: API process 1 is started again \(pid \d+\)\n", again)
+        assert ended == f"tokenspool: API process 1 (pid {first.pid}) was killed by SIGKILL; {_SOON}\n".encode()
+        assert re.fullmatch(rb"tokenspool: API process 1 was restarted \(pid \d+\)\n", again)
         assert http_status("127.0.0.1", port, "/health/live") == 200
         parent.send_signal(signal.SIGTERM)
         parent.communicate(timeout=20)
@@ -132,8 +132,8 @@ def test_a_health_check_says_whether_its_process_is_up() -> None:
     """As the containers ask: exit code 1 and a sentence when it is not."""
     with _started("probe", "api", "--port", "1") as probe:
         out, err = probe.communicate(timeout=20)
-    assert (probe.returncode, out, err) == (1, b"", b"tokenspool: No API answers on port 1.\n")
+    assert (probe.returncode, out, err) == (1, b"", b"tokenspool: No API responds on port 1.\n")
     with _started("probe", "worker") as probe:
         out, err = probe.communicate(timeout=20)
     assert (probe.returncode, out) == (1, b"")
-    assert err == b"tokenspool: No worker of this host has announced itself lately.\n"
+    assert err == b"tokenspool: No worker of this host is registered in Redis.\n"

@@ -97,7 +97,9 @@ def test_after_five_tries_it_says_that_nothing_is_known(tokenspool: Tokenspool, 
     with FakeApi(GONE, GONE) as api:
         outcome = tokenspool("submit", "Why?", "--url", api.url)
     assert outcome.exit_code == 1
-    assert outcome.sentence == f"The connection to {api.url} broke 5 times; nothing is known of the job."
+    assert (
+        outcome.sentence == f"The connection to {api.url} broke 5 times; it is not known whether the job was submitted."
+    )
     assert patience.pauses_s == [0.4, 0.8, 1.6, 3.2]
 
 
@@ -113,10 +115,22 @@ def test_after_five_tries_it_says_that_nothing_is_known(tokenspool: Tokenspool, 
             "2 fields are not valid. #/prompt: is empty. #/model: is too long.",
         ),
         (problem(503, "The queue is full.", retry_after="10"), "The queue is full."),
-        (answer(502, b"Bad gateway"), "The server at 127.0.0.1 answered 502; is it a tokenspool API?"),
-        (answer(200, b"<h1>Welcome</h1>"), "The server at 127.0.0.1 answered 200; is it a tokenspool API?"),
-        (answer(200, ["no job"]), "The server at 127.0.0.1 answered 200; is it a tokenspool API?"),
-        (answer(202, {"id": 7}), "The server at 127.0.0.1 answered 202; is it a tokenspool API?"),
+        (
+            answer(502, b"Bad gateway"),
+            "The server at 127.0.0.1 sent an unexpected response (502): check that it is tokenspool.",
+        ),
+        (
+            answer(200, b"<h1>Welcome</h1>"),
+            "The server at 127.0.0.1 sent an unexpected response (200): check that it is tokenspool.",
+        ),
+        (
+            answer(200, ["no job"]),
+            "The server at 127.0.0.1 sent an unexpected response (200): check that it is tokenspool.",
+        ),
+        (
+            answer(202, {"id": 7}),
+            "The server at 127.0.0.1 sent an unexpected response (202): check that it is tokenspool.",
+        ),
     ],
 )
 def test_a_refusal_is_one_sentence(tokenspool: Tokenspool, said: Answer, sentence: str) -> None:
@@ -132,7 +146,7 @@ def test_nobody_there_is_said_at_once(tokenspool: Tokenspool, patience: Patience
         pass
     outcome = tokenspool("submit", "Why?", "--url", api.url)
     assert outcome.exit_code == 1
-    assert outcome.sentence.startswith(f"No tokenspool answers at {api.url}: start one with `tokenspool dev`")
+    assert outcome.sentence.startswith(f"Cannot reach tokenspool at {api.url}: start it with `tokenspool dev`")
     assert patience.pauses_s == []
 
 
@@ -141,7 +155,7 @@ def test_bytes_that_are_no_text_are_refused(tokenspool: Tokenspool, arguments: t
     """Python hands them on as half surrogate pairs, which JSON in UTF-8 cannot carry."""
     outcome = tokenspool("submit", *arguments)
     assert outcome.exit_code == 2
-    assert outcome.sentence.endswith("must be text in UTF-8, but holds bytes that are not.")
+    assert outcome.sentence.endswith("must be UTF-8 text, but has other bytes.")
 
 
 def test_standard_input_that_is_no_text_is_refused(tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +164,7 @@ def test_standard_input_that_is_no_text_is_refused(tokenspool: Tokenspool, monke
     outcome = tokenspool("submit", "-")
     assert (outcome.exit_code, outcome.sentence) == (
         2,
-        "The prompt must be text in UTF-8, but holds bytes that are not.",
+        "The prompt must be UTF-8 text, but has other bytes.",
     )
 
 
@@ -161,7 +175,7 @@ def test_an_address_that_is_none_is_refused(tokenspool: Tokenspool, url: str) ->
     """By the name of the variable that may have it."""
     outcome = tokenspool("submit", "Why?", "--url", url)
     assert outcome.exit_code == 2
-    assert outcome.sentence == f"TOKENSPOOL_URL must be the http:// or https:// address of the API, but is {url!r}."
+    assert outcome.sentence == f"TOKENSPOOL_URL must be the http:// or https:// URL of the API, but is {url!r}."
 
 
 @pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
@@ -172,7 +186,7 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(
     monkeypatch.setenv("TOKENSPOOL_API_KEY", key)
     outcome = tokenspool("submit", "Why?")
     assert outcome.exit_code == 2
-    assert outcome.sentence == "TOKENSPOOL_API_KEY must be a key: one line of ASCII, but is something else."
+    assert outcome.sentence == "TOKENSPOOL_API_KEY must be one line of printable ASCII, but is something else."
 
 
 @pytest.mark.parametrize(("name", "value"), [("ALL_PROXY", "nonsense://proxy"), ("SSL_CERT_FILE", "/nowhere.pem")])
@@ -183,4 +197,6 @@ def test_proxies_and_certificates_that_cannot_be_used_are_told(
     monkeypatch.setenv(name, value)
     outcome = tokenspool("submit", "Why?", "--url", "https://tokenspool.invalid")
     assert outcome.exit_code == 2
-    assert outcome.sentence.startswith("A variable for proxies or certificates (ALL_PROXY, SSL_CERT_FILE, …)")
+    assert outcome.sentence.startswith(
+        "Cannot use a variable for proxies or certificates (ALL_PROXY, SSL_CERT_FILE, …)"
+    )

@@ -100,7 +100,7 @@ def test_what_dies_is_started_again_and_that_is_said_once(tmp_path: Path, superv
     supervisor.start([service, other])
     first, untouched = service.pid, other.pid
     os.kill(first, signal.SIGKILL)
-    news.stop_when("is started again")
+    news.stop_when("was restarted")
     supervisor.watch()
     second = service.pid
     assert second != first
@@ -108,8 +108,8 @@ def test_what_dies_is_started_again_and_that_is_said_once(tmp_path: Path, superv
     assert other.pid == untouched
     ended, again = news.lines
     log = service.log_path
-    assert ended == f"the service (pid {first}) was ended by SIGKILL; starting it again; its log {log} ends with: up"
-    assert again == f"the service is started again (pid {second})"
+    assert ended == f"the service (pid {first}) was killed by SIGKILL; restarting it; its log {log} ends with: up"
+    assert again == f"the service was restarted (pid {second})"
     supervisor.stop_everything()
     assert not psutil.pid_exists(second)
     assert len(news.lines) == 2
@@ -121,7 +121,7 @@ def test_what_dies_again_and_again_is_waited_for_longer_each_time(
     """And its exit code and last words are told, which say why."""
     service = a_service(tmp_path, "print('no luck', flush=True); raise SystemExit(3)", is_ready=lambda: True)
     supervisor.start([service])
-    news.stop_when("is started again", times=3)
+    news.stop_when("was restarted", times=3)
     supervisor.watch()
     assert [line for line in news.lines if "no luck" in line] == news.lines[::2]
     assert all("ended with exit code 3" in line for line in news.lines[::2])
@@ -137,7 +137,7 @@ def test_one_that_ends_before_it_was_up_is_a_sentence_with_its_last_words(
     with pytest.raises(CommandError) as refused:
         supervisor.start([service])
     assert str(refused.value) == (
-        f"the service (pid {service.pid}) ended with exit code 1 before it was up; its log {service.log_path} ends "
+        f"the service (pid {service.pid}) ended with exit code 1 before it was ready; its log {service.log_path} ends "
         "with: cannot"
     )
 
@@ -145,7 +145,7 @@ def test_one_that_ends_before_it_was_up_is_a_sentence_with_its_last_words(
 def test_one_that_is_silent_for_too_long_is_a_sentence(tmp_path: Path, supervisor: Supervisor) -> None:
     """Its process is ended with the supervisor."""
     service = a_service(tmp_path, is_ready=lambda: False, start_timeout_s=0.01)
-    with pytest.raises(CommandError, match=r"the service was not up within 0 s"):
+    with pytest.raises(CommandError, match=r"the service was not ready within 0 s"):
         supervisor.start([service])
 
 
@@ -235,7 +235,7 @@ def test_one_that_does_not_end_is_killed_at_its_deadline(tmp_path: Path, supervi
     service = a_service(tmp_path, _IGNORES, stop_timeout_s=0.1)
     supervisor.start([service])
     supervisor.stop_everything()
-    assert news.lines == [f"the service (pid {service.pid}) does not end; killing it"]
+    assert news.lines == [f"the service (pid {service.pid}) does not stop; killing it"]
 
 
 def test_a_second_ctrl_c_kills_all_but_what_is_worth_the_wait(
@@ -248,7 +248,7 @@ def test_a_second_ctrl_c_kills_all_but_what_is_worth_the_wait(
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGINT)
     supervisor.stop_everything()
-    assert news.lines == [f"hurried (pid {hurried.pid}) does not end; killing it"]
+    assert news.lines == [f"hurried (pid {hurried.pid}) does not stop; killing it"]
     assert unhurried.child is not None
     assert unhurried.child.exit_code == 7
 
