@@ -3,7 +3,7 @@
 
 FROM python:3.13-slim-bookworm AS packages
 COPY requirements/runtime.txt /requirements.txt
-# An environment without pip, filled by the pip of the base image, so that none is copied on.
+# An environment without pip, filled by the pip of the base image, so that the final stage gets no pip.
 RUN python -m venv --without-pip /opt/tokenspool \
     && pip --python /opt/tokenspool/bin/python install \
         --no-cache-dir --disable-pip-version-check --only-binary :all: --require-hashes --requirement /requirements.txt
@@ -19,12 +19,12 @@ COPY api ./api
 COPY worker ./worker
 COPY cli ./cli
 COPY simulator ./simulator
-# Compiled here: the final user may write nowhere, and would compile anew at each start.
+# Compiled here: the final user cannot write, so Python would compile again at each start.
 RUN ["/opt/tokenspool/bin/python", "-m", "compileall", "-q", "/app"]
 ENV PATH=/opt/tokenspool/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
-# By number: Kubernetes' runAsNonRoot cannot judge a name.
+# By number: Kubernetes' runAsNonRoot cannot check a name.
 USER 10001
 EXPOSE 8000
 ENTRYPOINT ["python", "-m", "cli"]

@@ -1,5 +1,5 @@
-# Every command of the project. `make run` and `make test` set up what they need; nothing else has to be installed but
-# Python >= 3.11, make and a package index. ARGS goes to the program: make run ARGS="--simulator --port 9000".
+# Every command of the project. `make run` and `make test` set up what they need; you need only Python >= 3.11, make and a
+# package index. ARGS goes to the program: make run ARGS="--simulator --port 9000".
 
 ARGS ?=
 export PYTHON
@@ -10,7 +10,7 @@ export PYTHON
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: ## Start all of it on this machine: Valkey, the API, a worker and an LLM
+run: ## Start everything on this machine: Valkey, the API, a worker and an LLM
 	@scripts/set-up local model
 	@exec .venv/bin/tokenspool dev $(ARGS)
 
@@ -19,15 +19,15 @@ test: ## Check the code, then run the tests
 	@scripts/check
 	@scripts/test $(ARGS)
 
-check: ## Format, lint and type checks, and the deployment files
+check: ## Check format, lint, types and the deployment files
 	@scripts/set-up dev
 	@scripts/check
 
-chaos: ## The longer tier: real processes killed and stopped under load
+chaos: ## Run the longer tests: real processes killed and stopped under load
 	@scripts/set-up dev model
 	@scripts/test -n 0 -m chaos $(ARGS)
 
-fuzz: ## 50,000 hostile bodies, schemathesis over the OpenAPI document, and 100,000 odd streams of an LLM
+fuzz: ## Run 50,000 hostile bodies, schemathesis over the OpenAPI document, and 100,000 odd streams of an LLM
 	@scripts/set-up dev
 	@scripts/test -n 0 -m fuzz -s $(ARGS)
 
@@ -38,5 +38,5 @@ bench: ## Measure the figures of the README on this machine
 lock: ## Resolve the dependencies again into requirements/*.txt (ARGS=--upgrade for newer versions)
 	@scripts/lock $(ARGS)
 
-clean: ## Remove the environment and the caches; .tokenspool/ (the jobs) stays
+clean: ## Remove the environment and the caches; .tokenspool/ (the jobs) is kept
 	rm -rf .venv .venv.lock .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,9 +1,9 @@
-"""Runs a file of prompts as a batch, shows how far it is, and writes the results to a file.
+"""Runs a file of prompts as a batch, shows its progress, and writes the results to a file.
 
     python examples/batch_of_a_file.py examples/prompts.jsonl results.jsonl
 
-Each line of the file is {"custom_id": …, "params": {…}}. Run it again, in the middle or later: the file's own digest is
-the Idempotency-Key, so it finds its batch again instead of making another. Reads TOKENSPOOL_URL and TOKENSPOOL_API_KEY.
+Each line of the file is {"custom_id": …, "params": {…}}. Run it again at any time: the file's digest is the
+Idempotency-Key, so it finds its batch again instead of creating another. Reads TOKENSPOOL_URL and TOKENSPOOL_API_KEY.
 """
 
 import hashlib
@@ -31,16 +31,16 @@ def main(requests: Path, results: Path) -> None:
 
 
 def submit(client: httpx2.Client, path: Path) -> dict[str, Any]:
-    """Sends the file in pieces: it is never in memory as a whole, neither here nor there."""
+    """Sends the file in pieces, so that neither side holds all of it in memory."""
     with path.open("rb") as file:
         key = hashlib.file_digest(file, "sha256").hexdigest()
-    answer = client.post(
+    response = client.post(
         "/v1/batches",
         content=pieces(path),
         headers={"Content-Type": "application/jsonl", "Idempotency-Key": key},
     )
-    answer.raise_for_status()
-    batch: dict[str, Any] = answer.json()
+    response.raise_for_status()
+    batch: dict[str, Any] = response.json()
     return batch
 
 
@@ -51,13 +51,13 @@ def pieces(path: Path) -> Iterator[bytes]:
 
 
 def follow(client: httpx2.Client, url: str) -> None:
-    """Prints the counts as they change. A connection that breaks is made again: each one begins with where it stands."""
+    """Prints the counts as they change. Reconnects after a broken connection; each one begins with the present counts."""
     while True:
         try:
-            with client.stream("GET", url) as answer:
-                answer.raise_for_status()
+            with client.stream("GET", url) as response:
+                response.raise_for_status()
                 event = ""
-                for line in answer.iter_lines():
+                for line in response.iter_lines():
                     if line.startswith("event:"):
                         event = line.removeprefix("event:").strip()
                     elif line.startswith("data:") and event in ("progress", "ended"):
@@ -68,15 +68,15 @@ def follow(client: httpx2.Client, url: str) -> None:
                         if event == "ended":
                             return
         except httpx2.TransportError as error:
-            print(f"({error}; again)", flush=True)
+            print(f"({error}; reconnecting)", flush=True)
 
 
 def save(client: httpx2.Client, url: str, path: Path) -> None:
-    """In the order of the file. Under another name until all of it is there."""
+    """Saves the results in the order of the file, under another name until they are complete."""
     unfinished = path.with_name(f"{path.name}.part")
-    with client.stream("GET", url, params={"order": "submitted"}) as answer, unfinished.open("wb") as file:
-        answer.raise_for_status()
-        for piece in answer.iter_bytes():
+    with client.stream("GET", url, params={"order": "submitted"}) as response, unfinished.open("wb") as file:
+        response.raise_for_status()
+        for piece in response.iter_bytes():
             file.write(piece)
     unfinished.replace(path)
 

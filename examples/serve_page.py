@@ -1,8 +1,8 @@
-"""Serves page.html, and passes /v1/… on to tokenspool: a browser wants both from one origin, and here the key stays.
+"""Serves page.html, and forwards /v1/… to tokenspool: a browser needs both from one origin, and the key stays here.
 
     python examples/serve_page.py 8080      # then open http://127.0.0.1:8080
 
-Reads TOKENSPOOL_URL and TOKENSPOOL_API_KEY. In an application of yours this is your own web server.
+Reads TOKENSPOOL_URL and TOKENSPOOL_API_KEY. In your own application this is your web server.
 """
 
 import http.client
@@ -14,31 +14,30 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 TOKENSPOOL = urlsplit(os.environ.get("TOKENSPOOL_URL", "http://127.0.0.1:8000")).netloc
-PASSED_ON = ("Content-Type", "Accept", "Last-Event-ID", "Idempotency-Key")
+FORWARDED = ("Content-Type", "Accept", "Last-Event-ID", "Idempotency-Key")
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if not self.path.startswith("/v1/"):
             page = Path(__file__).with_name("page.html").read_bytes()
-            self.answer(200, "text/html; charset=utf-8", [page])
+            self.respond(200, "text/html; charset=utf-8", [page])
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        headers = {name: self.headers[name] for name in PASSED_ON if name in self.headers}
+        headers = {name: self.headers[name] for name in FORWARDED if name in self.headers}
         headers["Authorization"] = f"Bearer {os.environ.get('TOKENSPOOL_API_KEY', 'none')}"
         upstream = http.client.HTTPConnection(TOKENSPOOL, timeout=60)
         try:
             upstream.request(self.command, self.path, body or None, headers)
-            answer = upstream.getresponse()
-            self.answer(
-                answer.status, answer.getheader("Content-Type", "text/plain"), iter(lambda: answer.read1(65536), b"")
-            )
+            response = upstream.getresponse()
+            media_type = response.getheader("Content-Type", "text/plain")
+            self.respond(response.status, media_type, iter(lambda: response.read1(65536), b""))
         finally:
             upstream.close()
 
     do_POST = do_GET  # noqa: N815 - the base class's own name
 
-    def answer(self, status: int, media_type: str, pieces: Iterable[bytes]) -> None:
+    def respond(self, status: int, media_type: str, pieces: Iterable[bytes]) -> None:
         self.send_response(status)
         self.send_header("Content-Type", media_type)
         self.send_header("Cache-Control", "no-store")

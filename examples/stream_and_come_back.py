@@ -1,4 +1,4 @@
-"""Streams an answer by the official SDK, and gets the whole of it however often this program dies on the way.
+"""Streams an answer with the official SDK, and gets all of it however often this program dies meanwhile.
 
     ANTHROPIC_BASE_URL=http://127.0.0.1:8000 ANTHROPIC_API_KEY=any python examples/stream_and_come_back.py order-8841 "Why is the sky blue?"
 

