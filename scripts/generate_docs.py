@@ -1,7 +1,7 @@
-"""Writes the parts of docs/ that the code already says: pictures and tables between `<!-- generated: … -->` marks.
+"""Writes the generated parts of docs/: pictures and tables between `<!-- generated: … -->` marks.
 
 `python -m scripts.generate_docs` rewrites them; with `--check` it changes nothing and names the files that are out of
-date. tests/test_architecture.py checks that none is. What a table says is written once, at the thing itself.
+date. tests/test_documentation.py checks that none is. A table's text is written once, in the code that it describes.
 """
 
 import ast
@@ -37,12 +37,12 @@ _MARKED: Final = re.compile(r"(<!-- generated: ([a-z-]+)[^>]*-->\n).*?(<!-- end 
 
 
 def generated(text: str) -> str:
-    """The text with all its marked parts as the code says them now. Raises KeyError for a part that nobody makes."""
+    """The text with all its marked parts generated anew. Raises KeyError for an unknown part."""
     return _MARKED.sub(lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n\n{found[3]}", text)
 
 
 def marked_parts(text: str) -> list[str]:
-    """The names of the parts that a text has."""
+    """The names of the marked parts in a text."""
     return [found[2] for found in _MARKED.finditer(text)]
 
 
@@ -92,7 +92,7 @@ def _names(names: dict[str, tuple[tuple[str, ...], str]]) -> list[tuple[str, ...
 
 
 def event_table() -> str:
-    """Our events. The terminal ones are named after the states."""
+    """Our events. The terminal ones have the names of the states."""
     meanings = _attribute_docs(events, "OurEvent")
     rows = [(f"`{event.value}`", meanings[event.name]) for event in events.OurEvent]
     endings = ", ".join(f"`{state.value}`" for state in job.JobState if state in job.TERMINAL_STATES)
@@ -100,7 +100,7 @@ def event_table() -> str:
 
 
 def reset_reasons() -> str:
-    """The reasons that a reset can give."""
+    """The reasons of a reset."""
     return ", ".join(f"`{reason}`" for reason in events.RESET_REASONS)
 
 
@@ -247,7 +247,7 @@ def _cell(text: str) -> str:
 
 
 def _attribute_docs(module: ModuleType, class_name: str) -> dict[str, str]:
-    """Attribute → the string that stands under it. Raises KeyError later for one that has none."""
+    """Attribute → its docstring. Raises KeyError for an unknown class."""
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             return dict(_documented(node.body))
@@ -255,8 +255,8 @@ def _attribute_docs(module: ModuleType, class_name: str) -> dict[str, str]:
 
 
 def _documented(body: list[ast.stmt]) -> Iterable[tuple[str, str]]:
-    for statement, behind in itertools.pairwise(body):
-        match statement, behind:
+    for statement, following in itertools.pairwise(body):
+        match statement, following:
             case (
                 ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)),
                 ast.Expr(value=ast.Constant(value=str(text))),

@@ -29,7 +29,7 @@ TokenspoolError
     ├── TooManyConnections  503 │
     ├── ServerStopping      503 ┘
     ├── UpstreamRateLimited 429 ┐
-    ├── UpstreamFailed      502 │    how the job behind a /complete ended; the code is the job's own
+    ├── UpstreamFailed      502 │    how the job of a /complete ended; the code is the job's own
     ├── UpstreamTimeout     504 ┘
     └── InternalError       500
 
