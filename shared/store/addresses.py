@@ -26,7 +26,7 @@ class Addresses:
         wait_ms, remaining, reset_ms = map(int, reply)
         if wait_ms:
             raise RateLimited(
-                "More requests come from this address than may within a minute.",
+                "Too many requests came from this address within a minute.",
                 retry_after_s=-(-wait_ms // 1000),
                 limits=(LimitState(Measured.REQUESTS, requests_per_minute, remaining, reset_ms),),
             )

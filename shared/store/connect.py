@@ -117,10 +117,10 @@ def problem_of(error: BaseException) -> Problem:
     """Our error for one of redis-py's. The message never quotes a command: it may hold a prompt."""
     # Redis 6.2 wraps what a script ran into: "Error running script (call to …): … -OOM command not allowed …".
     if isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and _OUT_OF_MEMORY in str(error)):
-        return StorageFull("Redis is at its maxmemory.")
+        return StorageFull("Redis has reached its maxmemory.")
     reason = refusal_of(error).detail
     if is_not_primary(error):
-        return StorageUnavailable("Redis is not ready to write.", reason=reason)
+        return StorageUnavailable("Redis is not ready for writes.", reason=reason)
     if isinstance(error, ResponseError):
         return StorageUnavailable(f"Redis refused a command ({_code_of(error)}).", reason=reason)
     return StorageUnavailable()
@@ -131,7 +131,7 @@ def refusal_of(error: BaseException) -> RedisProblem:
     text = str(error)
     if is_not_primary(error):
         return RedisProblem(
-            NOT_PRIMARY, "This Redis takes no writes: it is no primary, loads its data, or lacks replicas."
+            NOT_PRIMARY, "This Redis accepts no writes: it is not the primary, is loading its data, or lacks replicas."
         )
     if _INFO.search(text):
         return INFO_REFUSED
@@ -140,7 +140,9 @@ def refusal_of(error: BaseException) -> RedisProblem:
             NO_PERMISSION, f"The user in TOKENSPOOL_REDIS_URL lacks rights in Redis: {_right_in(text)} (NOPERM)."
         )
     if text.startswith("MISCONF"):
-        return RedisProblem(REFUSED, "Redis refuses writes, because it cannot save to its disk (MISCONF).")
+        return RedisProblem(
+            REFUSED, "Redis refuses writes, because it cannot save to its disk (MISCONF): check that disk."
+        )
     return RedisProblem(REFUSED, f"Redis refused a command ({_code_of(error)}).")
 
 
@@ -154,23 +156,23 @@ def connect_problem_of(error: BaseException, connection: AbstractConnection) -> 
         wants_one = "Authentication required" in text
         return RedisProblem(
             LOGIN_REFUSED,
-            "Redis wants a password, and TOKENSPOOL_REDIS_URL has none."
+            "Redis requires a password: add it to TOKENSPOOL_REDIS_URL."
             if wants_one
             else "Redis refuses the user or the password in TOKENSPOOL_REDIS_URL.",
         )
     if "max number of clients" in text:
-        return RedisProblem(TOO_MANY_CLIENTS, "Redis takes no more clients: raise its maxclients.")
+        return RedisProblem(TOO_MANY_CLIENTS, "Redis accepts no more clients: raise its maxclients.")
     if "DB index" in text:
-        return RedisProblem(NO_DATABASE, "Redis has no database of the number in TOKENSPOOL_REDIS_URL.")
+        return RedisProblem(NO_DATABASE, "Redis has no database with the number in TOKENSPOOL_REDIS_URL.")
     if isinstance(error, (ResponseError, BusyLoadingError)):
         return refusal_of(error)
     reason = next((each.strerror for each in chain if isinstance(each, OSError) and each.strerror), None)
     if reason is None:
         is_late = any(isinstance(each, (TimeoutError, RedisTimeoutError)) for each in chain)
-        reason = "no reply in time" if is_late else "it closed the connection; does it want TLS (rediss://)?"
+        reason = "no reply in time" if is_late else "it closed the connection; does it need TLS (rediss://)?"
     return RedisProblem(
         UNREACHABLE,
-        f"Redis cannot be reached{_place_of(connection)} ({reason}): start it, or say in TOKENSPOOL_REDIS_URL where it is.",
+        f"Redis cannot be reached{_place_of(connection)} ({reason}): start it, or set TOKENSPOOL_REDIS_URL to its address.",
     )
 
 

@@ -31,21 +31,23 @@ def problem_of(reply: Sequence[Any]) -> Problem:
     return kind(detail, retry_after_s=-(-int(wait_ms) // 1000), limits=states_of(told))
 
 
-_SET_BY: Final = "An operator sets it, by tokenspool tenants set --waiting-bytes or TOKENSPOOL_TENANT_WAITING_SHARE."
+_SET_BY: Final = (
+    "An operator sets the limit: tokenspool tenants set --waiting-bytes, or TOKENSPOOL_TENANT_WAITING_SHARE."
+)
 
 _REFUSALS: Final[dict[bytes, tuple[type[RateLimited], str]]] = {
-    b"rate_limited": (RateLimited, "The key or its tenant has asked for as much as it may within a minute."),
-    b"too_many_queued": (TooManyQueued, "As many jobs of the key or its tenant wait as may wait."),
+    b"rate_limited": (RateLimited, "The key or its tenant has reached its limit for a minute."),
+    b"too_many_queued": (TooManyQueued, "The key or its tenant has reached its limit of waiting jobs."),
     b"too_many_bytes": (
         TooManyQueued,
         (
-            "The requests of the tenant may take {} bytes of Redis: those that wait or run, and those of jobs that did not "
-            f"succeed. Wait for jobs to end, or erase some that did not succeed. {_SET_BY}"
+            "The tenant's requests may take {} bytes of Redis, including those of jobs that did not succeed. "
+            f"Wait for jobs to end, or erase some that did not succeed. {_SET_BY}"
         ),
     ),
     b"budget_exceeded": (
         BudgetExceeded,
-        "The budget of the key or its tenant is spent. It is whole again when the day, or the month, begins (UTC).",
+        "The budget of the key or its tenant is spent. It is renewed when the next day, or month, begins (UTC).",
     ),
 }
 
@@ -54,9 +56,9 @@ def _never(measured: bytes, limit: int) -> InvalidRequest:
     """A 429 would say that it fits later."""
     if measured == b"waiting_bytes":
         return InvalidRequest(
-            f"The request can never be admitted: all of a tenant's may take {limit} bytes of Redis. {_SET_BY}"
+            f"The request can never be accepted: a tenant's requests may take {limit} bytes of Redis. {_SET_BY}"
         )
     if measured.decode() == Measured.TOKENS:
-        detail = f"must be at most {limit}, which is the limit of a whole minute"
-        return InvalidRequest("The request can never be admitted.", errors=[FieldError("#/max_tokens", detail)])
-    return InvalidRequest(f"The batch can never be admitted: {limit} jobs may wait.")
+        detail = f"must be at most {limit}, the limit for a minute"
+        return InvalidRequest("The request can never be accepted.", errors=[FieldError("#/max_tokens", detail)])
+    return InvalidRequest(f"The batch can never be accepted: at most {limit} jobs may wait.")

@@ -27,7 +27,7 @@ class Memory:
     def check(self) -> None:
         """Raises StorageFull above the high-water mark."""
         if self.is_full:
-            raise StorageFull("Redis holds as much as it may; finished jobs make room as they age.")
+            raise StorageFull("Redis is nearly full: retry later. Ended jobs make room when their retention ends.")
 
     async def look(self) -> None:
         """Reads two parts of INFO. A server that does not tell (fakeredis), or is away, counts as not full."""

@@ -41,15 +41,15 @@ _OF_A_CONNECTION: Final = frozenset({UNREACHABLE, TLS_FAILED, LOGIN_REFUSED, TOO
 
 INFO_REFUSED: Final = RedisProblem(
     "info_refused",
-    "Redis refuses INFO, so nobody sees when its memory is nearly full: give its user +info.",
+    "Redis refuses INFO, so tokenspool cannot see when its memory is nearly full: give its user +info.",
 )
 MAY_EVICT: Final = RedisProblem(
     "may_evict",
-    "Redis may throw out jobs when its memory is full: set its maxmemory-policy to noeviction.",
+    "Redis may evict jobs when its memory is full: set its maxmemory-policy to noeviction.",
 )
 NOT_PERSISTENT: Final = RedisProblem(
     "not_persistent",
-    "Redis keeps no append-only file, so its restart loses jobs: set its appendonly to yes.",
+    "Redis keeps no append-only file, so a restart loses jobs: set its appendonly to yes.",
 )
 
 _WARNINGS: Final = frozenset({INFO_REFUSED.code, MAY_EVICT.code, NOT_PERSISTENT.code})

@@ -51,7 +51,7 @@ async def test_no_password_where_one_is_wanted(own_server: EmbeddedRedis) -> Non
         problem = await named(own_server.url)
         client.config_set("requirepass", "")
     assert problem.code == "login_refused"
-    assert problem.detail == "Redis wants a password, and TOKENSPOOL_REDIS_URL has none."
+    assert problem.detail == "Redis requires a password: add it to TOKENSPOOL_REDIS_URL."
 
 
 async def test_too_many_clients(own_server: EmbeddedRedis) -> None:
@@ -59,19 +59,19 @@ async def test_too_many_clients(own_server: EmbeddedRedis) -> None:
         client.config_set("maxclients", 1)
         problem = await named(own_server.url)
         client.config_set("maxclients", 100)
-    assert problem == RedisProblem("too_many_clients", "Redis takes no more clients: raise its maxclients.")
+    assert problem == RedisProblem("too_many_clients", "Redis accepts no more clients: raise its maxclients.")
 
 
 async def test_a_database_that_is_not_there(own_server: EmbeddedRedis) -> None:
     problem = await named(own_server.url.removesuffix("/0") + "/99")
-    assert problem == RedisProblem("no_database", "Redis has no database of the number in TOKENSPOOL_REDIS_URL.")
+    assert problem == RedisProblem("no_database", "Redis has no database with the number in TOKENSPOOL_REDIS_URL.")
 
 
 async def test_nobody_there() -> None:
     problem = await named(f"redis://:{SECRET}@127.0.0.1:1/0")
     assert problem.code == "unreachable"
     assert problem.detail.startswith("Redis cannot be reached at 127.0.0.1:1 (")
-    assert problem.detail.endswith("): start it, or say in TOKENSPOOL_REDIS_URL where it is.")
+    assert problem.detail.endswith("): start it, or set TOKENSPOOL_REDIS_URL to its address.")
 
 
 def make_certificate(folder: Path) -> None:
