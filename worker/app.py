@@ -36,7 +36,7 @@ def refuse_without_key(settings: Settings) -> None:
     providers = routes_of(settings).providers
     if ProviderName.ANTHROPIC in providers and settings.anthropic_api_key is None:
         raise SettingsError(
-            "ANTHROPIC_API_KEY must be set where a worker runs (to any word, if the server at ANTHROPIC_BASE_URL asks for "
+            "ANTHROPIC_API_KEY must be set for a worker (to any word, if the server at ANTHROPIC_BASE_URL requires "
             "none), but is not set."
         )
     if (
@@ -45,7 +45,7 @@ def refuse_without_key(settings: Settings) -> None:
         and _is_default("openai_base_url", settings)
     ):
         raise SettingsError(
-            "OPENAI_API_KEY must be set where a route leads to OpenAI's own API (a server at OPENAI_BASE_URL may ask for "
+            "OPENAI_API_KEY must be set for a route to OpenAI's own API (a server at OPENAI_BASE_URL may require "
             "none), but is not set."
         )
 

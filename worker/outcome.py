@@ -99,7 +99,7 @@ class How(Enum):
     IMPATIENT = "no content within the job's own limit"
     """One of these timers, which the job itself had set shorter than the settings do."""
     CUT = "the connection was cut"
-    ENDED_EARLY = "it ended before the answer was whole"
+    ENDED_EARLY = "it ended before the answer was complete"
     GARBLED = "it sent what no answer contains"
     """A habit of the server: no doubt about what it sent, but about what it means."""
     FAULTY = "calling it failed"
@@ -129,7 +129,7 @@ def classify(evidence: Evidence) -> Failure:
             said = f" ({_readable(named, 64)})" if named else ""
             detail = f": {_readable(message, 500).rstrip('.')}" if message else ""
             if retry_after_s and retry_after_s >= 1:
-                detail += f"; it asks to come again in {retry_after_s:.0f} s"
+                detail += f"; it asks to retry in {retry_after_s:.0f} s"
             return Failure(_error_of(kind, f"{kind.sentence}{said}{detail}.", status), retry_after_s)
         case Breakage(How.OUT_OF_TIME):
             return TIMED_OUT
@@ -155,7 +155,7 @@ TIMED_OUT: Final = Failure(
 CUT_SHORT: Final = Failure(
     JobError(
         "worker_lost",
-        "The worker was lost or stopped after the first words of the answer, which cannot be taken back: send the request again.",
+        "The worker was lost or stopped after the start of the answer, which cannot be retracted: send the request again.",
         retryable=True,
     ),
     is_last=True,

@@ -169,7 +169,7 @@ async def test_a_day_to_wait_fails_who_cannot_and_holds_no_slot(crew: Crew) -> N
     first = await crew.ended(await crew.submit("fail=429,retry-after=86400"))
     assert first.error is not None
     assert (first.state, first.error.code, first.attempts) == (JobState.FAILED, "upstream_rate_limited", 1)
-    assert "come again in 86400 s" in first.error.message
+    assert "retry in 86400 s" in first.error.message
     behind = [await crew.submit(expires_in_s=1) for _ in range(3)]
     other = await crew.ended(await crew.submit(model=model_of(1)))
     assert other.state is JobState.SUCCEEDED

@@ -111,7 +111,7 @@ class AnswerStream:
             if seen[0] in b"{[":
                 self._whole = []
             elif seen[0] in b"<":
-                raise GarbledStream(f"it sent {self._type}, which is no event stream: check its base URL")
+                raise GarbledStream(f"it sent {self._type}, which is not an event stream: check its base URL")
         return seen
 
     def _keep(self, piece: bytes) -> None:
@@ -147,7 +147,7 @@ class AnswerStream:
             refusal = refusal_of(value, status=200)
             if refusal.message or is_refusal(value):
                 raise UpstreamError(classify(refusal))
-        raise GarbledStream(f"its {self._type} is no answer")
+        raise GarbledStream(f"its {self._type} is not an answer")
 
 
 def failure_of_call(error: Exception) -> Failure:

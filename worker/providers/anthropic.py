@@ -84,7 +84,7 @@ class AnthropicProvider:
             body = await _read_whole(response, _MOST_COUNT_BYTES)
             return msgspec.json.decode(body, type=_Counted).input_tokens
         except (GarbledStream, *MISFITS) as error:
-            raise UpstreamError(classify(Breakage(How.GARBLED, "its answer is no count of tokens"))) from error
+            raise UpstreamError(classify(Breakage(How.GARBLED, "its answer is not a count of tokens"))) from error
         except Exception as error:
             raise UpstreamError(_failure_of(error)) from error
 
