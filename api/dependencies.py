@@ -28,8 +28,8 @@ _IGNORED_BY_THE_MESSAGES_API: Final = ("beta",)
 """What the beta clients of older SDKs add to each path."""
 _OWN_BATCHES: Final = "/v1/batches"
 _NOT_OPENAIS: Final = (
-    "This path is tokenspool's own batch API, not OpenAI's, and OpenAI's SDK would take its answers for something else. "
-    "OpenAI's API is not served here yet; its base URL will be /openai/v1. Until then call this path with another HTTP client."
+    "This path is tokenspool's own batch API, not OpenAI's, and OpenAI's SDK would misread its responses. "
+    "OpenAI's API is not served here yet: call this path with another HTTP client."
 )
 """OpenAI has the same path with other objects: its SDK's list, retrieve and cancel would succeed, and a poll never end."""
 
@@ -137,9 +137,9 @@ def _presented(request: Request) -> bytes:
     ]
     ours = {key for key in shown if key.startswith(_OURS)}
     if len(ours) > 1:
-        raise refuse(FieldError("X-Api-Key", "must be the key that Authorization has: send one of the two"))
+        raise refuse(FieldError("X-Api-Key", "differs from the key in Authorization: send only one of them"))
     if not shown:
-        raise Unauthenticated("Send an API key, as Authorization: Bearer or as x-api-key.")
+        raise Unauthenticated("An API key is needed: send it as Authorization: Bearer or as x-api-key.")
     return ours.pop() if ours else shown[0]
 
 
@@ -167,5 +167,5 @@ def _named_caller(request: Request) -> Caller:
     if tenant is None:
         return Caller(DEFAULT_TENANT)
     if not TENANT.fullmatch(tenant):
-        raise refuse(FieldError("X-Tenant", "must be 1 to 64 of A-Z, a-z, 0-9, _, . and -"))
+        raise refuse(FieldError("X-Tenant", "must be 1 to 64 characters of A-Z, a-z, 0-9, _, . and -"))
     return Caller(tenant)

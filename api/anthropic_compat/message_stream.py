@@ -36,7 +36,7 @@ _BEGINNINGS: Final = frozenset({OurEvent.STARTED, OurEvent.RETRY, OurEvent.RESET
 """With which another attempt is announced."""
 
 ERASED: Final = Refusal(500, "api_error", "The job was erased.", may_retry=False)
-_ENDED_EARLY: Final = Refusal(500, "api_error", "The end of the answer is not known any more.", may_retry=False)
+_ENDED_EARLY: Final = Refusal(500, "api_error", "The end of the answer is no longer known.", may_retry=False)
 
 
 async def frames_of(api: ApiState, job: Job, watch: Watch, *, is_new: bool) -> AsyncIterator[bytes]:

@@ -84,7 +84,7 @@ async def read_model(api: Api, _: Reader, model_id: str) -> Response:
     for model in await _models(api):
         if model.id == model_id:
             return json_answer(msgspec.json.encode(_told(model)))
-    raise NotFound("There is no such model here.")
+    raise NotFound("There is no such model.")
 
 
 async def _models(api: ApiState) -> list[ModelInfo]:

@@ -21,7 +21,9 @@ def refusal_of_end(job: Job) -> Refusal:
     if job.error is not None:
         return refusal_of_failure(job.error)
     if job.state is JobState.EXPIRED:
-        return Refusal(504, type_of(504), "The request waited for too long, and was not begun.", may_retry=False)
+        return Refusal(
+            504, type_of(504), "The request waited in the queue for too long and was not started.", may_retry=False
+        )
     return Refusal(500, type_of(500), f"The job {job.id} was {job.state}.", may_retry=False)
 
 

@@ -142,7 +142,7 @@ class JsonLines:
                 raw = None
             elif not raw.strip(_SPACE):
                 if self._number - self._requests > self._max_requests:
-                    raise TooLarge(f"A batch may have {self._max_requests} blank lines at most.")
+                    raise TooLarge(f"A batch must have at most {self._max_requests} blank lines.")
                 return
         self._requests += 1
         if self._requests > self._max_requests:
@@ -338,7 +338,7 @@ class JsonRequests:
     def _member_ends(self, mark: int, place: int) -> None:
         raw = self._kept.take()
         if raw is None:
-            raise refuse(FieldError(f"#/{self._name}", f"must have {_MOST_MEMBER_BYTES} bytes at most"))
+            raise refuse(FieldError(f"#/{self._name}", f"must have at most {_MOST_MEMBER_BYTES} bytes"))
         if not raw.strip(_SPACE):
             raise self._broken(place)
         self.job = raw
@@ -365,7 +365,7 @@ class JsonRequests:
         self._kept = _Kept(_MOST_MEMBER_BYTES)
 
     def _broken(self, place: int) -> InvalidRequest:
-        return refuse(FieldError(BODY, f"must be JSON; it goes wrong at byte {self._read_bytes + place}"))
+        return refuse(FieldError(BODY, f"must be JSON; it is not valid at byte {self._read_bytes + place}"))
 
 
 _QUOTE, _COMMA, _COLON, _CLOSE_LIST, _CLOSE_OBJECT = b'",:]}'
@@ -373,4 +373,4 @@ _ENDS: Final = {_At.NAME: b":}", _At.MEMBER: b",}", _At.REQUEST: b",]"}
 
 
 def _too_many(max_requests: int) -> TooLarge:
-    return TooLarge(f"A batch may have {max_requests} requests at most.")
+    return TooLarge(f"A batch must have at most {max_requests} requests.")

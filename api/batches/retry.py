@@ -19,7 +19,7 @@ from shared.store import redis_keys
 from shared.store.batches import SLICE_BYTES, SLICE_ITEMS, Started
 from shared.store.idempotency import fingerprint_of
 
-_NONE_LEFT: Final = "No item of the batch could be retried: all others succeeded, or cannot run."
+_NONE_LEFT: Final = "No item of the batch can be retried: all succeeded, or are not valid."
 
 
 async def retry(

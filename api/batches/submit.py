@@ -76,7 +76,7 @@ def form_of(request: Request) -> BatchForm:
     name, _, parameter = (one(request, b"content-type") or "").partition(";")
     form = _FORMS.get(name.strip().lower())
     if form is None or (parameter.strip() and not _CHARSET.fullmatch(parameter.strip(" \t;"))):
-        raise UnsupportedMediaType(f"The body must be {JSON} or {JSON_LINES}, and Content-Type must say so.")
+        raise UnsupportedMediaType(f"The body must be {JSON} or {JSON_LINES}: send it with that Content-Type.")
     return form
 
 
@@ -107,7 +107,7 @@ async def submit_batch(
     RateLimited, TooManyQueued, BudgetExceeded, IdempotencyKeyReused, Unauthenticated; NotFound if the key's batch was erased. A line that cannot run raises nothing.
     """
     if form_of(request) is not form:
-        raise UnsupportedMediaType(f"The body must be {JSON}, and Content-Type must say so.")
+        raise UnsupportedMediaType(f"The body must be {JSON}: send it with that Content-Type.")
     _refuse_compressed(request)
     key = idempotency_key(request)
     coming = _Coming(
@@ -215,7 +215,7 @@ async def _bear(
         leaving = _leave_nothing(api, batch_id, tenant, may_stand=has_key)
         await asyncio.shield(asyncio.create_task(leaving, name="drop a batch"))
         if isinstance(error, NotFound):  # nothing that the caller asked for: Redis lost it, or thought us dead
-            raise StorageUnavailable("The storage lost the batch while it came in: send it again.") from None
+            raise StorageUnavailable("The storage lost the batch while it was received: send it again.") from None
         raise
 
 
@@ -373,7 +373,7 @@ class _Coming:
                     raise InvalidRequest("The body did not arrive in time.")
                 if not receiving.done():
                     if now_s - heard_s >= _SILENCE_S:
-                        raise InvalidRequest(f"Of the body nothing arrived for {_SILENCE_S:.0f} s.")
+                        raise InvalidRequest(f"No part of the body arrived for {_SILENCE_S:.0f} s.")
                     yield b""
                     continue
                 message = receiving.result()
@@ -411,4 +411,4 @@ def _refuse_compressed(request: Request) -> None:
 
 
 def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"A batch may have {max_bytes} bytes at most.")
+    return TooLarge(f"A batch must have at most {max_bytes} bytes.")

@@ -43,7 +43,7 @@ class BrowserGuard:
         headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
         if ANY not in self._hosts and name_of(headers.get(b"host", "")) not in self._hosts:
             return Forbidden(
-                "Without keys this API is called by the names of its own machine alone: call 127.0.0.1 or localhost, "
+                "Without keys this API accepts only the names of its own machine: call 127.0.0.1 or localhost, "
                 "or add the name to TOKENSPOOL_ALLOWED_HOSTS."
             )
         if self._is_of_another_site(scope["method"], headers):

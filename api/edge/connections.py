@@ -326,7 +326,9 @@ class FrontDoor(HttpToolsProtocol):
             self._parse(data)
         except httptools.HttpParserError as error:
             cause = error.__context__
-            self._break_off(cause if isinstance(cause, Problem) else InvalidRequest("It is not valid HTTP/1.1."))
+            self._break_off(
+                cause if isinstance(cause, Problem) else InvalidRequest("The request is not valid HTTP/1.1.")
+            )
             return
         if newest is not None and was_in_body:
             self._count_frame(newest, len(data))
@@ -426,17 +428,19 @@ class FrontDoor(HttpToolsProtocol):
         """What the parser lets through and two readers could read in two ways."""
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
-            raise InvalidRequest("It is not HTTP/1.1.")
+            raise InvalidRequest("The request is not HTTP/1.1.")
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) > 1 or (not hosts and version == "1.1"):
-            raise InvalidRequest("A request has one Host.")
+            raise InvalidRequest("Send exactly one Host header.")
         if self.parser.get_method() == b"CONNECT":
-            raise InvalidRequest("This is no proxy.")  # and its parser would stop here, whatever the headers say
+            raise InvalidRequest(
+                "This server is not a proxy."
+            )  # and its parser would stop here, whatever the headers say
         if not self.url.startswith(b"/"):
             self._check_target(hosts)
         for name, value in self.headers:
             if name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
-                raise InvalidRequest("The only Transfer-Encoding is chunked.")
+                raise InvalidRequest("The only supported Transfer-Encoding is chunked.")
 
     def _check_target(self, hosts: list[bytes]) -> None:
         if self.url == b"*" and self.parser.get_method() == b"OPTIONS":
@@ -444,7 +448,7 @@ class FrontDoor(HttpToolsProtocol):
         scheme, _, rest = self.url.partition(b"://")
         authority, slash, _ = rest.partition(b"/")
         if scheme.lower() not in (b"http", b"https") or not slash or [authority.lower()] != [h.lower() for h in hosts]:
-            raise InvalidRequest("The target of a request is a path of this host.")
+            raise InvalidRequest("The target of a request must be a path of this host.")
 
     def on_body(self, body: bytes) -> None:
         if not self._is_deaf:

@@ -109,11 +109,11 @@ def _problem_of_target(scope: Scope) -> Problem | None:
     path: bytes = scope.get("raw_path") or b""
     query: bytes = scope["query_string"]
     if b"%2f" in path.lower() and not path.startswith(_MODELS):
-        return NotFound("There is no such path: write / as it is, but in a model's id.")
+        return NotFound("There is no such path: do not encode / as %2F, except in a model's id.")
     for part in (path, query):
         if b"%" in part:
             if _NO_ESCAPE.search(part):
-                return InvalidRequest("The path and the query may have no % without two hexadecimal digits.")
+                return InvalidRequest("Each % in the path and the query must be followed by two hexadecimal digits.")
             try:
                 unquote_to_bytes(part).decode()
             except UnicodeDecodeError:

@@ -41,7 +41,7 @@ async def read_body(request: Request, caller: Caller, max_bytes: int, parse: Cal
     """
     content_type = one(request, b"content-type")
     if content_type != JSON and not _JSON_TYPE.fullmatch(content_type or ""):
-        raise UnsupportedMediaType(f"The body must be {JSON}, and Content-Type must say so.")
+        raise UnsupportedMediaType(f"The body must be {JSON}: send it with that Content-Type.")
     if (one(request, b"content-encoding") or "identity").lower() != "identity":
         raise UnsupportedMediaType("The body must not be compressed: send it without Content-Encoding.")
     api = api_of(request)
@@ -113,4 +113,4 @@ async def _read(request: Request, max_bytes: int, deadline: asyncio.Timeout, hel
 
 
 def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"A body may have {max_bytes} bytes at most.")
+    return TooLarge(f"The body must have at most {max_bytes} bytes.")

@@ -154,11 +154,11 @@ async def _on_http_exception(request: Request, error: Any) -> Response:
 def _hint_of(path: str) -> str:
     """Clients differ in whether they add /v1 to their base URL themselves."""
     if path.startswith("/v1/v1/"):
-        return " Leave /v1 out of the base URL: the client adds it."
-    return " Put /v1 at the end of the base URL." if anthropic_errors.is_on_surface("/v1" + path) else ""
+        return " Remove /v1 from the base URL: the client adds it."
+    return " Append /v1 to the base URL." if anthropic_errors.is_on_surface("/v1" + path) else ""
 
 
-_NO_PATH: Final = "This path is not served here: /openapi.json has those that are."
+_NO_PATH: Final = "This path is not served: see /openapi.json for those that are."
 _PROBLEMS: Final[dict[int, type[Problem]]] = {
     kind.status: kind for kind in (Unauthenticated, Forbidden, NotFound, NotAcceptable, TooLarge, UnsupportedMediaType)
 }

@@ -58,7 +58,9 @@ def idempotency_key(request: Request) -> str | None:
     quoted = _QUOTED.fullmatch(text)
     key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text
     if not _PRINTABLE.fullmatch(key) or (key.startswith('"') and not quoted):
-        raise refuse(FieldError("Idempotency-Key", "must be 1 to 255 printable ASCII characters, in quotes or bare"))
+        raise refuse(
+            FieldError("Idempotency-Key", "must be 1 to 255 printable ASCII characters, with or without quotes")
+        )
     return key
 
 
@@ -82,7 +84,7 @@ def wants_event_stream(request: Request) -> bool:
         return False
     stream, json = _liking(accept, EVENT_STREAM), _liking(accept, JSON)
     if stream[0] <= 0 and json[0] <= 0:
-        raise NotAcceptable(f"Offered are {JSON} and {EVENT_STREAM}.")
+        raise NotAcceptable(f"Accept must allow {JSON} or {EVENT_STREAM}.")
     return stream > json
 
 
@@ -90,7 +92,7 @@ def must_accept(request: Request, media_type: str) -> None:
     """Raises NotAcceptable if ``Accept`` rules the only type out that there is."""
     accept = several(request, b"accept")
     if accept and _liking(accept, media_type)[0] <= 0:
-        raise NotAcceptable(f"Offered is {media_type}.")
+        raise NotAcceptable(f"Accept must allow {media_type}.")
 
 
 def _liking(accept: str, media_type: str) -> tuple[float, int]:

@@ -62,7 +62,9 @@ def _what_is_wrong(raw: bytes, error: str) -> str:
     if not raw.strip():
         return "must be a JSON object, but the body is empty"
     place = _PLACE.search(error)
-    return f"must be JSON; it goes wrong at byte {place[1]}" if place else "must be JSON; it goes wrong or breaks off"
+    return (
+        f"must be JSON; it is not valid at byte {place[1]}" if place else "must be JSON; it is not valid, or breaks off"
+    )
 
 
 def _has_many_commas(raw: bytes) -> bool:

@@ -185,7 +185,7 @@ def problem_of(job: Job, *, is_given_up: bool = False) -> Problem | None:
 
 
 def _too_late() -> UpstreamTimeout:
-    return UpstreamTimeout(f"There was no whole answer within {TIMEOUT_S} s.")
+    return UpstreamTimeout(f"There was no complete answer within {TIMEOUT_S} s.")
 
 
 async def _give_up(api: ApiState, tenant: str, job_id: str) -> None:

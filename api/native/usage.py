@@ -160,7 +160,7 @@ def _days_of(first: str | None, last: str | None, *, today: date) -> tuple[date,
     if first_day > last_day:
         raise refuse(FieldError("from", "must not be later than to (default: today)"))
     if (last_day - first_day).days >= MOST_DAYS:
-        raise refuse(FieldError("from", f"must be at most {MOST_DAYS - 1} days before to"))
+        raise refuse(FieldError("from", f"must be at most {MOST_DAYS - 1} days before `to`"))
     return first_day, last_day
 
 

@@ -128,7 +128,9 @@ class KeyRequest(Body):
 
     name: Annotated[str, Text(most=MOST_NAME_CHARS, is_printable=True)] = ""
     """For people."""
-    env: Annotated[str, Field(pattern=f"^{ENV.pattern}$"), Expected("must be 1 to 16 of a-z and 0-9")] = DEFAULT_ENV
+    env: Annotated[str, Field(pattern=f"^{ENV.pattern}$"), Expected("must be 1 to 16 characters of a-z and 0-9")] = (
+        DEFAULT_ENV
+    )
     """1 to 16 of a-z and 0-9: the word after ``ts_``, for people and for programs that look for leaked keys."""
     scopes: Annotated[
         tuple[Scope, ...], Field(min_length=1), Expected("must be a list of any of: " + ", ".join(Scope))
@@ -142,7 +144,9 @@ class KeyRequest(Body):
 
 async def _manager(api: Api, caller: Admin) -> Caller:
     if api.settings.auth is not Auth.KEYS:
-        raise Forbidden("Keys are managed where they are asked for: under TOKENSPOOL_AUTH=keys, or by tokenspool keys.")
+        raise Forbidden(
+            "Keys cannot be managed here under TOKENSPOOL_AUTH=off: set TOKENSPOOL_AUTH=keys, or use tokenspool keys."
+        )
     return caller
 
 
@@ -167,7 +171,11 @@ _ERRORS: Final = (400, 401, 404, 503)
 async def create_key(request: Request, api: Api, caller: Manager) -> Response:
     """A new key of the caller's tenant. Its text is in this response, and nowhere else."""
     if one(request, b"idempotency-key") is not None:
-        raise refuse(FieldError("Idempotency-Key", "must not be sent: what is shown once cannot be repeated"))
+        raise refuse(
+            FieldError(
+                "Idempotency-Key", "must not be sent: a key is shown only once, so its response cannot be repeated"
+            )
+        )
     asked = read(KeyRequest, await read_json(request, caller))
     scopes, limits = frozenset(asked.scopes), asked.limits.of_maker(caller.limits)
     credential = credential_of(request.scope)
@@ -244,7 +252,7 @@ async def revoke_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
     Only a key that may do all that the other may: else a lesser key could lock the tenant out.
     """
     if not (await api.runtime.api_keys.get(key_id, caller.tenant)).scopes <= caller.scopes:
-        raise Forbidden("A key revokes no key that may do more than itself.")
+        raise Forbidden("A key cannot revoke a key with more scopes than its own.")
     key = await api.runtime.api_keys.revoke(key_id, caller.tenant)
     api.log.info("api_key_revoked", key_id=key_id, by=caller.key_id)
     return await _current(api, key)
@@ -255,7 +263,7 @@ async def _current(api: ApiState, key: ApiKey) -> Response:
 
 
 def _gives_too_much() -> Forbidden:
-    return Forbidden("A key gives no more than it has: no other scope, no wider limit, no later end.")
+    return Forbidden("A key cannot grant more than it has: no other scope, no wider limit, no later expiry.")
 
 
 # --- as it is shown ------------------------------------------------------------------------------------------------------

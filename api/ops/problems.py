@@ -31,11 +31,11 @@ _PAGE: Final = """<!doctype html>
 """
 
 _ADVICE: Final = {
-    "storage_unavailable": "Whether the request took effect is not known. Repeat it with the same Idempotency-Key: that "
+    "storage_unavailable": "It is not known whether the request took effect. Repeat it with the same Idempotency-Key, which "
     "never makes a second job.",
-    "too_many_reads": "Wait as long as Retry-After says, and send fewer reads at once: ?result=false, a smaller limit, or "
-    "following in place of polling. Requests that changed something took effect, and are safe to repeat.",
-    "idempotency_key_reused": "Take a new key for a new request. Equal JSON is the same body, whatever its spacing.",
+    "too_many_reads": "Wait for Retry-After, and send fewer reads at once: use ?result=false, a smaller limit, or "
+    "follow instead of polling. Requests that changed something took effect, and are safe to repeat.",
+    "idempotency_key_reused": "Use a new Idempotency-Key for a new request. Equal JSON is the same body, whatever its spacing.",
     "not_ended": "Cancel the job first, or wait for its end.",
     "invalid_cursor": "Follow without a cursor: everything that is still there is sent again.",
     "not_found": "It never existed, is past its retention, was erased, or belongs to another tenant.",
@@ -47,8 +47,8 @@ def _kinds(parent: type[Problem]) -> list[type[Problem]]:
 
 
 def _page_of(code: str, kind: type[Problem], meaning: str) -> bytes:
-    retry = "Wait as long as Retry-After says, and send it again." if kind.retry_after_s is not None else ""
-    client = "The fields named in errors say what to change." if kind.status in {400, 422} else ""
+    retry = "Wait for Retry-After, then send the request again." if kind.retry_after_s is not None else ""
+    client = "Change the fields that errors names." if kind.status in {400, 422} else ""
     parts = {
         "code": code,
         "title": kind.title,

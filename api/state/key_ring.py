@@ -279,7 +279,7 @@ class KeyRing:
 
     async def _hint(self) -> None:
         if await self._keys.is_empty():
-            _log.warning("no_api_keys", hint=f"Nobody can call before there is one: {FIRST_KEY}")
+            _log.warning("no_api_keys", hint=f"Create the first key: {FIRST_KEY}")
         self._has_hinted = True
 
 

@@ -24,9 +24,7 @@ class Occupancy:
         if _HELD in scope:
             return
         if self._held[tenant] >= max(1, _SHARE * (self._most - self._total)):
-            raise TooManyConnections(
-                "Your tenant has as many requests under way as it may have at once; end some, or retry later."
-            )
+            raise TooManyConnections("Your tenant has too many open requests; end some, or retry in 5 s.")
         scope[_HELD] = tenant
         self._held[tenant] += 1
         self._total += 1

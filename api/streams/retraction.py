@@ -8,10 +8,10 @@ import msgspec
 from shared.events import Event, OurEvent
 
 _SENTENCES: Final = {
-    "worker_lost": "The worker was lost after the first words of the answer, which cannot be taken back here",
-    "drained": "The worker was stopped after the first words of the answer, which cannot be taken back here",
+    "worker_lost": "The worker was lost after the start of the answer, which cannot be retracted here",
+    "drained": "The worker was stopped after the start of the answer, which cannot be retracted here",
 }
-_UPSTREAM: Final = "The LLM failed after the first words of its answer, which cannot be taken back here"
+_UPSTREAM: Final = "The LLM failed after the start of its answer, which cannot be retracted here"
 
 
 class _Announcement(msgspec.Struct):

@@ -105,7 +105,7 @@ async def test_each_way_to_fail_has_its_status_and_type(
     [
         (b"", "body: must be a JSON object, but the body is empty"),
         (b"[]", "body: must be a JSON object"),
-        (b'{"a":1,', "body: must be JSON; it goes wrong or breaks off"),
+        (b'{"a":1,', "body: must be JSON; it is not valid, or breaks off"),
         (b'{"messages":[{"role":"user","content":"x"}]}', "max_tokens: is missing"),
         (b'{"max_tokens":1}', "messages: is missing"),
         (b'{"max_tokens":0,"messages":[]}', "max_tokens: must be a whole number from 1 to 10000000; messages: must not be empty"),

@@ -208,7 +208,7 @@ async def test_a_worker_that_is_lost_is_told_as_such_where_the_job_goes_on(
     await lost_worker(author)
     error = await _refused(calling, 200, "overloaded_error")
     assert _message_of(error) == (
-        "The worker was lost after the first words of the answer, which cannot be taken back here (worker_lost): "
+        "The worker was lost after the start of the answer, which cannot be retracted here (worker_lost): "
         "send the request again."
     )
     await surface.has_ended_as(author.job_id, JobState.SUCCEEDED)

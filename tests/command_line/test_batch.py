@@ -101,9 +101,9 @@ def test_a_file_that_is_not_there_is_said(tokenspool: Tokenspool, tmp_path: Path
 
 
 def test_a_refusal_is_one_sentence(tokenspool: Tokenspool, file: Path) -> None:
-    with FakeApi(problem(413, "A batch may have 100000 requests at most.")) as api:
+    with FakeApi(problem(413, "A batch must have at most 100000 requests.")) as api:
         outcome = tokenspool("batch", file, "--url", api.url)
-    assert (outcome.exit_code, outcome.sentence) == (1, "A batch may have 100000 requests at most.")
+    assert (outcome.exit_code, outcome.sentence) == (1, "A batch must have at most 100000 requests.")
 
 
 def test_a_file_that_cannot_be_written_is_told_before_anything_is_sent(

@@ -135,7 +135,7 @@ def test_without_redis_it_says_so(tokenspool: Tokenspool, monkeypatch: pytest.Mo
     outcome = tokenspool("keys", "list")
     assert outcome.exit_code == 1
     assert outcome.sentence.startswith("Redis cannot be reached at 127.0.0.1:1 (")
-    assert outcome.sentence.endswith("): start it, or say in TOKENSPOOL_REDIS_URL where it is.")
+    assert outcome.sentence.endswith("): start it, or set TOKENSPOOL_REDIS_URL to its address.")
 
 
 @pytest.mark.parametrize("command", [("keys", "list"), ("tenants", "list")])

@@ -74,7 +74,7 @@ async def test_two_keys_of_ours_that_differ_are_a_400_that_says_so(
     for headers in ({**bearer(one), "x-api-key": other}, {**bearer("ts_x"), "x-api-key": one}):
         response = await http.get(path, headers=headers)
         assert response.status_code == 400
-        assert "the key that Authorization has" in response.text
+        assert "differs from the key in Authorization" in response.text
         assert not any(text in response.text for text in (one, other))
 
 
@@ -83,7 +83,7 @@ async def test_an_empty_credential_is_none(http: httpx2.AsyncClient, path: str) 
     """It is said that a key is missing, not that it is wrong."""
     for headers in ({"x-api-key": ""}, {"authorization": "Bearer"}, {"authorization": "Bearer", "x-api-key": ""}):
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        assert refusal_of(await http.get(path, headers=raw), 401).startswith("Send an API key")
+        assert refusal_of(await http.get(path, headers=raw), 401).startswith("An API key is needed")
 
 
 @surfaces
@@ -127,7 +127,7 @@ async def test_without_a_key_one_is_told_how_to_send_it(served: Served, http: ht
         await http.get(path, params=query),
         await http.get(path, headers={"Cookie": f"x-api-key={text}", "Proxy-Authorization": f"Bearer {text}"}),
     ):
-        assert refusal_of(response, 401) == "Send an API key, as Authorization: Bearer or as x-api-key."
+        assert refusal_of(response, 401) == "An API key is needed: send it as Authorization: Bearer or as x-api-key."
         assert text not in response.text
 
 

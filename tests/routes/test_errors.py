@@ -226,10 +226,10 @@ def test_a_wrong_setting_stops_the_start_with_one_sentence(monkeypatch: pytest.M
 async def test_a_base_url_with_or_without_v1_is_told_apart(api: CalledApi) -> None:
     """Some clients add it themselves and some do not: what is wrong is said."""
     for path, hint in (
-        ("/v1/v1/messages", " Leave /v1 out of the base URL: the client adds it."),
-        ("/messages", " Put /v1 at the end of the base URL."),
-        ("/models", " Put /v1 at the end of the base URL."),
+        ("/v1/v1/messages", " Remove /v1 from the base URL: the client adds it."),
+        ("/messages", " Append /v1 to the base URL."),
+        ("/models", " Append /v1 to the base URL."),
         ("/v1/nothing", ""),
     ):
         document = problem_of(await api.http.post(path, json={}), 404, "not_found")
-        assert document["detail"] == f"This path is not served here: /openapi.json has those that are.{hint}"
+        assert document["detail"] == f"This path is not served: see /openapi.json for those that are.{hint}"

@@ -11,7 +11,7 @@ from tests.routes.conftest import CalledApi, called_api
 
 NOT_PERSISTENT = {
     "code": "not_persistent",
-    "detail": "Redis keeps no append-only file, so its restart loses jobs: set its appendonly to yes.",
+    "detail": "Redis keeps no append-only file, so a restart loses jobs: set its appendonly to yes.",
 }
 
 
