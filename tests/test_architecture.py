@@ -112,6 +112,16 @@ def test_a_library_is_known_in_one_place(library: str) -> None:
             assert place.startswith(_AT_HOME[library]), f"{place} imports {library}"
 
 
+def test_redis_is_asked_in_the_store_alone() -> None:
+    """What others want of it is a method with a name. An import shows in the test above; here it is the access that counts."""
+    for path in [path for folder in (*_MAY_IMPORT, "cli") for path in _sources(folder)]:
+        place = path.relative_to(ROOT).as_posix()
+        if not place.startswith("shared/store/"):
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                assert not (isinstance(node, ast.Attribute) and node.attr in {"_commands", "_urgent"}), place
+            assert not [name for name in _imports_of(path) if name.startswith("shared.store.commands")], place
+
+
 def test_what_a_job_is_does_not_know_where_it_is_stored() -> None:
     """The modules of shared/ are pure; shared/store/ stands on them, and nothing stands in between."""
     for path in (ROOT / "shared").glob("*.py"):
@@ -153,14 +163,14 @@ async def test_every_key_in_redis_is_a_known_one_and_lives_as_long_as_its_text_s
     await runtime.queue.announce("worker-1", {"name": "worker-1"})
     await runtime.queue.reap()
 
-    names = [name.decode() for name in (await runtime.commands.call("SCAN", 0, "COUNT", 10_000))[1]]
+    names = [name.decode() for name in (await runtime._commands.call("SCAN", 0, "COUNT", 10_000))[1]]
     assert redis_keys.job(done.id) in names
     for name in names:
         kind = kind_of(name)
         arguments = name.removeprefix(redis_keys.prefix_of(kind)).split(":")[1:]
         wanted, meaning = (redis_keys.KEYS | redis_keys.GLOBAL_KEYS)[kind]
         assert bool(arguments) == bool(wanted), name
-        if await runtime.commands.call("PTTL", name) < 0:
+        if await runtime._commands.call("PTTL", name) < 0:
             assert re.search(r"No TTL|no TTL|Gone when empty", meaning), f"{kind} has no TTL and no reason"
             assert done.id not in name, f"{kind} of an ended job lives for ever"
 

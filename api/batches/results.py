@@ -18,7 +18,6 @@ from api.state.key_ring import credential_of
 from shared.batch import Batch, EndedItem, InvalidItem
 from shared.errors import InvalidCursor, JobError, NotFound, StorageFull, StorageUnavailable
 from shared.job import Job, JobState, Usage
-from shared.store import redis_keys
 from shared.store.batches import Order
 from shared.store.runtime import Runtime
 
@@ -105,18 +104,18 @@ async def _found_of(runtime: Runtime, tenant: str, items: Sequence[EndedItem], s
     """Those that are asked for and not erased, and how large their results are."""
     ids = [item.job_id for item in items if item.job_id is not None]
     jobs = dict(zip(ids, await runtime.jobs.get_many(ids, tenant), strict=True))
-    sizes = {
-        job_id: runtime.commands.call("STRLEN", redis_keys.result(job_id))
+    succeeded = [
+        job_id
         for job_id, job in jobs.items()
         if job is not None and job.state is JobState.SUCCEEDED and status in (None, JobState.SUCCEEDED)
-    }
+    ]
+    sizes = dict(zip(succeeded, await runtime.jobs.result_sizes(succeeded), strict=True))
     found: list[_Found] = []
     for item in items:
         job = None if item.job_id is None else jobs[item.job_id]
         if job is None and item.invalid is None:
             continue
-        size = await sizes[job.id] if job is not None and job.id in sizes else 0
-        one = _Found(item.line, job, item.invalid, size)
+        one = _Found(item.line, job, item.invalid, 0 if job is None else sizes.get(job.id, 0))
         if status in (None, one.state):
             found.append(one)
     return found
@@ -137,20 +136,16 @@ def _portions(found: Sequence[_Found]) -> list[list[_Found]]:
 
 async def _lines_of(runtime: Runtime, tenant: str, portion: Sequence[_Found]) -> list[ResultLine]:
     async with runtime.reads.turn(tenant, sum(one.result_bytes for one in portion)):
-        replies = {
-            one.line: runtime.commands.call("GET", redis_keys.result(one.job.id))
-            for one in portion
-            if one.job is not None and one.job.state is JobState.SUCCEEDED
-        }
-        results = {line: await reply for line, reply in replies.items()}
+        succeeded = [one.job.id for one in portion if one.job is not None and one.job.state is JobState.SUCCEEDED]
+        results = dict(zip(succeeded, await runtime.jobs.results(succeeded), strict=True))
     lines: list[ResultLine] = []
     for one in portion:
         if one.job is None:
             assert one.invalid is not None
             lines.append(line_of_invalid(one.invalid))
-        elif one.line not in results:
+        elif one.job.id not in results:
             lines.append(line_of_job(one.line, one.job, None))
-        elif (result := results[one.line]) is not None:  # else it was erased a moment ago
+        elif (result := results[one.job.id]) is not None:  # else it was erased a moment ago
             lines.append(line_of_job(one.line, one.job, result))
     return lines
 

@@ -15,7 +15,6 @@ from shared.api_key import Caller
 from shared.batch import Batch, InvalidItem, NewItem
 from shared.errors import IdempotencyKeyReused, NotEnded
 from shared.job import Job, JobState, new_id
-from shared.store import redis_keys
 from shared.store.batches import SLICE_BYTES, SLICE_ITEMS, Started
 from shared.store.idempotency import fingerprint_of
 
@@ -75,10 +74,8 @@ async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | 
         jobs = await api.runtime.jobs.get_many([job_id for job_id in ids if job_id is not None], batch.tenant)
         wanted = [job for job in jobs if job is not None and job.state is not JobState.SUCCEEDED]
         for portion in await _portions(api, wanted):
-            call = api.runtime.commands.call
             async with api.runtime.reads.turn(batch.tenant, SLICE_BYTES):
-                replies = [call("HGET", redis_keys.job(job.id), "request") for job in portion]
-                requests = [await reply for reply in replies]
+                requests = await api.runtime.jobs.requests([job.id for job in portion])
             items: list[NewItem | InvalidItem] = []
             for job, request in zip(portion, requests, strict=True):
                 if request:
@@ -92,11 +89,10 @@ async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | 
 
 async def _portions(api: ApiState, jobs: list[Job]) -> list[list[Job]]:
     """Those whose requests may be in memory at once, or one that is larger by itself."""
-    sizes = [api.runtime.commands.call("HSTRLEN", redis_keys.job(job.id), "request") for job in jobs]
+    sizes = await api.runtime.jobs.request_sizes([job.id for job in jobs])
     portions: list[list[Job]] = []
     total = 0
-    for job, reply in zip(jobs, sizes, strict=True):
-        size = int(await reply)
+    for job, size in zip(jobs, sizes, strict=True):
         if not portions or total + size > SLICE_BYTES:
             portions.append([])
             total = 0

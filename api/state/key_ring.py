@@ -111,7 +111,6 @@ class KeyRing:
 
     def __init__(self, runtime: Runtime) -> None:
         self._keys = runtime.api_keys
-        self._urgent = runtime.urgent
         self._spared_s = runtime.settings.auth_cache_s
         self._known: OrderedDict[bytes, Credential] = OrderedDict()
         self._watched: dict[bytes, Credential] = {}
@@ -176,7 +175,7 @@ class KeyRing:
         if now_s >= credential.ends_s:
             self._forget(credential)
             raise not_valid()
-        if self._urgent.is_connected and now_s >= self._late_s + _AFTER_A_LATE_LOOK_S:
+        if self._keys.is_connected and now_s >= self._late_s + _AFTER_A_LATE_LOOK_S:
             look = self._look(credential.digest, credential.presented)
             if now_s < credential.confirmed_s + _WAITED_FOR_S:
                 return
@@ -189,7 +188,7 @@ class KeyRing:
                 if found is None or credential.is_over:
                     raise not_valid()
                 return
-        spared_s = min(self._spared_s, _BELIEVED_AT_MOST_S) if self._urgent.is_connected else self._spared_s
+        spared_s = min(self._spared_s, _BELIEVED_AT_MOST_S) if self._keys.is_connected else self._spared_s
         if self._clock() >= min(credential.confirmed_s + spared_s, credential.ends_s):
             raise StorageUnavailable
 
@@ -212,7 +211,7 @@ class KeyRing:
         try:
             found = await self._keys.look_up(presented)
         except Problem as problem:
-            if self._urgent.is_connected:
+            if self._keys.is_connected:
                 self._late_s = self._clock()
             return problem
         credential = self._known.get(digest) or self._watched.get(digest)

@@ -433,7 +433,8 @@ class Watch:
                         raise Gone
                     # Ended without a log. (A log that ends before the end has lost its tail, and is given it again.)
                     if reach.end_id is not None and reach.top is None:
-                        events = [_terminal(reach.end_id, (await self._state()))]
+                        state = await self._runtime.jobs.state(self.job_id)
+                        events = [_terminal(reach.end_id, state or JobState.EXPIRED)]
             except _AWAY:
                 await asyncio.sleep(_AGAIN_S)
                 if self._is_dismissed:
@@ -456,12 +457,8 @@ class Watch:
 
     async def _start_over(self) -> tuple[Event, EventId | None]:
         (reach,) = await self._runtime.log.probe([self.job_id])
-        attempts = await self._runtime.commands.call("HGET", redis_keys.job(self.job_id), "attempts")
-        return _made_reset(int(attempts or 0), "log_rolled_back"), _before(reach.newest_claim if reach else None)
-
-    async def _state(self) -> JobState:
-        (state,) = [await self._runtime.commands.call("HGET", redis_keys.job(self.job_id), "state")]
-        return JobState((state or b"expired").decode())
+        attempts = await self._runtime.jobs.attempts(self.job_id)
+        return _made_reset(attempts, "log_rolled_back"), _before(reach.newest_claim if reach else None)
 
     def _contiguous(self) -> list[Event]:
         """The live events that follow on. Anything else, a new attempt too, is for the log to decide."""

@@ -21,7 +21,6 @@ from shared.clock import to_rfc3339
 from shared.errors import InvalidCursor, NotFound, StorageFull, StorageUnavailable
 from shared.events import Event, EventId, OurEvent, text_of
 from shared.job import Job
-from shared.store import redis_keys
 from shared.store.batches import Order
 from shared.store.runtime import Runtime
 
@@ -191,7 +190,7 @@ class ItemStories:
         batches = self._runtime.batches
         await batches.follow(self._batch_id)
         if not self._has_begun:
-            self._ended_line = await self._last_ended_line()
+            self._ended_line = await self._runtime.batches.last_ended_line(self._batch_id)
             self._has_begun = True
         running = await batches.running_items(self._batch_id)
         known = list(self._stories)
@@ -338,12 +337,8 @@ class ItemStories:
                 self._batch_id, Order.FINISHED, after=self._ended_line, count=_PAGE
             )
         except InvalidCursor:  # Redis lost that end
-            self._ended_line = await self._last_ended_line()
+            self._ended_line = await self._runtime.batches.last_ended_line(self._batch_id)
             return []
-
-    async def _last_ended_line(self) -> int | None:
-        lines = await self._runtime.commands.call("ZREVRANGE", redis_keys.batch_ended(self._batch_id), 0, 0)
-        return int(lines[0]) if lines else None
 
     def _told_as(self, story: _Story, event: Event) -> bytes:
         if self._form is StreamFormat.MESSAGES or event.name in OURS_IN_TEXT:

@@ -80,6 +80,11 @@ class ApiKeys:
         self._commands = urgent
         self._reads = reads
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether Redis can be asked now."""
+        return self._commands.is_connected
+
     async def create(
         self,
         tenant: str,

@@ -383,6 +383,11 @@ class Batches:
                 break
         return found
 
+    async def last_ended_line(self, batch_id: str) -> int | None:
+        """The line that ended last, so far."""
+        lines = await self._commands.call("ZREVRANGE", redis_keys.batch_ended(batch_id), 0, 0)
+        return int(lines[0]) if lines else None
+
     async def running_items(self, batch_id: str) -> list[str]:
         """The ids of the items that a worker has right now."""
         ids = [member.decode() for member in await self._commands.call("ZRANGE", redis_keys.plain("running"), 0, -1)]

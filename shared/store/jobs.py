@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -210,6 +210,39 @@ class Jobs:
         job = await self.get(job_id, tenant)
         async with self._reads.turn(tenant, self._settings.max_body_bytes):
             return job, await self._content(job_id, tenant, "request") or b"{}"
+
+    # Of jobs that were read with their owner before: nobody asks whose they are.
+
+    async def state(self, job_id: str) -> JobState | None:
+        """None if there is no such job any more."""
+        found = await self._commands.call("HGET", redis_keys.job(job_id), "state")
+        return JobState(found.decode()) if found else None
+
+    async def attempts(self, job_id: str) -> int:
+        """Upstream calls begun; 0 too if there is no such job any more."""
+        return int(await self._commands.call("HGET", redis_keys.job(job_id), "attempts") or 0)
+
+    async def requests(self, job_ids: Sequence[str]) -> Sequence[bytes | None]:
+        """The upstream requests, None for each that is not kept. Ask for a turn first, of ``request_sizes``."""
+        return await self._each("HGET", job_ids, redis_keys.job, "request")
+
+    async def request_sizes(self, job_ids: Sequence[str]) -> Sequence[int]:
+        """In bytes."""
+        return await self._each("HSTRLEN", job_ids, redis_keys.job, "request")
+
+    async def results(self, job_ids: Sequence[str]) -> Sequence[bytes | None]:
+        """As stored by FINISH, None for each that is not there. Ask for a turn first, of ``result_sizes``."""
+        return await self._each("GET", job_ids, redis_keys.result)
+
+    async def result_sizes(self, job_ids: Sequence[str]) -> Sequence[int]:
+        """In bytes."""
+        return await self._each("STRLEN", job_ids, redis_keys.result)
+
+    async def _each(
+        self, command: str, job_ids: Sequence[str], key_of: Callable[[str], str], *arguments: str
+    ) -> Sequence[Any]:
+        replies = [self._commands.call(command, key_of(job_id), *arguments) for job_id in job_ids]
+        return [await reply for reply in replies]
 
     def _content(self, job_id: str, tenant: str, kind: str) -> "asyncio.Future[bytes | None]":
         return self._commands.run(script("content"), job_id, tenant, kind)

@@ -33,8 +33,8 @@ class Runtime:
     """Lives as long as the process's main."""
 
     settings: Settings
-    commands: Commands
-    urgent: Commands
+    _commands: Commands
+    _urgent: Commands
     """A connection of its own for what must not wait behind the large replies that callers ask for: whether a key stands and
     that it is revoked, how the service is, who lives, how far logs go. Small commands with small replies only.
     """
@@ -61,14 +61,14 @@ class Runtime:
             self.make_connection,
             on_message=on_message,
             on_confirmed=on_confirmed,
-            moves=lambda: self.commands.moves,
+            moves=lambda: self._commands.moves,
             problems=self.problems,
         )
 
     async def ping(self) -> bool:
         """Whether Redis answers now."""
         try:
-            return bool(await self.urgent.call("PING"))
+            return bool(await self._urgent.call("PING"))
         except StorageUnavailable:
             return False
 
@@ -104,8 +104,8 @@ async def open_runtime(
         )
         yield Runtime(
             settings=settings,
-            commands=commands,
-            urgent=urgent,
+            _commands=commands,
+            _urgent=urgent,
             reads=reads,
             jobs=Jobs(commands, settings, reads, urgent, memory),
             batches=Batches(commands, settings, reads, memory),

@@ -91,15 +91,15 @@ async def test_nothing_is_left_of_jobs(watched: Watched) -> None:
             }
 
         await wait_until(are_there, "a job in each state", timeout_s=20)
-        assert await kinds_that_hold(runtime.commands, _WORD) >= {"job", "log", "result"}
+        assert await kinds_that_hold(runtime._commands, _WORD) >= {"job", "log", "result"}
         _, page = await _call(url, "GET", "/v1/jobs?limit=100")
         assert {job["id"] for job in page["data"]} > set(ids.values())
         for job in page["data"]:
             await _erase(url, f"/v1/jobs/{job['id']}")
-        assert await kinds_that_hold(runtime.commands, _WORD) == set()
+        assert await kinds_that_hold(runtime._commands, _WORD) == set()
         status, _ = await _call(url, "POST", "/v1/jobs", _JOBS["failed"], **{"Idempotency-Key": f"{_WORD}-failed"})
         assert status == 404  # its key is remembered, without what it stands for
-        assert await kinds_that_hold(runtime.commands, _WORD) == set()
+        assert await kinds_that_hold(runtime._commands, _WORD) == set()
 
 
 def _plain(words: str, **more: Any) -> dict[str, Any]:
@@ -128,12 +128,12 @@ async def test_nothing_is_left_of_batches(watched: Watched) -> None:
             return await _state(url, f"/v1/batches/{ids[0]}") == "ended"
 
         await wait_until(has_one_ended, "the end of a batch", timeout_s=20)
-        assert await kinds_that_hold(runtime.commands, _WORD) >= {"job", "log", "result", "batch"}
+        assert await kinds_that_hold(runtime._commands, _WORD) >= {"job", "log", "result", "batch"}
         for batch_id in ids:
             await _erase(url, f"/v1/batches/{batch_id}")
 
         async def is_nothing_left() -> bool:
-            return await kinds_that_hold(runtime.commands, _WORD) == set()
+            return await kinds_that_hold(runtime._commands, _WORD) == set()
 
         await wait_until(is_nothing_left, "the end of the last piece", timeout_s=20)
 
@@ -145,7 +145,7 @@ async def test_what_is_only_counted_is_kept_for_a_minute(watched: Watched) -> No
     status, _ = await _call(url, "POST", "/v1/messages/count_tokens", body)
     assert status == 200
     async with watched.deployment.runtime() as runtime:
-        held = [name for name, value in (await contents(runtime.commands)).items() if b"what-is-counted" in value]
+        held = [name for name, value in (await contents(runtime._commands)).items() if b"what-is-counted" in value]
         assert {kind_of(name) for name in held} <= {"job"}
         for name in held:
             assert 0 < (await ttl_ms(runtime, name) or 0) <= 60_000

@@ -34,7 +34,7 @@ os.system("true {CANARY}")
 
 async def _planted(runtime: Runtime, value: bytes) -> list[str]:
     """Wherever a reader might look. Returns the jobs whose records are hostile."""
-    call = runtime.commands.call
+    call = runtime._commands.call
     for name in ("arq:queue", "arq:queue:health-check"):
         await call("DEL", name)
     await call("ZADD", "arq:queue", 1, "hostile")
@@ -77,7 +77,7 @@ async def test_pickles_in_redis_stay_bytes(watched: Watched) -> None:
             await ask(url, "/health")
 
         async def none_waits() -> bool:
-            return not await runtime.commands.call("ZCARD", redis_keys.plain("waiting"))
+            return not await runtime._commands.call("ZCARD", redis_keys.plain("waiting"))
 
         await wait_until(none_waits, "an end of what waits", timeout_s=30)
     assert worker.is_running

@@ -120,7 +120,7 @@ async def test_an_answer_whose_log_is_gone_is_told_anew(surface: Surface, at_wor
     """As a stream that adds up to the same message."""
     raw = await surface.client.messages.with_raw_response.create(**asked(_RICH), extra_headers=_KEY)
     whole = await raw.parse()
-    await surface.runtime.commands.call("DEL", redis_keys.log(raw.headers["x-job-id"]))
+    await surface.runtime._commands.call("DEL", redis_keys.log(raw.headers["x-job-id"]))
     async with surface.client.messages.stream(**asked(_RICH), extra_headers=_KEY) as stream:
         again = await stream.get_final_message()
     again.stop_details = whole.stop_details

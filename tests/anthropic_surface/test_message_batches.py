@@ -587,4 +587,4 @@ async def test_what_a_batch_was_made_of_is_gone_with_it(surface: Surface) -> Non
         redis_keys.batch_items(own_id),
         *[redis_keys.job(job_id or "") for job_id in job_ids],
     ]
-    assert [await surface.runtime.commands.call("EXISTS", key) for key in gone] == [0] * len(gone)
+    assert [await surface.runtime._commands.call("EXISTS", key) for key in gone] == [0] * len(gone)

@@ -287,11 +287,11 @@ async def test_a_job_that_never_starts_is_504(surface: Surface, is_streamed: boo
     await wait_until(lambda: surface.served.relay.follower_count == 1, "the call")
 
     async def waits() -> bool:
-        return bool(await surface.runtime.commands.call("ZCARD", redis_keys.plain("waiting")))
+        return bool(await surface.runtime._commands.call("ZCARD", redis_keys.plain("waiting")))
 
     await wait_until(waits, "the job")
     (job_id,) = [
-        name.decode() for name in await surface.runtime.commands.call("ZRANGE", redis_keys.plain("waiting"), 0, -1)
+        name.decode() for name in await surface.runtime._commands.call("ZRANGE", redis_keys.plain("waiting"), 0, -1)
     ]
     await make_overdue(surface.runtime, job_id)
     await surface.runtime.jobs.expire()
@@ -306,7 +306,7 @@ async def test_a_job_that_is_erased_while_it_is_followed_is_an_error(surface: Su
     await _begin(author)
     await surface.has_been_told(author)
     job_id = author.job_id
-    await surface.runtime.commands.call("DEL", redis_keys.job(job_id), redis_keys.log(job_id))
+    await surface.runtime._commands.call("DEL", redis_keys.job(job_id), redis_keys.log(job_id))
     await _refused(calling, 200, "api_error")
 
 

@@ -68,11 +68,11 @@ async def nothing_waits(deployment: Deployment) -> None:
     if not deployment.redis.is_running:
         deployment.redis.restart()
     async with deployment.runtime() as runtime:
-        await runtime.commands.call("CONFIG", "SET", "maxmemory", "0")
-        if await runtime.commands.call("EXISTS", "ts:{0}:waiting", "ts:{0}:running"):
+        await runtime._commands.call("CONFIG", "SET", "maxmemory", "0")
+        if await runtime._commands.call("EXISTS", "ts:{0}:waiting", "ts:{0}:running"):
             for worker in deployment.workers:
                 worker.kill()
-            await runtime.commands.call("FLUSHALL")
+            await runtime._commands.call("FLUSHALL")
 
 
 @pytest.fixture

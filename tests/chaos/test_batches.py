@@ -112,7 +112,7 @@ async def test_workers_and_redis_killed_again_and_again_during_a_batch(quick: De
     takeovers: Counter[int] = Counter()
     async with quick.runtime() as runtime:
         for line in lines:
-            count = int(await runtime.commands.call("HGET", redis_keys.job(line["job_id"]), "takeovers") or 0)
+            count = int(await runtime._commands.call("HGET", redis_keys.job(line["job_id"]), "takeovers") or 0)
             takeovers[count] += 1
             assert calls[line["custom_id"]] <= 1 + count, line
             if line["status"] != "succeeded":
@@ -144,7 +144,7 @@ async def test_an_api_that_dies_while_a_batch_comes_in_leaves_nothing(empty: Dep
         await writer.drain()
 
         async def kinds() -> Counter[str]:
-            return Counter(kind_of(key) for key in await all_keys(runtime.commands))
+            return Counter(kind_of(key) for key in await all_keys(runtime._commands))
 
         async def has_stored() -> bool:
             return (await kinds())["job"] > 1_000

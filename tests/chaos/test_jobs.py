@@ -149,7 +149,7 @@ async def _one_worker(deployment: Deployment, slots: int) -> AsyncIterator[tuple
             async with deployment.runtime() as runtime:
                 yield runtime, worker
                 worker.kill()
-                await runtime.commands.call("FLUSHALL")
+                await runtime._commands.call("FLUSHALL")
         finally:
             worker.kill()
 
@@ -163,7 +163,7 @@ async def test_a_tenant_with_two_thousand_jobs_delays_another_by_a_few_slots(
         for story in ("waiting", "put back", "come due"):
             history = history_of(quick)
             worker.signal(signal.SIGSTOP)
-            await runtime.commands.call("FLUSHALL")
+            await runtime._commands.call("FLUSHALL")
             await _fill(runtime, "loud", 1_500 if story == "come due" else 2_000)
             if story == "put back":
                 claims: list[Claim] = []

@@ -103,10 +103,10 @@ async def test_no_canary_is_in_any_log(empty: Deployment, history_of: HistoryOf,
     await history.cancel(running[0])
     await away(empty.redis, 1)
     async with empty.runtime() as runtime:
-        facts = (await runtime.commands.call("INFO", "memory")).decode()
-        await runtime.commands.call("CONFIG", "SET", "maxmemory", facts.partition("used_memory:")[2].split()[0])
+        facts = (await runtime._commands.call("INFO", "memory")).decode()
+        await runtime._commands.call("CONFIG", "SET", "maxmemory", facts.partition("used_memory:")[2].split()[0])
         await asyncio.gather(*[history.submit("tokens=1") for _ in range(5)])
-        await runtime.commands.call("CONFIG", "SET", "maxmemory", "0")
+        await runtime._commands.call("CONFIG", "SET", "maxmemory", "0")
     await history.all_ended(timeout_s=60)
     crashing = empty.begin_worker(**settings)
     await empty.worker_up(crashing)
@@ -165,7 +165,7 @@ async def test_no_key_of_ours_is_in_any_log(empty: Deployment) -> None:
     try:
         assert empty.say_what_leaked() == []
         async with empty.runtime() as runtime:  # nor is it kept: only its hash is
-            for name, value in (await contents(runtime.commands)).items():
+            for name, value in (await contents(runtime._commands)).items():
                 assert not any(canary.encode() in value for canary in canaries), name
         api.signal(signal.SIGTERM)
         assert await api.ended(20) == 0
@@ -191,9 +191,9 @@ async def test_the_search_finds_what_is_planted(quick: Deployment, tmp_path: Pat
         await wait_until(lambda: "up" in planted.log, "the planted process")
         await wait_until(lambda: "Serving" in teller.log, "the planted API")
         async with quick.runtime() as runtime:
-            await runtime.commands.call("SET", f"ts:{{0}}:llm:{CANARY_METADATA}", 1)
-            await runtime.commands.call("CONFIG", "SET", "slowlog-log-slower-than", "0")
-            await runtime.commands.call("GET", f"no such key {CANARY_API_KEY}")
+            await runtime._commands.call("SET", f"ts:{{0}}:llm:{CANARY_METADATA}", 1)
+            await runtime._commands.call("CONFIG", "SET", "slowlog-log-slower-than", "0")
+            await runtime._commands.call("GET", f"no such key {CANARY_API_KEY}")
         found = quick.say_what_leaked()
         assert [line.partition(":")[0] for line in found] == ["planted.log", "command line", "http", "Redis", "Redis"]
     finally:
@@ -203,7 +203,7 @@ async def test_the_search_finds_what_is_planted(quick: Deployment, tmp_path: Pat
         planted.kill()
         quick.processes.remove(planted)
         async with quick.runtime() as runtime:
-            await runtime.commands.call("DEL", f"ts:{{0}}:llm:{CANARY_METADATA}")
-            await runtime.commands.call("CONFIG", "SET", "slowlog-log-slower-than", "-1")
-            await runtime.commands.call("SLOWLOG", "RESET")
+            await runtime._commands.call("DEL", f"ts:{{0}}:llm:{CANARY_METADATA}")
+            await runtime._commands.call("CONFIG", "SET", "slowlog-log-slower-than", "-1")
+            await runtime._commands.call("SLOWLOG", "RESET")
     assert quick.say_what_leaked() == []

@@ -27,7 +27,7 @@ async def _all_have_text(history: History) -> None:
 async def _nothing_was_run_twice(deployment: Deployment, jobs: list[Submitted]) -> None:
     async with deployment.runtime() as runtime:
         for job in jobs:
-            assert await runtime.commands.call("HGET", redis_keys.job(job.id), "takeovers") is None, job.nonce
+            assert await runtime._commands.call("HGET", redis_keys.job(job.id), "takeovers") is None, job.nonce
             calls = await deployment.calls(job.nonce)
             assert [call.ended for call in calls] == ["completed"], job.nonce
 
@@ -187,7 +187,7 @@ async def test_every_connection_to_redis_cut_again_and_again_loses_nothing(
     async with real.runtime() as runtime:
         while not all(task.done() for task in tasks):
             for kind in ("normal", "pubsub"):
-                cut += await runtime.commands.call("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+                cut += await runtime._commands.call("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
             await asyncio.wait(tasks, timeout=0.25)  # the fault itself: four times a second
     stop.set()
     await asyncio.gather(*submitting)
@@ -214,10 +214,10 @@ async def test_a_full_redis_lets_jobs_end_and_refuses_new_ones(
     tasks = [history.follow(job) for job in jobs]
     await _all_have_text(history)
     async with quick.runtime() as runtime:
-        (_, most) = await runtime.commands.call("CONFIG", "GET", "maxmemory")
-        facts = (await runtime.commands.call("INFO", "memory")).decode()
+        (_, most) = await runtime._commands.call("CONFIG", "GET", "maxmemory")
+        facts = (await runtime._commands.call("INFO", "memory")).decode()
         used = int(facts.partition("used_memory:")[2].split()[0])
-        await runtime.commands.call("CONFIG", "SET", "maxmemory", used)
+        await runtime._commands.call("CONFIG", "SET", "maxmemory", used)
         full_s = time.monotonic()
         early, answers = list[int](), list[tuple[int, str | None, bool]]()
         while not all(task.done() for task in tasks):
@@ -234,7 +234,7 @@ async def test_a_full_redis_lets_jobs_end_and_refuses_new_ones(
         assert set(early) <= {202, 503}
         assert set(answers) == {(503, "storage_full", True)}
         _nobody_ended(quick)
-        await runtime.commands.call("CONFIG", "SET", "maxmemory", most)
+        await runtime._commands.call("CONFIG", "SET", "maxmemory", most)
         healed_s = time.monotonic()
         await wait_until(lambda: _accepts(quick, history), "submits are taken again")
         fact(

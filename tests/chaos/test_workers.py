@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
 
 async def _runner_of(deployment: Deployment, runtime: Runtime, job: Submitted) -> Process | None:
     """The worker that holds the job's lease; its name ends with its pid."""
-    name = await runtime.commands.call("HGET", redis_keys.job(job.id), "worker")
+    name = await runtime._commands.call("HGET", redis_keys.job(job.id), "worker")
     if name is None:
         return None
     pid = int(name.decode().split("-")[-2])
@@ -36,7 +36,7 @@ async def _by_runner(deployment: Deployment, runtime: Runtime, jobs: list[Submit
 
 
 async def _takeovers(runtime: Runtime, job: Submitted) -> int:
-    return int(await runtime.commands.call("HGET", redis_keys.job(job.id), "takeovers") or 0)
+    return int(await runtime._commands.call("HGET", redis_keys.job(job.id), "takeovers") or 0)
 
 
 async def _starts(runtime: Runtime, job: Submitted) -> int:
@@ -199,7 +199,7 @@ async def test_a_second_sigterm_hands_the_jobs_back_at_once(
                 again_s = max(again_s, _second_start_s(follower) - told_s)
         for job in jobs:
             assert await _takeovers(runtime, job) == 0
-            assert await runtime.commands.call("HGET", redis_keys.job(job.id), "failures") in (None, b"0")
+            assert await runtime._commands.call("HGET", redis_keys.job(job.id), "failures") in (None, b"0")
     fact(f"ended {took_s:.2f} s after the second SIGTERM; its {len(theirs)} jobs ran again after {again_s:.2f} s")
     assert took_s < 5
     assert again_s < 3

@@ -146,7 +146,7 @@ async def test_an_ended_job_is_told_again_from_its_log_and_then_from_its_result(
     again = await _run(tokenspool, "follow", job_id, "--url", url)
     assert (again.exit_code, again.out, again.err) == (0, _answer("late") + "\n", "")
     assert again.out == first.out
-    assert await crew.runtime.commands.call("DEL", redis_keys.log(job_id)) == 1
+    assert await crew.runtime._commands.call("DEL", redis_keys.log(job_id)) == 1
     without_log = await _run(tokenspool, "follow", job_id, "--url", url)
     assert (without_log.exit_code, without_log.out, without_log.err) == (0, _answer("late") + "\n", "")
 

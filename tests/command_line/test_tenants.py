@@ -137,12 +137,12 @@ def _fill(tenant: str) -> Work:
 
 
 async def _assert_the_books_agree(runtime: Runtime) -> None:
-    ids = [name.rpartition(":")[2] for name in await all_keys(runtime.commands) if kind_of(name) == "job"]
+    ids = [name.rpartition(":")[2] for name in await all_keys(runtime._commands) if kind_of(name) == "job"]
     await assert_consistent(runtime, ids)
 
 
 async def _age_away(runtime: Runtime, tenant: str, job_id: str) -> None:
-    call = runtime.commands.call
+    call = runtime._commands.call
     size, until = await call("HMGET", redis_keys.job(job_id), "bytes", "kept_until")
     await call("HINCRBY", redis_keys.plain("held_bytes"), tenant, -int(size))
     await call("HDEL", f"{redis_keys.SHARD}kept_bytes:{tenant}", until)
@@ -154,9 +154,9 @@ def _names_of(tenant: str) -> Work:
 
     async def names(runtime: Runtime) -> list[str]:
         found = []
-        for name in await all_keys(runtime.commands):
+        for name in await all_keys(runtime._commands):
             record = name if kind_of(name) in {"job", "batch", "delivery"} else None
-            owner = await runtime.commands.call("HGET", record, "tenant") if record else None
+            owner = await runtime._commands.call("HGET", record, "tenant") if record else None
             if (owner and owner.decode() == tenant) or tenant in re.split(r"[:\n]", name):
                 found.append(name)
         kept = {"tenant", "api_keys"}

@@ -139,7 +139,7 @@ async def test_what_waits_for_a_job_goes_on_and_followers_are_told_to_come_back(
         follower = Follower([api.url], polled.job_id)
         connecting = asyncio.create_task(follower.follow_once())
         await wait_until(lambda: bool(follower.ids), "the follower")
-        (name,) = await runtime.commands.call("ZRANGE", redis_keys.plain("attendants"), 0, -1)
+        (name,) = await runtime._commands.call("ZRANGE", redis_keys.plain("attendants"), 0, -1)
         attended = [author for author in authors if await _is_attended(runtime, author)]
         assert len(attended) == 5
 
@@ -147,7 +147,7 @@ async def test_what_waits_for_a_job_goes_on_and_followers_are_told_to_come_back(
         await wait_until(lambda: _is_drained(api), "the readiness to say so", timeout_s=1)
         await asyncio.wait_for(connecting, 1)
         assert "the server is restarting, come back with your last event id" in follower.comments
-        seen_ms = float(await runtime.commands.call("ZSCORE", redis_keys.plain("attendants"), name))
+        seen_ms = float(await runtime._commands.call("ZSCORE", redis_keys.plain("attendants"), name))
 
         status, _, headers = await ask(api.url, "/v1/jobs", method="POST", body={"prompt": "late"})
         assert (status, headers["connection"]) == (202, "close")
@@ -156,7 +156,7 @@ async def test_what_waits_for_a_job_goes_on_and_followers_are_told_to_come_back(
         assert {await state_of(runtime, author.job_id) for author in authors} == {JobState.RUNNING}
 
         async def is_attended_again() -> bool:
-            return float(await runtime.commands.call("ZSCORE", redis_keys.plain("attendants"), name)) > seen_ms
+            return float(await runtime._commands.call("ZSCORE", redis_keys.plain("attendants"), name)) > seen_ms
 
         await wait_until(is_attended_again, "the process to say that it lives")
         for author in authors:
@@ -170,7 +170,7 @@ async def test_what_waits_for_a_job_goes_on_and_followers_are_told_to_come_back(
 
 
 async def _is_attended(runtime: Runtime, author: Author) -> bool:
-    return bool(await runtime.commands.call("HGET", redis_keys.job(author.job_id), "attended_by"))
+    return bool(await runtime._commands.call("HGET", redis_keys.job(author.job_id), "attended_by"))
 
 
 @pytest.mark.parametrize("how", ["grace", "second signal"])

@@ -53,4 +53,4 @@ async def crew(nothing_is_left_behind: None, judge: Judge, surface: Surface, red
             yield crew
             await assert_every_job_was_told_whole(crew)
         await assert_consistent(runtime, crew.jobs)
-        assert await keys_that_leak(runtime.commands) == []
+        assert await keys_that_leak(runtime._commands) == []

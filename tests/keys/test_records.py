@@ -46,15 +46,15 @@ async def test_nothing_of_a_secret_is_in_redis(runtime: Runtime) -> None:
     rotated = await runtime.api_keys.rotate(made.key.id, TENANT, grace_s=60)
     assert repr(made) == f"NewKey({made.key.id})"
     secrets = [text.rpartition("_")[2].encode() for text in (made.text, rotated.text)]
-    for name in await all_keys(runtime.commands):
-        kind = (await runtime.commands.call("TYPE", name)).decode()
+    for name in await all_keys(runtime._commands):
+        kind = (await runtime._commands.call("TYPE", name)).decode()
         read = {
             "hash": ("HGETALL", name),
             "zset": ("ZRANGE", name, 0, -1),
             "set": ("SMEMBERS", name),
             "string": ("GET", name),
         }
-        content = repr(await runtime.commands.call(*read[kind])).encode()
+        content = repr(await runtime._commands.call(*read[kind])).encode()
         for secret in secrets:
             for part in (secret, secret[:12], secret[-12:]):
                 assert part not in content + name.encode()
@@ -74,7 +74,7 @@ async def test_a_rotation_leaves_two_secrets_for_a_while(runtime: Runtime) -> No
     await runtime.api_keys.note_use([presented(second.text)])
     third = await runtime.api_keys.rotate(first.key.id, TENANT, grace_s=3600)
     assert [await is_good(runtime, made.text) for made in (first, second, third)] == [False, True, True]
-    await runtime.commands.call("HSET", redis_keys.api_key(first.key.id), "old_until_ms", await now_ms(runtime))
+    await runtime._commands.call("HSET", redis_keys.api_key(first.key.id), "old_until_ms", await now_ms(runtime))
     assert [await is_good(runtime, made.text) for made in (second, third)] == [False, True]
 
 
@@ -102,7 +102,10 @@ async def test_a_revoked_key_is_kept_for_lists_and_has_no_secret_any_more(runtim
     revoked = await runtime.api_keys.revoke(made.key.id, TENANT)
     assert revoked.revoked_ms is not None
     assert not await is_good(runtime, made.text)
-    assert await runtime.commands.call("HMGET", redis_keys.api_key(made.key.id), "digest", "old_digest") == [None, None]
+    assert await runtime._commands.call("HMGET", redis_keys.api_key(made.key.id), "digest", "old_digest") == [
+        None,
+        None,
+    ]
     left_ms = await ttl_ms(runtime, redis_keys.api_key(made.key.id))
     assert left_ms is not None
     assert 89 * _DAY_MS < left_ms <= 90 * _DAY_MS
@@ -120,7 +123,7 @@ async def test_a_key_expires_and_is_kept_for_lists(runtime: Runtime) -> None:
     left_ms = await ttl_ms(runtime, redis_keys.api_key(made.key.id))
     assert left_ms is not None
     assert left_ms > 90 * _DAY_MS
-    await runtime.commands.call("HSET", redis_keys.api_key(made.key.id), "expires_ms", await now_ms(runtime))
+    await runtime._commands.call("HSET", redis_keys.api_key(made.key.id), "expires_ms", await now_ms(runtime))
     assert not await is_good(runtime, made.text)
     with pytest.raises(KeyEnded):
         await runtime.api_keys.rotate(made.key.id, TENANT, grace_s=60)
@@ -145,7 +148,7 @@ async def test_a_key_that_has_ended_makes_no_key_and_no_secret(runtime: Runtime,
     if is_revoked:
         await runtime.api_keys.revoke(maker.key.id, TENANT)
     else:
-        await runtime.commands.call("HSET", redis_keys.api_key(maker.key.id), "expires_ms", await now_ms(runtime))
+        await runtime._commands.call("HSET", redis_keys.api_key(maker.key.id), "expires_ms", await now_ms(runtime))
     for key_id in (other.key.id, maker.key.id):
         with pytest.raises(Unauthenticated):
             await runtime.api_keys.rotate(key_id, TENANT, grace_s=0, maker=presented(maker.text))
@@ -190,15 +193,15 @@ async def test_use_is_written_down_and_never_brings_a_key_back(runtime: Runtime)
     """A record that is gone stays gone."""
     made = await make_key(runtime)
     gone = await make_key(runtime)
-    await runtime.commands.call("DEL", redis_keys.api_key(gone.key.id))
+    await runtime._commands.call("DEL", redis_keys.api_key(gone.key.id))
     await runtime.api_keys.note_use([presented(made.text), presented(gone.text)])
     assert (await runtime.api_keys.get(made.key.id, TENANT)).last_used_ms is not None
-    assert not await runtime.commands.call("EXISTS", redis_keys.api_key(gone.key.id))
+    assert not await runtime._commands.call("EXISTS", redis_keys.api_key(gone.key.id))
     assert (await runtime.api_keys.page(TENANT, after=None, limit=5)).keys == [
         await runtime.api_keys.get(made.key.id, TENANT)
     ]
-    assert await runtime.commands.call("ZCARD", redis_keys.api_keys(TENANT)) == 1
-    assert await keys_that_leak(runtime.commands) == []
+    assert await runtime._commands.call("ZCARD", redis_keys.api_keys(TENANT)) == 1
+    assert await keys_that_leak(runtime._commands) == []
 
 
 async def test_lists_are_paged_newest_first_and_per_tenant(runtime: Runtime) -> None:
@@ -211,7 +214,7 @@ async def test_lists_are_paged_newest_first_and_per_tenant(runtime: Runtime) -> 
     assert [key.id for key in (*first.keys, *second.keys)] == ids
     assert second.next_after is None
     assert await runtime.api_keys.tenants() == [TENANT, "tenant-b"]
-    await runtime.commands.call("DEL", redis_keys.api_keys("tenant-b"))
+    await runtime._commands.call("DEL", redis_keys.api_keys("tenant-b"))
     assert await runtime.api_keys.tenants() == [TENANT]
 
 
@@ -226,7 +229,7 @@ async def test_a_tenants_keys_make_so_many_at_most(runtime: Runtime, monkeypatch
     await make_key(runtime, tenant="tenant-b", maker=await make_key(runtime, tenant="tenant-b"))
     by_operator = await make_key(runtime)
     for gone in (made[0], by_operator):
-        await runtime.commands.call("DEL", redis_keys.api_key(gone.key.id))
+        await runtime._commands.call("DEL", redis_keys.api_key(gone.key.id))
     await make_key(runtime, maker=maker)
 
 

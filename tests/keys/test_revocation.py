@@ -167,7 +167,7 @@ async def test_a_body_whose_key_is_revoked_while_it_comes_in_does_nothing(served
         headers = {**bearer(key.text), "Content-Type": "application/json"}
         response = await http.post(path.replace("KEY", other.key.id), content=pieces(), headers=headers)
     assert response.status_code == 401, response.text
-    kinds = {kind_of(name) for name in await all_keys(runtime.commands)}
+    kinds = {kind_of(name) for name in await all_keys(runtime._commands)}
     assert not kinds & {"job", "webhook_secret"}
     assert len((await runtime.api_keys.page(TENANT, after=None, limit=5)).keys) == 2
     assert (await runtime.api_keys.get(other.key.id, TENANT)).rotated_ms is None

@@ -170,7 +170,7 @@ async def test_while_redis_is_away_known_callers_are_let_in_and_others_are_not_t
         known, unknown = [(await make_key(served.api.runtime)).text for _ in range(2)]
         assert (await http.get("/v1/jobs", headers=bearer(known))).status_code == 200
         own_server.kill()
-        await wait_until(lambda: not served.api.runtime.urgent.is_connected, "the loss of Redis")
+        await wait_until(lambda: not served.api.runtime._urgent.is_connected, "the loss of Redis")
         age(ring, 30)
         assert at_once(admitted(ring, known)).tenant == TENANT
         for text, status in ((known, 503), (unknown, 503), (unknown[:-1], 401)):
@@ -184,7 +184,7 @@ async def test_while_redis_is_away_known_callers_are_let_in_and_others_are_not_t
         with pytest.raises(StorageUnavailable):
             at_once(admitted(ring, known))
         own_server.restart()
-        await wait_until(lambda: served.api.runtime.urgent.is_connected, "Redis")
+        await wait_until(lambda: served.api.runtime._urgent.is_connected, "Redis")
         for text in (known, unknown):
             assert (await http.get("/v1/jobs", headers=bearer(text))).status_code == 200
 
@@ -241,7 +241,7 @@ async def test_without_a_cache_nobody_is_believed_while_redis_is_away(own_server
         text = (await make_key(served.api.runtime)).text
         await admitted(ring, text)
         own_server.kill()
-        await wait_until(lambda: not served.api.runtime.urgent.is_connected, "the loss of Redis")
+        await wait_until(lambda: not served.api.runtime._urgent.is_connected, "the loss of Redis")
         age(ring, 4)
         with pytest.raises(StorageUnavailable):
             await admitted(ring, text)

@@ -53,7 +53,7 @@ async def test_whatever_is_wrong_with_a_key_the_same_is_done(
 
 async def _commands_run(runtime: Runtime) -> dict[str, int]:
     """So often each, since the server began."""
-    facts = (await runtime.commands.call("INFO", "commandstats")).decode()
+    facts = (await runtime._commands.call("INFO", "commandstats")).decode()
     lines = [line.removeprefix("cmdstat_") for line in facts.splitlines() if line.startswith("cmdstat_")]
     return {line.partition(":")[0]: int(line.partition("calls=")[2].partition(",")[0]) for line in lines}
 

@@ -139,7 +139,7 @@ async def test_the_limit_of_addresses_opens_soon_where_redis_says_nothing(
         assert [answer.status_code for answer in answers] == [404] * 3
         assert time.monotonic() - started_s < 3
         assert not api.runtime.addresses.can_count
-        assert api.runtime.urgent.is_connected
+        assert api.runtime._urgent.is_connected
         assert (await api.http.get("/nothing/here")).status_code == 404
         assert api.state.let_past.count == 4
     finally:

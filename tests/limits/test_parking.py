@@ -95,11 +95,11 @@ async def test_thousands_of_parked_flows_hide_nobody(real_redis: RedisUnderTest)
                 for number in range(start, start + 500)
             ]
             await asyncio.gather(*calls)
-        await runtime.commands.call("SET", f"{redis_keys.SHARD}clock:normal", 10_000)
+        await runtime._commands.call("SET", f"{redis_keys.SHARD}clock:normal", 10_000)
         other = await submit(runtime, tenant="tenant-b")
         assert await asyncio.wait_for(_claimed_by(runtime, "tenant-b"), 10) == other.id
         assert (
-            await runtime.commands.call("ZCARD", f"{redis_keys.SHARD}ready:normal") == 0
+            await runtime._commands.call("ZCARD", f"{redis_keys.SHARD}ready:normal") == 0
         )  # a CLAIM looks at none of them
 
 
@@ -150,7 +150,7 @@ async def test_parked_jobs_have_a_place_and_can_be_cancelled(runtime: Runtime) -
     await runtime.jobs.cancel(other.id, "tenant-b")
     await finish(runtime, held)
     assert await claim(runtime, 10) == []
-    left = {kind_of(name) for name in await all_keys(runtime.commands)}
+    left = {kind_of(name) for name in await all_keys(runtime._commands)}
     assert not left & {"flow", "ready", "parked", "parked_flows"}
 
 
@@ -162,11 +162,11 @@ async def test_an_owner_that_nobody_wakes_is_looked_at_all_the_same(runtime: Run
     _, waits_s = await runtime.queue.claim("worker-1", count=10, low_count=10, takes_suspect=True)
     assert waits_s is not None
     assert 0 < waits_s <= 10
-    for name in await all_keys(runtime.commands):
+    for name in await all_keys(runtime._commands):
         if kind_of(name) == "spend":
-            await runtime.commands.call("DEL", name)
+            await runtime._commands.call("DEL", name)
     assert await claim(runtime, 10) == []
-    await runtime.commands.call("ZADD", redis_keys.plain("parked"), "XX", await now_ms(runtime) - 1, KEY)
+    await runtime._commands.call("ZADD", redis_keys.plain("parked"), "XX", await now_ms(runtime) - 1, KEY)
     assert [found.id for found in await claim(runtime, 10)] == ids[1:]
 
 
@@ -219,7 +219,7 @@ async def test_counts_are_gone_when_nothing_waits(runtime: Runtime) -> None:
     await submit_many(runtime, 3, key_id="key-1")
     for found in await claim(runtime, 3):
         await finish(runtime, found)
-    assert "queued_jobs" not in {kind_of(name) for name in await all_keys(runtime.commands)}
+    assert "queued_jobs" not in {kind_of(name) for name in await all_keys(runtime._commands)}
 
 
 # Budgets
@@ -318,7 +318,7 @@ async def test_who_cancels_and_erases_has_paid_all_the_same(runtime: Runtime, ep
     assert await spent(runtime, KEY) == await spent(runtime, TENANT) == [A_DOLLAR] * 2
     with pytest.raises(BudgetExceeded):
         await submit(runtime, key_id="key-1", limits=limits)
-    assert not await runtime.commands.call("EXISTS", redis_keys.job(found.id))
+    assert not await runtime._commands.call("EXISTS", redis_keys.job(found.id))
 
 
 async def test_the_limits_of_a_key_are_known_as_long_as_its_jobs_wait(runtime: Runtime) -> None:
@@ -337,7 +337,7 @@ async def test_what_was_spent_is_remembered_as_long_as_it_matters(runtime: Runti
     (found,) = await claim(runtime)
     await runtime.queue.release(found, reason="drained", cost=5)
     await runtime.jobs.charge(found.id, 7, tenant="tenant-a")
-    month, day = sorted(name for name in await all_keys(runtime.commands) if kind_of(name) == "spend" and KEY in name)
+    month, day = sorted(name for name in await all_keys(runtime._commands) if kind_of(name) == "spend" and KEY in name)
     assert [await ttl_ms(runtime, name) for name in (day, month)] == [
         pytest.approx(days * 86_400_000, abs=60_000) for days in (2, 62)
     ]
@@ -378,6 +378,6 @@ async def test_a_tenants_own_retention_goes_before_the_setting(runtime: Runtime)
     ):
         assert 0 < (await ttl_ms(runtime, key) or 0) <= most_ms, key
     with_content = ("job", "result", "log", "batch", "batch_items", "batch_invalid", "batch_ended", "idempotency")
-    for name in await all_keys(runtime.commands):
+    for name in await all_keys(runtime._commands):
         if kind_of(name) in with_content:
             assert await ttl_ms(runtime, name) is not None, name

@@ -52,8 +52,8 @@ _READS: Final[dict[str, tuple[str, ...]]] = {
 
 async def keys_that_hold(runtime: Runtime, words: str) -> list[str]:
     """Every key of the database in whose name or value these words stand, whatever its type."""
-    call, found = runtime.commands.call, []
-    for name in await all_keys(runtime.commands):
+    call, found = runtime._commands.call, []
+    for name in await all_keys(runtime._commands):
         read = _READS[(await call("TYPE", name)).decode()]
         if words.encode() in name.encode() + repr(await call(*(part.format(name) for part in read))).encode():
             found.append(name)
@@ -106,7 +106,7 @@ async def _time_out(runtime: Runtime, job_id: str) -> None:
 
 
 async def _lose_for_the_last_time(runtime: Runtime, job_id: str) -> None:
-    await runtime.commands.call("HSET", redis_keys.job(job_id), "takeovers", FATAL_TAKEOVERS - 1)
+    await runtime._commands.call("HSET", redis_keys.job(job_id), "takeovers", FATAL_TAKEOVERS - 1)
     assert (await lose(runtime, await claimed_and_streaming(runtime))).failed == [job_id]
 
 

@@ -31,7 +31,7 @@ async def runtime(own_server: EmbeddedRedis) -> AsyncIterator[Runtime]:
 
 
 async def _fill(runtime: Runtime) -> None:
-    await runtime.commands.call("CONFIG", "SET", "maxmemory", 1)
+    await runtime._commands.call("CONFIG", "SET", "maxmemory", 1)
 
 
 async def test_a_full_redis_counts_no_submit_and_settles_what_runs(runtime: Runtime) -> None:
@@ -44,15 +44,15 @@ async def test_a_full_redis_counts_no_submit_and_settles_what_runs(runtime: Runt
     later = await submit(runtime, key_id="key-1", limits=LIMITS, tokens=10)
     for owner in (KEY, TENANT):
         await age(runtime, redis_keys.pace(owner), 31_000)
-    bucket = int((await runtime.commands.call("HGET", redis_keys.job(job.id), "reserved")).split()[0]) - 122
-    await runtime.commands.call("HSET", redis_keys.job(job.id), "reserved", f"{bucket} 60 60")
-    before = [await all_keys(runtime.commands), await counted(runtime, KEY), await counted(runtime, TENANT)]
+    bucket = int((await runtime._commands.call("HGET", redis_keys.job(job.id), "reserved")).split()[0]) - 122
+    await runtime._commands.call("HSET", redis_keys.job(job.id), "reserved", f"{bucket} 60 60")
+    before = [await all_keys(runtime._commands), await counted(runtime, KEY), await counted(runtime, TENANT)]
     await _fill(runtime)
     with pytest.raises(StorageFull):
         await runtime.jobs.submit(a_submission(key_id="key-1", limits=LIMITS, tokens=10), expires_in_s=60)
     with pytest.raises(StorageFull):
         await begin(runtime, batch, **A_KEY)  # type: ignore[arg-type]
-    assert before == [await all_keys(runtime.commands), await counted(runtime, KEY), await counted(runtime, TENANT)]
+    assert before == [await all_keys(runtime._commands), await counted(runtime, KEY), await counted(runtime, TENANT)]
     ending = Ending(Step.SUCCEED, A_RESULT, Usage(3, 4))
     await runtime.queue.finish(claimed, ending, seq=claimed.next_seq, cost=5)
     assert await counted(runtime, KEY) == await counted(runtime, TENANT) == (2, 17)
@@ -76,10 +76,10 @@ async def test_limits_of_keys_and_tenants_are_closed_while_redis_is_away(
     one = CallerLimits(requests_per_minute=1)
     await submit(runtime, key_id="key-1", limits=one)
     own_server.kill()
-    await wait_until(lambda: not runtime.commands.is_connected, "the end of the connection")
+    await wait_until(lambda: not runtime._commands.is_connected, "the end of the connection")
     with pytest.raises(StorageUnavailable):
         await runtime.jobs.submit(a_submission(key_id="key-1", limits=one), expires_in_s=60)
     own_server.restart()
-    await wait_until(lambda: runtime.commands.is_connected, "the connection")
+    await wait_until(lambda: runtime._commands.is_connected, "the connection")
     with pytest.raises(RateLimited):
         await runtime.jobs.submit(a_submission(key_id="key-1", limits=one), expires_in_s=60)

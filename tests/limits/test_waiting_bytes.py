@@ -36,7 +36,7 @@ MOST = 10_000
 
 
 async def held(runtime: Runtime, tenant: str = TENANT) -> int:
-    return int(await runtime.commands.call("HGET", redis_keys.plain("held_bytes"), tenant) or 0)
+    return int(await runtime._commands.call("HGET", redis_keys.plain("held_bytes"), tenant) or 0)
 
 
 async def fill(runtime: Runtime) -> list[str]:
@@ -65,7 +65,7 @@ async def test_one_more_is_refused_by_name_and_counted_nowhere(runtime: Runtime)
     assert f"{MOST} bytes" in problem.detail
     assert "--waiting-bytes" in problem.detail
     assert "TOKENSPOOL_TENANT_WAITING_SHARE" in problem.detail
-    assert await runtime.commands.call("EXISTS", redis_keys.job(refused.id)) == 0
+    assert await runtime._commands.call("EXISTS", redis_keys.job(refused.id)) == 0
     assert await held(runtime) == before
     other = await submit(runtime, tenant="tenant-b", request=KIB * 10)
     await assert_consistent(runtime, [*ids, other.id])
@@ -86,7 +86,7 @@ async def test_a_job_that_succeeds_gives_its_request_up_and_one_that_runs_does_n
     with pytest.raises(TooManyQueued):
         await submit(runtime, request=KIB)
     await finish(runtime, claimed)
-    assert await runtime.commands.call("HMGET", redis_keys.job(claimed.id), "request", "bytes") == [None, None]
+    assert await runtime._commands.call("HMGET", redis_keys.job(claimed.id), "request", "bytes") == [None, None]
     await submit(runtime, request=KIB)
     assert await runtime.queue.release(other, reason="drained")
     with pytest.raises(TooManyQueued):
@@ -112,7 +112,7 @@ async def test_a_job_that_does_not_succeed_holds_its_request_until_it_is_erased(
 
 async def age_away(runtime: Runtime, *job_ids: str) -> None:
     """As if the retention of these jobs had passed: their records are gone, and so is the hour in which they went."""
-    call = runtime.commands.call
+    call = runtime._commands.call
     (bucket,) = {await call("HGET", redis_keys.job(job_id), "kept_until") for job_id in job_ids}
     names = f"{redis_keys.SHARD}kept_bytes:{TENANT}", redis_keys.plain("kept_due")
     await call("DEL", *[redis_keys.job(job_id) for job_id in job_ids])
@@ -134,7 +134,7 @@ async def test_a_request_that_was_kept_is_given_up_when_its_record_has_aged_away
     await age_away(runtime, second)
     await runtime.jobs.expire()
     for name in ("held_bytes", "kept_due", f"kept_bytes:{TENANT}"):
-        assert await runtime.commands.call("EXISTS", f"{redis_keys.SHARD}{name}") == 0
+        assert await runtime._commands.call("EXISTS", f"{redis_keys.SHARD}{name}") == 0
 
 
 async def test_a_batch_is_counted_as_it_comes_in_and_refused_with_what_had_come(runtime: Runtime) -> None:
@@ -176,10 +176,10 @@ async def test_items_are_kept_no_longer_than_their_batch(runtime: Runtime) -> No
     begun = await start_batch(runtime, 3)
     for job_id in begun.job_ids:
         await runtime.jobs.cancel(job_id, begun.tenant)
-    first = int(await runtime.commands.call("HGET", redis_keys.job(begun.job_ids[0]), "kept_until"))
+    first = int(await runtime._commands.call("HGET", redis_keys.job(begun.job_ids[0]), "kept_until"))
     await runtime.batches.advance_all(begun.id)
     await assert_consistent(runtime)
-    assert int(await runtime.commands.call("HGET", redis_keys.job(begun.job_ids[0]), "kept_until")) <= first
+    assert int(await runtime._commands.call("HGET", redis_keys.job(begun.job_ids[0]), "kept_until")) <= first
     await runtime.batches.erase(begun.id, begun.tenant)
     await runtime.batches.advance_all(begun.id)
     assert await held(runtime) == 0
@@ -193,7 +193,7 @@ async def test_a_tenants_share_is_of_what_redis_may_hold(own_server: EmbeddedRed
         settings = {} if share is None else {"tenant_waiting_share": share}
         loaded = load_settings(redis_url=own_server.url, **settings)
         async with open_runtime(loaded, process_name="tests", timeout_s=10) as runtime:
-            await runtime.commands.call("CONFIG", "SET", "maxmemory", maxmemory)
+            await runtime._commands.call("CONFIG", "SET", "maxmemory", maxmemory)
             await runtime.memory.look()
             return runtime.memory.tenant_bytes
 
@@ -215,7 +215,7 @@ async def test_one_tenants_large_requests_leave_room_for_all_others(own_server: 
         serving(own_server.url, max_not_before_s=3600) as served,
         httpx2.AsyncClient(base_url=served.url, timeout=30) as http,
     ):
-        await served.api.runtime.commands.call("CONFIG", "SET", "maxmemory", "128mb")
+        await served.api.runtime._commands.call("CONFIG", "SET", "maxmemory", "128mb")
         await wait_until(lambda: served.api.runtime.memory.tenant_bytes == 32 << 20, "a look at Redis's memory")
         messages = [{"role": "user", "content": "x" * (7 << 20)}]
         body: Any = {"messages": messages}
@@ -253,9 +253,9 @@ async def test_the_share_costs_a_submit_one_command_of_redis(runtime: Runtime) -
     async def commands_of(most: int) -> dict[str, int]:
         runtime.memory.tenant_bytes = most
         await submit(runtime)
-        await runtime.commands.call("CONFIG", "RESETSTAT")
+        await runtime._commands.call("CONFIG", "RESETSTAT")
         await submit(runtime)
-        text = (await runtime.commands.call("INFO", "commandstats")).decode()
+        text = (await runtime._commands.call("INFO", "commandstats")).decode()
         rows = [row.split(":", 1) for row in text.split("\r\n") if row.startswith("cmdstat_")]
         return {name: int(row.partition("calls=")[2].partition(",")[0]) for name, row in rows}
 
@@ -284,7 +284,7 @@ async def test_the_sums_hold_after_redis_has_lost_its_last_moments(own_server: E
             log.truncate(file.stat().st_size - chance.randrange(1, 15_000))
         await asyncio.to_thread(own_server.restart)
         async with open_runtime(load_settings(redis_url=own_server.url), process_name="tests", timeout_s=10) as runtime:
-            names = await runtime.commands.call("KEYS", redis_keys.job("*"))
+            names = await runtime._commands.call("KEYS", redis_keys.job("*"))
             ids = [name.decode().removeprefix(redis_keys.job("")) for name in names]
             assert len(ids) > 20
             await assert_consistent(runtime, ids)

@@ -50,13 +50,13 @@ async def test_a_key_may_submit_so_often_within_a_minute_and_is_told_how_it_stan
     for left in (2, 1, 0):
         told = (await admitted(runtime, key_id="key-1", limits=THREE)).limits
         assert told == (LimitState(Measured.REQUESTS, 3, left, WINDOW_MS),)
-    before = await all_keys(runtime.commands)
+    before = await all_keys(runtime._commands)
     with pytest.raises(RateLimited) as refused:
         await admitted(runtime, key_id="key-1", limits=THREE)
     assert refused.value.limits[0][:3] == (Measured.REQUESTS, 3, 0)
     assert refused.value.retry_after_s is not None
     assert 55 <= refused.value.retry_after_s <= 61
-    assert await all_keys(runtime.commands) == before  # nothing was born
+    assert await all_keys(runtime._commands) == before  # nothing was born
     assert 0 < (await ttl_ms(runtime, redis_keys.pace(KEY)) or 0) <= 120_000
     await admitted(runtime)  # others go on
     await age(runtime, redis_keys.pace(KEY), refused.value.retry_after_s * 1000)
@@ -153,11 +153,11 @@ async def test_what_was_used_of_a_minute_that_is_over_is_not_counted_again(runti
     job = await submit(runtime, key_id="key-1", limits=TOKENS, tokens=60)
     await age(runtime, redis_keys.pace(KEY), WINDOW_MS)
     bucket, amounts = (await record_of(runtime, job.id))[b"reserved"].split(b" ", 1)
-    await runtime.commands.call("HSET", redis_keys.job(job.id), "reserved", b"%d %b" % (int(bucket) - 121, amounts))
+    await runtime._commands.call("HSET", redis_keys.job(job.id), "reserved", b"%d %b" % (int(bucket) - 121, amounts))
     await submit(runtime, key_id="key-1", limits=TOKENS, tokens=30)
     await finish(runtime, await claim_one(runtime), Ending(Step.SUCCEED, A_RESULT, Usage(500, 500)))
     assert (await counted(runtime, KEY))[1] == 30
-    assert [kind_of(name) for name in await all_keys(runtime.commands)].count("pace") == 1
+    assert [kind_of(name) for name in await all_keys(runtime._commands)].count("pace") == 1
 
 
 async def test_what_can_never_fit_is_no_429(runtime: Runtime) -> None:
@@ -216,7 +216,7 @@ def test_no_sixty_seconds_hold_more_than_the_limit_whatever_comes_when(real_redi
         runtime = runner.run(stack.enter_async_context(opened))
 
         async def check(steps: list[tuple[str, int]]) -> None:
-            await runtime.commands.call("FLUSHDB")
+            await runtime._commands.call("FLUSHDB")
             moved_ms = 0
             history: list[tuple[int, int]] = []
             for what, amount in steps:
@@ -224,7 +224,7 @@ def test_no_sixty_seconds_hold_more_than_the_limit_whatever_comes_when(real_redi
                     await age(runtime, redis_keys.pace(KEY), amount)
                     moved_ms += amount
                     continue
-                seconds, micros = await runtime.commands.call("TIME")
+                seconds, micros = await runtime._commands.call("TIME")
                 now_ms = moved_ms + int(seconds) * 1000 + int(micros) // 1000
                 recent = [(at, tokens) for at, tokens in history if at > now_ms - WINDOW_MS - 50]
                 try:

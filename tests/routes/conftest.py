@@ -55,7 +55,7 @@ class CalledApi:
 
     async def keys_count(self) -> int:
         """How much is in Redis, but for what the process's own loops write."""
-        names = await all_keys(self.runtime.commands)
+        names = await all_keys(self.runtime._commands)
         return sum(kind_of(name) not in ("attendants", "spared") for name in names)
 
 

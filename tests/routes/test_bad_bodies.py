@@ -296,7 +296,7 @@ async def test_a_client_that_leaves_in_its_body_leaves_nothing_behind(served: Se
     # At its start the API says what it thinks of the tests' own Redis, which keeps no append-only file.
     assert {line["event"] for line in lines if line["log_level"] in ("warning", "error")} <= {"redis_problem"}
     # But for what the process's own loops write.
-    names = await all_keys(served.api.runtime.commands)
+    names = await all_keys(served.api.runtime._commands)
     assert {kind_of(name) for name in names} <= {"attendants", "spared"}
 
 

@@ -264,7 +264,7 @@ async def test_a_batch_without_anything_to_retry_is_409(api: CalledApi) -> None:
         document = problem_of(await api.http.post(f"/v1/batches/{batch.id}/retry"), 409, "not_ended")
         assert "retried" in document["detail"]
         assert (await api.http.get("/v1/batches")).json() == before.json()
-        names = await all_keys(api.runtime.commands)
+        names = await all_keys(api.runtime._commands)
         assert {name for name in names if kind_of(name) == "batch"} <= {
             redis_keys.batch(view["id"]) for view in before.json()["data"]
         }
@@ -281,7 +281,7 @@ async def test_only_a_batch_that_has_ended_is_erased(api: CalledApi) -> None:
     problem_of(await api.http.get(url), 404, "not_found")
     problem_of(await api.http.get(f"/v1/jobs/{job_ids[0]}"), 404, "not_found")
     assert (await api.http.get("/v1/batches")).json()["data"] == []
-    assert await api.runtime.commands.call("EXISTS", redis_keys.batch(batch.id), redis_keys.job(job_ids[0])) == 0
+    assert await api.runtime._commands.call("EXISTS", redis_keys.batch(batch.id), redis_keys.job(job_ids[0])) == 0
 
 
 async def test_the_items_of_a_batch_are_jobs(api: CalledApi) -> None:
@@ -300,7 +300,7 @@ async def test_a_body_that_cannot_be_gone_on_with_never_looks_whole(served: Serv
     async with asking(served.url, f"/v1/batches/{batch.id}/results", receive_buffer=4096) as answer:
         assert answer.status == 200
         await answer.read_some(100)
-        await runtime.commands.call("CLIENT", "PAUSE", 3000, "ALL")
+        await runtime._commands.call("CLIENT", "PAUSE", 3000, "ALL")
         with pytest.raises(Cut):
             await answer.read()
     await wait_until(runtime.ping, "Redis to be back")

@@ -137,7 +137,7 @@ _ON_A_JOB = [("GET", ""), ("DELETE", ""), ("GET", "/events"), ("POST", "/cancel"
 async def test_absent_and_foreign_jobs_are_the_same_404(api: CalledApi, method: str, what: str) -> None:
     """Byte by byte, but for the request's id."""
     job = await _ended(api, "failed", X_Tenant="theirs")
-    before = await api.runtime.commands.call("HGETALL", redis_keys.job(job["id"]))
+    before = await api.runtime._commands.call("HGETALL", redis_keys.job(job["id"]))
     answers = []
     for job_id in (job["id"], new_id("job"), "job_1", "job_" + "U" * 26, "%00", "job_%0d%0a"):
         response = await api.http.request(method, f"/v1/jobs/{job_id}{what}", headers={"X-Request-ID": "same"})
@@ -145,7 +145,7 @@ async def test_absent_and_foreign_jobs_are_the_same_404(api: CalledApi, method: 
         answers.append((response.content, sorted(response.headers.raw)))
     assert len({content for content, _ in answers}) == 1
     assert all(headers == answers[0][1] for _, headers in answers)
-    assert await api.runtime.commands.call("HGETALL", redis_keys.job(job["id"])) == before
+    assert await api.runtime._commands.call("HGETALL", redis_keys.job(job["id"])) == before
 
 
 async def test_a_cancel_ends_the_job_and_answers_it(api: CalledApi) -> None:
@@ -193,7 +193,7 @@ async def test_a_retry_is_a_new_job_that_asks_the_same(api: CalledApi, how: str)
     if how != "expired":  # make_overdue moved that time
         assert from_rfc3339(again["expires_at"]) - from_rfc3339(again["created_at"]) == 99_000
     old, new = [
-        json.loads(await api.runtime.commands.call("HGET", redis_keys.job(one["id"]), "request"))
+        json.loads(await api.runtime._commands.call("HGET", redis_keys.job(one["id"]), "request"))
         for one in (job, again)
     ]
     assert old == new
@@ -246,7 +246,7 @@ async def test_an_erased_job_is_gone(api: CalledApi) -> None:
     problem_of(await api.http.delete(f"/v1/jobs/{job['id']}"), 404, "not_found")
     assert (await api.http.get("/v1/jobs")).json()["data"] == []
     for name in (redis_keys.job(job["id"]), redis_keys.log(job["id"]), redis_keys.result(job["id"])):
-        assert await api.runtime.commands.call("EXISTS", name) == 0
+        assert await api.runtime._commands.call("EXISTS", name) == 0
     problem_of(await api.submit(Idempotency_Key="k"), 404, "not_found")
 
 
@@ -348,6 +348,6 @@ async def test_jobs_that_wait_too_long_expire_without_a_worker(start_api: StartA
     job = await api.submitted(A_BODY | {"job": {"expires_in_s": 1}})
 
     async def has_expired() -> bool:
-        return bool(await api.runtime.commands.call("HGET", redis_keys.job(job["id"]), "state") == b"expired")
+        return bool(await api.runtime._commands.call("HGET", redis_keys.job(job["id"]), "state") == b"expired")
 
     await wait_until(has_expired, "the job's end")

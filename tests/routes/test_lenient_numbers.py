@@ -16,7 +16,7 @@ _MESSAGES = [{"role": "user", "content": "Say hello."}]
 
 
 async def _request_of(api: CalledApi, job_id: str) -> Any:
-    return json.loads(await api.runtime.commands.call("HGET", redis_keys.job(job_id), "request"))
+    return json.loads(await api.runtime._commands.call("HGET", redis_keys.job(job_id), "request"))
 
 
 async def test_a_whole_number_may_come_as_a_float(api: CalledApi) -> None:

@@ -18,7 +18,7 @@ from tests.support.wait import wait_until
 
 
 async def _stored_request(api: CalledApi, job_id: str) -> Any:
-    return json.loads(await api.runtime.commands.call("HGET", redis_keys.job(job_id), "request"))
+    return json.loads(await api.runtime._commands.call("HGET", redis_keys.job(job_id), "request"))
 
 
 async def test_a_submit_answers_202_with_the_job_and_where_it_is(api: CalledApi) -> None:

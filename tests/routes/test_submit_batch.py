@@ -37,7 +37,7 @@ def as_lines(count: int) -> bytes:
 
 async def stored(runtime: Runtime) -> int:
     """How many keys of jobs, batches and idempotency records there are; others come and go with the API's loops."""
-    names = (await runtime.commands.call("SCAN", 0, "COUNT", 100_000))[1]
+    names = (await runtime._commands.call("SCAN", 0, "COUNT", 100_000))[1]
     return sum(kind_of(name.decode()) in _OF_BATCHES for name in names)
 
 
@@ -83,7 +83,7 @@ async def test_a_batch_answers_202_with_itself_and_where_it_is(api: CalledApi) -
     for job in jobs:
         assert (job["status"], job["priority"], job["batch_id"]) == ("queued", "low", batch["id"])
         assert (job["timeout_s"], job["max_attempts"], job["metadata"]) == (60, 2, {})
-    stored = await api.runtime.commands.call("HGET", redis_keys.job(jobs[2]["id"]), "request")
+    stored = await api.runtime._commands.call("HGET", redis_keys.job(jobs[2]["id"]), "request")
     assert json.loads(stored) == {
         "model": "claude-sonnet-4-6",
         "max_tokens": 16,
@@ -190,7 +190,7 @@ async def test_two_of_the_same_key_at_once_make_one_batch(api: CalledApi) -> Non
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert sum("idempotency-replayed" not in answer.headers for answer in answers) == 1
-    assert await api.runtime.commands.call("ZCARD", redis_keys.plain("waiting")) == 2
+    assert await api.runtime._commands.call("ZCARD", redis_keys.plain("waiting")) == 2
     assert await stored(api.runtime) == 5  # two jobs, the batch, its items, the key
 
 
@@ -212,7 +212,7 @@ async def test_nothing_of_a_batch_runs_before_its_body_was_whole(served: Served)
 
     async with httpx2.AsyncClient(base_url=served.url) as client:
         submitting = asyncio.create_task(client.post("/v1/batches", content=body(), headers=LINES))
-        commands = served.api.runtime.commands
+        commands = served.api.runtime._commands
 
         async def has_slices() -> bool:
             return await stored(served.api.runtime) > SLICE_ITEMS
@@ -269,11 +269,11 @@ async def test_what_redis_lost_while_it_came_in_is_never_taken_for_blank_lines(s
             return await stored(runtime) > SLICE_ITEMS
 
         await wait_until(has_a_slice, "a slice in Redis")
-        (name,) = [key for key in await all_keys(runtime.commands) if kind_of(key) == "batch"]
+        (name,) = [key for key in await all_keys(runtime._commands) if kind_of(key) == "batch"]
         if lost == "a slice":
-            await runtime.commands.call("HINCRBY", name, "total", -SLICE_ITEMS)
+            await runtime._commands.call("HINCRBY", name, "total", -SLICE_ITEMS)
         else:
-            await runtime.commands.call("DEL", name)
+            await runtime._commands.call("DEL", name)
         going_on.set()
         problem_of(await submitting, 503, "storage_unavailable")
 

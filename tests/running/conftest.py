@@ -81,7 +81,7 @@ async def crew(
             await assert_every_job_was_told_whole(crew)
         await assert_consistent(runtime, crew.jobs)
         await assert_ledger_matches(crew)
-        assert await keys_that_leak(runtime.commands) == []
+        assert await keys_that_leak(runtime._commands) == []
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ class Crew:
         await wait_until(self._has_hungry, "a hungry worker")
 
     async def _has_hungry(self) -> bool:
-        return bool(await self.runtime.commands.call("EXISTS", redis_keys.plain("hungry")))
+        return bool(await self.runtime._commands.call("EXISTS", redis_keys.plain("hungry")))
 
     async def submit(self, prompt: str = "", *, model: str = FAST, max_tokens: int = 1000, **members: Any) -> str:
         """A new job; ``prompt`` is the simulator's script. Returns its id, which is also the script's nonce."""
@@ -205,12 +205,12 @@ class Crew:
 
     async def job(self, job_id: str) -> Job:
         """As its tenant sees it, with its result."""
-        record = await self.runtime.commands.call("HGET", redis_keys.job(job_id), "tenant")
+        record = await self.runtime._commands.call("HGET", redis_keys.job(job_id), "tenant")
         return await self.runtime.jobs.get(job_id, record.decode(), with_result=True)
 
     async def state(self, job_id: str) -> JobState:
         """Straight from the record."""
-        return JobState((await self.runtime.commands.call("HGET", redis_keys.job(job_id), "state")).decode())
+        return JobState((await self.runtime._commands.call("HGET", redis_keys.job(job_id), "state")).decode())
 
     async def count(self, state: JobState, number: int) -> bool:
         """Whether so many of the jobs are in that state."""
@@ -257,7 +257,7 @@ class Crew:
 
     async def open_gates(self) -> None:
         """Forgets every gate and circuit, and tells the workers."""
-        call = self.runtime.commands.call
+        call = self.runtime._commands.call
         for name in await call("KEYS", f"{redis_keys.GLOBAL}route:*"):
             await call("DEL", name)
         await call("PUBLISH", redis_keys.plain("gates"), b"")
@@ -268,7 +268,7 @@ class Crew:
 
     async def field(self, job_id: str, name: str) -> str | None:
         """One field of the record."""
-        value = await self.runtime.commands.call("HGET", redis_keys.job(job_id), name)
+        value = await self.runtime._commands.call("HGET", redis_keys.job(job_id), name)
         return value.decode() if value is not None else None
 
 

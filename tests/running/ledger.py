@@ -84,7 +84,7 @@ class Row(NamedTuple):
 
 async def all_rows(runtime: Runtime) -> list[Row]:
     """Every row, the oldest first."""
-    call = runtime.commands.call
+    call = runtime._commands.call
     names: list[bytes] = await call("KEYS", f"{redis_keys.GLOBAL}call:*")
     replies = [call("HGETALL", name) for name in names]
     rows = []
@@ -162,7 +162,7 @@ def estimate_of(script: str, call: Call, tokens: int) -> int | None:
 async def assert_cost_is_that_of(crew: Crew, job_id: str, rows: Iterable[Row]) -> None:
     """Null if a price is not known, or if there was no call."""
     costs = [row.cost_nano_usd for row in rows]
-    record = await crew.runtime.commands.call("HMGET", redis_keys.job(job_id), "cost_nano_usd", "unpriced")
+    record = await crew.runtime._commands.call("HMGET", redis_keys.job(job_id), "cost_nano_usd", "unpriced")
     cost, unpriced = (int(value or 0) for value in record)
     assert bool(unpriced) == (None in costs), f"{job_id} is unpriced, or not: {costs}"
     assert cost == sum(cost or 0 for cost in costs), f"{job_id} cost {cost}, its calls {costs}"

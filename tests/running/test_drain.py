@@ -146,6 +146,6 @@ async def test_a_handed_back_job_keeps_its_place(crew: Crew) -> None:
     waiting = await crew.submit()
     await first.drained()
     flow = redis_keys.flow(redis_keys.flow_of("normal", TENANT, "anthropic/sim-t6-g1-f1"))
-    assert await crew.runtime.commands.call("ZRANGE", flow, 0, -1) == [running.encode(), waiting.encode()]
+    assert await crew.runtime._commands.call("ZRANGE", flow, 0, -1) == [running.encode(), waiting.encode()]
     await crew.worker()
     await crew.all_ended([running, waiting])

@@ -58,7 +58,7 @@ class Writing:
 
 async def forget_from(runtime: Runtime, job_id: str, seq: int) -> None:
     """The stream as a replay of a shorter file would build it, and the record without what APPEND said there."""
-    await runtime.commands.call(
+    await runtime._commands.call(
         "EVAL",
         b"""local kept = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[1])
             redis.call('DEL', KEYS[1])
@@ -241,7 +241,7 @@ async def test_what_the_record_said_is_told_again_with_the_tail(writing: Writing
     writing.log.begin_attempt(2, 1, b"{}", b"{}")
     await writing.log.land()
     await writing.forget_from(2)
-    await writing.crew.runtime.commands.call("HSET", redis_keys.job(writing.claim.id), "attempts", 1)
+    await writing.crew.runtime._commands.call("HSET", redis_keys.job(writing.claim.id), "attempts", 1)
     writing.say("two")
     await writing.log.land()
     assert [await writing.crew.field(writing.claim.id, name) for name in ("published", "attempts", "failures")] == [
@@ -256,7 +256,7 @@ async def test_a_log_without_the_claims_beginning_is_not_written_on(writing: Wri
     """What we hold would begin in the middle: the job is left to its lease, and runs again."""
     writing.say("one")
     await writing.log.land()
-    await writing.crew.runtime.commands.call("DEL", redis_keys.log(writing.claim.id))
+    await writing.crew.runtime._commands.call("DEL", redis_keys.log(writing.claim.id))
     if ends:
         assert await writing.log.finish(writing.success) is Finished.REFUSED
     else:
@@ -368,7 +368,7 @@ async def test_a_record_that_was_rolled_back_to_the_queue_is_run_again(crew: Cre
         f"{redis_keys.SHARD}tenant_running:tenant-a",
     ]
     flow = redis_keys.flow_of("normal", "tenant-a", STEADY)
-    await crew.runtime.commands.call(
+    await crew.runtime._commands.call(
         "EVAL",
         b"""redis.call('HSET', KEYS[1], 'state', 'queued')
             redis.call('HDEL', KEYS[1], 'epoch', 'worker', 'confirmed', 'published', 'started_ms', 'attempts')

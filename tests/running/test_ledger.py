@@ -213,7 +213,7 @@ async def test_a_worker_that_was_only_asleep_sets_right_what_others_closed_as_lo
     await crew.begun(job_id, 3)
     stop_ticking(hand)
     (row,) = await rows_of(crew, job_id)
-    await crew.runtime.commands.call("ZADD", f"{redis_keys.GLOBAL}calls:{row.route}", "XX", 1, row.id)
+    await crew.runtime._commands.call("ZADD", f"{redis_keys.GLOBAL}calls:{row.route}", "XX", 1, row.id)
     await crew.worker(lease_s=600, prices=PRICES)
     await wait_until(lambda: is_lost(crew, job_id), "the row to be closed as lost", timeout_s=3)
     job = await crew.ended(job_id)
@@ -314,7 +314,7 @@ async def test_while_the_first_route_is_shut_jobs_go_straight_to_its_stand_in(cr
 
 
 async def is_deferred(crew: Crew, job_id: str) -> bool:
-    return await crew.runtime.commands.call("ZSCORE", redis_keys.plain("deferred"), job_id) is not None
+    return await crew.runtime._commands.call("ZSCORE", redis_keys.plain("deferred"), job_id) is not None
 
 
 # Costs

@@ -83,7 +83,7 @@ async def test_jobs_start_again_when_it_is_back(crew: Crew, own_redis: EmbeddedR
         pass
     await wait_until(crew.runtime.ping, "Redis to be back")
     for job_id in waiting:
-        await crew.runtime.commands.call("ZADD", redis_keys.plain("deferred"), "XX", 1, job_id)
+        await crew.runtime._commands.call("ZADD", redis_keys.plain("deferred"), "XX", 1, job_id)
     await assert_run_once(crew, waiting, hand)
 
 
@@ -180,12 +180,12 @@ async def test_a_cut_of_every_connection_loses_nothing(crew: Crew, own_redis: Em
 @pytest.mark.parametrize("turns", range(6))
 async def test_a_call_in_the_turn_in_which_the_connection_breaks_waits_for_the_next_one(crew: Crew, turns: int) -> None:
     """uvloop's transports refuse to be used once they are closed; the reader hears of it a turn later."""
-    await wait_until(lambda: crew.runtime.commands.is_connected, "a connection")
-    transport = crew.runtime.commands._connection._writer.transport  # type: ignore[union-attr]
+    await wait_until(lambda: crew.runtime._commands.is_connected, "a connection")
+    transport = crew.runtime._commands._connection._writer.transport  # type: ignore[union-attr]
     transport.abort()
     for _ in range(turns):
         await asyncio.sleep(0)
-    calls = [crew.runtime.commands.call("ECHO", b"heard") for _ in range(2)]
+    calls = [crew.runtime._commands.call("ECHO", b"heard") for _ in range(2)]
     await asyncio.wait(calls)
     for call in calls:
         assert isinstance(call.exception(), StorageUnavailable) or call.result() == b"heard"
@@ -210,7 +210,7 @@ async def test_a_channel_asked_for_in_the_turn_in_which_the_connection_breaks_st
 async def test_a_bug_in_reading_replies_is_told_and_costs_one_connection(crew: Crew) -> None:
     """Not the process: whoever waited is told, and the next call has the next connection."""
     await wait_until(crew.runtime.ping, "a connection")
-    commands = crew.runtime.urgent  # whose pings they are
+    commands = crew.runtime._urgent  # whose pings they are
     real_answer = commands._answer
 
     def answer_wrongly(*_: object) -> None:

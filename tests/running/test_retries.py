@@ -15,7 +15,7 @@ OTHER = "sim-t6-g1-f2"
 
 
 async def is_deferred(crew: Crew, job_id: str) -> bool:
-    return await crew.runtime.commands.call("ZSCORE", redis_keys.plain("deferred"), job_id) is not None
+    return await crew.runtime._commands.call("ZSCORE", redis_keys.plain("deferred"), job_id) is not None
 
 
 async def until_deferred(crew: Crew, job_id: str) -> None:
@@ -26,7 +26,7 @@ async def come_due(crew: Crew, job_id: str) -> None:
     """Its time has come, and a worker hears of it."""
     await crew.open_gates()
     await make_due(crew.runtime, job_id)
-    await crew.runtime.commands.call("PUBLISH", redis_keys.plain("wake"), b"")
+    await crew.runtime._commands.call("PUBLISH", redis_keys.plain("wake"), b"")
 
 
 @on_each_provider
@@ -38,8 +38,8 @@ async def test_a_long_retry_after_defers_the_job_and_frees_the_slot(crew: Crew) 
     other = await crew.submit(model=OTHER)  # this one's upstream asked that nobody call
     assert (await crew.ended(other)).state is JobState.SUCCEEDED, "the slot is free meanwhile"
     assert len(crew.calls(job_id)) == 1
-    due_ms = float(await crew.runtime.commands.call("ZSCORE", redis_keys.plain("deferred"), job_id))
-    seconds, _ = await crew.runtime.commands.call("TIME")
+    due_ms = float(await crew.runtime._commands.call("ZSCORE", redis_keys.plain("deferred"), job_id))
+    seconds, _ = await crew.runtime._commands.call("TIME")
     assert 25 <= due_ms / 1000 - int(seconds) <= 31
 
     await come_due(crew, job_id)

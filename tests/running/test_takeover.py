@@ -65,7 +65,7 @@ async def test_a_worker_that_lives_keeps_its_jobs_for_many_leases(crew: Crew) ->
 async def test_a_worker_that_died_before_it_began_made_no_attempt(crew: Crew) -> None:
     job_id = await crew.submit()
     await claim(crew.runtime, worker="one that dies")
-    await crew.runtime.commands.call("ZADD", redis_keys.plain("running"), "XX", 1, job_id)
+    await crew.runtime._commands.call("ZADD", redis_keys.plain("running"), "XX", 1, job_id)
     await crew.worker(lease_s=LEASE_S)
     job = await crew.ended(job_id)
     assert (job.state, job.attempts) == (JobState.SUCCEEDED, 1)
@@ -79,10 +79,10 @@ async def test_hundreds_of_jobs_of_a_dead_worker_come_back_together(crew: Crew) 
     hand = await crew.worker()
     stop_claiming(hand)
     for job_id in crew.jobs:
-        crew.runtime.commands.call("ZADD", redis_keys.plain("running"), "XX", 1, job_id)
+        crew.runtime._commands.call("ZADD", redis_keys.plain("running"), "XX", 1, job_id)
 
     async def are_back() -> bool:
-        return int(await crew.runtime.commands.call("ZCARD", redis_keys.plain("running"))) == 0
+        return int(await crew.runtime._commands.call("ZCARD", redis_keys.plain("running"))) == 0
 
     await wait_until(are_back, "the jobs to be back", timeout_s=3)
 
@@ -172,7 +172,7 @@ async def test_two_suspects_never_run_on_one_worker_together(crew: Crew) -> None
     """If one of them kills it, the other is not blamed. Whoever is above suspicion is not held up."""
     suspects = [await crew.submit("tokens=30 gap-ms=10") for _ in range(3)]
     for job_id in suspects:
-        await crew.runtime.commands.call("HSET", redis_keys.job(job_id), "takeovers", 2)
+        await crew.runtime._commands.call("HSET", redis_keys.job(job_id), "takeovers", 2)
     others = [await crew.submit("tokens=30 gap-ms=10") for _ in range(3)]
     hand = await crew.worker()
     together: list[int] = []
@@ -196,7 +196,7 @@ async def test_leases_are_reaped_however_short_they_are(crew: Crew, lease_s: flo
     stop_claiming(hand)
     job_id = await crew.submit()
     await claim(crew.runtime, worker="one that dies")
-    await crew.runtime.commands.call("ZADD", redis_keys.plain("running"), "XX", 1, job_id)
+    await crew.runtime._commands.call("ZADD", redis_keys.plain("running"), "XX", 1, job_id)
 
     async def is_back() -> bool:
         return await crew.state(job_id) is JobState.QUEUED

@@ -41,7 +41,7 @@ async def told(crew: Crew, subject: str, state: DeliveryState = DeliveryState.DE
     """Waits until its delivery is in that state."""
 
     async def has_ended() -> bool:
-        record = await crew.runtime.commands.call("HGET", redis_keys.delivery(delivery_id_of(subject)), "state")
+        record = await crew.runtime._commands.call("HGET", redis_keys.delivery(delivery_id_of(subject)), "state")
         return bool(record == state.encode())
 
     await wait_until(has_ended, f"{subject} to be {state}", timeout_s=20)
@@ -147,7 +147,7 @@ async def test_an_attempt_whose_worker_died_is_made_by_another(crew: Crew, recei
     await wait_until(lambda: bool(receiver.told), "the first attempt")
     await dead.killed()
     await a_worker(crew)
-    call = crew.runtime.commands.call
+    call = crew.runtime._commands.call
     lane = (await call("HGET", redis_keys.delivery(delivery_id_of(job_id)), "lane")).decode()
     assert await call("ZADD", f"{redis_keys.SHARD}sending:{lane}", "XX", "CH", 0, delivery_id_of(job_id)) == 1
     await call("ZADD", redis_keys.plain("lanes"), 0, lane)

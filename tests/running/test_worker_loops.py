@@ -60,7 +60,7 @@ async def test_large_prompts_are_claimed_a_few_at_a_time(crew: Crew, no_ticks: N
 
     replace(hand.runtime.queue, "claim", claim_noted)
     hand.worker.max_jobs = stopped
-    await crew.runtime.commands.call("PUBLISH", redis_keys.plain("wake"), b"")
+    await crew.runtime._commands.call("PUBLISH", redis_keys.plain("wake"), b"")
     jobs = await crew.all_ended(job_ids)
     assert {job.state for job in jobs} == {JobState.SUCCEEDED}
     assert [count for count in claimed if count] == [3, 3, 1]
@@ -69,7 +69,7 @@ async def test_large_prompts_are_claimed_a_few_at_a_time(crew: Crew, no_ticks: N
 async def test_a_deferred_job_starts_when_it_is_due(crew: Crew, no_ticks: None) -> None:
     """Not before, and without a look at the queue in between."""
     hand = await crew.worker()
-    seconds, microseconds = await crew.runtime.commands.call("TIME")
+    seconds, microseconds = await crew.runtime._commands.call("TIME")
     due_ms = int(seconds) * 1000 + int(microseconds) // 1000 + 300
     looks = counting(hand, "claim")
     job = await crew.ended(await crew.submit(not_before_ms=due_ms))
@@ -83,7 +83,7 @@ async def test_a_worker_whose_subscription_was_cut_looks_again(crew: Crew, no_ti
     hand = await crew.worker()
     looks = counting(hand, "claim")
     before = next(looks)
-    await crew.runtime.commands.call("CLIENT", "KILL", "TYPE", "pubsub")
+    await crew.runtime._commands.call("CLIENT", "KILL", "TYPE", "pubsub")
     await wait_until(lambda: next(looks) > before, "another look at the queue")
     assert (await crew.ended(await crew.submit())).state is JobState.SUCCEEDED
 
@@ -189,15 +189,15 @@ async def test_a_bug_in_a_run_is_logged_and_the_job_is_tried_elsewhere(
 async def test_a_record_that_cannot_be_read_is_told_of_and_keeps_nobody_from_work(crew: Crew) -> None:
     """As a newer release may write it: left for a worker that can read it, until its time is over."""
     strange = await crew.submit(timeout_s=1)
-    spec = await crew.runtime.commands.call("HGET", redis_keys.job(strange), "spec")
-    await crew.runtime.commands.call("HSET", redis_keys.job(strange), "spec", b'{"model":"m","priority":"tomorrow"}')
+    spec = await crew.runtime._commands.call("HGET", redis_keys.job(strange), "spec")
+    await crew.runtime._commands.call("HSET", redis_keys.job(strange), "spec", b'{"model":"m","priority":"tomorrow"}')
     with structlog.testing.capture_logs() as lines:
         hand = await crew.worker(lease_s=0.5)
         assert (await crew.ended(await crew.submit())).state is JobState.SUCCEEDED
     assert {(line["event"], line["job_id"]) for line in lines} == {("job_unreadable", strange)}
     assert crew.calls(strange) == []
     assert hand.running == set()
-    await crew.runtime.commands.call("HSET", redis_keys.job(strange), "spec", spec)
+    await crew.runtime._commands.call("HSET", redis_keys.job(strange), "spec", spec)
     await crew.ended(strange)
 
 
@@ -220,7 +220,7 @@ async def test_strays_are_counted_and_told(crew: Crew, monkeypatch: pytest.Monke
     monkeypatch.setattr(arq_worker, "_SWEEP_S", 0.02)
     monkeypatch.setattr(arq_worker, "_TICK_S", 0.02)
     (job_id,) = await submit_many(crew.runtime, 1)
-    await crew.runtime.commands.call("DEL", redis_keys.plain("waiting"), *flows_of(job_id))
+    await crew.runtime._commands.call("DEL", redis_keys.plain("waiting"), *flows_of(job_id))
     hand = await crew.worker()
 
     async def strays() -> bool:
@@ -229,7 +229,7 @@ async def test_strays_are_counted_and_told(crew: Crew, monkeypatch: pytest.Monke
     await wait_until(strays, "a stray to be told")
     assert hand.log.named("stray_jobs")[0] == {"count": 1}
     hand.expected_errors.add("stray_jobs")
-    await crew.runtime.commands.call(
+    await crew.runtime._commands.call(
         "DEL",
         redis_keys.job(job_id),
         redis_keys.index(TENANT),

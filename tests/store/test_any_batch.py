@@ -269,7 +269,7 @@ class AnyBatch(RuleBasedStateMachine):
     @initialize()
     def empty(self) -> None:
         async def flush() -> None:
-            await self.runtime.commands.call("FLUSHDB")
+            await self.runtime._commands.call("FLUSHDB")
 
         self.run(flush())
 
@@ -408,7 +408,7 @@ class AnyBatch(RuleBasedStateMachine):
         async def look() -> list[str]:
             later_ms = await now_ms(self.runtime) + 60_000
             for batch_id in await members(self.runtime, redis_keys.plain("due")):
-                await self.runtime.commands.call("ZADD", redis_keys.plain("due"), "XX", later_ms, batch_id)
+                await self.runtime._commands.call("ZADD", redis_keys.plain("due"), "XX", later_ms, batch_id)
             await make_batch_due(self.runtime, *chosen)
             if does_all:
                 await self.runtime.batches.advance_due()
@@ -726,7 +726,7 @@ class AnyBatch(RuleBasedStateMachine):
         batch = self.some_batch(draw, BatchState.RUNNING)
 
         async def age() -> None:
-            await self.runtime.commands.call("HSET", redis_keys.batch(batch.id), "expires_ms", 1)
+            await self.runtime._commands.call("HSET", redis_keys.batch(batch.id), "expires_ms", 1)
 
         self.run(age())
         while self._advance(batch):
@@ -758,10 +758,10 @@ class AnyBatch(RuleBasedStateMachine):
         names = [name(job_id) for job_id in gone for name in (redis_keys.job, redis_keys.result, redis_keys.log)]
         names += [name for batch in self.batches_in(None) for name in _names_of(batch)]
         if names:
-            assert await self.runtime.commands.call("EXISTS", *names) == 0
+            assert await self.runtime._commands.call("EXISTS", *names) == 0
 
     async def _look_at_job(self, job: Job) -> None:
-        call = self.runtime.commands.call
+        call = self.runtime._commands.call
         record, left_ms, has_result = await asyncio.gather(
             record_of(self.runtime, job.id),
             call("PTTL", redis_keys.job(job.id)),
@@ -900,14 +900,14 @@ class AnyBatch(RuleBasedStateMachine):
 
     async def _assert_clean(self) -> None:
         """Of batches only Idempotency-Keys; all else is the queue's, or an ordinary job's."""
-        names = await all_keys(self.runtime.commands)
+        names = await all_keys(self.runtime._commands)
         assert {kind_of(name) for name in names} <= {
             "job", "result", "log", "index", "idempotency", "turns", "clock", "held_bytes", "kept_bytes", "kept_due", "places", "picks", "alive", "grace", "hungry",
             "spend", "key_limits", "pace",
         }  # fmt: skip
         ids = {batch.id for batch in self.batches} | {job.id for batch in self.batches for job in batch.jobs}
         assert [name for name in names if name.rpartition(":")[2] in ids] == []
-        assert await keys_that_leak(self.runtime.commands) == []
+        assert await keys_that_leak(self.runtime._commands) == []
 
 
 def _names_of(batch: Sent) -> list[str]:

@@ -114,7 +114,7 @@ class AnyHistory(RuleBasedStateMachine):
     @initialize()
     def empty(self) -> None:
         async def flush() -> None:
-            await self.runtime.commands.call("FLUSHDB")
+            await self.runtime._commands.call("FLUSHDB")
 
         self.run(flush())
 
@@ -147,7 +147,7 @@ class AnyHistory(RuleBasedStateMachine):
                 request=b"x" * size,
             )
             most = self.waiting_bytes[tenant]
-            held = int(await self.runtime.commands.call("HGET", redis_keys.plain("held_bytes"), tenant) or 0)
+            held = int(await self.runtime._commands.call("HGET", redis_keys.plain("held_bytes"), tenant) or 0)
             has_room = not most or held + size + len(msgspec.json.encode(submission.spec)) <= most
             try:
                 reply = await self.runtime.jobs.submit(submission, expires_in_s=3600)
@@ -410,7 +410,7 @@ class AnyHistory(RuleBasedStateMachine):
         await asyncio.gather(*(self._look_at(job) for job in self.jobs.values()))
 
     async def _look_at(self, job: Model) -> None:
-        call = self.runtime.commands.call
+        call = self.runtime._commands.call
         record, events, has_result, record_left_ms, log_left_ms = await asyncio.gather(
             record_of(self.runtime, job.id),
             self.runtime.log.read(job.id),

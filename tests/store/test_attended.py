@@ -31,8 +31,8 @@ async def attended(runtime: Runtime, name: str = "api-1", **members: Any) -> str
 
 async def silence(runtime: Runtime, name: str = "api-1") -> None:
     """The process did not say for long that it lives, while others looked."""
-    await runtime.commands.call("ZADD", redis_keys.plain("attendants"), 1, name)
-    await runtime.commands.call("SET", redis_keys.plain("spared"), 1, "PX", 5_000)
+    await runtime._commands.call("ZADD", redis_keys.plain("attendants"), 1, name)
+    await runtime._commands.call("SET", redis_keys.plain("spared"), 1, "PX", 5_000)
 
 
 async def test_jobs_of_a_process_that_is_gone_are_cancelled(runtime: Runtime) -> None:
@@ -53,18 +53,18 @@ async def test_jobs_of_a_process_that_is_gone_are_cancelled(runtime: Runtime) ->
     assert await state_of(runtime, other) is JobState.QUEUED
     assert list(await runtime.jobs.abandon()) == []
     await assert_consistent(runtime, [*ids, other])
-    assert await runtime.commands.call("ZRANGE", redis_keys.plain("attendants"), 0, -1) == [b"api-2"]
+    assert await runtime._commands.call("ZRANGE", redis_keys.plain("attendants"), 0, -1) == [b"api-2"]
 
 
 async def test_after_a_silence_all_are_believed_once_more(runtime: Runtime) -> None:
     """Redis was away: no process could say that it lives."""
     job_id = await attended(runtime)
     await silence(runtime)
-    await runtime.commands.call("DEL", redis_keys.plain("spared"))
+    await runtime._commands.call("DEL", redis_keys.plain("spared"))
     for _ in range(3):
         assert list(await runtime.jobs.abandon()) == []
     await runtime.jobs.attend("api-1")
-    await runtime.commands.call("SET", redis_keys.plain("spared"), 1, "PX", 5_000)
+    await runtime._commands.call("SET", redis_keys.plain("spared"), 1, "PX", 5_000)
     assert list(await runtime.jobs.abandon()) == []
     await silence(runtime)
     assert list(await runtime.jobs.abandon()) == [job_id]
@@ -78,7 +78,7 @@ async def test_an_attended_job_that_ended_is_attended_no_more(runtime: Runtime, 
         await finish(runtime, await claim_one(runtime))
     else:
         await runtime.jobs.cancel(job_id, "tenant-a")
-    assert [name for name in await all_keys(runtime.commands) if ":attended:" in name] == []
+    assert [name for name in await all_keys(runtime._commands) if ":attended:" in name] == []
 
 
 async def test_a_quiet_job_has_no_log_and_is_in_no_list(runtime: Runtime) -> None:

@@ -174,7 +174,7 @@ async def test_a_batch_of_which_no_line_can_run_has_ended_at_its_start(runtime: 
     await assert_consistent(runtime)
     await runtime.batches.advance_all(begun.id)
     assert await members(runtime, redis_keys.plain("due")) == []
-    for_ever = [name for name in await all_keys(runtime.commands) if await ttl_ms(runtime, name) is None]
+    for_ever = [name for name in await all_keys(runtime._commands) if await ttl_ms(runtime, name) is None]
     assert set(for_ever) <= {redis_keys.batch_index("tenant-a"), redis_keys.plain("places")}
     assert await runtime.batches.ended_items(begun.id, Order.SUBMITTED) == [
         EndedItem(line + tail, None, InvalidItem(line + tail, "max_tokens must be a number.")) for line in (1, 2)
@@ -186,10 +186,10 @@ async def test_the_queues_limit_holds_for_what_is_received(start_runtime: StartR
     runtime = await start_runtime(max_queued=5)
     await submit(runtime)
     begun = await receive(runtime, 3)
-    before = await all_keys(runtime.commands)
+    before = await all_keys(runtime._commands)
     with pytest.raises(QueueFull):
         await runtime.batches.add(begun.id, begun.tenant, lines(2, start=4))
-    assert await all_keys(runtime.commands) == before
+    assert await all_keys(runtime._commands) == before
     await runtime.batches.add(begun.id, begun.tenant, [a_line(4)])
     with pytest.raises(QueueFull):
         await runtime.batches.add(begun.id, begun.tenant, [a_line(5)])
@@ -203,7 +203,7 @@ async def test_the_queues_limit_holds_for_what_is_received(start_runtime: StartR
 
 async def test_a_receiver_that_falls_silent_leaves_nothing(runtime: Runtime, small_slices: None) -> None:
     """Its batch is given up by whoever looks next, and erased in pieces."""
-    before = await all_keys(runtime.commands)
+    before = await all_keys(runtime._commands)
     begun = await receive(runtime, [*lines(5), a_bad_line(6), a_line(9)])
     assert await runtime.batches.due() == []
     await make_batch_due(runtime, begun.id)
@@ -219,7 +219,7 @@ async def test_a_receiver_that_falls_silent_leaves_nothing(runtime: Runtime, sma
     assert await runtime.batches.advance(begun.id)
     await assert_consistent(runtime)
     await runtime.batches.advance_all(begun.id)
-    assert await all_keys(runtime.commands) == before
+    assert await all_keys(runtime._commands) == before
 
 
 async def test_a_receiver_that_is_heard_is_not_given_up(runtime: Runtime) -> None:
@@ -235,14 +235,14 @@ async def test_a_receiver_that_is_heard_is_not_given_up(runtime: Runtime) -> Non
 @pytest.mark.parametrize("count", [0, 1, 5])
 async def test_what_was_received_can_be_dropped(runtime: Runtime, small_slices: None, count: int) -> None:
     """Without a trace; again, and once it has started, it changes nothing."""
-    before = await all_keys(runtime.commands)
+    before = await all_keys(runtime._commands)
     begun = await receive(runtime, count)
     for _ in range(2):
         await runtime.batches.drop(begun.id, "tenant-a")
     await runtime.batches.advance_all(begun.id)
-    assert await all_keys(runtime.commands) == before
+    assert await all_keys(runtime._commands) == before
     await runtime.batches.drop(begun.id, "tenant-a")
-    assert await all_keys(runtime.commands) == before
+    assert await all_keys(runtime._commands) == before
 
     started = await start_batch(runtime, 1)
     await runtime.batches.drop(started.id, "tenant-a")
@@ -279,23 +279,23 @@ async def test_a_batch_is_born_once_per_key(runtime: Runtime, small_slices: None
     """The second that comes with the same body is the first; it leaves nothing of itself."""
     first = await start_batch(runtime, 3, idempotency_key="order 7")
     assert await runtime.batches.known("tenant-a", "order 7") == Known(first.id, fingerprint_of("the body"))
-    before = await all_keys(runtime.commands)
+    before = await all_keys(runtime._commands)
     second = await receive(runtime, 3)
     assert await begin(runtime, second, idempotency_key="order 7") == first.id
     await runtime.batches.advance_all(second.id)
-    assert await all_keys(runtime.commands) == before
+    assert await all_keys(runtime._commands) == before
     assert await counts_of(runtime, first) == {"queued": 3}
 
 
 async def test_a_key_that_was_used_for_another_body_is_refused(runtime: Runtime) -> None:
     """And what came with it goes; another tenant's key is another key."""
     first = await start_batch(runtime, 1, idempotency_key="order 7")
-    before = await all_keys(runtime.commands)
+    before = await all_keys(runtime._commands)
     second = await receive(runtime, 3)
     with pytest.raises(IdempotencyKeyReused):
         await begin(runtime, second, idempotency_key="order 7", body="another body")
     await runtime.batches.advance_all(second.id)
-    assert await all_keys(runtime.commands) == before
+    assert await all_keys(runtime._commands) == before
     assert await runtime.batches.known("tenant-b", "order 7") is None
     other = await start_batch(runtime, 1, tenant="tenant-b", idempotency_key="order 7", body="another body")
     assert other.id != first.id
@@ -310,7 +310,7 @@ async def test_of_two_receivers_with_one_key_one_batch_remains(runtime: Runtime)
         await runtime.batches.advance_all(begun.id)
     loser = next(begun for begun in both if begun.id != answers[0])
     assert [
-        name for name in await all_keys(runtime.commands) if any(id_ in name for id_ in (loser.id, *loser.job_ids))
+        name for name in await all_keys(runtime._commands) if any(id_ in name for id_ in (loser.id, *loser.job_ids))
     ] == []
     assert len(await claim(runtime, 100)) == 4
     await assert_consistent(runtime)
@@ -319,7 +319,7 @@ async def test_of_two_receivers_with_one_key_one_batch_remains(runtime: Runtime)
 async def test_a_key_lives_as_long_as_its_batch(runtime: Runtime) -> None:
     """And for a day at least behind its end."""
     begun = await start_batch(runtime, 1, idempotency_key="order 7")
-    (name,) = [name for name in await all_keys(runtime.commands) if ":idempotency:" in name]
+    (name,) = [name for name in await all_keys(runtime._commands) if ":idempotency:" in name]
     assert await ttl_ms(runtime, name) is None
     await finish_all(runtime)
     left_ms = await ttl_ms(runtime, name)
@@ -412,11 +412,11 @@ async def test_a_charge_brings_no_batch_back(runtime: Runtime) -> None:
     """Its call ended when all else was gone."""
     begun = await start_batch(runtime, 1)
     (claimed,) = await finish_all(runtime)
-    await runtime.commands.call("DEL", redis_keys.batch(begun.id))
+    await runtime._commands.call("DEL", redis_keys.batch(begun.id))
     await runtime.jobs.charge(claimed.id, 5, tenant="tenant-a")
-    await runtime.commands.call("DEL", redis_keys.job(claimed.id))
+    await runtime._commands.call("DEL", redis_keys.job(claimed.id))
     await runtime.jobs.charge(claimed.id, 5, tenant="tenant-a")
-    assert await runtime.commands.call("EXISTS", redis_keys.batch(begun.id), redis_keys.job(claimed.id)) == 0
+    assert await runtime._commands.call("EXISTS", redis_keys.batch(begun.id), redis_keys.job(claimed.id)) == 0
 
 
 async def test_which_items_run_right_now(runtime: Runtime) -> None:
@@ -513,7 +513,7 @@ async def test_an_erased_batch_leaves_nothing_but_its_key(runtime: Runtime, smal
     await runtime.batches.advance_all(begun.id)
     names = [
         name
-        for name in await all_keys(runtime.commands)
+        for name in await all_keys(runtime._commands)
         if any(each in name for each in ("batch", "job", "log:", "result:"))
     ]
     assert names == []
@@ -537,7 +537,7 @@ async def test_a_single_item_can_be_erased(runtime: Runtime) -> None:
 
 async def raw_of(runtime: Runtime, batch_id: str) -> dict[bytes, bytes]:
     """The record, in whatever order Redis keeps it."""
-    flat = await runtime.commands.call("HGETALL", redis_keys.batch(batch_id))
+    flat = await runtime._commands.call("HGETALL", redis_keys.batch(batch_id))
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -593,7 +593,7 @@ async def test_batches_are_listed_newest_first(runtime: Runtime) -> None:
     assert (await page(limit=9, before=newest[2]))[0] == newest[:2]
     await runtime.batches.cancel(newest[1], "tenant-a")
     await runtime.batches.advance_all(newest[1])
-    await runtime.commands.call("DEL", redis_keys.batch(newest[1]))
+    await runtime._commands.call("DEL", redis_keys.batch(newest[1]))
     assert await page(limit=2) == ([newest[0], newest[2]], newest[2])
 
 

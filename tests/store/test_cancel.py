@@ -40,7 +40,7 @@ async def test_a_waiting_job_ends_without_ever_having_a_log(runtime: Runtime) ->
     assert event.name == "cancelled"
     assert event.id is not None
     assert event.id.seq == 0
-    assert not await runtime.commands.call("EXISTS", redis_keys.log(first))
+    assert not await runtime._commands.call("EXISTS", redis_keys.log(first))
     assert [found.id for found in await claim(runtime, 5)] == [second]
     await assert_consistent(runtime, [first, second])
 

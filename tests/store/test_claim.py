@@ -78,7 +78,7 @@ async def test_the_first_event_of_a_claim_is_started(runtime: Runtime) -> None:
 async def test_a_waiting_job_has_no_log(runtime: Runtime) -> None:
     """An empty stream costs 4 KB: it is made by the first claim, and lives without a TTL until the end."""
     submission = await submit(runtime)
-    assert not await runtime.commands.call("EXISTS", redis_keys.log(submission.id))
+    assert not await runtime._commands.call("EXISTS", redis_keys.log(submission.id))
     await claim_one(runtime)
     assert await ttl_ms(runtime, redis_keys.log(submission.id)) is None
 
@@ -143,7 +143,7 @@ async def test_jobs_that_come_due_together_are_promoted_in_portions(runtime: Run
     for left, expected_s in ((50, 0), (0, None)):
         claims, due_s = await runtime.queue.claim("worker-1", count=0, low_count=0, takes_suspect=True)
         assert (claims, due_s) == ([], expected_s)
-        assert await runtime.commands.call("ZCARD", redis_keys.plain("deferred")) == left
+        assert await runtime._commands.call("ZCARD", redis_keys.plain("deferred")) == left
 
 
 @on_real_redis
@@ -182,7 +182,7 @@ async def test_epochs_of_a_job_only_grow(runtime: Runtime) -> None:
     """Even when Redis's clock stands still or was set back."""
     submission = await submit(runtime)
     ahead = await now_ms(runtime) + 60_000
-    await runtime.commands.call("HSET", redis_keys.job(submission.id), "epoch", ahead)
+    await runtime._commands.call("HSET", redis_keys.job(submission.id), "epoch", ahead)
     epochs = []
     for _ in range(4):
         claimed = await claim_one(runtime)
@@ -229,8 +229,8 @@ async def test_an_ended_job_is_never_claimed(runtime: Runtime) -> None:
     claimed = await start(runtime)
     await finish(runtime, claimed)
     flow = redis_keys.flow_of("normal", "tenant-a", "a-model")
-    await runtime.commands.call("ZADD", redis_keys.flow(flow), 1, claimed.id)
-    await runtime.commands.call("ZADD", f"{redis_keys.SHARD}ready:normal", 0, flow)
+    await runtime._commands.call("ZADD", redis_keys.flow(flow), 1, claimed.id)
+    await runtime._commands.call("ZADD", f"{redis_keys.SHARD}ready:normal", 0, flow)
     assert await claim(runtime, 5) == []
     assert await state_of(runtime, claimed.id) is JobState.SUCCEEDED
     await assert_consistent(runtime, [claimed.id])
@@ -240,7 +240,7 @@ async def test_the_first_script_call_of_a_process_is_known_to_redis(runtime: Run
     """Scripts are loaded with the connection, not by the first request."""
     await runtime.ping()
     submission = a_submission()
-    reply = await runtime.commands.call("SCRIPT", "EXISTS", *_shas())
+    reply = await runtime._commands.call("SCRIPT", "EXISTS", *_shas())
     assert reply == [1] * len(_shas())
     await runtime.jobs.submit(submission, expires_in_s=60)
 

@@ -157,11 +157,11 @@ async def test_scripts_heal_after_script_flush(start_runtime: StartRuntime) -> N
     """NOSCRIPT is answered by sending the text: nobody sees it, and it happens once."""
     runtime = await start_runtime()
     await submit_many(runtime, 3)
-    await runtime.commands.call("SCRIPT", "FLUSH")
+    await runtime._commands.call("SCRIPT", "FLUSH")
     replies = await asyncio.gather(*(runtime.jobs.submit(a_submission(), expires_in_s=60) for _ in range(50)))
     assert all(isinstance(reply, Created) for reply in replies)
     assert len(await claim(runtime, 100)) == 53
-    assert await runtime.commands.call("SCRIPT", "EXISTS", script("submit").sha) == [1]
+    assert await runtime._commands.call("SCRIPT", "EXISTS", script("submit").sha) == [1]
 
 
 async def test_what_is_open_fails_when_the_connection_is_closed(redis_under_test: RedisUnderTest) -> None:

@@ -131,7 +131,7 @@ async def test_a_job_expires_once(runtime: Runtime) -> None:
     submission = await submit(runtime)
     await claim_one(runtime)
     await runtime.jobs.cancel(submission.id, "tenant-a")
-    await runtime.commands.call("ZADD", redis_keys.plain("waiting"), 1, submission.id)  # as a lost race would leave it
+    await runtime._commands.call("ZADD", redis_keys.plain("waiting"), 1, submission.id)  # as a lost race would leave it
     assert (await runtime.jobs.expire())[0] == 0
     assert await state_of(runtime, submission.id) is JobState.CANCELLED
     await assert_consistent(runtime, [submission.id])

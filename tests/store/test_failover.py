@@ -61,7 +61,7 @@ async def test_writes_go_on_at_the_new_primary() -> None:
         began_s = time.monotonic()
         await wait_until(lambda: _writes(runtime), "a write", timeout_s=_BACK_S)
         assert time.monotonic() - began_s < _BACK_S
-        assert await runtime.commands.call("ZCARD", "ts:{0}:waiting") >= 2, "what was acknowledged before is there"
+        assert await runtime._commands.call("ZCARD", "ts:{0}:waiting") >= 2, "what was acknowledged before is there"
         await wait_until(lambda: len(_connections(pair.primary)) == 2, "both connections", timeout_s=_BACK_S)
         assert _connections(pair.replica) == []
 
@@ -73,7 +73,7 @@ async def test_a_subscription_moves_too() -> None:
         await wait_until(lambda: _writes(runtime), "a write", timeout_s=_BACK_S)
         await wait_until(lambda: _connections(pair.replica) == [], "the end of the old connections", timeout_s=_BACK_S)
         await wait_until(lambda: subscriber.stands("ts:x"), "the subscription")
-        await runtime.commands.call("PUBLISH", "ts:x", "heard")
+        await runtime._commands.call("PUBLISH", "ts:x", "heard")
         await wait_until(lambda: heard == [b"heard"], "the message")
 
 
@@ -86,7 +86,7 @@ async def test_an_address_that_leads_to_the_demoted_one_for_a_while_is_asked_aga
             before = demoted.info("stats")["total_connections_received"]
             ends_s = time.monotonic() + 2
             while time.monotonic() < ends_s:
-                write, read = asyncio.ensure_future(_writes(runtime)), runtime.commands.call("GET", "absent")
+                write, read = asyncio.ensure_future(_writes(runtime)), runtime._commands.call("GET", "absent")
                 assert await read is None
                 assert not await write
             tried = demoted.info("stats")["total_connections_received"] - before
@@ -96,7 +96,7 @@ async def test_an_address_that_leads_to_the_demoted_one_for_a_while_is_asked_aga
         await wait_until(lambda: _writes(runtime), "a write", timeout_s=_BACK_S)
         await wait_until(lambda: len(_connections(pair.primary)) == 3, "all connections", timeout_s=_BACK_S)
         await wait_until(lambda: subscriber.stands("ts:x"), "the subscription")
-        await runtime.commands.call("PUBLISH", "ts:x", "heard")
+        await runtime._commands.call("PUBLISH", "ts:x", "heard")
         await wait_until(lambda: heard == [b"heard"], "the message")
         assert runtime.problems.current == []
 
@@ -108,9 +108,9 @@ async def test_a_primary_without_its_replicas_is_left_and_found_again(own_server
         with asking(own_server) as client:
             client.config_set("min-replicas-to-write", 1)
             calls = [
-                runtime.commands.call("ECHO", "before"),
-                runtime.commands.call("SET", "ts:x", 1),  # by a script, 6.2 would take it
-                runtime.commands.call("ECHO", "after"),
+                runtime._commands.call("ECHO", "before"),
+                runtime._commands.call("SET", "ts:x", 1),  # by a script, 6.2 would take it
+                runtime._commands.call("ECHO", "after"),
             ]
             before, refused, after = await asyncio.gather(*calls, return_exceptions=True)
             assert (before, after) == (b"before", b"after")
@@ -134,7 +134,7 @@ async def test_a_replica_that_lost_its_primary_is_left(own_server: EmbeddedRedis
             )
             client.replicaof("NO", "ONE")
         await wait_until(lambda: _writes(runtime), "a write", timeout_s=_BACK_S)
-        assert await runtime.commands.call("SCRIPT", "EXISTS", script("submit").sha) == [1]
+        assert await runtime._commands.call("SCRIPT", "EXISTS", script("submit").sha) == [1]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ async def test_a_failure_keeps_its_reason_and_has_no_result(runtime: Runtime) ->
     assert (await finish(runtime, claimed, Ending(Step.FAIL, error=error))).outcome is Finished.ENDED
     job = await job_of(runtime, claimed.id, with_result=True)
     assert (job.state, job.error, job.result, job.usage) == (JobState.FAILED, error, None, None)
-    assert not await runtime.commands.call("EXISTS", redis_keys.result(claimed.id))
+    assert not await runtime._commands.call("EXISTS", redis_keys.result(claimed.id))
     assert await names_in_log(runtime, claimed.id) == ["started", "failed"]
 
 
@@ -99,7 +99,7 @@ async def test_a_finish_of_a_claim_that_is_over_is_refused(runtime: Runtime, how
     events = await runtime.log.read(claimed.id)
     assert (await finish(runtime, claimed, Ending(Step.SUCCEED, b'"stale"'))).outcome is Finished.REFUSED
     assert await record_of(runtime, claimed.id) == record
-    assert await runtime.commands.call("GET", redis_keys.result(claimed.id)) in (None, A_RESULT)
+    assert await runtime._commands.call("GET", redis_keys.result(claimed.id)) in (None, A_RESULT)
     assert await runtime.log.read(claimed.id) == events
 
 
@@ -129,7 +129,7 @@ async def test_a_finish_behind_the_log_ends_at_its_top(runtime: Runtime) -> None
 async def test_a_late_finish_of_an_expired_lease_counts_if_nobody_took_the_job(runtime: Runtime) -> None:
     """The answer is there and paid for."""
     claimed = await start(runtime)
-    await runtime.commands.call("ZADD", redis_keys.plain("running"), "XX", 1, claimed.id)
+    await runtime._commands.call("ZADD", redis_keys.plain("running"), "XX", 1, claimed.id)
     assert (await finish(runtime, claimed)).outcome is Finished.ENDED
 
 
@@ -140,7 +140,7 @@ async def test_the_end_sets_the_lifetime_of_all_that_is_the_jobs(start_runtime: 
     (idempotency,) = [
         name.decode()
         for name in (
-            await runtime.commands.call("SCAN", 0, "MATCH", redis_keys.idempotency("tenant-a", "*"), "COUNT", 1000)
+            await runtime._commands.call("SCAN", 0, "MATCH", redis_keys.idempotency("tenant-a", "*"), "COUNT", 1000)
         )[1]
     ]
     names = (redis_keys.log(claimed.id), redis_keys.job(claimed.id), idempotency)
@@ -155,16 +155,16 @@ async def test_an_idempotency_key_outlives_no_sooner_than_its_job(start_runtime:
     runtime = await start_runtime(result_retention_s=1_000, idempotency_retention_s=10)
     submission = await submit(runtime, idempotency_key="order 7")
     await runtime.jobs.cancel(submission.id, submission.tenant)
-    (name,) = (await runtime.commands.call("SCAN", 0, "MATCH", redis_keys.idempotency("tenant-a", "*"), "COUNT", 1000))[
-        1
-    ]
+    (name,) = (
+        await runtime._commands.call("SCAN", 0, "MATCH", redis_keys.idempotency("tenant-a", "*"), "COUNT", 1000)
+    )[1]
     assert await ttl_ms(runtime, name.decode()) == pytest.approx(1_000_000, abs=5_000)
 
 
 async def test_a_result_is_there_only_once_the_job_has_succeeded(runtime: Runtime) -> None:
     """Read in the same moment as the record, and never beside a state that has none."""
     claimed = await start(runtime)
-    await runtime.commands.call(
+    await runtime._commands.call(
         "SET", redis_keys.result(claimed.id), A_RESULT, "EX", 60
     )  # FINISH ran between two reads
     assert (await job_of(runtime, claimed.id, with_result=True)).result is None

@@ -406,7 +406,7 @@ async def test_a_route_in_trouble_is_not_hidden_by_those_that_are_called_after_i
 async def test_a_look_at_nothing_is_empty(runtime: Runtime) -> None:
     """And writes nothing."""
     assert await runtime.upstreams.look([a_route(requests=1)]) == []
-    assert await runtime.commands.call("DBSIZE") == 0
+    assert await runtime._commands.call("DBSIZE") == 0
 
 
 async def test_a_look_tells_when_tokens_have_room_again(runtime: Runtime) -> None:

@@ -33,7 +33,7 @@ from tests.support.store import (
 
 
 async def _lease_end_ms(runtime: Runtime, claimed: Claim) -> int:
-    return int(float(await runtime.commands.call("ZSCORE", redis_keys.plain("running"), claimed.id)))
+    return int(float(await runtime._commands.call("ZSCORE", redis_keys.plain("running"), claimed.id)))
 
 
 async def test_a_claim_holds_a_lease_and_renew_extends_it(start_runtime: StartRuntime) -> None:
@@ -98,7 +98,7 @@ async def test_a_reaped_job_may_wait_until_its_timeout(runtime: Runtime) -> None
     claimed = await start(runtime, timeout_s=77)
     started_ms = await start_earlier(runtime, claimed, by_ms=20_000)
     await lose(runtime, claimed)
-    deadline = await runtime.commands.call("ZSCORE", redis_keys.plain("waiting"), claimed.id)
+    deadline = await runtime._commands.call("ZSCORE", redis_keys.plain("waiting"), claimed.id)
     assert int(float(deadline)) == started_ms + 77_000
 
 
@@ -256,7 +256,7 @@ async def test_after_a_silence_of_everybody_nothing_is_reaped_for_one_more_lease
     assert (await runtime.queue.reap()).back == []
     assert 0 < (await ttl_ms(runtime, redis_keys.plain("grace")) or 0) <= 8_000
 
-    await runtime.commands.call("DEL", redis_keys.plain("grace"))  # the lease has passed
+    await runtime._commands.call("DEL", redis_keys.plain("grace"))  # the lease has passed
     assert (await runtime.queue.reap()).back == [claimed.id]
 
 
@@ -271,17 +271,17 @@ async def test_a_silence_of_less_than_half_a_lease_is_nothing(runtime: Runtime) 
 async def test_every_call_of_a_worker_stamps(runtime: Runtime) -> None:
     """CLAIM, RENEW and REAP each show that somebody lives."""
     for call in (lambda: claim(runtime), lambda: runtime.queue.renew([]), runtime.queue.reap):
-        await runtime.commands.call("DEL", redis_keys.plain("alive"))
+        await runtime._commands.call("DEL", redis_keys.plain("alive"))
         before_ms = await now_ms(runtime)
         await call()
-        assert int(await runtime.commands.call("GET", redis_keys.plain("alive"))) >= before_ms
+        assert int(await runtime._commands.call("GET", redis_keys.plain("alive"))) >= before_ms
         assert 0 < (await ttl_ms(runtime, redis_keys.plain("alive")) or 0) <= 3_600_000
 
 
 async def test_a_stamp_that_aged_away_counts_as_silence(runtime: Runtime) -> None:
     """After more than an hour without Redis the stamp is gone, and still nobody is taken for dead."""
     claimed = await start(runtime)
-    await runtime.commands.call("DEL", redis_keys.plain("alive"))
+    await runtime._commands.call("DEL", redis_keys.plain("alive"))
     await expire_leases(runtime, claimed.id)
     assert (await runtime.queue.reap()).back == []
     await confirm(runtime, claimed)

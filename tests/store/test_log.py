@@ -142,11 +142,11 @@ async def test_an_append_of_a_claim_that_is_over_is_refused(runtime: Runtime, ho
 async def test_what_the_stream_refuses_is_not_published(runtime: Runtime) -> None:
     """The second line of the fence: no log, no event, whatever the record says."""
     claimed = await start(runtime)
-    await runtime.commands.call("DEL", redis_keys.log(claimed.id))
+    await runtime._commands.call("DEL", redis_keys.log(claimed.id))
     async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         assert await append(runtime, claimed, HEL, seq=0) == REFUSED
         assert await heard.all() == []
-    assert not await runtime.commands.call("EXISTS", redis_keys.log(claimed.id))
+    assert not await runtime._commands.call("EXISTS", redis_keys.log(claimed.id))
 
 
 async def test_a_claim_from_the_future_is_refused_too(runtime: Runtime) -> None:
@@ -216,7 +216,7 @@ async def test_a_probe_tells_how_far_each_job_has_come(runtime: Runtime) -> None
 async def test_a_probe_still_knows_the_end_of_a_job_whose_log_is_gone(runtime: Runtime) -> None:
     """The record keeps it as long as the result."""
     ended = await succeed(runtime)
-    await runtime.commands.call("DEL", redis_keys.log(ended.id))
+    await runtime._commands.call("DEL", redis_keys.log(ended.id))
     (reach,) = await runtime.log.probe([ended.id])
     assert reach is not None
     assert (reach.end_id, reach.top) == (EventId(ended.epoch, 1), None)

@@ -47,15 +47,15 @@ async def runtime(own_server: EmbeddedRedis) -> AsyncIterator[Runtime]:
     async with open_runtime(load_settings(redis_url=own_server.url), process_name="tests", timeout_s=10) as opened:
         yield opened
         await _empty(opened)
-        assert await keys_that_leak(opened.commands) == []
+        assert await keys_that_leak(opened._commands) == []
 
 
 async def _fill(runtime: Runtime) -> None:
-    await runtime.commands.call("CONFIG", "SET", "maxmemory", 1)
+    await runtime._commands.call("CONFIG", "SET", "maxmemory", 1)
 
 
 async def _empty(runtime: Runtime) -> None:
-    await runtime.commands.call("CONFIG", "SET", "maxmemory", 0)
+    await runtime._commands.call("CONFIG", "SET", "maxmemory", 0)
 
 
 async def _six_running(runtime: Runtime) -> list[Claim]:
@@ -66,7 +66,7 @@ async def _six_running(runtime: Runtime) -> list[Claim]:
 async def test_what_runs_can_go_on_and_end(runtime: Runtime) -> None:
     """RENEW, APPEND, FINISH, RELEASE, CANCEL and REAP all get through, results and events included."""
     ended, released, deferred, cancelled, dead, lost = claims = await _six_running(runtime)
-    await runtime.commands.call("HSET", redis_keys.job(lost.id), "takeovers", 2)
+    await runtime._commands.call("HSET", redis_keys.job(lost.id), "takeovers", 2)
     await _fill(runtime)
 
     await confirm(runtime, claims[0])
@@ -106,24 +106,24 @@ async def test_what_is_over_can_end_and_go(runtime: Runtime) -> None:
 async def test_a_dead_worker_is_noticed_by_the_stamp_of_the_others(runtime: Runtime) -> None:
     """``alive`` and ``grace`` are written at maxmemory too: a full Redis is no silence."""
     claimed = await start(runtime)
-    await runtime.commands.call("DEL", redis_keys.plain("alive"))
+    await runtime._commands.call("DEL", redis_keys.plain("alive"))
     await expire_leases(runtime, claimed.id)
     await _fill(runtime)
     assert (await runtime.queue.reap()).back == []
-    assert await runtime.commands.call("EXISTS", redis_keys.plain("alive"), redis_keys.plain("grace")) == 2
+    assert await runtime._commands.call("EXISTS", redis_keys.plain("alive"), redis_keys.plain("grace")) == 2
 
 
 async def test_nothing_new_comes_in_and_nothing_is_stored_of_it(runtime: Runtime) -> None:
     """SUBMIT is refused as a whole: no half of a job, no key that points to none."""
     await submit(runtime)
     await _fill(runtime)
-    before = await all_keys(runtime.commands)
+    before = await all_keys(runtime._commands)
     for members in ({}, {"idempotency_key": "order 7"}, {"not_before_ms": await now_ms(runtime) + 60_000}):
         with pytest.raises(StorageFull):
             await runtime.jobs.submit(a_submission(**members), expires_in_s=60)
-    assert await all_keys(runtime.commands) == before
-    assert await runtime.commands.call("ZCARD", redis_keys.plain("waiting")) == 1
-    assert await runtime.commands.call("ZCARD", redis_keys.index("tenant-a")) == 1
+    assert await all_keys(runtime._commands) == before
+    assert await runtime._commands.call("ZCARD", redis_keys.plain("waiting")) == 1
+    assert await runtime._commands.call("ZCARD", redis_keys.index("tenant-a")) == 1
 
     await _empty(runtime)
     await submit(runtime, idempotency_key="order 7")
@@ -149,7 +149,7 @@ async def test_no_job_starts_in_a_full_redis_and_none_is_half_started(runtime: R
             await claim(runtime, 5)
     assert await state_of(runtime, waiting.id) is JobState.QUEUED
     await assert_consistent(runtime, [waiting.id, deferred.id])
-    assert await runtime.commands.call("ZCARD", redis_keys.plain("deferred")) == 1
+    assert await runtime._commands.call("ZCARD", redis_keys.plain("deferred")) == 1
 
     await _empty(runtime)
     assert {(await claim_one(runtime)).id, (await claim_one(runtime)).id} == {waiting.id, deferred.id}
@@ -185,12 +185,12 @@ async def test_submits_stop_before_running_jobs_lack_room(runtime: Runtime) -> N
     used = int(
         next(
             line.partition(b":")[2]
-            for line in (await runtime.commands.call("INFO", "memory")).splitlines()
+            for line in (await runtime._commands.call("INFO", "memory")).splitlines()
             if line.startswith(b"used_memory:")
         )
     )
     for share, is_full in ((2.0, False), (0.9, True), (2.0, False)):
-        await runtime.commands.call("CONFIG", "SET", "maxmemory", int(used * share / 0.8))
+        await runtime._commands.call("CONFIG", "SET", "maxmemory", int(used * share / 0.8))
         await runtime.memory.look()
         assert runtime.memory.is_full is is_full
         if is_full:

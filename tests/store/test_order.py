@@ -124,7 +124,7 @@ async def test_flows_that_were_never_served_leave_nothing_behind(runtime: Runtim
     for number in range(30):
         waiting = await submit(runtime, model=f"model-{number}")
         await runtime.jobs.cancel(waiting.id, "tenant-a")
-    left = Counter(kind_of(name) for name in await all_keys(runtime.commands))
+    left = Counter(kind_of(name) for name in await all_keys(runtime._commands))
     assert left == {"job": 30, "index": 1, "places": 1, "held_bytes": 1, "kept_bytes": 1, "kept_due": 1}
 
 
@@ -135,7 +135,7 @@ async def test_turns_behind_the_clock_are_dropped(runtime: Runtime) -> None:
     await claim(runtime, 10)
     await submit_many(runtime, 3)
     await claim(runtime, 3)
-    assert await runtime.commands.call("ZCARD", f"{redis_keys.SHARD}turns:normal") == 1
+    assert await runtime._commands.call("ZCARD", f"{redis_keys.SHARD}turns:normal") == 1
 
 
 async def test_a_higher_band_starts_first(runtime: Runtime) -> None:
@@ -208,9 +208,9 @@ async def test_being_passed_over_costs_no_turn(start_runtime: StartRuntime) -> N
     for _ in range(3):
         await finish(runtime, await claim_one(runtime))
     await finish(runtime, first)
-    clock = int(await runtime.commands.call("GET", f"{redis_keys.SHARD}clock:normal"))
+    clock = int(await runtime._commands.call("GET", f"{redis_keys.SHARD}clock:normal"))
     assert (await claim_one(runtime)).tenant == "tenant-a"
-    assert int(await runtime.commands.call("GET", f"{redis_keys.SHARD}clock:normal")) >= clock > 1
+    assert int(await runtime._commands.call("GET", f"{redis_keys.SHARD}clock:normal")) >= clock > 1
 
 
 async def _suspects(runtime: Runtime, count: int) -> list[str]:

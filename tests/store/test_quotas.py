@@ -52,11 +52,11 @@ async def test_a_shut_route_s_jobs_stay_where_they_are(runtime: Runtime) -> None
     ids = await submit_many(runtime, 3, model="m") + await submit_many(runtime, 2, model="n")
     ready = redis_keys.SHARD + "ready:normal"
     flow = redis_keys.flow_of("normal", "tenant-a", "anthropic/m")
-    before = await runtime.commands.call("ZSCORE", ready, flow)
+    before = await runtime._commands.call("ZSCORE", ready, flow)
     for _ in range(3):
         await claim(runtime, m=SHUT)
     assert await members(runtime, redis_keys.flow(flow)) == ids[:3]
-    assert await runtime.commands.call("ZSCORE", ready, flow) == before
+    assert await runtime._commands.call("ZSCORE", ready, flow) == before
     assert [await state_of(runtime, job_id) for job_id in ids] == [JobState.QUEUED] * 3 + [JobState.RUNNING] * 2
     await assert_consistent(runtime, ids)
     assert [found.id for found in await claims_of(runtime)] == ids[:3]
@@ -148,7 +148,7 @@ async def test_jobs_that_come_due_or_are_late_do_so_behind_a_gate_too(runtime: R
     await make_due(runtime, due.id)
     await make_overdue(runtime, late.id)
     assert await claim(runtime, m=SHUT) == []
-    assert await runtime.commands.call("ZCARD", redis_keys.plain("deferred")) == 0
+    assert await runtime._commands.call("ZCARD", redis_keys.plain("deferred")) == 0
     assert await state_of(runtime, late.id) is JobState.QUEUED
     assert (await runtime.jobs.expire())[0] == 1
     assert await claim(runtime, m=1) == ["m"]
@@ -200,15 +200,15 @@ async def test_thousands_that_wait_for_a_gate_hide_nobody(runtime: Runtime) -> N
     for _ in range(10):  # a worker that has room left comes again at once
         found = found or await claim(runtime, m=SHUT)
     assert found == ["n"] * 3
-    assert await runtime.commands.call("ZCARD", f"{redis_keys.SHARD}ready:normal") == 200
+    assert await runtime._commands.call("ZCARD", f"{redis_keys.SHARD}ready:normal") == 200
     ids.append((await submit(runtime, model="n", tenant="tenant-last")).id)
     assert sorted(await claim(runtime, m=2)) == ["m", "m", "n"]
     await assert_consistent(runtime, ids)
-    await runtime.commands.call("ZADD", redis_keys.plain("parked"), 1, "gated:")  # their moment has passed
+    await runtime._commands.call("ZADD", redis_keys.plain("parked"), 1, "gated:")  # their moment has passed
     for _ in range(30):
         await claim(runtime, 1)  # the gate is open
-        await runtime.commands.call("ZADD", redis_keys.plain("parked"), "XX", 1, "gated:")
-    assert not await runtime.commands.call("EXISTS", f"{redis_keys.SHARD}parked_flows:gated::normal")
+        await runtime._commands.call("ZADD", redis_keys.plain("parked"), "XX", 1, "gated:")
+    assert not await runtime._commands.call("EXISTS", f"{redis_keys.SHARD}parked_flows:gated::normal")
     await assert_consistent(runtime, ids)
 
 

@@ -196,7 +196,7 @@ async def test_a_list_passes_over_jobs_that_are_gone(runtime: Runtime) -> None:
     ids = await submit_many(runtime, 30)
     for job_id in ids[:25]:
         await runtime.jobs.cancel(job_id, "tenant-a")
-        await runtime.commands.call("DEL", redis_keys.job(job_id))
+        await runtime._commands.call("DEL", redis_keys.job(job_id))
     assert await _all_pages(runtime, limit=3) == ids[25:][::-1]
 
 
@@ -210,7 +210,7 @@ async def test_an_erased_job_leaves_nothing_but_its_key(runtime: Runtime) -> Non
     with pytest.raises(NotFound):
         await job_of(runtime, claimed.id)
     assert await _listed(runtime) == ([], None)
-    assert [name for name in await all_keys(runtime.commands) if claimed.id in name] == []
+    assert [name for name in await all_keys(runtime._commands) if claimed.id in name] == []
     assert await members(runtime, redis_keys.index("tenant-a")) == []
     with pytest.raises(NotFound):
         await runtime.jobs.erase(claimed.id, claimed.tenant)
@@ -262,10 +262,10 @@ async def test_a_sweep_counts_jobs_that_are_nowhere(runtime: Runtime) -> None:
     """Neither waiting nor running, and not ended: nobody would ever look at them again."""
     ids = await submit_many(runtime, 4)
     for job_id in ids[:2]:
-        await runtime.commands.call("ZREM", redis_keys.plain("waiting"), job_id)
+        await runtime._commands.call("ZREM", redis_keys.plain("waiting"), job_id)
     claimed = await claim(runtime, 4)
     assert [found.id for found in claimed] == ids[2:]
-    await runtime.commands.call("ZREM", redis_keys.plain("running"), ids[2])
+    await runtime._commands.call("ZREM", redis_keys.plain("running"), ids[2])
     assert await _swept(runtime) == 1
 
 
@@ -299,7 +299,7 @@ async def test_a_job_that_moves_while_it_is_looked_at_is_no_stray(runtime: Runti
         "taken from the dead": lambda: lose(runtime, claimed),
         "ended": lambda: finish(runtime, claimed),
     }
-    between = cast("Commands", _BetweenReads(runtime.commands, happenings[how]))
+    between = cast("Commands", _BetweenReads(runtime._commands, happenings[how]))
     strays, _ = await Jobs(between, runtime.settings, runtime.reads, between, runtime.memory).sweep(0)
     assert strays == 0
 
@@ -324,10 +324,10 @@ async def test_a_worker_is_seen_while_it_announces_itself(start_runtime: StartRu
     await runtime.queue.announce("worker-2", {"name": "worker-2", "running": 0})
     found = sorted(await runtime.queue.workers(), key=lambda facts: facts["name"])
     assert found == [{"name": "worker-1", "running": "3"}, {"name": "worker-2", "running": "0"}]
-    left_ms = await runtime.commands.call("PTTL", redis_keys.worker("worker-1"))
+    left_ms = await runtime._commands.call("PTTL", redis_keys.worker("worker-1"))
     assert left_ms == pytest.approx(30_000, abs=5_000)
     await runtime.queue.withdraw("worker-1")
-    await runtime.commands.call("DEL", redis_keys.worker("worker-2"))
+    await runtime._commands.call("DEL", redis_keys.worker("worker-2"))
     assert await runtime.queue.workers() == []
 
 
@@ -342,7 +342,7 @@ async def test_nothing_is_left_of_jobs_that_ended_but_what_ages_away(runtime: Ru
         await runtime.jobs.cancel(job_id, "tenant-a")
     await expire_leases(runtime, *ids)
     await runtime.queue.reap()
-    lifetimes = {name: await runtime.commands.call("PTTL", name) for name in await all_keys(runtime.commands)}
+    lifetimes = {name: await runtime._commands.call("PTTL", name) for name in await all_keys(runtime._commands)}
     for_ever = {name.removeprefix(redis_keys.SHARD) for name, left_ms in lifetimes.items() if left_ms == -1}
     kept = {
         "held_bytes",

@@ -29,7 +29,7 @@ async def named(url: str, *, timeout_s: float = 1) -> RedisProblem:
     settings = load_settings(redis_url=url)
     async with open_runtime(settings, process_name="tests", timeout_s=timeout_s, on_problem=told.append) as runtime:
         with pytest.raises(StorageUnavailable) as caught:
-            await runtime.commands.call("GET", "ts:x")
+            await runtime._commands.call("GET", "ts:x")
         (problem,) = runtime.problems.current
         assert told == [problem], "said once"
         assert caught.value.reason == problem.detail

@@ -45,7 +45,7 @@ async def test_a_deferred_job_waits_until_it_is_due(runtime: Runtime) -> None:
     claimed = await claim_one(runtime)
     before_ms = await now_ms(runtime)
     assert await runtime.queue.release(claimed, reason="upstream_failed", delay_s=30, failures=1, retry_event=A_RETRY)
-    due_ms = float(await runtime.commands.call("ZSCORE", redis_keys.plain("deferred"), first))
+    due_ms = float(await runtime._commands.call("ZSCORE", redis_keys.plain("deferred"), first))
     assert before_ms + 30_000 <= due_ms <= await now_ms(runtime) + 30_000
     await assert_consistent(runtime, [first, second])
 
@@ -117,7 +117,7 @@ async def test_only_the_holder_can_release(runtime: Runtime) -> None:
     claimed = await start(runtime)
     assert await runtime.queue.release(claimed, reason="drained", failures=1, cost=7)
     assert await runtime.queue.release(claimed, reason="drained", failures=1, cost=7)
-    record = await runtime.commands.call("HMGET", redis_keys.job(claimed.id), "failures", "cost_nano_usd")
+    record = await runtime._commands.call("HMGET", redis_keys.job(claimed.id), "failures", "cost_nano_usd")
     assert record == [b"1", b"7"]
     second = await claim_one(runtime)
     assert await runtime.queue.release(claimed, reason="drained", failures=5, retry_event=A_RETRY), "told, but not done"
@@ -133,7 +133,7 @@ async def test_a_job_deferred_beyond_its_timeout_ends_at_its_timeout(runtime: Ru
     claimed = await start(runtime, timeout_s=50)
     started_ms = await start_earlier(runtime, claimed, by_ms=20_000)
     assert await runtime.queue.release(claimed, reason="upstream_failed", delay_s=3600, retry_event=A_RETRY)
-    deadline_ms = float(await runtime.commands.call("ZSCORE", redis_keys.plain("waiting"), claimed.id))
+    deadline_ms = float(await runtime._commands.call("ZSCORE", redis_keys.plain("waiting"), claimed.id))
     assert deadline_ms == started_ms + 50_000
     await make_overdue(runtime, claimed.id)
     await runtime.jobs.expire()

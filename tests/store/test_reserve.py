@@ -65,10 +65,10 @@ async def test_what_is_refused_leaves_nothing_behind(runtime: Runtime) -> None:
     """No row, no count, no holder, however often it is asked for."""
     route = a_route(requests=1)
     first, _ = await permitted(runtime, route)
-    before = await all_keys(runtime.commands)
+    before = await all_keys(runtime._commands)
     for _ in range(10):
         await denied(runtime, route, Obstacle.FULL)
-    assert await all_keys(runtime.commands) == before
+    assert await all_keys(runtime._commands) == before
     assert await sums_of(runtime, route) == [1, 0, 0, 0]
     assert await holders_of(runtime, route) == [first]
 
@@ -145,7 +145,7 @@ async def test_no_sliding_minute_holds_more_than_the_limits(
     runtime: Runtime, limits: dict[str, int], steps: list[tuple[int, int, int]]
 ) -> None:
     """Whatever is asked for, and whenever; and who waits as long as told gets through, but nobody earlier."""
-    await runtime.commands.call("FLUSHDB")
+    await runtime._commands.call("FLUSHDB")
     route, minutes = a_route("a-model", **limits), _Minutes(limits)
 
     async def ask(need: tuple[int, int]) -> Reserved | Denied:
@@ -283,7 +283,7 @@ async def test_what_was_learned_stays_while_the_route_is_called(runtime: Runtime
     route = a_route()
     await called(runtime, route, learned=Limits(requests=10))
     key = f"{redis_keys.GLOBAL}route:{route.name}"
-    await runtime.commands.call("EXPIRE", key, 100)
+    await runtime._commands.call("EXPIRE", key, 100)
     await called(runtime, route)
     assert (await ttl_ms(runtime, key) or 0) > 80_000_000
 
@@ -337,10 +337,10 @@ async def test_whoever_asks_again_gets_the_same_answer(runtime: Runtime) -> None
     route = a_route(requests=1, input_tokens=10, concurrency=1)
     call_id, first = await permitted(runtime, route, input_estimate=5)
     await let_pass(runtime, 1)
-    await runtime.commands.call(
+    await runtime._commands.call(
         "HSET", f"{redis_keys.GLOBAL}route:{route.name}", "shut_ms", await now_ms(runtime) + 60_000
     )
-    await runtime.commands.call("EXPIRE", f"{redis_keys.GLOBAL}route:{route.name}", 60)
+    await runtime._commands.call("EXPIRE", f"{redis_keys.GLOBAL}route:{route.name}", 60)
     await denied(runtime, route, Obstacle.SHUT)
     for _ in range(2):
         _, again = await permitted(runtime, route, call_id, input_estimate=5)

@@ -77,18 +77,18 @@ async def test_what_nobody_knows_is_not_settled(runtime: Runtime) -> None:
     """A row that is gone, or never was: nothing is written."""
     for end in ({}, {"ended": "lost"}, {"ended": UNMADE}, {"shut_s": 60}):
         assert await settled(runtime, a_route(), "call_unknown", **end) == 0
-    assert await all_keys(runtime.commands) == []
+    assert await all_keys(runtime._commands) == []
 
 
 async def test_a_call_that_was_never_made_was_never_there(runtime: Runtime) -> None:
     """Its room, its row and its count are given back."""
     route = a_route(requests=2, input_tokens=100, output_tokens=100, concurrency=2)
     await permitted(runtime, route, input_estimate=7)
-    sums, books, names = await sums_of(runtime, route), await counted(runtime), await all_keys(runtime.commands)
+    sums, books, names = await sums_of(runtime, route), await counted(runtime), await all_keys(runtime._commands)
     call_id, _ = await permitted(runtime, route, input_estimate=30, output_estimate=40, is_retry=True)
     assert await settled(runtime, route, call_id, ended=UNMADE) == 1
     assert await settled(runtime, route, call_id, ended=UNMADE) == 0
-    assert (await sums_of(runtime, route), await counted(runtime), await all_keys(runtime.commands)) == (
+    assert (await sums_of(runtime, route), await counted(runtime), await all_keys(runtime._commands)) == (
         sums,
         books,
         names,
@@ -190,7 +190,7 @@ async def test_a_row_that_is_gone_holds_no_place(runtime: Runtime) -> None:
     """Past its retention nobody can close it."""
     route = a_route(concurrency=1)
     call_id, _ = await permitted(runtime, route)
-    await runtime.commands.call("DEL", f"{redis_keys.GLOBAL}call:{call_id}")
+    await runtime._commands.call("DEL", f"{redis_keys.GLOBAL}call:{call_id}")
     await let_pass(runtime, runtime.settings.lease_s + 1)
     assert await runtime.upstreams.hold([]) == []
     assert await holders_of(runtime, route) == []
@@ -245,7 +245,7 @@ _CALLS = st.tuples(
 @given(calls=st.lists(_CALLS, max_size=6), order=st.randoms(use_true_random=False))
 async def test_the_sums_are_those_of_the_rows(runtime: Runtime, calls: list[Any], order: Any) -> None:
     """By tenant, day and model, for any history; and the window's tokens are those of the calls that were made."""
-    await runtime.commands.call("FLUSHDB")
+    await runtime._commands.call("FLUSHDB")
     route = a_route(input_tokens=10_000, output_tokens=10_000)
     today_ms = await now_ms(runtime)
     steps, made = [], {}
@@ -287,7 +287,7 @@ async def test_the_sums_are_those_of_the_rows(runtime: Runtime, calls: list[Any]
 async def test_a_day_s_usage_lives_as_long_as_the_settings_say(runtime: Runtime) -> None:
     """From its first call on."""
     await called(runtime, a_route(), usage=A_USAGE)
-    (name,) = [key for key in await all_keys(runtime.commands) if key.startswith(f"{redis_keys.GLOBAL}usage:")]
+    (name,) = [key for key in await all_keys(runtime._commands) if key.startswith(f"{redis_keys.GLOBAL}usage:")]
     assert await ttl_ms(runtime, name) == pytest.approx(runtime.settings.usage_retention_s * 1000, abs=60_000)
 
 
@@ -307,7 +307,7 @@ async def test_a_job_pays_for_calls_that_ended_behind_its_back(runtime: Runtime)
     assert (await record_of(runtime, ended.id))[b"unpriced"] == b"1"
     assert (await ttl_ms(runtime, redis_keys.job(ended.id)) or 0) <= (before_ms or 0)
     await runtime.jobs.charge("job_gone", 5, tenant="tenant-a")
-    assert not await runtime.commands.call("EXISTS", redis_keys.job("job_gone"))
+    assert not await runtime._commands.call("EXISTS", redis_keys.job("job_gone"))
 
 
 async def test_a_name_of_a_call_that_used_nothing_is_not_counted(runtime: Runtime) -> None:
@@ -323,7 +323,7 @@ async def test_a_day_counts_a_bounded_number_of_models(runtime: Runtime, monkeyp
     """What comes beyond is one row more; what has a row goes on in it."""
     day = datetime.fromtimestamp(await now_ms(runtime) / 1000, UTC).date().isoformat()
     await called_as(runtime, "m-1", usage=A_USAGE)
-    await runtime.commands.call("HSET", redis_keys.usage("tenant-a", day), "\n\nrows", MOST_ROWS_PER_DAY - 1)
+    await runtime._commands.call("HSET", redis_keys.usage("tenant-a", day), "\n\nrows", MOST_ROWS_PER_DAY - 1)
     for number in (2, 3, 4, 2, 1):
         await called_as(runtime, f"m-{number}", usage=A_USAGE)
     assert await calls_by_model(runtime) == {"m-1": 2, "m-2": 2, OTHER: 2}

@@ -50,7 +50,7 @@ async def test_the_prompt_is_stored_once_and_in_the_record_alone(runtime: Runtim
     prompt = b'{"prompt":"an unmistakable prompt"}'
     await submit(runtime, request=prompt, idempotency_key="a key")
     holding = []
-    for name in await all_keys(runtime.commands):
+    for name in await all_keys(runtime._commands):
         dump: bytes = b" ".join(await _everything_in(runtime, name))
         if b"unmistakable" in dump:
             holding.append(kind_of(name))
@@ -60,12 +60,12 @@ async def test_the_prompt_is_stored_once_and_in_the_record_alone(runtime: Runtim
 
 
 async def _everything_in(runtime: Runtime, name: str) -> list[bytes]:
-    kind = await runtime.commands.call("TYPE", name)
+    kind = await runtime._commands.call("TYPE", name)
     if kind == b"hash":
-        return list(await runtime.commands.call("HGETALL", name))
+        return list(await runtime._commands.call("HGETALL", name))
     if kind == b"zset":
-        return list(await runtime.commands.call("ZRANGE", name, 0, -1))
-    return [await runtime.commands.call("GET", name)]
+        return list(await runtime._commands.call("ZRANGE", name, 0, -1))
+    return [await runtime._commands.call("GET", name)]
 
 
 async def test_the_same_submit_with_the_same_key_finds_the_first_job(runtime: Runtime) -> None:
@@ -86,10 +86,10 @@ async def test_the_same_submit_with_the_same_key_finds_the_first_job(runtime: Ru
 async def test_the_same_key_with_another_body_is_refused(runtime: Runtime) -> None:
     """And stores nothing."""
     first = await submit(runtime, idempotency_key="order 7", body="one")
-    names = await all_keys(runtime.commands)
+    names = await all_keys(runtime._commands)
     with pytest.raises(IdempotencyKeyReused):
         await runtime.jobs.submit(a_submission(idempotency_key="order 7", body="two"), expires_in_s=60)
-    assert await all_keys(runtime.commands) == names
+    assert await all_keys(runtime._commands) == names
     await assert_consistent(runtime, [first.id])
 
 
@@ -121,10 +121,10 @@ async def test_a_full_queue_refuses_and_stores_nothing(start_runtime: StartRunti
     """Running jobs do not count; a job that leaves makes room."""
     runtime = await start_runtime(max_queued=2)
     ids = [(await submit(runtime)).id, (await submit(runtime)).id]
-    names = await all_keys(runtime.commands)
+    names = await all_keys(runtime._commands)
     with pytest.raises(QueueFull):
         await submit(runtime, idempotency_key="order 7")
-    assert await all_keys(runtime.commands) == names
+    assert await all_keys(runtime._commands) == names
     await assert_consistent(runtime, ids)
 
     await claim_one(runtime)
@@ -198,7 +198,7 @@ async def test_the_index_forgets_jobs_whose_record_is_gone(runtime: Runtime) -> 
     gone = [(await submit(runtime)).id for _ in range(4)]
     for job_id in gone:
         await runtime.jobs.cancel(job_id, "tenant-a")
-        await runtime.commands.call("DEL", redis_keys.job(job_id))
+        await runtime._commands.call("DEL", redis_keys.job(job_id))
     kept = [(await submit(runtime)).id for _ in range(2)]
-    index = [name.decode() for name in await runtime.commands.call("ZRANGE", redis_keys.index("tenant-a"), 0, -1)]
+    index = [name.decode() for name in await runtime._commands.call("ZRANGE", redis_keys.index("tenant-a"), 0, -1)]
     assert index == kept

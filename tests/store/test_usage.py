@@ -67,7 +67,7 @@ async def test_a_tenant_sees_its_own_usage_alone(runtime: Runtime) -> None:
 async def test_a_read_writes_nothing(runtime: Runtime) -> None:
     """And a tenant that never called has nothing."""
     assert await read_usage(runtime, "tenant-a", SUNDAY, TUESDAY) == []
-    assert await runtime.commands.call("DBSIZE") == 0
+    assert await runtime._commands.call("DBSIZE") == 0
 
 
 async def test_days_are_asked_for_forty_at_once(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:

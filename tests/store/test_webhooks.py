@@ -55,14 +55,14 @@ async def parked(runtime: Runtime, count: int) -> list[str]:
     for number in range(count):
         jobs.append(job_id := await ended(runtime, a_webhook(f"https://waits{number}.example.com/")))
         assert (await claimed(runtime)).claims == []
-        lane = await runtime.commands.call("HGET", redis_keys.delivery(delivery_id_of(job_id)), "lane")
-        await runtime.commands.call("ZADD", f"{redis_keys.SHARD}parked_lanes:{TENANT}", "XX", number, lane)
+        lane = await runtime._commands.call("HGET", redis_keys.delivery(delivery_id_of(job_id)), "lane")
+        await runtime._commands.call("ZADD", f"{redis_keys.SHARD}parked_lanes:{TENANT}", "XX", number, lane)
     return jobs
 
 
 async def make_due(runtime: Runtime, delivery: Delivery) -> None:
     """Its next attempt, or the end of its lease, is now."""
-    call = runtime.commands.call
+    call = runtime._commands.call
     lane = (await call("HGET", redis_keys.delivery(delivery.id), "lane")).decode()
     for kind in ("unsent", "sending"):
         await call("ZADD", f"{redis_keys.SHARD}{kind}:{lane}", "XX", 0, delivery.id)
@@ -71,7 +71,7 @@ async def make_due(runtime: Runtime, delivery: Delivery) -> None:
 
 async def left(runtime: Runtime) -> list[str]:
     """Lanes, and what waits in them or is being sent."""
-    found = [name.decode() for name in await runtime.commands.call("KEYS", f"{redis_keys.SHARD}*")]
+    found = [name.decode() for name in await runtime._commands.call("KEYS", f"{redis_keys.SHARD}*")]
     wanted = tuple(redis_keys.SHARD + kind for kind in ("lanes", "parked", "unsent", "sending", "tenant_sending"))
     return [name for name in found if name.startswith(wanted)]
 
@@ -110,7 +110,7 @@ async def test_a_cancelled_and_an_expired_job_are_told_too(runtime: Runtime) -> 
     cancelled = await submit(runtime, webhook=a_webhook())
     await runtime.jobs.cancel(cancelled.id, TENANT)
     expired = await submit(runtime, webhook=a_webhook())
-    await runtime.commands.call("ZADD", redis_keys.plain("waiting"), 0, expired.id)
+    await runtime._commands.call("ZADD", redis_keys.plain("waiting"), 0, expired.id)
     await runtime.jobs.expire()
     found = {one.delivery.subject: one.delivery.event for one in (await claimed(runtime)).claims}
     assert found == {cancelled.id: EventType.JOB_CANCELLED, expired.id: EventType.JOB_EXPIRED}
@@ -134,7 +134,7 @@ async def test_the_result_comes_along_if_asked_for(runtime: Runtime) -> None:
     result = await runtime.webhooks.result_of(one.delivery)
     assert result == A_RESULT
     assert data_of(one.delivery, result)["data"]["result"] == msgspec.json.decode(A_RESULT)
-    await runtime.commands.call("DEL", redis_keys.result(job_id))
+    await runtime._commands.call("DEL", redis_keys.result(job_id))
     assert await runtime.webhooks.result_of(one.delivery) is None
 
 
@@ -287,7 +287,7 @@ async def test_what_is_erased_while_it_is_told_or_waits_leaves_its_room_to_other
     for under_way in (one, *hanging[1:]):
         assert await runtime.webhooks.end(under_way, DELIVERED, Attempt(1, 2, 200))
     for lane in await members(runtime, redis_keys.plain("lanes")):
-        await runtime.commands.call("ZADD", redis_keys.plain("lanes"), 0, lane)
+        await runtime._commands.call("ZADD", redis_keys.plain("lanes"), 0, lane)
     assert (await claimed(runtime)).claims == []
     assert await left(runtime) == []
 
@@ -336,7 +336,7 @@ async def test_a_lane_that_waits_is_looked_at_though_nobody_says_that_there_is_r
     """As a worker of an older version does not."""
     await at_its_share(runtime)
     (waiting,) = await parked(runtime, 1)
-    call = runtime.commands.call
+    call = runtime._commands.call
     lane = (await call("HGET", redis_keys.delivery(delivery_id_of(waiting)), "lane")).decode()
     look_ms = int(await call("ZSCORE", redis_keys.plain("lanes"), lane)) - await now_ms(runtime)
     assert 50_000 < look_ms <= 60_000
@@ -401,7 +401,7 @@ async def test_what_is_erased_is_told_to_nobody(runtime: Runtime) -> None:
     await runtime.batches.advance_all(begun.id)
     assert (await claimed(runtime)).claims == []
     assert await left(runtime) == []
-    assert await runtime.commands.call("KEYS", f"{redis_keys.SHARD}delivery*") == []
+    assert await runtime._commands.call("KEYS", f"{redis_keys.SHARD}delivery*") == []
 
 
 async def test_the_list_is_the_tenants_and_filtered(runtime: Runtime) -> None:

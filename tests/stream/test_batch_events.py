@@ -117,7 +117,7 @@ async def test_an_erased_batch_ends_the_stream(served: Served, runtime: Runtime)
     follower = BatchFollower([served.url], batch.id, query="")
     following = asyncio.create_task(follower.follow_once())
     await wait_until(lambda: bool(follower.progress), "the first progress")
-    await runtime.commands.call("HSET", redis_keys.batch(batch.id), "state", "dropped")
+    await runtime._commands.call("HSET", redis_keys.batch(batch.id), "state", "dropped")
     assert await following == "eof"
     status, _, _ = await ask(served.url, f"/v1/batches/{batch.id}/events")
     assert status == 404

@@ -67,7 +67,7 @@ async def _assert_tells_all(follower: BatchFollower, runtime: Runtime, batch: Ba
 
 async def _all_run(runtime: Runtime, count: int) -> None:
     async def do_run() -> bool:
-        number: int = await runtime.commands.call("ZCARD", redis_keys.plain("running"))
+        number: int = await runtime._commands.call("ZCARD", redis_keys.plain("running"))
         return number >= count
 
     await wait_until(do_run, f"{count} running items")
@@ -174,18 +174,18 @@ async def test_what_was_published_to_nobody_is_made_up_for(served: Served, runti
     follower = BatchFollower([served.url], batch.id)
     following = asyncio.create_task(follower.follow())
     await wait_until(lambda: bool(follower.items[author.job_id].names), "the snapshot")
-    await runtime.commands.call("DEL", redis_keys.batch_followed(batch.id))
+    await runtime._commands.call("DEL", redis_keys.batch_followed(batch.id))
     await author.say("unheard")
     await author.succeed()
     other = await Author.claim_next(runtime)
     await other.say("unheard too")
     await wait_until(lambda: other.job_id in follower.items, "the item that began unheard")
-    await runtime.commands.call("DEL", redis_keys.batch_followed(batch.id))
+    await runtime._commands.call("DEL", redis_keys.batch_followed(batch.id))
     await other.succeed()
     await run_all(runtime, "never in a log")
-    for name in await all_keys(runtime.commands):
+    for name in await all_keys(runtime._commands):
         if name.startswith(redis_keys.log("")) and not name.endswith(other.job_id):
-            await runtime.commands.call("DEL", name)
+            await runtime._commands.call("DEL", name)
     await following
     await _assert_tells_all(follower, runtime, batch)
 
@@ -197,7 +197,7 @@ async def test_no_event_of_an_item_is_told_when_nobody_asks(served: Served, runt
     await wait_until(lambda: bool(follower.progress), "the first progress")
     author = await Author.claim_next(runtime)
     await author.say("Blue")
-    assert await runtime.commands.call("EXISTS", redis_keys.batch_followed(batch.id)) == 0
+    assert await runtime._commands.call("EXISTS", redis_keys.batch_followed(batch.id)) == 0
     await author.succeed()
     await following
     assert follower.items == {}

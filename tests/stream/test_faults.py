@@ -109,7 +109,7 @@ async def test_messages_that_come_twice_or_late_are_shown_once(
         await author.say(f"{number} ")
     for event in await author.log():
         message = b"\n".join((str(event.id).encode(), event.name.encode(), event.data))
-        await author.runtime.commands.call("PUBLISH", redis_keys.events(author.job_id), message)
+        await author.runtime._commands.call("PUBLISH", redis_keys.events(author.job_id), message)
     await author.say("end")
     await author.succeed()
     await task
@@ -124,7 +124,7 @@ async def test_rubbish_on_the_channel_harms_nobody(
     follower = follower_of(author.job_id)
     task = await following(follower)
     await author.say("Blue")
-    await author.runtime.commands.call("PUBLISH", redis_keys.events(author.job_id), rubbish)
+    await author.runtime._commands.call("PUBLISH", redis_keys.events(author.job_id), rubbish)
     await author.say(" light")
     await wait_until(lambda: follower.text == "Blue light", "live text", timeout_s=1)
     await author.succeed()

@@ -24,7 +24,7 @@ def _tasks() -> Counter[str]:
 
 
 async def _is_subscribed(runtime: Runtime, job_id: str) -> bool:
-    _, count = await runtime.commands.call("PUBSUB", "NUMSUB", redis_keys.events(job_id))
+    _, count = await runtime._commands.call("PUBSUB", "NUMSUB", redis_keys.events(job_id))
     return int(count) > 0
 
 

@@ -180,7 +180,7 @@ async def test_a_place_in_a_job_that_never_started_is_reset(runtime: Runtime, fo
 
 
 async def _forget_log(runtime: Runtime, job_id: str) -> None:
-    await runtime.commands.call("DEL", redis_keys.log(job_id))
+    await runtime._commands.call("DEL", redis_keys.log(job_id))
 
 
 async def test_when_the_log_has_gone_the_answer_comes_whole(

@@ -239,7 +239,9 @@ class History:
         """I14: nothing of these jobs is left in any queue or lease."""
         for kind in ("waiting", "deferred", "running"):
             for job in self.jobs.values():
-                assert await runtime.commands.call("ZSCORE", f"ts:{{0}}:{kind}", job.id) is None, f"{job.nonce}: {kind}"
+                assert await runtime._commands.call("ZSCORE", f"ts:{{0}}:{kind}", job.id) is None, (
+                    f"{job.nonce}: {kind}"
+                )
 
 
 def _is_start(first: Frame, ended: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ KEY = redis_keys.owner_of_key("key-1")
 
 async def age(runtime: Runtime, window: str, by_ms: int) -> None:
     """As if all that a window holds had been counted so much earlier (rounded up to whole buckets)."""
-    call = runtime.commands.call
+    call = runtime._commands.call
     buckets = -(-by_ms // BUCKET_MS)
     found = await call("HGETALL", window)
     if not found:
@@ -30,7 +30,7 @@ async def age(runtime: Runtime, window: str, by_ms: int) -> None:
 
 async def counted(runtime: Runtime, owner: str) -> tuple[int, int]:
     """The requests and tokens of an owner's window, whose sums must be those of its buckets."""
-    found = await runtime.commands.call("HGETALL", redis_keys.pace(owner))
+    found = await runtime._commands.call("HGETALL", redis_keys.pace(owner))
     fields = {name.decode(): value.decode() for name, value in zip(found[::2], found[1::2], strict=True)}
     _, _, requests, tokens = map(int, fields.pop("head", "0 0 0 0").split())
     buckets = [tuple(map(int, amounts.split())) for amounts in fields.values()]
@@ -40,5 +40,5 @@ async def counted(runtime: Runtime, owner: str) -> tuple[int, int]:
 
 async def spent(runtime: Runtime, owner: str) -> list[int]:
     """What an owner's calls cost: of each day and month that is kept, whichever they are."""
-    names = sorted(await runtime.commands.call("KEYS", redis_keys.spend(owner, "*")))
-    return [int(await runtime.commands.call("GET", name)) for name in names]
+    names = sorted(await runtime._commands.call("KEYS", redis_keys.spend(owner, "*")))
+    return [int(await runtime._commands.call("GET", name)) for name in names]

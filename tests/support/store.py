@@ -134,7 +134,7 @@ async def counts_of(runtime: Runtime, begun: Begun) -> dict[str, int]:
 async def make_batch_due(runtime: Runtime, *batch_ids: str) -> None:
     """As if whoever was at these batches had fallen silent."""
     for batch_id in batch_ids:
-        await runtime.commands.call("ZADD", redis_keys.plain("due"), "XX", 1, batch_id)
+        await runtime._commands.call("ZADD", redis_keys.plain("due"), "XX", 1, batch_id)
 
 
 async def claim(
@@ -189,7 +189,7 @@ async def confirm(runtime: Runtime, claimed: Claim) -> None:
 async def expire_leases(runtime: Runtime, *job_ids: str) -> None:
     """As if the worker had been silent for a lease while others were not."""
     for job_id in job_ids:
-        await runtime.commands.call("ZADD", redis_keys.plain("running"), "XX", 1, job_id)
+        await runtime._commands.call("ZADD", redis_keys.plain("running"), "XX", 1, job_id)
 
 
 async def lose(runtime: Runtime, claimed: Claim, *, confirmed: bool = True) -> Reaped:
@@ -203,38 +203,38 @@ async def lose(runtime: Runtime, claimed: Claim, *, confirmed: bool = True) -> R
 async def roll_back_log(runtime: Runtime, job_id: str, keep: int) -> None:
     """As after a power loss: the log holds its first ``keep`` events and knows of no others."""
     events = await runtime.log.read(job_id, count=keep)
-    await runtime.commands.call("DEL", redis_keys.log(job_id))
+    await runtime._commands.call("DEL", redis_keys.log(job_id))
     for event in events:
-        await runtime.commands.call("XADD", redis_keys.log(job_id), str(event.id), event.name, event.data)
+        await runtime._commands.call("XADD", redis_keys.log(job_id), str(event.id), event.name, event.data)
 
 
 async def start_earlier(runtime: Runtime, claimed: Claim, by_ms: int) -> int:
     """As if the job had started that long ago. Returns when."""
     started_ms = claimed.started_ms - by_ms
-    await runtime.commands.call("HSET", redis_keys.job(claimed.id), "started_ms", started_ms)
+    await runtime._commands.call("HSET", redis_keys.job(claimed.id), "started_ms", started_ms)
     return started_ms
 
 
 async def make_due(runtime: Runtime, *job_ids: str) -> None:
     """The time that these jobs were deferred to has come."""
     for job_id in job_ids:
-        await runtime.commands.call("ZADD", redis_keys.plain("deferred"), "XX", 1, job_id)
+        await runtime._commands.call("ZADD", redis_keys.plain("deferred"), "XX", 1, job_id)
 
 
 async def make_overdue(runtime: Runtime, *job_ids: str) -> None:
     """These waiting jobs have waited for too long: by the queue's score, and by their records."""
     for job_id in job_ids:
-        if await runtime.commands.call("ZSCORE", redis_keys.plain("waiting"), job_id) is None:
+        if await runtime._commands.call("ZSCORE", redis_keys.plain("waiting"), job_id) is None:
             continue
-        has_started = await runtime.commands.call("HEXISTS", redis_keys.job(job_id), "started_ms")
-        await runtime.commands.call("HSET", redis_keys.job(job_id), "started_ms" if has_started else "expires_ms", 1)
-        await runtime.commands.call("ZADD", redis_keys.plain("waiting"), "XX", 1, job_id)
+        has_started = await runtime._commands.call("HEXISTS", redis_keys.job(job_id), "started_ms")
+        await runtime._commands.call("HSET", redis_keys.job(job_id), "started_ms" if has_started else "expires_ms", 1)
+        await runtime._commands.call("ZADD", redis_keys.plain("waiting"), "XX", 1, job_id)
 
 
 async def age_alive(runtime: Runtime, by_ms: int) -> None:
     """As if no worker had called for that long."""
-    seen_ms = int(await runtime.commands.call("GET", redis_keys.plain("alive")))
-    await runtime.commands.call("SET", redis_keys.plain("alive"), seen_ms - by_ms, "EX", 3600)
+    seen_ms = int(await runtime._commands.call("GET", redis_keys.plain("alive")))
+    await runtime._commands.call("SET", redis_keys.plain("alive"), seen_ms - by_ms, "EX", 3600)
 
 
 async def job_of(runtime: Runtime, job_id: str, tenant: str = "tenant-a", *, with_result: bool = False) -> Job:
@@ -244,12 +244,12 @@ async def job_of(runtime: Runtime, job_id: str, tenant: str = "tenant-a", *, wit
 
 async def state_of(runtime: Runtime, job_id: str) -> JobState:
     """Straight from the record, without the look that ends an overdue job."""
-    return JobState((await runtime.commands.call("HGET", redis_keys.job(job_id), "state")).decode())
+    return JobState((await runtime._commands.call("HGET", redis_keys.job(job_id), "state")).decode())
 
 
 async def record_of(runtime: Runtime, job_id: str) -> dict[bytes, bytes]:
     """Every field of a record, as it is stored."""
-    flat = await runtime.commands.call("HGETALL", redis_keys.job(job_id))
+    flat = await runtime._commands.call("HGETALL", redis_keys.job(job_id))
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -260,14 +260,14 @@ async def names_in_log(runtime: Runtime, job_id: str) -> list[str]:
 
 async def ttl_ms(runtime: Runtime, key: str) -> int | None:
     """Milliseconds that a key has left, or None if it lives for ever. The key must be there."""
-    left: int = await runtime.commands.call("PTTL", key)
+    left: int = await runtime._commands.call("PTTL", key)
     assert left != -2, f"{key} is not there"
     return None if left == -1 else left
 
 
 async def now_ms(runtime: Runtime) -> int:
     """By Redis's clock."""
-    seconds, microseconds = await runtime.commands.call("TIME")
+    seconds, microseconds = await runtime._commands.call("TIME")
     return int(seconds) * 1000 + int(microseconds) // 1000
 
 
@@ -340,7 +340,7 @@ class Heard:
     async def all(self) -> list[bytes]:
         """Everything published up to now: a mark is sent behind it, and waited for."""
         mark = f"mark {next(_marks)}".encode()
-        await self._runtime.commands.call("PUBLISH", self._channel, mark)
+        await self._runtime._commands.call("PUBLISH", self._channel, mark)
         await wait_until(lambda: mark in self.messages, f"the mark on {self._channel}")
         return [message for message in self.messages if not message.startswith(b"mark ")]
 
@@ -363,7 +363,7 @@ async def listening(runtime: Runtime, channel: str) -> AsyncIterator[Heard]:
 
 async def members(runtime: Runtime, key: str) -> list[str]:
     """The members of a zset, lowest score first."""
-    return [member.decode() for member in await runtime.commands.call("ZRANGE", key, 0, -1)]
+    return [member.decode() for member in await runtime._commands.call("ZRANGE", key, 0, -1)]
 
 
 async def assert_consistent(runtime: Runtime, job_ids: Iterable[str] = ()) -> None:
@@ -372,7 +372,7 @@ async def assert_consistent(runtime: Runtime, job_ids: Iterable[str] = ()) -> No
     The items of batches need not be named: their batches name them.
     """
     # Asked for together: few round trips in all, for a test that looks after every step.
-    commands = runtime.commands
+    commands = runtime._commands
     names = await all_keys(commands)
     batches = await asyncio.gather(*(_books_of(runtime, name) for name in names if kind_of(name) == "batch"))
     ids = list(dict.fromkeys([*job_ids, *(job_id for books in batches for job_id in books.items if job_id)]))
@@ -454,7 +454,7 @@ async def _assert_use_is_counted(
         if books.record["state"] in (BatchState.RUNNING, BatchState.CANCELLING):
             unstarted = sum(bool(job_id) for job_id in books.items[int(books.record.get("started_to", 0)) :])
             count(books.record["tenant"], books.record.get("key"), unstarted)
-    stored = await runtime.commands.call("HGETALL", redis_keys.plain("queued_jobs"))
+    stored = await runtime._commands.call("HGETALL", redis_keys.plain("queued_jobs"))
     found = dict(zip([owner.decode() for owner in stored[::2]], map(int, stored[1::2]), strict=True))
     assert found == +queued
 
@@ -465,7 +465,7 @@ async def _assert_use_is_counted(
             budgets[redis_keys.owner_of_tenant(tenant.decode())] += int(nano)
             if key_id := flow.decode().split(":")[2]:
                 budgets[redis_keys.owner_of_key(key_id)] += int(nano)
-    stored = await runtime.commands.call("HGETALL", redis_keys.plain("held_budgets"))
+    stored = await runtime._commands.call("HGETALL", redis_keys.plain("held_budgets"))
     assert dict(zip([owner.decode() for owner in stored[::2]], map(int, stored[1::2]), strict=True)) == budgets
 
     await _assert_bytes_are_counted(runtime, names)
@@ -475,13 +475,13 @@ async def _assert_use_is_counted(
         if key_id := records[job_id][2].decode().split(":")[2]:
             by_key.setdefault(key_id, set()).add(job_id)
     key_names = [name for name in names if kind_of(name) == "key_running"]
-    running_of = await asyncio.gather(*(runtime.commands.call("SMEMBERS", name) for name in key_names))
+    running_of = await asyncio.gather(*(runtime._commands.call("SMEMBERS", name) for name in key_names))
     assert by_key == _sets(key_names, running_of)
 
 
 async def _assert_bytes_are_counted(runtime: Runtime, names: Sequence[str]) -> None:
     """What a tenant holds is the sum over its records: of all but those that succeeded, whose request is gone."""
-    call = runtime.commands.call
+    call = runtime._commands.call
     jobs = [name for name in names if kind_of(name) == "job"]
     records = await asyncio.gather(
         *(call("HMGET", name, "tenant", "batch", "state", "bytes", "kept_until", "request", "spec") for name in jobs)
@@ -512,7 +512,7 @@ async def _assert_bytes_are_counted(runtime: Runtime, names: Sequence[str]) -> N
 
 
 async def _numbers(runtime: Runtime, name: str) -> dict[str, int]:
-    flat = await runtime.commands.call("HGETALL", name)
+    flat = await runtime._commands.call("HGETALL", name)
     return {field.decode(): int(number) for field, number in zip(flat[::2], flat[1::2], strict=True)}
 
 
@@ -535,7 +535,7 @@ class _Books(NamedTuple):
 
 
 async def _books_of(runtime: Runtime, name: str) -> _Books:
-    call, batch_id = runtime.commands.call, name.rpartition(":")[2]
+    call, batch_id = runtime._commands.call, name.rpartition(":")[2]
     parts = [redis_keys.batch_items(batch_id), redis_keys.batch_invalid(batch_id), redis_keys.batch_ended(batch_id)]
     record, items, invalid, ended, *lifetimes = await asyncio.gather(
         call("HGETALL", name),

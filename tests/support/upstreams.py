@@ -107,7 +107,7 @@ async def row_of(runtime: Runtime, call_id: str) -> dict[str, str]:
 
 async def holders_of(runtime: Runtime, route: Route) -> list[str]:
     """The calls that count towards the route's concurrency, or have not been found abandoned yet."""
-    found = await runtime.commands.call("ZRANGE", f"{redis_keys.GLOBAL}calls:{route.name}", 0, -1)
+    found = await runtime._commands.call("ZRANGE", f"{redis_keys.GLOBAL}calls:{route.name}", 0, -1)
     return [call_id.decode() for call_id in found]
 
 
@@ -115,15 +115,15 @@ async def let_pass(runtime: Runtime, seconds: float) -> None:
     """As if that long had gone by for all upstreams: a multiple of BUCKET_MS. TTLs stay."""
     by_ms = int(seconds * 1000)
     assert by_ms % BUCKET_MS == 0
-    for key in await all_keys(runtime.commands):
+    for key in await all_keys(runtime._commands):
         match kind_of(key):
             case "window":
                 await _age_window(runtime, key, by_ms // BUCKET_MS)
             case "route" | "call":
                 await _age_hash(runtime, key, by_ms)
             case "routes" | "calls":
-                for member in await runtime.commands.call("ZRANGE", key, 0, -1):
-                    await runtime.commands.call("ZINCRBY", key, -by_ms, member)
+                for member in await runtime._commands.call("ZRANGE", key, 0, -1):
+                    await runtime._commands.call("ZINCRBY", key, -by_ms, member)
             case _:
                 pass
 
@@ -132,20 +132,20 @@ async def _age_window(runtime: Runtime, key: str, by: int) -> None:
     stored = await _hash(runtime, key)
     aged = {"first": str(int(stored.pop("first")) - by), "sums": stored.pop("sums")}
     aged |= {str(int(bucket) - by): text for bucket, text in stored.items()}
-    left_ms = await runtime.commands.call("PTTL", key)
-    await runtime.commands.call("DEL", key)
-    await runtime.commands.call("HSET", key, *[part for pair in aged.items() for part in pair])
-    await runtime.commands.call("PEXPIRE", key, left_ms)
+    left_ms = await runtime._commands.call("PTTL", key)
+    await runtime._commands.call("DEL", key)
+    await runtime._commands.call("HSET", key, *[part for pair in aged.items() for part in pair])
+    await runtime._commands.call("PEXPIRE", key, left_ms)
 
 
 async def _age_hash(runtime: Runtime, key: str, by_ms: int) -> None:
     for name, text in (await _hash(runtime, key)).items():
         if name in _MOMENTS:
-            await runtime.commands.call("HSET", key, name, int(text) - by_ms)
+            await runtime._commands.call("HSET", key, name, int(text) - by_ms)
         elif name == "bucket":
-            await runtime.commands.call("HSET", key, name, int(text) - by_ms // BUCKET_MS)
+            await runtime._commands.call("HSET", key, name, int(text) - by_ms // BUCKET_MS)
 
 
 async def _hash(runtime: Runtime, key: str) -> dict[str, str]:
-    flat = await runtime.commands.call("HGETALL", key)
+    flat = await runtime._commands.call("HGETALL", key)
     return {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}

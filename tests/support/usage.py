@@ -15,8 +15,8 @@ async def count(
     """Adds to the sums of a day, model and API key. What is 0 is not written."""
     name = redis_keys.usage(tenant, day.isoformat())
     counted = {field_of(model, key, metric): by for metric, by in msgspec.structs.asdict(sums).items() if by}
-    calls = [runtime.commands.call("HINCRBY", name, field, by) for field, by in counted.items()]
-    calls.append(runtime.commands.call("EXPIRE", name, int(runtime.settings.usage_retention_s)))
+    calls = [runtime._commands.call("HINCRBY", name, field, by) for field, by in counted.items()]
+    calls.append(runtime._commands.call("EXPIRE", name, int(runtime.settings.usage_retention_s)))
     for call in calls:
         await call
 

@@ -23,18 +23,18 @@ async def test_a_worker_that_slept_brings_nothing_back(runtime: Runtime) -> None
     await append(runtime, claimed, a_text_delta(CANARY))
     with pytest.raises(NotEnded):
         await runtime.jobs.erase(job.id, VICTIM)
-    assert await kinds_that_hold(runtime.commands, CANARY) == {"job", "log"}
+    assert await kinds_that_hold(runtime._commands, CANARY) == {"job", "log"}
     await runtime.jobs.cancel(job.id, VICTIM)
     await runtime.jobs.erase(job.id, VICTIM)
-    assert await kinds_that_hold(runtime.commands, CANARY) == set()
+    assert await kinds_that_hold(runtime._commands, CANARY) == set()
     await append(runtime, claimed, a_text_delta(CANARY), seq=claimed.next_seq + 1)
     await runtime.queue.renew([(claimed.id, claimed.epoch)])
     await runtime.queue.release(claimed, reason="upstream_failed", delay_s=0)
     await finish(runtime, claimed, _SUCCESS, seq=claimed.next_seq + 1)
     await expire_leases(runtime, job.id)
     await runtime.queue.reap()
-    assert await kinds_that_hold(runtime.commands, CANARY) == set()
-    assert await kinds_that_hold(runtime.commands, job.id) <= {"idempotency"}
+    assert await kinds_that_hold(runtime._commands, CANARY) == set()
+    assert await kinds_that_hold(runtime._commands, job.id) <= {"idempotency"}
 
 
 async def test_a_worker_brings_nothing_of_a_batch_back(runtime: Runtime) -> None:
@@ -47,9 +47,9 @@ async def test_a_worker_brings_nothing_of_a_batch_back(runtime: Runtime) -> None
     await runtime.batches.advance_all(batch.id)
     await runtime.batches.erase(batch.id, VICTIM)
     await runtime.batches.advance_all(batch.id)
-    assert await kinds_that_hold(runtime.commands, CANARY) == set()
+    assert await kinds_that_hold(runtime._commands, CANARY) == set()
     await append(runtime, running, a_text_delta(CANARY), seq=running.next_seq + 1)
     await finish(runtime, running, _SUCCESS, seq=running.next_seq + 1)
-    assert await kinds_that_hold(runtime.commands, CANARY) == set()
+    assert await kinds_that_hold(runtime._commands, CANARY) == set()
     for own_id in (batch.id, *batch.job_ids):
-        assert await kinds_that_hold(runtime.commands, own_id) <= {"idempotency"}
+        assert await kinds_that_hold(runtime._commands, own_id) <= {"idempotency"}

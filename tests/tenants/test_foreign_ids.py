@@ -96,5 +96,5 @@ async def test_another_tenants_content_is_not_read(runtime: Runtime) -> None:
 
 
 async def _sent_bytes(runtime: Runtime) -> int:
-    facts = (await runtime.commands.call("INFO", "stats")).decode()
+    facts = (await runtime._commands.call("INFO", "stats")).decode()
     return int(facts.partition("total_net_output_bytes:")[2].split()[0])

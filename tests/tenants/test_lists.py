@@ -25,7 +25,7 @@ async def _asked(line: Line, path: str, tenant: str = ATTACKER, method: str = "G
 
 
 async def _keys_of(runtime: Runtime, tenant: str) -> list[str]:
-    return [name for name in await all_keys(runtime.commands) if f":idempotency:{tenant}:" in name]
+    return [name for name in await all_keys(runtime._commands) if f":idempotency:{tenant}:" in name]
 
 
 def _twin_of(own_id: str) -> str:
@@ -150,7 +150,7 @@ async def test_a_queue_position_counts_all_tenants_jobs(real_redis: RedisUnderTe
 
 async def test_usage_is_each_tenants_own(victim: Victim, runtime: Runtime, line: Line) -> None:
     """Whatever is asked for beside the days."""
-    await runtime.commands.call("HSET", f"ts:{{g}}:usage:{VICTIM}:2026-11-24", "m\n\ncalls", 7)
+    await runtime._commands.call("HSET", f"ts:{{g}}:usage:{VICTIM}:2026-11-24", "m\n\ncalls", 7)
     for query in ("", "&group_by=key"):
         answer = await _asked(line, f"/v1/usage?from=2026-11-20&to=2026-11-26{query}")
         assert json.loads(answer.body)["data"] == []
@@ -165,14 +165,14 @@ async def test_a_tenant_that_is_no_name_is_refused(
     victim: Victim, real_redis: RedisUnderTest, runtime: Runtime, tenant: str
 ) -> None:
     """Where callers say who they are: it would stand in the names of keys, and could mean another's."""
-    before = await all_keys(runtime.commands)
+    before = await all_keys(runtime._commands)
     async with serving(real_redis.url) as served, a_connection(served.url) as line:
         for path in ("/v1/jobs", "/v1/batches", "/v1/usage", f"/v1/jobs/{victim.ids['job']['queued']}"):
             answer = await _asked(line, path, tenant)
             assert answer.status == 400
             assert CANARY.encode() not in answer.body
         assert (await _asked(line, "/v1/jobs", method="POST", body=b'{"prompt":"x"}', tenant=tenant)).status == 400
-    assert set(await all_keys(runtime.commands)) - set(before) <= {"ts:{0}:attendants", "ts:{0}:spared"}
+    assert set(await all_keys(runtime._commands)) - set(before) <= {"ts:{0}:attendants", "ts:{0}:spared"}
 
 
 def test_these_tests_know_every_way_in() -> None:

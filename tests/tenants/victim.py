@@ -129,8 +129,8 @@ async def _and_what_waits(runtime: Runtime, victim: Victim, about: dict[str, Any
     jobs["item that comes in"] = receiving.job_ids[0]
     later_ms = await now_ms(runtime) + _LATER_MS  # nobody goes on with these meanwhile, or finds that client gone
     for batch in (cancelling, receiving, dropped):
-        await runtime.commands.call("ZADD", redis_keys.plain("due"), "XX", later_ms, batch.id)
-    await runtime.commands.call("ZADD", redis_keys.plain("attendants"), "XX", later_ms, "an-api")
+        await runtime._commands.call("ZADD", redis_keys.plain("due"), "XX", later_ms, batch.id)
+    await runtime._commands.call("ZADD", redis_keys.plain("attendants"), "XX", later_ms, "an-api")
 
 
 def absent_ids(kind: str) -> dict[str, str]:
@@ -202,7 +202,7 @@ class State(dict[str, tuple[bytes, int]]):
 
 async def state_of_all(runtime: Runtime) -> State:
     """In one moment."""
-    flat = await runtime.commands.call("EVAL", _STATE, 0)
+    flat = await runtime._commands.call("EVAL", _STATE, 0)
     found = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
     mine = tuple(f"{redis_keys.prefix_of(kind)}{kind}" for kind in _OF_THE_PROCESS)
     return State(
