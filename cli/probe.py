@@ -40,7 +40,7 @@ def worker_lives(settings: Settings, pid: int | None = None) -> bool:
 
 async def _worker_names(settings: Settings) -> list[str]:
     async with asyncio.timeout(_TIMEOUT_S), open_runtime(settings, process_name="tokenspool-probe") as runtime:
-        return [worker["name"] for worker in await runtime.queue.workers()]
+        return [worker["name"] for worker in await runtime.workers.living()]
 
 
 def http_status(host: str, port: int, path: str) -> int | None:

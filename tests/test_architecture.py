@@ -160,7 +160,7 @@ async def test_every_key_in_redis_is_a_known_one_and_lives_as_long_as_its_text_s
     await runtime.queue.finish(claim, SUCCESS, seq=claim.next_seq + len(an_answer("Hello.")))
     await submit(runtime, tenant="tenant-b", idempotency_key="another")
     await submit(runtime, not_before_ms=4_000_000_000_000)
-    await runtime.queue.announce("worker-1", {"name": "worker-1"})
+    await runtime.workers.announce("worker-1", {"name": "worker-1"})
     await runtime.queue.reap()
 
     names = [name.decode() for name in (await runtime._commands.call("SCAN", 0, "COUNT", 10_000))[1]]

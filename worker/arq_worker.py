@@ -291,7 +291,7 @@ class ArqWorker(arq.Worker):
         return _SWEEP_S
 
     async def _announce(self) -> float:
-        await self._runtime.queue.announce(
+        await self._runtime.workers.announce(
             self.name,
             {
                 "name": self.name,
@@ -307,7 +307,7 @@ class ArqWorker(arq.Worker):
 
     async def _govern(self) -> float:
         """The limits are shared by all that announce themselves; calls of the dead are settled by whoever sees it."""
-        self._governor.workers = max(1, len(await self._runtime.queue.workers()))
+        self._governor.workers = max(1, len(await self._runtime.workers.living()))
         await self._governor.tick()
         return _TICK_S
 
@@ -323,7 +323,7 @@ class ArqWorker(arq.Worker):
             failure = await self._models.read()
             if is_idle:
                 self._context.llm_state.note_check(failure)
-        await self._models.tell(self._runtime.queue)
+        await self._models.publish(self._runtime.workers)
         return _TICK_S
 
     # The end
@@ -345,7 +345,7 @@ class ArqWorker(arq.Worker):
         await delivering
         try:
             async with asyncio.timeout(1):
-                await self._runtime.queue.withdraw(self.name)
+                await self._runtime.workers.withdraw(self.name)
         except (*_AWAY, TimeoutError):
             pass
 

@@ -1,4 +1,4 @@
-"""What the upstreams serve, asked by each worker at its start and once an hour, and told to Redis for ``GET /v1/models``.
+"""What the upstreams serve, asked by each worker at its start and once an hour, and published in Redis for ``GET /v1/models``.
 
 What cannot be read changes nothing.
 """
@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from shared.routes import ProviderName
-from shared.store.queue import Queue
+from shared.store.workers import Workers
 from shared.telemetry import Logger
 from worker.outcome import Failure, UpstreamError
 from worker.providers.base import Provider
@@ -25,7 +25,7 @@ class ModelLists:
         self._logger = logger
         self._now_s = now_s
         self._read_s = float("-inf")
-        self._untold: dict[str, bytes] = {}
+        self._unpublished: dict[str, bytes] = {}
         self._unread: set[str] = set()
         """Providers whose failure was logged: it is said once."""
 
@@ -50,11 +50,11 @@ class ModelLists:
             return error.failure
         self._unread.discard(name)
         if models:
-            self._untold[name] = msgspec.json.encode(models)
+            self._unpublished[name] = msgspec.json.encode(models)
         return None
 
-    async def tell(self, queue: Queue) -> None:
-        """Writes what was read since the last time. Raises StorageUnavailable, StorageFull: it is told again later."""
-        for name, models in list(self._untold.items()):
-            await queue.tell_models(name, models)
-            del self._untold[name]
+    async def publish(self, workers: Workers) -> None:
+        """Writes what was read since the last time. Raises StorageUnavailable, StorageFull: it is published again later."""
+        for name, models in list(self._unpublished.items()):
+            await workers.publish_models(name, models)
+            del self._unpublished[name]

@@ -89,7 +89,7 @@ async def read_model(api: Api, _: Reader, model_id: str) -> Response:
 
 async def _models(api: ApiState) -> list[ModelInfo]:
     """What an upstream tells of a model is better than its name alone."""
-    upstream = await api.runtime.queue.models()
+    upstream = await api.runtime.workers.models()
     by_id = {model.id: model for model in upstream}
     names = [api.settings.model, *(name for name in api.settings.routes if not _PATTERN_MARKS & set(name))]
     named = [by_id.get(name) or ModelInfo(name, name, UNKNOWN_TIME) for name in names]

@@ -163,11 +163,10 @@ async def _as_told_to(tenant: str, report: HealthReport, api: ApiState) -> Healt
 
 
 async def _report_of(api: ApiState) -> HealthReport:
-    queue = api.runtime.queue
     try:
         routes = [_health_of(state) for state in await api.runtime.upstreams.look() if _is_troubled(state)]
-        depth = await queue.depth()
-        workers = await queue.workers()
+        depth = await api.runtime.queue.depth()
+        workers = await api.runtime.workers.living()
     except Problem:
         problems = api.runtime.problems.current
         return HealthReport(Health.DEGRADED, LlmState.UNKNOWN, None, [], "unavailable", problems, None, None)

@@ -3,7 +3,7 @@
 A claim is fenced by its epoch: whatever a worker says of a job carries it, and Redis refuses all but the newest.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Final, Literal, NamedTuple
 
@@ -12,7 +12,6 @@ import msgspec
 from shared.errors import JobError
 from shared.events import RESET_REASONS
 from shared.job import JobSpec, JobState, Step, Usage
-from shared.model_info import ModelInfo, distinct
 from shared.settings import Settings
 from shared.store import redis_keys
 from shared.store.commands import Commands
@@ -211,65 +210,11 @@ class Queue:
         finished = Finished(outcome.decode())
         return FinishReply(finished, int(rest[0]) if finished is Finished.BEHIND else 0)
 
-    async def announce(self, worker: str, facts: dict[str, str | int]) -> None:
-        """The worker says that it lives, and what it does; forgotten after a few leases."""
-        flat: Sequence[str | int] = [part for pair in facts.items() for part in pair]
-        key = redis_keys.worker(worker)
-        names = redis_keys.plain("workers")
-        calls = [
-            self._commands.call("HSET", key, *flat),
-            self._commands.call("PEXPIRE", key, self._lease_ms * 3),
-            self._commands.call("SADD", names, worker),
-            self._commands.call("EXPIRE", names, 3600),
-        ]
-        for call in calls:
-            await call
-
-    async def withdraw(self, worker: str) -> None:
-        """The worker leaves."""
-        forgotten = self._commands.call("DEL", redis_keys.worker(worker))
-        await self._commands.call("SREM", redis_keys.plain("workers"), worker)
-        await forgotten
-
-    async def workers(self) -> list[dict[str, str]]:
-        """What the living workers say of themselves."""
-        names = [name.decode() for name in await self._urgent.call("SMEMBERS", redis_keys.plain("workers"))]
-        replies = [self._urgent.call("HGETALL", redis_keys.worker(name)) for name in names]
-        told = [await reply for reply in replies]
-        if gone := [name for name, flat in zip(names, told, strict=True) if not flat]:
-            await self._urgent.call("SREM", redis_keys.plain("workers"), *gone)
-        return [
-            {flat[i].decode(): flat[i + 1].decode(errors="replace") for i in range(0, len(flat), 2)}
-            for flat in told
-            if flat
-        ]
-
-    async def tell_models(self, provider: str, models: bytes) -> None:
-        """What an upstream serves: a list of ModelInfo as JSON. Forgotten a day after the last time that any told."""
-        key = redis_keys.plain("models")
-        told = self._commands.call("HSET", key, provider, models)
-        await self._commands.call("EXPIRE", key, 86_400)
-        await told
-
-    async def models(self) -> list[ModelInfo]:
-        """What the upstreams said that they serve, each in its own order."""
-        flat = await self._commands.call("HGETALL", redis_keys.plain("models"))
-        lists = dict(zip(flat[::2], flat[1::2], strict=True))
-        return distinct(model for name in sorted(lists) for model in _models_of(lists[name]))
-
     async def depth(self) -> dict[JobState, int]:
         """How many jobs wait, and how many run."""
         queued = self._urgent.call("ZCARD", redis_keys.plain("waiting"))
         running = self._urgent.call("ZCARD", redis_keys.plain("running"))
         return {JobState.QUEUED: await queued, JobState.RUNNING: await running}
-
-
-def _models_of(raw: bytes) -> list[ModelInfo]:
-    """None, if a newer release wrote it in another way."""
-    try:
-        return msgspec.json.decode(raw, type=list[ModelInfo])
-    except msgspec.DecodeError:
-        return []
 
 
 def _cost_argument(cost: Cost) -> str | int:

@@ -23,6 +23,7 @@ from shared.store.tenants import Tenants
 from shared.store.upstreams import Upstreams
 from shared.store.usage import UsageBook
 from shared.store.webhooks import Webhooks
+from shared.store.workers import Workers
 
 _MOST_URGENT_S = 1.5
 """However long an API call may wait for Redis: a revoked key is refused within 5 s, 3 of which a caller is believed."""
@@ -43,6 +44,7 @@ class Runtime:
     batches: Batches
     log: Log
     queue: Queue
+    workers: Workers
     upstreams: Upstreams
     usage: UsageBook
     api_keys: ApiKeys
@@ -111,6 +113,7 @@ async def open_runtime(
             batches=Batches(commands, settings, reads, memory),
             log=Log(commands, reads, urgent),
             queue=Queue(commands, settings, urgent),
+            workers=Workers(commands, settings, urgent),
             upstreams=Upstreams(commands, settings, urgent),
             usage=UsageBook(commands),
             api_keys=ApiKeys(urgent, reads),

@@ -220,7 +220,7 @@ async def test_the_models_are_the_default_the_routes_and_the_upstreams(serve: Se
     served = await serve(model="mine", routes={"by-name": {}, "claude-*": {}})
     told = [ModelInfo(f"claude-{number}", f"Claude {number}", "2026-01-01T00:00:00Z") for number in range(5)]
     told.append(ModelInfo("mine", "My own", "2026-02-01T00:00:00Z"))
-    await served.api.runtime.queue.tell_models("anthropic", encoded(told))
+    await served.api.runtime.workers.publish_models("anthropic", encoded(told))
     expected = ["mine", "by-name", *(f"claude-{number}" for number in range(5))]
     async with a_client(served) as client, httpx2.AsyncClient(base_url=served.url) as http:
         assert [model.id async for model in client.models.list()] == expected
@@ -246,7 +246,7 @@ async def test_a_model_is_told_with_all_that_its_upstream_said(serve: Serve) -> 
         "capabilities": {"batch": {"supported": True}},
     }
     page = {"data": [{"id": "claude-a", "display_name": "A", "created_at": "2026-01-01T00:00:00Z", **said}]}
-    await served.api.runtime.queue.tell_models("anthropic", encoded(anthropic_page(encoded(page)).models))
+    await served.api.runtime.workers.publish_models("anthropic", encoded(anthropic_page(encoded(page)).models))
     async with a_client(served) as client, httpx2.AsyncClient(base_url=served.url) as http:
         told = (await http.get("/v1/models/claude-a")).json()
         assert told == {"type": "model", **page["data"][0]}

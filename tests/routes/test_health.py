@@ -30,7 +30,7 @@ async def test_without_a_worker_the_service_is_degraded(api: CalledApi) -> None:
 
 async def test_with_a_worker_and_a_queue_it_is_ok(api: CalledApi) -> None:
     """That no worker has called the LLM yet is no fault."""
-    await api.runtime.queue.announce("worker-1", {"running": 0})
+    await api.runtime.workers.announce("worker-1", {"running": 0})
     await api.submitted()
     report = (await api.http.get("/health")).json()
     assert report["status"] == "ok"
@@ -60,7 +60,7 @@ async def test_the_llm_is_what_all_workers_saw(
     """The API never calls it. None overwrites another; what is two minutes older than the newest call counts no more."""
     for number, (state, since, age_s) in enumerate(notes):
         facts = {"llm": state, "llm_since_ms": since, "llm_age_s": age_s}
-        await api.runtime.queue.announce(f"worker-{number}", facts)
+        await api.runtime.workers.announce(f"worker-{number}", facts)
     report = (await api.http.get("/health")).json()
     assert (report["llm"], report["status"]) == (llm, status)
     assert report["llm_since"] == (None if since_ms is None else f"1970-01-01T00:00:00.00{since_ms}Z")
@@ -70,8 +70,8 @@ async def test_what_a_worker_has_against_redis_is_named(api: CalledApi) -> None:
     """Said once, whoever sees it; and in other words than ours, not at all."""
     refused = {"code": "no_permission", "detail": "It lacks a right."}
     for number in range(2):
-        await api.runtime.queue.announce(f"worker-{number}", {"redis_problems": json.dumps([refused])})
-    await api.runtime.queue.announce("worker-3", {"redis_problems": '["from the future"]'})
+        await api.runtime.workers.announce(f"worker-{number}", {"redis_problems": json.dumps([refused])})
+    await api.runtime.workers.announce("worker-3", {"redis_problems": '["from the future"]'})
     report = (await api.http.get("/health")).json()
     assert (report["status"], report["redis"]) == ("degraded", "refusing")
     assert [each for each in report["redis_problems"] if each != NOT_PERSISTENT] == [refused]
@@ -79,7 +79,7 @@ async def test_what_a_worker_has_against_redis_is_named(api: CalledApi) -> None:
 
 async def test_a_redis_that_fills_up_degrades_the_service(api: CalledApi) -> None:
     """Submits are refused then."""
-    await api.runtime.queue.announce("worker-1", {"running": 0})
+    await api.runtime.workers.announce("worker-1", {"running": 0})
     api.runtime.memory.is_full = True
     report = (await api.http.get("/health")).json()
     assert (report["redis"], report["status"]) == ("full", "degraded")

@@ -38,7 +38,7 @@ async def test_an_idle_worker_stops_at_once_and_says_so(crew: Crew) -> None:
     hand.worker.drain()
     await until_done(hand)
     assert [event for _, event, _ in hand.log.lines] == ["worker_started", "draining", "worker_stopped"]
-    assert await crew.runtime.queue.workers() == []
+    assert await crew.runtime.workers.living() == []
 
 
 @pytest.mark.parametrize("hurry", [False, True], ids=["its time over", "a second signal"])
@@ -132,7 +132,7 @@ async def test_a_draining_worker_says_so(crew: Crew) -> None:
     hand.worker.drain()
 
     async def says() -> bool:
-        (told,) = await crew.runtime.queue.workers()
+        (told,) = await crew.runtime.workers.living()
         return (told["draining"], told["running"]) == ("1", "1")
 
     await wait_until(says, "the worker to tell")

@@ -10,7 +10,7 @@ from tests.support.wait import wait_until
 
 async def said(crew: Crew, hand: Hand) -> str | None:
     """What the worker says of the LLM."""
-    found = {facts["name"]: facts.get("llm") for facts in await crew.runtime.queue.workers()}
+    found = {facts["name"]: facts.get("llm") for facts in await crew.runtime.workers.living()}
     return found.get(hand.worker.name)
 
 

@@ -15,10 +15,10 @@ from worker.outcome import UpstreamError
 
 async def models_of(crew: Crew) -> list[ModelInfo]:
     async def are_told() -> bool:
-        return bool(await crew.runtime.queue.models())
+        return bool(await crew.runtime.workers.models())
 
     await wait_until(are_told, "the models")
-    return await crew.runtime.queue.models()
+    return await crew.runtime.workers.models()
 
 
 async def test_a_worker_tells_its_upstreams_models(crew: Crew) -> None:
@@ -40,12 +40,12 @@ async def test_a_chat_servers_models_are_told_in_the_same_form(crew: Crew) -> No
 
 async def test_models_that_cannot_be_read_are_said_once_and_change_nothing(crew: Crew) -> None:
     known = b'[{"id":"known","display_name":"Known","created_at":"2026-01-01T00:00:00Z"}]'
-    await crew.runtime.queue.tell_models("anthropic", known)
+    await crew.runtime.workers.publish_models("anthropic", known)
     nowhere: dict[str, Any] = {"anthropic_base_url": "http://127.0.0.1:1"}
     hand = await crew.worker(idle_check_s=0.01, **nowhere)
     await wait_until(lambda: bool(hand.log.named("models_unread")), "the line")
     await wait_until(lambda: hand.worker._models._read_s > 0, "a read")
-    assert [model.id for model in await crew.runtime.queue.models()] == ["known"]
+    assert [model.id for model in await crew.runtime.workers.models()] == ["known"]
     assert len(hand.log.named("models_unread")) == 1
 
 
@@ -55,10 +55,10 @@ async def test_the_lists_of_several_upstreams_are_one(crew: Crew) -> None:
             b'{"id":"%b","display_name":"%b","created_at":""}' % (name.encode(), name.encode()) for name in ids
         )
 
-    await crew.runtime.queue.tell_models("openai", told("c", "b"))
-    await crew.runtime.queue.tell_models("anthropic", told("b", "a"))
-    await crew.runtime.queue.tell_models("newer", b'["in a way of its own"]')
-    assert [model.id for model in await crew.runtime.queue.models()] == ["b", "a", "c"]
+    await crew.runtime.workers.publish_models("openai", told("c", "b"))
+    await crew.runtime.workers.publish_models("anthropic", told("b", "a"))
+    await crew.runtime.workers.publish_models("newer", b'["in a way of its own"]')
+    assert [model.id for model in await crew.runtime.workers.models()] == ["b", "a", "c"]
 
 
 async def test_pages_are_asked_for_until_there_are_five() -> None:

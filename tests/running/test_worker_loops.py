@@ -146,7 +146,7 @@ async def test_no_loop_ends_by_an_error(
     """A bug is logged each time, Redis being away or full is not; and the work goes on."""
     monkeypatch.setattr(arq_worker, "_TICK_S", 0.02)
     hand = await crew.worker(lease_s=0.5)
-    failing = Failing(hand, step, error)
+    failing = Failing(hand, step, error, of="workers" if step == "announce" else "queue")
     running = await crew.submit("tokens=60 gap-ms=10")
     await wait_until(lambda: failing.calls >= 3, f"three calls of {step}")
     failing.heal()
@@ -203,7 +203,7 @@ async def test_a_record_that_cannot_be_read_is_told_of_and_keeps_nobody_from_wor
 
 async def test_what_a_worker_tells_of_itself(crew: Crew) -> None:
     hand = await crew.worker(concurrency=7)
-    (told,) = await crew.runtime.queue.workers()
+    (told,) = await crew.runtime.workers.living()
     assert told == {
         "name": hand.worker.name,
         "running": "0",
@@ -213,7 +213,7 @@ async def test_what_a_worker_tells_of_itself(crew: Crew) -> None:
         "redis_problems": "[]",
     }
     await hand.drained()
-    assert await crew.runtime.queue.workers() == []
+    assert await crew.runtime.workers.living() == []
 
 
 async def test_strays_are_counted_and_told(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ async def test_strays_are_counted_and_told(crew: Crew, monkeypatch: pytest.Monke
     hand = await crew.worker()
 
     async def strays() -> bool:
-        return any(worker["strays"] == "1" for worker in await crew.runtime.queue.workers())
+        return any(worker["strays"] == "1" for worker in await crew.runtime.workers.living())
 
     await wait_until(strays, "a stray to be told")
     assert hand.log.named("stray_jobs")[0] == {"count": 1}

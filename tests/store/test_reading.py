@@ -320,15 +320,15 @@ async def _swept(runtime: Runtime) -> int:
 async def test_a_worker_is_seen_while_it_announces_itself(start_runtime: StartRuntime) -> None:
     """And is forgotten a few leases after it fell silent, or at once when it leaves."""
     runtime = await start_runtime(lease_s=10)
-    await runtime.queue.announce("worker-1", {"name": "worker-1", "running": 3})
-    await runtime.queue.announce("worker-2", {"name": "worker-2", "running": 0})
-    found = sorted(await runtime.queue.workers(), key=lambda facts: facts["name"])
+    await runtime.workers.announce("worker-1", {"name": "worker-1", "running": 3})
+    await runtime.workers.announce("worker-2", {"name": "worker-2", "running": 0})
+    found = sorted(await runtime.workers.living(), key=lambda facts: facts["name"])
     assert found == [{"name": "worker-1", "running": "3"}, {"name": "worker-2", "running": "0"}]
     left_ms = await runtime._commands.call("PTTL", redis_keys.worker("worker-1"))
     assert left_ms == pytest.approx(30_000, abs=5_000)
-    await runtime.queue.withdraw("worker-1")
+    await runtime.workers.withdraw("worker-1")
     await runtime._commands.call("DEL", redis_keys.worker("worker-2"))
-    assert await runtime.queue.workers() == []
+    assert await runtime.workers.living() == []
 
 
 async def test_nothing_is_left_of_jobs_that_ended_but_what_ages_away(runtime: Runtime) -> None:
