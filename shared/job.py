@@ -85,6 +85,10 @@ BANDS: Final = tuple(Priority)
 """Highest first: the order in which CLAIM looks."""
 
 
+LONGEST_WAIT_IN_SLOT_S: Final = 2.0
+"""A retry that waits for longer is not slept in a worker's slot: the job goes back to the queue."""
+
+
 class JobKind(StrEnum):
     """What the upstream is asked for."""
 

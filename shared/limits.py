@@ -1,6 +1,5 @@
 """How much a key or a tenant may do. Written down once; the scripts of ``shared/store`` hold callers to it."""
 
-from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -13,8 +12,8 @@ class CallerLimits(msgspec.Struct, frozen=True, omit_defaults=True):
     requests_per_minute: int = 0
     """Submits admitted in any 60 s. A batch is one."""
     tokens_per_minute: int = 0
-    """Tokens of submits in any 60 s: reserved as ``max_tokens`` and an estimate of the input, settled by the real usage. Those
-    of batches are not counted: their pace is bounded by the next three."""
+    """Tokens of submits in any 60 s: reserved as ``max_tokens`` and an estimate of the input, then
+    replaced by the real usage. Those of batches are not counted: their pace is bounded by the next three."""
     running_jobs: int = 0
     """At once, over all workers; more wait, none fails."""
     queued_jobs: int = 0
@@ -52,7 +51,7 @@ WINDOW_S: Final = 60
 
 
 class Measured(StrEnum):
-    """What an answer tells the caller of, as its ``RateLimit`` fields name it."""
+    """What a response reports, as its ``RateLimit`` fields name it."""
 
     REQUESTS = "requests"
     TOKENS = "tokens"
@@ -60,7 +59,7 @@ class Measured(StrEnum):
 
 
 class LimitState(NamedTuple):
-    """How a limit stands behind a submit: the key's or the tenant's, whichever leaves less."""
+    """State of a limit after a submit: the key's or the tenant's, whichever leaves less."""
 
     measured: Measured
     limit: int
@@ -109,6 +108,6 @@ def reservation_of(request: bytes) -> Reservation:
     return Reservation(max_tokens + len(request) // 4 + 1, max_tokens)
 
 
-def arguments_of(limits: CallerLimits) -> Sequence[int]:
+def argument_of(limits: CallerLimits) -> str:
     """As the scripts take them."""
-    return [getattr(limits, name) for name in LIMITS]
+    return " ".join([str(getattr(limits, name)) for name in LIMITS])

@@ -19,7 +19,7 @@ class UsageSums(msgspec.Struct, frozen=True):
     calls: int = 0
     """Calls to the LLM, those of retries and takeovers included."""
     estimated_calls: int = 0
-    """Those of them whose tokens are partly our estimate, as the LLM never told: cut, cancelled, superseded."""
+    """Those of them whose tokens are partly our estimate, since the LLM did not report them: cut, cancelled, superseded."""
     input_tokens: int = 0
     """Neither written to the LLM's cache nor read from it."""
     output_tokens: int = 0
@@ -38,6 +38,11 @@ class UsageSums(msgspec.Struct, frozen=True):
         """What is known of the cost; None if nothing is, as 0 would say that it was free."""
         return None if self.unpriced_calls == self.calls > 0 else self.cost_nano_usd / 1_000_000_000
 
+
+LOST: Final = "lost"
+"""How a call ended whose worker is dead."""
+UNMADE: Final = "unmade"
+"""How a call ended that was reserved, and never made: its row is taken away."""
 
 METRICS: Final = UsageSums.__struct_fields__
 

@@ -2,7 +2,7 @@
 
 The truth is in Redis (shared/store/upstreams.py), shared by all workers. Here is a mirror of it, so that a shut route's jobs
 are not even claimed: CLAIM is given how many jobs of each route this worker may start. Where a route has no limit and
-nothing is wrong with it, the mirror costs a look a second, and a call two scripts: its reservation and its settlement.
+nothing is wrong with it, the mirror costs a look a second, and a call two scripts: its reservation and its end.
 """
 
 import asyncio
@@ -24,17 +24,17 @@ from shared.settings import Settings, routes_of
 from shared.store.queue import UNPRICED, Claim
 from shared.store.runtime import Runtime
 from shared.store.upstreams import (
-    UNMADE,
     Abandoned,
+    CallEnd,
     CallFacts,
     Denied,
     Obstacle,
     Reserved,
     RouteState,
-    Settlement,
     Verdict,
 )
 from shared.telemetry import Logger
+from shared.usage import LOST, UNMADE
 from worker.gates import SHUT, Gates
 from worker.outcome import NO_VERDICT, Answered, Failure, Outcome
 from worker.rate_limit_headers import Allowance
@@ -83,7 +83,7 @@ class Governor:
         self._now_s = now_s
         self._known: dict[str, Route] = {}
         self._open: dict[str, Permit] = {}
-        self._unsettled: dict[str, tuple[Permit, Settlement]] = {}
+        self._unsettled: dict[str, tuple[Permit, CallEnd]] = {}
         """What Redis did not take when it was told."""
         self._learned: dict[str, Limits] = {}
         self._gates = Gates(
@@ -151,7 +151,7 @@ class Governor:
                     await asyncio.sleep(_AGAIN_S)
         except asyncio.CancelledError:  # whether the row stands is not known; the call will not be made
             permit = _permit_of(call, route, Reserved(0, is_probe=False))
-            self._send(permit, Settlement(UNMADE, Usage(), is_estimated=False, cost_nano_usd=0))
+            self._send(permit, CallEnd(UNMADE, Usage(), is_estimated=False, cost_nano_usd=0))
             raise
 
     def answering(self, permit: Permit) -> None:
@@ -165,7 +165,7 @@ class Governor:
         """Closes the call's row, at once or when Redis is back. Returns its cost in nano-dollars, None if nobody knows."""
         del self._open[permit.call_id]
         cost = self._cost_of(permit.route.model, spent.usage, permit.opened_ms)
-        end = Settlement(ended, spent.usage, spent.is_estimated, cost)
+        end = CallEnd(ended, spent.usage, spent.is_estimated, cost)
         if outcome is not None:
             end = _with_verdict(end, outcome, allowance, self._retry_after_cap_s)
             if end.learned == self._learned.get(permit.route.name):
@@ -185,11 +185,11 @@ class Governor:
         """The job pays for calls that ended behind its back."""
         self._runtime.jobs.charge(job_id, cost, tenant=tenant, key_id=key_id, epoch=epoch)
 
-    def _send(self, permit: Permit, end: Settlement) -> None:
-        reply = self._upstreams.settle(permit.route.name, permit.call_id, permit.opened_ms, end)
+    def _send(self, permit: Permit, end: CallEnd) -> None:
+        reply = self._upstreams.close_call(permit.route.name, permit.call_id, permit.opened_ms, end)
         reply.add_done_callback(lambda done: self._on_told(permit, end, done))
 
-    def _on_told(self, permit: Permit, end: Settlement, reply: "asyncio.Future[int]") -> None:
+    def _on_told(self, permit: Permit, end: CallEnd, reply: "asyncio.Future[int]") -> None:
         has_failed = reply.cancelled() or reply.exception() is not None
         if has_failed and len(self._unsettled) < _MOST_UNSETTLED:  # past it, others will close the rows as lost
             self._unsettled[permit.call_id] = permit, end
@@ -272,8 +272,8 @@ class Governor:
                     heard.add(event.name, event.data)
         usage = estimated(heard, row.input_estimate)
         cost = self._cost_of(row.model, usage, row.opened_ms)
-        end = Settlement("lost", usage, is_estimated=True, cost_nano_usd=cost)
-        if await self._upstreams.settle(row.route, row.call_id, row.opened_ms, end):
+        end = CallEnd(LOST, usage, is_estimated=True, cost_nano_usd=cost)
+        if await self._upstreams.close_call(row.route, row.call_id, row.opened_ms, end):
             self.charge(row.job_id, UNPRICED if cost is None else cost, tenant=row.tenant, key_id=row.key_id)
 
     def _know(self, route: Route) -> None:
@@ -303,7 +303,7 @@ def estimated(heard: Completion, input_estimate: int) -> Usage:
     )
 
 
-def _with_verdict(end: Settlement, outcome: Outcome, allowance: Allowance | None, cap_s: float) -> Settlement:
+def _with_verdict(end: CallEnd, outcome: Outcome, allowance: Allowance | None, cap_s: float) -> CallEnd:
     """What an outcome shows of its route."""
     match outcome:
         case Answered():

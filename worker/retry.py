@@ -7,13 +7,12 @@ slot: the job goes back to the queue, deferred. A stand-in is asked at once.
 
 import random
 from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
+from shared.job import LONGEST_WAIT_IN_SLOT_S
 from worker.outcome import Failure, Outcome
-
-LONGEST_WAIT_IN_SLOT_S: Final = 2.0
 
 
 class RetryPolicy(NamedTuple):

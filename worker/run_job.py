@@ -14,13 +14,14 @@ import msgspec
 
 from shared.completion import Completion, GarbledStream
 from shared.events import OUR_NAMES
-from shared.job import JobKind, Step, Usage
+from shared.job import LONGEST_WAIT_IN_SLOT_S, JobKind, Step, Usage
 from shared.routes import ProviderName, Route, Routes
 from shared.settings import Settings, routes_of
 from shared.store.queue import UNPRICED, Claim, Cost, Ending, Finished
 from shared.store.runtime import Runtime
-from shared.store.upstreams import UNMADE, Obstacle
+from shared.store.upstreams import Obstacle
 from shared.telemetry import Logger
+from shared.usage import UNMADE
 from worker.count_tokens import count_tokens
 from worker.governor import Governor, Permit, Spent, estimated
 from worker.llm_state import LlmState
@@ -29,7 +30,7 @@ from worker.outcome import CUT_SHORT, TIMED_OUT, Answered, Breakage, Failure, Ho
 from worker.providers.base import LAST_WORDS_S, Provider, UpstreamStream
 from worker.rate_limit_headers import Allowance
 from worker.redis_trouble import Outage
-from worker.retry import LONGEST_WAIT_IN_SLOT_S, Deferred, RetryPolicy, retrying
+from worker.retry import Deferred, RetryPolicy, retrying
 
 _MARGIN_S: Final = 0.5
 _PROBED_S: Final = 6.0

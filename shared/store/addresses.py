@@ -5,7 +5,6 @@ import ipaddress
 from shared.errors import RateLimited
 from shared.limits import LimitState, Measured
 from shared.store.commands import Commands
-from shared.store.script import script
 
 
 class Addresses:
@@ -16,13 +15,14 @@ class Addresses:
 
     @property
     def can_count(self) -> bool:
-        """Whether Redis is there and answers, as far as we know."""
+        """Whether Redis is there and replies, as far as we know."""
         return self._commands.is_answering
 
     async def admit(self, address: str, requests_per_minute: int) -> None:
         """Counts one more. Raises RateLimited, and counts nothing; StorageUnavailable as soon as Redis is silent."""
-        call = self._commands.run(script("admit_address"), subnet_of(address), requests_per_minute, is_impatient=True)
-        reply = await call
+        reply = await self._commands.run_impatiently(
+            "admit_address", address=subnet_of(address), limit=requests_per_minute
+        )
         wait_ms, remaining, reset_ms = map(int, reply)
         if wait_ms:
             raise RateLimited(

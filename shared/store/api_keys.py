@@ -20,18 +20,17 @@ from shared.errors import Forbidden, KeyEnded, NotFound, TooManyKeys, Unauthenti
 from shared.limits import CallerLimits
 from shared.store import redis_keys
 from shared.store.commands import Commands
-from shared.store.reads import Reads, Sized, Stretch, read_page, size_of
-from shared.store.script import script
+from shared.store.page import Sized, read_page, sized, stretches_of
+from shared.store.reads import Reads
 
 MOST_KEYS: Final = 10_000
 """Of a tenant, those that have ended lately included. The command line makes more."""
 
 _KEPT_MS: Final = 90 * 86_400_000
-"""For so long a key that has ended can still be listed."""
+"""How long a key that has ended can still be listed."""
 _CHECKED_AT_ONCE: Final = 250
 _NO_DIGEST: Final = b"0" * 64
 """Of no key: what an unknown id is compared with, so that it takes the time of a known one."""
-_NOBODY: Final = ("", "")
 
 _FIELDS: Final = (
     "tenant", "env", "name", "scopes", "limits", "created_ms", "expires_ms", "revoked_ms", "last_used_ms", "rotated_ms", "old_until_ms",
@@ -51,7 +50,7 @@ class NewKey(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """How a text stands that is taken."""
+    """How long a valid text stays valid."""
 
     left_ms: int | None
     """For how long yet, as things are. None: without an end."""
@@ -103,23 +102,26 @@ class ApiKeys:
         Raises TooManyKeys, StorageFull, StorageUnavailable; after the last one there may be a key that nobody has. Raises
         Unauthenticated if the maker ended meanwhile, Forbidden if its secret was replaced.
         """
-        key_id = new_key_id()
-        text = new_key_text(key_id, env)
-        reply = await self._commands.run(
-            script("create_api_key"),
-            key_id,
-            tenant,
-            env,
-            name,
-            _scopes_text(scopes),
-            msgspec.json.encode(limits),
-            digest_of(text.encode()),
-            "" if expires_in_s is None else int(expires_in_s * 1000),
-            "" if latest_end_ms is None else latest_end_ms,
-            _KEPT_MS,
-            MOST_KEYS,
-            *(maker or _NOBODY),
-        )
+        key_id, text, reply = "", "", [b"taken"]
+        while reply == [b"taken"]:  # a second key with that id: 30 bits of chance within one millisecond
+            key_id = new_key_id()
+            text = new_key_text(key_id, env)
+            reply = await self._commands.run(
+                "create_api_key",
+                id=key_id,
+                tenant=tenant,
+                env=env,
+                name=name,
+                scopes=_scopes_text(scopes),
+                limits=msgspec.json.encode(limits),
+                digest=digest_of(text.encode()),
+                expires_in_ms="" if expires_in_s is None else int(expires_in_s * 1000),
+                latest_end_ms="" if latest_end_ms is None else latest_end_ms,
+                kept_ms=_KEPT_MS,
+                most_keys=MOST_KEYS,
+                maker=maker.id if maker else "",
+                maker_digest=maker.digest if maker else "",
+            )
         match reply:
             case [b"outlives"]:
                 return None
@@ -129,20 +131,9 @@ class ApiKeys:
                 raise Unauthenticated
             case [b"maker_replaced"]:
                 raise Forbidden(REPLACED)
-            case [created_ms, expires_ms]:
-                key = ApiKey(key_id, tenant, env, name, scopes, limits, int(created_ms), _int(expires_ms))
-                return NewKey(msgspec.structs.replace(key, made_by=maker.id if maker else None), text)
-            case _:  # a second key with that id: 30 bits of chance within one millisecond
-                return await self.create(
-                    tenant,
-                    env=env,
-                    name=name,
-                    scopes=scopes,
-                    limits=limits,
-                    expires_in_s=expires_in_s,
-                    latest_end_ms=latest_end_ms,
-                    maker=maker,
-                )
+        created_ms, expires_ms = reply
+        key = ApiKey(key_id, tenant, env, name, scopes, limits, int(created_ms), _int(expires_ms))
+        return NewKey(msgspec.structs.replace(key, made_by=maker.id if maker else None), text)
 
     async def look_up(self, presented: PresentedKey) -> FoundKey | None:
         """The key of that text; None for an unknown id, a wrong secret, a revoked and an expired one, at the same cost."""
@@ -165,9 +156,9 @@ class ApiKeys:
         return FoundKey(key, Standing(left_ms, is_retiring=not is_newest))
 
     async def check(self, believed: Sequence[PresentedKey]) -> list[Standing | None]:
-        """How keys stand that were looked up before. None: they are taken no more."""
+        """The same for keys that were looked up before. None: not valid any more."""
         calls = [
-            self._commands.run(script("check_api_keys"), *[part for pair in some for part in pair])
+            self._commands.run("check_api_keys", keys=[part for pair in some for part in pair])
             for some in _portions(believed)
         ]
         pairs = [pair for call in calls for pair in await call]
@@ -176,14 +167,14 @@ class ApiKeys:
     async def note_use(self, used: Sequence[PresentedKey]) -> None:
         """They were used within the minute."""
         calls = [
-            self._commands.run(script("use_api_keys"), *[part for pair in some for part in pair])
+            self._commands.run("use_api_keys", keys=[part for pair in some for part in pair])
             for some in _portions(used)
         ]
         for call in calls:
             await call
 
     async def get(self, key_id: str, tenant: str | None) -> ApiKey:
-        """As its record stands. Raises NotFound, for foreign ids too."""
+        """As its record has it. Raises NotFound, for foreign ids too."""
         record = await self._commands.call("HMGET", redis_keys.api_key(key_id), *_FIELDS)
         if record[0] is None or tenant not in (None, record[0].decode()):
             raise NotFound
@@ -193,23 +184,15 @@ class ApiKeys:
         """The tenant's keys, newest first, those that ended within 90 days included."""
         index = redis_keys.api_keys(tenant)
 
-        async def behind(last: str | None) -> Stretch:
-            start = f"({last}" if last else "+"
-            members = await self._commands.call("ZREVRANGEBYLEX", index, start, "-", "LIMIT", 0, limit + 1)
-            ids = [member.decode() for member in members]
-            return Stretch(ids, ids[-1] if ids else None, len(ids) <= limit)
-
         async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
             records = await self._reads.small(tenant, [redis_keys.api_key(key_id) for key_id in ids], _FIELDS)
             gone = [key_id for key_id, record in zip(ids, records, strict=False) if record[0] is None]
             if gone:
                 await self._commands.call("ZREM", index, *gone)
-            return [
-                None if record[0] is None else Sized(_key_of(key_id, record), size_of(record))
-                for key_id, record in zip(ids, records, strict=False)
-            ]
+            return sized(ids, records, lambda key_id, record: record[0] and _key_of(key_id, record))
 
-        return KeyPage(*await read_page(behind, read, after=after, limit=limit, most_stretches=MOST_KEYS))
+        stretches = stretches_of(self._commands, index, count=limit + 1)
+        return KeyPage(*await read_page(stretches, read, after=after, limit=limit, most_stretches=MOST_KEYS))
 
     async def tenants(self) -> list[str]:
         """Those that have keys."""
@@ -237,12 +220,13 @@ class ApiKeys:
         before = await self.get(key_id, tenant)
         text = new_key_text(key_id, before.env)
         reply = await self._commands.run(
-            script("rotate_api_key"),
-            key_id,
-            tenant or "",
-            digest_of(text.encode()),
-            int(grace_s * 1000),
-            *(maker or _NOBODY),
+            "rotate_api_key",
+            id=key_id,
+            tenant=tenant or "",
+            digest=digest_of(text.encode()),
+            grace_ms=int(grace_s * 1000),
+            maker=maker.id if maker else "",
+            maker_digest=maker.digest if maker else "",
         )
         match reply:
             case b"absent":
@@ -257,7 +241,7 @@ class ApiKeys:
 
     async def revoke(self, key_id: str, tenant: str | None) -> ApiKey:
         """Lets nobody in any more, within 5 s. Again changes nothing. Raises NotFound."""
-        if await self._commands.run(script("revoke_api_key"), key_id, tenant or "", _KEPT_MS) < 0:
+        if await self._commands.run("revoke_api_key", id=key_id, tenant=tenant or "", kept_ms=_KEPT_MS) < 0:
             raise NotFound
         return await self.get(key_id, tenant)
 

@@ -26,16 +26,16 @@ from shared.batch import (
 )
 from shared.errors import IdempotencyKeyReused, InvalidCursor, NotEnded, NotFound, QueueFull
 from shared.estimates import Estimates
-from shared.job import JobState, Step, Usage, prompt_hash_of
-from shared.limits import NO_LIMITS, CallerLimits, LimitState, arguments_of, reservation_of
+from shared.job import JobState, Usage, prompt_hash_of
+from shared.limits import NO_LIMITS, CallerLimits, LimitState, argument_of, reservation_of
 from shared.settings import Settings, routes_of
 from shared.store import limits, redis_keys
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
-from shared.store.jobs import retention
+from shared.store.jobs import cancel_arguments, cost_usd_of, retention
 from shared.store.memory import Memory
-from shared.store.reads import Reads, Record, Sized, Stretch, read_page, size_of
-from shared.store.script import script, sources, target
+from shared.store.page import Sized, read_page, sized, stretches_of
+from shared.store.reads import Reads, Record
 from shared.webhooks import JOB_EVENTS, stored_form
 
 SLICE_ITEMS: Final = 250
@@ -43,7 +43,7 @@ SLICE_ITEMS: Final = 250
 SLICE_BYTES: Final = 4 << 20
 
 _RECEIVING_MS: Final = 20_000
-"""A body of which nothing arrived for so long is given up; its API process may be dead."""
+"""A body that has been silent for this long is given up; its API process may be dead."""
 
 _USAGE: Final = tuple(Usage.__struct_fields__)
 _COUNTS: Final = tuple(BatchCounts.__struct_fields__)
@@ -67,12 +67,12 @@ class Order(StrEnum):
 
 
 class Started(NamedTuple):
-    """A batch stands."""
+    """A batch is accepted."""
 
     id: str
     """Another's, if the Idempotency-Key has one already."""
     limits: tuple[LimitState, ...] = ()
-    """Of those that are set, how they stand behind it."""
+    """State of each configured limit after this start."""
 
 
 class Known(NamedTuple):
@@ -116,13 +116,13 @@ class Batches:
         Nothing is counted yet. Raises what ``start`` would raise now: RateLimited, TooManyQueued, BudgetExceeded.
         """
         reply = await self._commands.run(
-            script("open_batch"),
-            batch_id,
-            tenant,
-            BatchState.RECEIVING,
-            _RECEIVING_MS,
-            key_id,
-            *arguments_of(key_limits),
+            "open_batch",
+            id=batch_id,
+            tenant=tenant,
+            receiving=BatchState.RECEIVING,
+            silent_ms=_RECEIVING_MS,
+            key=key_id,
+            key_limits=argument_of(key_limits),
         )
         if reply[0] != b"opened":
             raise limits.problem_of(reply)
@@ -159,16 +159,16 @@ class Batches:
                 case InvalidItem():
                     arguments += (item.line, "", "", "", msgspec.json.encode(item), 0)
         reply = await self._commands.run(
-            script("add_items"),
-            batch_id,
-            BatchState.RECEIVING,
-            _RECEIVING_MS,
-            self._settings.max_queued,
-            JobState.QUEUED,
-            JobState.FAILED,
-            *arguments_of(key_limits),
-            self._memory.tenant_bytes,
-            *arguments,
+            "add_items",
+            id=batch_id,
+            receiving=BatchState.RECEIVING,
+            silent_ms=_RECEIVING_MS,
+            most_waiting=self._settings.max_queued,
+            queued=JobState.QUEUED,
+            failed=JobState.FAILED,
+            key_limits=argument_of(key_limits),
+            tenant_bytes=self._memory.tenant_bytes,
+            items=arguments,
         )
         match reply:
             case [b"added"]:
@@ -192,7 +192,7 @@ class Batches:
         fingerprint: str = "",
         key_limits: CallerLimits = NO_LIMITS,
     ) -> Started:
-        """The body is whole: from here on the batch stands, whatever process dies.
+        """The body is whole: from here on the batch runs, whatever process dies.
 
         It is another batch if the key has one with the same body; this one is being dropped then. Its items begin
         to wait with each ``advance``. ``total``: how many were added; a Redis that was rolled back meanwhile has fewer.
@@ -204,29 +204,29 @@ class Batches:
         common = msgspec.to_builtins(msgspec.structs.replace(spec.items, batch_id=batch_id))
         del common["model"]  # each item has its own
         reply = await self._commands.run(
-            script("start_batch"),
-            batch_id,
-            tenant,
-            _joined(allowed),
-            running,
-            BatchState.DROPPED,
-            msgspec.json.encode(spec),
-            msgspec.json.encode(common),
-            spec.items.timeout_s * 1000,
-            expires_in_s * 1000,
-            "" if spec.items.not_before_ms is None else spec.items.not_before_ms,
-            key_hash(idempotency_key) if idempotency_key else "",
-            fingerprint,
-            retention(self._settings),
-            "" if total is None else total,
-            spec.items.key_id,
-            *arguments_of(key_limits),
-            stored_form(spec.webhook),
-            int(spec.webhook is not None and not JOB_EVENTS.isdisjoint(spec.webhook.events)),
+            "start_batch",
+            id=batch_id,
+            tenant=tenant,
+            sources=_joined(allowed),
+            running=running,
+            dropped=BatchState.DROPPED,
+            spec=msgspec.json.encode(spec),
+            common=msgspec.json.encode(common),
+            timeout_ms=spec.items.timeout_s * 1000,
+            expires_in_ms=expires_in_s * 1000,
+            not_before_ms="" if spec.items.not_before_ms is None else spec.items.not_before_ms,
+            idempotency_hash=key_hash(idempotency_key) if idempotency_key else "",
+            fingerprint=fingerprint,
+            retention=retention(self._settings),
+            total="" if total is None else total,
+            key=spec.items.key_id,
+            key_limits=argument_of(key_limits),
+            webhook=stored_form(spec.webhook),
+            has_webhook_of_items=int(spec.webhook is not None and not JOB_EVENTS.isdisjoint(spec.webhook.events)),
         )
         match reply:
-            case [b"started", told]:
-                return Started(batch_id, limits.states_of(told))
+            case [b"started", states]:
+                return Started(batch_id, limits.states_of(states))
             case [b"replayed", other_id]:
                 return Started(other_id.decode())
             case [b"reused"]:
@@ -238,29 +238,28 @@ class Batches:
 
     async def drop(self, batch_id: str, tenant: str) -> None:
         """What was received is erased, piece by piece, by whoever calls ``advance``. Harmless once it has started."""
-        allowed, dropped = BATCH_TRANSITIONS[BatchStep.DROP]
-        await self._commands.run(script("drop_batch"), batch_id, tenant, _joined(allowed), dropped, _joined(_UNSEEN))
+        await self._drop(batch_id, tenant, BatchStep.DROP)
 
     # In pieces
 
     async def due(self) -> list[str]:
         """Batches that have something left to do and that nobody is at."""
-        ids = await self._commands.run(script("due_batches"), 10, BatchState.RECEIVING, BatchState.DROPPED)
+        ids = await self._commands.run(
+            "due_batches", most=10, receiving=BatchState.RECEIVING, dropped=BatchState.DROPPED
+        )
         return [batch_id.decode() for batch_id in ids]
 
     async def advance(self, batch_id: str) -> bool:
         """Does the next piece: starts, cancels or erases some items. False once there is nothing left to do now."""
         reply = await self._commands.run(
-            script("advance_batch"),
-            batch_id,
-            SLICE_ITEMS,
-            BatchState.RECEIVING,
-            BatchState.CANCELLING,
-            BatchState.DROPPED,
-            JobState.QUEUED,
-            sources(Step.CANCEL),
-            target(Step.CANCEL),
-            retention(self._settings),
+            "advance_batch",
+            id=batch_id,
+            most=SLICE_ITEMS,
+            receiving=BatchState.RECEIVING,
+            cancelling=BatchState.CANCELLING,
+            dropped=BatchState.DROPPED,
+            queued=JobState.QUEUED,
+            **cancel_arguments(self._settings),
         )
         return bool(reply)
 
@@ -280,7 +279,7 @@ class Batches:
     # What callers ask
 
     async def get(self, batch_id: str, tenant: str) -> Batch:
-        """The batch as it stands. Raises NotFound, for foreign ids too."""
+        """The batch now. Raises NotFound, for foreign ids too."""
         found = _batch_of(batch_id, await self._reads.one(tenant, redis_keys.batch(batch_id), _FIELDS), tenant)
         if found is None:
             raise NotFound
@@ -288,22 +287,16 @@ class Batches:
 
     async def page(self, tenant: str, *, after: str | None, before: str | None = None, limit: int) -> BatchPage:
         """The tenant's batches, newest first: those older than ``after``, or the ones right before ``before``."""
-        command, end = ("ZREVRANGEBYLEX", "-") if before is None else ("ZRANGEBYLEX", "+")
-
-        async def behind(last: str | None) -> Stretch:
-            start = f"({last}" if last else "+"
-            index = redis_keys.batch_index(tenant)
-            members = await self._commands.call(command, index, start, end, "LIMIT", 0, limit + 1)
-            ids = [member.decode() for member in members]
-            return Stretch(ids, ids[-1] if ids else None, len(ids) <= limit)
+        stretches = stretches_of(
+            self._commands, redis_keys.batch_index(tenant), count=limit + 1, is_newest_first=before is None
+        )
 
         async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
             records = await self._reads.some(tenant, [redis_keys.batch(batch_id) for batch_id in ids], _FIELDS)
-            found = [(_batch_of(each, record, tenant), record) for each, record in zip(ids, records, strict=False)]
-            return [None if batch is None else Sized(batch, size_of(record)) for batch, record in found]
+            return sized(ids, records, lambda batch_id, record: _batch_of(batch_id, record, tenant))
 
         batches, next_after = await read_page(
-            behind, read, after=before or after, limit=limit, most_stretches=_STRETCHES
+            stretches, read, after=before or after, limit=limit, most_stretches=_STRETCHES
         )
         return BatchPage(batches[::-1] if before is not None else batches, next_after)
 
@@ -314,7 +307,12 @@ class Batches:
         """
         allowed, cancelling = BATCH_TRANSITIONS[BatchStep.CANCEL]
         reply = await self._commands.run(
-            script("cancel_batch"), batch_id, tenant, _joined(allowed), cancelling, _joined(_UNSEEN)
+            "cancel_batch",
+            id=batch_id,
+            tenant=tenant,
+            sources=_joined(allowed),
+            cancelling=cancelling,
+            unseen=_joined(_UNSEEN),
         )
         if reply < 0:
             raise NotFound
@@ -322,14 +320,17 @@ class Batches:
 
     async def erase(self, batch_id: str, tenant: str) -> None:
         """It and its items are gone. Raises NotFound, NotEnded."""
-        allowed, dropped = BATCH_TRANSITIONS[BatchStep.ERASE]
-        reply = await self._commands.run(
-            script("drop_batch"), batch_id, tenant, _joined(allowed), dropped, _joined(_UNSEEN)
-        )
+        reply = await self._drop(batch_id, tenant, BatchStep.ERASE)
         if reply < 0:
             raise NotFound
         if not reply:
             raise NotEnded("Only a batch that has ended can be erased.")
+
+    def _drop(self, batch_id: str, tenant: str, step: BatchStep) -> "asyncio.Future[int]":
+        allowed, dropped = BATCH_TRANSITIONS[step]
+        return self._commands.run(
+            "drop_batch", id=batch_id, tenant=tenant, sources=_joined(allowed), dropped=dropped, unseen=_joined(_UNSEEN)
+        )
 
     async def erase_all_of(self, tenant: str) -> AsyncIterator[str]:
         """Each batch of the tenant once it is gone, with its items; those that are running, or still coming in, too. Safe to repeat."""
@@ -362,16 +363,20 @@ class Batches:
     async def ended_items(
         self, batch_id: str, order: Order, *, after: int | None = None, count: int = 250
     ) -> list[EndedItem]:
-        """The outcomes so far, behind the line ``after``. Raises InvalidCursor if that line has not ended.
+        """The outcomes so far, after the line ``after``. Raises InvalidCursor if that line has not ended.
 
-        At least ``count``, unless there are no more. In the order SUBMITTED a line that ends later than one behind it is
+        At least ``count``, unless there are no more. In the order SUBMITTED a line that ends later than one after it is
         passed over by whoever reads on from there.
         """
         found: list[EndedItem] = []
         at: int | None = after
         while len(found) < count:
             reply = await self._commands.run(
-                script("ended_items"), batch_id, int(order is Order.FINISHED), "" if at is None else at, count
+                "ended_items",
+                id=batch_id,
+                is_in_order_of_end=int(order is Order.FINISHED),
+                after="" if at is None else at,
+                most=count,
             )
             if reply is None:
                 raise InvalidCursor
@@ -413,7 +418,6 @@ def _batch_of(batch_id: str, record: Record, tenant: str) -> Batch | None:
     fields = dict(zip(_FIELDS, record, strict=True))
     if fields["tenant"] != tenant.encode() or BatchState(fields["state"].decode()) in _UNSEEN:
         return None
-    cost = fields["cost_nano_usd"]
     return Batch(
         id=batch_id,
         tenant=tenant,
@@ -426,5 +430,5 @@ def _batch_of(batch_id: str, record: Record, tenant: str) -> Batch | None:
         expires_ms=int(fields["expires_ms"]),
         cancelled_ms=int(fields["cancelled_ms"]) if fields["cancelled_ms"] else None,
         ended_ms=int(fields["ended_ms"]) if fields["ended_ms"] else None,
-        cost_usd=int(cost) / 1_000_000_000 if cost and not fields["unpriced"] else None,
+        cost_usd=cost_usd_of(fields),
     )

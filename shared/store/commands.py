@@ -4,7 +4,7 @@ Whatever is asked for in one turn of the event loop travels in one write, and th
 costs about 100 µs of client CPU through redis-py's pool and 11 µs in a batch of 100 (measured): under load, this makes
 every command one of a batch. The order of calls is the order at Redis.
 
-``run`` owns the connection. A call that is not answered in time fails; Redis being away ends nothing. Time alone is no
+``run`` owns the connection. A call whose reply is late fails; Redis being away ends nothing. Time alone is no
 proof of that: where a turn of the event loop takes a second, the reply lies in the socket when the deadline comes, and it is
 us who are late. So looks are counted as well, of which there is one in a turn at most. Nor is a late reply: while others
 arrive before it, Redis is busy with what we asked for. The connection is dropped only once Redis is late and silent.
@@ -12,7 +12,7 @@ arrive before it, Redis is busy with what we asked for. The connection is droppe
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Self, cast
 
 import hiredis
@@ -33,10 +33,8 @@ from shared.store.connect import (
     write,
 )
 from shared.store.redis_problems import RedisProblems
-from shared.store.script import Script
+from shared.store.script import Argument, Script, script
 from shared.telemetry import get_logger
-
-Argument = bytes | str | int | float
 
 _TICK_S = 0.05
 _SILENT_LOOKS = 6
@@ -83,7 +81,7 @@ class Commands:
         follows: "Commands | None" = None,
     ) -> None:
         """``follows``: whenever these others find another primary, this connection is made anew: a demoted Redis keeps it open,
-        and answers reads with what was true before.
+        and replies to reads with what was true before.
         """
         self._follows = follows
         self._followed_moves = 0
@@ -100,10 +98,10 @@ class Commands:
         self._will_flush = False
         self._looks = 0
         self._silent_looks = 0
-        """Since the last reply, while there was something to answer."""
+        """Since the last reply, while a reply was due."""
         self._connection: AbstractConnection | None = None
         self._is_retired = False
-        """Its Redis said that it is no primary: it answers what it was sent, and is sent nothing more."""
+        """Its Redis said that it is no primary: it replies to what it was sent, and is sent nothing more."""
         self._seeks_primary = False
         self.moves = 0
         """How often a primary was found again. What else is connected may be with the one before: see Subscriber."""
@@ -139,12 +137,20 @@ class Commands:
         """
         return self._ask(arguments, None)
 
-    def run(self, script: Script, *arguments: Argument, is_impatient: bool = False) -> asyncio.Future[Any]:
-        """One script. Its KEYS[1] is its prefix: it touches no key that begins otherwise.
+    def run(self, name: str, /, **given: Argument | Iterable[Argument]) -> asyncio.Future[Any]:
+        """The script of that name, with its arguments by name. Raises TypeError for a name too few or too many."""
+        return self._run_script(name, given, is_impatient=False)
 
-        ``is_impatient``: fails as soon as Redis is away or silent. What was sent happens all the same if it wakes.
-        """
-        return self._ask(("EVALSHA", script.sha, 1, script.prefix, *arguments), script, is_impatient=is_impatient)
+    def run_impatiently(self, name: str, /, **given: Argument | Iterable[Argument]) -> asyncio.Future[Any]:
+        """As ``run``; fails as soon as Redis is away or silent. What was sent happens all the same if it wakes."""
+        return self._run_script(name, given, is_impatient=True)
+
+    def _run_script(
+        self, name: str, given: Mapping[str, Argument | Iterable[Argument]], *, is_impatient: bool
+    ) -> asyncio.Future[Any]:
+        found = script(name)
+        arguments = ("EVALSHA", found.sha, 1, found.prefix, *found.in_order(given))
+        return self._ask(arguments, found, is_impatient=is_impatient)
 
     def _ask(
         self, arguments: tuple[Argument, ...], script: Script | None, *, is_impatient: bool = False
@@ -190,7 +196,7 @@ class Commands:
         try:
             await self._serve()
         finally:
-            self._end()  # by a bug of ours, if not by __aexit__: then too nobody waits for ever
+            self._end()  # by a bug of ours, if not by __aexit__: then too nobody waits without an end
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -202,7 +208,7 @@ class Commands:
                 except FOREIGN_ERRORS:
                     pass
                 except Exception:
-                    self._logger.exception("commands_failed")  # a bug of ours: told, and the next connection is made
+                    self._logger.exception("commands_failed")  # a bug of ours: logged, and the next connection is made
                 if self._is_over:  # ended in the very moment in which the connection broke
                     raise asyncio.CancelledError
                 failures = 0 if self._sent else failures + 1
@@ -240,7 +246,7 @@ class Commands:
         self._problems.connected()
 
     async def _read(self, connection: AbstractConnection) -> None:
-        """Until the connection breaks, or its Redis is found to be no primary and has answered what it was sent."""
+        """Until the connection breaks, or its Redis is found to be no primary and has replied to what it was sent."""
         while not (self._is_retired and not self._sent):
             reply: Any
             try:
@@ -251,7 +257,7 @@ class Commands:
             if not self._sent:
                 raise InvalidResponse("a reply that nobody asked for")
             self._answer(self._sent[0], reply)
-            self._sent.popleft()  # only now: whatever breaks here, nobody is left without an answer
+            self._sent.popleft()  # only now: whatever breaks here, nobody is left without a reply
             del reply  # a local name would keep the last one in memory until the next comes
 
     def _answer(self, call: _Call, reply: Any) -> None:
@@ -267,7 +273,7 @@ class Commands:
 
     def _refused(self, call: _Call, error: Exception) -> None:
         if isinstance(error, NoScriptError) and call.script is not None:
-            # SCRIPT FLUSH behind our back. Sent again with its text, which Redis then keeps.
+            # Somebody flushed the scripts. Sent again with its text, which Redis then keeps.
             if not call.future.done():
                 call.packed = _packed(("EVAL", call.script.text, *call.arguments[2:]))
                 self._send_soon(call)

@@ -41,7 +41,7 @@ CONNECT_TIMEOUT_S = 1.0
 _MOST_BUFFERED_BYTES = 8 << 20
 
 _OUT_OF_MEMORY = "OOM command not allowed when used memory"
-# As a command is told, and as Redis 6.2 tells a script: "Error running script (call to f_…): @user_script:1: … -READONLY …".
+# As a command gets it, and as Redis 6.2 gives it to a script: "Error running script (call to f_…): @user_script:1: … -READONLY …".
 _NOT_PRIMARY: Final = re.compile(r"(?:Error running script [^\n]*: -)?(?:READONLY|MASTERDOWN|NOREPLICAS|LOADING) ")
 _INFO: Final = re.compile(r"run the 'info' command|unknown command ['`]info\b", re.IGNORECASE)
 _COMMAND: Final = re.compile(r"run the '([a-z]{1,20}(?:\|[a-z-]{1,20})?)' command", re.IGNORECASE)
@@ -95,7 +95,7 @@ async def send(connection: AbstractConnection, packed: list[bytes]) -> None:
 
 async def drop(connection: AbstractConnection) -> None:
     """Closes at once, with whatever is unsent: an orderly close waits until the other side has read it, and a half-open
-    connection would wait for ever.
+    connection would never end.
     """
     transport = getattr(getattr(connection, "_writer", None), "transport", None)  # redis-py has no name for it
     if transport is not None:

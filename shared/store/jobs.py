@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -10,14 +10,15 @@ import msgspec
 from shared.errors import IdempotencyKeyReused, JobError, NotEnded, NotFound, QueueFull
 from shared.estimates import Estimates
 from shared.job import TERMINAL_STATES, Job, JobKind, JobSpec, JobState, Step, Submission, Usage
-from shared.limits import LimitState, Reservation, arguments_of
+from shared.limits import LimitState, Reservation, argument_of
 from shared.settings import Settings, routes_of
 from shared.store import limits, redis_keys
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
 from shared.store.memory import Memory
-from shared.store.reads import PIECE_BYTES, RESULT_BYTES, ROW_BYTES, Reads, Record, Sized, Stretch, read_page, size_of
-from shared.store.script import script, sources, target
+from shared.store.page import Sized, Stretch, Stretches, read_page, sized, stretches_of
+from shared.store.reads import PIECE_BYTES, RESULT_BYTES, ROW_BYTES, Reads, Record
+from shared.store.script import Argument, sources, target
 from shared.webhooks import stored_form, webhook_of
 
 _FIELDS: Final = (
@@ -40,7 +41,7 @@ _PAGES_SCANNED: Final = 25
 _CLOCK_SLACK_MS: Final = 5_000
 
 _BELIEVED_MS: Final = 10_000
-"""An API process that did not say for so long that it lives is gone, and its clients with it."""
+"""An API process that has been silent for this long is gone, and its clients with it."""
 _ABANDONED_AT_ONCE: Final = 100
 _ERASED_AT_ONCE: Final = 100
 
@@ -48,13 +49,13 @@ TIMEOUT_ERROR: Final = JobError("timeout", "The job was not done within its time
 
 
 class Created(NamedTuple):
-    """A new job stands."""
+    """A new job is stored."""
 
     created_ms: int
     expires_ms: int
     queue_position: int | None
     limits: tuple[LimitState, ...] = ()
-    """Of those that are set, how they stand behind it."""
+    """State of each configured limit after this submit."""
 
 
 class Replayed(NamedTuple):
@@ -90,16 +91,25 @@ def retention(settings: Settings) -> str:
     return ",".join(str(int(span_s * 1000)) for span_s in spans_s)
 
 
-def overdue_arguments(settings: Settings) -> tuple[str | int | bytes, ...]:
+def overdue_arguments(settings: Settings) -> dict[str, Argument]:
     """How CLAIM and EXPIRE end what waited too long."""
-    return (
-        sources(Step.EXPIRE),
-        target(Step.EXPIRE),
-        sources(Step.TIME_OUT),
-        target(Step.TIME_OUT),
-        msgspec.json.encode(TIMEOUT_ERROR),
-        retention(settings),
-    )
+    return {
+        "expire_sources": sources(Step.EXPIRE),
+        "expired": target(Step.EXPIRE),
+        "time_out_sources": sources(Step.TIME_OUT),
+        "failed": target(Step.TIME_OUT),
+        "timeout_error": msgspec.json.encode(TIMEOUT_ERROR),
+        "retention": retention(settings),
+    }
+
+
+def cancel_arguments(settings: Settings) -> dict[str, Argument]:
+    """How scripts cancel a job."""
+    return {
+        "sources": sources(Step.CANCEL),
+        "cancelled": target(Step.CANCEL),
+        "retention": retention(settings),
+    }
 
 
 class Jobs:
@@ -124,40 +134,40 @@ class Jobs:
         spec = submission.spec
         reserved = Reservation() if spec.kind is JobKind.COUNT_TOKENS else submission.reservation
         reply = await self._commands.run(
-            script("submit"),
-            submission.id,
-            submission.tenant,
-            redis_keys.flow_of(
+            "submit",
+            id=submission.id,
+            tenant=submission.tenant,
+            flow=redis_keys.flow_of(
                 spec.priority,
                 submission.tenant,
                 self._routes.chain_name_of(spec.model),
                 key_id=spec.key_id if submission.limits.hold_back_claims else "",
             ),
-            JobState.QUEUED,
-            submission.request,
-            msgspec.json.encode(spec),
-            spec.timeout_s * 1000,
-            expires_in_s * 1000,
-            "" if spec.not_before_ms is None else spec.not_before_ms,
-            key_hash(submission.idempotency_key) if submission.idempotency_key else "",
-            submission.fingerprint,
-            self._settings.max_queued,
-            _FLOWS_COUNTED,
-            submission.attended_by,
-            int(spec.kind is JobKind.COUNT_TOKENS),
-            _BELIEVED_MS,
-            reserved.tokens,
-            spec.key_id,
-            *arguments_of(submission.limits),
-            stored_form(submission.webhook),
-            reserved.max_tokens,
-            self._estimates.of(spec.model, submission.reservation),
-            self._memory.tenant_bytes,
+            state=JobState.QUEUED,
+            request=submission.request,
+            spec=msgspec.json.encode(spec),
+            timeout_ms=spec.timeout_s * 1000,
+            expires_in_ms=expires_in_s * 1000,
+            not_before_ms="" if spec.not_before_ms is None else spec.not_before_ms,
+            idempotency_hash=key_hash(submission.idempotency_key) if submission.idempotency_key else "",
+            fingerprint=submission.fingerprint,
+            most_waiting=self._settings.max_queued,
+            most_flows=_FLOWS_COUNTED,
+            attended_by=submission.attended_by,
+            is_quiet=int(spec.kind is JobKind.COUNT_TOKENS),
+            believed_ms=_BELIEVED_MS,
+            tokens=reserved.tokens,
+            max_tokens=reserved.max_tokens,
+            key=spec.key_id,
+            key_limits=argument_of(submission.limits),
+            webhook=stored_form(submission.webhook),
+            estimate=self._estimates.of(spec.model, submission.reservation),
+            tenant_bytes=self._memory.tenant_bytes,
         )
         match reply:
-            case [b"created", created_ms, expires_ms, position, told]:
+            case [b"created", created_ms, expires_ms, position, states]:
                 return Created(
-                    int(created_ms), int(expires_ms), position if position > 0 else None, limits.states_of(told)
+                    int(created_ms), int(expires_ms), position if position > 0 else None, limits.states_of(states)
                 )
             case [b"replayed", job_id]:
                 return Replayed(job_id.decode())
@@ -169,7 +179,7 @@ class Jobs:
                 raise limits.problem_of(reply)
 
     async def get(self, job_id: str, tenant: str, *, with_result: bool = False) -> Job:
-        """The job as it stands; an overdue one ends first. Raises NotFound, for foreign ids too, and TooManyReads."""
+        """The job now; an overdue one ends first. Raises NotFound, for foreign ids too, and TooManyReads."""
         # The owner and the rest of a record come in one command, and a record is small. What may be large is asked for by
         # a script that looks whose it is first: a foreign id takes as long as an absent one.
         async with self._reads.turn(tenant, ROW_BYTES + RESULT_BYTES if with_result else ROW_BYTES):
@@ -188,21 +198,21 @@ class Jobs:
         """As ``get``, without results and in few round trips; None for each that is not there. Raises TooManyReads."""
         found: list[Job | None] = []
         while len(found) < len(job_ids):
-            found += [sized and sized.item for sized in await self._some(job_ids[len(found) :], tenant)]
+            found += [one and one.item for one in await self._some(job_ids[len(found) :], tenant)]
         return found
 
-    async def _some(self, job_ids: Sequence[str], tenant: str) -> list[Sized | None]:
+    async def _some(self, job_ids: Sequence[str], tenant: str) -> Sequence[Sized | None]:
         """The first of these jobs, as many as are read at once; and how large they are."""
         records = await self._reads.some(tenant, [redis_keys.job(job_id) for job_id in job_ids], _FIELDS)
-        found = [_sized_job(job_id, record, tenant) for job_id, record in zip(job_ids, records, strict=False)]
-        overdue = [sized.item.id for sized in found if sized is not None and _may_be_overdue(sized.item)]
+        found = sized(job_ids, records, lambda job_id, record: _own_job_of(job_id, record, tenant))
+        overdue = [one.item.id for one in found if one is not None and _may_be_overdue(one.item)]
         if overdue and await self._end_overdue(overdue):
             return await self._some(job_ids, tenant)
         return found
 
     async def _end_overdue(self, job_ids: Sequence[str]) -> bool:
         """Whether one of them was."""
-        ended, _ = await self._commands.run(script("expire"), 0, *overdue_arguments(self._settings), *job_ids)
+        ended, _ = await self._expire(0, job_ids)
         return bool(ended)
 
     async def request_of(self, job_id: str, tenant: str) -> tuple[Job, bytes]:
@@ -245,14 +255,14 @@ class Jobs:
         return [await reply for reply in replies]
 
     def _content(self, job_id: str, tenant: str, kind: str) -> "asyncio.Future[bytes | None]":
-        return self._commands.run(script("content"), job_id, tenant, kind)
+        return self._commands.run("content", id=job_id, tenant=tenant, kind=kind)
 
     async def positions(self, job_ids: Sequence[str], tenant: str) -> list[int | None]:
         """The queue position of each of the tenant's jobs: 1 starts next; None if it waits in no flow. Raises TooManyReads."""
         if not job_ids:
             return []
         async with self._reads.turn(tenant, ROW_BYTES if len(job_ids) == 1 else PIECE_BYTES):
-            reply = await self._commands.run(script("locate"), _FLOWS_COUNTED, *job_ids)
+            reply = await self._commands.run("locate", most_flows=_FLOWS_COUNTED, ids=job_ids)
         return [position if position > 0 else None for position in reply]
 
     async def list(
@@ -268,10 +278,15 @@ class Jobs:
         """The tenant's jobs, newest first. A page may be short of ``limit`` and still have a next: where its jobs are large,
         and with a filter. Raises TooManyReads.
         """
-        stretch = (
-            self._stretches_of(tenant, limit, state)
+        count = limit + 1 if state is None else _PAGE_SCANNED
+
+        async def wanted_of(ids: Sequence[str]) -> Sequence[str]:
+            return await self._in_state(ids, tenant, state)
+
+        stretches = (
+            stretches_of(self._commands, redis_keys.index(tenant), count=count, wanted_of=wanted_of)
             if batch_id is None
-            else (self._stretches_of_batch(tenant, batch_id, after, limit, state))
+            else self._stretches_of_batch(tenant, batch_id, after, count, state)
         )
 
         def is_wanted(job: Job) -> bool:
@@ -279,10 +294,10 @@ class Jobs:
 
         async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
             found = await self._some(ids, tenant)
-            return [sized if sized is not None and is_wanted(sized.item) else None for sized in found]
+            return [one if one is not None and is_wanted(one.item) else None for one in found]
 
         jobs, next_after = await read_page(
-            stretch,
+            stretches,
             read,
             after=after,
             limit=limit,
@@ -290,41 +305,30 @@ class Jobs:
         )
         return Page(jobs, next_after)
 
-    def _stretches_of(
-        self, tenant: str, limit: int, state: JobState | None
-    ) -> Callable[[str | None], Awaitable[Stretch]]:
-        count = limit + 1 if state is None else _PAGE_SCANNED
-
-        async def behind(last: str | None) -> Stretch:
-            start = f"({last}" if last else "+"
-            members = await self._commands.call(
-                "ZREVRANGEBYLEX", redis_keys.index(tenant), start, "-", "LIMIT", 0, count
-            )
-            ids = [member.decode() for member in members]
-            return Stretch(await self._in_state(ids, tenant, state), ids[-1] if ids else None, len(ids) < count)
-
-        return behind
-
     def _stretches_of_batch(
-        self, tenant: str, batch_id: str, after: str | None, limit: int, state: JobState | None
-    ) -> Callable[[str | None], Awaitable[Stretch]]:
-        """The items of a batch, last line first: they stand in the batch's own list, and not in the tenant's."""
-        count = limit + 1 if state is None else _PAGE_SCANNED
+        self, tenant: str, batch_id: str, after: str | None, count: int, state: JobState | None
+    ) -> Stretches:
+        """The items of a batch, last line first: they are in the batch's own list, and not in the tenant's."""
         before = ""
 
-        async def behind(_last: str | None) -> Stretch:
+        async def stretch_after(_last: str | None) -> Stretch:
             nonlocal before
             ids: list[str] = []
             first = 0
             while not ids and first != 1:  # a page needs a job to go on from; lines that never were have none
                 first, *raw_ids = await self._commands.run(
-                    script("list_items"), batch_id, tenant, count, "" if before else after or "", before
+                    "list_items",
+                    id=batch_id,
+                    tenant=tenant,
+                    most=count,
+                    before_item="" if before else after or "",
+                    before_line=before,
                 )
                 before = str(first)
                 ids = [raw_id.decode() for raw_id in raw_ids]
             return Stretch(await self._in_state(ids, tenant, state), ids[-1] if ids else None, first == 1)
 
-        return behind
+        return stretch_after
 
     async def _in_state(self, job_ids: Sequence[str], tenant: str, state: JobState | None) -> Sequence[str]:
         """Those that may be in that state: a record with all its metadata is read for no other."""
@@ -336,41 +340,35 @@ class Jobs:
     def charge(
         self, job_id: str, cost: int | str, *, tenant: str, key_id: str = "", epoch: int = 0
     ) -> "asyncio.Future[int]":
-        """Adds what a call cost (nano-dollars, or UNPRICED) that ended behind its job's back. A job that is gone stays so; its
+        """Adds what a call cost (nano-dollars, or UNPRICED) that ended after its claim did. A job that is gone stays so; its
         tenant and its API key pay all the same.
 
-        With the ``epoch`` of a claim it is not added if that claim's FINISH or RELEASE was heard, which told it.
+        With the ``epoch`` of a claim nothing is added if that claim's FINISH or RELEASE arrived, which added it.
         """
-        return self._commands.run(script("charge"), job_id, cost, epoch, tenant, key_id)
+        return self._commands.run("charge", id=job_id, cost=cost, epoch=epoch, tenant=tenant, key=key_id)
 
     async def cancel(self, job_id: str, tenant: str) -> bool:
         """Ends the job at once. False if it had ended before. Raises NotFound."""
-        reply = await self._commands.run(
-            script("cancel"), job_id, tenant, sources(Step.CANCEL), target(Step.CANCEL), retention(self._settings)
-        )
+        reply = await self._commands.run("cancel", id=job_id, tenant=tenant, **cancel_arguments(self._settings))
         if reply < 0:
             raise NotFound
         return bool(reply)
 
     async def attend(self, name: str) -> None:
         """The API process of that name lives: its clients still wait for the jobs that carry it."""
-        await self._urgent.run(script("attend"), name, _BELIEVED_MS)
+        await self._urgent.run("attend", name=name, believed_ms=_BELIEVED_MS)
 
     async def abandon(self) -> Sequence[str]:
         """Cancels jobs whose client waited at an API process that is gone. Returns their ids."""
         ids = await self._commands.run(
-            script("abandon"),
-            _ABANDONED_AT_ONCE,
-            sources(Step.CANCEL),
-            target(Step.CANCEL),
-            retention(self._settings),
-            _BELIEVED_MS,
+            "abandon", most=_ABANDONED_AT_ONCE, **cancel_arguments(self._settings), believed_ms=_BELIEVED_MS
         )
         return [job_id.decode() for job_id in ids]
 
     async def erase(self, job_id: str, tenant: str) -> None:
         """Prompt, log and result are gone. Raises NotFound, NotEnded."""
-        reply = await self._commands.run(script("erase"), job_id, tenant, ",".join(sorted(TERMINAL_STATES)))
+        terminal = ",".join(sorted(TERMINAL_STATES))
+        reply = await self._commands.run("erase", id=job_id, tenant=tenant, terminal=terminal)
         if reply < 0:
             raise NotFound
         if not reply:
@@ -379,19 +377,17 @@ class Jobs:
     async def erase_some(self, tenant: str) -> ErasedJobs:
         """The next of the tenant's jobs are gone, whatever they do; not the items of its batches. Safe to repeat."""
         erased, cancelled, is_more = await self._commands.run(
-            script("erase_jobs"),
-            tenant,
-            _ERASED_AT_ONCE,
-            sources(Step.CANCEL),
-            target(Step.CANCEL),
-            retention(self._settings),
+            "erase_jobs", tenant=tenant, most=_ERASED_AT_ONCE, **cancel_arguments(self._settings)
         )
         return ErasedJobs(erased, cancelled, bool(is_more))
 
     async def expire(self, most: int = 200) -> tuple[int, float | None]:
         """Ends queued jobs whose time is over. Returns how many, and the seconds until the next."""
-        ended, next_ms = await self._commands.run(script("expire"), most, *overdue_arguments(self._settings))
+        ended, next_ms = await self._expire(most)
         return ended, None if int(next_ms) < 0 else int(next_ms) / 1000
+
+    def _expire(self, most: int, job_ids: Sequence[str] = ()) -> "asyncio.Future[Any]":
+        return self._commands.run("expire", most=most, **overdue_arguments(self._settings), ids=job_ids)
 
     async def sweep(self, cursor: int, *, steps: int = 20) -> tuple[int, int]:
         """Looks at some thousand records for strays: not ended, and neither waiting nor running. Expected: 0.
@@ -442,49 +438,39 @@ def _may_be_in(wanted: JobState, record: Record) -> bool:
     return _is_about_over(int(expires_ms) if started_ms is None else int(started_ms) + int(timeout_ms))
 
 
-def _sized_job(job_id: str, record: Record, tenant: str) -> Sized | None:
-    return Sized(_job_of(job_id, record, None), size_of(record)) if record[0] == tenant.encode() else None
+def _own_job_of(job_id: str, record: Record, tenant: str) -> Job | None:
+    return _job_of(job_id, record, None) if record[0] == tenant.encode() else None
 
 
 def _job_of(job_id: str, record: Record, raw_result: bytes | None) -> Job:
-    (
-        tenant,
-        state,
-        spec,
-        created_ms,
-        expires_ms,
-        attempts,
-        epoch,
-        started_ms,
-        first_token_ms,
-        ended_ms,
-        end_id,
-        error,
-        usage,
-        cost,
-        unpriced,
-        webhook,
-    ) = record
+    fields = dict(zip(_FIELDS, record, strict=True))
+    state, webhook = JobState(fields["state"].decode()), fields["webhook"]
     return Job(
         id=job_id,
-        tenant=tenant.decode(),
-        state=JobState(state.decode()),
-        spec=msgspec.json.decode(spec, type=JobSpec),
-        created_ms=int(created_ms),
-        expires_ms=int(expires_ms),
-        attempts=int(attempts or 0),
-        epoch=int(epoch or 0),
-        started_ms=_int(started_ms),
-        first_token_ms=_int(first_token_ms),
-        ended_ms=_int(ended_ms),
-        end_id=end_id.decode() if end_id else None,
-        error=msgspec.json.decode(error, type=JobError) if error else None,
-        usage=msgspec.json.decode(usage, type=Usage) if usage else None,
-        cost_usd=int(cost) / 1_000_000_000 if cost and not unpriced else None,
+        tenant=fields["tenant"].decode(),
+        state=state,
+        spec=msgspec.json.decode(fields["spec"], type=JobSpec),
+        created_ms=int(fields["created_ms"]),
+        expires_ms=int(fields["expires_ms"]),
+        attempts=int(fields["attempts"] or 0),
+        epoch=int(fields["epoch"] or 0),
+        started_ms=_int(fields["started_ms"]),
+        first_token_ms=_int(fields["first_token_ms"]),
+        ended_ms=_int(fields["ended_ms"]),
+        end_id=fields["end_id"].decode() if fields["end_id"] else None,
+        error=msgspec.json.decode(fields["error"], type=JobError) if fields["error"] else None,
+        usage=msgspec.json.decode(fields["usage"], type=Usage) if fields["usage"] else None,
+        cost_usd=cost_usd_of(fields),
         webhook=webhook_of(webhook) if webhook and webhook != _OF_BATCH else None,
-        # Read behind the record: FINISH may have come between, and then the state read is still an earlier one.
-        result=msgspec.Raw(raw_result) if raw_result and state == JobState.SUCCEEDED.encode() else None,
+        # Read after the record: FINISH may have come between, and then the state read is still an earlier one.
+        result=msgspec.Raw(raw_result) if raw_result and state is JobState.SUCCEEDED else None,
     )
+
+
+def cost_usd_of(fields: Mapping[str, Any]) -> float | None:
+    """What the calls of a job's or a batch's record cost; None if the price of one is not known, and until one has ended."""
+    cost = fields["cost_nano_usd"]
+    return int(cost) / 1_000_000_000 if cost and not fields["unpriced"] else None
 
 
 def _int(value: bytes | None) -> int | None:

@@ -9,11 +9,11 @@ from shared.limits import LimitState, Measured
 _PARTS: Final = 4
 
 
-def states_of(told: Sequence[bytes]) -> tuple[LimitState, ...]:
-    """How the limits stand that a script told of."""
+def states_of(flat: Sequence[bytes]) -> tuple[LimitState, ...]:
+    """The limits' states as a script's reply has them."""
     states = []
-    for at in range(0, len(told), _PARTS):
-        measured, limit, remaining, reset_ms = told[at : at + _PARTS]
+    for at in range(0, len(flat), _PARTS):
+        measured, limit, remaining, reset_ms = flat[at : at + _PARTS]
         reset = int(reset_ms)
         states.append(
             LimitState(Measured(measured.decode()), int(limit), int(remaining), reset if reset >= 0 else None)
@@ -25,10 +25,10 @@ def problem_of(reply: Sequence[Any]) -> Problem:
     """What ``{'limited', ...}`` or ``{'never', ...}`` says: RateLimited, TooManyQueued, BudgetExceeded or InvalidRequest."""
     if reply[0] == b"never":
         return _never(reply[1], int(reply[2]))
-    _, code, wait_ms, told, *limit = reply
+    _, code, wait_ms, states, *limit = reply
     kind, detail = _REFUSALS[code]
     detail = detail.format(*map(int, limit))
-    return kind(detail, retry_after_s=-(-int(wait_ms) // 1000), limits=states_of(told))
+    return kind(detail, retry_after_s=-(-int(wait_ms) // 1000), limits=states_of(states))
 
 
 _SET_BY: Final = (

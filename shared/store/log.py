@@ -10,7 +10,7 @@ from shared.job import Step
 from shared.store import redis_keys
 from shared.store.commands import Commands
 from shared.store.reads import RESULT_BYTES, Reads
-from shared.store.script import script, sources
+from shared.store.script import sources
 
 REFUSED: Final = -1
 
@@ -52,16 +52,23 @@ class Log:
         """Adds (name, data) events from ``first_seq`` on; those that the log holds already are passed over.
 
         Gives the seq that the log takes next: less than expected if it lost a tail, REFUSED if the claim is over.
-        ``published``: followers see something of the answer, which a later claim has to reset; ``is_reset``: all that they saw
-        was reset by these events or before. ``attempts`` and ``failures`` are written to the record when an attempt begins inside the claim. Sent in the
-        order of the calls; not a coroutine, since a task per flush would cost more than the flush.
+        ``published``: followers see something of the answer, which a later claim has to reset; ``is_reset``: all that they
+        saw was reset by these events or before. ``attempts`` and ``failures`` are written to the record when an attempt
+        begins inside the claim. Sent in the order of the calls; not a coroutine, since a task per flush would cost more
+        than the flush.
         """
-        arguments: list[str | bytes | int] = []
-        for name, data in events:
-            arguments += (name, data)
+        arguments = [part for event in events for part in event]
         shown = 1 if published else -1 if is_reset else 0
         return self._commands.run(
-            script("append"), job_id, epoch, _RUNNING, first_seq, shown, attempts, failures, *arguments
+            "append",
+            id=job_id,
+            epoch=epoch,
+            sources=_RUNNING,
+            seq=first_seq,
+            published=shown,
+            attempts=attempts,
+            failures=failures,
+            events=arguments,
         )
 
     async def read(
@@ -73,7 +80,7 @@ class Log:
         count: int = 1000,
         tenant: str | None = None,
     ) -> list[Event]:
-        """Events in order: those behind ``after``, or those from ``start`` on. ``tenant``: whose caller reads them, if one
+        """Events in order: those after ``after``, or those from ``start`` on. ``tenant``: whose caller reads them, if one
         does; then it raises TooManyReads.
         """
         first = f"({after}" if after else str(start)
@@ -83,7 +90,7 @@ class Log:
 
     async def probe(self, job_ids: Sequence[str]) -> list[Reach | None]:
         """How far each log goes, in one command; None for a job that is gone."""
-        replies = await self._urgent.run(script("probe"), *job_ids)
+        replies = await self._urgent.run("probe", ids=job_ids)
         return [_reach_of(*reply) if reply else None for reply in replies]
 
 

@@ -30,7 +30,7 @@ class Memory:
             raise StorageFull("Redis is nearly full: retry later. Ended jobs make room when their retention ends.")
 
     async def look(self) -> None:
-        """Reads two parts of INFO. A server that does not tell (fakeredis), or is away, counts as not full."""
+        """Reads two parts of INFO. A server that does not say (fakeredis), or is away, counts as not full."""
         parts = [self._commands.call("INFO", part) for part in ("memory", "persistence")]  # 6.2 takes one at a time
         try:
             facts = _facts_in(*[await part for part in parts])
@@ -46,7 +46,7 @@ class Memory:
             self._problems.note(NOT_PERSISTENT)
 
     async def watch(self) -> None:
-        """For ever."""
+        """Without an end."""
         while True:
             await self.look()
             await asyncio.sleep(_LOOK_S)

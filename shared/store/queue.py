@@ -16,7 +16,7 @@ from shared.settings import Settings
 from shared.store import redis_keys
 from shared.store.commands import Commands
 from shared.store.jobs import overdue_arguments, retention
-from shared.store.script import script, sources, target
+from shared.store.script import sources, target
 from shared.telemetry import get_logger
 
 SUSPECT_TAKEOVERS: Final = 2
@@ -70,7 +70,7 @@ class Finished(StrEnum):
 
     ENDED = "ended"
     ALREADY = "already"
-    """This very claim ended it before: the first answer was lost."""
+    """This very claim ended it before: the first reply was lost."""
     REFUSED = "refused"
     """The claim is over, or somebody ended the job: the result is dropped."""
     BEHIND = "behind"
@@ -112,41 +112,39 @@ class Queue:
         ``quotas``: by route, how many of its jobs may start; -1 says that it is shut, and that stand-ins may be asked.
         """
         due_ms, *claims = await self._commands.run(
-            script("claim"),
-            worker,
-            self._lease_ms,
-            count,
-            low_count,
-            self._settings.tenant_running_jobs,
-            int(takes_suspect),
-            SUSPECT_TAKEOVERS,
-            sources(Step.CLAIM),
-            target(Step.CLAIM),
-            *overdue_arguments(self._settings),
-            *[part for quota in quotas.items() for part in quota],
+            "claim",
+            worker=worker,
+            lease_ms=self._lease_ms,
+            most=count,
+            low_left=low_count,
+            tenant_limit=self._settings.tenant_running_jobs,
+            suspects_left=int(takes_suspect),
+            suspect_at=SUSPECT_TAKEOVERS,
+            sources=sources(Step.CLAIM),
+            target=target(Step.CLAIM),
+            **overdue_arguments(self._settings),
+            bounds=[part for quota in quotas.items() for part in quota],
         )
         return [claim for claim in map(_readable, claims) if claim], _seconds(due_ms)
 
     async def renew(self, claims: Iterable[tuple[str, int]]) -> list[str]:
         """Renews the leases of (id, epoch) pairs. Returns the ids that are no longer theirs."""
-        arguments: list[str | int] = []
-        for job_id, epoch in claims:
-            arguments += (job_id, epoch)
-        lost = await self._commands.run(script("renew"), self._lease_ms, sources(Step.SUCCEED), *arguments)
+        flat = [part for claim in claims for part in claim]
+        lost = await self._commands.run("renew", lease_ms=self._lease_ms, sources=sources(Step.SUCCEED), claims=flat)
         return [job_id.decode() for job_id in lost]
 
     async def reap(self) -> Reaped:
         """Takes jobs from the dead: back to their places, or failed at the last takeover."""
         next_ms, *became = await self._commands.run(
-            script("reap"),
-            self._lease_ms,
-            _REAPED_AT_ONCE,
-            sources(Step.REAP),
-            target(Step.REAP),
-            FATAL_TAKEOVERS,
-            target(Step.LOSE),
-            msgspec.json.encode(WORKER_LOST),
-            retention(self._settings),
+            "reap",
+            lease_ms=self._lease_ms,
+            most=_REAPED_AT_ONCE,
+            sources=sources(Step.REAP),
+            queued=target(Step.REAP),
+            fatal_takeovers=FATAL_TAKEOVERS,
+            failed=target(Step.LOSE),
+            error=msgspec.json.encode(WORKER_LOST),
+            retention=retention(self._settings),
         )
         pairs = list(zip(became[::2], became[1::2], strict=True))
         return Reaped(
@@ -173,17 +171,17 @@ class Queue:
         """
         assert reason in RESET_REASONS
         reply = await self._commands.run(
-            script("release"),
-            claim.id,
-            claim.epoch,
-            sources(Step.RELEASE),
-            target(Step.RELEASE),
-            int(delay_s * 1000),
-            failures,
-            reason,
-            retry_event,
-            _cost_argument(cost),
-            "" if attempts is None else attempts,
+            "release",
+            id=claim.id,
+            epoch=claim.epoch,
+            sources=sources(Step.RELEASE),
+            queued=target(Step.RELEASE),
+            delay_ms=int(delay_s * 1000),
+            failures=failures,
+            reason=reason,
+            retry_event=retry_event,
+            cost="" if cost is None else cost,
+            attempts="" if attempts is None else attempts,
         )
         return bool(reply)
 
@@ -195,17 +193,17 @@ class Queue:
         if ending.error is not None:
             fields += ("error", msgspec.json.encode(ending.error))
         outcome, *rest = await self._commands.run(
-            script("finish"),
-            claim.id,
-            claim.epoch,
-            sources(ending.step),
-            target(ending.step),
-            seq,
-            ending.result,
-            retention(self._settings),
-            _cost_argument(cost),
-            msgspec.json.encode(ending.usage) if ending.usage is not None else "",
-            *fields,
+            "finish",
+            id=claim.id,
+            epoch=claim.epoch,
+            sources=sources(ending.step),
+            state=target(ending.step),
+            seq=seq,
+            result=ending.result,
+            retention=retention(self._settings),
+            cost="" if cost is None else cost,
+            usage=msgspec.json.encode(ending.usage) if ending.usage is not None else "",
+            fields=fields,
         )
         finished = Finished(outcome.decode())
         return FinishReply(finished, int(rest[0]) if finished is Finished.BEHIND else 0)
@@ -215,10 +213,6 @@ class Queue:
         queued = self._urgent.call("ZCARD", redis_keys.plain("waiting"))
         running = self._urgent.call("ZCARD", redis_keys.plain("running"))
         return {JobState.QUEUED: await queued, JobState.RUNNING: await running}
-
-
-def _cost_argument(cost: Cost) -> str | int:
-    return "" if cost is None else cost
 
 
 def _readable(fields: list[Any]) -> Claim | None:
@@ -231,36 +225,10 @@ def _readable(fields: list[Any]) -> Claim | None:
 
 
 def _claim_of(fields: list[Any]) -> Claim:
-    (
-        job_id,
-        tenant,
-        epoch,
-        claimed_ms,
-        attempt,
-        next_seq,
-        started_ms,
-        timeout_ms,
-        created_ms,
-        failures,
-        takeovers,
-        request,
-        spec,
-    ) = fields
-    return Claim(
-        id=job_id.decode(),
-        tenant=tenant.decode(),
-        epoch=int(epoch),
-        claimed_ms=int(claimed_ms),
-        attempt=int(attempt),
-        next_seq=int(next_seq),
-        started_ms=int(started_ms),
-        timeout_ms=int(timeout_ms),
-        created_ms=int(created_ms),
-        failures=int(failures),
-        takeovers=int(takeovers),
-        request=request,
-        spec=msgspec.json.decode(spec, type=JobSpec),
-    )
+    """CLAIM gives them in the order of Claim."""
+    job_id, tenant, *numbers, request, spec = fields
+    parsed_spec = msgspec.json.decode(spec, type=JobSpec)
+    return Claim._make((job_id.decode(), tenant.decode(), *map(int, numbers), request, parsed_spec))
 
 
 def _seconds(milliseconds: Any) -> float | None:

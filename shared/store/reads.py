@@ -1,20 +1,18 @@
 """What is read for callers: some bytes at a time, and for each tenant a share of what is under way.
 
 The replies to all commands of a process come in order over one connection. Without a share, a tenant that asks for many large
-pages at once makes everybody's commands wait behind them.
+pages at once makes everybody's commands wait for them.
 """
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from shared.errors import TooManyReads
 from shared.store.commands import Commands
-from shared.store.script import script
 
-T = TypeVar("T")
 Record = Sequence[Any]
 """The fields of a hash, in the order in which they were asked for; None for each that is not there."""
 
@@ -24,8 +22,6 @@ RESULT_BYTES: Final = 8 << 10
 """The same for the result of a job, and for a page of a log. Larger ones are rare, and cost the LLM's time."""
 PIECE_BYTES: Final = 128 << 10
 """Records that are read in one command, unless the first is larger by itself: half a millisecond of Redis, and of ours."""
-PAGE_BYTES: Final = 512 << 10
-"""A page of a list ends early beyond it."""
 
 _PROCESS_BYTES: Final = 1 << 20
 _TENANT_BYTES: Final = 128 << 10
@@ -122,7 +118,7 @@ class Turns:
         queue.remove(waiting)
         if not queue:
             del self._waiting[tenant]
-        self._grant()  # it may have been a large one that others waited behind
+        self._grant()  # it may have been a large one that held others up
 
 
 class _Waiting(NamedTuple):
@@ -174,7 +170,9 @@ class Reads:
         if len(names) == 1:
             return [await self.one(tenant, names[0], fields)]
         async with self._turns.turn(tenant, PIECE_BYTES):
-            found: list[Record] = await self._commands.run(script("rows"), PIECE_BYTES, len(fields), *fields, *names)
+            found: list[Record] = await self._commands.run(
+                "rows", most_bytes=PIECE_BYTES, field_count=len(fields), fields_and_names=(*fields, *names)
+            )
             return found
 
     async def all(self, tenant: str, names: Sequence[str], fields: Sequence[str]) -> list[Record]:
@@ -189,60 +187,3 @@ class Reads:
         async with self._turns.turn(tenant, PIECE_BYTES):
             replies = [self._commands.call("HMGET", name, *fields) for name in names]
             return [await reply for reply in replies]
-
-
-def size_of(record: Record) -> int:
-    """In bytes, about."""
-    return sum(len(value) for value in record if value is not None)
-
-
-class Stretch(NamedTuple):
-    """What comes next in a list."""
-
-    ids: Sequence[str]
-    """Those that may be wanted."""
-    end: str | None
-    """Its last id, wanted or not: where the next stretch goes on. None if it has none."""
-    is_last: bool
-
-
-class Sized(NamedTuple):
-    """An item of a page, and how many bytes of it there are."""
-
-    item: Any
-    size: int
-
-
-async def read_page(
-    stretch_behind: Callable[[str | None], Awaitable[Stretch]],
-    read: Callable[[Sequence[str]], Awaitable[Sequence[Sized | None]]],
-    *,
-    after: str | None,
-    limit: int,
-    most_stretches: int,
-) -> tuple[list[Any], str | None]:
-    """The items behind ``after``, and the id behind which the next page begins; None if there are no more.
-
-    ``read`` gives as many of the first as it likes, None for each that is not wanted. A page holds fewer than ``limit`` where
-    PAGE_BYTES are reached, or so many stretches hold no more of what is wanted; one item is always whole.
-    """
-    items: list[Any] = []
-    size = 0
-    last = after
-    for _ in range(most_stretches):
-        stretch = await stretch_behind(last)
-        left = stretch.ids
-        while left:
-            found = await read(left)
-            for item_id, one in zip(left, found, strict=False):
-                if one is not None:
-                    if len(items) == limit or (items and size + one.size > PAGE_BYTES):
-                        return items, last
-                    items.append(one.item)
-                    size += one.size
-                last = item_id
-            left = left[len(found) :]
-        if stretch.is_last:
-            return items, None
-        last = stretch.end or last
-    return items, last

@@ -6,6 +6,8 @@ built now), what belongs to no shard carries ``{g}``; a script is given one of t
 slot.
 """
 
+import re
+from collections.abc import Collection
 from typing import Final
 
 SHARD: Final = "ts:{0}:"
@@ -128,7 +130,7 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "tenants": ((), "set of names: the tenants that have settings. No TTL: as those. Gone when empty."),
     "delivery": (
         ("id",),
-        "hash: a webhook to be told. No TTL until it was told or given up, then the result's retention.",
+        "hash: a webhook to be sent. No TTL until it was delivered or given up, then the result's retention.",
     ),
     "delivery_index": (
         ("tenant",),
@@ -147,7 +149,7 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "tenant_sending": (("tenant",), "set of ids: the tenant's attempts under way. Gone when empty."),
     "webhook_gone": (
         ("tenant", "endpoint"),
-        "flag: the receiver answered 410, and is told nothing more. 30 days TTL, or until a redelivery arrives.",
+        "flag: the receiver answered 410, and is sent nothing more. 30 days TTL, or until a redelivery arrives.",
     ),
     "webhook_secret": (
         ("tenant",),
@@ -184,7 +186,7 @@ GLOBAL_KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         ("address",),
         "hash bucket → requests of an address (of IPv6: of its /64) in half a second. Two minutes TTL from the last.",
     ),
-    "check": ((), "flag: a worker asks idle upstreams whether they answer, its TTL the time until the next does."),
+    "check": ((), "flag: a worker checks that idle upstreams respond, its TTL the time until the next does."),
     "usage": (
         ("tenant", "day"),
         "hash ``model\\nkey\\nmetric`` → integer: a tenant's calls of a day (UTC) added up. Its TTL is the usage's retention.",
@@ -308,7 +310,7 @@ def events(job_id: str) -> str:
 
 def plain(kind: str) -> str:
     """A key or channel without arguments."""
-    arguments, _ = (KEYS | GLOBAL_KEYS | CHANNELS)[kind]
+    arguments, _ = _ALL[kind]
     if arguments:
         raise ValueError(f"{kind} needs {arguments}")
     return _name(kind)
@@ -340,7 +342,7 @@ def spend(owner: str, period: str) -> str:
 
 
 def delivery(delivery_id: str) -> str:
-    """The record of a webhook to be told."""
+    """The record of a webhook to be sent."""
     return _name("delivery", delivery_id)
 
 
@@ -362,15 +364,21 @@ def flow(flow_name: str) -> str:
     return _name("flow", flow_name)
 
 
-def lua_functions(*, used_in: str) -> str:
-    """``key_job(id)``, ``channel_events(id)`` and so on, for the head of a script: those that its body calls.
+def kinds_in(lua: str) -> set[str]:
+    """The keys and channels that a text makes names of, by ``key_job(id)``, ``channel_events(id)`` and so on."""
+    return {kind for function, kind in _LUA_FUNCTIONS.items() if re.search(rf"\b{function}\b", lua)}
 
-    All begin with KEYS[1], which is the prefix that the script is given: it may call those of one prefix only.
-    """
+
+def lua_functions(kinds: Collection[str]) -> str:
+    """These functions, for the head of a script. All names begin with KEYS[1], which is the prefix that it is given."""
     lines = []
-    for prefix, names in (("key", KEYS | GLOBAL_KEYS), ("channel", CHANNELS)):
-        for kind, (arguments, _) in names.items():
+    for function, kind in _LUA_FUNCTIONS.items():
+        if kind in kinds:
+            arguments, _ = _ALL[kind]
             parts = " .. ':' .. ".join((f"KEYS[1] .. '{kind}'", *arguments))
-            if f"{prefix}_{kind}(" in used_in:
-                lines.append(f"local function {prefix}_{kind}({', '.join(arguments)}) return {parts} end")
-    return "\n".join(lines)
+            lines.append(f"local function {function}({', '.join(arguments)}) return {parts} end\n")
+    return "".join(lines)
+
+
+_ALL: Final = KEYS | GLOBAL_KEYS | CHANNELS
+_LUA_FUNCTIONS: Final = {f"{'channel' if kind in CHANNELS else 'key'}_{kind}": kind for kind in _ALL}

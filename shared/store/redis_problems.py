@@ -82,7 +82,7 @@ class RedisProblems:
                 self._on_news(problem)
 
     def connected(self) -> None:
-        """A connection stands: whatever kept us from having one is over."""
+        """There is a connection: whatever kept us from having one is over."""
         self._end(_OF_A_CONNECTION)
 
     def wrote(self) -> None:

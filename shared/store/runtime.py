@@ -36,7 +36,7 @@ class Runtime:
     settings: Settings
     _commands: Commands
     _urgent: Commands
-    """A connection of its own for what must not wait behind the large replies that callers ask for: whether a key stands and
+    """A connection of its own for what must not wait for the large replies that callers ask for: whether a key is valid and
     that it is revoked, how the service is, who lives, how far logs go. Small commands with small replies only.
     """
     reads: Reads
@@ -68,7 +68,7 @@ class Runtime:
         )
 
     async def ping(self) -> bool:
-        """Whether Redis answers now."""
+        """Whether Redis replies now."""
         try:
             return bool(await self._urgent.call("PING"))
         except StorageUnavailable:

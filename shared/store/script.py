@@ -1,71 +1,35 @@
 """The Lua scripts: each is one change that must be true as a whole. Their texts lie in ``lua/``.
 
-A script is its own file behind the functions that it shares with others; keys come from redis_keys.py. Names of states are
-never spelled in Lua: they arrive as arguments, from the table of the life cycle.
+A script begins with two lines for this module:
+
+- ``-- uses: now, log``: the parts of ``lua/lib/`` that its text needs; a part may use others.
+- ``-- args: id, #seq, events...``: the names of its arguments, in Lua and in Python. With ``#`` Lua gets a number, or nil
+  where the text is none; ``...`` is a table of all that follow.
+
+Keys come from redis_keys.py. Names of states are never spelled in Lua: they are arguments, from the table of the life cycle.
 """
 
+import argparse
 import hashlib
 import re
+import sys
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Final, NamedTuple
+from importlib.resources.abc import Traversable
+from typing import Any, Final, NamedTuple, cast
 
 from shared.batch import BatchCounts, BatchState
-from shared.job import BANDS, TRANSITIONS, Step, Usage
+from shared.job import BANDS, LONGEST_WAIT_IN_SLOT_S, TRANSITIONS, Step, Usage
+from shared.limits import WINDOW_S
 from shared.store import redis_keys
-from shared.usage import MOST_ROWS_PER_DAY, OTHER
+from shared.usage import LOST, MOST_ROWS_PER_DAY, OTHER, UNMADE
 from shared.webhooks import DeliveryState, EventType
 
-_PARTS: Final[dict[str, tuple[str, ...]]] = {
-    "submit": ("prelude", "now", "held", "bookkeeping", "window", "spend", "limits", "position", "submit"),
-    "locate": ("prelude", "position", "locate"),
-    "claim": ("prelude", "now", "webhooks", "held", "bookkeeping", "spend", "overdue", "claim"),
-    "renew": ("prelude", "now", "held", "bookkeeping", "renew"),
-    "reap": ("prelude", "now", "webhooks", "held", "bookkeeping", "reap"),
-    "release": ("prelude", "now", "held", "bookkeeping", "spend", "release"),
-    "append": ("prelude", "append"),
-    "finish": ("prelude", "now", "webhooks", "held", "bookkeeping", "spend", "finish"),
-    "cancel": ("prelude", "now", "webhooks", "held", "bookkeeping", "cancel"),
-    "expire": ("prelude", "now", "webhooks", "held", "bookkeeping", "overdue", "expire"),
-    "erase": ("prelude", "now", "held", "lanes", "webhooks", "erase"),
-    "erase_jobs": ("prelude", "now", "held", "lanes", "webhooks", "bookkeeping", "erase_jobs"),
-    "erase_deliveries": ("prelude", "now", "lanes", "webhooks", "erase_deliveries"),
-    "probe": ("prelude", "probe"),
-    "charge": ("prelude", "now", "held", "bookkeeping", "spend", "charge"),
-    "open_batch": ("prelude", "now", "held", "bookkeeping", "window", "spend", "limits", "open_batch"),
-    "add_items": ("prelude", "now", "held", "bookkeeping", "window", "spend", "limits", "add_items"),
-    "start_batch": ("prelude", "now", "webhooks", "held", "bookkeeping", "window", "spend", "limits", "start_batch"),
-    "advance_batch": ("prelude", "now", "lanes", "webhooks", "held", "bookkeeping", "advance_batch"),
-    "cancel_batch": ("prelude", "now", "held", "bookkeeping", "cancel_batch"),
-    "drop_batch": ("prelude", "now", "held", "bookkeeping", "drop_batch"),
-    "due_batches": ("prelude", "now", "held", "bookkeeping", "due_batches"),
-    "ended_items": ("prelude", "ended_items"),
-    "list_items": ("list_items",),
-    "rows": ("rows",),
-    "content": ("content",),
-    "set_tenant": ("prelude", "now", "held", "bookkeeping", "set_tenant"),
-    "admit_address": ("clock", "window", "admit_address"),
-    "claim_deliveries": ("prelude", "now", "lanes", "claim_deliveries"),
-    "end_delivery": ("prelude", "now", "lanes", "end_delivery"),
-    "redeliver": ("prelude", "now", "lanes", "redeliver"),
-    "webhook_secret": ("prelude", "now", "webhook_secret"),
-    "attend": ("prelude", "now", "held", "bookkeeping", "attend"),
-    "abandon": ("prelude", "now", "webhooks", "held", "bookkeeping", "abandon"),
-    "reserve": ("upstream", "reserve"),
-    "settle": ("upstream", "settle"),
-    "probed": ("upstream", "probed"),
-    "look": ("upstream", "look"),
-    "hold": ("upstream", "hold"),
-    "create_api_key": ("api_key", "create_api_key"),
-    "rotate_api_key": ("api_key", "rotate_api_key"),
-    "revoke_api_key": ("api_key", "revoke_api_key"),
-    "use_api_keys": ("api_key", "use_api_keys"),
-    "check_api_keys": ("api_key", "check_api_keys"),
-}
-"""What each is made of: nothing that it does not need, since Redis builds all of it anew for every call."""
+_LUA: Final = files("shared.store") / "lua"
 
-NAMES: Final = tuple(_PARTS)
+NAMES: Final = tuple(sorted(file.name.removesuffix(".lua") for file in _LUA.iterdir() if file.name.endswith(".lua")))
 
 _CONSTANTS: Final = {
     "BANDS": ",".join(BANDS),
@@ -75,19 +39,17 @@ _CONSTANTS: Final = {
     "JOB_EVENT": "job.",
     "USAGE_FIELDS": ",".join(Usage.__struct_fields__),
     "USAGE_OTHER": OTHER,
-    "MOST_USAGE_ROWS": str(MOST_ROWS_PER_DAY),
+    "MOST_USAGE_ROWS": MOST_ROWS_PER_DAY,
     "DELIVERY_PENDING": DeliveryState.PENDING.value,
+    "LONGEST_WAIT_IN_SLOT_MS": int(LONGEST_WAIT_IN_SLOT_S * 1000),
+    "LOST": LOST,
+    "UNMADE": UNMADE,
+    "WINDOW_MS": WINDOW_S * 1000,
 }
-"""Words that the scripts know by name."""
+"""What the scripts know by name, too."""
 
-_GLOBAL: Final = frozenset(
-    {
-        *("reserve", "settle", "probed", "look", "hold"),
-        "admit_address",
-        *("create_api_key", "rotate_api_key", "revoke_api_key", "use_api_keys", "check_api_keys"),
-    }
-)
-"""Those that keep what is not one shard's; all others see the shard, and nothing else."""
+
+Argument = bytes | str | int | float
 
 
 class Script(NamedTuple):
@@ -96,37 +58,84 @@ class Script(NamedTuple):
     name: str
     prefix: str
     """Its KEYS[1]: what all keys that it touches begin with."""
+    args: tuple[str, ...]
+    rest: str
+    """The name of what follows these: any number of arguments. Empty: nothing does."""
     text: bytes
     sha: str
+
+    def in_order(self, given: Mapping[str, Argument | Iterable[Argument]]) -> tuple[Argument, ...]:
+        """Its arguments as Redis takes them. Raises TypeError for a name too few or too many."""
+        try:
+            arguments: tuple[Any, ...] = (*[given[name] for name in self.args], *cast("Any", given.get(self.rest, ())))
+        except KeyError as missing:
+            raise TypeError(f"{self.name} needs {missing}") from None
+        if len(given) > len(self.args) + (self.rest in given):
+            raise TypeError(f"{self.name} takes no {given.keys() - {*self.args, self.rest}}")
+        return arguments
 
 
 @cache
 def script(name: str) -> Script:
     """The script of that name, assembled once per process."""
-    folder = files("shared.store") / "lua"
-    body = _used_of("\n".join((folder / f"{part}.lua").read_text() for part in _PARTS[name]))
-    names = "".join(f"local {name} = '{value}'\n" for name, value in _CONSTANTS.items() if name in body)
-    head = f"{names}{redis_keys.lua_functions(used_in=body)}\n"
-    text = (head + body).encode()
-    prefix = redis_keys.GLOBAL if name in _GLOBAL else redis_keys.SHARD
-    return Script(name, prefix, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
+    own = _text_of(_LUA / f"{name}.lua")
+    args, rest, head = _arguments_of(own)
+    parts = ["head"]
+    _add_parts(own, parts)
+    library = "".join(_COMMENT.sub("", _text_of(_LUA / "lib" / f"{part}.lua")) for part in parts)
+    constants = "".join(f"local {constant} = {value!r}\n" for constant, value in _CONSTANTS.items())
+    body = _used_of(constants + library, head + _COMMENT.sub("", own))
+    kinds = redis_keys.kinds_in(body)
+    text = (redis_keys.lua_functions(kinds) + body).encode()
+    prefix = redis_keys.GLOBAL if redis_keys.GLOBAL_KEYS.keys() & kinds else redis_keys.SHARD
+    return Script(name, prefix, args, rest, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 
+_USES: Final = re.compile(r"^-- uses: (.*)\n")
+_ARGS: Final = re.compile(r"^-- args: (.*(?:\n--   .*)*)", re.MULTILINE)
+_COMMENT: Final = re.compile(r"^\s*--.*\n", re.MULTILINE)
 _FUNCTION: Final = re.compile(r"^local function (\w+)\((?:[^\n]* end\n|.*?\nend\n)", re.MULTILINE | re.DOTALL)
 """One that begins a line: it is that line, or goes on to the first line that is its `end`."""
-_COMMENT: Final = re.compile(r"^\s*--.*\n", re.MULTILINE)
+_WORDS_OF_OTHERS: Final = re.compile(r"'[^'\n]*'|--[^\n]*")
+_LOCALS: Final = re.compile(r"^local ((?!function )[\w, ]+) = .*\n", re.MULTILINE)
 
 
-def _used_of(body: str) -> str:
-    """Without the functions that nobody calls: each costs every call some 0.3 µs, and SUBMIT needs a third of them."""
-    body = _COMMENT.sub("", body)
+def _text_of(file: Traversable) -> str:
+    return file.read_text(encoding="utf-8")
+
+
+def _arguments_of(own: str) -> tuple[tuple[str, ...], str, str]:
+    """The names that a script's own text gives to its arguments, and the lines of Lua that define them."""
+    declared = _ARGS.search(own)
+    names = re.findall(r"#?\w+(?:\.\.\.)?", declared[1]) if declared else []
+    rest = names.pop().removesuffix("...") if names and names[-1].endswith("...") else ""
+    args = tuple(name.removeprefix("#") for name in names)
+    values = [f"tonumber(ARGV[{at}])" if name[0] == "#" else f"ARGV[{at}]" for at, name in enumerate(names, 1)]
+    lines = [f"local {', '.join(args)} = {', '.join(values)}"] if names else []
+    if rest:
+        lines += [f"local {rest} = {{}}", f"for at = {len(args) + 1}, #ARGV do {rest}[at - {len(args)}] = ARGV[at] end"]
+    return args, rest, "".join(f"{line}\n" for line in lines)
+
+
+def _add_parts(text: str, parts: list[str]) -> None:
+    """What a text uses, each after what it uses itself."""
+    used = _USES.match(text)
+    for part in used[1].split(", ") if used else ():
+        if part not in parts:
+            _add_parts(_text_of(_LUA / "lib" / f"{part}.lua"), parts)
+            parts.append(part)
+
+
+def _used_of(library: str, own: str) -> str:
+    """Without what nobody uses: each function costs every call some 0.3 µs, and SUBMIT needs a third of them."""
     while True:
-        words = Counter(re.findall(r"\w+", body))
-        unused = [found for found in _FUNCTION.finditer(body) if words[found[1]] == 1]
+        words = Counter(re.findall(r"\w+", _WORDS_OF_OTHERS.sub("", library + own)))
+        found = [*_FUNCTION.finditer(library), *_LOCALS.finditer(library)]
+        unused = [each for each in found if all(words[name] == 1 for name in each[1].split(", "))]
         if not unused:
-            return body
-        for found in reversed(unused):
-            body = body[: found.start()] + body[found.end() :]
+            return library + own
+        for each in sorted(unused, key=lambda each: -each.start()):
+            library = library[: each.start()] + library[each.end() :]
 
 
 def sources(step: Step) -> str:
@@ -137,3 +146,14 @@ def sources(step: Step) -> str:
 def target(step: Step) -> str:
     """The state that a step leads to."""
     return TRANSITIONS[step][1].value
+
+
+def main() -> None:
+    """Prints a script as Redis runs it."""
+    parser = argparse.ArgumentParser(prog="python -m shared.store.script", description=main.__doc__)
+    parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    sys.stdout.buffer.write(script(parser.parse_args().name).text)
+
+
+if __name__ == "__main__":
+    main()

@@ -77,14 +77,14 @@ class Subscriber:
             await asyncio.wait([self._owner])
 
     def subscribe(self, channel: str) -> None:
-        """Asks for a channel; ``on_confirmed`` says when it stands. Again is harmless."""
+        """Asks for a channel; ``on_confirmed`` says when it stands. A second call changes nothing."""
         if channel not in self._wanted:
             self._wanted[channel] = None
             self._unsent.append(("SUBSCRIBE", channel))
             self._asked.set()
 
     def unsubscribe(self, channel: str) -> None:
-        """Lets a channel go. Again is harmless."""
+        """Lets a channel go. A second call changes nothing."""
         if channel in self._wanted:
             del self._wanted[channel]
             self._standing.discard(channel)
@@ -106,8 +106,8 @@ class Subscriber:
                 pass
             except BaseExceptionGroup as errors:
                 if errors.split(FOREIGN_ERRORS)[1] is not None:
-                    self._logger.exception("subscriber_failed")  # a bug of ours: told, and the channels come back
-            # Cancelled in the very moment in which a child fails, a TaskGroup tells of the failure alone.
+                    self._logger.exception("subscriber_failed")  # a bug of ours: logged, and the channels come back
+            # Cancelled in the very moment in which a child fails, a TaskGroup raises the failure alone.
             if self._is_over:
                 return
             failures = 0 if self._standing else failures + 1
@@ -175,7 +175,7 @@ class Subscriber:
             self._on_confirmed(channel)
 
     async def _watch(self, connection: AbstractConnection, moves: int) -> None:
-        """A half-open connection is silent for ever: ping it, and drop it when nothing is heard, or the primary moved."""
+        """A half-open connection stays silent: ping it, and drop it when nothing is heard, or the primary moved."""
         loop = asyncio.get_running_loop()
         pinged_s = loop.time()
         while True:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from shared.limits import TenantSettings
 from shared.store import redis_keys
 from shared.store.commands import Commands
-from shared.store.script import script
 
 _FIELDS = TenantSettings.__struct_fields__
 
@@ -28,7 +27,7 @@ class Tenants:
         """
         assert changes.keys() <= set(_FIELDS)
         flat = [part for pair in changes.items() for part in pair]
-        await self._commands.run(script("set_tenant"), tenant, *flat)
+        await self._commands.run("set_tenant", tenant=tenant, changes=flat)
         return await self.get(tenant)
 
     async def clear(self, tenant: str) -> None:

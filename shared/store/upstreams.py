@@ -1,7 +1,7 @@
 """The state of the upstreams, shared by all workers, and the ledger of their calls.
 
-A call is reserved before it is made and settled after it, each in one script: what limits bear, what a gate or a circuit
-allows, and the call's row in the ledger are one truth. None of it is in one script with a job.
+A call is reserved before it is made and closed after it, each in one script: what limits bear, what a gate or a circuit
+allows, and the call's row in the ledger change together. None of it is in one script with a job.
 """
 
 import asyncio
@@ -10,18 +10,16 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from shared.job import Usage
 from shared.routes import Limits, Route
 from shared.settings import Settings
 from shared.store import redis_keys
 from shared.store.commands import Commands
-from shared.store.script import script
 
 LEAST_RETRIES: Final = 60
 """A minute, of a route: so many are let through however few calls there are. Beyond them, a tenth of all calls."""
-
-UNMADE: Final = "unmade"
-"""How a call ended that was reserved, and never made: its row is taken away."""
 
 _FOUND_AT_ONCE: Final = 20
 
@@ -64,11 +62,11 @@ class CallFacts(NamedTuple):
     input_estimate: int
     output_estimate: int
     may_probe: bool = True
-    """Whether its end would say something of the route: not of a job with timers of its own that are shorter than all others'."""
+    """Whether its end would say something about the route: not if the job has timers of its own, shorter than all others'."""
 
 
 class Reserved(NamedTuple):
-    """The call may be made, and its row stands."""
+    """The call may be made, and its row is open."""
 
     opened_ms: int
     is_probe: bool
@@ -84,11 +82,11 @@ class Denied(NamedTuple):
     """One of JOB_ERROR_CODES where the upstream is the reason, else empty."""
 
 
-class Settlement(NamedTuple):
+class CallEnd(NamedTuple):
     """How a call ended."""
 
     ended: str
-    """``succeeded``, ``interrupted`` (cancelled, or taken from its worker), ``lost`` (its worker died), UNMADE, or one of
+    """``succeeded``, ``interrupted`` (cancelled, or taken from its worker), LOST, UNMADE, or one of
     JOB_ERROR_CODES.
     """
     usage: Usage
@@ -106,7 +104,7 @@ class Settlement(NamedTuple):
 
 
 class RouteState(NamedTuple):
-    """How things stand with a route."""
+    """The state of a route."""
 
     name: str
     shut_s: float
@@ -145,88 +143,72 @@ class Upstreams:
         self._usage_ms = int(settings.usage_retention_s * 1000)
 
     async def reserve(self, route: Route, call: CallFacts) -> Reserved | Denied:
-        """Counts the call and opens its row, or says why not. Asked again with the same id it gives the same answer."""
-        limits = route.limits
+        """Counts the call and opens its row, or says why not. A second call with the same id gives the same reply."""
+        requests, input_tokens, output_tokens, concurrency = _arguments(route.limits)
         what, number, rest = await self._commands.run(
-            script("reserve"),
-            route.name,
-            call.id,
-            *_arguments(limits),
-            int(call.is_retry),
-            LEAST_RETRIES,
-            call.input_estimate,
-            call.output_estimate,
-            self._hold_ms,
-            self._row_ms,
-            int(call.may_probe),
-            "tenant",
-            call.tenant,
-            "key",
-            call.key_id,
-            "job",
-            call.job_id,
-            "epoch",
-            call.epoch,
-            "attempt",
-            call.attempt,
-            "model",
-            call.model,
-            "input_estimate",
-            call.input_estimate,
+            "reserve",
+            route=route.name,
+            id=call.id,
+            most_requests=requests,
+            most_input=input_tokens,
+            most_output=output_tokens,
+            most_running=concurrency,
+            is_retry=int(call.is_retry),
+            least_retries=LEAST_RETRIES,
+            input_estimate=call.input_estimate,
+            output_estimate=call.output_estimate,
+            lease_ms=self._hold_ms,
+            row_ms=self._row_ms,
+            may_probe=int(call.may_probe),
+            tenant=call.tenant,
+            key=call.key_id,
+            job=call.job_id,
+            epoch=call.epoch,
+            attempt=call.attempt,
+            model=call.model,
         )
         if what == b"go":
             return Reserved(int(number), bool(rest))
         return Denied(Obstacle(what.decode()), int(number) / 1000, rest.decode())
 
-    def settle(self, route: str, call_id: str, opened_ms: int, end: Settlement) -> "asyncio.Future[int]":
+    def close_call(self, route: str, call_id: str, opened_ms: int, end: CallEnd) -> "asyncio.Future[int]":
         """Closes the row. Not a coroutine: a run that is cancelled has no time to wait. Safe to repeat.
 
         Gives 0 if it was closed before; else 1, and what it was charged when somebody closed it as lost (nano-dollars).
         """
-        learned = end.learned
+        amounts = [*msgspec.structs.asdict(end.usage).items(), ("cost_nano_usd", end.cost_nano_usd or 0)]
         return self._commands.run(
-            script("settle"),
-            route,
-            call_id,
-            end.ended,
-            int(end.is_estimated),
-            datetime.fromtimestamp(opened_ms / 1000, UTC).date().isoformat(),
-            self._usage_ms,
-            end.verdict,
-            int(end.shut_s * 1000),
-            end.code,
-            learned.requests or 0,
-            learned.input_tokens or 0,
-            learned.output_tokens or 0,
-            int(end.cost_nano_usd is not None),
-            "input_tokens",
-            end.usage.input_tokens,
-            "output_tokens",
-            end.usage.output_tokens,
-            "cache_creation_input_tokens",
-            end.usage.cache_creation_input_tokens,
-            "cache_read_input_tokens",
-            end.usage.cache_read_input_tokens,
-            "cost_nano_usd",
-            end.cost_nano_usd or 0,
+            "close_call",
+            route=route,
+            id=call_id,
+            ended=end.ended,
+            is_estimated=int(end.is_estimated),
+            today=datetime.fromtimestamp(opened_ms / 1000, UTC).date().isoformat(),
+            usage_ms=self._usage_ms,
+            verdict=end.verdict,
+            shut_ms=int(end.shut_s * 1000),
+            code=end.code,
+            learned_requests=end.learned.requests or 0,
+            learned_input=end.learned.input_tokens or 0,
+            learned_output=end.learned.output_tokens or 0,
+            is_priced=int(end.cost_nano_usd is not None),
+            amounts=[part for amount in amounts for part in amount],
         )
 
     def probed(self, route: str, call_id: str) -> "asyncio.Future[int]":
         """The probe is being answered: the circuit closes."""
-        return self._commands.run(script("probed"), route, call_id)
+        return self._commands.run("probed", route=route, id=call_id)
 
     async def hold(self, calls: Iterable[tuple[str, str]]) -> list[Abandoned]:
-        """These (route, call id) go on. Also gives rows that nobody holds any more: settle them."""
-        arguments = [part for pair in calls for part in pair]
-        rows = await self._commands.run(script("hold"), self._hold_ms, _FOUND_AT_ONCE, *arguments)
+        """These (route, call id) go on. Also gives rows that nobody holds any more: close them."""
+        flat = [part for call in calls for part in call]
+        rows = await self._commands.run("hold", lease_ms=self._hold_ms, most=_FOUND_AT_ONCE, calls=flat)
         return [_abandoned_of(row) for row in rows]
 
     async def look(self, routes: Iterable[Route] = ()) -> list[RouteState]:
         """Every route's state. ``routes`` carry the limits that the settings give them."""
-        arguments: list[str | int] = []
-        for route in routes:
-            arguments += (route.name, *_arguments(route.limits))
-        return [_state_of(*state) for state in await self._urgent.run(script("look"), *arguments)]
+        limited = [part for route in routes for part in (route.name, *_arguments(route.limits))]
+        return [_state_of(*state) for state in await self._urgent.run("look", limited=limited)]
 
     async def is_checker(self, every_s: float) -> bool:
         """Whether this worker is the one that asks idle upstreams this time."""
@@ -248,9 +230,5 @@ def _state_of(name: bytes, shut_ms: Any, why: bytes, open_ms: Any, room: Any) ->
 
 
 def _abandoned_of(row: list[bytes]) -> Abandoned:
-    call_id, route, tenant, key_id, job_id, epoch, attempt, model, input_estimate, opened_ms = [
-        part.decode() for part in row
-    ]
-    return Abandoned(
-        call_id, route, tenant, key_id, job_id, int(epoch), int(attempt), model, int(input_estimate), int(opened_ms)
-    )
+    *names, epoch, attempt, model, input_estimate, opened_ms = [part.decode() for part in row]
+    return Abandoned._make((*names, int(epoch), int(attempt), model, int(input_estimate), int(opened_ms)))

@@ -1,4 +1,4 @@
-"""Deliveries of webhooks as records and as a queue: claimed under a lease, ended, told again, listed.
+"""Deliveries of webhooks as records and as a queue: claimed under a lease, ended, sent again, listed.
 
 The jobs' queue in small: a lease instead of a worker's word, an epoch as fence, Redis's clock. A delivery waits in its lane,
 which is one tenant's way to one origin, so that a receiver that hangs delays nobody but itself. Deliveries are born by the
@@ -16,8 +16,8 @@ from shared.errors import NotFound
 from shared.settings import Settings
 from shared.store import redis_keys
 from shared.store.commands import Commands
-from shared.store.reads import Reads, Record, Sized, Stretch, read_page, size_of
-from shared.store.script import script
+from shared.store.page import Sized, read_page, sized, stretches_of
+from shared.store.reads import Reads, Record
 from shared.webhooks import Attempt, Delivery, DeliveryState, EventType, Next, Reason, Secrets, delivery_id_of
 
 LANE_MOST: Final = 8
@@ -77,15 +77,15 @@ class Webhooks:
     async def claim(self, *, count: int, lease_s: float) -> Claimed:
         """What is due, at most ``count``; whoever does not end one within the lease has lost it."""
         next_ms, *flat = await self._commands.run(
-            script("claim_deliveries"),
-            count,
-            int(lease_s * 1000),
-            LANE_MOST,
-            TENANT_MOST,
-            DeliveryState.FAILED,
-            f'"took_ms":0,"reason":"{Reason.DISABLED}"',
-            self._retention_ms,
-            *_FIELDS,
+            "claim_deliveries",
+            most=count,
+            lease_ms=int(lease_s * 1000),
+            lane_most=LANE_MOST,
+            tenant_most=TENANT_MOST,
+            failed=DeliveryState.FAILED,
+            disabled_note=f'"took_ms":0,"reason":"{Reason.DISABLED}"',
+            retention_ms=self._retention_ms,
+            fields=_FIELDS,
         )
         claims = [
             DeliveryClaim(_delivery_of(raw_id.decode(), record), epoch, failed)
@@ -96,20 +96,20 @@ class Webhooks:
     async def end(self, claim: DeliveryClaim, then: Next, attempt: Attempt | None) -> bool:
         """What became of it; without an ``attempt`` none was made, and none is counted. False: the claim was over."""
         reply = await self._commands.run(
-            script("end_delivery"),
-            claim.delivery.id,
-            claim.epoch,
-            then.state,
-            int(then.delay_s * 1000),
-            "" if attempt is None else msgspec.json.encode(attempt),
-            self._retention_ms,
-            _GONE_MS if then.reason is Reason.GONE else "",
-            int(then.state is DeliveryState.DELIVERED),
+            "end_delivery",
+            id=claim.delivery.id,
+            epoch=claim.epoch,
+            state=then.state,
+            delay_ms=int(then.delay_s * 1000),
+            attempt="" if attempt is None else msgspec.json.encode(attempt),
+            retention_ms=self._retention_ms,
+            gone_ms=_GONE_MS if then.reason is Reason.GONE else "",
+            is_delivered=int(then.state is DeliveryState.DELIVERED),
         )
         return bool(reply)
 
     async def result_of(self, delivery: Delivery) -> bytes | None:
-        """The result of the job that it tells of, as stored; None if it has none, or none any more."""
+        """The result of the job that it is about, as stored; None if it has none, or none any more."""
         found: bytes | None = await self._commands.call("GET", redis_keys.result(delivery.subject))
         return found
 
@@ -126,19 +126,20 @@ class Webhooks:
     async def get(self, delivery_id: str, tenant: str) -> Delivery:
         """Raises NotFound, for foreign ids too."""
         record = await self._reads.one(tenant, redis_keys.delivery(delivery_id), _FIELDS)
-        if record[0] != tenant.encode():
+        found = _own_delivery_of(delivery_id, record, tenant)
+        if found is None:
             raise NotFound
-        return _delivery_of(delivery_id, record)
+        return found
 
     async def redeliver(self, delivery_id: str, tenant: str) -> Delivery:
-        """Told again, now, whatever became of it; one that is being told stays as it is. Raises NotFound."""
-        if await self._commands.run(script("redeliver"), delivery_id, tenant) < 0:
+        """Sent again, now, whatever became of it; one that is being sent stays as it is. Raises NotFound."""
+        if await self._commands.run("redeliver", id=delivery_id, tenant=tenant) < 0:
             raise NotFound
         return await self.get(delivery_id, tenant)
 
     async def erase_some(self, tenant: str) -> tuple[int, bool]:
-        """The next of the tenant's deliveries are gone, told or not. How many, and whether there may be more. Safe to repeat."""
-        erased, is_more = await self._commands.run(script("erase_deliveries"), tenant, _ERASED_AT_ONCE)
+        """The next of the tenant's deliveries are gone, sent or not. How many, and whether there may be more. Safe to repeat."""
+        erased, is_more = await self._commands.run("erase_deliveries", tenant=tenant, most=_ERASED_AT_ONCE)
         return erased, bool(is_more)
 
     async def page(
@@ -157,31 +158,24 @@ class Webhooks:
         if job_id is not None:
             return await self._page_of_job(tenant, job_id, state, batch_id)
         filtered = state is not None or batch_id is not None
-        count = _PAGE_SCANNED if filtered else limit + 1
 
-        async def behind(last: str | None) -> Stretch:
-            start = f"({last}" if last else "+"
-            index = redis_keys.delivery_index(tenant)
-            members = await self._commands.call("ZREVRANGEBYLEX", index, start, "-", "LIMIT", 0, count)
-            ids = [member.decode() for member in members]
-            wanted = ids
-            if filtered and ids:
-                names = [redis_keys.delivery(each) for each in ids]
-                records = await self._reads.small(tenant, names, _FILTERED_BY)
-                wanted = [
-                    each for each, record in zip(ids, records, strict=True) if _is_wanted(record, state, batch_id)
-                ]
-            return Stretch(wanted, ids[-1] if ids else None, len(ids) < count)
+        async def wanted_of(ids: Sequence[str]) -> Sequence[str]:
+            names = [redis_keys.delivery(each) for each in ids]
+            records = await self._reads.small(tenant, names, _FILTERED_BY)
+            return [each for each, record in zip(ids, records, strict=True) if _is_wanted(record, state, batch_id)]
 
         async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
             records = await self._reads.some(tenant, [redis_keys.delivery(each) for each in ids], _FIELDS)
-            return [
-                Sized(_delivery_of(each, record), size_of(record)) if record[0] == tenant.encode() else None
-                for each, record in zip(ids, records, strict=False)
-            ]
+            return sized(ids, records, lambda each, record: _own_delivery_of(each, record, tenant))
 
+        stretches = stretches_of(
+            self._commands,
+            redis_keys.delivery_index(tenant),
+            count=_PAGE_SCANNED if filtered else limit + 1,
+            wanted_of=wanted_of if filtered else None,
+        )
         deliveries, next_after = await read_page(
-            behind, read, after=after, limit=limit, most_stretches=_PAGES_SCANNED if filtered else 2
+            stretches, read, after=after, limit=limit, most_stretches=_PAGES_SCANNED if filtered else 2
         )
         return DeliveryPage(deliveries, next_after)
 
@@ -198,11 +192,15 @@ class Webhooks:
     async def _secrets(self, tenant: str, grace_ms: int | str) -> Secrets:
         fresh = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
         current, created_ms, previous, until_ms = await self._commands.run(
-            script("webhook_secret"), tenant, fresh, grace_ms
+            "webhook_secret", tenant=tenant, fresh=fresh, grace_ms=grace_ms
         )
         return Secrets(
             current.decode(), int(created_ms), previous.decode() or None, int(until_ms) if until_ms else None
         )
+
+
+def _own_delivery_of(delivery_id: str, record: Record, tenant: str) -> Delivery | None:
+    return _delivery_of(delivery_id, record) if record[0] == tenant.encode() else None
 
 
 def _delivery_of(delivery_id: str, record: Sequence[Any]) -> Delivery:

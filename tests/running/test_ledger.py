@@ -202,7 +202,7 @@ async def test_a_killed_workers_row_is_closed_by_another(crew: Crew) -> None:
 def fall_silent(hand: Hand) -> None:
     """What is only sent, and not waited for, would still go out before the end."""
     never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    replace(hand.runtime.upstreams, "settle", lambda *_: never)
+    replace(hand.runtime.upstreams, "close_call", lambda *_: never)
     replace(hand.runtime.jobs, "charge", lambda *_, **__: never)
 
 

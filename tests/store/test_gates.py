@@ -5,16 +5,17 @@ import pytest
 from shared.routes import Route
 from shared.store import redis_keys
 from shared.store.runtime import Runtime
-from shared.store.upstreams import LEAST_RETRIES, UNMADE, Obstacle, Verdict
+from shared.store.upstreams import LEAST_RETRIES, Obstacle, Verdict
+from shared.usage import UNMADE
 from tests.support.store import listening
 from tests.support.upstreams import (
     a_route,
     called,
+    closed,
     denied,
     let_pass,
     permitted,
     row_of,
-    settled,
     state_of_route,
 )
 
@@ -25,7 +26,7 @@ async def fail(runtime: Runtime, times: int, route: Route = ROUTE) -> None:
     """So many calls show trouble. They are reserved together: the circuit may open in their midst."""
     calls = [(await permitted(runtime, route))[0] for _ in range(times)]
     for call_id in calls:
-        await settled(runtime, route, call_id, Verdict.TROUBLE)
+        await closed(runtime, route, call_id, Verdict.TROUBLE)
 
 
 async def open_circuit(runtime: Runtime, route: Route = ROUTE) -> None:
@@ -69,7 +70,7 @@ async def test_the_longest_retry_after_wins(runtime: Runtime) -> None:
     calls = [(await permitted(runtime, ROUTE))[0] for _ in range(4)]
     ends = ((20, "upstream_overloaded"), (5, "upstream_error"), (40, "upstream_rate_limited"), (0, ""))
     for call_id, (shut_s, code) in zip(calls, ends, strict=True):
-        await settled(runtime, ROUTE, call_id, shut_s=shut_s, code=code)
+        await closed(runtime, ROUTE, call_id, shut_s=shut_s, code=code)
     denial = await denied(runtime, ROUTE, Obstacle.SHUT)
     assert denial.wait_s == pytest.approx(40, abs=5)
     assert denial.code == "upstream_rate_limited"
@@ -78,10 +79,10 @@ async def test_the_longest_retry_after_wins(runtime: Runtime) -> None:
 async def test_a_success_opens_no_gate(runtime: Runtime) -> None:
     """Nor does trouble shorten it: it says when to come again."""
     calls = [(await permitted(runtime, ROUTE))[0] for _ in range(12)]
-    await settled(runtime, ROUTE, calls.pop(), shut_s=30, code="upstream_rate_limited")
-    await settled(runtime, ROUTE, calls.pop())
+    await closed(runtime, ROUTE, calls.pop(), shut_s=30, code="upstream_rate_limited")
+    await closed(runtime, ROUTE, calls.pop())
     for call_id in calls:
-        await settled(runtime, ROUTE, call_id, Verdict.TROUBLE)
+        await closed(runtime, ROUTE, call_id, Verdict.TROUBLE)
     denial = await denied(runtime, ROUTE, Obstacle.SHUT)
     assert denial.wait_s == pytest.approx(30, abs=5)
     assert denial.code == "upstream_rate_limited"
@@ -144,7 +145,7 @@ async def test_a_refusal_behind_a_retry_after_opens_the_circuit(runtime: Runtime
 
     calls = [(await permitted(runtime, ROUTE))[0] for _ in range(3)]
     for call_id in calls:  # they were on their way together: that is one refusal
-        await settled(runtime, ROUTE, call_id, Verdict.TROUBLE, shut_s=5, code="upstream_overloaded")
+        await closed(runtime, ROUTE, call_id, Verdict.TROUBLE, shut_s=5, code="upstream_overloaded")
     assert not await is_open(runtime)
     await let_pass(runtime, 5)
     await called(runtime, ROUTE)
@@ -166,7 +167,7 @@ async def test_what_says_nothing_of_the_route_is_not_counted(runtime: Runtime) -
     for ended in ("interrupted", "lost", "timeout"):
         await called(runtime, ROUTE, Verdict.NONE, ended=ended)
     call_id, _ = await permitted(runtime, ROUTE)
-    await settled(runtime, ROUTE, call_id, Verdict.TROUBLE, ended=UNMADE)
+    await closed(runtime, ROUTE, call_id, Verdict.TROUBLE, ended=UNMADE)
     assert not await is_open(runtime)
     await fail(runtime, 1)
     assert await is_open(runtime)
@@ -213,9 +214,9 @@ async def test_a_probe_may_be_a_retry(runtime: Runtime) -> None:
     """However many were made: it is one call, and maybe only retries wait."""
     calls = [(await permitted(runtime, ROUTE, is_retry=True))[0] for _ in range(LEAST_RETRIES)]
     for call_id in calls[:9]:
-        await settled(runtime, ROUTE, call_id, Verdict.TROUBLE)
+        await closed(runtime, ROUTE, call_id, Verdict.TROUBLE)
     await denied(runtime, ROUTE, Obstacle.SPENT, is_retry=True)
-    await settled(runtime, ROUTE, calls[9], Verdict.TROUBLE)
+    await closed(runtime, ROUTE, calls[9], Verdict.TROUBLE)
     await let_pass(runtime, 1)
     _, reserved = await permitted(runtime, ROUTE, is_retry=True)
     assert reserved.is_probe
@@ -230,7 +231,7 @@ async def test_a_probe_that_is_answered_closes_the_circuit(runtime: Runtime, by:
         assert await runtime.upstreams.probed(ROUTE.name, probe) == 1
         assert await runtime.upstreams.probed(ROUTE.name, probe) == 0
     else:
-        assert await settled(runtime, ROUTE, probe) == 1
+        assert await closed(runtime, ROUTE, probe) == 1
     state = await state_of_route(runtime, ROUTE)
     assert (state.open_ms, state.shut_s) == (None, 0)
     _, reserved = await permitted(runtime, ROUTE)
@@ -246,7 +247,7 @@ async def test_a_probe_that_is_cut_after_its_first_content_opens_nothing(runtime
     probe = await a_probe(runtime)
     await let_pass(runtime, 0.5)
     await runtime.upstreams.probed(ROUTE.name, probe)
-    await settled(runtime, ROUTE, probe, Verdict.TROUBLE)
+    await closed(runtime, ROUTE, probe, Verdict.TROUBLE)
     await fail(runtime, 9)
     assert not await is_open(runtime)
 
@@ -256,11 +257,11 @@ async def test_a_probe_that_fails_doubles_the_cool_down(runtime: Runtime) -> Non
     for _ in range(2):
         await open_circuit(runtime)
         for longest_s in (2, 4, 5, 5):
-            await settled(runtime, ROUTE, await a_probe(runtime), Verdict.TROUBLE)
+            await closed(runtime, ROUTE, await a_probe(runtime), Verdict.TROUBLE)
             assert await is_open(runtime)
             denial = await denied(runtime, ROUTE, Obstacle.SHUT)
             assert longest_s - 0.9 < denial.wait_s <= longest_s
-        await settled(runtime, ROUTE, await a_probe(runtime))
+        await closed(runtime, ROUTE, await a_probe(runtime))
         assert not await is_open(runtime)
         await let_pass(runtime, 0.5)
 
@@ -268,7 +269,7 @@ async def test_a_probe_that_fails_doubles_the_cool_down(runtime: Runtime) -> Non
 async def test_a_probe_s_retry_after_outlasts_the_cool_down(runtime: Runtime) -> None:
     """Of both, the longer one holds."""
     await open_circuit(runtime)
-    await settled(runtime, ROUTE, await a_probe(runtime), Verdict.TROUBLE, shut_s=20)
+    await closed(runtime, ROUTE, await a_probe(runtime), Verdict.TROUBLE, shut_s=20)
     denial = await denied(runtime, ROUTE, Obstacle.SHUT)
     assert denial.wait_s > 10
     await let_pass(runtime, 20.5)
@@ -279,13 +280,13 @@ async def test_a_probe_s_retry_after_outlasts_the_cool_down(runtime: Runtime) ->
 async def test_probes_are_spread_over_tenants(runtime: Runtime) -> None:
     """Who probed last leaves the next one to others for half a second; then it may, if nobody else came."""
     await open_circuit(runtime)
-    await settled(runtime, ROUTE, await a_probe(runtime), Verdict.TROUBLE)
+    await closed(runtime, ROUTE, await a_probe(runtime), Verdict.TROUBLE)
     await let_pass(runtime, 2)
     denial = await denied(runtime, ROUTE, Obstacle.OTHERS)
     assert denial.wait_s <= 0.5
     call_id, reserved = await permitted(runtime, ROUTE, tenant="tenant-b")
     assert reserved.is_probe
-    await settled(runtime, ROUTE, call_id, Verdict.TROUBLE)
+    await closed(runtime, ROUTE, call_id, Verdict.TROUBLE)
     await let_pass(runtime, 4)
     assert (await permitted(runtime, ROUTE))[1].is_probe
 
@@ -297,7 +298,7 @@ async def test_an_impatient_job_is_no_probe_while_others_may_be(runtime: Runtime
     assert (await denied(runtime, ROUTE, Obstacle.OTHERS, may_probe=False)).wait_s <= 5
     call_id, reserved = await permitted(runtime, ROUTE)
     assert reserved.is_probe
-    await settled(runtime, ROUTE, call_id, Verdict.TROUBLE)
+    await closed(runtime, ROUTE, call_id, Verdict.TROUBLE)
     await let_pass(runtime, 7)
     assert (await permitted(runtime, ROUTE, may_probe=False, tenant="tenant-b"))[1].is_probe
 
@@ -308,7 +309,7 @@ async def test_a_probe_that_shows_nothing_frees_its_place(runtime: Runtime, ende
     await open_circuit(runtime)
     probe = await a_probe(runtime)
     async with listening(runtime, redis_keys.plain("gates")) as heard:
-        await settled(runtime, ROUTE, probe, Verdict.NONE, ended=ended)
+        await closed(runtime, ROUTE, probe, Verdict.NONE, ended=ended)
         assert await heard.all() == [ROUTE.name.encode()]
     assert await is_open(runtime)
     _, reserved = await permitted(runtime, ROUTE)
@@ -323,11 +324,11 @@ async def test_a_dead_probe_s_place_is_given_again(runtime: Runtime) -> None:
     second, reserved = await permitted(runtime, ROUTE)
     assert reserved.is_probe
     assert await runtime.upstreams.probed(ROUTE.name, dead) == 0
-    await settled(runtime, ROUTE, dead, ended="lost")
-    await settled(runtime, ROUTE, dead, Verdict.OK)
+    await closed(runtime, ROUTE, dead, ended="lost")
+    await closed(runtime, ROUTE, dead, Verdict.OK)
     assert await is_open(runtime)
     await denied(runtime, ROUTE, Obstacle.SHUT)
-    await settled(runtime, ROUTE, second)
+    await closed(runtime, ROUTE, second)
     assert not await is_open(runtime)
 
 
@@ -345,12 +346,12 @@ async def test_calls_from_before_say_nothing_of_the_time_since(runtime: Runtime)
     """Those that are still running when the circuit opens neither close it nor, when it has closed, open it again."""
     old = [(await permitted(runtime, ROUTE))[0] for _ in range(12)]
     await open_circuit(runtime)
-    await settled(runtime, ROUTE, old.pop())
-    await settled(runtime, ROUTE, old.pop(), Verdict.TROUBLE)
+    await closed(runtime, ROUTE, old.pop())
+    await closed(runtime, ROUTE, old.pop(), Verdict.TROUBLE)
     assert await is_open(runtime)
-    await settled(runtime, ROUTE, await a_probe(runtime))
+    await closed(runtime, ROUTE, await a_probe(runtime))
     for call_id in old:
-        await settled(runtime, ROUTE, call_id, Verdict.TROUBLE)
+        await closed(runtime, ROUTE, call_id, Verdict.TROUBLE)
     assert not await is_open(runtime)
     assert all([(await row_of(runtime, call_id))["ended"] == "succeeded" for call_id in old])
 

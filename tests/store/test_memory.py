@@ -38,7 +38,7 @@ from tests.support.store import (
     submit,
     submit_many,
 )
-from tests.support.upstreams import a_route, called, let_pass, permitted, settled, state_of_route
+from tests.support.upstreams import a_route, called, closed, let_pass, permitted, state_of_route
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ async def test_no_job_starts_in_a_full_redis_and_none_is_half_started(runtime: R
 
 
 async def test_calls_can_be_made_and_end(runtime: Runtime) -> None:
-    """RESERVE, HOLD, LOOK, PROBED, SETTLE and CHARGE get through: what runs needs its calls, and they must be counted."""
+    """RESERVE, HOLD, LOOK, PROBED, CLOSE_CALL and CHARGE get through: what runs needs its calls, and they must be counted."""
     claimed = await start(runtime)
     route = a_route(requests=50, concurrency=50)
     for _ in range(10):
@@ -168,7 +168,7 @@ async def test_calls_can_be_made_and_end(runtime: Runtime) -> None:
     assert await runtime.upstreams.hold([(route.name, call_id)]) == []
     assert (await state_of_route(runtime, route)).open_ms is not None
     assert await runtime.upstreams.probed(route.name, call_id) == 1
-    assert await settled(runtime, route, call_id, usage=Usage(1, 1), shut_s=1, code="upstream_rate_limited") == 1
+    assert await closed(runtime, route, call_id, usage=Usage(1, 1), shut_s=1, code="upstream_rate_limited") == 1
     await runtime.jobs.charge(claimed.id, 5, tenant="tenant-a")
     assert (await record_of(runtime, claimed.id))[b"cost_nano_usd"] == b"5"
     await _empty(runtime)
@@ -177,7 +177,7 @@ async def test_calls_can_be_made_and_end(runtime: Runtime) -> None:
     await let_pass(runtime, runtime.settings.lease_s + 1)
     await _fill(runtime)
     assert [row.call_id for row in await runtime.upstreams.hold([])] == [lost]
-    assert await settled(runtime, route, lost, ended="lost") == 1
+    assert await closed(runtime, route, lost, ended="lost") == 1
 
 
 async def test_submits_stop_before_running_jobs_lack_room(runtime: Runtime) -> None:

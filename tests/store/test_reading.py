@@ -9,9 +9,10 @@ import pytest
 from shared.errors import NotEnded, NotFound
 from shared.job import JobState
 from shared.store import redis_keys
-from shared.store.commands import Argument, Commands
+from shared.store.commands import Commands
 from shared.store.jobs import Jobs
 from shared.store.runtime import Runtime
+from shared.store.script import Argument
 from tests.conftest import StartRuntime
 from tests.support.builders import a_bad_line, a_batch_id, a_line, an_id, lines
 from tests.support.redis_servers import on_real_redis

@@ -8,8 +8,9 @@ import pytest
 
 from shared.errors import StorageUnavailable, TooManyReads
 from shared.job import JobState, Step
+from shared.store.page import PAGE_BYTES
 from shared.store.queue import Ending
-from shared.store.reads import PAGE_BYTES, PIECE_BYTES, Turns
+from shared.store.reads import PIECE_BYTES, Turns
 from shared.store.runtime import Runtime
 from tests.support.batches import a_batch
 from tests.support.builders import a_webhook

@@ -14,7 +14,8 @@ from shared.job import Usage
 from shared.routes import Limits
 from shared.store import redis_keys
 from shared.store.runtime import Runtime
-from shared.store.upstreams import LEAST_RETRIES, UNMADE, Denied, Obstacle, Reserved, Verdict
+from shared.store.upstreams import LEAST_RETRIES, Denied, Obstacle, Reserved, Verdict
+from shared.usage import UNMADE
 from tests.support.redis_servers import on_real_redis
 from tests.support.store import all_keys, now_ms, ttl_ms
 from tests.support.upstreams import (
@@ -23,12 +24,12 @@ from tests.support.upstreams import (
     a_call,
     a_route,
     called,
+    closed,
     denied,
     holders_of,
     let_pass,
     permitted,
     row_of,
-    settled,
     state_of_route,
     sums_of,
 )
@@ -202,7 +203,7 @@ async def test_what_was_reserved_makes_room_for_what_was_used(runtime: Runtime, 
     """Less or more."""
     route = a_route(input_tokens=100, output_tokens=100)
     call_id, _ = await permitted(runtime, route, input_estimate=60, output_estimate=60)
-    await settled(runtime, route, call_id, usage=Usage(input_tokens=used, output_tokens=used))
+    await closed(runtime, route, call_id, usage=Usage(input_tokens=used, output_tokens=used))
     assert await sums_of(runtime, route) == [1, 0, used, used]
     for more in (max(0, left) + 1, 100):
         if used:
@@ -219,7 +220,7 @@ async def test_input_from_a_cache_does_not_count(runtime: Runtime) -> None:
     route = a_route(input_tokens=100)
     call_id, _ = await permitted(runtime, route, input_estimate=100)
     usage = Usage(input_tokens=10, cache_creation_input_tokens=20, cache_read_input_tokens=70)
-    await settled(runtime, route, call_id, usage=usage)
+    await closed(runtime, route, call_id, usage=usage)
     assert await sums_of(runtime, route) == [1, 0, 30, 0]
 
 
@@ -233,7 +234,7 @@ async def test_a_call_that_is_larger_than_the_limit_waits_for_an_empty_window(ru
     call_id, _ = await permitted(runtime, route, input_estimate=5_000, output_estimate=7_000)
     assert await sums_of(runtime, route) == [1, 0, 100, 100]
     await denied(runtime, route, Obstacle.FULL, input_estimate=1, output_estimate=0)
-    await settled(runtime, route, call_id, usage=Usage(input_tokens=5_000, output_tokens=10))
+    await closed(runtime, route, call_id, usage=Usage(input_tokens=5_000, output_tokens=10))
     assert await sums_of(runtime, route) == [1, 0, 5_000, 10]
 
 
@@ -243,10 +244,10 @@ async def test_a_call_that_outlives_its_window_changes_no_later_one(runtime: Run
     old, _ = await permitted(runtime, route, input_estimate=50)
     await let_pass(runtime, WINDOW_S)
     new, _ = await permitted(runtime, route, input_estimate=30)
-    await settled(runtime, route, old, usage=Usage(input_tokens=90))
+    await closed(runtime, route, old, usage=Usage(input_tokens=90))
     assert await sums_of(runtime, route) == [1, 0, 30, 0]
     await let_pass(runtime, 2 * WINDOW_S)
-    await settled(runtime, route, new, ended=UNMADE)
+    await closed(runtime, route, new, ended=UNMADE)
     assert await sums_of(runtime, route) in ([0, 0, 0, 0], [1, 0, 30, 0])  # nobody looked at what is over
     assert (await state_of_route(runtime, route)).room is None
 
@@ -292,14 +293,14 @@ async def test_what_was_learned_stays_while_the_route_is_called(runtime: Runtime
 
 
 async def test_so_many_calls_run_at_once(runtime: Runtime) -> None:
-    """Whoever has settled makes room, once."""
+    """A call that has ended makes room, once."""
     route = a_route(concurrency=2)
     first, _ = await permitted(runtime, route)
     second, _ = await permitted(runtime, route)
     await denied(runtime, route, Obstacle.FULL)
     assert (await state_of_route(runtime, route)).room == 0
-    assert await settled(runtime, route, first) == 1
-    assert await settled(runtime, route, first) == 0
+    assert await closed(runtime, route, first) == 1
+    assert await closed(runtime, route, first) == 0
     third, _ = await permitted(runtime, route)
     await denied(runtime, route, Obstacle.FULL)
     assert sorted(await holders_of(runtime, route)) == sorted([second, third])
@@ -319,11 +320,11 @@ async def test_a_call_whose_worker_is_silent_makes_room(runtime: Runtime) -> Non
     await denied(runtime, route, Obstacle.FULL)
 
 
-async def test_a_settled_call_cannot_be_held(runtime: Runtime) -> None:
-    """A worker that settles and holds in one turn brings nothing back."""
+async def test_a_closed_call_cannot_be_held(runtime: Runtime) -> None:
+    """A worker that closes and holds a call in one turn brings nothing back."""
     route = a_route(concurrency=1)
     call_id, _ = await permitted(runtime, route)
-    await settled(runtime, route, call_id)
+    await closed(runtime, route, call_id)
     await runtime.upstreams.hold([(route.name, call_id)])
     assert await holders_of(runtime, route) == []
     await permitted(runtime, route)
@@ -368,7 +369,7 @@ async def test_a_call_that_is_asked_for_again_after_a_lease_is_held_again(runtim
     await let_pass(runtime, runtime.settings.lease_s + 1)
     (row,) = await runtime.upstreams.hold([])
     assert row.call_id == call_id
-    assert await settled(runtime, route, call_id, ended="lost") == 1
+    assert await closed(runtime, route, call_id, ended="lost") == 1
     await permitted(runtime, route, call_id)
     assert await holders_of(runtime, route) == [call_id]
     await denied(runtime, route, Obstacle.FULL)
@@ -463,7 +464,7 @@ async def test_a_model_may_be_called_anything(runtime: Runtime, model: str) -> N
     """It is counted, gated, held, found and added up like any other, and touches no other."""
     other, route = a_route("a", requests=1), a_route(model, requests=3)
     call_id, _ = await permitted(runtime, route, model=model)
-    await settled(
+    await closed(
         runtime,
         route,
         call_id,
@@ -481,7 +482,7 @@ async def test_a_model_may_be_called_anything(runtime: Runtime, model: str) -> N
     await let_pass(runtime, runtime.settings.lease_s + 1)
     (row,) = await runtime.upstreams.hold([])
     assert (row.call_id, row.route, row.model) == (lost, route.name, model)
-    assert await settled(runtime, route, lost, ended="lost", usage=Usage(output_tokens=1)) == 1
+    assert await closed(runtime, route, lost, ended="lost", usage=Usage(output_tokens=1)) == 1
     day = _day_of(opened.opened_ms)
     (usage,) = await read_usage(runtime, "tenant-a", day, day)
     assert (usage.model, usage.sums.calls, usage.sums.input_tokens, usage.sums.output_tokens) == (model, 2, 3, 1)

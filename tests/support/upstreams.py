@@ -1,4 +1,4 @@
-"""Calls to upstreams as the tests of the store make them: reserved and settled, but never made.
+"""Calls to upstreams as the tests of the store make them: reserved and closed, but never made.
 
 The scripts know Redis's clock alone; so a test does not wait but moves all that is stored of the upstreams into the past.
 """
@@ -9,7 +9,7 @@ from shared.job import Usage
 from shared.routes import Limits, ProviderName, Route
 from shared.store import redis_keys
 from shared.store.runtime import Runtime
-from shared.store.upstreams import CallFacts, Denied, Obstacle, Reserved, RouteState, Settlement, Verdict
+from shared.store.upstreams import CallEnd, CallFacts, Denied, Obstacle, Reserved, RouteState, Verdict
 from tests.support.builders import an_id
 from tests.support.store import all_keys, kind_of, now_ms
 
@@ -60,9 +60,9 @@ async def denied(runtime: Runtime, route: Route, why: Obstacle, **facts: Any) ->
     return answer
 
 
-async def settled(runtime: Runtime, route: Route, call_id: str, verdict: Verdict = Verdict.OK, **end: Any) -> int:
-    """A call has ended; any field of its Settlement by name."""
-    settlement = Settlement(
+async def closed(runtime: Runtime, route: Route, call_id: str, verdict: Verdict = Verdict.OK, **end: Any) -> int:
+    """A call has ended; any field of its CallEnd by name."""
+    call_end = CallEnd(
         **{
             "ended": "succeeded",
             "usage": Usage(),
@@ -73,13 +73,13 @@ async def settled(runtime: Runtime, route: Route, call_id: str, verdict: Verdict
             **end,
         }
     )
-    return await runtime.upstreams.settle(route.name, call_id, await now_ms(runtime), settlement)
+    return await runtime.upstreams.close_call(route.name, call_id, await now_ms(runtime), call_end)
 
 
 async def called(runtime: Runtime, route: Route, verdict: Verdict = Verdict.OK, **end: Any) -> None:
-    """A whole call: reserved and settled."""
+    """A whole call: reserved and closed."""
     call_id, _ = await permitted(runtime, route)
-    assert await settled(runtime, route, call_id, verdict, **end) == 1
+    assert await closed(runtime, route, call_id, verdict, **end) == 1
 
 
 async def state_of_route(runtime: Runtime, route: Route) -> RouteState:

@@ -4,7 +4,7 @@ import pytest
 
 from shared.errors import JOB_ERROR_CODES
 from shared.job import Usage
-from shared.store.upstreams import Settlement, Verdict
+from shared.store.upstreams import CallEnd, Verdict
 from worker.governor import _with_verdict
 from worker.outcome import TIMED_OUT, Breakage, How, Refusal, classify
 
@@ -140,7 +140,7 @@ def test_retry_after_is_kept_with_the_failure() -> None:
 @pytest.mark.parametrize("how", [How.GARBLED, How.IMPATIENT, How.FAULTY])
 def test_what_is_no_matter_of_health_is_no_verdict_on_the_route(how: How) -> None:
     """A server's habits, a caller's patience and our own faults: the route may serve all others as well as ever."""
-    end = Settlement("upstream_truncated", Usage(), is_estimated=False, cost_nano_usd=0)
+    end = CallEnd("upstream_truncated", Usage(), is_estimated=False, cost_nano_usd=0)
     failure = classify(Breakage(how))
     assert not failure.opens_circuit
     assert not failure.is_of_route

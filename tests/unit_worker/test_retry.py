@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import JobError
+from shared.job import LONGEST_WAIT_IN_SLOT_S
 from worker.outcome import TIMED_OUT, Breakage, Failure, How, Outcome, Refusal, classify
-from worker.retry import LONGEST_WAIT_IN_SLOT_S, Deferred, RetryPolicy, is_spent, retrying, wait_s
+from worker.retry import Deferred, RetryPolicy, is_spent, retrying, wait_s
 
 OVERLOADED = classify(Refusal(529, "overloaded_error"))
 REJECTED = classify(Refusal(400, "invalid_request_error"))

@@ -1,15 +1,15 @@
+-- uses: bookkeeping, held, webhooks
+-- args: id, #most, receiving, cancelling, dropped, queued, sources, cancelled, retention
 -- ADVANCE_BATCH: the next piece of what concerns all items of a batch: they start, are cancelled, are kept as long as
 -- the batch, or are erased.
--- ARGV: id, most items, receiving, cancelling, dropped, queued, states to cancel from, cancelled, retention
--- Returns 1 if something is left to do, else 0
-local id, most = ARGV[1], tonumber(ARGV[2])
+-- most: how many items.   Returns 1 if something is left to do, else 0
 local record, items = key_batch(id), key_batch_items(id)
 write_without_memory()
-local batch = call('HMGET', record, 'state', 'tenant', 'started_to', 'cancelled_to', 'common', 'timeout_ms', 'expires_ms',
-  'not_before_ms', 'created_ms', 'key', 'webhook_of_items', 'kept_to')
+local batch = call('HMGET', record, 'state', 'tenant', 'started_to', 'cancelled_to', 'common', 'timeout_ms',
+  'expires_ms', 'not_before_ms', 'created_ms', 'key', 'webhook_of_items', 'kept_to')
 
 local function erase_some()
-  call('DEL', key_batch_ended(id)) -- first: the list shrinks from its head, and lines would be told as other lines' jobs
+  call('DEL', key_batch_ended(id)) -- first: the list shrinks from its head, and lines would name other lines' jobs
   for _, job in ipairs(call('LRANGE', items, 0, most - 1)) do
     if job ~= '' then
       give_up_request(job, batch[2])
@@ -25,11 +25,11 @@ local function erase_some()
   return 0
 end
 
--- The common part of the spec goes behind the item's own: two JSON objects become one.
+-- The common part of the spec goes after the item's own: two JSON objects become one.
 local function start_item(job, place)
   local own = call('HMGET', key_job(job), 'flow', 'spec')
   local spec = string.sub(own[2], 1, -2) .. ',' .. string.sub(batch[5], 2)
-  call('HSET', key_job(job), 'tenant', batch[2], 'state', ARGV[6], 'place', place, 'created_ms', batch[9],
+  call('HSET', key_job(job), 'tenant', batch[2], 'state', queued, 'place', place, 'created_ms', batch[9],
     'expires_ms', batch[7], 'timeout_ms', batch[6], 'spec', spec)
   if batch[10] then call('HSET', key_job(job), 'key', batch[10]) end
   if batch[11] then call('HSET', key_job(job), 'webhook', 'batch') end
@@ -55,12 +55,7 @@ end
 local function cancel_some(from, to)
   local jobs = call('LRANGE', items, from, math.min(from + most, to) - 1)
   for _, job in ipairs(jobs) do
-    local found = call('HMGET', key_job(job), 'state', 'tenant', 'flow', 'epoch', 'worker')
-    if found[1] and contains(ARGV[7], found[1]) then
-      leave(job, found[2], found[3])
-      end_job(job, ARGV[8], next_epoch(found[4]), 0, ARGV[9], {})
-      if found[5] then call('PUBLISH', channel_control(), 'cancel ' .. job) end
-    end
+    cancel_job(job, nil, sources, cancelled, retention)
   end
   call('HSET', record, 'cancelled_to', from + #jobs)
 end
@@ -85,18 +80,18 @@ local function keep_some(from)
   call('HSET', record, 'kept_to', from + #jobs)
 end
 
-if batch[1] == ARGV[5] then return erase_some() end
-if batch[1] == ARGV[3] then return 0 end -- its body is coming in
+if batch[1] == dropped then return erase_some() end
+if batch[1] == receiving then return 0 end -- its body is coming in
 local length = call('LLEN', items)
 local started_to, cancelled_to, kept_to = tonumber(batch[3] or 0), tonumber(batch[4] or 0), tonumber(batch[12] or 0)
 if batch[1] == BATCH_ENDED and kept_to < length then
   keep_some(kept_to)
-elseif batch[1] == ARGV[4] and cancelled_to < started_to then
+elseif batch[1] == cancelling and cancelled_to < started_to then
   cancel_some(cancelled_to, started_to)
 elseif batch[1] and started_to < length then
   start_some(started_to)
   -- In the same step: what is being cancelled never waits where a worker could take it.
-  if batch[1] == ARGV[4] then cancel_some(started_to, length) end
+  if batch[1] == cancelling then cancel_some(started_to, length) end
 else
   call('ZREM', key_due(), id)
   return 0

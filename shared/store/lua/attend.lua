@@ -1,3 +1,5 @@
--- ATTEND: an API process lives. ARGV: name, for how long this holds (ms)
-call('ZADD', key_attendants(), int(now + tonumber(ARGV[2])), ARGV[1])
+-- uses: now
+-- args: name, believed_ms
+-- ATTEND: an API process lives, and is believed to for so long.
+call('ZADD', key_attendants(), int(now + believed_ms), name)
 return 1

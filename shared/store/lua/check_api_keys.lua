@@ -1,15 +1,18 @@
--- CHECK_API_KEYS: whether keys that have been believed still stand, for many in one call. The digests were proven before:
--- here nobody guesses, and no time can be told from the answer.
--- ARGV: id, digest, id, digest, ...
--- Returns for each {for how many ms yet at most; -1: without an end, 0: no more, whether it is the one before the newest}
+-- uses: now
+-- args: keys...
+-- CHECK_API_KEYS: whether keys that have been believed are still valid, for many in one call. The digests were proven
+-- before: nobody guesses here, so time gives no secret away.   keys: id, digest, id, digest, ...
+-- Returns for each {for how many ms yet at most; -1: without an end, 0: no more, whether it is the one before the
+-- newest}
 local reply = {}
-for i = 1, #ARGV, 2 do
-  local found = call('HMGET', key_api_key(ARGV[i]), 'digest', 'old_digest', 'old_until_ms', 'expires_ms', 'revoked_ms')
+for at = 1, #keys, 2 do
+  local id, digest = keys[at], keys[at + 1]
+  local found = call('HMGET', key_api_key(id), 'digest', 'old_digest', 'old_until_ms', 'expires_ms', 'revoked_ms')
   local left, is_old = 0, 0
-  if not found[5] and (ARGV[i + 1] == found[1] or ARGV[i + 1] == found[2]) then
+  if not found[5] and (digest == found[1] or digest == found[2]) then
     left = -1
     if found[4] then left = math.max(0, tonumber(found[4]) - now) end
-    if ARGV[i + 1] ~= found[1] then
+    if digest ~= found[1] then
       is_old = 1
       local old = math.max(0, tonumber(found[3]) - now)
       if left < 0 or old < left then left = old end

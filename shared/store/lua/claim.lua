@@ -1,14 +1,14 @@
+-- uses: bookkeeping, overdue, spend
+-- args: worker, #lease_ms, #most, #low_left, #tenant_limit, #suspects_left, #suspect_at, sources, target,
+--   expire_sources, expired, time_out_sources, failed, timeout_error, retention, bounds...
 -- CLAIM: gives a worker the next jobs, in the fair order, each with an epoch and its `started` event.
--- ARGV: worker, lease_ms, how many, how many of the lowest band, running limit of a tenant without one of its own (0: none), may take a suspect (1/0),
---       counted takeovers that make a suspect, source states, target state,
---       then as in EXPIRE: states to expire from, expired, states to time out from, failed, timeout error, retention,
---       then for routes that have a bound: name, how many may start or -1 (shut), name, ... A bound for the name '' is
---       that of every route which is not named.
+-- low_left: how many may be of the lowest band. tenant_limit: of running jobs, for a tenant without one of its own (0:
+-- none).
+-- suspects_left: how many suspects may start (1/0). suspect_at: takeovers that make a suspect. From expire_sources on
+-- as in EXPIRE. bounds: for routes that have one: name, how many may start or -1 (shut), name, ... A bound for the name
+-- '' is that of every route which is not named.
 -- Returns {ms until something is due or -1, claim...}, claim = {id, tenant, epoch, now, attempt, next seq, started_ms,
 --       timeout_ms, created_ms, failures, takeovers, request, spec}
-local worker, lease_ms, count, low_count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local tenant_limit, suspects_left, suspect_at = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local sources, target = ARGV[8], ARGV[9]
 stamp_alive(lease_ms)
 
 local promoted = call('ZRANGEBYSCORE', key_deferred(), '-inf', int(now), 'LIMIT', 0, 200)
@@ -23,7 +23,7 @@ for band in string.gmatch(BANDS, '[^,]+') do bands[#bands + 1] = band end
 local lowest = bands[#bands]
 local passed_over = {}
 local quotas = {}
-for i = 16, #ARGV, 2 do quotas[ARGV[i]] = tonumber(ARGV[i + 1]) end
+for at = 1, #bounds, 2 do quotas[bounds[at]] = tonumber(bounds[at + 1]) end
 
 local function chain_of(flow) return string.match(flow, '^[^:]+:[^:]+:[^:]*:(.*)$') end
 
@@ -45,8 +45,8 @@ local function is_gated(flow)
   return gated[chain]
 end
 
--- What a tenant or an API key may run at once (0: any number), and what is left of its budget beside what its running jobs
--- may cost. Read once per script.
+-- What a tenant or an API key may run at once (0: any number), and what is left of its budget besides what its running
+-- jobs may cost. Read once per script.
 local caps = {}
 local function cap_of(owner, running_limit, a_day, a_month)
   local left = math.huge
@@ -92,10 +92,11 @@ local function hold_budget_of(id, tenant, key, nano)
   call('HSET', key_job(id), 'held', int(nano))
 end
 
--- A flow whose tenant or API key has no room is parked: out of the way of the others, since thousands may be, and each CLAIM
--- would look at all of them. It keeps its order among those that are parked with the same owner.
+-- A flow whose tenant or API key has no room is parked: out of the way of the others, since thousands may be, and each
+-- CLAIM would look at all of them. It keeps its order among those that are parked with the same owner.
 local PARKED_LOOK_MS, UNPARKED_AT_ONCE, most_moved = 10000, 20, 500
-local function later() return int(now + math.min(PARKED_LOOK_MS, ms_to_next_day())) end -- leave() and the like look sooner
+-- leave() and the like look sooner.
+local function later() return int(now + math.min(PARKED_LOOK_MS, ms_to_next_day())) end
 
 local function park_with(owner, flow, band, turn)
   call('ZADD', key_parked_flows(owner, band), int(turn), flow)
@@ -123,8 +124,8 @@ local function park(flow, band)
   return true
 end
 
--- Gated flows keep their place, and are looked past; beyond MOST_GATED of them, in a CLAIM, the others are parked for a moment: a
--- caller may name thousands of models of a full route, and each CLAIM would look at all of them.
+-- Gated flows keep their place, and are looked past; beyond MOST_GATED of them, in a CLAIM, the others are parked for a
+-- moment: a caller may name thousands of models of a full route, and each CLAIM would look at all of them.
 local MOST_GATED, GATED_LOOK_MS, gated_left = 200, 1000, 200
 local function park_gated(flow, band)
   local tenant = string.match(flow, '^[^:]+:([^:]+)')
@@ -150,7 +151,11 @@ local function unpark_gated()
     end
     is_any_left = is_any_left or call('EXISTS', parked) == 1
   end
-  if is_any_left then call('ZADD', key_parked(), int(now + GATED_LOOK_MS / 4), GATED) else call('ZREM', key_parked(), GATED) end
+  if is_any_left then
+    call('ZADD', key_parked(), int(now + GATED_LOOK_MS / 4), GATED)
+  else
+    call('ZREM', key_parked(), GATED)
+  end
 end
 
 -- As many flows as there is room for come back, in their order, each at its tenant's next turn.
@@ -175,7 +180,8 @@ local function unpark(owner)
     end
     if call('EXISTS', parked) == 1 then
       is_any_left = true
-      if room > 0 then look = int(left > 0 and now or math.min(look, now + 1000)) end -- others may be first at those that came back
+      -- Others may be first at those that came back.
+      if room > 0 then look = int(left > 0 and now or math.min(look, now + 1000)) end
     end
   end
   if is_any_left then call('ZADD', key_parked(), look, owner) else call('ZREM', key_parked(), owner) end
@@ -186,11 +192,11 @@ for _, owner in ipairs(call('ZRANGEBYSCORE', key_parked(), '-inf', int(now), 'LI
   end
 end
 
--- The lowest flow of a band that may start a job, and that job. Suspects are looked past, 32 deep. Flows at the front that
--- may not start are looked at once per script: behind a shut route thousands may wait.
+-- The lowest flow of a band that may start a job, and that job. Suspects are looked past, 32 deep. Flows at the front
+-- that may not start are looked at once per script: thousands may wait for a shut route.
 local skipped = {}
 local function first_of(band)
-  if band == lowest and low_count <= 0 then return nil end
+  if band == lowest and low_left <= 0 then return nil end
   local offset = skipped[band] or 0
   local at_front, size = true, 10
   while offset < 5000 do
@@ -211,8 +217,8 @@ local function first_of(band)
       else
         at_front = false
         local id = call('ZRANGE', key_flow(flow), 0, 0)[1]
-        if suspects_left > 0 or tonumber(call('HGET', key_job(id), 'takeovers') or 0) < suspect_at then return flow, id end
-        for _, other in ipairs(call('ZRANGE', key_flow(flow), 1, 32)) do
+        if suspects_left > 0 then return flow, id end
+        for _, other in ipairs(call('ZRANGE', key_flow(flow), 0, 32)) do
           if tonumber(call('HGET', key_job(other), 'takeovers') or 0) < suspect_at then return flow, other end
         end
         passed_over[flow] = true
@@ -293,7 +299,7 @@ end
 local most_bytes = 8 * 1024 * 1024
 
 local reply, touched, bytes = {-1}, #promoted, 0
-while #reply <= count and touched < 500 and bytes < most_bytes do
+while #reply <= most and touched < 500 and bytes < most_bytes do
   local flow, id, band = pick()
   if not flow then break end
   touched = touched + 1
@@ -301,20 +307,20 @@ while #reply <= count and touched < 500 and bytes < most_bytes do
   if not state or not contains(sources, state) then
     dequeue(id, flow) -- erased, or ended by a path that did not leave: never run
   elseif tonumber(call('ZSCORE', key_waiting(), id) or 0) <= now then
-    end_overdue(id, ARGV[10], ARGV[11], ARGV[12], ARGV[13], ARGV[14], ARGV[15])
+    end_overdue(id, expire_sources, expired, time_out_sources, failed, timeout_error, retention)
   else
     take_turn(flow, band, id)
-    if band == lowest then low_count = low_count - 1 end
+    if band == lowest then low_left = low_left - 1 end
     local claim = start(id, state, flow)
     bytes = bytes + #claim[12]
     reply[#reply + 1] = claim
   end
 end
-if touched >= 500 or bytes >= most_bytes or most_moved <= 0 then -- enough for one script: whoever has room left comes again at once
+if touched >= 500 or bytes >= most_bytes or most_moved <= 0 then -- enough for one script: it is called again at once
   reply[1] = 0
   return reply
 end
-if #reply <= count then call('SET', key_hungry(), 1, 'EX', 60) end
+if #reply <= most then call('SET', key_hungry(), 1, 'EX', 60) end
 
 for _, key in ipairs({key_deferred(), key_parked()}) do
   local due = tonumber(call('ZRANGE', key, 0, 0, 'WITHSCORES')[2])

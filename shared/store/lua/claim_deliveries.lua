@@ -1,9 +1,8 @@
+-- uses: lanes
+-- args: #most, #lease_ms, #lane_most, #tenant_most, failed, disabled_note, retention_ms, fields...
 -- CLAIM_DELIVERIES: what is due, for one attempt each; no lane and no tenant takes more than its share.
--- ARGV: how many, lease_ms, most of a lane, most of a tenant, failed, what is noted of a disabled endpoint, retention_ms,
---       fields...
+-- failed: the state. disabled_note: what is noted of a disabled endpoint. fields: of the record.
 -- Returns {ms until the next is due or -1, id, epoch, failed before, {fields}, ...}
-local most, lease_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
-local lane_most, tenant_most = tonumber(ARGV[3]), tonumber(ARGV[4])
 write_without_memory()
 local reply, taken, room_of = {-1}, 0, {}
 for _, lane in ipairs(call('ZRANGEBYSCORE', key_lanes(), '-inf', int(now), 'LIMIT', 0, 2 * most)) do
@@ -21,8 +20,8 @@ for _, lane in ipairs(call('ZRANGEBYSCORE', key_lanes(), '-inf', int(now), 'LIMI
     call('ZREM', key_unsent(lane), id)
     local found = call('HMGET', key_delivery(id), 'endpoint', 'failures', 'manual')
     if found[1] and not found[3] and call('EXISTS', key_webhook_gone(tenant, found[1])) == 1 then
-      note_attempt(id, '{"at_ms":' .. int(now) .. ',' .. ARGV[6] .. '}')
-      finish_delivery(id, tenant, ARGV[5], ARGV[7])
+      note_attempt(id, '{"at_ms":' .. int(now) .. ',' .. disabled_note .. '}')
+      finish_delivery(id, tenant, failed, retention_ms)
     elseif found[1] then
       taken, lane_room, tenant_room = taken + 1, lane_room - 1, tenant_room - 1
       call('ZADD', key_sending(lane), int(now + lease_ms), id)
@@ -32,13 +31,13 @@ for _, lane in ipairs(call('ZRANGEBYSCORE', key_lanes(), '-inf', int(now), 'LIMI
       reply[#reply + 1] = id
       reply[#reply + 1] = epoch
       reply[#reply + 1] = tonumber(found[2])
-      reply[#reply + 1] = call('HMGET', key_delivery(id), unpack(ARGV, 8))
+      reply[#reply + 1] = call('HMGET', key_delivery(id), unpack(fields))
     end
   end
-  place_lane(lane, tenant, lane_room > 0, tenant_room > 0) -- behind the other lanes that are due
+  place_lane(lane, tenant, lane_room > 0, tenant_room > 0) -- after the other lanes that are due
   room_of[tenant] = tenant_room
 end
--- A lane that was unparked may have had nothing to tell, and one whose leases expired leaves room to others.
+-- A lane that was unparked may have had nothing to send, and one whose leases expired leaves room to others.
 for tenant, room in pairs(room_of) do
   if room > 0 then unpark_lanes(tenant, room) end
 end

@@ -1,7 +1,8 @@
--- ERASE_DELIVERIES: the next deliveries of a tenant are gone, and told to nobody any more.
--- ARGV: tenant, how many   Returns {how many were erased, 1 if there may be more}
+-- uses: webhooks
+-- args: tenant, #most
+-- ERASE_DELIVERIES: the next deliveries of a tenant are gone, and sent to nobody any more.
+-- Returns {how many were erased, 1 if there may be more}
 write_without_memory()
-local tenant, most = ARGV[1], tonumber(ARGV[2])
 local erased = 0
 local ids = call('ZRANGE', key_delivery_index(tenant), 0, most - 1)
 for _, id in ipairs(ids) do

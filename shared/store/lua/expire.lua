@@ -1,20 +1,18 @@
--- EXPIRE: ends the queued jobs whose time is over.
--- ARGV: how many, states to expire from, expired, states to time out from, failed, timeout error, retention, id...
--- With ids only those are looked at. Returns {how many ended, ms until the next is due or -1}
-local retention = ARGV[7]
-local ended = 0
+-- uses: held, overdue
+-- args: most, expire_sources, expired, time_out_sources, failed, timeout_error, retention, ids...
+-- EXPIRE: ends the queued jobs whose time is over; with ids only of those.
+-- Returns {how many ended, ms until the next is due or -1}
 write_without_memory()
-local ids = {}
-if #ARGV > 7 then
-  for i = 8, #ARGV do
-    local due = call('ZSCORE', key_waiting(), ARGV[i])
-    if due and tonumber(due) <= now then ids[#ids + 1] = ARGV[i] end
-  end
-else
-  ids = call('ZRANGEBYSCORE', key_waiting(), '-inf', int(now), 'LIMIT', 0, ARGV[1])
-end
+local ended, due = 0, {}
 for _, id in ipairs(ids) do
-  if end_overdue(id, ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], retention) then ended = ended + 1 end
+  local due_ms = call('ZSCORE', key_waiting(), id)
+  if due_ms and tonumber(due_ms) <= now then due[#due + 1] = id end
+end
+if #ids == 0 then due = call('ZRANGEBYSCORE', key_waiting(), '-inf', int(now), 'LIMIT', 0, most) end
+for _, id in ipairs(due) do
+  if end_overdue(id, expire_sources, expired, time_out_sources, failed, timeout_error, retention) then
+    ended = ended + 1
+  end
 end
 drop_kept()
 local next_due = call('ZRANGE', key_waiting(), 0, 0, 'WITHSCORES')[2]

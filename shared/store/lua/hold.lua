@@ -1,20 +1,24 @@
--- HOLD: a worker's calls go on. Also finds calls whose worker is silent: whoever asks closes their rows.
--- ARGV: lease ms, most rows to find, route, call, route, call, ...
--- Returns {call, route, tenant, API key or '', job, epoch, attempt, model, input estimate, opened_ms} of each that was abandoned
-call('ZREM', key_routes(), '') -- as write_without_memory: a call that goes on is not to look abandoned at maxmemory
-for i = 3, #ARGV, 2 do call('ZADD', key_calls(ARGV[i]), 'XX', int(now + ARGV[1]), ARGV[i + 1]) end
-local left, abandoned = tonumber(ARGV[2]), {}
+-- uses: now
+-- args: lease_ms, #most, calls...
+-- HOLD: a worker's calls go on. Also finds calls whose worker is silent, at most so many: whoever asks closes their
+-- rows.
+-- calls: route, call, route, call, ...   Returns {call, route, tenant, API key or '', job, epoch, attempt, model, input
+-- estimate, opened_ms} of each that was abandoned
+write_without_memory() -- a call that goes on is not to look abandoned at maxmemory
+for at = 1, #calls, 2 do call('ZADD', key_calls(calls[at]), 'XX', int(now + lease_ms), calls[at + 1]) end
+local abandoned = {}
 -- The routes in use; and those not called for long, which LOOK forgets only when their last call is closed.
 local routes = call('ZREVRANGE', key_routes(), 0, 99)
 for _, route in ipairs(call('ZRANGE', key_routes(), 0, 19)) do routes[#routes + 1] = route end
 for _, route in ipairs(routes) do
+  local left = most - #abandoned
   if left <= 0 then break end
   for _, id in ipairs(call('ZRANGEBYSCORE', key_calls(route), '-inf', '(' .. int(now), 'LIMIT', 0, left)) do
-    local row = call('HMGET', key_call(id), 'tenant', 'key', 'job', 'epoch', 'attempt', 'model', 'input_estimate', 'opened_ms')
+    local row = call('HMGET', key_call(id), 'tenant', 'key', 'job', 'epoch', 'attempt', 'model', 'input_estimate',
+      'opened_ms')
     if row[1] then
-      left = left - 1
       abandoned[#abandoned + 1] = {id, route, unpack(row)}
-      call('ZADD', key_calls(route), int(now + ARGV[1]), id) -- whoever asks next need not close it too
+      call('ZADD', key_calls(route), int(now + lease_ms), id) -- whoever asks next need not close it too
     else
       call('ZREM', key_calls(route), id)
     end

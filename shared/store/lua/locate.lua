@@ -1,9 +1,11 @@
--- LOCATE: the queue positions of waiting jobs. ARGV: most flows to count, id...
+-- uses: position
+-- args: #most_flows, ids...
+-- LOCATE: the queue positions of waiting jobs. most_flows: how many to count.
 -- Returns a position for each, -1 where it is in no flow (running, ended, or not due yet).
 local positions = {}
-for i = 2, #ARGV do
-  local flow = call('HGET', key_job(ARGV[i]), 'flow')
-  local rank = flow and call('ZRANK', key_flow(flow), ARGV[i])
-  positions[#positions + 1] = rank and position(flow, rank + 1, tonumber(ARGV[1])) or -1
+for at, id in ipairs(ids) do
+  local flow = call('HGET', key_job(id), 'flow')
+  local rank = flow and call('ZRANK', key_flow(flow), id)
+  positions[at] = rank and position(flow, rank + 1, most_flows) or -1
 end
 return positions

@@ -1,14 +1,15 @@
+-- args: ids...
 -- PROBE: how far the logs of some jobs go, for followers that have heard nothing for a while. Reads only.
--- ARGV: id...   Returns for each {claim epoch or '', id of the terminal event or '', id of the log's last event or ''},
+-- Returns for each {claim epoch or '', id of the terminal event or '', id of the log's last event or ''},
 -- or {} where there is no such job any more.
 local facts = {}
-for i = 1, #ARGV do
-  local job = call('HMGET', key_job(ARGV[i]), 'state', 'claim_epoch', 'end_id')
+for at, id in ipairs(ids) do
+  local job = call('HMGET', key_job(id), 'state', 'claim_epoch', 'end_id')
   if job[1] then
-    local top = call('XREVRANGE', key_log(ARGV[i]), '+', '-', 'COUNT', 1)[1]
-    facts[i] = {job[2] or '', job[3] or '', top and top[1] or ''}
+    local top = call('XREVRANGE', key_log(id), '+', '-', 'COUNT', 1)[1]
+    facts[at] = {job[2] or '', job[3] or '', top and top[1] or ''}
   else
-    facts[i] = {}
+    facts[at] = {}
   end
 end
 return facts

@@ -1,7 +1,8 @@
+-- uses: bookkeeping
+-- args: #lease_ms, most, sources, queued, #fatal_takeovers, failed, error, retention
 -- REAP: jobs whose lease expired go back to their old place; at the last takeover they fail instead.
--- ARGV: lease_ms, how many, source states, queued, counted takeovers that fail a job, failed, error, retention
+-- fatal_takeovers: how many fail a job.
 -- Returns {ms until the next lease expires or -1, id, what became of it ('back' or 'failed'), ...}
-local lease_ms = tonumber(ARGV[1])
 write_without_memory()
 stamp_alive(lease_ms)
 local reply = {-1}
@@ -10,10 +11,10 @@ if now < grace then
   reply[1] = int(grace - now)
   return reply
 end
-for _, id in ipairs(call('ZRANGEBYSCORE', key_running(), '-inf', int(now), 'LIMIT', 0, ARGV[2])) do
+for _, id in ipairs(call('ZRANGEBYSCORE', key_running(), '-inf', int(now), 'LIMIT', 0, most)) do
   local job = call('HMGET', key_job(id), 'state', 'tenant', 'flow', 'place', 'epoch', 'started_ms', 'timeout_ms',
     'confirmed', 'takeovers', 'attempts', 'batch')
-  if not job[1] or not contains(ARGV[3], job[1]) then
+  if not job[1] or not contains(sources, job[1]) then
     call('ZREM', key_running(), id)
   else
     local takeovers = tonumber(job[9] or 0)
@@ -23,13 +24,13 @@ for _, id in ipairs(call('ZRANGEBYSCORE', key_running(), '-inf', int(now), 'LIMI
     else -- the worker died before it began: no attempt was made
       call('HSET', key_job(id), 'attempts', int(math.max(0, tonumber(job[10] or 1) - 1)))
     end
-    if takeovers >= tonumber(ARGV[5]) then
+    if takeovers >= fatal_takeovers then
       leave(id, job[2], job[3])
-      end_job(id, ARGV[6], next_epoch(job[5]), 0, ARGV[8], {'error', ARGV[7]})
+      end_job(id, failed, next_epoch(job[5]), 0, retention, {'error', error})
       reply[#reply + 1] = id
       reply[#reply + 1] = 'failed'
     else
-      enter(id, job[11], job[1], ARGV[4])
+      enter(id, job[11], job[1], queued)
       call('HSET', key_job(id), 'reset_reason', 'worker_lost')
       put_back(id, job[2], job[3], job[4], int(tonumber(job[6]) + tonumber(job[7])))
       reply[#reply + 1] = id

@@ -1,10 +1,11 @@
--- REDELIVER: told again, now, and by a schedule of its own; one that still waits for an attempt gets it now.
--- ARGV: id, tenant   Returns 1 | -1 (no such delivery of this tenant)
-local id, tenant = ARGV[1], ARGV[2]
+-- uses: now
+-- args: id, tenant
+-- REDELIVER: sent again, now, and by a schedule of its own; one that still waits for an attempt gets it now.
+-- Returns 1 | -1 (no such delivery of this tenant)
 write_without_memory()
 local found = call('HMGET', key_delivery(id), 'tenant', 'lane')
 if found[1] ~= tenant then return -1 end
-if call('ZSCORE', key_sending(found[2]), id) then return 1 end -- is being told
+if call('ZSCORE', key_sending(found[2]), id) then return 1 end -- is being sent
 call('HSET', key_delivery(id), 'state', DELIVERY_PENDING, 'due_ms', int(now), 'failures', 0, 'manual', 1)
 call('HDEL', key_delivery(id), 'history', 'ended_ms')
 call('PERSIST', key_delivery(id))

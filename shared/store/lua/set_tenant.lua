@@ -1,14 +1,17 @@
+-- uses: bookkeeping
+-- args: tenant, changes...
 -- SET_TENANT: what an operator wants for a tenant. Jobs that were parked for its limits may start now.
--- ARGV: tenant, field, value (0: none), field, value, ...
+-- changes: field, value (0: none), field, value, ...
 write_without_memory() -- a flood is held back while it fills Redis
-local record = key_tenant(ARGV[1])
-for i = 2, #ARGV, 2 do
-  if ARGV[i + 1] == '0' then call('HDEL', record, ARGV[i]) else call('HSET', record, ARGV[i], ARGV[i + 1]) end
+local record = key_tenant(tenant)
+for at = 1, #changes, 2 do
+  local field, value = changes[at], changes[at + 1]
+  if value == '0' then call('HDEL', record, field) else call('HSET', record, field, value) end
 end
 if call('EXISTS', record) == 1 then
-  call('SADD', key_tenants(), ARGV[1])
+  call('SADD', key_tenants(), tenant)
 else
-  call('SREM', key_tenants(), ARGV[1])
+  call('SREM', key_tenants(), tenant)
 end
-look_at_parked('tenant:' .. ARGV[1])
+look_at_parked('tenant:' .. tenant)
 return 1

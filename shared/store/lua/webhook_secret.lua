@@ -1,13 +1,15 @@
--- WEBHOOK_SECRET: what a tenant's webhooks are signed with; made when it is asked for first.
--- ARGV: tenant, a fresh one, for how long the older signs as well (ms), or '' to change nothing
+-- uses: now
+-- args: tenant, fresh, #grace_ms
+-- WEBHOOK_SECRET: what a tenant's webhooks are signed with; made when it is asked for first. fresh: a new one.
+-- grace_ms: for how long the older signs as well, or '' to change nothing.
 -- Returns {current, created_ms, previous or '', previous_until_ms or ''}
-local record = key_webhook_secret(ARGV[1])
+local record = key_webhook_secret(tenant)
 local known = call('HGET', record, 'current')
 if not known then
-  call('HSET', record, 'current', ARGV[2], 'created_ms', int(now))
-elseif ARGV[3] ~= '' then
-  call('HSET', record, 'current', ARGV[2], 'created_ms', int(now), 'previous', known, 'previous_until_ms',
-    int(now + tonumber(ARGV[3])))
+  call('HSET', record, 'current', fresh, 'created_ms', int(now))
+elseif grace_ms then
+  call('HSET', record, 'current', fresh, 'created_ms', int(now), 'previous', known, 'previous_until_ms',
+    int(now + grace_ms))
 end
 local found = call('HMGET', record, 'current', 'created_ms', 'previous', 'previous_until_ms')
 if found[4] and tonumber(found[4]) <= now then

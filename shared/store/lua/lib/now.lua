@@ -1,3 +1,4 @@
 -- Redis's clock in milliseconds, so that no machine's matters.
 local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local DAY_MS = 86400000

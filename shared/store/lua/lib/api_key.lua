@@ -1,10 +1,4 @@
--- The head of the scripts that keep API keys. KEYS[1] is the prefix of what is no shard's.
-local call = redis.call
-local time = call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-
--- Lua's own conversion keeps 14 digits and may write an exponent: every number that is stored goes through here.
-local function int(number) return string.format('%.0f', number) end
+-- uses: now
 
 -- Of a key: {tenant or nil, whether it can be used}. want: the tenant that may know of it, '' for all.
 local function standing(id, want)
@@ -13,8 +7,9 @@ local function standing(id, want)
   return {found[1], not found[2] and (not found[3] or tonumber(found[3]) > now)}
 end
 
--- Why a key of the tenant must not make a key, or give one a new secret, with the secret that it has; nil if it may. It was
--- believed when its request began, and may be revoked or replaced since. maker: '' for the command line, which always may.
+-- Why a key of the tenant must not make a key, or give one a new secret, with the secret that it has; nil if it may. It
+-- was believed when its request began, and may be revoked or replaced since. maker: '' for the command line, which
+-- always may.
 local function refused(maker, digest, tenant)
   if maker == '' then return nil end
   if not standing(maker, tenant)[2] then return 'maker_ended' end

@@ -1,8 +1,9 @@
+-- uses: now, log, held, webhooks, window
 -- The bookkeeping that the life cycle's scripts share.
 local QUIET_KEPT_MS = 60000 -- of a job that only its own submitter asks for, and right away
 
--- A mass silence is Redis having been away, not a mass death: then nothing is reaped for one more lease. A stamp that is
--- not there has aged away, which is a long silence; with no lease about there is nobody to spare.
+-- A mass silence is Redis having been away, not a mass death: then nothing is reaped for one more lease. A stamp that
+-- is not there has aged away, which is a long silence; with no lease about there is nobody to spare.
 local function stamp_alive(lease_ms)
   local alive = tonumber(call('GET', key_alive()) or 0)
   if now - alive > lease_ms / 2 and call('EXISTS', key_running()) == 1 then
@@ -15,8 +16,8 @@ local function wake()
   if call('DEL', key_hungry()) == 1 then call('PUBLISH', channel_wake(), '') end
 end
 
--- A flow's next turn. All flows of a tenant in a band share one sequence of turns, never behind the band's clock: however
--- many models a tenant asks for, it delays another by one slot.
+-- A flow's next turn. All flows of a tenant in a band share one sequence of turns, never before the band's clock:
+-- however many models a tenant asks for, it delays another by one slot.
 local function next_turn(band, tenant)
   local clock = tonumber(call('GET', key_clock(band)) or 0)
   local turn = math.max(clock, tonumber(call('ZSCORE', key_turns(band), tenant) or 0))
@@ -72,8 +73,8 @@ local function look_at_parked(owner)
   if call('ZADD', key_parked(), 'XX', 'CH', int(now), owner) == 1 then wake() end
 end
 
--- How many jobs of a tenant, and of an API key, wait: exact, as nothing else puts a job among those that wait or takes it
--- out. Those of a batch are counted when it starts, and begin to wait in pieces.
+-- How many jobs of a tenant, and of an API key, wait: exact, as nothing else puts a job among those that wait or takes
+-- it out. Those of a batch are counted when it starts, and begin to wait in pieces.
 local function count_queued(tenant, key, jobs)
   for _, owner in ipairs({'tenant:' .. tenant, key and 'key:' .. key or nil}) do
     if call('HINCRBY', key_queued_jobs(), owner, int(jobs)) <= 0 then call('HDEL', key_queued_jobs(), owner) end
@@ -103,17 +104,17 @@ local function enter(id, batch, from, to)
 end
 
 -- retention: how long log, result, idempotency record, and the log of an unheard item are kept, in ms, with commas.
-local function kept_ms(retention)
+local function spans_ms(retention)
   local log, result, idempotency, item_log = string.match(retention, '^(%d+),(%d+),(%d+),(%d+)$')
   return tonumber(log), tonumber(result), tonumber(idempotency), tonumber(item_log)
 end
 
--- What a tenant wants otherwise goes before it. Returns as kept_ms.
+-- What a tenant wants otherwise goes before it. Returns as spans_ms.
 local function kept_for(tenant, retention)
-  local log_ms, result_ms, idempotency_ms, item_log_ms = kept_ms(retention)
+  local log_ms, result_ms, idempotency_ms, item_log_ms = spans_ms(retention)
   local own = call('HMGET', key_tenant(tenant), 'log_retention_ms', 'result_retention_ms')
   result_ms = tonumber(own[2] or result_ms)
-  log_ms = math.min(tonumber(own[1] or log_ms), result_ms) -- it tells what the result does, and is erased with its job alone
+  log_ms = math.min(tonumber(own[1] or log_ms), result_ms) -- it says what the result does, and is erased with its job
   return log_ms, result_ms, idempotency_ms, math.min(item_log_ms, log_ms)
 end
 
@@ -127,7 +128,7 @@ local function end_batch(batch, retention)
   local key = call('HMGET', record, 'tenant', 'idempotency')
   if key[2] then call('PEXPIRE', key_idempotency(key[1], key[2]), int(math.max(result_ms, idempotency_ms))) end
   call('ZADD', key_due(), int(now), batch) -- ADVANCE_BATCH: the items reckoned with the latest end that it could have
-  tell_end_of_batch(batch)
+  deliver_end_of_batch(batch)
 end
 
 -- An item of a batch has ended. usage: of its answer, as JSON, or nil.
@@ -173,9 +174,9 @@ local function put_back(id, tenant, flow, place, deadline_ms, due_ms)
   wake()
 end
 
--- What a submit reserved of the tokens a minute makes room for what was used. A job that never started used none; of one
--- that ended without telling, what was reserved stays.
-local function settle_tokens(reserved, owners, usage, has_started)
+-- What a submit reserved of the tokens a minute makes room for what was used. A job that never started used none; of
+-- one that started and whose usage is not known, what was reserved stays.
+local function give_tokens_back(reserved, owners, usage, has_started)
   local used
   if usage then
     used = 0
@@ -189,20 +190,14 @@ local function settle_tokens(reserved, owners, usage, has_started)
   local at = 0
   for amount in string.gmatch(amounts, '%d+') do
     at = at + 1
-    -- A bucket that has left the window is not made again.
-    local found = amount ~= '0' and owners[at] and call('HMGET', key_pace(owners[at]), bucket, 'head')
-    if found and found[1] and found[2] then
-      local function moved(amounts) -- the tokens stand last
-        local before, tokens = string.match(amounts, '^(.* )(%S+)$')
-        return before .. int(tokens + used - amount)
-      end
-      call('HSET', key_pace(owners[at]), bucket, moved(found[1]), 'head', moved(found[2]))
+    if amount ~= '0' and owners[at] then
+      correct(PACE, key_pace(owners[at]), bucket, {0, used - amount})
     end
   end
 end
 
--- The end of a job, the same for every way to end. retention: as in kept_ms. extra: more fields of the record. A job that
--- never ran has no log: then only the record and the channel say that it ended.
+-- The end of a job, the same for every way to end. retention: as in spans_ms. extra: more fields of the record. A job
+-- that never ran has no log: then only the record and the channel say that it ended.
 local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   local record = key_job(id)
   local end_id = int(epoch) .. '-' .. int(seq)
@@ -210,11 +205,12 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
     'attended_by', 'quiet', 'reserved', 'key', 'started_ms', 'webhook', 'bytes')
   local batch = job[4]
   if job[10] then
-    settle_tokens(job[10], {'tenant:' .. job[2], job[11] and 'key:' .. job[11]}, usage, job[12])
+    give_tokens_back(job[10], {'tenant:' .. job[2], job[11] and 'key:' .. job[11]}, usage, job[12])
   end
   call('HSET', record, 'state', state, 'epoch', int(epoch), 'ended_ms', int(now), 'end_id', end_id, unpack(extra))
   local data = '{"status":"' .. state .. '"}'
-  local heard = append(id, batch, epoch, seq, false, {state, data}) or tell(id, batch, end_id .. '\n' .. state .. '\n' .. data)
+  local heard = append(id, batch, epoch, seq, false, {state, data})
+    or publish(id, batch, end_id .. '\n' .. state .. '\n' .. data)
 
   local log_ms, result_ms, idempotency_ms, item_log_ms = kept_for(job[2], retention)
   if batch then
@@ -237,7 +233,7 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
     keep_bytes(job[2], job[14], until_ms)
   end
   if job[8] then call('SREM', key_attended(job[8]), id) end
-  if job[13] then tell_end_of_job(job[13], id, job[2], state, batch, usage) end
+  if job[13] then deliver_end_of_job(job[13], id, job[2], state, batch, usage) end
   if batch then
     count(batch, job[1], state)
     end_item(batch, job[5], usage, retention)
@@ -246,3 +242,15 @@ end
 
 -- An epoch for a script that writes without holding the claim, or for a new claim: above everything before it.
 local function next_epoch(epoch) return math.max(now, (tonumber(epoch) or 0) + 1) end
+
+-- Ends a job, whatever it does. tenant: whose it must be, or nil. Returns nil if there is no such job, false if it had
+-- ended, true if it was cancelled.
+local function cancel_job(id, tenant, sources, cancelled, retention)
+  local job = call('HMGET', key_job(id), 'state', 'tenant', 'flow', 'epoch', 'worker')
+  if not job[1] or (tenant and job[2] ~= tenant) then return nil end
+  if not contains(sources, job[1]) then return false end
+  leave(id, job[2], job[3])
+  end_job(id, cancelled, next_epoch(job[4]), 0, retention, {})
+  if job[5] then call('PUBLISH', channel_control(), 'cancel ' .. id) end
+  return true
+end

@@ -1,10 +1,8 @@
--- Lanes: the deliveries of one tenant to one origin, which wait for each other and for nobody else. KEYS[1] is the shard's.
-
--- A lane that nobody unparks is looked at all the same: workers of an older version do not unpark.
-local PARKED_MS = 60000
+-- uses: now
+-- Lanes: the deliveries of one tenant to one origin, which wait for each other and for nobody else.
 
 -- When a lane should be looked at next: at its first due delivery if it has room for it, else when a lease expires. One
--- that is due while its tenant has no room is parked.
+-- that is due while its tenant has no room is parked: whatever makes room unparks it.
 local function place_lane(lane, tenant, lane_has_room, tenant_has_room)
   local due = call('ZRANGE', key_unsent(lane), 0, 0, 'WITHSCORES')[2]
   local expiry = call('ZRANGE', key_sending(lane), 0, 0, 'WITHSCORES')[2]
@@ -12,7 +10,7 @@ local function place_lane(lane, tenant, lane_has_room, tenant_has_room)
   if due and lane_has_room then look = math.max(tonumber(due), now) end
   if look == now and not tenant_has_room then
     call('ZADD', key_parked_lanes(tenant), 'NX', int(now), lane)
-    look = now + PARKED_MS
+    look = nil
   else
     call('ZREM', key_parked_lanes(tenant), lane)
   end
@@ -20,8 +18,8 @@ local function place_lane(lane, tenant, lane_has_room, tenant_has_room)
   if look then call('ZADD', key_lanes(), int(look), lane) else call('ZREM', key_lanes(), lane) end
 end
 
--- For so many attempts as the tenant has room for. Those that have waited longest, so that a lane with much to tell does not
--- keep the others waiting; and now, behind other tenants' that are due.
+-- For as many attempts as the tenant has room for. Those that have waited longest, so that a lane with many deliveries
+-- does not keep the others waiting; and now, after other tenants' that are due.
 local function unpark_lanes(tenant, room)
   local parked = call('ZPOPMIN', key_parked_lanes(tenant), room)
   for i = 1, #parked, 2 do call('ZADD', key_lanes(), 'LT', int(now), parked[i]) end
@@ -33,7 +31,7 @@ local function stop_sending(id, lane, tenant)
   return call('SREM', key_tenant_sending(tenant), id) == 1
 end
 
--- The end of a delivery: told, or given up. A tenant's own retention goes before ours.
+-- The end of a delivery: delivered, or given up. A tenant's own retention goes before ours.
 local function finish_delivery(id, tenant, state, retention_ms)
   call('HSET', key_delivery(id), 'state', state, 'ended_ms', int(now))
   call('HDEL', key_delivery(id), 'due_ms')
@@ -41,7 +39,7 @@ local function finish_delivery(id, tenant, state, retention_ms)
   call('PEXPIRE', key_delivery(id), int(tonumber(own or retention_ms)))
 end
 
--- Behind the attempts of the newest schedule.
+-- After the attempts of the newest schedule.
 local function note_attempt(id, attempt_json)
   local history = call('HGET', key_delivery(id), 'history')
   call('HSET', key_delivery(id), 'history', history and history .. ',' .. attempt_json or attempt_json)

@@ -1,25 +1,28 @@
+-- uses: now, held, bookkeeping, window, spend
 -- The limits of a tenant and of an API key, as SUBMIT and START_BATCH hold callers to them: all are looked at before
 -- anything is written, so that what is refused was never counted.
-local QUEUED_AGAIN_MS, KEY_LIMITS_KEPT_MS = 5000, 45 * 86400000
+local QUEUED_AGAIN_MS = 5000
+local KEY_LIMITS_KEPT_MS = 45 * DAY_MS
 
 -- Both in the order of LIMITS (shared/limits.py): those of the tenant are read here, so that a change holds at once.
--- first: where those of the key stand in ARGV. key: its id or ''.
--- Returns {{name, requests, tokens, running, queued, a_day, a_month}, ...}, each limit 0 for none; the first has `bytes` too.
-local function owners_of(tenant, key, first)
+-- key: its id or ''. key_limits: with blanks.
+-- Returns {{name, requests, tokens, running, queued, a_day, a_month}, ...}, each limit 0 for none; the first has
+-- `bytes` too.
+local function owners_of(tenant, key, key_limits)
   local owners = {}
-  local function add(name, limits)
+  local function add_owner(name, limits)
     for i = 1, 6 do limits[i] = tonumber(limits[i] or 0) end
-    owners[#owners + 1] = {name = name, requests = limits[1], tokens = limits[2], running = limits[3], queued = limits[4],
-      a_day = limits[5], a_month = limits[6], bytes = tonumber(limits[7] or 0)}
+    owners[#owners + 1] = {name = name, requests = limits[1], tokens = limits[2], running = limits[3],
+      queued = limits[4], a_day = limits[5], a_month = limits[6], bytes = tonumber(limits[7] or 0)}
   end
-  add('tenant:' .. tenant, call('HMGET', key_tenant(tenant), 'requests_per_minute', 'tokens_per_minute', 'running_jobs',
-    'queued_jobs', 'nano_usd_per_day', 'nano_usd_per_month', 'waiting_bytes'))
-  if key ~= '' then add('key:' .. key, {unpack(ARGV, first, first + 5)}) end
+  add_owner('tenant:' .. tenant, call('HMGET', key_tenant(tenant), 'requests_per_minute', 'tokens_per_minute',
+    'running_jobs', 'queued_jobs', 'nano_usd_per_day', 'nano_usd_per_month', 'waiting_bytes'))
+  if key ~= '' then add_owner('key:' .. key, {string.match(key_limits, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')}) end
   return owners
 end
 
--- What is stored of both, in two reads: how many of their jobs wait, what was spent, and the limits of the key that CLAIM
--- knows. Returns {[owner's place] = queued}, {[place] = {of the day, of the month}}, limits or false
+-- What is stored of both, in two reads: how many of their jobs wait, what was spent, and the limits of the key that
+-- CLAIM knows. Returns {[owner's place] = queued}, {[place] = {of the day, of the month}}, limits or false
 local function read_stored(owners, key)
   local names, keys, has_queued = {}, {}, false
   for at, owner in ipairs(owners) do
@@ -42,36 +45,37 @@ local function read_stored(owners, key)
   return queued, spent, found[next_found]
 end
 
--- How the limits stand for `jobs` more, and `tokens`: a guess, but for its last `max_tokens`. A guess that is more than a whole
--- minute's is one of a whole minute: it may be many times too large, of an image. with_pace: the windows too. Returns
--- {code or nil: why not, wait_ms, windows, told: what is limited → {limit, left, need, ms until it is whole or -1}}
+-- How the limits stand for `jobs` more, and `tokens`: a guess, but for its last `max_tokens`. A guess that is more than
+-- a whole minute's is one of a whole minute: it may be many times too large, of an image. with_pace: the windows too.
+-- Returns {code or nil: why not, wait_ms, windows, states: what is limited → {limit, left, need, ms until it is whole
+-- or -1}}
 local function look_at_limits(owners, key, jobs, tokens, max_tokens, with_pace)
-  local found = {wait_ms = 0, told = {}, windows = {}}
+  local found = {wait_ms = 0, states = {}, windows = {}}
   local function hold_back(code, wait_ms)
     if wait_ms > found.wait_ms then found.code, found.wait_ms = code, wait_ms end
   end
-  local function tell(measured, limit, left, need, whole) -- the key's or the tenant's, whichever leaves less
-    local told = found.told[measured]
-    if not told or left < told[2] then found.told[measured] = {limit, left, need, whole} end
+  local function note(measured, limit, left, need, whole) -- the key's or the tenant's, whichever leaves less
+    local state = found.states[measured]
+    if not state or left < state[2] then found.states[measured] = {limit, left, need, whole} end
   end
   local function never(measured, limit) -- the smallest such limit: a client that heeds it gets through
     if not found.never or limit < found.never[2] then found.never = {measured, limit} end
   end
-  local function look_at(measured, window, limit, need)
-    hold_back('rate_limited', room_ms(window, measured, need, limit))
-    tell(measured, limit, limit - window[measured], need, whole_ms(window, measured))
+  local function look_at(measured, place, window, limit, need)
+    hold_back('rate_limited', room_ms(window, place, need, limit))
+    note(measured, limit, limit - window.sums[place], need, whole_ms(window, place))
   end
   local queued, spent
   queued, spent, found.key_limits = read_stored(owners, key)
   for at, owner in ipairs(owners) do
     local has_tokens = owner.tokens > 0 and tokens > 0
     if with_pace and (owner.requests > 0 or has_tokens) then
-      local window = window_of(key_pace(owner.name))
-      if owner.requests > 0 then look_at('requests', window, owner.requests, 1) end
+      local window = window_of(PACE, key_pace(owner.name))
+      if owner.requests > 0 then look_at('requests', REQUESTS, window, owner.requests, 1) end
       local reserved = has_tokens and math.min(tokens, owner.tokens) or 0
       if has_tokens then
         if max_tokens > owner.tokens then never('tokens', owner.tokens) end
-        look_at('tokens', window, owner.tokens, reserved)
+        look_at('tokens', TOKENS, window, owner.tokens, reserved)
         found.reserved = found.reserved or {'0', '0'}
         found.reserved[at] = int(reserved)
       end
@@ -81,7 +85,7 @@ local function look_at_limits(owners, key, jobs, tokens, max_tokens, with_pace)
       local waiting = tonumber(queued[at] or 0)
       if jobs > owner.queued then never('queued_jobs', owner.queued) end
       if waiting + jobs > owner.queued then hold_back('too_many_queued', QUEUED_AGAIN_MS) end
-      tell('queued_jobs', owner.queued, owner.queued - waiting, jobs, -1)
+      note('queued_jobs', owner.queued, owner.queued - waiting, jobs, -1)
     end
     if owner.a_day > 0 and spent[at][1] >= owner.a_day then hold_back('budget_exceeded', ms_to_next_day()) end
     if owner.a_month > 0 and spent[at][2] >= owner.a_month then hold_back('budget_exceeded', ms_to_next_month()) end
@@ -89,16 +93,16 @@ local function look_at_limits(owners, key, jobs, tokens, max_tokens, with_pace)
   return found
 end
 
--- As an answer carries it: measured, limit, remaining, ms until it is whole or -1, ...
-local function told_of(found)
+-- As a reply carries it: measured, limit, remaining, ms until it is whole or -1, ...
+local function states_of(found)
   local flat = {}
   for _, measured in ipairs({'requests', 'tokens', 'queued_jobs'}) do
-    local told = found.told[measured]
-    if told then
-      local limit, left, need, whole = unpack(told)
+    local state = found.states[measured]
+    if state then
+      local limit, left, need, whole = unpack(state)
       if not found.code then
         left = left - need
-        if whole >= 0 then whole = BUCKETS * BUCKET_MS end
+        if whole >= 0 then whole = PACE.buckets * BUCKET_MS end
       end
       flat[#flat + 1] = measured
       for _, number in ipairs({limit, math.max(0, left), whole}) do flat[#flat + 1] = int(number) end
@@ -110,13 +114,13 @@ end
 -- Why a submit is refused, or nil.
 local function refusal_of(found)
   if found.never then return {'never', found.never[1], int(found.never[2])} end
-  if found.code then return {'limited', found.code, int(found.wait_ms), told_of(found)} end
+  if found.code then return {'limited', found.code, int(found.wait_ms), states_of(found)} end
 end
 
--- What was looked at is admitted, and may wait until then (ms). CLAIM knows the limits of a key as they were heard here last;
--- with the day, so that they are written once a day and live on.
+-- What was looked at may go ahead, and wait until then (ms). CLAIM knows the limits of a key as the last submit had
+-- them; with the day, so that they are written once a day and live on.
 local function count_in_limits(found, owners, until_ms)
-  for _, each in ipairs(found.windows) do count_in(each[1], 1, each[2]) end
+  for _, each in ipairs(found.windows) do count_in(each[1], {1, each[2]}) end
   local key = owners[2]
   if not key or (not found.key_limits and key.running + key.a_day + key.a_month == 0) then return end
   local of_claims = string.format('%.0f %.0f %.0f %.0f', key.running, key.a_day, key.a_month, today)
@@ -128,8 +132,9 @@ local function count_in_limits(found, owners, until_ms)
   end
 end
 
--- The tenant holds so many bytes more, or why it may not. default: its limit, if it has none of its own; 0 for none. The only
--- check that writes first, and takes it back: one command, where a look before it would be two. `stored`: of the same batch.
+-- The tenant holds so many bytes more, or why it may not. default: its limit, if it has none of its own; 0 for none.
+-- The only check that writes first, and takes it back: one command, where a look before it would be two. `stored`: of
+-- the same batch.
 local function hold_or_refuse(owners, tenant, bytes, default, stored)
   local most = owners[1].bytes > 0 and owners[1].bytes or tonumber(default)
   if most > 0 and bytes + (stored or 0) > most then return {'never', 'waiting_bytes', int(most)} end

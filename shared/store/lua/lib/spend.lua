@@ -1,6 +1,6 @@
--- What calls cost, added up for jobs, batches, tenants and API keys: in nano-dollars, '' for nothing, '?' for a model whose
--- price nobody knows.
-local DAY_MS = 86400000
+-- uses: now
+-- What calls cost, added up for jobs, batches, tenants and API keys: in nano-dollars, '' for nothing, '?' for a model
+-- whose price nobody knows.
 local SPENT_DAY_KEPT_MS, SPENT_MONTH_KEPT_MS = 2 * DAY_MS, 62 * DAY_MS
 
 -- The date (UTC) of a day since 1970. Redis's Lua has no os.date. (Howard Hinnant, "chrono-compatible low-level date
@@ -9,7 +9,8 @@ local function date_of(days)
   local shifted = days + 719468
   local era = math.floor(shifted / 146097)
   local of_era = shifted - era * 146097
-  local year = math.floor((of_era - math.floor(of_era / 1460) + math.floor(of_era / 36524) - math.floor(of_era / 146096)) / 365)
+  local leap_days = math.floor(of_era / 1460) - math.floor(of_era / 36524) + math.floor(of_era / 146096)
+  local year = math.floor((of_era - leap_days) / 365)
   local of_year = of_era - (365 * year + math.floor(year / 4) - math.floor(year / 100))
   local shifted_month = math.floor((5 * of_year + 2) / 153)
   local day = of_year - math.floor((153 * shifted_month + 2) / 5) + 1

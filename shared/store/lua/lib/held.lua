@@ -1,7 +1,9 @@
--- What a tenant holds of Redis: the bytes of its requests, from the step that stores them until they are given up. That of a job
--- that succeeded is given up at its end, since nobody asks for it any more; those of the others are kept for a retry as long as
--- their records. A record goes by its TTL, which no script sees: so what is kept is summed up by the hour in which it will be gone.
-local HOUR_MS, DAY_MS = 3600000, 86400000
+-- uses: now
+-- What a tenant holds of Redis: the bytes of its requests, from the step that stores them until they are given up. The
+-- request of a job that succeeded is given up at its end, since nobody asks for it any more; those of the others are
+-- kept for a retry as long as their records. A record goes by its TTL, which no script sees: so what is kept is summed
+-- up by the hour in which it will be gone.
+local HOUR_MS = 3600000
 
 -- Returns what the tenant holds now.
 local function hold_bytes(tenant, bytes)

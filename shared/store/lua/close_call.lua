@@ -1,24 +1,25 @@
--- SETTLE: a call ended: its row is closed, its tokens counted for the tenant's day and for the route's limits, and what it
--- showed of the route is remembered. A row that was closed as lost is closed again by whoever made the call after all; that
--- of a call that was never made (`unmade`) is taken away.
--- ARGV: route, call, how it ended, estimated (1/0), day, usage's TTL ms, verdict on the route (ok, trouble, none),
---       ms to shut the route for, why, learned limits: requests, input, output (0 for none), price known (1/0),
---       then name, value of each token count and of the cost
+-- uses: upstream
+-- args: route, id, ended, #is_estimated, today, usage_ms, verdict, #shut_ms, code, learned_requests, learned_input,
+--   learned_output, #is_priced, amounts...
+-- CLOSE_CALL: a call ended: its row is closed, its tokens counted for the tenant's day and for the route's limits, and
+-- what it showed of the route is remembered. A row that was closed as lost is closed again by whoever made the call
+-- after all; that of a call that was never made (UNMADE) is taken away.
+-- usage_ms: how long the day's sums are kept. verdict: on the route (ok, trouble, none). shut_ms: how long nobody may
+-- call it, and code says why. learned_*: limits, 0 for none. amounts: name, value of each token count and of the cost.
 -- Returns 0 if it was closed before, else 1 more than what a row that was lost had counted as its cost.
-local route, id, ended, estimated = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 call('ZREM', key_calls(route), id)
 local row = call('HMGET', key_call(id), 'opened_ms', 'ended', 'tenant', 'key', 'model', 'bucket', 'reserved_input',
   'reserved_output', 'estimated', 'unpriced', 'retry', 'day', 'counted')
-if not row[1] or (row[2] and row[2] ~= 'lost') then return 0 end
-local first, unmade = not row[2], ended == 'unmade'
+if not row[1] or (row[2] and row[2] ~= LOST) then return 0 end
+local first, unmade = not row[2], ended == UNMADE
 
--- The model that the call is counted for. Callers invent names, and a day's hash is read as a whole: a name of a call that used
--- nothing, or beyond the bound, is counted as USAGE_OTHER unless it has a row already.
-local function counted_as(usage, row)
+-- The model that the call is counted for. Callers invent names, and a day's hash is read as a whole: a name of a call
+-- that used nothing, or beyond the bound, is counted as USAGE_OTHER unless it has a row already.
+local function counted_as(usage)
   if call('HEXISTS', usage, row[5] .. '\n' .. row[4] .. '\ncalls') == 1 then return row[5] end
   local is_used = false
-  for i = 15, #ARGV, 2 do is_used = is_used or ARGV[i] ~= '0' end
-  if unmade or not is_used or tonumber(call('HGET', usage, '\n\nrows') or 0) >= tonumber(MOST_USAGE_ROWS) then
+  for at = 2, #amounts, 2 do is_used = is_used or amounts[at] ~= '0' end
+  if unmade or not is_used or tonumber(call('HGET', usage, '\n\nrows') or 0) >= MOST_USAGE_ROWS then
     return USAGE_OTHER
   end
   call('HINCRBY', usage, '\n\nrows', 1)
@@ -26,13 +27,12 @@ local function counted_as(usage, row)
 end
 
 -- The ledger. What a row that was lost has counted so far is taken back, on the day that it was counted for.
-local day = row[12] or ARGV[5]
-local unpriced = unmade and 0 or 1 - tonumber(ARGV[13])
-if unmade then estimated = 0 end
+local day = row[12] or today
+local estimated, unpriced = unmade and 0 or is_estimated, unmade and 0 or 1 - is_priced
 local usage = key_usage(row[3], day)
-local counted_before, counted = row[13] or row[5], counted_as(usage, row)
-local closing = {'ended', ended, 'closed_ms', int(now), 'estimated', int(estimated), 'unpriced', int(unpriced), 'day', day,
-  'counted', counted}
+local counted_before, counted = row[13] or row[5], counted_as(usage)
+local closing = {'ended', ended, 'closed_ms', int(now), 'estimated', int(estimated), 'unpriced', int(unpriced),
+  'day', day, 'counted', counted}
 local function sum_of(model, metric, change)
   if change ~= 0 then call('HINCRBY', usage, model .. '\n' .. row[4] .. '\n' .. metric, int(change)) end
 end
@@ -42,31 +42,31 @@ local function sum(metric, amount, before)
   sum_of(counted, metric, amount)
 end
 local input, output, taken_back = 0, 0, 0
-for i = 14, #ARGV, 2 do
-  local amount = unmade and 0 or tonumber(ARGV[i + 1])
-  local before = first and 0 or tonumber(call('HGET', key_call(id), ARGV[i]) or 0)
+for at = 1, #amounts, 2 do
+  local name, amount = amounts[at], unmade and 0 or tonumber(amounts[at + 1])
+  local before = first and 0 or tonumber(call('HGET', key_call(id), name) or 0)
   local more = amount - before
-  sum(ARGV[i], amount, before)
-  if ARGV[i] == 'cost_nano_usd' then taken_back = before end
-  closing[#closing + 1] = ARGV[i]
+  sum(name, amount, before)
+  if name == 'cost_nano_usd' then taken_back = before end
+  closing[#closing + 1] = name
   closing[#closing + 1] = int(amount)
   -- Tokens that are read from a cache do not count towards an upstream's limit of input tokens; those written to it do.
-  if ARGV[i] == 'input_tokens' or ARGV[i] == 'cache_creation_input_tokens' then input = input + more end
-  if ARGV[i] == 'output_tokens' then output = more end
+  if name == 'input_tokens' or name == 'cache_creation_input_tokens' then input = input + more end
+  if name == 'output_tokens' then output = more end
 end
 sum('calls', unmade and 0 or 1, first and 0 or 1)
 sum('estimated_calls', estimated, tonumber(row[9] or 0))
 sum('unpriced_calls', unpriced, tonumber(row[10] or 0))
-if call('PTTL', usage) < 0 then call('PEXPIRE', usage, ARGV[6]) end
+if call('PTTL', usage) < 0 then call('PEXPIRE', usage, usage_ms) end
 
 -- The limits: what was reserved makes room for what was used. Nothing was reserved where there was no limit.
 if first then input, output = input - tonumber(row[7]), output - tonumber(row[8]) end
 if row[7] == '0' then input = 0 end
 if row[8] == '0' then output = 0 end
 if unmade then
-  count(route, window_of(route), tonumber(row[6]), {-1, -tonumber(row[11]), input, output})
+  correct(ASKED, key_window(route), row[6], {-1, -row[11], input, output})
 elseif input ~= 0 or output ~= 0 then
-  count(route, window_of(route), tonumber(row[6]), {0, 0, input, output})
+  correct(ASKED, key_window(route), row[6], {0, 0, input, output})
 end
 
 if unmade then
@@ -79,9 +79,9 @@ if unmade then
 end
 call('HSET', key_call(id), unpack(closing))
 local record = key_route(route)
-if ARGV[10] ~= '0' then call('HSET', record, 'limit_requests', ARGV[10]) end
-if ARGV[11] ~= '0' then call('HSET', record, 'limit_input', ARGV[11]) end
-if ARGV[12] ~= '0' then call('HSET', record, 'limit_output', ARGV[12]) end
+if learned_requests ~= '0' then call('HSET', record, 'limit_requests', learned_requests) end
+if learned_input ~= '0' then call('HSET', record, 'limit_input', learned_input) end
+if learned_output ~= '0' then call('HSET', record, 'limit_output', learned_output) end
 call('EXPIRE', record, 86400)
 
 local OPEN_FIRST = 1e13 -- ms: where too many routes are in trouble, those are kept whose circuit is open
@@ -89,7 +89,6 @@ local OPEN_FIRST = 1e13 -- ms: where too many routes are in trouble, those are k
 -- The gate and the circuit. A call that began before the circuit closed says nothing of the time since.
 local known = call('HMGET', record, 'shut_ms', 'open_ms', 'probe', 'cooldown_ms', 'closed_ms')
 local shut, cooldown = tonumber(known[1] or 0), tonumber(known[4] or 0)
-local verdict = ARGV[7]
 local change, is_news, open_ms = {}, false, known[2]
 local function set(name, value)
   change[#change + 1] = name
@@ -102,7 +101,7 @@ local function shut_until(moment, reason)
     set('reason', reason)
   end
 end
-shut_until(now + tonumber(ARGV[8]), ARGV[9])
+shut_until(now + shut_ms, code)
 if tonumber(row[1]) >= tonumber(known[5] or 0) then
   if known[2] then -- open
     if known[3] == id then
@@ -115,7 +114,7 @@ if tonumber(row[1]) >= tonumber(known[5] or 0) then
       elseif verdict == 'trouble' then
         cooldown = math.min(2 * cooldown, LONGEST_COOLDOWN_MS)
         set('cooldown_ms', int(cooldown))
-        shut_until(now + cooldown, ARGV[9])
+        shut_until(now + cooldown, code)
       end
     end
   elseif verdict ~= 'none' then
@@ -125,16 +124,17 @@ if tonumber(row[1]) >= tonumber(known[5] or 0) then
       local _, failed = string.gsub(outcomes, 'F', '')
       set('outcomes', failed > 0 and outcomes or '')
       set('outcome_ms', int(now))
-      -- Begun behind a Retry-After, with nothing but trouble before, and asked to wait again, for longer than a job waits in its
-      -- slot: each such call is a question to the upstream, and would use up the attempts of the jobs at the head of the queue.
-      local is_refused_again = tonumber(ARGV[8]) > LONGEST_WAIT_IN_SLOT_MS and known[1] and tonumber(row[1]) >= tonumber(known[1])
-        and #outcomes > 1 and failed == #outcomes
+      -- Begun after a Retry-After, with nothing but trouble before, and asked to wait again, for longer than a job
+      -- waits in its slot: each such call is a question to the upstream, and would use up the attempts of the jobs at
+      -- the head of the queue.
+      local is_refused_again = shut_ms > LONGEST_WAIT_IN_SLOT_MS and known[1]
+        and tonumber(row[1]) >= tonumber(known[1]) and #outcomes > 1 and failed == #outcomes
       if failed >= 10 or is_refused_again then
         is_news = true
         set('open_ms', int(now))
         open_ms = int(now)
         set('cooldown_ms', int(1000))
-        shut_until(now + 1000, ARGV[9])
+        shut_until(now + 1000, code)
       end
     end
   end

@@ -1,4 +1,4 @@
-"""SETTLE and HOLD: each call is counted once, with the best that is known of it."""
+"""CLOSE_CALL and HOLD: each call is counted once, with the best that is known of it."""
 
 import asyncio
 from datetime import UTC, date, datetime, timedelta
@@ -13,18 +13,18 @@ from shared.job import Usage
 from shared.store import redis_keys
 from shared.store.queue import UNPRICED
 from shared.store.runtime import Runtime
-from shared.store.upstreams import UNMADE, Reserved, Settlement
-from shared.usage import METRICS, MOST_ROWS_PER_DAY, OTHER, UsageSums
+from shared.store.upstreams import CallEnd, Reserved
+from shared.usage import METRICS, MOST_ROWS_PER_DAY, OTHER, UNMADE, UsageSums
 from tests.support.store import all_keys, now_ms, record_of, start, succeed, ttl_ms
 from tests.support.upstreams import (
     a_call,
     a_route,
     called,
+    closed,
     holders_of,
     let_pass,
     permitted,
     row_of,
-    settled,
     sums_of,
 )
 from tests.support.usage import read_usage
@@ -48,18 +48,18 @@ async def lose_call(runtime: Runtime, call_id: str) -> None:
 async def test_a_call_that_ended_is_in_the_books(runtime: Runtime) -> None:
     """Its row is closed, and each metric counted."""
     call_id, _ = await permitted(runtime, a_route())
-    assert await settled(runtime, a_route(), call_id, usage=A_USAGE, cost_nano_usd=77) == 1
+    assert await closed(runtime, a_route(), call_id, usage=A_USAGE, cost_nano_usd=77) == 1
     assert await counted(runtime) == UsageSums(1, 0, 10, 20, 3, 4, 77, 0)
     row = await row_of(runtime, call_id)
     assert (row["ended"], row["output_tokens"], row["cost_nano_usd"]) == ("succeeded", "20", "77")
     assert int(row["opened_ms"]) <= int(row["closed_ms"]) <= await now_ms(runtime)
 
 
-async def test_a_call_is_settled_once(runtime: Runtime) -> None:
+async def test_a_call_is_closed_once(runtime: Runtime) -> None:
     """However often it is told; and what is told later changes nothing, be it a gate."""
     route = a_route(input_tokens=100)
     call_id, _ = await permitted(runtime, route, input_estimate=50)
-    await settled(runtime, route, call_id, usage=A_USAGE, cost_nano_usd=77)
+    await closed(runtime, route, call_id, usage=A_USAGE, cost_nano_usd=77)
     sums, books, row = await sums_of(runtime, route), await counted(runtime), await row_of(runtime, call_id)
     for end in (
         {"usage": A_USAGE},
@@ -68,15 +68,15 @@ async def test_a_call_is_settled_once(runtime: Runtime) -> None:
         {"ended": UNMADE},
         {"shut_s": 60},
     ):
-        assert await settled(runtime, route, call_id, **end) == 0
+        assert await closed(runtime, route, call_id, **end) == 0
     assert (await sums_of(runtime, route), await counted(runtime), await row_of(runtime, call_id)) == (sums, books, row)
     await permitted(runtime, route)
 
 
-async def test_what_nobody_knows_is_not_settled(runtime: Runtime) -> None:
+async def test_what_nobody_knows_is_not_closed(runtime: Runtime) -> None:
     """A row that is gone, or never was: nothing is written."""
     for end in ({}, {"ended": "lost"}, {"ended": UNMADE}, {"shut_s": 60}):
-        assert await settled(runtime, a_route(), "call_unknown", **end) == 0
+        assert await closed(runtime, a_route(), "call_unknown", **end) == 0
     assert await all_keys(runtime._commands) == []
 
 
@@ -86,8 +86,8 @@ async def test_a_call_that_was_never_made_was_never_there(runtime: Runtime) -> N
     await permitted(runtime, route, input_estimate=7)
     sums, books, names = await sums_of(runtime, route), await counted(runtime), await all_keys(runtime._commands)
     call_id, _ = await permitted(runtime, route, input_estimate=30, output_estimate=40, is_retry=True)
-    assert await settled(runtime, route, call_id, ended=UNMADE) == 1
-    assert await settled(runtime, route, call_id, ended=UNMADE) == 0
+    assert await closed(runtime, route, call_id, ended=UNMADE) == 1
+    assert await closed(runtime, route, call_id, ended=UNMADE) == 0
     assert (await sums_of(runtime, route), await counted(runtime), await all_keys(runtime._commands)) == (
         sums,
         books,
@@ -102,15 +102,15 @@ async def test_a_lost_call_counts_with_what_its_worker_says_after_all(runtime: R
     call_id, _ = await permitted(runtime, route, input_estimate=100, output_estimate=100)
     await lose_call(runtime, call_id)
     guess: dict[str, Any] = {"usage": Usage(100, 5), "is_estimated": True, "cost_nano_usd": None}
-    assert await settled(runtime, route, call_id, ended="lost", **guess) == 1
+    assert await closed(runtime, route, call_id, ended="lost", **guess) == 1
     assert await counted(runtime) == UsageSums(1, 1, 100, 5, 0, 0, 0, 1)
     assert await sums_of(runtime, route) == [1, 0, 100, 5]
-    assert await settled(runtime, route, call_id, usage=A_USAGE, cost_nano_usd=77) == 1
+    assert await closed(runtime, route, call_id, usage=A_USAGE, cost_nano_usd=77) == 1
     assert await counted(runtime) == UsageSums(1, 0, 10, 20, 3, 4, 77, 0)
     assert await sums_of(runtime, route) == [1, 0, 13, 20]
     assert (await row_of(runtime, call_id))["ended"] == "succeeded"
     for end in ({"usage": A_USAGE}, {"ended": "lost", "usage": Usage(1, 1)}):
-        assert await settled(runtime, route, call_id, **end) == 0
+        assert await closed(runtime, route, call_id, **end) == 0
     assert (await counted(runtime)).calls == 1
 
 
@@ -119,7 +119,7 @@ async def test_a_call_is_lost_once(runtime: Runtime) -> None:
     call_id, _ = await permitted(runtime, a_route())
     await lose_call(runtime, call_id)
     for output_tokens in (5, 5, 9):
-        await settled(runtime, a_route(), call_id, ended="lost", usage=Usage(1, output_tokens), is_estimated=True)
+        await closed(runtime, a_route(), call_id, ended="lost", usage=Usage(1, output_tokens), is_estimated=True)
     assert await counted(runtime) == UsageSums(1, 1, 1, 9)
 
 
@@ -132,21 +132,21 @@ async def test_a_lost_call_that_was_never_made_is_taken_out_of_the_books(runtime
     await let_pass(runtime, runtime.settings.lease_s + 1)
     await runtime.upstreams.hold([])
     guess: dict[str, Any] = {"usage": Usage(100, 5), "is_estimated": True, "cost_nano_usd": None}
-    await settled(runtime, route, call_id, ended="lost", **guess)
-    unmade = Settlement(UNMADE, Usage(), is_estimated=False, cost_nano_usd=0)
-    assert await runtime.upstreams.settle(route.name, call_id, 0, unmade) == 1
+    await closed(runtime, route, call_id, ended="lost", **guess)
+    unmade = CallEnd(UNMADE, Usage(), is_estimated=False, cost_nano_usd=0)
+    assert await runtime.upstreams.close_call(route.name, call_id, 0, unmade) == 1
     assert await counted(runtime) == UsageSums()
     assert await sums_of(runtime, route) == sums
     assert await row_of(runtime, call_id) == {}
 
 
 async def test_usage_is_of_the_day_on_which_the_call_began(runtime: Runtime) -> None:
-    """As it is priced; also if a lost call is settled after midnight by somebody who has another day in mind."""
+    """As it is priced; also if a lost call is closed after midnight by somebody who has another day in mind."""
     call_id, _ = await permitted(runtime, a_route())
-    end = Settlement("lost", Usage(1, 1), is_estimated=True, cost_nano_usd=1)
-    await runtime.upstreams.settle(a_route().name, call_id, 1_795_390_000_000, end)
-    end = Settlement("succeeded", Usage(2, 3), is_estimated=False, cost_nano_usd=4)
-    await runtime.upstreams.settle(a_route().name, call_id, 1_795_392_000_000 + 10, end)
+    end = CallEnd("lost", Usage(1, 1), is_estimated=True, cost_nano_usd=1)
+    await runtime.upstreams.close_call(a_route().name, call_id, 1_795_390_000_000, end)
+    end = CallEnd("succeeded", Usage(2, 3), is_estimated=False, cost_nano_usd=4)
+    await runtime.upstreams.close_call(a_route().name, call_id, 1_795_392_000_000 + 10, end)
     (row,) = await read_usage(runtime, "tenant-a", date(2026, 11, 20), date(2026, 11, 25))
     assert (row.day, row.sums) == (date(2026, 11, 22), UsageSums(1, 0, 2, 3, 0, 0, 4, 0))
 
@@ -165,8 +165,8 @@ async def test_a_silent_worker_s_calls_are_found_once(runtime: Runtime) -> None:
     }
     call_id, _ = await permitted(runtime, route, **facts)
     held, _ = await permitted(runtime, route)
-    settled_one, _ = await permitted(runtime, route)
-    await settled(runtime, route, settled_one)
+    closed_one, _ = await permitted(runtime, route)
+    await closed(runtime, route, closed_one)
     await let_pass(runtime, runtime.settings.lease_s + 1)
     (row,) = await runtime.upstreams.hold([(route.name, held)])
     assert row[:9] == (call_id, route.name, "tenant-b", "key_7", "job_7", 9, 2, "m", 4)
@@ -203,7 +203,7 @@ async def test_calls_are_found_after_a_night_without_workers(runtime: Runtime) -
     await let_pass(runtime, 10 * 3_600)
     assert [state.name for state in await runtime.upstreams.look()] == [route.name]
     assert [row.call_id for row in await runtime.upstreams.hold([])] == [call_id]
-    await settled(runtime, route, call_id, ended="lost")
+    await closed(runtime, route, call_id, ended="lost")
     assert await runtime.upstreams.look() == []
 
 
@@ -256,7 +256,7 @@ async def test_the_sums_are_those_of_the_rows(runtime: Runtime, calls: list[Any]
         steps.append([(call.id, day, end) for end in ends])
     while steps := [left for left in steps if left]:
         call_id, day, end = order.choice(steps).pop(0)
-        await runtime.upstreams.settle(route.name, call_id, today_ms - day * 86_400_000, Settlement(**end))
+        await runtime.upstreams.close_call(route.name, call_id, today_ms - day * 86_400_000, CallEnd(**end))
 
     expected: dict[tuple[str, str, int], UsageSums] = {}
     window = [0, 0, 0, 0]
@@ -335,16 +335,16 @@ async def test_a_call_that_was_lost_moves_to_its_own_row(runtime: Runtime) -> No
     route = a_route()
     call_id, _ = await permitted(runtime, route, model="m")
     await lose_call(runtime, call_id)
-    await settled(runtime, route, call_id, ended="lost", is_estimated=True)
+    await closed(runtime, route, call_id, ended="lost", is_estimated=True)
     assert await calls_by_model(runtime) == {OTHER: 1}
-    await settled(runtime, route, call_id, usage=A_USAGE, cost_nano_usd=77)
+    await closed(runtime, route, call_id, usage=A_USAGE, cost_nano_usd=77)
     assert await calls_by_model(runtime) == {"m": 1}
     assert await counted(runtime) == UsageSums(1, 0, 10, 20, 3, 4, 77, 0)
 
 
 async def called_as(runtime: Runtime, model: str, **end: Any) -> None:
     call_id, _ = await permitted(runtime, a_route(), model=model)
-    assert await settled(runtime, a_route(), call_id, **end) == 1
+    assert await closed(runtime, a_route(), call_id, **end) == 1
 
 
 async def calls_by_model(runtime: Runtime) -> dict[str, int]:

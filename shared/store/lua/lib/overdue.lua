@@ -1,3 +1,4 @@
+-- uses: bookkeeping
 -- Ends a queued job whose time is over: expired if it never started, else failed by its timeout.
 local function end_overdue(id, expire_sources, expired, time_out_sources, failed, timeout_error, retention)
   local job = call('HMGET', key_job(id), 'state', 'tenant', 'flow', 'epoch', 'started_ms')

@@ -1,4 +1,5 @@
--- Webhooks: a delivery is born in the step that ends what it tells of.
+-- uses: now, lanes
+-- Webhooks: a delivery is created in the step that ends the job or batch which it is about.
 local function delivery_of(subject) return 'evt_' .. string.match(subject, '_(.*)$') end
 
 -- Whether such a webhook, as JSON, asks for such an event; if so, the webhook.
@@ -10,24 +11,20 @@ local function wanted(webhook, event)
   return nil
 end
 
--- facts: more fields of the record. The subject is forgotten sooner than its delivery is told, so all that is told is there.
+-- facts: more fields of the record. The subject may be gone when its delivery is sent, so all that is sent is there.
 local function begin_delivery(asked, event, subject, tenant, status, facts)
   local id, lane = delivery_of(subject), tenant .. ':' .. asked.origin
   call('HSET', key_delivery(id), 'tenant', tenant, 'lane', lane, 'event', event, 'subject', subject, 'status', status,
     'url', asked.url, 'endpoint', asked.endpoint, 'with_result', asked.result and 1 or 0, 'created_ms', int(now),
     'state', DELIVERY_PENDING, 'due_ms', int(now), 'epoch', 0, 'failures', 0, unpack(facts))
-  for _, oldest in ipairs(call('ZRANGE', key_delivery_index(tenant), 0, 1)) do
-    if call('EXISTS', key_delivery(oldest)) == 1 then break end
-    call('ZREM', key_delivery_index(tenant), oldest)
-  end
-  call('ZADD', key_delivery_index(tenant), 0, id)
+  add_to_index(key_delivery_index(tenant), id, key_delivery)
   call('ZADD', key_unsent(lane), int(now), id)
   call('ZADD', key_lanes(), 'LT', int(now), lane)
   call('PUBLISH', channel_deliveries(), '')
 end
 
 -- webhook: of the job as JSON; 'batch' for an item whose batch asks for events of jobs.
-local function tell_end_of_job(webhook, id, tenant, state, batch, usage)
+local function deliver_end_of_job(webhook, id, tenant, state, batch, usage)
   if webhook == 'batch' then webhook = call('HGET', key_batch(batch), 'webhook') end
   local event = JOB_EVENT .. state
   local asked = webhook and wanted(webhook, event)
@@ -45,7 +42,7 @@ local function tell_end_of_job(webhook, id, tenant, state, batch, usage)
   begin_delivery(asked, event, id, tenant, state, facts)
 end
 
-local function tell_end_of_batch(id)
+local function deliver_end_of_batch(id)
   local record = key_batch(id)
   local batch = call('HMGET', record, 'webhook', 'tenant')
   local asked = batch[1] and wanted(batch[1], BATCH_EVENT)
@@ -71,5 +68,5 @@ local function drop_delivery(id)
   call('DEL', key_delivery(id))
 end
 
--- What is erased is told to nobody any more.
+-- What is erased is sent to nobody any more.
 local function forget_delivery(subject) drop_delivery(delivery_of(subject)) end

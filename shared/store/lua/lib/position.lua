@@ -18,7 +18,8 @@ local function position(flow, rank, most)
   local sum = 0
   for band in string.gmatch(BANDS, '[^,]+') do
     if band == own_band then
-      local is_ready = call('ZSCORE', key_ready(band), flow) -- if not, it is parked: those before it in its flow are all the same
+      -- If it is not ready, it is parked: those before it in its flow count all the same.
+      local is_ready = call('ZSCORE', key_ready(band), flow)
       return sum + depth_of(band, rank, most) + (is_ready and 0 or rank)
     end
     sum = sum + depth_of(band, nil, most)

@@ -1,0 +1,103 @@
+-- uses: now
+-- A sliding minute, exact: what was counted stays until all of its bucket is older, so that no minute, wherever it
+-- begins, holds more than a limit. A window is one hash: a bucket of half a second → the amounts that were counted in
+-- it, with blanks; and the first bucket and the sums of all, for which `kind` names the fields.
+local BUCKET_MS = 500
+
+-- Of submits: requests, tokens. Its head is one field, which has the last bucket too.
+local REQUESTS = 1
+local TOKENS = 2
+local PACE = {buckets = WINDOW_MS / BUCKET_MS + 1, kept_ms = 120000, form = '%.0f %.0f', head = {'head'}}
+
+-- Two or four.
+local function numbers_in(text)
+  local a, b, c, d = string.match(text, '^(%S+) (%S+) ?(%S*) ?(%S*)$')
+  return {tonumber(a), tonumber(b), tonumber(c), tonumber(d)}
+end
+
+local function add(sums, amounts, sign)
+  for at, amount in ipairs(amounts) do sums[at] = sums[at] + sign * amount end
+end
+
+-- A window as it is now, what is older left out. Reads only.
+local function window_of(kind, key)
+  local bucket = math.floor(now / BUCKET_MS)
+  local window = {kind = kind, key = key, bucket = bucket, first = bucket, last = bucket, old = {}}
+  window.sums = numbers_in(string.format(kind.form, 0, 0, 0, 0))
+  local found = call('HMGET', key, int(bucket), unpack(kind.head))
+  if not found[2] then return window end
+  local head = numbers_in(found[#found])
+  local first, last = head[1], head[2]
+  if kind ~= PACE then -- every count drops what is older: no bucket is a window's length after the first
+    first, last = tonumber(found[2]), found[2] + kind.buckets - 1
+  end
+  -- All of it is older; or the clock was set back by more than a window, and it would not age for as long.
+  if bucket - last >= kind.buckets or first - bucket >= kind.buckets then
+    for old = first, last do window.old[#window.old + 1] = int(old) end
+    return window
+  end
+  window.here = found[1]
+  window.first = first
+  if kind == PACE then window.last = math.max(last, bucket) end
+  for at = 1, #window.sums do window.sums[at] = head[#head - #window.sums + at] end
+  for old = first, bucket - kind.buckets do window.old[#window.old + 1] = int(old) end
+  if #window.old > 0 then
+    window.first = bucket - kind.buckets + 1
+    for _, amounts in ipairs(call('HMGET', key, unpack(window.old))) do
+      if amounts then add(window.sums, numbers_in(amounts), -1) end
+    end
+  end
+  return window
+end
+
+local function count_in(window, amounts)
+  local key, kind = window.key, window.kind
+  local counted = numbers_in(window.here or string.format(kind.form, 0, 0, 0, 0))
+  add(counted, amounts, 1)
+  add(window.sums, amounts, 1)
+  window.first = math.min(window.first, window.bucket)
+  local here, sums = string.format(kind.form, unpack(counted)), string.format(kind.form, unpack(window.sums))
+  if kind == PACE then
+    call('HSET', key, 'head', int(window.first) .. ' ' .. int(window.last) .. ' ' .. sums, int(window.bucket), here)
+  else
+    call('HSET', key, 'first', int(window.first), 'sums', sums, int(window.bucket), here)
+  end
+  if #window.old > 0 then call('HDEL', key, unpack(window.old)) end
+  if not window.here then call('PEXPIRE', key, kind.kept_ms) end -- once a bucket
+end
+
+-- Adds to what an earlier count added. A bucket that was dropped since is not made again.
+local function correct(kind, key, bucket, amounts)
+  local field = kind.head[#kind.head]
+  local found = call('HMGET', key, bucket, field)
+  if not found[1] or not found[2] then return end
+  local before, sums = '', found[2]
+  if kind == PACE then before, sums = string.match(sums, '^(%S+ %S+ )(.*)$') end
+  local counted, total = numbers_in(found[1]), numbers_in(sums)
+  add(counted, amounts, 1)
+  add(total, amounts, 1)
+  call('HSET', key, bucket, string.format(kind.form, unpack(counted)),
+    field, before .. string.format(kind.form, unpack(total)))
+end
+
+-- ms until `need` more of the amount at that place fit the limit, if nothing else comes; 0: now.
+local function room_ms(window, place, need, limit)
+  local left = window.sums[place] + need - limit
+  if left <= 0 then return 0 end
+  local buckets = {}
+  for bucket = window.first, window.last do buckets[#buckets + 1] = int(bucket) end
+  local leaves = window.last
+  for at, amounts in ipairs(call('HMGET', window.key, unpack(buckets))) do
+    if amounts then left = left - numbers_in(amounts)[place] end
+    if left <= 0 then
+      leaves = window.first + at - 1
+      break
+    end
+  end
+  return math.max(1, (leaves + window.kind.buckets) * BUCKET_MS - now)
+end
+
+-- ms until all of the limit is there again, if nothing more comes.
+local function whole_ms(window, place)
+  return window.sums[place] > 0 and math.max(1, (window.last + window.kind.buckets) * BUCKET_MS - now) or 0
+end

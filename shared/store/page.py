@@ -1,0 +1,96 @@
+"""Pages of lists: a list's ids are read some at a time, then the records of those that are wanted."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from shared.store.commands import Commands
+from shared.store.reads import Record
+
+PAGE_BYTES: Final = 512 << 10
+"""A page of a list ends early beyond it."""
+
+
+class Stretch(NamedTuple):
+    """What comes next in a list."""
+
+    ids: Sequence[str]
+    """Those that may be wanted."""
+    end: str | None
+    """Its last id, wanted or not: where the next stretch goes on. None if it has none."""
+    is_last: bool
+
+
+class Sized(NamedTuple):
+    """An item of a page, and how many bytes of it there are."""
+
+    item: Any
+    size: int
+
+
+Stretches = Callable[[str | None], Awaitable[Stretch]]
+"""Gives the stretch after an id; None: the first one."""
+Read = Callable[[Sequence[str]], Awaitable[Sequence[Sized | None]]]
+"""Gives as many of the first as it likes, None for each that is not wanted."""
+
+
+def stretches_of(
+    commands: Commands,
+    index: str,
+    *,
+    count: int,
+    is_newest_first: bool = True,
+    wanted_of: Callable[[Sequence[str]], Awaitable[Sequence[str]]] | None = None,
+) -> Stretches:
+    """The ids of an index, which sort by time, ``count`` at a time."""
+    command, start, end = ("ZREVRANGEBYLEX", "+", "-") if is_newest_first else ("ZRANGEBYLEX", "-", "+")
+
+    async def stretch_after(last: str | None) -> Stretch:
+        members = await commands.call(command, index, f"({last}" if last else start, end, "LIMIT", 0, count)
+        ids = [member.decode() for member in members]
+        wanted = await wanted_of(ids) if wanted_of is not None and ids else ids
+        return Stretch(wanted, ids[-1] if ids else None, len(ids) < count)
+
+    return stretch_after
+
+
+def sized(
+    ids: Sequence[str], records: Sequence[Record], item_of: Callable[[str, Record], Any]
+) -> Sequence[Sized | None]:
+    """The items of the first ids, as many as there are records; None where ``item_of`` gives None."""
+    pairs = [(item_of(item_id, record), record) for item_id, record in zip(ids, records, strict=False)]
+    return [None if item is None else Sized(item, size_of(record)) for item, record in pairs]
+
+
+def size_of(record: Record) -> int:
+    """In bytes, about."""
+    return sum(len(value) for value in record if value is not None)
+
+
+async def read_page(
+    stretch_after: Stretches, read: Read, *, after: str | None, limit: int, most_stretches: int
+) -> tuple[list[Any], str | None]:
+    """The items after that id, and the id after which the next page begins; None if there are no more.
+
+    A page holds fewer than ``limit`` where PAGE_BYTES are reached, or where so many stretches hold no more of what is
+    wanted; one item is always whole.
+    """
+    items: list[Any] = []
+    size = 0
+    last = after
+    for _ in range(most_stretches):
+        stretch = await stretch_after(last)
+        left = stretch.ids
+        while left:
+            found = await read(left)
+            for item_id, one in zip(left, found, strict=False):
+                if one is not None:
+                    if len(items) == limit or (items and size + one.size > PAGE_BYTES):
+                        return items, last
+                    items.append(one.item)
+                    size += one.size
+                last = item_id
+            left = left[len(found) :]
+        if stretch.is_last:
+            return items, None
+        last = stretch.end or last
+    return items, last
