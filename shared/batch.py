@@ -23,7 +23,7 @@ class BatchState(StrEnum):
     CANCELLING = "cancelling"
     """The caller cancelled it; what has not ended is being ended."""
     ENDED = "ended"
-    """Every item has ended. For ever."""
+    """Every item has ended. Final."""
     DROPPED = "dropped"
     """Is being erased, piece by piece, and not found any more."""
 

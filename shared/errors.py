@@ -2,7 +2,6 @@
 
 TokenspoolError
 ├── SettingsError                    a setting is wrong; the message is the sentence to print
-├── IllegalTransition                the life cycle has no such step (a bug of ours, never a user's)
 └── Problem                          an error response to an API caller; rendered as RFC 9457 by api/http/errors.py
     ├── InvalidRequest      400      body, query or header; names the fields, never their content
     ├── InvalidCursor       400
@@ -49,10 +48,6 @@ class TokenspoolError(Exception):
 
 class SettingsError(TokenspoolError):
     """One sentence: the variable, what was expected, what it was."""
-
-
-class IllegalTransition(TokenspoolError):
-    """A state change that the table of the life cycle does not have."""
 
 
 class FieldError(msgspec.Struct, frozen=True):

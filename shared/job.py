@@ -9,11 +9,11 @@ import hashlib
 import secrets
 import time
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from shared.errors import IllegalTransition, JobError
+from shared.errors import JobError
 from shared.limits import CallerLimits, Reservation
 from shared.webhooks import Webhook
 
@@ -26,13 +26,13 @@ class JobState(StrEnum):
     RUNNING = "running"
     """A worker holds its lease. FINISH or CANCEL end it; RELEASE, or REAP when the worker died, put it back."""
     SUCCEEDED = "succeeded"
-    """The whole answer is in ``result``. For ever."""
+    """The whole answer is in ``result``. Final."""
     FAILED = "failed"
-    """``error`` says why. For ever."""
+    """``error`` says why. Final."""
     CANCELLED = "cancelled"
-    """The caller ended it. For ever."""
+    """The caller ended it. Final."""
     EXPIRED = "expired"
-    """It did not start within ``expires_in_s``. For ever."""
+    """It did not start within ``expires_in_s``. Final."""
 
 
 class Step(StrEnum):
@@ -63,14 +63,6 @@ TRANSITIONS: Final[dict[Step, tuple[frozenset[JobState], JobState]]] = {
     Step.CANCEL: (frozenset({JobState.QUEUED, JobState.RUNNING}), JobState.CANCELLED),
 }
 """Step → (the states it may start from, the state it leads to)."""
-
-
-def next_state(state: JobState, step: Step) -> JobState:
-    """The state after ``step``. Raises IllegalTransition, and changes nothing, if the table has no such step."""
-    sources, target = TRANSITIONS[step]
-    if state not in sources:
-        raise IllegalTransition(f"a {state} job cannot {step}")
-    return target
 
 
 class Priority(StrEnum):
@@ -142,7 +134,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A job as its record stands. Times are milliseconds since 1970 by Redis's clock."""
+    """A job as its record has it. Times are milliseconds since 1970 by Redis's clock."""
 
     id: str
     tenant: str
@@ -219,9 +211,3 @@ def _moment(moment_ms: int) -> str:
 def prompt_hash_of(request: bytes) -> str:
     """What logs carry in place of a prompt."""
     return hashlib.sha256(request).hexdigest()[:12]
-
-
-def decode_result(raw: bytes) -> dict[str, Any]:
-    """The stored result as plain data."""
-    decoded: dict[str, Any] = msgspec.json.decode(raw)
-    return decoded

@@ -321,18 +321,8 @@ def tenant(name: str) -> str:
     return _name("tenant", name)
 
 
-def owner_of_tenant(name: str) -> str:
-    """How a tenant goes by among those whose use is counted."""
-    return f"tenant:{name}"
-
-
-def owner_of_key(key_id: str) -> str:
-    """As above, an API key."""
-    return f"key:{key_id}"
-
-
 def pace(owner: str) -> str:
-    """Its submits of the last minute, and their tokens."""
+    """``tenant:<name>`` or ``key:<id>``: its submits of the last minute, and their tokens."""
     return _name("pace", owner)
 
 

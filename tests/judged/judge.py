@@ -8,12 +8,13 @@ import asyncio
 from collections.abc import Collection
 from typing import Any, Final, Self
 
+import msgspec
 from llmock.chaos import ChaosSettings, StreamChaos
 from llmock.journal import RequestRecord
 from llmock.pytest_plugin import LLMock
 from llmock.verdict import NON_RETRYABLE, RETRYABLE, Finding
 
-from shared.job import Job, decode_result
+from shared.job import Job
 from tests.judged.surface import Surface
 from tests.running.crew import Crew
 
@@ -124,5 +125,5 @@ def text_of(job: Job) -> str:
     """The text of a success."""
     assert job.state == "succeeded", job.error
     assert job.result is not None
-    text: str = decode_result(bytes(job.result))["text"]
+    text: str = msgspec.json.decode(bytes(job.result))["text"]
     return text

@@ -3,7 +3,7 @@
 import msgspec
 from llmock.scenarios import Match, Reply, ToolCall, ToolFault
 
-from shared.job import Job, decode_result
+from shared.job import Job
 from tests.judged.judge import Judge, text_of
 from tests.judged.surface import Surface
 from tests.running.crew import FAST, Crew
@@ -44,13 +44,13 @@ def a_request_with_a_tool(model: str = FAST, nonce: str = "nonce=n1 ") -> bytes:
 def tool_calls_of(job: Job) -> list[tuple[str, object]]:
     """Name and input."""
     assert job.result is not None
-    content = decode_result(bytes(job.result))["message"]["content"]
+    content = msgspec.json.decode(bytes(job.result))["message"]["content"]
     return [(block["name"], block["input"]) for block in content if block["type"] == "tool_use"]
 
 
 def stop_reason_of(job: Job) -> str:
     assert job.result is not None
-    reason: str = decode_result(bytes(job.result))["stop_reason"]
+    reason: str = msgspec.json.decode(bytes(job.result))["stop_reason"]
     return reason
 
 

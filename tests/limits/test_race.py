@@ -35,7 +35,7 @@ async def test_of_fifty_callers_at_two_processes_exactly_twenty_are_admitted() -
                 return Counter(status for status, _, _ in answers)
 
             assert await race(12) == {202: 12}
-            window = redis_keys.pace(redis_keys.owner_of_tenant("default"))
+            window = redis_keys.pace("tenant:default")
             await age(runtime, window, 40_000)
             assert await race(50) == {202: 8, 429: 42}
             await age(runtime, window, 30_000)  # the first twelve have left, the eight have not

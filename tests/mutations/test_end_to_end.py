@@ -13,7 +13,7 @@ import httpx2
 import msgspec
 import pytest
 
-from shared.job import JobState, decode_result
+from shared.job import JobState
 from tests.mutations.campaign import text_of
 from tests.mutations.case import Case, a_case
 from tests.mutations.frame import Dialect, End, Response, Stream
@@ -149,7 +149,7 @@ async def _is_told_alike(world: World, job_id: str, expected: Expected) -> None:
     assert job.state is JobState.SUCCEEDED
     assert job.result is not None
     text = "".join(block["text"] for block in expected.blocks if block["type"] == "text")
-    assert decode_result(bytes(job.result))["text"] == text
+    assert msgspec.json.decode(bytes(job.result))["text"] == text
     assert "".join(data["text"] for name, data in await world.heard(job_id, "text") if name == "delta") == text
     deltas = [data["delta"] for name, data in await world.heard(job_id, "messages") if name == "content_block_delta"]
     assert "".join(delta["text"] for delta in deltas if delta.get("type") == "text_delta") == text

@@ -12,7 +12,7 @@ import msgspec
 
 from shared.errors import StorageUnavailable
 from shared.events import TERMINAL_EVENTS, Event, OurEvent, text_of
-from shared.job import TERMINAL_STATES, Job, JobState, decode_result
+from shared.job import TERMINAL_STATES, Job, JobState
 from shared.routes import ProviderName
 from shared.settings import load_settings, routes_of
 from shared.store import redis_keys
@@ -313,7 +313,7 @@ def assert_told_whole(job: Job, events: list[Event]) -> None:
 
     if job.state is JobState.SUCCEEDED:
         assert job.result is not None
-        assert decode_result(bytes(job.result))["text"] == attempt_text(events)
+        assert msgspec.json.decode(bytes(job.result))["text"] == attempt_text(events)
         assert job.usage is not None
         assert job.error is None
     else:

@@ -8,9 +8,10 @@ import time
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 
-from shared.job import Job, JobState, decode_result
+from shared.job import Job, JobState
 from shared.prices import OwnPrice
 from shared.routes import ProviderName, RouteRule, Routes
 from shared.store import redis_keys
@@ -85,7 +86,7 @@ async def test_no_fault_at_any_place_makes_a_part_of_an_answer_a_success(crew: C
             continue
         assert job.state is JobState.SUCCEEDED, (script, job.error)
         assert job.result is not None
-        text = decode_result(bytes(job.result))["text"]
+        text = msgspec.json.decode(bytes(job.result))["text"]
         if "text=" not in script and "big-line" not in script and "no-index" not in script:
             nonce = crew.nonce_of[job.id]
             last = crew.calls(job.id)[-1].nonce_call
@@ -269,7 +270,7 @@ WITH_STAND_IN = {FIRST: RouteRule(fallback=(STAND_IN,))}
 def model_in(job: Job) -> str:
     """Who answered."""
     assert job.result is not None
-    model: str = decode_result(bytes(job.result))["message"]["model"]
+    model: str = msgspec.json.decode(bytes(job.result))["message"]["model"]
     return model
 
 

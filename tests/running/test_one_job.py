@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 
-from shared.job import decode_result
 from shared.routes import ProviderName
 from tests.running.crew import FAST, Crew
 from tests.running.providers import HARMLESS, on_each_provider, pairs
@@ -73,7 +73,7 @@ async def test_a_whole_answer_is_a_success(crew: Crew, name: str) -> None:
     job = await crew.ended(job_id)
     assert job.state == "succeeded"
     assert job.result is not None
-    assert decode_result(bytes(job.result))["stop_reason"] == answer.stop_reason
+    assert msgspec.json.decode(bytes(job.result))["stop_reason"] == answer.stop_reason
     names = [name for name in await crew.names(job_id) if name != "retry"]
     assert names == ["started", *answer.names, "succeeded"]
     assert job.usage is not None
@@ -100,7 +100,7 @@ async def test_the_message_is_the_upstreams_own(crew: Crew) -> None:
     await crew.worker()
     job = await crew.ended(await crew.submit("blocks=thinking+text+citations+tool"))
     assert job.result is not None
-    message = decode_result(bytes(job.result))["message"]
+    message = msgspec.json.decode(bytes(job.result))["message"]
     assert message["model"] == FAST
     assert message["id"].startswith("msg_simulated_")
     assert [block["type"] for block in message["content"]] == ["thinking", "text", "text", "tool_use"]
@@ -114,7 +114,7 @@ async def test_a_chat_answer_becomes_a_message(crew: Crew) -> None:
     await crew.worker()
     job = await crew.ended(await crew.submit("blocks=thinking+text+citations+tool+tool cached=30 tokens=20"))
     assert job.result is not None
-    message = decode_result(bytes(job.result))["message"]
+    message = msgspec.json.decode(bytes(job.result))["message"]
     assert message["model"] == FAST
     assert message["id"].startswith("chatcmpl-")
     assert [block["type"] for block in message["content"]] == ["thinking", "text", "tool_use", "tool_use"]

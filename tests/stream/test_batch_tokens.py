@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from shared.batch import Batch
-from shared.job import JobState, decode_result
+from shared.job import JobState
 from shared.store import redis_keys
 from shared.store.runtime import Runtime
 from simulator.app import Simulator, running
@@ -60,7 +60,7 @@ async def _assert_tells_all(follower: BatchFollower, runtime: Runtime, batch: Ba
         assert end["id"] == job.id
         if job.state is JobState.SUCCEEDED:
             assert job.result is not None
-            text = decode_result(bytes(job.result))["text"]
+            text = msgspec.json.decode(bytes(job.result))["text"]
             assert seen.text == text
             assert end["result"]["text"] == text
 

@@ -8,8 +8,8 @@ WINDOW_MS = 121 * BUCKET_MS
 """For so long a bucket is counted at most."""
 
 A_DOLLAR = 1_000_000_000
-TENANT = redis_keys.owner_of_tenant("tenant-a")
-KEY = redis_keys.owner_of_key("key-1")
+TENANT = "tenant:tenant-a"
+KEY = "key:key-1"
 
 
 async def age(runtime: Runtime, window: str, by_ms: int) -> None:

@@ -443,9 +443,9 @@ async def _assert_use_is_counted(
     queued: Counter[str] = Counter()
 
     def count(tenant: str, key_id: str | None, jobs: int = 1) -> None:
-        queued[redis_keys.owner_of_tenant(tenant)] += jobs
+        queued[f"tenant:{tenant}"] += jobs
         if key_id:
-            queued[redis_keys.owner_of_key(key_id)] += jobs
+            queued[f"key:{key_id}"] += jobs
 
     for job_id in waiting:
         _, tenant, _, _, key_id, _ = records[job_id]
@@ -462,9 +462,9 @@ async def _assert_use_is_counted(
     for job_id, (_, tenant, flow, _, _, nano) in records.items():
         if nano:
             assert job_id in running
-            budgets[redis_keys.owner_of_tenant(tenant.decode())] += int(nano)
+            budgets[f"tenant:{tenant.decode()}"] += int(nano)
             if key_id := flow.decode().split(":")[2]:
-                budgets[redis_keys.owner_of_key(key_id)] += int(nano)
+                budgets[f"key:{key_id}"] += int(nano)
     stored = await runtime._commands.call("HGETALL", redis_keys.plain("held_budgets"))
     assert dict(zip([owner.decode() for owner in stored[::2]], map(int, stored[1::2]), strict=True)) == budgets
 

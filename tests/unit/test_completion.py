@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.completion import Completion, GarbledStream
-from shared.job import Usage, decode_result
+from shared.job import Usage
 from tests.support.builders import (
     MESSAGE_STOP,
     an_answer,
@@ -38,7 +38,7 @@ def _with_blocks(*events: tuple[str, Any], stop_reason: str = "end_turn") -> lis
 def _blocks(events: list[tuple[str, bytes]]) -> list[dict[str, Any]]:
     completion = _completed(events)
     assert completion.is_whole
-    blocks: list[dict[str, Any]] = decode_result(completion.result())["message"]["content"]
+    blocks: list[dict[str, Any]] = msgspec.json.decode(completion.result())["message"]["content"]
     return blocks
 
 
@@ -52,7 +52,7 @@ def test_text_adds_up_and_each_delta_is_handed_on() -> None:
         (0, ", \n"),
         (0, "ünï \U0001f600"),
     ]
-    result = decode_result(completion.result())
+    result = msgspec.json.decode(completion.result())
     assert completion.is_whole
     assert (result["text"], result["stop_reason"]) == ("Hello, \nünï \U0001f600", "end_turn")
     assert result["message"]["content"] == [{"type": "text", "text": "Hello, \nünï \U0001f600"}]
@@ -73,7 +73,7 @@ def test_the_message_is_the_upstreams_own() -> None:
             MESSAGE_STOP,
         ]
     )
-    message = decode_result(_completed(events).result())["message"]
+    message = msgspec.json.decode(_completed(events).result())["message"]
     assert message == {
         "id": "msg_1",
         "model": "m",
@@ -284,7 +284,7 @@ def test_blocks_stand_by_their_index_and_only_text_is_text() -> None:
         *(block_stop(index) for index in range(3)),
     )
     assert [block["type"] for block in _blocks(events)] == ["text", "text", "thinking"]
-    assert decode_result(_completed(events).result())["text"] == "first second"
+    assert msgspec.json.decode(_completed(events).result())["text"] == "first second"
 
 
 def test_events_that_do_not_exist_yet_and_pings_change_nothing() -> None:
@@ -473,7 +473,7 @@ def test_no_stream_makes_it_fail_otherwise(events: list[tuple[str, Any]], begins
                 completion.add(name, data)
         if completion.is_whole:
             assert isinstance(completion.usage, Usage)
-            result = decode_result(completion.result())
+            result = msgspec.json.decode(completion.result())
             assert set(result) == {"text", "stop_reason", "message"}
             assert isinstance(result["text"], str)
 
@@ -495,4 +495,4 @@ def test_any_text_arrives_as_it_was_however_it_is_cut(texts: list[str], chance: 
     completion = Completion()
     given_on = [completion.add(name, data) for name, data in an_answer(*texts)]
     assert "".join(text for found in given_on if found for text in found[1:]) == "".join(texts)
-    assert decode_result(completion.result())["text"] == "".join(texts)
+    assert msgspec.json.decode(completion.result())["text"] == "".join(texts)

@@ -1,12 +1,10 @@
 """The life cycle, walked step by step, and the ids of jobs."""
 
 import threading
-from itertools import product
 
 import msgspec
 import pytest
 
-from shared.errors import IllegalTransition
 from shared.job import (
     BANDS,
     TERMINAL_STATES,
@@ -15,9 +13,7 @@ from shared.job import (
     JobState,
     Priority,
     Step,
-    decode_result,
     new_id,
-    next_state,
 )
 
 QUEUED, RUNNING = JobState.QUEUED, JobState.RUNNING
@@ -35,25 +31,10 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize(("state", "step"), ALLOWED)
-def test_an_allowed_step_leads_where_the_table_says(state: JobState, step: Step) -> None:
+def test_the_table_allows_these_steps_and_no_other() -> None:
     """The whole life cycle, spelled out once more."""
-    assert next_state(state, step) is ALLOWED[state, step]
-
-
-@pytest.mark.parametrize(("state", "step"), [pair for pair in product(JobState, Step) if pair not in ALLOWED], ids=str)
-def test_a_forbidden_step_raises(state: JobState, step: Step) -> None:
-    """Every other pair; the message names both."""
-    with pytest.raises(IllegalTransition, match=f"a {state} job cannot {step}"):
-        next_state(state, step)
-
-
-def test_a_refused_step_changes_nothing() -> None:
-    """The table is as it was."""
-    before = dict(TRANSITIONS)
-    with pytest.raises(IllegalTransition):
-        next_state(JobState.SUCCEEDED, Step.CANCEL)
-    assert before == TRANSITIONS
+    steps = {(state, step): target for step, (sources, target) in TRANSITIONS.items() for state in sources}
+    assert steps == ALLOWED
 
 
 def test_terminal_is_for_ever() -> None:
@@ -142,11 +123,3 @@ def test_a_spec_survives_its_storage() -> None:
 def test_a_spec_of_a_later_release_can_be_read() -> None:
     """During a deploy both run: members that this one does not know are passed over."""
     assert msgspec.json.decode(b'{"model":"m","colour":"red"}', type=JobSpec) == JobSpec(model="m")
-
-
-def test_a_stored_result_is_plain_data() -> None:
-    """As JSON says it."""
-    assert decode_result(b'{"text":"Hello.","message":{"content":[]}}') == {
-        "text": "Hello.",
-        "message": {"content": []},
-    }
