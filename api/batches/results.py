@@ -109,7 +109,7 @@ async def _found_of(runtime: Runtime, tenant: str, items: Sequence[EndedItem], s
         for job_id, job in jobs.items()
         if job is not None and job.state is JobState.SUCCEEDED and status in (None, JobState.SUCCEEDED)
     ]
-    sizes = dict(zip(succeeded, await runtime.jobs.result_sizes(succeeded), strict=True))
+    sizes = dict(zip(succeeded, await runtime.jobs.sizes("result", succeeded), strict=True))
     found: list[_Found] = []
     for item in items:
         job = None if item.job_id is None else jobs[item.job_id]
@@ -137,7 +137,7 @@ def _portions(found: Sequence[_Found]) -> list[list[_Found]]:
 async def _lines_of(runtime: Runtime, tenant: str, portion: Sequence[_Found]) -> list[ResultLine]:
     async with runtime.reads.turn(tenant, sum(one.result_bytes for one in portion)):
         succeeded = [one.job.id for one in portion if one.job is not None and one.job.state is JobState.SUCCEEDED]
-        results = dict(zip(succeeded, await runtime.jobs.results(succeeded), strict=True))
+        results = dict(zip(succeeded, await runtime.jobs.contents("result", succeeded), strict=True))
     lines: list[ResultLine] = []
     for one in portion:
         if one.job is None:

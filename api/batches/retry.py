@@ -75,7 +75,7 @@ async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | 
         wanted = [job for job in jobs if job is not None and job.state is not JobState.SUCCEEDED]
         for portion in await _portions(api, wanted):
             async with api.runtime.reads.turn(batch.tenant, SLICE_BYTES):
-                requests = await api.runtime.jobs.requests([job.id for job in portion])
+                requests = await api.runtime.jobs.contents("request", [job.id for job in portion])
             items: list[NewItem | InvalidItem] = []
             for job, request in zip(portion, requests, strict=True):
                 if request:
@@ -89,7 +89,7 @@ async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | 
 
 async def _portions(api: ApiState, jobs: list[Job]) -> list[list[Job]]:
     """Those whose requests may be in memory at once, or one that is larger by itself."""
-    sizes = await api.runtime.jobs.request_sizes([job.id for job in jobs])
+    sizes = await api.runtime.jobs.sizes("request", [job.id for job in jobs])
     portions: list[list[Job]] = []
     total = 0
     for job, size in zip(jobs, sizes, strict=True):

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -44,6 +44,9 @@ _BELIEVED_MS: Final = 10_000
 """An API process that has been silent for this long is gone, and its clients with it."""
 _ABANDONED_AT_ONCE: Final = 100
 _ERASED_AT_ONCE: Final = 100
+
+Content = Literal["request", "result"]
+"""What of a job may be large."""
 
 TIMEOUT_ERROR: Final = JobError("timeout", "The job was not done within its timeout_s.", retryable=True)
 
@@ -232,29 +235,21 @@ class Jobs:
         """Upstream calls begun; 0 too if there is no such job any more."""
         return int(await self._commands.call("HGET", redis_keys.job(job_id), "attempts") or 0)
 
-    async def requests(self, job_ids: Sequence[str]) -> Sequence[bytes | None]:
-        """The upstream requests, None for each that is not kept. Ask for a turn first, of ``request_sizes``."""
-        return await self._each("HGET", job_ids, redis_keys.job, "request")
+    async def contents(self, kind: Content, job_ids: Sequence[str]) -> list[bytes | None]:
+        """As stored, None for each that is not there. Ask for a turn first, of their ``sizes``."""
+        read = ("HGET", redis_keys.job, "request") if kind == "request" else ("GET", redis_keys.result)
+        return await self._each(job_ids, *read)
 
-    async def request_sizes(self, job_ids: Sequence[str]) -> Sequence[int]:
+    async def sizes(self, kind: Content, job_ids: Sequence[str]) -> list[int]:
         """In bytes."""
-        return await self._each("HSTRLEN", job_ids, redis_keys.job, "request")
+        read = ("HSTRLEN", redis_keys.job, "request") if kind == "request" else ("STRLEN", redis_keys.result)
+        return await self._each(job_ids, *read)
 
-    async def results(self, job_ids: Sequence[str]) -> Sequence[bytes | None]:
-        """As stored by FINISH, None for each that is not there. Ask for a turn first, of ``result_sizes``."""
-        return await self._each("GET", job_ids, redis_keys.result)
-
-    async def result_sizes(self, job_ids: Sequence[str]) -> Sequence[int]:
-        """In bytes."""
-        return await self._each("STRLEN", job_ids, redis_keys.result)
-
-    async def _each(
-        self, command: str, job_ids: Sequence[str], key_of: Callable[[str], str], *arguments: str
-    ) -> Sequence[Any]:
-        replies = [self._commands.call(command, key_of(job_id), *arguments) for job_id in job_ids]
+    async def _each(self, job_ids: Sequence[str], command: str, key_of: Callable[[str], str], *field: str) -> list[Any]:
+        replies = [self._commands.call(command, key_of(job_id), *field) for job_id in job_ids]
         return [await reply for reply in replies]
 
-    def _content(self, job_id: str, tenant: str, kind: str) -> "asyncio.Future[bytes | None]":
+    def _content(self, job_id: str, tenant: str, kind: Content) -> "asyncio.Future[bytes | None]":
         return self._commands.run("content", id=job_id, tenant=tenant, kind=kind)
 
     async def positions(self, job_ids: Sequence[str], tenant: str) -> list[int | None]:
