@@ -7,7 +7,7 @@ slot.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 SHARD: Final = "ts:{0}:"
@@ -219,93 +219,44 @@ def prefix_of(kind: str) -> str:
     return GLOBAL if kind in _GLOBAL_KINDS else SHARD
 
 
-def _name(kind: str, *arguments: str) -> str:
-    return prefix_of(kind) + ":".join((kind, *arguments))
+def _name(kind: str) -> str:
+    return prefix_of(kind) + kind
 
 
-def job(job_id: str) -> str:
-    """The record."""
-    return _name("job", job_id)
+def _by_one(kind: str) -> Callable[[str], str]:
+    begin = f"{_name(kind)}:"
+    return lambda argument: begin + argument
 
 
-def result(job_id: str) -> str:
-    """The result."""
-    return _name("result", job_id)
+def _by_two(kind: str) -> Callable[[str, str], str]:
+    begin = f"{_name(kind)}:"
+    return lambda first, second: f"{begin}{first}:{second}"
 
 
-def log(job_id: str) -> str:
-    """The event log."""
-    return _name("log", job_id)
-
-
-def index(tenant: str) -> str:
-    """The tenant's jobs."""
-    return _name("index", tenant)
-
-
-def idempotency(tenant: str, key_hash: str) -> str:
-    """The record of an Idempotency-Key."""
-    return _name("idempotency", tenant, key_hash)
-
-
-def batch(batch_id: str) -> str:
-    """The record of a batch."""
-    return _name("batch", batch_id)
-
-
-def batch_items(batch_id: str) -> str:
-    """Its lines' jobs."""
-    return _name("batch_items", batch_id)
-
-
-def batch_invalid(batch_id: str) -> str:
-    """Its lines that cannot run."""
-    return _name("batch_invalid", batch_id)
-
-
-def batch_ended(batch_id: str) -> str:
-    """Its lines that have ended."""
-    return _name("batch_ended", batch_id)
-
-
-def batch_followed(batch_id: str) -> str:
-    """Whether somebody follows its tokens."""
-    return _name("batch_followed", batch_id)
-
-
-def batch_index(tenant: str) -> str:
-    """The tenant's batches."""
-    return _name("batch_index", tenant)
-
-
-def batch_events(batch_id: str) -> str:
-    """The channel of a batch's items."""
-    return _name("batch_events", batch_id)
-
-
-def worker(name: str) -> str:
-    """What a worker says of itself."""
-    return _name("worker", name)
-
-
-def usage(tenant: str, day: str) -> str:
-    """What a tenant's calls of a day (``YYYY-MM-DD``, UTC) add up to."""
-    return _name("usage", tenant, day)
-
-
-def api_key(key_id: str) -> str:
-    """The record of an API key."""
-    return _name("api_key", key_id)
-
-
-def api_keys(tenant: str) -> str:
-    """The tenant's API keys."""
-    return _name("api_keys", tenant)
-
-
-def events(job_id: str) -> str:
-    """The channel of a job's events."""
-    return _name("events", job_id)
+# What each is made from, and what it holds, stands in the tables above.
+job = _by_one("job")
+result = _by_one("result")
+log = _by_one("log")
+index = _by_one("index")
+idempotency = _by_two("idempotency")
+batch = _by_one("batch")
+batch_items = _by_one("batch_items")
+batch_invalid = _by_one("batch_invalid")
+batch_ended = _by_one("batch_ended")
+batch_followed = _by_one("batch_followed")
+batch_index = _by_one("batch_index")
+batch_events = _by_one("batch_events")
+worker = _by_one("worker")
+usage = _by_two("usage")
+api_key = _by_one("api_key")
+api_keys = _by_one("api_keys")
+events = _by_one("events")
+tenant = _by_one("tenant")
+pace = _by_one("pace")
+spend = _by_two("spend")
+delivery = _by_one("delivery")
+delivery_index = _by_one("delivery_index")
+flow = _by_one("flow")
 
 
 def plain(kind: str) -> str:
@@ -316,42 +267,12 @@ def plain(kind: str) -> str:
     return _name(kind)
 
 
-def tenant(name: str) -> str:
-    """What is set for a tenant."""
-    return _name("tenant", name)
-
-
-def pace(owner: str) -> str:
-    """``tenant:<name>`` or ``key:<id>``: its submits of the last minute, and their tokens."""
-    return _name("pace", owner)
-
-
-def spend(owner: str, period: str) -> str:
-    """What its calls cost in a day (``YYYY-MM-DD``) or a month (``YYYY-MM``)."""
-    return _name("spend", owner, period)
-
-
-def delivery(delivery_id: str) -> str:
-    """The record of a webhook to be sent."""
-    return _name("delivery", delivery_id)
-
-
-def delivery_index(tenant: str) -> str:
-    """The tenant's deliveries."""
-    return _name("delivery_index", tenant)
-
-
 def flow_of(band: str, tenant: str, chain: str, *, key_id: str = "") -> str:
     """The name of a flow. Only a chain of routes may have a colon in it.
 
     ``key_id``: the API key, if CLAIM may have to hold its jobs back. Those of all others share the tenant's flow.
     """
     return f"{band}:{tenant}:{key_id}:{chain}"
-
-
-def flow(flow_name: str) -> str:
-    """The waiting jobs of a flow."""
-    return _name("flow", flow_name)
 
 
 def kinds_in(lua: str) -> set[str]:
