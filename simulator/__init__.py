@@ -1,5 +1,5 @@
-"""A scripted stand-in for Anthropic's Messages API and OpenAI's Chat Completions over real HTTP: pace, answers, faults.
+"""A scripted stand-in for Anthropic's Messages API and OpenAI's Chat Completions, over real HTTP.
 
-It imports nothing of ours, so that it cannot share our mistakes. `app` starts it; `pace` is the grammar of model names,
-`words` the grammar of what a prompt may ask for.
+It imports nothing from the product, so that the two cannot share a mistake. `app` starts it. A model's name sets the
+pace (`pace`), and words in the prompt set the answer and the faults (`words`).
 """

@@ -1,4 +1,4 @@
-"""`python -m simulator --port 0`: the simulator as a process of its own, for tests and benchmarks."""
+"""`python -m simulator --port 0` runs the simulator as its own process, for tests and benchmarks."""
 
 import argparse
 

@@ -1,6 +1,6 @@
-"""What is said in an answer, without when and how: content blocks made of tokens, deterministic from the request.
+"""The content of an answer: blocks of tokens, computed from the request alone, without format or timing.
 
-One token is one delta and counts as one output token. The text calls itself simulated, and differs by prompt.
+One token is one delta and counts as one output token. The text says that it is simulated, and differs by prompt.
 """
 
 import json
@@ -42,12 +42,12 @@ class Block:
 @dataclass(frozen=True, slots=True)
 class Answer:
     name: str
-    """What the ids in it are made of."""
+    """Part of every id in the answer."""
     created_s: int
     """Unix time."""
     model: str
     input_tokens: int
-    """Of the request itself; what the prompt cache held comes on top."""
+    """The request's own tokens; those in the prompt cache are extra."""
     cached_tokens: int
     cache_write_tokens: int
     blocks: tuple[Block, ...]
@@ -69,7 +69,7 @@ def answer_to(
     created_s: int,
     big_line: Fault | None = None,
 ) -> Answer:
-    """The answer, of so many tokens in each text block, cut at the request's max_tokens."""
+    """An answer with `tokens` tokens in each text block, cut at the request's max_tokens."""
     room = request.max_tokens
     blocks: list[Block] = []
     stop_reason = words.stop_reason or ("tool_use" if "tool" in words.blocks else "end_turn")

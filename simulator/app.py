@@ -1,6 +1,6 @@
-"""Starts the simulator: `serve` blocks until SIGTERM or SIGINT, `running` is for a test's own event loop.
+"""Starts the simulator: `serve` blocks until SIGTERM or SIGINT; `running` is for a test's own event loop.
 
-Wiring only. Whoever starts it gives it a port; 0 is a free one.
+The caller chooses the port; 0 picks a free one.
 """
 
 import asyncio
@@ -22,21 +22,21 @@ OPEN_FILES = 65_536
 
 @dataclass(slots=True)
 class Simulator:
-    """A running one, as a test in the same process sees it."""
+    """A running simulator, as a test in the same process sees it."""
 
     url: str
-    """The anthropic SDK's `base_url`; the openai SDK's is this and `/v1`."""
+    """The anthropic SDK's `base_url`; append `/v1` for the openai SDK."""
     record: Record
     _routes: Routes
 
     @property
     def calls(self) -> list[Call]:
-        """All calls so far, those being answered too, in the order of their beginning."""
+        """All calls so far, including those still in progress, oldest first."""
         return list(self.record.calls)
 
     @property
     def words(self) -> str:
-        """Words that stand in front of every prompt, e.g. `fail=529` for an upstream that is down. A mistyped one is a WordError."""
+        """Words put before every prompt, e.g. `fail=529` for an upstream that is down. The setter raises WordError."""
         return self._routes.words
 
     @words.setter
@@ -44,7 +44,7 @@ class Simulator:
         self._routes.words = words
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = 5) -> None:
-        """Waits until the condition on the record holds; it is looked at when a call begins, sends a token or ends."""
+        """Waits until the condition holds; checks it whenever a call begins, sends a token or ends."""
         changed = asyncio.Event()
         listener = changed.set
         self.record.listeners.append(listener)
@@ -59,7 +59,7 @@ class Simulator:
 
 @asynccontextmanager
 async def running(host: str = "127.0.0.1", port: int = 0, *, words: str = "") -> AsyncIterator[Simulator]:
-    """A simulator in this event loop; leaving cuts all its connections."""
+    """A simulator in this event loop; on exit, all its connections are aborted."""
     record = Record()
     routes = Routes(record)
     routes.words = words
@@ -80,7 +80,7 @@ async def running(host: str = "127.0.0.1", port: int = 0, *, words: str = "") ->
 
 
 def serve(host: str = "127.0.0.1", port: int = 0, *, words: str = "") -> None:
-    """Serves until SIGTERM or SIGINT, then returns at once. Says where it listens in one line on standard output."""
+    """Serves until SIGTERM or SIGINT, then returns at once. Prints one line with its URL on standard output."""
     _allow_many_connections()
     with asyncio.Runner(loop_factory=_event_loop) as runner:
         runner.run(_serve(host, port, words))
@@ -96,7 +96,7 @@ async def _serve(host: str, port: int, words: str) -> None:
 
 
 def _allow_many_connections() -> None:
-    """The usual limit of 1,024 open files is fewer connections than a load test makes."""
+    """A load test opens more connections than the usual limit of 1,024 open files allows."""
     if sys.platform == "win32":
         return
     import resource

@@ -1,4 +1,4 @@
-"""The Chat Completions API: OpenAI's error envelope, its models, and how its answers are said."""
+"""The dialect of the Chat Completions API: OpenAI's error envelope, its models and its answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ ERRORS: dict[int, tuple[str, str | None]] = {
 """Type and code, by status."""
 
 RATE_LIMITS = ("requests", "tokens", "rate_limit_error", "rate_limit_exceeded")
-"""The types of a 429 that says to come again: OpenAI's two, for what there was too much of, and what others send."""
+"""The types of a 429 that can be retried: OpenAI's two name what was exceeded; other servers send the other two."""
 
 CODES = {"insufficient_quota": "insufficient_quota", **dict.fromkeys(RATE_LIMITS, "rate_limit_exceeded")}
-"""By type, where the type tells."""
+"""By type, for the types that imply a code."""
 
 STATUSES = {"invalid_request_error": 400, "insufficient_quota": 429, **dict.fromkeys(RATE_LIMITS, 429)}
 

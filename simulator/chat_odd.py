@@ -1,6 +1,6 @@
-"""A chat completion as other servers give it: what `chat` says, changed by the names of words.ODD.
+"""A chat completion in the shapes of other servers: the output of `chat_speech`, changed as words.ODD says.
 
-The chunks are read back and written anew. That is slow, and nobody measures with it.
+Each chunk is parsed and written again. That is slow, and no benchmark uses it.
 """
 
 import json
@@ -11,7 +11,7 @@ from simulator.chat_speech import DONE, ChatSpeech, frame
 from simulator.wire import Json, numbers_as
 
 _OWN_USAGE = frozenset(("usage-start", "usage-every", "usage-stop", "usage-end", "usage-never"))
-"""Where the usage is, is said by one of these, and not by the request."""
+"""Each of these decides where the usage is, whatever the request asks for."""
 
 
 class OddChatSpeech:
@@ -64,7 +64,7 @@ class OddChatSpeech:
         return self._plain.stray(name)
 
     def _changed(self, data: bytes, *, usage: object = None, is_last: bool = False) -> bytes:
-        """Nothing, for a chunk before the only one."""
+        """With `message`, empty for every chunk but the last one."""
         if "message" in self._odd and not is_last:
             return b""
         chunk: Json = json.loads(data.removeprefix(b"data: "))
@@ -79,7 +79,7 @@ class OddChatSpeech:
         return frame(numbers_as(chunk, self._odd))
 
     def _change(self, choice: Json, name: str) -> None:
-        """The delta, or the message, of that name."""
+        """`name` is the choice's member to change: `delta` or `message`."""
         said = choice[name]
         assert isinstance(said, dict)
         if "parts" in self._odd:
@@ -121,7 +121,7 @@ def _choices(completion: Json) -> list[Json]:
 
 
 def _make_parts(said: Json) -> None:
-    """As Mistral's reasoning models have it."""
+    """The form of Mistral's reasoning models."""
     parts: list[Json] = []
     if thinking := said.pop("reasoning_content", None):
         parts.append({"type": "thinking", "thinking": [{"type": "text", "text": thinking}]})
@@ -132,7 +132,7 @@ def _make_parts(said: Json) -> None:
 
 
 def _without_text(data: bytes) -> bytes:
-    """The same chunk with null for its text, or for its call's arguments."""
+    """The same chunk with null as its text, or as its tool call's arguments."""
     chunk: Json = json.loads(data.removeprefix(b"data: "))
     for choice in _choices(chunk):
         delta = choice["delta"]

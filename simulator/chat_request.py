@@ -1,7 +1,7 @@
-"""A Chat Completions request as OpenAI checks it: what it refuses with a 400, in words like its own.
+"""Parses a Chat Completions request and checks it as OpenAI does, with error messages like OpenAI's.
 
-Only what the simulator needs is kept. Members that the API does not have are refused too, so that a client which lets
-its own members, or those of another server, through to the upstream is found out.
+Only what the simulator needs is kept. Unknown members are refused too: this shows when a client passes members to the
+upstream that are its own or another server's.
 """
 
 import json
@@ -58,10 +58,10 @@ PARTS = {
     "assistant": ("text", "refusal"),
     "tool": ("text",),
 }
-"""By role, the types of parts that a list of contents may have."""
+"""By role, the types that a content part may have."""
 
 NO_LIMIT_TOKENS = 1_000_000_000
-"""The limit of a request that has none."""
+"""The limit of a request that names no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +69,15 @@ class Message:
     role: str
     texts: tuple[str, ...]
     others: int
-    """How many parts were no text."""
+    """The number of parts that are not text."""
     calls: tuple[str, ...] = ()
-    """The ids of the tool calls in it."""
+    """The ids of its tool calls."""
     answers: str | None = None
     """The id of the tool call whose result it is."""
 
 
 def parse_chat_request(body: bytes) -> Request:
-    """The request, or Refused."""
+    """Raises Refused."""
     try:
         members = json.loads(body)
     except (ValueError, RecursionError):
@@ -186,7 +186,7 @@ def _null_content(where: str) -> Refused:
 
 
 def _contents(content: object, where: str, role: str) -> tuple[tuple[str, ...], int]:
-    """The texts, and how many parts were something else."""
+    """The texts, and the number of other parts."""
     if content is None:
         return (), 0
     if isinstance(content, str):
@@ -199,7 +199,7 @@ def _contents(content: object, where: str, role: str) -> tuple[tuple[str, ...], 
 
 
 def _text(value: object, where: str, role: str) -> str | None:
-    """The part's text; None for one that has none."""
+    """The part's text; None if it has no text."""
     part = _object(value, where)
     kind = part.get("type")
     if kind is None:
@@ -214,7 +214,7 @@ def _text(value: object, where: str, role: str) -> str | None:
 
 
 def _tool_calls(value: object, where: str) -> dict[str, str]:
-    """The arguments, by the call's id."""
+    """The arguments, by the tool call's id."""
     calls: dict[str, str] = {}
     for index, element in enumerate(_array(value, where)):
         call = _object(element, f"{where}[{index}]")
@@ -233,7 +233,7 @@ def _tool_calls(value: object, where: str) -> dict[str, str]:
 
 
 def _check_tool_results(messages: list[Message]) -> None:
-    """Each tool call has its result right behind the message that made it, and each result its call."""
+    """Each tool call needs its result directly after the message with the call, and each result needs its call."""
     waiting: dict[str, None] = {}
     for index, message in enumerate(messages):
         if message.answers is None:
@@ -260,7 +260,7 @@ def _check_none_waits(waiting: dict[str, None], index: int) -> None:
 
 
 def _first_tool(value: object) -> str:
-    """Its name; Refused for tools in another API's form."""
+    """Its name. Raises Refused for tools in another API's form."""
     names: list[str] = []
     for index, element in enumerate([] if value is None else _array(value, "tools")):
         tool = _object(element, f"tools[{index}]")

@@ -1,7 +1,7 @@
-"""A chat completion, whole and as chunks of a stream.
+"""A chat completion, whole or as the chunks of a stream.
 
-A chunk is one `data:` line without an event's name; `data: [DONE]` ends the stream. Thinking is `reasoning_content`, as
-vLLM and DeepSeek send it: OpenAI's own models keep theirs to themselves.
+A chunk is one `data:` line without an event name; `data: [DONE]` ends the stream. Thinking is `reasoning_content`, as
+vLLM and DeepSeek send it; OpenAI's own models do not send theirs.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,13 +18,13 @@ FINISH_REASONS = {
     "model_context_window_exceeded": "length",
     "refusal": "content_filter",
 }
-"""By the stop_reason that the word `stop=` asks for."""
+"""By the stop_reason that `stop=` asks for."""
 
 DONE = b"data: [DONE]\n\n"
 
 FINGERPRINT = "fp_simulated"
 
-# By kind of block that is no tool call: where its text stands in the delta, and in the whole message.
+"""The member that holds a block's text, in a delta and in a whole message; by kind of block, tool calls excepted."""
 NAMES = {"text": "content", "citations": "content", "thinking": "reasoning_content"}
 
 
@@ -38,7 +38,7 @@ class ChatSpeech:
         self._usage_wanted = usage_wanted
         tools = [index for index, block in enumerate(answer.blocks) if block.kind == "tool"]
         self._tool_numbers = {index: number for number, index in enumerate(tools)}
-        """By the block's index: tool calls are numbered by themselves."""
+        """By the block's index: tool calls have numbers of their own."""
         before, _, after = self._chunk({}).rpartition(b"{}")
         self._before_delta, self._after_delta = before, after
         self._openings = {kind: before + b'{"%b":' % name.encode() for kind, name in NAMES.items()}
@@ -70,7 +70,7 @@ class ChatSpeech:
             yield self._chunk({"tool_calls": [{"index": self._tool_numbers[index], **self._tool_call(index, "")}]})
 
     def token(self, kind: str, index: int, text: str) -> bytes:
-        # Written by hand: see messages.delta_frame.
+        # Written by hand, as in messages_speech.delta_frame: under load nearly all frames are these.
         if kind != "tool":
             return self._openings[kind] + json_bytes(text) + self._closing
         return b'%b{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}%b' % (
@@ -115,7 +115,7 @@ class ChatSpeech:
 
     def _chunk(self, delta: Json, *, choice: Json | None = None, **head: str) -> bytes:
         choices = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None, **(choice or {})}]
-        # Like the real API: where the usage was asked for, each chunk before it says that this is not yet it.
+        # Like the real API: if the client asked for the usage, each chunk before the usage has a null one.
         usage: Json = {"usage": None} if self._usage_wanted else {}
         return frame({**self._head("chat.completion.chunk"), **head, "choices": choices, **usage})
 

@@ -1,7 +1,7 @@
-"""One connection: requests in by HTTP/1.1, the steps of their scripts out, each at its time.
+"""One HTTP/1.1 connection: parses requests, and sends the steps of their scripts when they are due.
 
-A raw protocol and not an ASGI server, because faults need the socket itself, and because a token must cost little: one
-write, shared when several are due at once. It never stops reading, so a client's close is known at once.
+It is an asyncio protocol and not an ASGI application, because faults need the socket itself, and because a token must
+be cheap: all tokens due at once share one write. It never stops reading, so it notices a client's close at once.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from simulator.script import HOLD_S, Script, Then, refusal_script
 from simulator.wire import Step
 
 MAX_REQUEST_BYTES = 33 * 1024 * 1024
-"""The real API's 32 MB of body, and some head."""
+"""The real API's limit of 32 MB for a body, plus room for the head."""
 
 MAX_WAITING_REQUESTS = 64
-"""Sent on one connection before the first is answered; a client that sends more is cut off."""
+"""Requests pipelined on one connection; a client that sends more is cut off."""
 
 MAX_WRITE_BYTES = 256 * 1024
-"""Of steps that are due together, before other connections have their turn."""
+"""Bytes of steps due together that are written before other connections get a turn."""
 
 PREPARED_STEPS = 64
-"""Made in one go: that costs half of making each when it is due, with cold caches."""
+"""Steps made in one go: with warm caches that costs half as much as making each when it is due."""
 
 
 @dataclass(slots=True)
@@ -75,9 +75,9 @@ class Connection(asyncio.Protocol):
         self._response: Response | None = None
         self._keep_alive = True
         self._steps: deque[Step] = deque()
-        """The next ones of the response's script; it is never empty before the script's end."""
+        """The next steps of the response's script; empty only at the script's end."""
         self._due_s = 0.0
-        """When the first of them is due."""
+        """When the first of `_steps` is due."""
         self._tick_ms: int | None = None
         self._soon: asyncio.Handle | None = None
         self._is_writable = True
@@ -85,7 +85,7 @@ class Connection(asyncio.Protocol):
     # The socket's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # of a TCP server; uvloop's is no subclass
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's TCP transport is not a subclass
         self._open_connections.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
             self._refuse(400, "The request is not HTTP/1.1")
 
     def eof_received(self) -> None:
-        # A client that closes its sending side is gone too: no SDK closes it and goes on reading.
+        # A half-close counts as a close: no SDK closes its sending side and goes on reading.
         self._client_gone()
 
     def connection_lost(self, _error: Exception | None) -> None:
@@ -118,7 +118,7 @@ class Connection(asyncio.Protocol):
             self.play()
 
     def abort(self) -> None:
-        """For the end of the server."""
+        """Called when the server shuts down."""
         self._stop_playing("shutdown")
         self._transport.abort()
 
@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, status: int, message: str) -> None:
         self._waiting.clear()
         if self._response is None:
-            # In the one envelope whatever the path: of such a request not even that is sure.
+            # The path of an unparsable request is not known, so its error is always in the Messages envelope.
             for step in refusal_script(MESSAGES, Refused(message, status), "req_simulated").steps:
                 self._transport.write(step.data)
         self._transport.close()
@@ -188,7 +188,7 @@ class Connection(asyncio.Protocol):
             self._due_s += self._steps[0].after_ms / 1_000
 
     def play(self) -> None:
-        """Sends all that is due, then waits for the next step's time, for the reader, or ends the response."""
+        """Sends all that is due; then waits for the next step or for the reader, or ends the response."""
         self._tick_ms = self._soon = None
         response = self._response
         if response is None:
@@ -201,7 +201,7 @@ class Connection(asyncio.Protocol):
         if response.call is not None:
             self._note(response.call, len(data), tokens, late_s)
         if not self._is_writable:
-            return  # resume_writing goes on, and a response ends only when it is out of this process
+            return  # resume_writing calls play() again: a response ends only after its last byte has left this process
         if not self._steps:
             self._end(response)
         elif self._due_s > now_s:
@@ -210,7 +210,7 @@ class Connection(asyncio.Protocol):
             self._soon = self._loop.call_soon(self.play)
 
     def _take_due(self, response: Response, now_s: float) -> tuple[bytes, int]:
-        """The bytes of one write, and how many tokens are in them."""
+        """The bytes of one write, and the number of tokens in them."""
         steps = self._steps
         pieces: list[bytes] = []
         data_bytes = tokens = 0
@@ -246,7 +246,7 @@ class Connection(asyncio.Protocol):
             return
         self._stop_playing(response.script.ended)
         if then is Then.RESET:
-            # Closing a socket that lingers for no time sends RST instead of FIN.
+            # Closing a socket whose SO_LINGER is 0 s sends RST instead of FIN.
             peer: socket.socket = self._transport.get_extra_info("socket")
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()

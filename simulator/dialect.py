@@ -1,7 +1,7 @@
-"""What an API must be able to say so that `script` can play it: its errors, its answers, and the frames of its streams.
+"""What `script` needs from an API: how it writes its errors, its answers and the frames of its streams.
 
-`messages` and `chat` are the two. Nothing here or in `script` knows which members an API's JSON has, and no dialect knows what is played
-when: the faults are the same for all.
+`messages` and `chat` are the two. Only a dialect knows the members of its API's JSON, and only `script` knows what is
+sent when, so both APIs have the same faults.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,34 +13,34 @@ from simulator.wire import Json
 
 
 class Speech(Protocol):
-    """One answer, said."""
+    """Writes one answer as the API's JSON and frames."""
 
     def whole(self) -> Json:
-        """The answer in one piece."""
+        """The whole answer, for a response that is not a stream."""
 
     def start(self) -> bytes:
-        """The stream's first frame, which `no-start` leaves out."""
+        """The stream's first frame; `no-start` leaves it out."""
 
     def restart(self) -> bytes:
         """A first frame in the wrong place."""
 
     def block_start(self, index: int) -> Iterable[bytes]:
-        """What comes before a block's first token."""
+        """Frames before a block's first token."""
 
     def token(self, kind: str, index: int, text: str) -> bytes:
-        """One token of the block, or nothing if it is said elsewhere. Under load nearly all frames are these."""
+        """The frame of one token; empty if another frame has that token. Under load nearly all frames are these."""
 
     def block_end(self, index: int) -> Iterable[bytes]:
-        """What follows a block's last token."""
+        """Frames after a block's last token."""
 
     def stop_reason(self) -> bytes:
-        """The frame that says why the answer ends, which `no-stop-reason` leaves out."""
+        """The frame with the stop reason; `no-stop-reason` leaves it out."""
 
     def end(self) -> Iterable[bytes]:
-        """What comes behind the place STOP and ends the stream."""
+        """Frames after the place STOP, which end the stream."""
 
     def stray(self, name: str) -> bytes | None:
-        """The frame that does not belong, by the name of the oddity; None for an oddity that is no frame."""
+        """The unexpected frame that this oddity inserts; None if it inserts none."""
 
 
 class Dialect(Protocol):
@@ -51,7 +51,7 @@ class Dialect(Protocol):
 
     @property
     def ping(self) -> bytes:
-        """A frame that says nothing."""
+        """A frame without content."""
 
     def check_key(self, headers: Mapping[str, str]) -> None:
         """Raises Refused for a request without a key."""
@@ -61,20 +61,20 @@ class Dialect(Protocol):
     def unknown_model(self, name: str) -> Refused: ...
 
     def refusal(self, refused: Refused, request_id: str) -> Json:
-        """The error envelope that the request deserved."""
+        """The error envelope for an invalid request."""
 
     def failure(self, status: int, error_type: str | None, code: str | None, message: str, request_id: str) -> Json:
-        """The error envelope that a fault asks for; without a type or a code, it is the status's."""
+        """The error envelope of a fault; the type and the code default to the status's."""
 
     def status_of(self, error_type: str | None) -> int:
-        """The HTTP status that goes with an error's type; 500 for one that the API does not have."""
+        """The HTTP status of an error type; 500 for a type that the API does not have."""
 
     def error_frame(self, envelope: Json) -> bytes: ...
 
     def models(self, names: Sequence[str], query: Mapping[str, list[str]]) -> Json:
-        """The page of the models that the query asks for. Raises Refused for a query that the API does not have."""
+        """The page of models that the query asks for. Raises Refused for an invalid query."""
 
     def model(self, name: str) -> Json: ...
 
     def speech(self, request: Request, answer: Answer, odd: frozenset[str]) -> Speech:
-        """`odd` are names of words.ODD, those that the API does not know among them."""
+        """`odd` are names from words.ODD, including those that do not concern this API."""

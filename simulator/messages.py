@@ -1,4 +1,4 @@
-"""The Messages API: its error envelope, its models, and how its answers are said."""
+"""The dialect of the Messages API: its error envelope, its models and its answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

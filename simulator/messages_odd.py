@@ -1,6 +1,6 @@
-"""A Messages answer as other servers give it: what `messages` says, changed by the names of words.ODD.
+"""A Messages answer in the shapes of other servers: the output of `messages_speech`, changed as words.ODD says.
 
-The frames are read back and written anew. That is slow, and nobody measures with it.
+Each frame is parsed and written again. That is slow, and no benchmark uses it.
 """
 
 import json
@@ -13,7 +13,7 @@ from simulator.wire import Json, numbers_as
 DONE = b"data: [DONE]\n\n"
 
 _USAGE_AT = {"usage-start": "message_start", "usage-stop": "message_delta", "usage-end": "message_stop"}
-"""By name, the one event that has the usage."""
+"""By name of the oddity, the only event that has the usage."""
 
 
 class OddMessagesSpeech:
@@ -23,7 +23,7 @@ class OddMessagesSpeech:
         self._plain = MessagesSpeech(answer)
         self._tokens = 0
         self._begun_texts: set[int] = set()
-        """The text blocks whose first token stands in their start."""
+        """The text blocks whose first token is in their content_block_start."""
 
     def whole(self) -> Json:
         return numbers_as(self._message(self._plain.whole(), has_usage="usage-never" not in self._odd), self._odd)

@@ -1,7 +1,7 @@
-"""A Messages request as the real API checks it: what it refuses with a 400, in words like its own.
+"""Parses a Messages request and checks it as the real API does, with error messages like the real ones.
 
-Only what the simulator needs is kept. Members that the API does not have are refused too, so that a client which lets
-its own members through to the upstream is found out.
+Only what the simulator needs is kept. Unknown members are refused too: this shows when a client passes its own members
+to the upstream.
 """
 
 import json
@@ -44,17 +44,17 @@ MEMBERS = frozenset(
 
 
 VERSIONS = ("2023-01-01", "2023-06-01", "2026-10-21")
-"""Of the API, oldest first. A request names one, and is checked by its rules."""
+"""The API's versions, oldest first. A request names one and is checked by its rules."""
 
 WITHOUT_SAMPLING = "2026-10-21"
-"""Since this version there is no temperature, top_p and top_k, not even at their defaults; a user's texts have no citations,
-and an assistant has no documents."""
+"""This version removed temperature, top_p and top_k (even at their defaults), citations in a user's text, and documents
+in an assistant's message."""
 
 SAMPLING = ("temperature", "top_p", "top_k")
 
 
 def parse_messages_request(body: bytes, version: str, *, counting: bool = False) -> Request:
-    """The request, or Refused. `version` is the header's; `counting` is for count_tokens, which needs no max_tokens."""
+    """Raises Refused. `version` is the header's; `counting` is for count_tokens, which needs no max_tokens."""
     _check_version(version)
     try:
         members = json.loads(body)
@@ -95,7 +95,7 @@ def _check_version(version: str) -> None:
 
 
 def _check_blocks(messages: list[dict[str, object]]) -> None:
-    """Of messages that are well formed."""
+    """Expects well-formed messages."""
     for number, message in enumerate(messages):
         content = message["content"]
         for index, block in enumerate(content if isinstance(content, list) else ()):
@@ -126,7 +126,7 @@ def _stream(value: object) -> bool:
 ROLES = ("user", "assistant")
 
 Message = tuple[str, list[str], int]
-"""Role, texts, and how many blocks were something else."""
+"""Role, texts, and the number of other blocks."""
 
 
 def _messages(value: object) -> list[Message]:

@@ -1,7 +1,6 @@
-"""A Messages answer, whole and as frames of a stream.
+"""A Messages answer, whole or as the frames of a stream.
 
-A frame is one server-sent event; `event:` and the data's `type` are always equal, because the SDKs drop frames where they
-are not.
+A frame is one server-sent event. Its `event:` always equals the data's `type`, because the SDKs drop other frames.
 """
 
 import json
@@ -12,7 +11,7 @@ from simulator.answer import Answer, Block
 from simulator.wire import GARBAGE, Json, json_bytes
 
 SIGNATURE = "c2ltdWxhdGVkIHNpZ25hdHVyZQ=="
-"""Of a thinking block: "simulated signature", in base64."""
+"""A thinking block's signature: "simulated signature" in base64."""
 
 CITATION: Json = {
     "type": "char_location",
@@ -33,7 +32,7 @@ PING = frame({"type": "ping"})
 
 MESSAGE_STOP = frame({"type": "message_stop"})
 
-# By kind of block: the delta's type, and the name of the text in it.
+"""By kind of block: the delta's type, and the member that holds its text."""
 DELTAS = {
     "text": ("text_delta", "text"),
     "citations": ("text_delta", "text"),
@@ -51,7 +50,7 @@ STRAYS = {
 
 
 def delta_frame(kind: str, index: int, text: str) -> bytes:
-    """One token. Written by hand, because under load nearly all frames are these."""
+    """The frame of one token. Written by hand, because under load nearly all frames are these."""
     delta_type, name = DELTAS[kind]
     return (
         b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":%b}}\n\n'
@@ -70,7 +69,7 @@ class MessagesSpeech:
         return self._message(content, self.answer.stop_reason, self.answer.output_tokens)
 
     def start(self) -> bytes:
-        # Like the real API: one output token is counted here, before any; message_delta has the true, cumulative number.
+        # Like the real API: message_start reports one output token before any is sent; message_delta has the total.
         return frame({"type": "message_start", "message": self._message([], None, 1)})
 
     def restart(self) -> bytes:

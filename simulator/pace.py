@@ -1,8 +1,8 @@
 """How long an answer is and how fast it comes, by the model's name.
 
-`sim-t50-g20-f50` is 50 tokens, 20 ms apart, the first after 50 ms; each part may be left out (then it is the default's)
-and `g0.5` is half a millisecond. `simulated`, `simulated-fast` and `simulated-slow` are names for people. Any other name
-that begins with `sim` is an unknown model, so that a typing error shows; every other name (`claude-…`) has the default.
+`sim-t50-g20-f50` is 50 tokens, 20 ms apart, the first after 50 ms. A part left out has its default; `g0.5` is half a
+millisecond. `simulated`, `simulated-fast` and `simulated-slow` are names for people. Any other name that begins with
+`sim` is an unknown model, so that a typing error shows. All other names (`claude-…`) have the default pace.
 """
 
 import re
@@ -40,7 +40,7 @@ _PARTS = re.compile(r"sim((?:-[tgf]\d{1,6}(?:\.\d{1,3})?)+)")
 
 @lru_cache(maxsize=1_000)
 def pace_of(model: str) -> Pace | None:
-    """The pace that a model's name asks for; None for a model that does not exist."""
+    """None for a model that does not exist."""
     if not model.startswith("sim"):
         return DEFAULT
     if model in NAMED:

@@ -1,7 +1,7 @@
-"""What was asked of the simulator and how each call ended: the ground truth that a test holds our own books against.
+"""Which calls the simulator got and how each ended: the ground truth to which tests compare the product's own ledger.
 
-Times are `time.monotonic()`, which all processes of one machine share. Nothing of a prompt is kept but its nonce.
-The record holds the last 200,000 calls; the counters hold all of them.
+Times are `time.monotonic()`, which all processes on one machine share. Of a prompt only its nonce is kept.
+The record keeps the last 200,000 calls; the counters count all calls.
 """
 
 import time
@@ -20,45 +20,45 @@ Ended = Literal["completed", "fault", "refused", "client_closed", "shutdown"]
 @dataclass(slots=True)
 class Call:
     number: int
-    """From 1, over all calls of this server."""
+    """Counts all calls of this server, from 1."""
     endpoint: Endpoint
     started_s: float
     nonce: str | None = None
     nonce_call: int | None = None
-    """From 1, over the calls with this nonce (or, without one, with this prompt). None: refused before it was read."""
+    """Counts the calls with this nonce (or, without a nonce, this prompt), from 1. None: refused before it was read."""
     model: str | None = None
     stream: bool = False
     sdk_retry: str | None = None
-    """The request's `x-stainless-retry-count`: "1" betrays a retry by the SDK itself."""
+    """The request's `x-stainless-retry-count`: "1" means that the SDK itself retried."""
     beta: str | None = None
     """The request's `anthropic-beta`."""
     version: str | None = None
     """The request's `anthropic-version`."""
     faults: tuple[str, ...] = ()
-    """The names of the faults that this call was meant to have."""
+    """The names of the faults planned for this call."""
     status: int | None = None
-    """Of the response; None: no response head was sent."""
+    """The response's status; None: no response head was sent."""
     input_tokens: int = 0
-    """Without those that `cached=` and `cache-write=` add."""
+    """Without the tokens that `cached=` and `cache-write=` add."""
     output_tokens: int = 0
-    """Of the whole answer, had it been sent to its end."""
+    """Tokens in the whole answer, even if only a part was sent."""
     tokens_sent: int = 0
     bytes_sent: int = 0
     first_token_s: float | None = None
     max_late_s: float = 0
-    """The worst delay of a step behind its time: large if this server, or a slow reader, was the bottleneck."""
+    """The longest delay of a step after its due time: large if this server or a slow reader was the bottleneck."""
     ended: Ended | None = None
-    """None while the call is being answered. `client_closed`: the client closed the connection before the end."""
+    """None while the call is in progress. `client_closed`: the client closed the connection before the end."""
     ended_s: float | None = None
     client_closed_s: float | None = None
-    """When the client's close was noticed, if it closed during the call."""
+    """When the simulator noticed the client's close, if the client closed during the call."""
 
 
 class Record:
     def __init__(self, kept_calls: int = KEPT_CALLS) -> None:
         self.calls: deque[Call] = deque(maxlen=kept_calls)
         self.open_streams: set[int] = set()
-        """The numbers of the calls that are being answered now."""
+        """The numbers of the calls in progress."""
         self.peak_open_streams = 0
         self.ended: Counter[str] = Counter()
         self.listeners: list[Callable[[], None]] = []
@@ -88,7 +88,7 @@ class Record:
     def next_call_of(self, key: str) -> int:
         """Counts a call with this nonce or prompt; the first is 1."""
         number = self._calls_by_key.pop(key, 0) + 1
-        self._calls_by_key[key] = number  # at the end of the dict: the one forgotten below is the longest unused
+        self._calls_by_key[key] = number  # moves the key to the end of the dict, whose first is the least recently used
         if len(self._calls_by_key) > self._kept_calls:
             del self._calls_by_key[next(iter(self._calls_by_key))]
         return number
@@ -103,7 +103,7 @@ class Record:
         self.changed()
 
     def reset(self) -> int:
-        """Forgets all calls and their counts; those being answered go on. Returns how many were forgotten."""
+        """Forgets all calls and their counts, and returns how many; calls in progress go on."""
         forgotten = len(self.calls)
         self.calls.clear()
         self._calls_by_key.clear()

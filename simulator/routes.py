@@ -1,6 +1,6 @@
-"""What each request is answered with: the APIs' endpoints, and the simulator's own under /_simulator.
+"""Routes each request to its script: the endpoints of both APIs, and the simulator's own under /_simulator.
 
-Every call that would cost tokens at the real API has its line in the record, also when it is refused.
+The record gets a line for every call that would cost tokens at the real API, including refused ones.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from simulator.words import WordError, grammar, parse_words
 CLAUDE_MODELS = ("claude-opus-4-6", "claude-sonnet-4-6", "claude-haiku-4-5")
 
 LINES_PER_STEP = 1_000
-"""Of the record, before other connections have their turn."""
+"""Lines of the record written before other connections get a turn."""
 
 _TEXT: Headers = [("content-type", "text/plain; charset=utf-8")]
 
@@ -38,12 +38,12 @@ class Routes:
 
     @property
     def words(self) -> str:
-        """Words that stand in front of every prompt: faults for all calls, whoever makes them."""
+        """Words put before every prompt, and so faults for every client's calls."""
         return self._words
 
     @words.setter
     def words(self, words: str) -> None:
-        """Raises WordError for words that no prompt could have."""
+        """Raises WordError for invalid words."""
         parse_words(words)
         self._words = words
 
@@ -60,7 +60,7 @@ class Routes:
             case _, path if path.startswith("/_simulator"):
                 return Response(self._own(request, request_id))
             case _:
-                # Both APIs have /v1/models; this header is what one of the two SDKs always sends and the other never.
+                # Both APIs have /v1/models. Anthropic's SDK always sends this header, and OpenAI's never does.
                 dialect: Dialect = MESSAGES if "anthropic-version" in request.headers else CHAT
                 return Response(_free_of_charge(dialect, request, request_id))
 
@@ -86,7 +86,7 @@ class Routes:
         words = parse_words(self._words, asked.prompt)
         key = words.nonce or hashlib.blake2b(asked.prompt.encode(errors="replace"), digest_size=12).hexdigest()
         call.model, call.nonce, call.stream = asked.model, words.nonce, asked.stream
-        # Of both APIs together, so that what falls back from one to the other is on its second call.
+        # Counted over both APIs, so that a fallback from one to the other is the second call.
         call.nonce_call = self.record.next_call_of(f"{'count' if call.endpoint == 'count_tokens' else 'answer'} {key}")
         call.input_tokens = asked.input_tokens
         pace = pace_of(asked.model)
@@ -137,7 +137,7 @@ def _parsed(endpoint: Endpoint, request: HttpRequest) -> Request:
 
 
 def _free_of_charge(dialect: Dialect, request: HttpRequest, request_id: str) -> Script:
-    """The answer to whatever is no call."""
+    """The response to a request that would cost no tokens."""
     try:
         dialect.check_key(request.headers)
         match request.method, request.path:
@@ -164,7 +164,7 @@ def _text(text: str) -> Script:
 
 
 def _call_lines(calls: list[Call]) -> Iterator[Step]:
-    """The record as JSON lines, in pieces, so that a long one does not hold up the calls being answered."""
+    """The record as JSON lines, in pieces, so that a long record does not delay other calls."""
     yield Step(0, head(200, [("content-type", "application/jsonl"), ("transfer-encoding", "chunked")]))
     for start in range(0, len(calls), LINES_PER_STEP):
         lines = [f"{json.dumps(call_as_json(call))}\n" for call in calls[start : start + LINES_PER_STEP]]

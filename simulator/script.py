@@ -1,7 +1,7 @@
-"""From a request to what is played for it: a status, timed steps of bytes, and what happens to the connection then.
+"""Makes a request's script: a status, timed steps of bytes, and what happens to the connection after them.
 
-A pure function of its arguments; `connection` plays the result. Steps are made as they are played, so a long answer
-costs no more memory than a short one.
+Pure functions; `connection` plays the script. Steps are made as they are played, so that a long answer needs no more
+memory than a short one.
 """
 
 import zlib
@@ -19,58 +19,58 @@ from simulator.wire import LAST_CHUNK, Headers, Json, Step, chunk, head, json_by
 from simulator.words import HEAD, ODD, STOP, Fault, Words
 
 HOLD_S = 3_600
-"""A stalled or pinging call is given up after so long, should its client never go."""
+"""After this time a stalled or pinging call is aborted, even if its client stays."""
 
 GATEWAY_PAGE = b"<html>\r\n<head><title>Gateway</title></head>\r\n<body>A simulated proxy's page.</body>\r\n</html>\r\n"
 
 SLOW_HEAD_PIECES = 10
 
 NOT_ONLY_STREAMED = frozenset(("slow-head", "bad-json", "garbage", "big-line", *ODD))
-"""The oddities that an answer in one piece can have too."""
+"""The oddities that a response which is not a stream can have too."""
 
 EMPTY_FRAME = b"data:\n\n"
 
 
 class Then(Enum):
-    """What happens to the connection behind the last step."""
+    """What happens to the connection after the last step."""
 
     KEEP = auto()
     CLOSE = auto()
     RESET = auto()
     HOLD = auto()
-    """Nothing, until the client goes."""
+    """Nothing, until the client closes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
     steps: Iterator[Step]
     status: int | None
-    """None: no response head."""
+    """None: no response head is sent."""
     then: Then = Then.KEEP
     ended: Ended = "completed"
-    """How the call ended, if it is played to its end."""
+    """How the call ends, if the script is played to its end."""
     faults: tuple[str, ...] = ()
     output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Occasion:
-    """What a script depends on besides the request."""
+    """What a script depends on apart from the request."""
 
     key: str
-    """The nonce or, where there is none, a digest of the prompt: calls are counted by it."""
+    """The nonce, or without one a digest of the prompt. Calls are counted by it."""
     call_number: int
-    """Of this call among those with its key, from 1."""
+    """Counts the calls with this key, from 1."""
     request_id: str
     name: str
-    """What the answer's ids are made of."""
+    """Part of every id in the answer."""
     now_s: float
-    """The wall clock."""
+    """Unix time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the words of the prompt mean for this call."""
+    """What the prompt's words mean for this call."""
 
     dialect: Dialect
     pace: Pace
@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def odd(self) -> frozenset[str]:
-        """Those that words.ODD names."""
+        """The oddities that words.ODD names."""
         return frozenset(ODD.keys() & self.oddities.keys())
 
     @property
@@ -95,18 +95,17 @@ class Plan:
 
 
 def json_script(dialect: Dialect, status: int, body: Json, request_id: str, *, ended: Ended = "completed") -> Script:
-    """A plain JSON response."""
     response = whole_response(status, [*_JSON, (dialect.request_id_header, request_id)], json_bytes(body))
     return Script(iter([Step(0, response)]), status, ended=ended)
 
 
 def refusal_script(dialect: Dialect, refused: Refused, request_id: str) -> Script:
-    """An error that the request deserved."""
+    """The error for an invalid request."""
     return json_script(dialect, refused.status, dialect.refusal(refused, request_id), request_id, ended="refused")
 
 
 def answer_script(dialect: Dialect, request: Request, words: Words, pace: Pace, occasion: Occasion) -> Script:
-    """The answer to a request, with the faults that its prompt asked for."""
+    """The answer to a request, with the faults that its prompt asks for."""
     plan = _plan(dialect, words, pace, occasion, streamed=request.stream)
     if plan.ending is not None and plan.ending.name == "fail":
         return _failure(plan.ending, plan, occasion.now_s)
@@ -130,7 +129,7 @@ def answer_script(dialect: Dialect, request: Request, words: Words, pace: Pace, 
 
 
 def count_script(dialect: Dialect, request: Request, words: Words, occasion: Occasion) -> Script:
-    """The answer to a count_tokens request; of the faults, those that need no tokens."""
+    """The response to a count_tokens request, with the faults that need no tokens."""
     plan = _plan(dialect, words, DEFAULT, occasion, streamed=False)
     if plan.ending is not None and plan.ending.name == "fail":
         return _failure(plan.ending, plan, occasion.now_s)
@@ -194,7 +193,7 @@ def _failure_body(fault: Fault, plan: Plan) -> tuple[Headers, bytes]:
 
 
 def _response(status: int, headers: Headers, body: bytes, plan: Plan) -> bytes:
-    """Whole, in the encoding that the oddities ask for."""
+    """A whole response, in the encoding that the oddities ask for."""
     compressor = _compressor(plan)
     if compressor is not None:
         body = compressor.compress(body) + compressor.flush()
@@ -220,7 +219,7 @@ def _silence(ending: Fault, plan: Plan) -> Script:
 
 
 def _dribble(response: bytes, plan: Plan) -> Iterator[Step]:
-    """The response, or its head, at once, or in pieces over the time that `slow-head` gives."""
+    """The response (or only its head) at once, or in pieces over the time that `slow-head` gives."""
     slow_head = plan.oddities.get("slow-head")
     if slow_head is None:
         yield Step(0, response)
@@ -236,7 +235,7 @@ def _dribble(response: bytes, plan: Plan) -> Iterator[Step]:
 
 
 def _whole(answer: Answer, speech: Speech, plan: Plan) -> Script:
-    """Faults happen at the answer's time, whatever their place: there are no tokens to count on the way."""
+    """Faults happen when the answer is due, whatever their place: there are no tokens to count before that."""
     body = json_bytes(speech.whole())
     if "bad-json" in plan.oddities:
         body = body[:-1]
@@ -302,7 +301,7 @@ def _stream_steps(answer: Answer, speech: Speech, plan: Plan) -> Iterator[Step]:
 _OF_THE_BYTES = frozenset(
     ("crlf", "slice", "split-utf8", "empty-frames", "gzip", "deflate", "message", "text-in-start")
 )
-"""The oddities for which an event is not simply one chunk."""
+"""The oddities that need more than one chunk for each event."""
 
 
 _STREAM: Headers = [
@@ -313,7 +312,7 @@ _STREAM: Headers = [
 
 
 def _frames(answer: Answer, speech: Speech, plan: Plan, pack: Callable[[bytes], bytes]) -> Iterator[Step]:
-    """The stream's events, each packed (in a chunk, or not yet), up to the place where it ends early."""
+    """The stream's events, each passed through `pack`, up to the place where the stream is cut."""
     total = answer.output_tokens
     last_place = _place_of(plan.ending, answer)
     pause_place = _place_of(plan.oddities.get("pause"), answer)
@@ -364,7 +363,7 @@ def _pause(plan: Plan, pack: Callable[[bytes], bytes]) -> Iterator[Step]:
 
 
 def _place_of(fault: Fault | None, answer: Answer) -> int | None:
-    """After how many tokens it happens; None: nowhere."""
+    """After how many tokens the fault happens; None: never."""
     if fault is None:
         return None
     place = int(fault.value)
@@ -372,7 +371,7 @@ def _place_of(fault: Fault | None, answer: Answer) -> int | None:
 
 
 def _inserted_frames(answer: Answer, speech: Speech, plan: Plan) -> dict[int, bytes]:
-    """By place, what comes there that does not belong."""
+    """The unexpected frames, by place."""
     frames: dict[int, bytes] = {}
     for name, fault in plan.oddities.items():
         data = speech.restart() if name == "restart" else speech.stray(name)
@@ -383,21 +382,21 @@ def _inserted_frames(answer: Answer, speech: Speech, plan: Plan) -> dict[int, by
 
 
 class _Body:
-    """The bytes of a stream: in the line ends, the encoding and the pieces that the oddities ask for."""
+    """A stream's bytes, with the line ends, the encoding and the pieces that the oddities ask for."""
 
     def __init__(self, plan: Plan) -> None:
         self._oddities = plan.oddities
         self._compressor = _compressor(plan)
 
     def odd_chunks(self, step: Step) -> Iterator[Step]:
-        """One event."""
+        """The chunks of one event."""
         pieces = self._pieces(step.data)
         yield Step(step.after_ms, chunk(pieces[0]) if pieces else b"", step.tokens, alone=len(pieces) > 1)
         for piece in pieces[1:]:
             yield Step(0, chunk(piece), alone=True)
 
     def chunk(self, data: bytes) -> bytes:
-        """In one piece."""
+        """One chunk."""
         return chunk(self._encoded(data))
 
     def end(self) -> bytes:
@@ -417,7 +416,7 @@ class _Body:
         return [data]
 
     def _encoded(self, data: bytes) -> bytes:
-        """All that went in can be read from what came out."""
+        """Flushed, so that the client can decode all that was written so far."""
         if self._compressor is None:
             return data
         return self._compressor.compress(data) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
@@ -436,7 +435,7 @@ def _encoding(plan: Plan) -> Headers:
 
 
 def _last_bytes(answer: Answer, speech: Speech, plan: Plan, body: _Body) -> Iterator[Step]:
-    """What comes behind the last event. A cut comes when the next token would have come."""
+    """The bytes after the last event. A cut happens when the next token would have been due."""
     if plan.ending is None:
         yield Step(0, body.end())
         return
@@ -462,7 +461,7 @@ def _last_bytes(answer: Answer, speech: Speech, plan: Plan, body: _Body) -> Iter
 
 
 def _error(fault: Fault, plan: Plan) -> tuple[int, Json]:
-    """The status and the envelope of an error that comes instead of the answer, or of its rest."""
+    """The status and envelope of an error that replaces the answer or the rest of it."""
     error_type = fault.options.get("type")
     status = plan.dialect.status_of(error_type)
     message = fault.options.get("message", "simulated error")

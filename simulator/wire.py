@@ -1,4 +1,4 @@
-"""Bytes: HTTP/1.1 heads and chunks, JSON, and the Step that says when to send them. Everything here is a pure function."""
+"""Pure functions that make bytes: HTTP/1.1 heads, chunks and JSON; and the Step that says when to send them."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,12 +11,12 @@ Headers = list[tuple[str, str]]
 
 class Step(NamedTuple):
     after_ms: float
-    """From when the step before was due: a late step does not delay the ones after it."""
+    """Counted from when the step before was due, so that a late step does not delay the next ones."""
     data: bytes
     tokens: int = 0
-    """How many tokens of the answer are in `data`."""
+    """The number of the answer's tokens in `data`."""
     alone: bool = False
-    """Never in one write with its neighbours."""
+    """Whether it needs a write of its own."""
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
@@ -27,7 +27,7 @@ def json_bytes(value: object) -> bytes:
     """JSON as the real API writes it: compact, UTF-8 unescaped."""
     try:
         return _encode(value).encode()
-    except UnicodeEncodeError:  # half a surrogate pair has no UTF-8; as an escape it is still valid JSON
+    except UnicodeEncodeError:  # a lone surrogate has no UTF-8 form, but as an escape it is valid JSON
         return _encode_ascii(value).encode()
 
 
@@ -55,13 +55,13 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 def bearer(headers: Mapping[str, str]) -> str:
-    """The token of the authorization header; empty if there is none."""
+    """The authorization header's token; empty if there is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def numbers_as(value: Json, odd: frozenset[str]) -> Json:
-    """The object with its numbers as `text-numbers` or `float-numbers` asks; a tool's input stays as it is."""
+    """The object with its numbers changed as `text-numbers` or `float-numbers` asks, except in a tool's input."""
     if "text-numbers" in odd:
         return _with_numbers(value, str)
     return _with_numbers(value, float) if "float-numbers" in odd else value

@@ -1,8 +1,8 @@
-"""What a prompt may ask of the simulator: words of the form `name=value` among its other words.
+"""The words `name=value` in a prompt, by which a test asks the simulator for answers and faults.
 
-ROWS is the whole grammar, as data; `python -m simulator --grammar` prints it. Words are parsed once, here. A value that
-does not fit is ordinary prose (`print(x, end="")` is no fault), unless it begins with a digit: then it was meant for us,
-and the call is refused instead of quietly playing something else.
+ROWS is the whole grammar, as data; `python -m simulator --grammar` prints it. An invalid value is ordinary prose
+(`print(x, end="")` is not a fault), unless it begins with a digit: then it was meant for the simulator, which refuses
+the call.
 """
 
 import re
@@ -17,11 +17,11 @@ from simulator.pace import MAX_TOKENS, Pace
 HEAD = -1
 """The place before the response head."""
 STOP = 1_000_000_000
-"""The place behind any token where the reason of the end has been said, and the end has not: between `message_delta` and
-`message_stop`; between the chunk with the `finish_reason` and the usage (if it was asked for) and `[DONE]`."""
+"""The place after all tokens and the stop reason, and before the end: between `message_delta` and `message_stop`, or
+between the chunk with the `finish_reason` and the usage (if the client asked for it) and `[DONE]`."""
 
 SCANNED_CHARACTERS = 100_000
-"""Words further on in a prompt are not looked for."""
+"""Only this part of a prompt is searched for words."""
 
 
 class Kind(Enum):
@@ -61,7 +61,7 @@ ODD: Mapping[str, str] = {
     "one-index": "chat: every tool call has the index 0",
     "texts-only": "chat: the server refuses contents that are lists",
 }
-"""What `odd=` may name: the shapes that other servers give what they say. Each is an oddity of its own."""
+"""What `odd=` may name: shapes in which other servers send their answers. Each is an oddity of its own."""
 
 SAMPLES: Mapping[str, tuple[str, ...]] = {
     "lines": ("One line.\n", "Two lines.\r\n", "\n", "A bare\r", "carriage return.\n\n", "\u2028", "\u0085", "End.\n"),
@@ -95,7 +95,7 @@ STOP_REASONS = (
 
 
 BODIES = ("html", "text", "empty", "detail", "details", "error", "message")
-"""What a failure may have instead of the API's error envelope."""
+"""The bodies that a failure may have instead of the API's error envelope."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +103,11 @@ class Row:
     name: str
     kind: Kind
     value: str
-    """A regular expression; of a fault, without its `xN` and its options."""
+    """A regular expression; for a fault it does not cover `xN` and the options."""
     example: str
     meaning: str
     options: tuple[str, ...] = ()
-    """Of a fault, besides `percent`."""
+    """The options of a fault; every fault has `percent` too."""
 
 
 ROWS: tuple[Row, ...] = (
@@ -243,18 +243,18 @@ _WORD = re.compile(rf"(?<!\S)(?:(?P<name>{'|'.join(map(re.escape, _ROWS))})=(?P<
 
 
 class WordError(Exception):
-    """A word that was meant for the simulator and does not fit; the message quotes it."""
+    """A word meant for the simulator is invalid; the message quotes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     name: str
     value: float
-    """A status, a duration in ms, a size in bytes, 1 for yes, or a place: so many tokens on, HEAD or STOP."""
+    """A status, a duration in ms, a size in bytes, 1 for yes, or a place: a number of tokens, HEAD or STOP."""
     calls: int | None = None
-    """Only the first so many calls with the nonce (or, without one, with the prompt); None: all."""
+    """Applies only to this many first calls with the nonce (or, without a nonce, the prompt); None: to all."""
     percent: int = 100
-    """Of those calls, decided by the nonce and the call's number, so always the same ones."""
+    """Share of those calls, chosen by the nonce and the call's number: always the same ones."""
     options: Mapping[str, str] = field(default_factory=dict)
 
     def is_meant_for(self, key: str, call_number: int) -> bool:
@@ -272,13 +272,13 @@ class Words:
     sample: str | None = None
     """A key of SAMPLES."""
     echo: str | None = None
-    """What stood behind `echo:`, the answer word for word."""
+    """The text after `echo:`, which is the answer word for word."""
     blocks: tuple[str, ...] = ("text",)
     stop_reason: str | None = None
     cached_tokens: int = 0
-    """Input beyond the request's own count, read from the prompt cache."""
+    """Input tokens read from the prompt cache, on top of the request's own."""
     cache_write_tokens: int = 0
-    """Input beyond that, written to the prompt cache."""
+    """Input tokens written to the prompt cache, on top of both."""
     headers: tuple[tuple[str, str], ...] = ()
     endings: tuple[Fault, ...] = ()
     oddities: tuple[Fault, ...] = ()
@@ -292,7 +292,7 @@ class Words:
 
 
 def parse_words(*texts: str) -> Words:
-    """The words of the texts; a later one beats an earlier one, faults add up. Raises WordError."""
+    """The words in the texts: a later word replaces an earlier one; faults add up. Raises WordError."""
     plain: dict[str, str] = {}
     headers: list[tuple[str, str]] = []
     faults: dict[Kind, list[Fault]] = {Kind.ENDING: [], Kind.ODDITY: []}
@@ -331,7 +331,7 @@ def parse_words(*texts: str) -> Words:
 
 
 def grammar() -> str:
-    """ROWS as a text for people."""
+    """ROWS as text for people."""
     lines = ["Words in a prompt (the text of its last user message) that the simulator acts on.", ""]
     for kind in Kind:
         lines.append(f"{kind.name.lower()}: {kind.value}")
@@ -358,7 +358,7 @@ _EXAMPLE_WIDTH = max(len(row.example) for row in ROWS)
 
 
 def _parse_faults(row: Row, value: str) -> list[Fault]:
-    """The fault, or for `odd=` each of those that it names; none where the value is prose."""
+    """The fault, or each oddity that `odd=` names; empty if the value is prose."""
     parsed = _FAULTS[row.name].fullmatch(value)
     if parsed is None:
         _refuse_if_meant(row, value)
@@ -400,7 +400,7 @@ def _parse_header(value: str) -> tuple[str, str]:
 
 
 def _is_printable(text: str) -> bool:
-    # Options and headers go into the response head: a line end there would be a header of the prompt's choosing.
+    # Options and headers go into the response head, where a line end would let the prompt inject a header.
     return text.isascii() and (text.isprintable() or not text)
 
 
