@@ -72,8 +72,8 @@ class Message:
     """The number of parts that are not text."""
     calls: tuple[str, ...] = ()
     """The ids of its tool calls."""
-    answers: str | None = None
-    """The id of the tool call whose result it is."""
+    tool_call_id: str | None = None
+    """Of a tool's message: the call whose result it is."""
 
 
 def parse_chat_request(body: bytes) -> Request:
@@ -167,7 +167,8 @@ def _message(value: object, where: str) -> Message:
         case "tool":
             if message.get("tool_call_id") is None:
                 raise _missing(f"{where}.tool_call_id")
-            return Message(role, texts, others, answers=_string(message["tool_call_id"], f"{where}.tool_call_id"))
+            call_id = _string(message["tool_call_id"], f"{where}.tool_call_id")
+            return Message(role, texts, others, tool_call_id=call_id)
         case "assistant" if message.get("tool_calls") is not None:
             calls = _tool_calls(message["tool_calls"], f"{where}.tool_calls")
             return Message(role, (*texts, *calls.values()), others, calls=tuple(calls))
@@ -236,11 +237,11 @@ def _check_tool_results(messages: list[Message]) -> None:
     """Each tool call needs its result directly after the message with the call, and each result needs its call."""
     waiting: dict[str, None] = {}
     for index, message in enumerate(messages):
-        if message.answers is None:
+        if message.tool_call_id is None:
             _check_none_waits(waiting, index)
             waiting = dict.fromkeys(message.calls)
-        elif message.answers in waiting:
-            del waiting[message.answers]
+        elif message.tool_call_id in waiting:
+            del waiting[message.tool_call_id]
         else:
             raise Refused(
                 "Invalid parameter: messages with role 'tool' must be a response to a preceeding message with "

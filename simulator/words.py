@@ -27,8 +27,8 @@ SCANNED_CHARACTERS = 100_000
 class Kind(Enum):
     PACE = "how long and how fast; beats the model's name"
     ANSWER = "what the answer is"
-    ENDING = "how the call ends: the first that is meant for this call is played"
-    ODDITY = "what is strange on the way: all that are meant for this call are played"
+    ENDING = "how the call ends: the first one that applies to this call is played"
+    ODDITY = "what is odd on the way: all that apply to this call are played"
 
 
 _WHOLE = r"\d{1,6}"
@@ -43,17 +43,17 @@ ODD: Mapping[str, str] = {
     "empty-frames": "an empty `data:` frame before each frame",
     "done": "Messages: `data: [DONE]` in one write with message_stop",
     "nulls": "before each token a delta whose text, thinking, partial_json or arguments is null",
-    "wrong-members": "members that nobody needs are unknown, or of another type",
-    "text-numbers": "numbers are texts",
+    "wrong-members": "unneeded members are unknown, or have another type",
+    "text-numbers": "numbers are strings",
     "float-numbers": "numbers are decimals",
     "index-gaps": "content blocks, or tool calls, are numbered 1, 3, 5",
     "usage-start": "the usage comes with the first frame, and not again",
     "usage-every": "each token comes with the usage so far",
-    "usage-stop": "the usage comes with the reason of the end, and nowhere else",
-    "usage-end": "the usage comes after the reason of the end, in message_stop or in a chunk that has a choice",
+    "usage-stop": "the usage comes with the stop reason, and nowhere else",
+    "usage-end": "the usage comes after the stop reason, in message_stop or in a chunk that has a choice",
     "usage-never": "there is no usage",
     "no-content": "Messages: message_start has no content",
-    "text-in-start": "Messages: the first token of a text stands in its content_block_start",
+    "text-in-start": "Messages: the first token of a text is in its content_block_start",
     "message": "chat: one chunk with the whole answer as `message`, its `delta` null",
     "parts": "chat: a delta's content is a list of parts, thinking among them",
     "no-ids": "chat: tool calls have no id",
@@ -227,9 +227,7 @@ ROWS: tuple[Row, ...] = (
         "unknown-event", Kind.ODDITY, _PLACE, "unknown-event=3", "an event of no known type, SSE comment, id and retry"
     ),
     Row("unknown-delta", Kind.ODDITY, _PLACE, "unknown-delta=3", "a delta of no known type"),
-    Row(
-        "big-line", Kind.ODDITY, _WHOLE, "big-line=3,bytes=1000", "one token of 10 MB, or of so many bytes", ("bytes",)
-    ),
+    Row("big-line", Kind.ODDITY, _WHOLE, "big-line=3,bytes=1000", "one token of 10 MB, or of `bytes`", ("bytes",)),
 )
 
 _ROWS = {row.name: row for row in ROWS}
@@ -344,12 +342,12 @@ def grammar() -> str:
             lines.append(f"  {'echo: any text':<{_EXAMPLE_WIDTH}}  the rest of the prompt is the answer")
         lines.append("")
     lines.append(
-        "Faults: x2 behind the value is for the first two calls with the nonce or prompt, ,percent=50 for half"
+        "Faults: x2 after the value means the first two calls with the nonce or prompt; ,percent=50 means half"
     )
     lines.append(
-        "of the calls. A place is a number of tokens, `head` (no response head) or `stop`: the reason of the end is"
+        "of the calls. A place is a number of tokens, `head` (no response head is sent) or `stop` (the stop reason"
     )
-    lines.append("said, the end is not (before message_stop; behind the finish_reason, before the usage and [DONE]).")
+    lines.append("is sent, but neither message_stop nor the usage and [DONE]).")
     lines.append("Model names: sim-t50-g20-f50 is 50 tokens, 20 ms apart, the first after 50 ms.")
     return "\n".join(lines)
 
