@@ -1,4 +1,4 @@
-"""What a long-lived process tells the garbage collector, once it has imported all that it will."""
+"""Tunes the garbage collector of a long-lived process, after its imports."""
 
 import gc
 from typing import Final
@@ -8,10 +8,10 @@ _MIDDLE: Final = 50
 
 
 def settle_garbage() -> None:
-    """Takes what is there now out of every later collection, and collects less often.
+    """Excludes all present objects from later collections, and collects less often.
 
-    The SDK's types alone are some hundred thousand objects that live as long as the process; walking them again and again
-    was 5 % of a worker's CPU under load. Requests leave few cycles behind.
+    The SDK's types alone are some hundred thousand objects that live as long as the process. Walking them in every
+    collection was 5 % of a worker's CPU under load, and requests create few cycles.
     """
     gc.collect()
     gc.freeze()

@@ -1,10 +1,10 @@
-"""Whether an address is this machine's own."""
+"""Recognises this machine's own addresses."""
 
 import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``. A name other than localhost may point anywhere."""
+    """Whether only this machine can reach ``host``. False for any name but localhost: it may point anywhere."""
     if host == "localhost":
         return True
     try:

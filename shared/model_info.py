@@ -1,4 +1,4 @@
-"""What an upstream says of a model it serves."""
+"""What an upstream reports about a model that it serves."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -6,14 +6,14 @@ from typing import Any, Final
 import msgspec
 
 UNKNOWN_TIME: Final = "1970-01-01T00:00:00Z"
-"""As ``created_at``, where the upstream does not tell: the Messages API says it so too."""
+"""``created_at`` if the upstream sends none; the Messages API uses the same value."""
 
 _MOST_MODELS: Final = 2_000
 _LONGEST_CHARACTERS: Final = 256
 
 
 class ModelDetails(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an upstream of the Messages API may say of a model besides its name: as it said it, and not looked at."""
+    """Members that an upstream of the Messages API may report for a model, passed on unchecked."""
 
     max_input_tokens: Any = msgspec.UNSET
     max_tokens: Any = msgspec.UNSET
@@ -28,7 +28,7 @@ NO_DETAILS: Final = ModelDetails()
 
 
 class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One model, as callers are told of it."""
+    """One model, as callers see it."""
 
     id: str
     display_name: str
@@ -38,7 +38,7 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def distinct(models: Iterable[ModelInfo]) -> list[ModelInfo]:
-    """In their order, the first of each id; without those whose id no caller could name, and no more than 2,000."""
+    """Keeps the first model of each id, in order, and at most 2,000; drops ids that ``is_name`` rejects."""
     by_id: dict[str, ModelInfo] = {}
     for model in models:
         if is_name(model.id) and model.id not in by_id:
@@ -49,5 +49,5 @@ def distinct(models: Iterable[ModelInfo]) -> list[ModelInfo]:
 
 
 def is_name(text: str) -> bool:
-    """Printable, and of at most 256 characters."""
+    """Whether the text is printable and has 1 to 256 characters."""
     return 0 < len(text) <= _LONGEST_CHARACTERS and text.isprintable()

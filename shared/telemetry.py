@@ -1,6 +1,6 @@
-"""Structured logs: one JSON line an event, on standard error.
+"""Structured logs: one JSON line per event, on standard error.
 
-Call sites pass names and numbers only. A prompt, an answer or a key is never an argument; a prompt is named by its hash.
+Call sites pass names and numbers only, never a prompt, an answer or a key. A prompt is identified by its hash.
 """
 
 import logging
@@ -16,11 +16,11 @@ import structlog
 Logger = structlog.typing.FilteringBoundLogger
 
 _MOST_LEAVES: Final = 10
-"""Of a group of errors that nobody caught."""
+"""How many errors of an uncaught exception group are logged."""
 
 
 def configure_logging(level: str) -> None:
-    """Once per process, by its ``main``."""
+    """A process's ``main`` calls this once."""
     threshold = logging.getLevelNamesMapping()[level]
     structlog.configure(
         processors=[
@@ -37,26 +37,26 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_LibraryLine())
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler])
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # `uvicorn --factory` has set up its own
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # `uvicorn --factory` installs its own handlers
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
     sys.excepthook = _on_uncaught
     threading.excepthook = lambda told: _on_uncaught(told.exc_type, told.exc_value, told.exc_traceback)
     sys.unraisablehook = lambda told: _on_uncaught(told.exc_type, told.exc_value, told.exc_traceback)
-    # At DEBUG these print chunk by chunk what the model says.
+    # At DEBUG these log the model's answer, chunk by chunk.
     for name in ("sse_starlette", "anthropic", "httpx2", "httpcore2", "aiohttp"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def get_logger(part: str) -> Logger:
-    """A logger whose lines carry ``part``."""
+    """A logger that adds ``part`` to its lines."""
     logger: Logger = structlog.get_logger(part=part)
     return logger
 
 
 def _on_uncaught(_kind: type[BaseException], error: BaseException | None, _trace: TracebackType | None) -> None:
-    """What nobody caught is told without its message, as any other: Python itself would print that, whatever it quotes."""
+    """Logs an uncaught error without its message: Python's own hook would print the message, which may quote a user."""
     if isinstance(error, KeyboardInterrupt):
         return
     leaves = _leaves_of(error) if error is not None else []
@@ -70,7 +70,7 @@ def _leaves_of(error: BaseException) -> list[BaseException]:
 
 
 def _error_by_name(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """An exception becomes its type and place: its message may quote what a user sent."""
+    """Replaces an exception by its type and place: its message may quote what a user sent."""
     error = line.pop("exc_info", None)
     if error is True:
         error = sys.exc_info()[1]
@@ -85,11 +85,11 @@ def _error_by_name(_logger: Any, _method: str, line: MutableMapping[str, Any]) -
 
 
 class _LibraryLine(logging.Formatter):
-    """A library's line: the first one of its message, and an exception by type and place."""
+    """Formats a library's record: the first line of its message, and an exception's type and place."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage().partition("\n")[0]
-        if record.name == "asyncio":  # it tells the repr of tasks and callbacks, with results and arguments
+        if record.name == "asyncio":  # it logs the repr of tasks and callbacks, with results and arguments
             message = re.split(r"[(<{\['\"]", message, maxsplit=1)[0]
         line = f"{record.levelname} {record.name} {message}"
         if record.exc_info and record.exc_info[1]:

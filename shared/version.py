@@ -1,10 +1,10 @@
-"""Which tokenspool this is."""
+"""The version of tokenspool."""
 
 from importlib import metadata
 
 
 def version() -> str:
-    """Of the installed distribution; "0" where it is not installed."""
+    """The installed distribution's version; "0" if it is not installed."""
     try:
         return metadata.version("tokenspool")
     except metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""Where a webhook may lead: what is refused of its URL at submit, and of the addresses behind it at each delivery.
+"""Which webhook URLs may be called: checks the URL at submit, and its addresses at each delivery.
 
-Whoever may submit names a URL that our worker then calls, from inside the operator's network (SSRF). So by default only
-https on port 443 of public addresses is called, and what counts is the address that is connected to, not its name.
+A caller names a URL that our worker then calls from inside the operator's network (SSRF). So by default the worker
+calls only https on port 443 of public addresses, and checks the address that it connects to, not the name.
 """
 
 import ipaddress
@@ -14,20 +14,20 @@ from shared.webhooks import MOST_URL_CHARS
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
-"""The operator's allow-list (``TOKENSPOOL_WEBHOOK_ALLOW_NETWORKS``): inside of it any scheme and port may be called."""
+"""The operator's allow-list (``TOKENSPOOL_WEBHOOK_ALLOW_NETWORKS``): in these, any scheme and port may be called."""
 
 HTTPS_PORT: Final = 443
 _DEFAULT_PORTS: Final = {"https": HTTPS_PORT, "http": 80}
 
-# Python's own is_global differs between its versions, and knows nothing of what clouds put behind public numbers.
+# Python's own is_global differs between versions, and does not know the cloud services on public addresses.
 _NOT_PUBLIC_V4: Final = tuple(
     ipaddress.IPv4Network(network)
     for network in (
-        "0.0.0.0/8",  # this network: Linux takes 0.0.0.0 for loopback
+        "0.0.0.0/8",  # this network: Linux treats 0.0.0.0 as loopback
         "10.0.0.0/8",  # private
         "100.64.0.0/10",  # behind a carrier's NAT; Alibaba's metadata service
         "127.0.0.0/8",  # loopback
-        "168.63.129.16/32",  # Azure's host, reached from inside its machines alone
+        "168.63.129.16/32",  # Azure's host, which only its virtual machines can reach
         "169.254.0.0/16",  # link local: the metadata service of most clouds
         "172.16.0.0/12",  # private
         "192.0.0.0/24",  # protocol assignments; Oracle's metadata service
@@ -45,14 +45,14 @@ _NOT_PUBLIC_V4: Final = tuple(
     )
 )
 _GLOBAL_UNICAST_V6: Final = ipaddress.IPv6Network("2000::/3")
-"""All that is handed out. Outside lie loopback, fc00::/7, fe80::/10, fec0::/10, ff00::/8, 100::/64, 5f00::/16, and the forms
-that carry an IPv4 address in front of which nobody stands: ::/96, ::ffff:0:0:0/96, 64:ff9b:1::/48."""
+"""All addresses that are assigned. It excludes loopback, fc00::/7, fe80::/10, fec0::/10, ff00::/8, 100::/64, 5f00::/16,
+and the forms that embed an IPv4 address without a public gateway: ::/96, ::ffff:0:0:0/96, 64:ff9b:1::/48."""
 _NOT_PUBLIC_V6: Final = tuple(
     ipaddress.IPv6Network(network)
     for network in (
         "2001::/23",  # protocol assignments: Teredo, benchmarks, ORCHID
         "2001:db8::/32",  # documentation
-        "2002::/16",  # 6to4: a router sends it to whatever IPv4 address it carries
+        "2002::/16",  # 6to4: a router sends it to the IPv4 address embedded in it
         "2620:4f:8000::/48",  # AS112
         "3fff::/20",  # documentation
     )
@@ -72,21 +72,21 @@ _MOST_HOST_CHARS: Final = 253
 
 
 class RefusedUrl(ValueError):
-    """Says why, in words that continue "the URL ...", and never what the URL is."""
+    """The message says why, continues "the URL ...", and never quotes the URL."""
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A URL taken apart once, so that what is checked is what is called."""
+    """A URL, parsed once, so that the worker calls exactly what was checked."""
 
     scheme: str
     """``https`` or ``http``."""
     host: str
-    """In small letters, an IPv6 address without its brackets."""
+    """In lower case; an IPv6 address without its brackets."""
     port: int
     path: str
     """With the query; never empty."""
     address: Address | None
-    """If the host is one."""
+    """The host, if it is an IP address."""
 
     @property
     def authority(self) -> str:
@@ -96,7 +96,7 @@ class Target(msgspec.Struct, frozen=True):
 
 
 def target_of(url: str) -> Target:
-    """Raises RefusedUrl for what is no absolute http(s) URL in its plainest form, whatever the settings allow."""
+    """Raises RefusedUrl for anything but an absolute http(s) URL in its plainest form, whatever the settings allow."""
     if len(url) > MOST_URL_CHARS:
         raise RefusedUrl(f"must have at most {MOST_URL_CHARS} characters")
     if not _PRINTABLE.fullmatch(url):
@@ -124,9 +124,9 @@ def target_of(url: str) -> Target:
 
 
 def refusal_of_url(url: str, allowed: Networks) -> str | None:
-    """Why it is refused at submit, in words that continue "the URL ..." and do not repeat it; None if it may be tried.
+    """Why a submit with this URL is refused, in words that continue "the URL ..."; None if it is accepted.
 
-    Where the operator allows networks, a name may lead into one: only its delivery can tell.
+    If the operator allows any networks, every name is accepted: only a delivery knows its address.
     """
     try:
         target = target_of(url)
@@ -147,7 +147,7 @@ def refusal_of_url(url: str, allowed: Networks) -> str | None:
 
 
 def may_connect(address: Address, *, scheme: str, port: int, allowed: Networks) -> bool:
-    """Whether a webhook may be told there: anything inside ``allowed``, elsewhere https on port 443 of public addresses."""
+    """Whether a webhook may be sent there: anything inside ``allowed``; elsewhere only https on port 443, if public."""
     plain = unmapped(address)
     if any(plain in network for network in allowed if network.version == plain.version):
         return True
@@ -155,12 +155,12 @@ def may_connect(address: Address, *, scheme: str, port: int, allowed: Networks) 
 
 
 def is_public(address: Address) -> bool:
-    """Whether it is a host on the internet, and so is the IPv4 address that it carries, if it carries one."""
+    """Whether the address is on the internet, as well as the IPv4 address embedded in it, if any."""
     address = unmapped(address)
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_V4)
     last_four_bytes = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-    if address in _NAT64:  # what a DNS64 makes of every IPv4 host, where there is IPv6 alone
+    if address in _NAT64:  # in an IPv6-only network, DNS64 returns this form for every IPv4 host
         return is_public(last_four_bytes)
     if address not in _GLOBAL_UNICAST_V6 or any(address in network for network in _NOT_PUBLIC_V6):
         return False
@@ -169,13 +169,13 @@ def is_public(address: Address) -> bool:
 
 
 def unmapped(address: Address) -> Address:
-    """``::ffff:a.b.c.d`` is a.b.c.d: the kernel speaks IPv4 to it."""
+    """``::ffff:a.b.c.d`` becomes a.b.c.d: the kernel connects to it over IPv4."""
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
 
 
 def _literal(host: str) -> Address | None:
-    """The address that a host is; None for a name. Raises RefusedUrl for what only a resolver takes for an address:
+    """The host's IP address; None for a name. Raises RefusedUrl for forms that only a resolver reads as an address:
     ``127.1``, ``0x7f.1``, ``017700000001``, ``2130706433``, ``127.0.0.1.``.
     """
     try:
@@ -194,5 +194,5 @@ def _check_name(host: str) -> None:
 
 
 def _is_inner(host: str) -> bool:
-    """A name that no public DNS knows."""
+    """Whether no public DNS knows the name."""
     return "." not in host or f".{host}".endswith(_INNER_NAMES)
