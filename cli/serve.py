@@ -126,7 +126,7 @@ def _serve(settings: "Settings", listener: socket.socket, *, is_supervised: bool
     from api.app import create_app
     from api.edge.connections import Door, bounds_of, open_files
     from api.edge.server import Server
-    from shared.gc_tuning import settle_garbage
+    from shared.gc_tuning import tune_gc
     from shared.settings import warn_of_unknown_variables
     from shared.telemetry import configure_logging, get_logger
 
@@ -154,7 +154,7 @@ def _serve(settings: "Settings", listener: socket.socket, *, is_supervised: bool
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     host, port = listener.getsockname()[:2]
-    settle_garbage()
+    tune_gc()
     get_logger("api").info("api_starting", host=host, port=port)
     server.run(sockets=[listener])
     if not server.started:

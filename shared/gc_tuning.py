@@ -7,7 +7,7 @@ _YOUNG: Final = 20_000
 _MIDDLE: Final = 50
 
 
-def settle_garbage() -> None:
+def tune_gc() -> None:
     """Excludes all present objects from later collections, and collects less often.
 
     The SDK's types alone are some hundred thousand objects that live as long as the process. Walking them in every

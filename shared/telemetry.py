@@ -42,8 +42,8 @@ def configure_logging(level: str) -> None:
         logger.handlers.clear()
         logger.propagate = True
     sys.excepthook = _on_uncaught
-    threading.excepthook = lambda told: _on_uncaught(told.exc_type, told.exc_value, told.exc_traceback)
-    sys.unraisablehook = lambda told: _on_uncaught(told.exc_type, told.exc_value, told.exc_traceback)
+    threading.excepthook = lambda caught: _on_uncaught(caught.exc_type, caught.exc_value, caught.exc_traceback)
+    sys.unraisablehook = lambda caught: _on_uncaught(caught.exc_type, caught.exc_value, caught.exc_traceback)
     # At DEBUG these log the model's answer, chunk by chunk.
     for name in ("sse_starlette", "anthropic", "httpx2", "httpcore2", "aiohttp"):
         logging.getLogger(name).setLevel(logging.WARNING)

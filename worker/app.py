@@ -7,7 +7,7 @@ import signal
 import uvloop
 
 from shared.errors import SettingsError
-from shared.gc_tuning import settle_garbage
+from shared.gc_tuning import tune_gc
 from shared.routes import ProviderName
 from shared.settings import Settings, routes_of, warn_of_unknown_variables
 from shared.store.redis_problems import logging_to
@@ -64,7 +64,7 @@ def redis_timeout_s(settings: Settings) -> float:
 async def _work(settings: Settings) -> None:
     logger = get_logger("worker").bind(pid=os.getpid())
     providers = open_providers(settings, routes_of(settings).providers)
-    settle_garbage()
+    tune_gc()
     try:
         async with open_runtime(
             settings,
