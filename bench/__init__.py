@@ -1,4 +1,4 @@
-"""What tokenspool costs, measured side by side with the LLM called inside the web request.
+"""Measures what tokenspool costs, compared with calling the LLM inside the web request.
 
-`python -m bench` runs every row of the table in the design's section 7; nothing here is a test.
+`python -m bench` runs every row of `table`. Nothing here is a test.
 """

@@ -1,7 +1,7 @@
-"""`python -m bench`: measure every row of the design's section 7, print the table, keep the figures.
+"""`python -m bench`: measures every row of `table`, prints the table and writes the figures to a file.
 
-Ends everything that it started, also on Ctrl-C, on SIGTERM and at its own deadline. The exit status
-is 0 when all that was asked for was measured, whether or not a target was met; it is 1 when requests
+It ends every process that it started, also on Ctrl-C, on SIGTERM and at its own deadline. The exit status
+is 0 when every requested row was measured, whether or not a target was met; it is 1 when requests
 failed, because such a row has no figure.
 """
 
@@ -32,7 +32,7 @@ from bench.processes import REPOSITORY, ProcessDown
 from bench.table import figure
 
 DEADLINE_S = 1800
-LOUD_SHARE = 0.15  # of a core: what others may take before a figure is not to be quoted
+LOUD_SHARE = 0.15  # of a core: if other processes use more, the figures are not to be quoted
 HISTORY = REPOSITORY / ".tokenspool" / "bench"
 MEASUREMENTS = ("first-token", "load", "burst", "submits", "followers", "batch")
 SYSTEMS = {"in-request": systems.IN_REQUEST, "arq": systems.ARQ, "tokenspool": systems.TOKENSPOOL}
@@ -40,12 +40,12 @@ SYSTEMS = {"in-request": systems.IN_REQUEST, "arq": systems.ARQ, "tokenspool": s
 
 def main() -> int:
     arguments = _arguments()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it as ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
     signal.signal(signal.SIGTERM, _end_like_ctrl_c)
     signal.signal(signal.SIGALRM, _end_like_ctrl_c)  # the deadline
     signal.alarm(DEADLINE_S)
     _raise_open_files()
-    # A collection in the load client would be booked as the measured system's delay.
+    # A garbage collection in the load client would count as a delay of the measured system.
     gc.disable()
 
     effort = measure.QUICK if arguments.quick else measure.Effort()
@@ -113,7 +113,7 @@ def _measure(only: Sequence[str], names: Sequence[str], effort: measure.Effort, 
 
 @contextmanager
 def _noting(failures: list[str], step: str) -> Iterator[None]:
-    """Say what is done; note how it failed, and go on: the other rows still have their figures."""
+    """Prints the step. If it fails, notes why and goes on with the other rows."""
     _say(step)
     try:
         yield
@@ -123,7 +123,7 @@ def _noting(failures: list[str], step: str) -> Iterator[None]:
 
 
 def _trust(samples: measure.Samples) -> list[str]:
-    """How far the load client, the stand-in and other processes were from being the limit."""
+    """How much CPU the load client, the stand-in and other processes used: if a lot, they were the limit."""
     if not samples.client_share:
         return []
     shares = {
@@ -157,15 +157,15 @@ def _keep(samples: measure.Samples, effort: measure.Effort, this_machine: dict[s
 
 
 def _raise_open_files() -> None:
-    """10,000 followers are as many sockets here and in the API, which inherits the limit."""
+    """10,000 followers need as many sockets here, and in the API, which inherits the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _end_like_ctrl_c(signal_number: int, _: FrameType | None) -> None:
-    """End on this signal as on Ctrl-C, for which asyncio cancels the main task instead of raising anywhere.
+    """Ends as on Ctrl-C, for which asyncio cancels the main task.
 
-    An exception raised here would land in whatever runs, and a connection's callback swallows it.
+    An exception raised here would surface in whatever code runs, and a connection's callback would swallow it.
     """
     _say(f"{signal.Signals(signal_number).name}: ending")
     signal.raise_signal(signal.SIGINT)

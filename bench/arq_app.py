@@ -1,9 +1,8 @@
-"""A further comparison: arq with its defaults and Redis pub/sub, as a first version of such a service is written.
+"""A second comparison: arq with its defaults and Redis pub/sub, the usual first version of such a service.
 
-The API enqueues and subscribes, the worker publishes each token. Nothing is kept, fenced or resumable. Two things are
-not arq's defaults, since without them it would be no comparison: `max_jobs` is 400 like our own worker's, not 10, and
-the worker runs on uvloop.
-Run by the bench as `uvicorn --factory bench.arq_app:create_app` and `arq bench.arq_app.Worker`.
+The API enqueues and subscribes; the worker publishes each token. Nothing is stored, fenced or resumable. For a fair
+comparison, two settings differ from arq's defaults: `max_jobs` is 400 like our worker's, not 10, and the worker runs on
+uvloop. The bench runs it as `uvicorn --factory bench.arq_app:create_app` and `arq bench.arq_app.Worker`.
 """
 
 from __future__ import annotations
@@ -81,12 +80,12 @@ async def open_anthropic(context: dict[str, Any]) -> None:
     context["anthropic"] = AsyncAnthropic()
 
 
-# arq's command line takes the policy's loop and offers no other way to choose one.
+# arq's command line uses the policy's loop and offers no other way to choose one.
 asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
 class Worker:
-    """What arq's command line reads; it looks for these names."""
+    """arq's command line reads these names."""
 
     functions = (complete,)
     on_startup = open_anthropic

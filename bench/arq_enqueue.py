@@ -1,6 +1,6 @@
-"""The reference of the submit row: how many jobs a second a plain `arq.enqueue_job` loop puts in.
+"""The reference for the submit row: how many jobs a second a plain loop of `arq.enqueue_job` enqueues.
 
-Run by the bench as `python -m bench.arq_enqueue --redis-url URL --seconds N`; prints the rate.
+The bench runs it as `python -m bench.arq_enqueue --redis-url URL --seconds N`; it prints the rate.
 """
 
 from __future__ import annotations

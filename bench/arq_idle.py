@@ -1,6 +1,7 @@
-"""The reference of the batch row: how many jobs a second a plain arq worker takes, when they do nothing.
+"""The reference for the batch row: how many jobs a second a plain arq worker runs when the jobs do nothing.
 
-Run by the bench as `python -m bench.arq_idle --redis-url URL --jobs N`; prints the rate. `max_jobs` is our own worker's.
+The bench runs it as `python -m bench.arq_idle --redis-url URL --jobs N`; it prints the rate. `max_jobs` is that of our
+worker.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from arq import Worker, create_pool, func
 from arq.connections import RedisSettings
 
 
-async def nothing(ctx: dict[str, Any], number: int) -> int:  # noqa: ARG001 - arq calls it by this name
+async def nothing(ctx: dict[str, Any], number: int) -> int:  # noqa: ARG001 - arq passes ctx by this name
     return number
 
 

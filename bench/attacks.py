@@ -1,8 +1,8 @@
-"""What one key can send to harm others: the attacks of `bench/neighbours.py`, and of the chaos tests in their small form.
+"""Attacks that one API key can make on other tenants, for `bench/neighbours.py` and, smaller, for the chaos tests.
 
-Each is a coroutine that goes on until it is cancelled, over connections of its own. `python -m bench.attacks NAME PORT KEY`
-runs one as a process of its own, so that the clients it measures are not held up by its own work. None sends anything but
-well-formed requests of an ordinary key, to this machine alone.
+Each is a coroutine that runs until it is cancelled, over its own connections. `python -m bench.attacks NAME PORT KEY`
+runs one in its own process, so that its work does not delay the clients whose latency is measured. All send only
+well-formed requests of an ordinary key, and only to this machine.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ from bench.connection import Broken, connect
 
 MIB: Final = 1 << 20
 FAR_OFF_S: Final = 20 * 86_400
-"""Within what `not_before` may be."""
+"""Less than the furthest `not_before` that a job may have."""
 
 
 class Attacker:
-    """A key and where it is used."""
+    """Sends requests to an API with one key."""
 
     def __init__(self, port: int, key: str) -> None:
         self.port = port
         self.key = key
 
     async def post(self, path: str, body: bytes, content_type: str = "application/json") -> int:
-        """On a connection of its own; the status, 0 if it broke."""
+        """Sends a request on a new connection; returns its status, or 0 if the connection broke."""
         head = f"POST {path} HTTP/1.1\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
         return await self._ask(head, body)
 
     async def get(self, path: str) -> int:
-        """The same."""
         return await self._ask(f"GET {path} HTTP/1.1\r\n", b"")
 
     async def _ask(self, head: str, body: bytes) -> int:
@@ -54,7 +53,7 @@ class Attacker:
             return 0
 
     def unread(self, path: str) -> socket.socket:
-        """A request whose response is never read."""
+        """Sends a request whose response is never read."""
         opened = socket.socket()
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         opened.connect(("127.0.0.1", self.port))
@@ -81,37 +80,37 @@ async def _by(clients: int, ask: Callable[[], Awaitable[int]]) -> None:
 
 
 async def floats(attacker: Attacker) -> None:
-    """Bodies of 599 KB that are nothing but floats with large exponents."""
+    """Bodies of 599 KB of floats with large exponents."""
     body = _numbers()
     await _by(4, lambda: attacker.post("/v1/jobs", body))
 
 
 async def float_batch(attacker: Attacker) -> None:
-    """Batches of 12 MB of them."""
+    """Batches of 12 MB of floats with large exponents."""
     lines = b"\n".join(b'{"custom_id":"%d","params":%b}' % (number, _numbers()) for number in range(20))
     await _by(1, lambda: attacker.post("/v1/batches", lines, "application/jsonl"))
 
 
 async def brackets(attacker: Attacker) -> None:
-    """Small bodies of nothing but empty lists."""
+    """Small bodies of empty lists."""
     body = b'{"prompt":"tokens=1","x":[%b]}' % b",".join([b"[]"] * 20_000)
     await _by(4, lambda: attacker.post("/v1/jobs", body))
 
 
 async def escapes(attacker: Attacker) -> None:
-    """Bodies of 31 MB of nothing but escaped quotes, more than may be read at once."""
+    """Bodies of 31 MB of escaped quotes, more than the API reads at the same time."""
     body = b'{"prompt":"%b"}' % (b'\\"' * (15 * MIB))
     await _by(2, lambda: attacker.post("/v1/messages", body))
 
 
 async def pages(attacker: Attacker) -> None:
-    """64 clients that read pages of jobs with as much metadata as may be."""
+    """64 clients that read pages of jobs with the most metadata that is allowed."""
     await _fill_pages(attacker)
     await _by(64, lambda: attacker.get("/v1/jobs?limit=100"))
 
 
 async def unread_pages(attacker: Attacker) -> None:
-    """150 clients that ask for such pages, and read none."""
+    """150 clients that request such pages and never read them."""
     await _fill_pages(attacker)
     opened = [attacker.unread("/v1/jobs?limit=100") for _ in range(150)]
     try:
@@ -135,7 +134,7 @@ def _far_off() -> str:
 
 
 async def impatience(attacker: Attacker) -> None:
-    """60 jobs that give a slow and healthy upstream a second for its first token, and try again and again."""
+    """60 jobs that allow a slow but healthy upstream one second for its first token, and retry until they fail."""
 
     async def submit() -> int:
         job = {"first_token_timeout_s": 1, "max_attempts": 10, "priority": "high", "timeout_s": 120}
@@ -148,7 +147,7 @@ async def impatience(attacker: Attacker) -> None:
 
 
 async def followers(attacker: Attacker) -> None:
-    """As many followers of one job as there are connections to be had."""
+    """As many followers of one job as the API accepts connections."""
     job = json.dumps({"prompt": "tokens=1", "job": {"not_before": _far_off()}}).encode()
     await attacker.post("/v1/jobs", job)
     opened: list[socket.socket] = []
@@ -178,7 +177,7 @@ async def _newest_id(attacker: Attacker) -> str:
 
 
 async def names(attacker: Attacker) -> None:
-    """Usage of as many models as a batch can name, read again and again."""
+    """Usage of 3,000 models, read in a loop."""
     lines = b"\n".join(
         json.dumps(
             {"custom_id": str(number), "params": {"model": f"simulated-{number}", "prompt": "tokens=1 first-ms=0"}}
@@ -190,7 +189,7 @@ async def names(attacker: Attacker) -> None:
 
 
 async def memory(attacker: Attacker) -> None:
-    """Prompts of 16 MB that start in weeks, as many as are taken."""
+    """Prompts of 15 MiB for jobs that start in weeks, as many as the API accepts."""
     body = json.dumps({"prompt": "x" * (15 * MIB), "job": {"not_before": _far_off()}}).encode()
     await _by(2, lambda: attacker.post("/v1/jobs", body))
 

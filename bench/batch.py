@@ -1,7 +1,7 @@
-"""The batch rows: a file of prompts goes in, runs on two workers at no delay, and its results come out.
+"""The batch rows: submits a file of prompts, runs it on two workers with an upstream without delay, reads the results.
 
-Beside it other callers submit single jobs, whose waiting time is compared with that before the batch. Counts are looked at
-four times a second: they must add up at every look. The reference is what plain arq does with jobs that do nothing.
+Meanwhile other callers submit single jobs, whose waiting time is compared with that before the batch. The batch's
+counts are read four times a second and must add up each time. The reference is plain arq with jobs that do nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MIB = 1 << 20
 
 @dataclass(slots=True)
 class Watched:
-    """What was seen while the batch ran."""
+    """Observations while a part of the measurement ran."""
 
     waits_ms: list[float] = field(default_factory=list)
     most_bytes: int = 0
@@ -44,7 +44,7 @@ class Watched:
 
 
 def batch(effort: Effort, samples: Samples) -> None:
-    """One round: it takes minutes."""
+    """A single round, since it takes minutes."""
     with ExitStack() as stack:
         redis = stack.enter_context(EmbeddedRedis())
         port = free_port()
@@ -139,7 +139,7 @@ class _Api:
             return json.loads(response.read())
 
     def submit_one(self, model: str) -> float:
-        """A job of another caller, to its end. Returns its waiting time in ms."""
+        """Runs a job of another caller to its end; returns its waiting time in ms."""
         body = json.dumps({"prompt": "Hello.", "model": model})
         headers = {"Content_Type": "application/json", "Prefer": "wait=60", "X_Tenant": "somebody-else"}
         with self.ask("POST", "/v1/jobs", body, **headers) as response:
@@ -162,7 +162,7 @@ class _Api:
 
 @contextmanager
 def _lines(requests: int) -> Iterator[IO[bytes]]:
-    """Small prompts, one request a line, in a file."""
+    """A file of small prompts, one request a line."""
     with tempfile.TemporaryFile() as body:
         for number in range(requests):
             params = {
@@ -177,7 +177,7 @@ def _lines(requests: int) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _beside(api: _Api, watched: Watched) -> Iterator[None]:
-    """Other callers, ten jobs a second."""
+    """Other callers submit ten jobs a second while the block runs."""
 
     def one() -> None:
         try:
@@ -221,7 +221,7 @@ def _every(seconds: float, step: Callable[[], None]) -> Iterator[None]:
 
 
 def _arq_jobs_per_s() -> float:
-    """What arq's own worker, one process, makes of 5,000 jobs that do nothing."""
+    """The rate at which one process of arq's own worker runs 5,000 jobs that do nothing."""
     with EmbeddedRedis() as redis:
         command = python("-m", "bench.arq_idle", "--redis-url", redis.url, "--jobs", "5000")
         printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout

@@ -1,5 +1,5 @@
-"""A server that takes connections, says whether it is there, and does nothing else: what an attack costs a machine whose API it
-does not reach.
+"""A server that accepts connections and serves health checks only. Attacking it shows what an attack costs the machine
+itself, apart from the API.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""One raw HTTP/1.1 connection of the load client: a request out, a head and a body in.
+"""One raw HTTP/1.1 connection of the load client.
 
-It carries one request at a time, is kept alive between them, and costs a few microseconds a read, so
-that what is measured is the server. Bodies are chunked, counted or ended by the close.
-Used by every load of `bench/load.py`.
+It carries one request at a time and is kept alive between them. A read costs a few microseconds, so that the server
+is what is measured. It reads bodies that are chunked, have a length or end with the connection.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ from dataclasses import dataclass
 from typing import cast
 
 BodyReader = Callable[[bytes, float], None]
-"""Called with whole pieces of the body and the CLOCK_MONOTONIC second at which they were read."""
+"""Called with decoded pieces of the body and the CLOCK_MONOTONIC second at which they were read."""
 
 
 class Broken(Exception):
-    """The connection ended, or the server broke HTTP, before the answer was complete."""
+    """The connection ended before the response was complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
     status: int
-    fields: bytes  # the header lines as they came
+    fields: bytes  # the raw status line and header lines
 
     def field(self, name: bytes) -> bytes | None:
-        """The value of the first field of that name, which is given in lower case."""
+        """The value of the first field with this name, which must be in lower case."""
         position = self.fields.lower().find(b"\r\n" + name + b":")
         if position < 0:
             return None
@@ -49,9 +48,9 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def send(self, request: bytes, read_body: BodyReader | None = None) -> asyncio.Future[Head]:
-        """Write one request; the future holds the head once the whole body has been read.
+        """Writes one request; the future gets the head after the whole body was read, or Broken.
 
-        Raises Broken through the future. Only one request may be under way.
+        Only one request may be in progress.
         """
         assert self._transport is not None
         assert self._answer is None
@@ -65,14 +64,14 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's do not inherit from asyncio's
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are not subclasses of asyncio's
 
     def connection_lost(self, _: Exception | None) -> None:
         self._transport = None
         if self._answer is None:
             return
         if self._head is not None and not self._chunked and self._body_left_bytes is None:
-            self._complete()  # framed by the close
+            self._complete()  # the close marks the end of this body
         else:
             self._break_off("the connection ended before the answer did")
 

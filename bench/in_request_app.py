@@ -1,9 +1,9 @@
-"""The comparison: the LLM called inside the web request, as a good engineer would write it.
+"""The comparison: an API that calls the LLM inside the web request, as a good engineer would write it.
 
-FastAPI, the official SDK's streaming helper (`create(stream=True)` takes a tenth less CPU and gives no final message),
-one client for the life of the process, a plain StreamingResponse of server-sent events. It promises nothing of what
-tokenspool promises: the answer lives and dies with this process and this connection.
-Run by the bench as `uvicorn --factory bench.in_request_app:create_app`, with uvloop and httptools.
+It uses FastAPI, the official SDK's streaming helper (`create(stream=True)` needs a tenth less CPU but gives no final
+message), one client for the whole process, and a StreamingResponse of server-sent events. It makes none of tokenspool's
+promises: the answer is lost with this process or this connection.
+The bench runs it as `uvicorn --factory bench.in_request_app:create_app`, with uvloop and httptools.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The load client: streamed requests one after another, in closed loops, or all at once; submits; followers.
 
-Raw sockets on one loop, so cheap that 200 clients at 50 tokens a second stay well under half a core.
-Every load is bounded in time and count, and every answer is checked whole (`bench/stream.py`).
-Driven by `bench/measure.py`, in whose process it runs.
+It uses raw sockets on one loop, so that 200 clients at 50 tokens a second need well under half a core. Every load is
+bounded in time and count, and every answer is checked for completeness (`bench/stream.py`). It runs in the process of
+`bench/measure.py`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ SUBMIT_TIMEOUT_S = 10
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where streamed requests go, and in which words."""
+    """Where streamed requests go, and in which format."""
 
     port: int
-    render: Callable[[int], bytes]  # a whole HTTP request for an answer of that many tokens
+    render: Callable[[int], bytes]  # from a number of tokens to the HTTP request for such an answer
     dialect: Dialect
 
 
 async def stream_once(connection: Connection, target: Target, token_count: int) -> Answer:
-    """One streamed request, followed to its end; never raises for what the server did."""
+    """Sends one streamed request and reads its stream to the end; server errors are in `Answer.problem`."""
     answer = Answer(time.monotonic(), token_count)
     reader = StreamReader(target.dialect, answer)
     try:
@@ -49,9 +49,9 @@ async def stream_once(connection: Connection, target: Target, token_count: int) 
 
 
 async def one_after_another(target: Target, count: int, token_count: int) -> list[Answer]:
-    """Sequential requests of one client on a kept connection, with short random pauses.
+    """Requests of one client, one after the other on one connection, with short random pauses.
 
-    The pauses keep the client from falling into step with a timer of the system.
+    Without the pauses, the client could fall into step with one of the system's timers.
     """
     jitter = random.Random(count)
     connection = await connect(target.port)
@@ -66,7 +66,7 @@ async def one_after_another(target: Target, count: int, token_count: int) -> lis
 
 
 async def all_at_once(target: Target, clients: int, token_count: int) -> list[Answer]:
-    """As many requests as clients, written in one turn of the loop on open connections."""
+    """One request for each client, all written in one turn of the event loop on open connections."""
     connections = [await connect(target.port) for _ in range(clients)]
     answers = await asyncio.gather(*(stream_once(connection, target, token_count) for connection in connections))
     for connection in connections:
@@ -76,10 +76,10 @@ async def all_at_once(target: Target, clients: int, token_count: int) -> list[An
 
 @asynccontextmanager
 async def closed_loop(target: Target, clients: int, token_count: int, spread_s: float) -> AsyncIterator[list[Answer]]:
-    """Clients that each send the next request when the last has ended; yields the growing answers.
+    """Clients that each send the next request when the last one has ended; yields the list that their answers go to.
 
-    Starts are spread over `spread_s`, for a steady load and not a wave. On leaving, each client
-    finishes the request that it has under way.
+    The clients' starts are spread over `spread_s`, so that the load is steady. On exit, each client finishes its
+    request.
     """
     answers: list[Answer] = []
     stopping = asyncio.Event()
@@ -104,7 +104,7 @@ async def closed_loop(target: Target, clients: int, token_count: int, spread_s: 
 
 @dataclass(slots=True)
 class Submits:
-    """What the submitting clients have been answered so far."""
+    """The responses that the submitting clients got so far."""
 
     accepted_s: list[float] = field(default_factory=list)  # CLOCK_MONOTONIC, each accepted submit
     problems: list[str] = field(default_factory=list)
@@ -114,9 +114,9 @@ class Submits:
 async def submitting(
     port: int, path: bytes, body: bytes, connections: int, expected_status: int, api_key: bytes = b""
 ) -> AsyncIterator[Submits]:
-    """Closed loops of POSTs, each with an Idempotency-Key of its own; yields the growing count.
+    """Closed loops of POSTs, each with its own Idempotency-Key; yields the counts, which grow.
 
-    No pipelining: a connection sends when the last answer is whole.
+    No pipelining: a connection sends its next request after it has read the last response.
     """
     submits = Submits()
     stopping = False
@@ -150,7 +150,7 @@ async def submitting(
 
 
 async def submit_many(port: int, path: bytes, body: bytes, count: int) -> list[bytes]:
-    """Submit `count` jobs; the answers' Location paths. Raises Broken if one is not accepted."""
+    """Submits `count` jobs; returns the Location of each. Raises Broken if one is not accepted."""
     locations: list[bytes] = []
     left = iter(range(count))
 
@@ -172,9 +172,9 @@ async def submit_many(port: int, path: bytes, body: bytes, count: int) -> list[b
 
 @asynccontextmanager
 async def following(port: int, paths: Sequence[bytes]) -> AsyncIterator[None]:
-    """Hold one event stream open for each path; entered once each has got its first bytes.
+    """Holds one event stream open for each path; the block starts after each has its first bytes.
 
-    Raises Broken if a stream is refused or ends while it is being held.
+    Raises Broken if a stream is refused, or ends during the block.
     """
     connections: list[Connection] = []
     ends: list[asyncio.Future[Head]] = []

@@ -1,4 +1,4 @@
-"""The machine and the versions that a figure belongs to; without them it says nothing."""
+"""Describes the machine and the versions that were measured; without them a figure means nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def describe(machine: dict[str, object]) -> list[str]:
 
 
 def loop_ms() -> float:
-    """How long a million turns of a plain Python loop take: what this machine gives at this moment."""
+    """How long a million turns of a plain Python loop take: the machine's speed at this moment."""
     start_s = time.monotonic()
     total = 0
     for number in range(1_000_000):

@@ -1,7 +1,7 @@
-"""The measurements: each drives the load against the systems in turn, and gives one value a round.
+"""The measurements: each puts a load on the systems in turn, and yields one value per round and system.
 
-Rounds are interleaved and their order turns, so that the machine's drift hits all systems alike.
-Called by `python -m bench`; a measurement with failed requests raises instead of giving a number.
+Rounds of the systems alternate and their order rotates, so that a slower hour of the machine affects all systems
+equally. A measurement with failed requests raises Failed instead of yielding a number.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from cli.embedded_redis import EmbeddedRedis
 
 CLIENTS = 200
 TOKENS = 50
-FIRST_TOKEN_TOKENS = 3  # a short tail: only the first token is looked at, and the row stays quick
+FIRST_TOKEN_TOKENS = 3  # few, to save time: only the first token is measured
 SUBMIT_CONNECTIONS = 32
 FAR_FUTURE = "2100-01-01T00:00:00Z"
 
 
 class Failed(Exception):
-    """Requests failed, so the row has no figure; the message counts the problems."""
+    """Requests failed, so the row has no figure; the message counts the failures by kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured; the default fits all rows into six minutes."""
+    """How much is measured; with the default all rows take six minutes."""
 
     rounds: int = 3
     first_token_requests: int = 25
@@ -62,7 +62,7 @@ QUICK = Effort(
 
 @dataclass(slots=True)
 class Samples:
-    """One value a round, by row and column; and what else a reader needs to trust them."""
+    """One value per round, by row and column, with what a reader needs to judge them."""
 
     values: defaultdict[str, defaultdict[str, list[float]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
@@ -75,7 +75,7 @@ class Samples:
     notes: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, object]:
-        """All of it as JSON takes it."""
+        """All fields, ready for JSON."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     def add(self, row: str, column: str, value: float) -> None:
@@ -115,7 +115,7 @@ def start(names: Sequence[str], upstream: Upstream, stack: ExitStack) -> list[Sy
 
 
 async def warm_up(columns: Sequence[System]) -> None:
-    """Each system answers whole, alone and with many clients, before anything is measured."""
+    """Checks before any measurement that each system sends whole answers, to one client and to many."""
     for column in columns:
         whole([*await load.one_after_another(column.target, 2, TOKENS)], column.name)
         whole(await load.all_at_once(column.target, CLIENTS // 4, 10), column.name)
@@ -133,7 +133,7 @@ async def first_token(columns: Sequence[System], effort: Effort, samples: Sample
 
 
 async def steady_load(columns: Sequence[System], upstream: Upstream, effort: Effort, samples: Samples) -> None:
-    """CPU a request, requests a second and token delivery, all from the same windows."""
+    """CPU per request, requests per second and token delivery, all in the same windows."""
     for turn in in_turn(columns, effort.rounds):
         for column in turn:
             roles = {**column.roles, "upstream": [upstream.pid]}
@@ -203,11 +203,13 @@ class SubmitServer:
 
 
 def submits(with_tokenspool: bool, effort: Effort, samples: Samples) -> None:
-    """POST /v1/jobs with no worker up, beside an echo endpoint and a plain arq enqueue loop: with an Idempotency-Key, and
-    with an API key and every limit set on it and on its tenant, or with neither.
+    """POST /v1/jobs without a worker, compared with an echo endpoint and with a plain arq enqueue loop.
 
-    The server has one core to itself; the load client, and Redis, have the others. Without that the
-    client would take the server's time on two cores, and the rate would say nothing of one core.
+    Every submit has an Idempotency-Key. One row has an API key, with every limit set on it and on its tenant; the other
+    has neither.
+
+    The server has one core to itself; the load client and Redis have the others. Otherwise the client would take CPU
+    time from the server, and the rate would not be that of one core.
     """
     with ExitStack() as stack:
         server_core, other_cores = _one_core_and_the_others()
@@ -236,7 +238,7 @@ def submits(with_tokenspool: bool, effort: Effort, samples: Samples) -> None:
 
 
 def _limits(servers: Sequence[SubmitServer], samples: Samples) -> list[str]:
-    """Who was how busy, which says what the rate was limited by."""
+    """How busy each process was, which shows what limited the rate."""
     lines = []
     for server in servers:
         busy = [f"{role} {samples.median(f'{server.row} share of {role}', server.column):.0%}" for role in server.roles]
@@ -286,12 +288,12 @@ def _one_core_and_the_others() -> tuple[set[int], set[int]]:
 
 
 def followers(with_tokenspool: bool, effort: Effort, samples: Samples) -> None:
-    """Memory of an API process for each idle follower, each of a job of its own, due far ahead.
+    """Memory of an API process per idle follower, each of its own job, which is due far in the future.
 
-    As many followers as asked for, or as open files allow.
+    There are as many followers as `effort` asks for, or as the limit of open files allows.
 
-    The jobs are submitted through another API process, so that no memory that submits have left
-    free is filled by followers and goes unseen.
+    Another API process takes the submits: memory that they had freed would otherwise be reused for followers, and not
+    be counted.
     """
     open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     count = min(effort.followers, open_files - 500)
@@ -320,7 +322,7 @@ async def _hold(
     redis_port: int | None,
     samples: Samples,
 ) -> None:
-    # What the first follower makes the process load once is not a follower's memory.
+    # The first follower makes the process load code; that is not memory of a follower.
     async with load.following(port, paths[:10]):
         await asyncio.sleep(1.0)
     await asyncio.sleep(1.0)

@@ -1,9 +1,10 @@
-"""`python -m bench.neighbours`: what one tenant feels while another one's ordinary key does all that it may.
+"""`python -m bench.neighbours`: what one tenant notices while another tenant's ordinary key attacks.
 
-An API process with keys, a worker, the simulator behind it, Redis with 1 GiB. The bystander lists its newest job, a stranger
-asks whether the process lives, each every 20 ms; and the bystander submits a job and waits for it. All of that once alone and
-once beside each attack of `bench/attacks.py`, which runs as a process of its own. On two cores the attacker and what it makes the
-API do take their part of the machine: read p50 for that, p99 and the largest for what holds the event loop.
+The system is an API process with keys, a worker with the simulator as its upstream, and Redis with 1 GiB. Every 20 ms
+a bystander lists its newest job and a stranger calls the health check; the bystander also submits jobs and waits for
+them. This is measured once alone, and once with each attack of `bench/attacks.py` in its own process. On two cores the
+attacker, and the work it causes in the API, take their share of the machine: p50 shows that share; p99 and the maximum
+show what blocks the event loop.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ LEAD_S = 2.0  # between the start of an attack and the measurement
 
 @dataclass
 class Felt:
-    """By the bystander."""
+    """What the bystander measured."""
 
     list_ms: list[float] = field(default_factory=list)
     live_ms: list[float] = field(default_factory=list)
     job_ms: list[float] = field(default_factory=list)
     refused: int = 0
-    """Answered 5xx, or broken."""
+    """Responses of 5xx, and broken connections."""
 
 
 def main() -> int:
@@ -66,7 +67,7 @@ def main() -> int:
 
 @contextmanager
 def system() -> Iterator[tuple[int, str, str]]:
-    """The API's port, the attacker's key and the bystander's."""
+    """Yields the API's port, the attacker's key and the bystander's key."""
     with ExitStack() as stack:
         redis = stack.enter_context(EmbeddedRedis(maxmemory_bytes=1 << 30))
         upstream_port = free_port()
@@ -78,7 +79,7 @@ def system() -> Iterator[tuple[int, str, str]]:
 
 
 async def felt_by(port: int, key: str, window_s: float) -> Felt:
-    """What the bystander feels within that time."""
+    """What the bystander measures in that time."""
     felt = Felt()
     end_s = time.monotonic() + window_s
     await asyncio.gather(
@@ -111,9 +112,9 @@ async def _ask(port: int, request: bytes, took_ms: list[float], felt: Felt, end_
             connection = connection if connection is not None and connection.is_open else await connect(port)
             head = await asyncio.wait_for(connection.send(request), timeout=30)
             felt.refused += head.status >= 500
-            if head.status == 202:  # it did not end within its wait
+            if head.status == 202:  # the job did not end within its wait
                 felt.refused += 1
-        except Exception:  # noqa: BLE001 - whatever it is, the bystander was not served
+        except Exception:  # noqa: BLE001 - any error means that the bystander was not served
             felt.refused += 1
             connection = None
         took_ms.append((time.monotonic() - begin_s) * 1000)

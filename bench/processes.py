@@ -1,7 +1,7 @@
-"""The processes of a measured system: started on loopback, counted, and ended by their own ids.
+"""Starts a measured system's processes on loopback, measures their CPU and memory, and ends them by their ids.
 
-None outlives the `with` block that started it, nor the bench. Their output goes to a file, whose end is shown when one
-does not come up.
+No process outlives the `with` block that started it, nor the bench. Its output goes to a file; if the process does not
+start, the end of that file is shown.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ END_TIMEOUT_S = 8
 
 
 class ProcessDown(Exception):
-    """A process of a system ended by itself, or never answered; the message holds the end of its output."""
+    """A process ended by itself or did not become ready; the message has the end of its output."""
 
     def __init__(self, command: Sequence[str], what: str, output: IO[bytes]) -> None:
         output.seek(0)
@@ -38,7 +38,7 @@ class ProcessDown(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a set of processes had used by a moment; subtract two for a window."""
+    """CPU that processes have used so far; subtract two of these for a window."""
 
     at_s: float  # CLOCK_MONOTONIC
     cpu_s: Mapping[str, float]  # user and system time by role
@@ -48,7 +48,7 @@ class Usage:
 
 
 def usage(roles: Mapping[str, Sequence[int]]) -> Usage:
-    """`roles` maps a role to the ids of its processes; their children are counted with them."""
+    """`roles` maps a role to the ids of its processes; their children are included."""
     machine = psutil.cpu_times()
     return Usage(
         time.monotonic(),
@@ -72,7 +72,7 @@ def resident_bytes(pids: Sequence[int]) -> int:
 
 
 def connections_to(pids: Sequence[int], port: int) -> int:
-    """How many TCP connections these processes hold to a port of this machine."""
+    """The number of TCP connections from these processes to a port of this machine."""
     return sum(
         bool(connection.raddr) and connection.raddr.port == port
         for pid in pids
@@ -88,11 +88,11 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 @contextmanager
 def running(command: Sequence[str], environment: Mapping[str, str], ready_port: int | None = None) -> Iterator[int]:
-    """Run a command (an absolute path and its arguments) until the block ends; yields its process id.
+    """Runs a command (an absolute path and its arguments) until the block ends; yields its process id.
 
-    With `ready_port`, waits until `GET /health/ready` there gives any HTTP answer but 503. Ended by SIGTERM, then by
-    SIGKILL, and with this process, however that ends. Raises ProcessDown, with the end of its output, if it does not
-    become ready or ends before it is told to.
+    With `ready_port`, waits until `GET /health/ready` there gives any response but 503. The process is ended by
+    SIGTERM, then by SIGKILL, and also when this process dies. Raises ProcessDown if it does not become ready, or ends
+    before the block does.
     """
     with tempfile.TemporaryFile(mode="w+b") as output:
         child = start_child(command[0], command, output=output, environment={**_environment(), **environment})
@@ -116,7 +116,7 @@ def _becomes_ready(child: Child, port: int) -> bool:
             if connection.getresponse().status != 503:
                 return True
         except (OSError, http.client.HTTPException):
-            pass  # not listening yet
+            pass  # it does not listen yet
         finally:
             connection.close()
         time.sleep(0.05)
@@ -124,7 +124,7 @@ def _becomes_ready(child: Child, port: int) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """Our own environment without what would steer a measured system, proxies included."""
+    """The environment, without variables that would configure a measured system and without proxies."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -146,7 +146,7 @@ def free_port() -> int:
 
 @contextmanager
 def on_cores(cores: set[int]) -> Iterator[None]:
-    """Processes started in this block, and this process meanwhile, stay on these cores."""
+    """In this block, this process and the processes it starts run on these cores only."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:

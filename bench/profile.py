@@ -1,7 +1,7 @@
-"""Where the CPU of one process goes under load: `python -m bench.profile --role worker`.
+"""`python -m bench.profile --role worker`: where one process spends its CPU under load.
 
 Starts tokenspool as the bench does, puts a load on it, and lets py-spy sample one process from outside. Prints the
-functions with the most samples, and keeps the stacks for a flame graph. Needs `py-spy` in .venv or on the path.
+functions with the most samples, and writes the stacks for a flame graph. Needs `py-spy` in .venv or on the path.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cli.embedded_redis import EmbeddedRedis
 
 SAMPLES_PER_S = 500
 SHOWN = 40
-IDLE = "_worker (concurrent/futures/thread.py"  # a pool's thread that waits, which py-spy takes for busy
+IDLE = "_worker (concurrent/futures/thread.py"  # a waiting thread of a pool, which py-spy counts as busy
 
 
 async def _record(pid: int, seconds: int, stacks: Path) -> None:
@@ -43,7 +43,7 @@ async def _record(pid: int, seconds: int, stacks: Path) -> None:
 
 
 async def _under_streams(system: systems.System, pid: int, seconds: int, stacks: Path) -> None:
-    await warm_up([system])  # imports at the first call are not the load's
+    await warm_up([system])  # so that imports at the first call are not sampled
     async with load.closed_loop(system.target, CLIENTS, TOKENS, spread_s=1.0):
         await asyncio.sleep(3)
         await _record(pid, seconds, stacks)
@@ -72,7 +72,7 @@ def _print(stacks: Path) -> None:
     for title, counted in (("own time", own), ("with what it calls", within)):
         print(f"\n{title}, of {total} samples")
         shares = ((function, seen / total) for function, seen in counted.most_common())
-        # What is in nearly every stack is the way in, and says nothing.
+        # Functions in nearly every stack are entry points, which tell nothing.
         for function, share in islice((pair for pair in shares if pair[1] < 0.9), SHOWN):
             print(f"{share:6.1%}  {function}")
 

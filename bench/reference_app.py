@@ -1,7 +1,7 @@
-"""Two bare endpoints that say what the framework alone costs: an echo, and an idle SSE stream.
+"""Two bare endpoints that show what the framework alone costs: an echo, and an idle SSE stream.
 
-Run on the same uvicorn settings as the API; the submit row is read against `/echo`, the memory row
-against `/idle`, which is sse-starlette with nothing behind it.
+It runs with the same uvicorn settings as the API. The submit row is compared with `/echo`; the memory row with `/idle`,
+which is sse-starlette alone.
 """
 
 from __future__ import annotations

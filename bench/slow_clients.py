@@ -1,11 +1,12 @@
-"""`python -m bench.slow_clients`: what others feel while slowhttptest holds on to one API process.
+"""`python -m bench.slow_clients`: what other clients notice while slowhttptest attacks one API process.
 
-Slow heads (-H), slow bodies (-B) and slow reading (-X), up to a thousand connections each, a hundred more each second. The same
-load asks the API in turns: alone, beside the same attack on a bystander that does nothing, and attacked; the latencies of all
-rounds are put together. The attacker needs a core too, and the API has two at most: what it costs the machine shows beside the
-bystander, and the rest is ours. Without API keys: with them a slow body is refused before it is read, the easier case.
+The attacks are slow heads (-H), slow bodies (-B) and slow reading (-X), up to a thousand connections each, a hundred
+more each second. The same load runs in turns: alone, while a bystander server is attacked, and while the API is
+attacked. The latencies of all rounds are pooled. The attacker needs a core too, and there are two at most: the attack
+on the bystander shows what it costs the machine, and the rest is the API's share. API keys are off, which is the harder
+case: with keys a slow body is refused before it is read.
 
-Needs `slowhttptest` (a package of that name on Debian and Homebrew), which nothing else here does.
+Needs `slowhttptest` (a package of that name on Debian and Homebrew); nothing else in the bench does.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from cli.child import start_child
 from cli.embedded_redis import EmbeddedRedis
 
 CLIENTS = 20
-PAUSE_S = 0.1  # between an answer and the client's next request: some 200 requests a second in all
+PAUSE_S = 0.1  # between a response and the client's next request: some 200 requests a second in all
 SLOW_CONNECTIONS = 1000
 SLOW_CONNECTIONS_PER_S = 100
-LEAD_S = 0.5  # between the start of an attack and the measurement, which sees its connections come and go on
+LEAD_S = 0.5  # between the start of an attack and the measurement, so that its new connections are measured too
 ATTACKS = {
     "-H slow heads": ["-H", "-i", "5", "-x", "24", "-t", "GET"],
     "-B slow bodies": ["-B", "-i", "5", "-x", "10", "-s", "8192", "-t", "POST", "-f", "application/json"],
@@ -76,7 +77,7 @@ def main() -> int:
 
 @contextmanager
 def _attack(command: Sequence[str], window_s: float) -> Iterator[None]:
-    """It must still be going on at the end of the block: a head that is not whole is cut after 10 s."""
+    """Raises if the attack ends before the block does. The API closes connections whose head is incomplete after 10 s."""
     sizes = ["-c", str(SLOW_CONNECTIONS), "-r", str(SLOW_CONNECTIONS_PER_S), "-p", "3", "-l", str(int(window_s) + 20)]
     with tempfile.TemporaryFile(mode="w+b") as output:
         child = start_child(command[0], [*command, *sizes], output=output, environment={"TERM": "dumb"})
@@ -102,7 +103,7 @@ async def _latencies_ms(port: int, window_s: float) -> list[float]:
 
 
 async def _ask(connection: Connection, number: int, end_s: float) -> list[float]:
-    """Submits and reads by turns."""
+    """Submits and reads alternately."""
     await asyncio.sleep(PAUSE_S * number / CLIENTS)
     submit = post(systems.JOBS_PATH, systems.submit_body(not_before=FAR_FUTURE), accept=b"application/json")
     latencies_ms = []
@@ -123,7 +124,7 @@ async def _ask(connection: Connection, number: int, end_s: float) -> list[float]
 
 
 def _row(name: str, *measured: Sequence[float]) -> str:
-    """Alone, beside a bystander, attacked."""
+    """`measured` is alone, with the bystander attacked, and attacked."""
     told = [f"{percentile(each, 50):6.2f} /{percentile(each, 99):6.2f}" for each in measured]
     alone_ms, beside_ms, attacked_ms = [percentile(each, 99) for each in measured]
     return f"{name:16} {'  '.join(told)}   {attacked_ms / alone_ms - 1:+.0%}, {attacked_ms / beside_ms - 1:+.0%}"

@@ -1,8 +1,7 @@
-"""A streamed answer as the load client reads it: which frame holds text, and which ends it well.
+"""How the load client reads a streamed answer: which frames hold text, and which frame marks success.
 
-An answer counts only if every token came once, in the order in which the stand-in wrote them, and
-the system's own success event closed it. Anything else is a `problem`, and a row with problems is
-not a measurement.
+An answer counts only if every token came once, in the order in which the stand-in wrote them, and the system's success
+event ended it. Anything else is a `problem`, and a row with problems has no figure.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from bench.upstream import TOKEN_LENGTH
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one system's server-sent events carry the tokens."""
+    """Where the tokens are in one system's server-sent events."""
 
     text_event: bytes
-    text_path: tuple[str, ...]  # members of the data from the outside in
+    text_path: tuple[str, ...]  # the path of members to the text in the data
     success_event: bytes
     failure_events: frozenset[bytes]
 
@@ -36,15 +35,15 @@ TOKENSPOOL = Dialect(
 
 @dataclass(slots=True)
 class Answer:
-    """What one streamed request gave; all times are CLOCK_MONOTONIC seconds."""
+    """The result of one streamed request; all times are CLOCK_MONOTONIC seconds."""
 
     sent_s: float
     tokens_expected: int
-    first_token_s: float = 0.0  # read by the client
+    first_token_s: float = 0.0  # when the client read the first token
     ended_s: float = 0.0
-    problem: str | None = None  # None once it ended well
-    written_s: array[float] = field(default_factory=lambda: array("d"))  # a token left the stand-in
-    received_s: array[float] = field(default_factory=lambda: array("d"))  # and reached the client
+    problem: str | None = None  # None if the answer is complete
+    written_s: array[float] = field(default_factory=lambda: array("d"))  # for each token, when the stand-in wrote it
+    received_s: array[float] = field(default_factory=lambda: array("d"))  # and when the client read it
 
     @property
     def first_token_ms(self) -> float:
@@ -52,7 +51,7 @@ class Answer:
 
 
 class StreamReader:
-    """Feeds on body bytes, fills an Answer; give its `read` to `Connection.send`."""
+    """Reads a body's bytes into an Answer; pass its `read` to `Connection.send`."""
 
     def __init__(self, dialect: Dialect, answer: Answer) -> None:
         self._dialect = dialect
@@ -63,14 +62,14 @@ class StreamReader:
     def read(self, body: bytes, now_s: float) -> None:
         body = self._rest + body
         if b"\r" in body:
-            # A lone CR at the end stays, and meets its LF in the next piece.
+            # A lone CR at the end is kept until the next piece brings its LF.
             body = body.replace(b"\r\n", b"\n")
         *frames, self._rest = body.split(b"\n\n")
         for frame in frames:
             self._read_frame(frame, now_s)
 
     def close(self, status: int) -> None:
-        """Judge the finished answer: sets `problem` unless it is whole and ended well."""
+        """Sets `problem` unless the answer is complete and ended with the success event."""
         answer = self._answer
         if status != 200:
             answer.problem = f"HTTP {status}"
@@ -91,7 +90,7 @@ class StreamReader:
         if event == self._dialect.text_event:
             self._read_text(payload, now_s)
         elif self._ending in self._dialect.failure_events:
-            return  # the first failure stays: a reset that is made good later is still not what is measured
+            return  # keep the first failure: an answer after a reset is not what is measured
         elif event == self._dialect.success_event or event in self._dialect.failure_events:
             self._ending = event
 

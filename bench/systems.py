@@ -1,7 +1,7 @@
-"""The systems that are measured, each with the processes whose CPU is its own.
+"""The measured systems, each with the processes whose CPU counts as its own.
 
-Each is a context manager that starts it on free loopback ports against the stand-in and ends it; the
-stand-in and the load client never count as part of a system.
+Each context manager starts a system on free loopback ports, with the stand-in as its upstream, and ends it. The
+stand-in and the load client are not part of any system.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROMPT = "Why is the sky blue? Answer for a child of ten, in the pace of the sta
 WORKER_CONCURRENCY = 400
 JOBS_PATH = b"/v1/jobs"
 
-ARQ_REDIS_URL_VARIABLE = "BENCH_REDIS_URL"  # read by bench/arq_app.py
+ARQ_REDIS_URL_VARIABLE = "BENCH_REDIS_URL"  # bench/arq_app.py reads it
 
 # The names of the columns.
 ALONE = "upstream alone"
@@ -36,7 +36,7 @@ ARQ = "arq + pub/sub"
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One column of the table, running."""
+    """A running system: one column of the table."""
 
     name: str
     target: Target
@@ -109,7 +109,7 @@ def uvicorn(factory: str, environment: Mapping[str, str]) -> Iterator[tuple[int,
 
 @contextmanager
 def tokenspool(upstream: Upstream) -> Iterator[System]:
-    """Redis, the API and one worker, each a process, as the README starts them."""
+    """Redis, the API and one worker, each in its own process, as the README starts them."""
 
     def render(token_count: int) -> bytes:
         return post(JOBS_PATH, _messages_body(token_count), accept=b"text/event-stream")
@@ -136,7 +136,7 @@ def tokenspool_api(redis_url: str, auth: str = "off") -> Iterator[tuple[int, int
 
 
 def limited_key(redis_url: str) -> bytes:
-    """An API key of a tenant, with every limit set on both, so high that none is reached."""
+    """A new API key; every limit is set on it and on its tenant, but too high to be reached."""
     environment = {**os.environ, **_tokenspool_environment(redis_url)}
     limits = ["--requests-per-minute", "--tokens-per-minute", "--queued-jobs", "--running-jobs"]
     options = [part for limit in limits for part in (limit, "1000000000")]
@@ -151,7 +151,7 @@ def limited_key(redis_url: str) -> bytes:
 
 
 def new_key(redis_url: str, tenant: str) -> str:
-    """An ordinary API key of a tenant: it may submit and read."""
+    """A new API key with the scopes to submit and read."""
     environment = {**os.environ, **_tokenspool_environment(redis_url)}
     line = [_command(), "keys", "create", "--tenant", tenant, "--scope", "submit,read"]
     return subprocess.run(line, env=environment, capture_output=True, check=True, timeout=30, text=True).stdout.strip()
@@ -179,7 +179,7 @@ def _tokenspool_environment(redis_url: str) -> dict[str, str]:
 
 
 def submit_body(*, not_before: str | None = None) -> bytes:
-    """A job as the submit and memory rows send it; about 170 bytes."""
+    """The job that the submit and memory rows send: about 170 bytes."""
     job = {} if not_before is None else {"job": {"not_before": not_before}}
     return _messages_body(256, **job)
 

@@ -1,6 +1,6 @@
-"""The table of the design's section 7, as text: figures, targets, met or missed.
+"""Renders samples as a table of text: figures, targets, met or missed.
 
-Pure: it turns samples into lines. Every row says its unit and the bound that was set for it.
+Every row has its unit and its target.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from bench.measure import Samples
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    key: str  # of the samples
+    key: str  # the row's name in the samples
     label: str
     unit: str
     bound: Literal["at most", "at least"]
-    target: float | None  # for tokenspool; None: no bound was set
+    target: float | None  # for tokenspool; None: no target
     anchor: tuple[str, float] | None = None
-    """A column measured in the same run, and its figure on the machine for which the target was set."""
+    """A column of the same run to compare with, and its figure on the machine for which the target was set."""
 
     def is_met(self, value: float) -> bool:
         if self.target is None:
@@ -88,7 +88,7 @@ def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _relative(samples: Samples) -> list[str]:
-    """The figures as shares of a column of the same run: what a slow hour of the machine does not change."""
+    """The figures relative to a column of the same run, which a slow hour of the machine does not change."""
     parts = []
     for row in ROWS:
         if row.anchor is None or row.target is None:
@@ -103,7 +103,7 @@ def _relative(samples: Samples) -> list[str]:
 
 
 def _beside(samples: Samples) -> list[str]:
-    """What stands beside the table: references, where the CPU goes, and what to trust."""
+    """The lines below the table: references, CPU by process, and notes."""
     lines = [*_relative(samples)]
     for key, label in (("submits", "submits/s"), ("memory", "KB an idle SSE client"), ("batch-items", "jobs/s")):
         references = {

@@ -1,10 +1,9 @@
-"""The stand-in for the LLM: Anthropic's streamed Messages answer from a raw socket, at a fixed pace.
+"""A stand-in for the LLM: streams Anthropic Messages answers from a raw socket at a fixed pace.
 
-Each token's text is the CLOCK_MONOTONIC second at which it was written, in a fixed width, so that a
-client on the same machine knows how long the token was on its way, however it was merged or framed
-in between. Costs about 13 µs of CPU a token: frames are rendered once, and the time is put between
-two halves. `max_tokens` of the request is the number of tokens of the answer.
-Run by the bench as `python -m bench.upstream --port N`; answers nothing but `POST /v1/messages`.
+Each token's text is the CLOCK_MONOTONIC second at which it was written, in a fixed width. So a client on the same
+machine knows how long the token took, even if a system merged or reframed tokens. A token costs about 13 µs of CPU:
+its frame is rendered once, and the time is inserted between the two halves. The request's `max_tokens` is the number of
+tokens in the answer. The bench runs it as `python -m bench.upstream --port N`; its only route is `POST /v1/messages`.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ HEAD = (
 
 
 def opening(model: str) -> bytes:
-    """All that precedes the first token; sent at once, as the API admits a request before it has a token."""
+    """Everything before the first token; sent at once, like the real API, which responds before it has a token."""
     message: dict[str, Any] = {
         "id": "msg_bench",
         "type": "message",
@@ -73,7 +72,7 @@ _TOKEN_FRAME = event_frame(
     "content_block_delta",
     {"index": 0, "delta": {"type": "text_delta", "text": _NO_TOKEN.decode()}},
 )
-# The width of the time is fixed, so the length in front of the chunk is right for every token.
+# The width of the time is fixed, so the chunk's length is the same for every token.
 TOKEN_BEFORE, TOKEN_AFTER = chunk(_TOKEN_FRAME).split(_NO_TOKEN)
 
 
@@ -102,7 +101,7 @@ NOT_STREAMED = refusal(b"400 Bad Request", "invalid_request_error", "The stand-i
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One keep-alive connection; a request is read whole, then its answer is written by timer."""
+    """One keep-alive connection: reads a whole request, then writes the answer's tokens by timer."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -114,7 +113,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._due_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's do not inherit from asyncio's
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are not subclasses of asyncio's
 
     def connection_lost(self, _: Exception | None) -> None:
         if self._timer is not None:
@@ -154,7 +153,7 @@ class UpstreamConnection(asyncio.Protocol):
             after = closing(self._token_count)
             self._timer = None
         else:
-            # From the time it was due, not from now: a late tick must not slow the pace.
+            # Counted from when this token was due, so that a late one does not slow the pace.
             self._due_s += BETWEEN_TOKENS_MS / 1000
             self._timer = self._loop.call_at(self._due_s, self._write_token)
         token = TOKEN_FORMAT % time.monotonic()
@@ -171,7 +170,7 @@ def _content_length(head: bytes) -> int:
 async def serve(port: int) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: UpstreamConnection(loop), "127.0.0.1", port, backlog=1024)
-    # A collection would stop every stream at once and be booked as the measured system's delay.
+    # A garbage collection would pause every stream and count as a delay of the measured system.
     gc.disable()
     async with server:
         await server.serve_forever()
