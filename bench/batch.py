@@ -25,9 +25,9 @@ from bench.processes import free_port, python, resident_bytes, running
 from cli.embedded_redis import EmbeddedRedis
 
 MODEL = "sim-t10-g0-f0"
-BESIDE_MODEL = "sim-t5-g5-f5"
+OTHERS_MODEL = "sim-t5-g5-f5"
 WORKERS = 2
-BESIDE_EVERY_S = 0.1
+OTHERS_EVERY_S = 0.1
 BASELINE_S = 10.0
 LONGEST_RUN_S = 900.0
 _MIB = 1 << 20
@@ -53,9 +53,9 @@ def batch(effort: Effort, samples: Samples) -> None:
         for _ in range(WORKERS):
             stack.enter_context(systems.tokenspool_worker(redis.url, systems.Upstream(port, 0)))
         api = _Api(api_port)
-        api.submit_one(BESIDE_MODEL)
+        api.submit_one(OTHERS_MODEL)
         before = Watched()
-        with _beside(api, before):
+        with _other_callers(api, before):
             time.sleep(BASELINE_S)
         body = stack.enter_context(_lines(effort.batch_requests))
         idle_bytes = resident_bytes([api_pid])
@@ -69,7 +69,7 @@ def batch(effort: Effort, samples: Samples) -> None:
         samples.add("batch-memory", systems.TOKENSPOOL, (watched.most_bytes - idle_bytes) / _MIB)
 
         during = Watched()
-        with _beside(api, during):
+        with _other_callers(api, during):
             items_per_s = _run_to_end(api, batch_id, effort.batch_requests, during)
         samples.add("batch-items", systems.TOKENSPOOL, items_per_s)
         _add_waits(samples, before, during)
@@ -89,11 +89,11 @@ def batch(effort: Effort, samples: Samples) -> None:
 def _add_waits(samples: Samples, before: Watched, during: Watched) -> None:
     for watched in (before, during):
         if watched.problems or not watched.waits_ms:
-            raise Failed(f"{len(watched.waits_ms)} jobs beside the batch; {watched.problems[:3]}")
+            raise Failed(f"{len(watched.waits_ms)} other jobs during the batch; {watched.problems[:3]}")
     p99_before, p99_during = percentile(before.waits_ms, 99), percentile(during.waits_ms, 99)
     samples.add("batch-wait", systems.TOKENSPOOL, p99_during / max(1.0, p99_before))
     samples.notes.append(
-        f"waiting time of a job beside the batch: p50 {percentile(during.waits_ms, 50):.0f} ms, p99 {p99_during:.0f} ms "
+        f"waiting time of other jobs during the batch: p50 {percentile(during.waits_ms, 50):.0f} ms, p99 {p99_during:.0f} ms "
         f"({len(during.waits_ms)} jobs); without it p50 {percentile(before.waits_ms, 50):.0f} ms, p99 {p99_before:.0f} ms; "
         f"counts added up at {during.looks} looks"
     )
@@ -145,7 +145,7 @@ class _Api:
         with self.ask("POST", "/v1/jobs", body, **headers) as response:
             job = json.loads(response.read())
         if job["status"] != "succeeded":
-            raise Failed(f"a job beside the batch ended as {job['status']}")
+            raise Failed(f"another job ended during the batch as {job['status']}")
         return float(job["timing"]["queued_ms"])
 
     def submit_file(self, body: IO[bytes]) -> str:
@@ -176,19 +176,19 @@ def _lines(requests: int) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _beside(api: _Api, watched: Watched) -> Iterator[None]:
+def _other_callers(api: _Api, watched: Watched) -> Iterator[None]:
     """Other callers submit ten jobs a second while the block runs."""
 
     def one() -> None:
         try:
-            watched.waits_ms.append(api.submit_one(BESIDE_MODEL))
+            watched.waits_ms.append(api.submit_one(OTHERS_MODEL))
         except (OSError, Failed, http.client.HTTPException) as error:
             watched.problems.append(f"{type(error).__name__}: {error}")
 
     def step() -> None:
         threading.Thread(target=one, daemon=True).start()
 
-    with _every(BESIDE_EVERY_S, step):
+    with _every(OTHERS_EVERY_S, step):
         yield
     time.sleep(1)
 

@@ -41,7 +41,7 @@ class Connection(asyncio.Protocol):
         self._chunked = False
         self._body_left_bytes: int | None = None
         self._read_body: BodyReader = _ignore
-        self._answer: asyncio.Future[Head] | None = None
+        self._response: asyncio.Future[Head] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -53,11 +53,11 @@ class Connection(asyncio.Protocol):
         Only one request may be in progress.
         """
         assert self._transport is not None
-        assert self._answer is None
+        assert self._response is None
         self._read_body = read_body or _ignore
-        self._answer = asyncio.get_running_loop().create_future()
+        self._response = asyncio.get_running_loop().create_future()
         self._transport.write(request)
-        return self._answer
+        return self._response
 
     def close(self) -> None:
         if self._transport is not None:
@@ -68,12 +68,12 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self._transport = None
-        if self._answer is None:
+        if self._response is None:
             return
         if self._head is not None and not self._chunked and self._body_left_bytes is None:
             self._complete()  # the close marks the end of this body
         else:
-            self._break_off("the connection ended before the answer did")
+            self._break_off("the connection ended before the response did")
 
     def data_received(self, data: bytes) -> None:
         now_s = time.monotonic()
@@ -130,19 +130,19 @@ class Connection(asyncio.Protocol):
                 self._complete()
 
     def _complete(self) -> None:
-        answer, head = self._answer, self._head
-        self._answer = self._head = None
+        response, head = self._response, self._head
+        self._response = self._head = None
         assert head is not None
         if head.field(b"connection") == b"close":
             self.close()
-        if answer is not None and not answer.done():
-            answer.set_result(head)
+        if response is not None and not response.done():
+            response.set_result(head)
 
     def _break_off(self, reason: str) -> None:
-        answer = self._answer
-        self._answer = self._head = None
-        if answer is not None and not answer.done():
-            answer.set_exception(Broken(reason))
+        response = self._response
+        self._response = self._head = None
+        if response is not None and not response.done():
+            response.set_exception(Broken(reason))
 
 
 def _ignore(_: bytes, __: float) -> None:

@@ -160,7 +160,7 @@ async def submit_many(port: int, path: bytes, body: bytes, count: int) -> list[b
             head = await asyncio.wait_for(connection.send(post(path, body)), SUBMIT_TIMEOUT_S)
             location = head.field(b"location")
             if head.status != 202 or location is None:
-                raise Broken(f"a submit was answered {head.status}, Location {location!r}")
+                raise Broken(f"a submit got {head.status}, Location {location!r}")
             locations.append(location)
         connection.close()
 

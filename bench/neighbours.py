@@ -124,11 +124,11 @@ async def _ask(port: int, request: bytes, took_ms: list[float], felt: Felt, end_
 
 
 def _row(name: str, felt: Felt) -> str:
-    told = [
+    cells = [
         f"{percentile(each, 50):7.1f} /{percentile(each, 99):7.1f} /{max(each):7.1f}"
         for each in (felt.list_ms, felt.live_ms, felt.job_ms)
     ]
-    return f"{name:14} {'  '.join(told)}  {felt.refused}"
+    return f"{name:14} {'  '.join(cells)}  {felt.refused}"
 
 
 if __name__ == "__main__":

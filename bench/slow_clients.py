@@ -62,22 +62,22 @@ def main() -> int:
     with EmbeddedRedis() as redis, running(bystander, {}, bystander_port):
         for name, options in ATTACKS.items():
             alone: list[float] = []
-            beside: list[float] = []
+            on_bystander: list[float] = []
             attacked: list[float] = []
             for _ in range(arguments.rounds):
                 with systems.tokenspool_api(redis.url) as (port, _pid):
                     alone += uvloop.run(_latencies_ms(port, arguments.window_s))
-                    for attacked_port, measured in ((bystander_port, beside), (port, attacked)):
+                    for attacked_port, measured in ((bystander_port, on_bystander), (port, attacked)):
                         url = f"http://127.0.0.1:{attacked_port}{PATHS[name]}"
                         with _attack([program, *options, "-u", url], arguments.window_s):
                             measured.extend(uvloop.run(_latencies_ms(port, arguments.window_s)))
-            print(_row(name, alone, beside, attacked), flush=True)
+            print(_row(name, alone, on_bystander, attacked), flush=True)
     return 0
 
 
 @contextmanager
 def _attack(command: Sequence[str], window_s: float) -> Iterator[None]:
-    """Raises if the attack ends before the block does. The API closes connections whose head is incomplete after 10 s."""
+    """Raises if the attack ends first. The API closes a connection whose head is incomplete after 10 s."""
     sizes = ["-c", str(SLOW_CONNECTIONS), "-r", str(SLOW_CONNECTIONS_PER_S), "-p", "3", "-l", str(int(window_s) + 20)]
     with tempfile.TemporaryFile(mode="w+b") as output:
         child = start_child(command[0], [*command, *sizes], output=output, environment={"TERM": "dumb"})
@@ -116,7 +116,7 @@ async def _ask(connection: Connection, number: int, end_s: float) -> list[float]
             head = await asyncio.wait_for(connection.send(request), timeout=10)
             latencies_ms.append((time.monotonic() - begin_s) * 1000)
             if head.status not in (200, 202):
-                raise SystemExit(f"a client was answered {head.status}")
+                raise SystemExit(f"a client got {head.status}")
             if location := head.field(b"location"):
                 read = b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % location
             await asyncio.sleep(PAUSE_S)
@@ -125,9 +125,9 @@ async def _ask(connection: Connection, number: int, end_s: float) -> list[float]
 
 def _row(name: str, *measured: Sequence[float]) -> str:
     """`measured` is alone, with the bystander attacked, and attacked."""
-    told = [f"{percentile(each, 50):6.2f} /{percentile(each, 99):6.2f}" for each in measured]
-    alone_ms, beside_ms, attacked_ms = [percentile(each, 99) for each in measured]
-    return f"{name:16} {'  '.join(told)}   {attacked_ms / alone_ms - 1:+.0%}, {attacked_ms / beside_ms - 1:+.0%}"
+    cells = [f"{percentile(each, 50):6.2f} /{percentile(each, 99):6.2f}" for each in measured]
+    alone_ms, on_bystander_ms, attacked_ms = [percentile(each, 99) for each in measured]
+    return f"{name:16} {'  '.join(cells)}   {attacked_ms / alone_ms - 1:+.0%}, {attacked_ms / on_bystander_ms - 1:+.0%}"
 
 
 if __name__ == "__main__":

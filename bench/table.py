@@ -43,7 +43,7 @@ ROWS = (
     Row("batch-accept", "a batch accepted (100,000 requests; --quick 5,000)", "s", "at most", 10),
     Row("batch-memory", "API memory above idle meanwhile", "MB", "at most", 150),
     Row("batch-items", "its items/s on two workers, upstream at no delay", "", "at least", None),
-    Row("batch-wait", "waiting time p99 of other jobs beside it, against without", "x", "at most", 2),
+    Row("batch-wait", "waiting time p99 of other jobs meanwhile, compared with before", "x", "at most", 2),
     Row("batch-results", "result lines/s, read whole", "", "at least", None),
     Row("batch-results-memory", "API memory above idle meanwhile", "MB", "at most", 50),
 )
@@ -66,7 +66,7 @@ def render(samples: Samples) -> list[str]:
         sign = "≤" if row.bound == "at most" else "≥"
         target = "" if row.target is None else f"{sign} {figure(row.target, row.unit)}"
         lines.append([row.label, *cells, target, verdict])
-    return [*_aligned(lines), "", *_beside(samples)]
+    return [*_aligned(lines), "", *_notes(samples)]
 
 
 def figure(value: float | None, unit: str) -> str:
@@ -102,10 +102,10 @@ def _relative(samples: Samples) -> list[str]:
     return ["relative to the same run: " + ", ".join(parts)] if parts else []
 
 
-def _beside(samples: Samples) -> list[str]:
+def _notes(samples: Samples) -> list[str]:
     """The lines below the table: references, CPU by process, and notes."""
     lines = [*_relative(samples)]
-    for key, label in (("submits", "submits/s"), ("memory", "KB an idle SSE client"), ("batch-items", "jobs/s")):
+    for key, label in (("submits", "submits/s"), ("memory", "KB per idle SSE client"), ("batch-items", "jobs/s")):
         references = {
             column: samples.median(key, column) for column in samples.values.get(key, {}) if column not in COLUMNS
         }
