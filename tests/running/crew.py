@@ -89,6 +89,18 @@ class Hand:
         async with asyncio.timeout(10):
             await self.done
 
+    def stop_claiming(self) -> None:
+        """From now on it takes no further job."""
+        self.worker.allow_pick_jobs = False
+
+    def stop_renewing(self) -> None:
+        """From now on its leases run out, and it does not know."""
+
+        async def renew_nothing(_claims: Any) -> list[str]:
+            return []
+
+        replace(self.runtime.queue, "renew", renew_nothing)
+
     async def killed(self) -> None:
         """As after SIGKILL: it says nothing more to anybody."""
         self.done.cancel()

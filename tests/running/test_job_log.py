@@ -159,14 +159,6 @@ async def has(writing: Writing, texts: list[str]) -> bool:
     return await writing.texts() == texts
 
 
-async def test_a_stream_of_tokens_is_written_a_few_dozen_times_a_second(crew: Crew) -> None:
-    await crew.worker()
-    job = await crew.ended(await crew.submit("tokens=300 gap-ms=2"))
-    deltas = [text for event in await crew.events(job.id) if (text := text_of(event))]
-    assert len("".join(deltas).split()) == 300
-    assert len(deltas) < 60
-
-
 async def test_one_flush_at_a_time_and_nothing_is_lost_behind_it(writing: Writing) -> None:
     appended: list[int] = []
     real_append = writing.writer.log.append

@@ -5,17 +5,14 @@ import json
 
 import pytest
 
-from shared.errors import JobError
-from shared.job import Step
 from shared.store import redis_keys
-from shared.store.queue import Ending
 from shared.store.runtime import Runtime
 from tests.stream.conftest import Follow
 from tests.support.author import TENANT, Author
 from tests.support.follower import ask, asking, following
 from tests.support.served import Served
 from tests.support.sse_frames import Frame, SseFrames
-from tests.support.store import expire_leases, lose, make_overdue, submit
+from tests.support.store import lose, make_overdue, submit
 from tests.support.story import assert_tells, comparable, shown
 from tests.support.wait import wait_until
 
@@ -30,29 +27,6 @@ async def _told(author: Author) -> None:
     await author.open()
     await author.say("Blue", " light")
     await author.say(" is scattered")
-
-
-@pytest.mark.parametrize("form", ["text", "messages"])
-@pytest.mark.parametrize("has_ended", [False, True])
-async def test_every_event_id_is_a_place_to_go_on_from(
-    author: Author, follower_of: Follow, form: str, has_ended: bool
-) -> None:
-    """Also the ids of events that this format does not show."""
-    await _told(author)
-    if has_ended:
-        await author.succeed()
-    log = await author.log()
-    followers = [follower_of(author.job_id, form=form, last_event_id=str(event.id)) for event in log]
-    if has_ended:
-        *followers, at_the_end = followers
-        assert (await at_the_end.follow_once()).status == 204
-    else:
-        await author.succeed()
-        log = await author.log()
-    for follower in followers:
-        asked = follower.last_event_id
-        await follower.follow()
-        assert_tells(follower, log, behind=asked)
 
 
 async def test_the_header_is_heard_before_the_query(author: Author, served: Served) -> None:
@@ -229,21 +203,6 @@ async def test_a_job_that_is_gone_is_not_found(runtime: Runtime, author: Author,
     assert status == 404
 
 
-@pytest.mark.parametrize("form", ["text", "messages"])
-async def test_an_ended_job_is_replayed_to_whoever_comes_late(author: Author, follower_of: Follow, form: str) -> None:
-    """The same story as live, and the job as it ended in its last event."""
-    await _told(author)
-    await author.succeed()
-    follower = await follower_of(author.job_id, form=form).follow()
-    assert_tells(follower, await author.log())
-    ended = json.loads(follower.frames[-1].data)
-    assert (ended["id"], ended["status"], ended["result"]["text"]) == (
-        author.job_id,
-        "succeeded",
-        "Blue light is scattered",
-    )
-
-
 @pytest.mark.parametrize("how", ["expired", "cancelled"])
 async def test_the_end_of_a_job_that_never_started_is_told_to_all_who_wait(
     runtime: Runtime, served: Served, follower_of: Follow, how: str
@@ -291,30 +250,6 @@ async def test_a_retry_inside_the_claim_is_told(author: Author, follower_of: Fol
     assert follower.text == "Air"
 
 
-async def test_a_takeover_is_told_to_those_who_follow(runtime: Runtime, author: Author, follower_of: Follow) -> None:
-    """`started` of the second attempt, `reset`, then its whole answer; the connection stays."""
-    follower = follower_of(author.job_id)
-    task = await following(follower)
-    await author.say("Blue")
-    await wait_until(lambda: follower.text == "Blue", "the first attempt")
-    await lose(runtime, author.claim)
-    second = await Author.claim_next(runtime)
-    await second.say("Air", " scatters")
-    await second.succeed()
-    await task
-    assert_tells(follower, await second.log())
-    assert len(follower.connections) == 1
-    assert [frame.event for frame in follower.frames if frame.id] == [
-        "started",
-        "delta",
-        "started",
-        "reset",
-        "delta",
-        "delta",
-        "succeeded",
-    ]
-
-
 async def test_a_takeover_before_any_text_resets_nothing(runtime: Runtime, author: Author, follower_of: Follow) -> None:
     """Nothing was shown that would have to be thrown away."""
     await lose(runtime, author.claim)
@@ -359,25 +294,3 @@ async def test_a_deferred_retry_is_told_outside_of_any_claim(
     await task
     assert_tells(follower, await second.log())
     assert follower.text == "Air"
-
-
-async def test_an_old_attempts_ending_is_refused_and_never_shown(
-    runtime: Runtime, author: Author, follower_of: Follow
-) -> None:
-    """The zombie's writes reach neither the log nor the channel."""
-    await author.say("Blue")
-    follower = follower_of(author.job_id)
-    task = await following(follower)
-    await expire_leases(runtime, author.job_id)
-    await lose(runtime, author.claim)
-    second = await Author.claim_next(runtime)
-    await second.say("Air")
-    refused = await runtime.log.append(
-        author.claim.id, author.claim.epoch, author.seq, [("content_block_delta", b"{}")], published=True
-    )
-    assert refused == -1
-    reply = await runtime.queue.finish(author.claim, Ending(Step.FAIL, error=JobError("x", "x", False)), seq=author.seq)
-    assert reply.outcome == "refused"
-    await second.succeed()
-    await task
-    assert_tells(follower, await second.log())
