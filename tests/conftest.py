@@ -1,7 +1,7 @@
-"""What every test stands on: a closed network, an environment without keys and settings, and an empty Redis.
+"""Fixtures for every test: no network, an environment without keys and settings, and an empty Redis.
 
-``runtime`` runs a test twice, on fakeredis and on a real server; a test that is about the server itself takes
-``real_redis`` or ``own_server`` instead.
+``runtime`` runs a test twice, on fakeredis and on a real server. A test about the server itself uses ``real_redis`` or
+``own_server`` instead.
 """
 
 import os
@@ -19,29 +19,29 @@ from tests.support.loopback import only_loopback
 from tests.support.redis_servers import RedisUnderTest, a_fake_redis, an_emptied_redis, own_database
 
 _OF_THE_DEVELOPER = ("ANTHROPIC_", "OPENAI_", "TOKENSPOOL_")
-_OF_THE_TEST_RUN = ("TOKENSPOOL_REDIS_BINARY",)  # which server the suite runs on
+_OF_THE_TEST_RUN = ("TOKENSPOOL_REDIS_BINARY",)  # the server to test with
 
 
 def pytest_configure() -> None:
-    """No test can spend money or depend on the developer's settings: they are not there."""
+    """Removes the developer's keys and settings, so that no test can spend money or depend on them."""
     for name in list(os.environ):
         if name.startswith(_OF_THE_DEVELOPER) and name not in _OF_THE_TEST_RUN:
             del os.environ[name]
-    # No deadline: a busy machine is not a bug.
+    # No deadline: a busy machine must not fail a test.
     hypothesis_settings.register_profile("tests", deadline=None, max_examples=50)
     hypothesis_settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def closed_network() -> Iterator[None]:
-    """Only this machine can be reached."""
+    """Tests can reach only this machine."""
     with only_loopback():
         yield
 
 
 @pytest.fixture(scope="session")
 def real_redis_url() -> Iterator[str]:
-    """A server for this process, started once; or a database of TEST_REDIS_URL, which is emptied before each test."""
+    """One server for the process, or a database at TEST_REDIS_URL; it is emptied before each test."""
     if url := os.environ.get("TEST_REDIS_URL"):
         yield own_database(url)
         return
@@ -51,16 +51,16 @@ def real_redis_url() -> Iterator[str]:
 
 @pytest.fixture
 def real_redis(real_redis_url: str) -> RedisUnderTest:
-    """A real server, empty."""
+    """A real, empty server."""
     return an_emptied_redis(real_redis_url)
 
 
 @pytest.fixture
 def own_server() -> Iterator[EmbeddedRedis]:
-    """A real server of this test alone: to be killed, stopped and filled.
+    """A real server for one test, which may kill, stop or fill it.
 
-    Its append-only file is on, as in production, but never synchronised: while that is under way on a slow disk, what was
-    acknowledged may wait up to 2 s in the server's own memory, and a killed one loses it.
+    Its append-only file is on, as in production, but without fsync: during a slow fsync, acknowledged writes may wait
+    in the server's memory for up to 2 s, and SIGKILL would lose them.
     """
     with EmbeddedRedis(options={"appendfsync": "no"}) as server:
         yield server
@@ -68,7 +68,7 @@ def own_server() -> Iterator[EmbeddedRedis]:
 
 @pytest.fixture(params=["fakeredis", "real"])
 def redis_under_test(request: pytest.FixtureRequest) -> RedisUnderTest:
-    """Each kind of Redis in turn, empty."""
+    """An empty Redis of each kind in turn."""
     if request.param == "fakeredis":
         return a_fake_redis()
     real: RedisUnderTest = request.getfixturevalue("real_redis")
@@ -76,14 +76,14 @@ def redis_under_test(request: pytest.FixtureRequest) -> RedisUnderTest:
 
 
 class StartRuntime(Protocol):
-    """Opens a Runtime on the Redis under test; members of Settings by name. It is closed with the test."""
+    """Opens a Runtime on the Redis under test, with members of Settings by name; it is closed after the test."""
 
     async def __call__(self, *, timeout_s: float = 10, **settings: Any) -> Runtime: ...
 
 
 @pytest.fixture
 async def start_runtime(redis_under_test: RedisUnderTest) -> AsyncIterator[StartRuntime]:
-    """For tests that need settings of their own, or two processes."""
+    """For tests that need other settings, or two processes."""
     async with AsyncExitStack() as stack:
 
         async def start(*, timeout_s: float = 10, **settings: Any) -> Runtime:
@@ -101,5 +101,5 @@ async def start_runtime(redis_under_test: RedisUnderTest) -> AsyncIterator[Start
 
 @pytest.fixture
 async def runtime(start_runtime: StartRuntime) -> Runtime:
-    """The store, on each kind of Redis in turn, with the default settings."""
+    """The store with the default settings, on each kind of Redis in turn."""
     return await start_runtime()

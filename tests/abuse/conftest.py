@@ -1,4 +1,4 @@
-"""Real processes in which whatever unpickles, or runs what a user sent, is noted."""
+"""Real processes with a hook that records every unpickling, and every execution of what a user sent."""
 
 import json
 import sys
@@ -15,28 +15,28 @@ _HOOK = Path(__file__).parent / "hook"
 
 
 class Watched(NamedTuple):
-    """A deployment, and what was noted."""
+    """A deployment, and what its hooks recorded."""
 
     deployment: Deployment
     noted_at: Path
     owned: Path
-    """Hostile values would make this file."""
+    """Hostile values create this file if they are executed."""
     texts: list[str]
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a process that is watched as these are."""
+        """The environment that installs the same hook in another process."""
         return environment_of(self.noted_at)
 
     def nothing_was_run(self) -> None:
-        """Neither unpickled, nor compiled, nor handed to a shell."""
+        """Asserts that nothing was unpickled, compiled or passed to a shell."""
         watched = Path(f"{self.noted_at}.watched").read_text().split()
         assert {str(process.pid) for process in self.deployment.processes} <= set(watched)
         assert not self.noted_at.exists(), self.noted_at.read_text()[:2000]
         assert not self.owned.exists()
 
     def nothing_was_told(self) -> None:
-        """Not in a log, a name of a key or a figure; nor can a line of a log be made by who writes to us."""
+        """Asserts that nothing is in a log, a key's name or a metric, and that no user could forge a log line."""
         CANARIES.append(CANARY)
         try:
             assert self.deployment.say_what_leaked() == []
@@ -49,7 +49,7 @@ class Watched(NamedTuple):
 
 
 def environment_of(noted_at: Path) -> dict[str, str]:
-    """Installs the hook."""
+    """The environment that installs the hook."""
     return {"PYTHONPATH": str(_HOOK), "NOTED_AT": str(noted_at), "NOTED_IF": CANARY}
 
 
@@ -64,7 +64,7 @@ def _watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 @pytest.fixture
 async def watched(_watched: Watched) -> AsyncIterator[Watched]:
-    """An API and a worker. Nothing of what a test sends may be taken for anything but text."""
+    """An API and a worker, which must treat everything that a test sends as text."""
     await _watched.deployment.make_whole(apis=1, workers=1)
     yield _watched
     _watched.nothing_was_run()
@@ -74,5 +74,5 @@ async def watched(_watched: Watched) -> AsyncIterator[Watched]:
 
 @pytest.fixture
 def python() -> str:
-    """That runs the tests."""
+    """The interpreter that runs the tests."""
     return sys.executable

@@ -1,6 +1,6 @@
-"""The Messages API as programs meet it: the official SDK, real sockets, a real Redis, and workers on the simulator.
+"""The Messages API as programs see it: the official SDK, real sockets, a real Redis, and workers on the simulator.
 
-Where a test decides event by event what happens, the worker is played by hand (``author_of_next``).
+In tests that decide on every event, an Author replaces the worker (``author_of_next``).
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import uvloop
 from anthropic import AsyncAnthropic
 from anthropic.types import MessageParam
 
-import worker.providers.anthropic  # noqa: F401 - takes seconds, which are no test's
+import worker.providers.anthropic  # noqa: F401 - takes seconds, which no test should spend
 from shared.events import EventId
 from shared.job import Job, JobState
 from shared.store import redis_keys
@@ -30,16 +30,16 @@ from tests.support.working import working
 FAST = "sim-t6-g1-f1"
 """Six tokens, a millisecond apart."""
 STEADY = "sim-t400-g5-f1"
-"""Goes on for two seconds."""
+"""Takes two seconds."""
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """What `tokenspool serve` runs on."""
+    """The event loop of `tokenspool serve`."""
     return {"uvloop": uvloop.new_event_loop}
 
 
 class Serve(Protocol):
-    """Starts an API with settings of its own; it stops with the test."""
+    """Starts an API with these settings; it stops after the test."""
 
     async def __call__(self, **settings: Any) -> Served: ...
 
@@ -56,7 +56,7 @@ async def serve(real_redis: RedisUnderTest) -> AsyncIterator[Serve]:
 
 @pytest.fixture
 async def served(serve: Serve) -> Served:
-    """An API, and no worker."""
+    """An API without a worker."""
     return await serve()
 
 
@@ -75,22 +75,22 @@ async def at_work(served: Served, simulator: Simulator, real_redis: RedisUnderTe
 
 @dataclass(frozen=True)
 class Surface:
-    """A program's side: the SDK, without retries of its own, so that each answer is seen."""
+    """A program that uses the SDK, without the SDK's retries, so that a test sees each response."""
 
     client: AsyncAnthropic
     served: Served
 
     @property
     def runtime(self) -> Runtime:
-        """The store behind the API."""
+        """The API's store."""
         return self.served.api.runtime
 
     async def job(self, job_id: str) -> Job:
-        """The job behind a call."""
+        """The job of a call."""
         return await self.runtime.jobs.get(job_id, TENANT, with_result=True)
 
     async def has_ended_as(self, job_id: str, state: JobState) -> None:
-        """Waits for it."""
+        """Waits until the job has ended in this state."""
 
         async def is_so() -> bool:
             return await state_of(self.runtime, job_id) is state
@@ -98,11 +98,11 @@ class Surface:
         await wait_until(is_so, f"{job_id} to be {state}")
 
     async def is_left(self, author: Author) -> None:
-        """Waits until nobody follows the job any more."""
+        """Waits until nobody follows the job."""
         await wait_until(lambda: author.job_id not in self.served.relay._watches, "its client to be gone")
 
     async def has_been_told(self, author: Author) -> None:
-        """Waits until the follower of the job has taken all that was written so far."""
+        """Waits until the job's follower has received everything written so far."""
         (watch,) = self.served.relay._watches[author.job_id]
         last = EventId(author.claim.epoch, author.seq - 1)
         await wait_until(lambda: watch._position is not None and watch._position >= last, "the follower")
@@ -111,29 +111,29 @@ class Surface:
 
 @pytest.fixture
 async def surface(served: Served) -> AsyncIterator[Surface]:
-    """The default API."""
+    """A client of the default API."""
     async with a_client(served) as client:
         yield Surface(client, served)
         await wait_until(lambda: served.relay.follower_count == 0, "the end of every watch")
 
 
 def a_client(served: Served, **options: Any) -> AsyncAnthropic:
-    """Only the base URL says whom it asks."""
+    """The official client; only its base URL differs from a program that calls Anthropic."""
     return AsyncAnthropic(**{"base_url": served.url, "api_key": "any", "max_retries": 0, **options})
 
 
 def asked(prompt: str = "Say hello.", *, model: str = FAST, max_tokens: int = 1000) -> dict[str, Any]:
-    """What create and stream are called with; ``prompt`` is the simulator's script."""
+    """Arguments for create and stream; ``prompt`` is the simulator's script."""
     return {"model": model, "max_tokens": max_tokens, "messages": [said(prompt)]}
 
 
 def said(prompt: str) -> MessageParam:
-    """By the user."""
+    """A message of the user."""
     return {"role": "user", "content": prompt}
 
 
 async def author_of_next(runtime: Runtime) -> Author:
-    """Whoever works on the job of a call, once it waits."""
+    """Claims the job of a call as soon as it is queued."""
 
     async def waits() -> bool:
         return (await runtime.queue.depth())[JobState.QUEUED] > 0
@@ -143,7 +143,7 @@ async def author_of_next(runtime: Runtime) -> Author:
 
 
 async def waiting_job(runtime: Runtime) -> str:
-    """The id of the only one that waits."""
+    """The id of the only queued job."""
 
     async def waits() -> bool:
         return bool(await members(runtime, redis_keys.plain("waiting")))

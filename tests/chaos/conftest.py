@@ -1,4 +1,4 @@
-"""Deployments of real processes, shared by the tests of the run: each test finds them whole again."""
+"""Deployments of real processes, which the tests of a run share: what one test killed is restarted for the next."""
 
 import secrets
 from collections.abc import AsyncIterator, Iterator
@@ -15,13 +15,13 @@ __all__ = ["fact"]
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """The figures, behind the results."""
+    """Prints the figures after the results."""
     print_facts(terminalreporter, "tests/chaos")
 
 
 @pytest.fixture(scope="session")
 def simulator_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One upstream for all."""
+    """One upstream for all deployments."""
     with a_simulator(Path(tmp_path_factory.mktemp("simulator"))) as url:
         yield url
 
@@ -40,7 +40,7 @@ def _real(simulator_url: str) -> Iterator[Deployment]:
 
 @pytest.fixture
 async def quick(_quick: Deployment) -> AsyncIterator[Deployment]:
-    """Two APIs, two workers, leases of one second."""
+    """Two APIs and two workers, with leases of one second."""
     await _quick.make_whole(apis=2, workers=2)
     yield _quick
     await nothing_waits(_quick)
@@ -49,7 +49,7 @@ async def quick(_quick: Deployment) -> AsyncIterator[Deployment]:
 
 @pytest.fixture
 async def real(_real: Deployment) -> AsyncIterator[Deployment]:
-    """An API, a worker, every setting as it is shipped."""
+    """An API and a worker, with the default settings."""
     await _real.make_whole(apis=1, workers=1)
     yield _real
     await nothing_waits(_real)
@@ -58,13 +58,13 @@ async def real(_real: Deployment) -> AsyncIterator[Deployment]:
 
 @pytest.fixture
 def empty(simulator_url: str) -> Iterator[Deployment]:
-    """A Redis, and no process of ours yet: of this test alone."""
+    """A Redis for one test, without any process of ours."""
     with a_deployment(simulator_url, TOKENSPOOL_LEASE_S="1") as deployment:
         yield deployment
 
 
 async def nothing_waits(deployment: Deployment) -> None:
-    """What a failed test left is not the next one's."""
+    """Empties Redis if a failed test left jobs, so that the next one does not run them."""
     if not deployment.redis.is_running:
         deployment.redis.restart()
     async with deployment.runtime() as runtime:
@@ -77,12 +77,12 @@ async def nothing_waits(deployment: Deployment) -> None:
 
 @pytest.fixture
 def history_of(request: pytest.FixtureRequest) -> "HistoryOf":
-    """A recorder; the nonces of its jobs carry the test's name, and no other history's do."""
+    """A recorder whose jobs have nonces with the test's name, unlike those of any other history."""
     return HistoryOf(request.node.name)
 
 
 class HistoryOf:
-    """Begins the history of a deployment."""
+    """Begins a history on a deployment."""
 
     def __init__(self, test: str) -> None:
         words = test.removeprefix("test_").replace("[", "-").replace("]", "").split("_")

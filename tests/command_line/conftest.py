@@ -1,4 +1,4 @@
-"""The command line as a person meets it: what it prints, where, and its exit code."""
+"""Runs the command line as a person does: what it prints, where, and its exit code."""
 
 import sys
 import time
@@ -18,7 +18,7 @@ __all__ = ["fact"]
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """The figures, behind the results."""
+    """Prints the figures after the results."""
     print_facts(terminalreporter, "tests/command_line")
 
 
@@ -32,7 +32,7 @@ class Outcome:
 
     @property
     def sentence(self) -> str:
-        """What it was refused with. Fails unless that is all it said: one line, one sentence, no traceback."""
+        """The error message. Fails unless that was the only output: one line, one sentence, no traceback."""
         assert self.out == ""
         line = self.err.removesuffix("\n")
         assert "\n" not in line
@@ -42,14 +42,14 @@ class Outcome:
 
 
 class Tokenspool(Protocol):
-    """The command, in this process: everything but the start of an interpreter."""
+    """Runs the command in this process: everything but the start of an interpreter."""
 
     def __call__(self, *arguments: str | Path) -> Outcome: ...
 
 
 @pytest.fixture
 def tokenspool(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Tokenspool:
-    """``tokenspool("follow", job_id)`` is what a shell would run."""
+    """``tokenspool("follow", job_id)`` runs what a shell would run."""
 
     def run(*arguments: str | Path) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["tokenspool", *map(str, arguments)])
@@ -66,7 +66,7 @@ def tokenspool(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 
 @dataclass
 class Patience:
-    """Stands for the module ``time``: a sleep takes none, and the clock goes on as if it had."""
+    """Replaces the module ``time``: a sleep takes no time, but the clock advances."""
 
     pauses_s: list[float] = field(default_factory=list)
 
@@ -80,7 +80,7 @@ class Patience:
 
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> Patience:
-    """The pauses between connections, noted instead of waited for; at their longest, without the jitter."""
+    """Records the pauses between connections instead of waiting; they are at their longest, without jitter."""
     patience = Patience()
     for module in ("cli.follow", "cli.api_client"):
         monkeypatch.setattr(f"{module}.time", patience)
@@ -90,7 +90,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> Patience:
 
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
-    """Whatever a test started has ended with it."""
+    """Asserts that every process which a test started has ended."""
     me = psutil.Process()
     before = set(me.children(recursive=True))
     yield

@@ -1,4 +1,4 @@
-"""Deploys of real processes; the figures are printed behind the results."""
+"""Deploys of real processes; prints the figures after the results."""
 
 from _pytest.terminal import TerminalReporter
 
@@ -8,5 +8,4 @@ __all__ = ["fact"]
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """The figures, behind the results."""
     print_facts(terminalreporter, "tests/deploys")

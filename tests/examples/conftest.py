@@ -1,4 +1,4 @@
-"""A deployment for the examples: an API and a worker, as they are shipped, before the stand-in for the LLM."""
+"""A deployment for the examples: an API and a worker with the default settings, and the stand-in for the LLM."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +17,6 @@ def _deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment
 
 @pytest.fixture
 async def deployment(_deployment: Deployment) -> Deployment:
-    """Whole again for each test."""
+    """For each test, all its processes run again."""
     await _deployment.make_whole(apis=1, workers=1)
     return _deployment

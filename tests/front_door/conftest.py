@@ -1,4 +1,4 @@
-"""The API on a real socket, spoken to in bytes."""
+"""Sends raw bytes to an API on a real socket."""
 
 import asyncio
 import contextlib
@@ -12,36 +12,35 @@ import pytest
 from tests.support.served import Served, serving
 
 NO_REDIS = "redis://127.0.0.1:1/0"
-"""The front door needs none."""
+"""Nothing listens there: these tests need no Redis."""
 A_HEAD = b"GET /health/live HTTP/1.1\r\nHost: api\r\n\r\n"
 
 
 class Heard(NamedTuple):
-    """What came, and whether the other side closed behind it."""
+    """The bytes received, and whether the API then closed the connection."""
 
     raw: bytes
     closed: bool
 
     @property
     def statuses(self) -> list[int]:
-        """Of all answers."""
+        """The statuses of all responses."""
         return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", self.raw)]
 
 
 @pytest.fixture
 async def door() -> AsyncIterator[Served]:
-    """With the usual bounds."""
+    """An API with the default bounds."""
     async with serving(NO_REDIS) as running:
         yield running
 
 
 def port_of(served: Served) -> int:
-    """Where it listens."""
     return int(served.url.rpartition(":")[2])
 
 
 async def say(served: Served, raw: bytes, *, patience_s: float = 0.3) -> Heard:
-    """Sends it, and reads until the other side closes or has been silent for a while."""
+    """Sends bytes, and reads until the API closes the connection or is silent for ``patience_s``."""
     async with connected(served) as (reader, writer):
         with contextlib.suppress(ConnectionError):
             writer.write(raw)
@@ -50,7 +49,7 @@ async def say(served: Served, raw: bytes, *, patience_s: float = 0.3) -> Heard:
 
 
 async def hear(reader: asyncio.StreamReader, *, patience_s: float = 5.0) -> Heard:
-    """What comes until the end, or until nothing does."""
+    """Reads until the connection ends, or nothing arrives for ``patience_s``."""
     heard = b""
     while True:
         try:

@@ -1,7 +1,7 @@
-"""A judge from outside: llmock, an LLM server that is not ours, breaks its answers and says what it thinks of our client.
+"""An independent judge: llmock, an LLM server that is not ours, breaks its answers and reports what our client did.
 
-It stands in a thread of this process, on a real socket, and is emptied before each test. All that tests/running asks of
-every test is asked here too: each job told whole, nothing left in Redis, no task and no exception left behind.
+It runs in a thread of this process, on a real socket, and is reset before each test. As in tests/running, every test
+also checks that each job's log is complete, and that no key, task or exception is left.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -23,14 +23,14 @@ __all__ = ["nothing_is_left_behind", "pytest_asyncio_loop_factories", "redis_url
 
 @pytest.fixture(scope="session")
 def judge_server() -> Iterator[LLMockServer]:
-    """One for all tests of this process."""
+    """One server for all tests of this process."""
     with LLMockServer() as server:
         yield server
 
 
 @pytest.fixture
 def judge(judge_server: LLMockServer) -> Judge:
-    """It says ANSWER to everybody, until a test scripts it otherwise."""
+    """Answers every call with ANSWER, until a test scripts something else."""
     judge = Judge(judge_server)
     judge.reset().reply(ANSWER, times=None)
     return judge
@@ -38,14 +38,14 @@ def judge(judge_server: LLMockServer) -> Judge:
 
 @pytest.fixture(params=ACTIVE, ids=lambda surface: surface.name)
 def surface(request: pytest.FixtureRequest) -> Surface:
-    """The same faults on each surface in turn."""
+    """Each surface in turn, with the same faults."""
     found: Surface = request.param
     return found
 
 
 @pytest.fixture
 async def crew(nothing_is_left_behind: None, judge: Judge, surface: Surface, redis_url: str) -> AsyncIterator[Crew]:
-    """Nobody works yet: ``await crew.worker()``."""
+    """A queue without workers; start one with ``await crew.worker()``."""
     settings = load_settings(redis_url=redis_url)
     async with open_runtime(settings, process_name="tests", timeout_s=10) as runtime:
         async with AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The API as it is served to who has a key: real sockets, a real Redis, and keys made as the command line makes them."""
+"""An API that asks for keys, on real sockets and a real Redis, with keys made as the command line makes them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -24,24 +24,24 @@ TENANT = "tenant-a"
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """The figures, behind the results."""
+    """Prints the figures after the results."""
     print_facts(terminalreporter, "tests/keys")
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """What `tokenspool serve` runs on."""
+    """The event loop of `tokenspool serve`."""
     return {"uvloop": uvloop.new_event_loop}
 
 
 class Serve(Protocol):
-    """Starts an API that asks for keys; it stops with the test."""
+    """Starts an API that asks for keys; it stops after the test."""
 
     async def __call__(self, **settings: Any) -> Served: ...
 
 
 @pytest.fixture
 async def serve(real_redis: RedisUnderTest) -> AsyncIterator[Serve]:
-    """For tests that need settings of their own, or two processes."""
+    """For tests that need other settings, or two processes."""
     async with AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> Served:
@@ -53,13 +53,13 @@ async def serve(real_redis: RedisUnderTest) -> AsyncIterator[Serve]:
 
 @pytest.fixture
 async def served(serve: Serve) -> Served:
-    """One, with the default settings."""
+    """An API with the default settings."""
     return await serve()
 
 
 @pytest.fixture
 async def http(served: Served) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of it without a key."""
+    """A client without a key."""
     async with httpx2.AsyncClient(base_url=served.url) as client:
         yield client
 
@@ -73,7 +73,7 @@ async def make_key(
     limits: CallerLimits = CallerLimits(),  # noqa: B008 - frozen
     maker: NewKey | None = None,
 ) -> NewKey:
-    """A new key stands."""
+    """Creates a key."""
     made = await runtime.api_keys.create(
         tenant,
         env="test",
@@ -88,12 +88,12 @@ async def make_key(
 
 
 def presented(text: str) -> PresentedKey:
-    """A text that can be a key."""
+    """A text in the form of a key, as a request presents it."""
     found = read_key_text(text.encode())
     assert found is not None
     return found
 
 
 def bearer(text: str) -> dict[str, str]:
-    """The header that shows it."""
+    """The header with a key."""
     return {"Authorization": f"Bearer {text}"}

@@ -1,4 +1,4 @@
-"""Limits at the store, at an API without sockets, and at two processes."""
+"""Limits in the store, in an API called without sockets, and over two processes."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -12,7 +12,7 @@ from tests.support.redis_servers import RedisUnderTest
 
 @pytest.fixture
 async def start_api(real_redis: RedisUnderTest) -> AsyncIterator[StartApi]:
-    """For tests that need settings of their own."""
+    """For tests that need other settings."""
     async with AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> CalledApi:

@@ -1,4 +1,4 @@
-"""The official SDK, this year's and last year's, each in an environment of its own, against a whole deployment."""
+"""The official SDK, this year's and last year's, each in its own environment, against a whole deployment."""
 
 import asyncio
 import json
@@ -19,13 +19,13 @@ PROGRAMS = Path(__file__).parent / "programs"
 ROOT = PROGRAMS.parent.parent.parent
 
 PYTHONS = {"2.12": Path(sys.executable), "0.75": ROOT / ".venv" / "old-sdk" / "bin" / "python"}
-"""By version of the SDK that it has."""
+"""Interpreters, by the version of the SDK that they have."""
 
 NODE_SDK = ROOT / ".venv" / "node"
-"""Where the SDK for Node is installed."""
+"""The folder with the SDK for Node."""
 
 Seen = dict[tuple[str, str], dict[str, Any]]
-"""What a program printed, by case and by sync or async."""
+"""A program's output, by case and by sync or async."""
 
 _LONGEST_S = 50
 _OF_THE_DEVELOPER = ("ANTHROPIC_", "OPENAI_", "TOKENSPOOL_", "PYTHON")
@@ -37,10 +37,10 @@ class Sdk:
 
     version: str
     run: str
-    """Names the prompts of this version's runs apart from those of others."""
+    """Part of every prompt, so that the prompts of two versions differ."""
 
     async def sees(self, program: str, base_url: str, **environment: str) -> Seen:
-        """What a program prints when it runs against that URL. It must end well."""
+        """Runs a program against that URL; returns what it prints. It must exit with 0."""
         process = await asyncio.create_subprocess_exec(
             *self._command(program),
             env=self._environment(base_url) | environment,
@@ -94,7 +94,7 @@ def _sdk(version: str) -> Sdk:
 
 @pytest.fixture(scope="session")
 def reference_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The upstream itself, as a program sees it without us; it has its own counts of calls."""
+    """The upstream itself, for comparison. It is a simulator of its own, with its own counts of calls."""
     with a_simulator(Path(tmp_path_factory.mktemp("reference"))) as url:
         yield url
 
@@ -110,6 +110,6 @@ def _deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment
 
 @pytest.fixture
 async def deployment(_deployment: Deployment) -> Deployment:
-    """An API and a worker before such an upstream."""
+    """An API and a worker with a simulator as their upstream."""
     await _deployment.make_whole(apis=1, workers=1)
     return _deployment

@@ -1,4 +1,4 @@
-"""Whole deployments before clients that are not ours: programs of their own, over real sockets."""
+"""An API and a worker for clients that are not ours: programs in their own processes, over real sockets."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 import uvloop
 
-import worker.providers.anthropic  # noqa: F401 - takes seconds, which are no test's
+import worker.providers.anthropic  # noqa: F401 - takes seconds, which no test should spend
 from simulator.app import running
 from tests.support.redis_servers import RedisUnderTest
 from tests.support.served import Served, serving
@@ -18,7 +18,7 @@ PROGRAMS: Final = Path(__file__).parent / "programs"
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """What `tokenspool serve` runs on."""
+    """The event loop of `tokenspool serve`."""
     return {"uvloop": uvloop.new_event_loop}
 
 
@@ -34,7 +34,7 @@ async def served(real_redis: RedisUnderTest) -> AsyncIterator[Served]:
 
 
 async def printed(*command: str | Path) -> str:
-    """What a program prints. It must end well."""
+    """Runs a program; returns what it prints. It must exit with 0."""
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

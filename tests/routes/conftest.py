@@ -1,4 +1,4 @@
-"""The API called without sockets, on a real Redis; for what streams, or breaks off, the API as it is served."""
+"""The API called without sockets, on a real Redis; tests of streams and broken connections use a served one."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
@@ -26,48 +26,48 @@ _Send = Callable[[_Message], Awaitable[None]]
 
 @dataclass(frozen=True)
 class CalledApi:
-    """An API and its caller."""
+    """An API and a client of it."""
 
     http: httpx2.AsyncClient
     state: ApiState
 
     @property
     def runtime(self) -> Runtime:
-        """Its store."""
+        """The API's store."""
         return self.state.runtime
 
     async def submit(self, body: Any = None, **headers: str) -> httpx2.Response:
-        """``POST /v1/jobs``; header names with ``_`` for ``-``."""
+        """``POST /v1/jobs``; ``_`` in the names of headers becomes ``-``."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return await self.http.post("/v1/jobs", json=A_BODY if body is None else body, headers=named)
 
     async def submitted(self, body: Any = None, **headers: str) -> Any:
-        """The job that a submit makes."""
+        """Submits a job, which must be accepted; returns it."""
         response = await self.submit(body, **headers)
         assert response.status_code == 202, response.text
         return response.json()
 
     async def job(self, job_id: str, **query: Any) -> Any:
-        """As it stands."""
+        """Reads a job."""
         response = await self.http.get(f"/v1/jobs/{job_id}", params=query)
         assert response.status_code == 200, response.text
         return response.json()
 
     async def keys_count(self) -> int:
-        """How much is in Redis, but for what the process's own loops write."""
+        """The number of keys in Redis, without those that the process's own loops write."""
         names = await all_keys(self.runtime._commands)
         return sum(kind_of(name) not in ("attendants", "spared") for name in names)
 
 
 class StartApi(Protocol):
-    """An API with settings of its own; it stops with the test."""
+    """Starts an API with these settings; it stops after the test."""
 
     async def __call__(self, **settings: Any) -> CalledApi: ...
 
 
 @pytest.fixture
 async def start_api(real_redis: RedisUnderTest) -> AsyncIterator[StartApi]:
-    """For tests that need settings of their own."""
+    """For tests that need other settings."""
     async with AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> CalledApi:
@@ -91,7 +91,7 @@ async def served(real_redis: RedisUnderTest) -> AsyncIterator[Served]:
 
 @asynccontextmanager
 async def called_api(**settings: Any) -> AsyncIterator[CalledApi]:
-    """Runs the lifespan in a task of its own, as a server does: it may end in another task than it began in."""
+    """Runs the lifespan in its own task, as a server does, since a fixture may end in another task than it began in."""
     app = create_app(load_settings(**{"auth": "off", **settings}))
     opened: asyncio.Future[ApiState] = asyncio.get_running_loop().create_future()
     closing = asyncio.Event()
@@ -118,7 +118,7 @@ async def called_api(**settings: Any) -> AsyncIterator[CalledApi]:
 
 
 def problem_of(response: httpx2.Response, status: int, code: str) -> Any:
-    """The problem document of an answer, which must be exactly one."""
+    """The problem document of a response, whose members it checks."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     document = response.json()

@@ -1,7 +1,7 @@
-"""Real workers on a real Redis and a simulated upstream, in the test's own event loop: the loop of production, uvloop.
+"""Real workers on a real Redis and a simulated upstream, in the test's own event loop: uvloop, as in production.
 
-After each test its jobs are judged: no hole in a log, one end each, the result as it was told, books that agree, no key
-left behind, no task, no exception that nobody saw.
+Each test also checks its jobs at its end: no gap in a log, one terminal event, a result equal to the streamed answer, a
+ledger that matches the simulator's record; and no key, task or unseen exception is left.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvloop
 
-import worker.providers.anthropic  # takes seconds, which are no test's
+import worker.providers.anthropic  # takes seconds, which no test should spend
 import worker.providers.openai  # noqa: F401 - as above
 from cli.embedded_redis import EmbeddedRedis
 from shared.routes import ProviderName
@@ -29,13 +29,13 @@ LONGEST_TEST_S = 25
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """What worker/app.py runs on."""
+    """The event loop of worker/app.py."""
     return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(autouse=True)
 async def nothing_is_left_behind(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """Every task has ended, and no exception was lost."""
+    """Asserts that every task has ended and that no exception was lost."""
     loop = asyncio.get_running_loop()
     complaints: list[dict[str, Any]] = []
     before = asyncio.all_tasks()
@@ -44,13 +44,13 @@ async def nothing_is_left_behind(request: pytest.FixtureRequest) -> AsyncIterato
     yield
     too_long.cancel()
     left = asyncio.all_tasks() - before - {asyncio.current_task()}
-    gc.collect()  # a lost exception is only told of when its task is collected
+    gc.collect()  # asyncio reports a lost exception only when its task is collected
     assert [task.get_name() for task in left] == []
     assert complaints == []
 
 
 def cancel_tasks_of(function_name: str) -> None:
-    """pytest-timeout's signal does not interrupt uvloop (measured): a test that hangs would hang for ever."""
+    """pytest-timeout's signal does not interrupt uvloop (measured): without this a hanging test would never end."""
     for task in asyncio.all_tasks():
         if getattr(task.get_coro(), "__name__", "") == function_name:
             task.cancel(f"the test took longer than {LONGEST_TEST_S} s")
@@ -64,7 +64,7 @@ async def simulator(nothing_is_left_behind: None) -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 def provider() -> ProviderName:
-    """By which API the workers ask the simulator. What must hold for every provider is marked ``on_each_provider``."""
+    """The API by which workers call the simulator. Tests that hold for every provider are ``on_each_provider``."""
     return ProviderName.ANTHROPIC
 
 
@@ -72,8 +72,8 @@ def provider() -> ProviderName:
 async def crew(
     nothing_is_left_behind: None, simulator: Simulator, redis_url: str, provider: ProviderName
 ) -> AsyncIterator[Crew]:
-    """Nobody works yet: ``await crew.worker()``."""
-    settings = load_settings(redis_url=redis_url, provider=provider)  # whoever submits names the routes too
+    """A queue without workers; start one with ``await crew.worker()``."""
+    settings = load_settings(redis_url=redis_url, provider=provider)  # a submit names the job's routes too
     async with open_runtime(settings, process_name="tests", timeout_s=10) as runtime:
         async with AsyncExitStack() as stack:
             crew = Crew(runtime, simulator, stack, provider)
@@ -86,16 +86,16 @@ async def crew(
 
 @pytest.fixture
 def redis_url(real_redis: RedisUnderTest) -> str:
-    """The shared server, emptied. A module that kills its server overrides this with one of its own."""
+    """The shared server, emptied. A module that kills its server overrides this with ``own_redis``."""
     return real_redis.url
 
 
 @pytest.fixture
 def own_redis() -> Iterator[EmbeddedRedis]:
-    """A server of this test alone, to be killed.
+    """A server for one test, which may kill it.
 
-    Its file is written before each reply, and left to the kernel to sync: a SIGKILL loses nothing. With ``everysec`` the
-    write itself waits up to 2 s for a slow fsync, and what was acknowledged meanwhile dies with the process (measured
+    It writes its append-only file before each reply and never calls fsync, so SIGKILL loses nothing. With ``everysec``
+    the write itself waits up to 2 s for a slow fsync, and SIGKILL loses the writes acknowledged meanwhile (measured
     with an fsync of 0.9 s: up to 9,801 of 34,378 writes).
     """
     with EmbeddedRedis(options={"appendfsync": "no"}) as server:

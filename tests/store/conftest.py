@@ -1,4 +1,4 @@
-"""Every test here also checks that it left no key behind that would live for ever without a reason."""
+"""Every test here also checks that it left no key without a TTL, unless redis_keys.py gives a reason."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""The API over real sockets on a real Redis, and a worker played by hand or a real one."""
+"""The API over real sockets on a real Redis; an Author or a real worker writes the jobs' logs."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -20,30 +20,30 @@ __all__ = ["fact"]
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """The figures, behind the results."""
+    """Prints the figures after the results."""
     print_facts(terminalreporter, "tests/stream")
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """What `tokenspool serve` runs on."""
+    """The event loop of `tokenspool serve`."""
     return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture
 def redis_under_test(real_redis: RedisUnderTest) -> RedisUnderTest:
-    """Pub/sub and its faults want a real server."""
+    """Tests of pub/sub and its faults need a real server."""
     return real_redis
 
 
 class Serve(Protocol):
-    """Starts an API with settings of its own; it stops with the test."""
+    """Starts an API with these settings; it stops after the test."""
 
     async def __call__(self, **settings: Any) -> Served: ...
 
 
 @pytest.fixture
 async def serve(redis_under_test: RedisUnderTest) -> AsyncIterator[Serve]:
-    """For tests that need settings of their own, or two processes."""
+    """For tests that need other settings, or two processes."""
     async with AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> Served:
@@ -60,12 +60,12 @@ async def served(serve: Serve) -> Served:
 
 @pytest.fixture
 async def author(runtime: Runtime) -> Author:
-    """A job that has just been claimed."""
+    """A stand-in for a worker, which has just claimed a job."""
     return await Author.start(runtime)
 
 
 class Follow(Protocol):
-    """A follower of a job, not yet connected."""
+    """Makes a follower of a job, not yet connected."""
 
     def __call__(self, job_id: str, *, form: str = "text", last_event_id: str = "") -> Follower: ...
 

@@ -1,4 +1,4 @@
-"""A worker played by hand: a test decides what stands in a job's log, event by event."""
+"""A stand-in for a worker: the test decides which event is appended to a job's log, and when."""
 
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -13,39 +13,38 @@ from tests.support.builders import a_text_delta, encoded, message_start, wired
 from tests.support.store import claim_one, start
 
 TENANT = "default"
-"""Whom the API takes a caller without X-Tenant for."""
+"""The tenant of a caller without X-Tenant."""
 
 
 @dataclass
 class Author:
-    """Holds a claim and writes."""
+    """Holds a claim on a job and writes its log."""
 
     runtime: Runtime
     claim: Claim
     seq: int = 0
     said: list[str] = field(default_factory=list)
-    """The text of this attempt."""
+    """The texts of this attempt."""
 
     def __post_init__(self) -> None:
         self.seq = self.claim.next_seq
 
     @classmethod
     async def start(cls, runtime: Runtime, **members: Any) -> Self:
-        """A new job, claimed, in an otherwise idle queue."""
+        """Submits a job and claims it; the queue must be empty."""
         return cls(runtime, await start(runtime, tenant=members.pop("tenant", TENANT), **members))
 
     @classmethod
     async def claim_next(cls, runtime: Runtime) -> Self:
-        """The job that is first in the queue."""
+        """Claims the first job in the queue."""
         return cls(runtime, await claim_one(runtime))
 
     @property
     def job_id(self) -> str:
-        """The job's."""
         return self.claim.id
 
     async def write(self, *events: tuple[str, bytes], attempts: int = 0) -> None:
-        """Appends events as they are."""
+        """Appends the events."""
         reply = await self.runtime.log.append(
             self.claim.id, self.claim.epoch, self.seq, events, published=True, attempts=attempts
         )
@@ -54,16 +53,16 @@ class Author:
         assert reply == self.seq
 
     async def open(self) -> None:
-        """The upstream's first event, which followers of ``format=text`` are not shown."""
+        """Appends message_start, which followers with ``format=text`` do not see."""
         await self.write(*wired([message_start(input_tokens=1)]))
 
     async def say(self, *texts: str) -> None:
-        """Text deltas, one event each, in one append."""
+        """Appends one text delta per text, all in one append."""
         await self.write(*[a_text_delta(text) for text in texts])
         self.said += texts
 
     async def try_again(self, attempt: int) -> None:
-        """As when the upstream failed behind its first words: another attempt inside the claim."""
+        """Begins another attempt in the same claim, as after an upstream that failed in mid-answer."""
         await self.write(
             (OurEvent.RETRY, encoded({"attempt": attempt, "reason": "upstream_error", "delay_ms": 1})),
             (OurEvent.RESET, encoded({"attempt": attempt, "reason": "upstream_failed"})),
@@ -72,13 +71,13 @@ class Author:
         self.said.clear()
 
     async def succeed(self) -> None:
-        """The job's end, with what was said as its result."""
+        """Ends the job with the texts of this attempt as its result."""
         text = "".join(self.said)
         message = {"model": "a-model-20260101", "content": [{"type": "text", "text": text}]}
         await self._finish(Ending(Step.SUCCEED, encoded({"text": text, "stop_reason": "end_turn", "message": message})))
 
     async def fail(self) -> None:
-        """The job's end, without a result."""
+        """Ends the job without a result."""
         await self._finish(Ending(Step.FAIL, error=JobError("upstream_error", "The LLM failed.", retryable=True)))
 
     async def _finish(self, ending: Ending) -> None:
@@ -86,5 +85,5 @@ class Author:
         assert reply.outcome is Finished.ENDED
 
     async def log(self) -> list[Event]:
-        """All of it, of all attempts."""
+        """All events of all attempts."""
         return await self.runtime.log.read(self.claim.id, count=100_000)

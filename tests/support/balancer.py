@@ -1,6 +1,6 @@
-"""A small load balancer: it asks each backend's ``/health/ready``, and sends nothing new to one that says no.
+"""A small load balancer: it polls each backend's ``/health/ready`` and sends no new request to one that is not ready.
 
-It keeps connections to its backends and never sends a request twice: what a backend breaks, its client sees.
+It keeps its connections to the backends and never repeats a request, so that the client sees every broken response.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ _HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "host", "content
 
 
 class Balancer:
-    """``backends`` may change while it runs."""
+    """A test may change ``backends`` while it runs."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self.url = ""
@@ -26,18 +26,18 @@ class Balancer:
         self._turns = itertools.count()
 
     def is_ready(self, backend: str) -> bool:
-        """Whether it is sent requests."""
+        """Whether the balancer sends requests to it."""
         return backend in self._ready
 
     async def poll(self) -> None:
-        """Until it is cancelled."""
+        """Polls the backends until it is cancelled."""
         while True:
             answers = await asyncio.gather(*[self._says_ready(backend) for backend in self.backends])
             self._ready = [backend for backend, is_ready in zip(self.backends, answers, strict=False) if is_ready]
             await asyncio.sleep(_POLL_S)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Passes a request on, and its response back as it comes."""
+        """Forwards a request, and streams its response back."""
         if not self._ready:
             return web.Response(status=502, text="no backend is ready")
         backend = self._ready[next(self._turns) % len(self._ready)]
@@ -67,7 +67,7 @@ class Balancer:
 
 @contextlib.asynccontextmanager
 async def a_balancer() -> AsyncIterator[Balancer]:
-    """On a free port of this machine."""
+    """A balancer on a free port."""
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(
         connector=connector, timeout=aiohttp.ClientTimeout(None), auto_decompress=False

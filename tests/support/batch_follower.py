@@ -1,4 +1,4 @@
-"""A follower of a batch as a browser is one, and what it holds of each item."""
+"""Follows a batch's events as a browser does, and collects what each item showed."""
 
 import asyncio
 import json
@@ -14,18 +14,18 @@ _AGAIN_S = 0.05
 
 @dataclass
 class Seen:
-    """What one item looks like to a client."""
+    """What a client has seen of one item."""
 
     text: str = ""
     custom_id: str | None = None
     ends: list[dict[str, Any]] = field(default_factory=list)
-    """Terminal events, which should be one."""
+    """Its terminal events; there should be exactly one."""
     names: list[str] = field(default_factory=list)
 
 
 @dataclass
 class BatchFollower:
-    """Follows one batch, whatever happens to its connections. ``urls``: it comes back at the next one in turn."""
+    """Follows one batch over any number of connections. It reconnects to the next of ``urls`` in turn."""
 
     urls: list[str]
     batch_id: str
@@ -38,7 +38,7 @@ class BatchFollower:
     ended: dict[str, Any] | None = None
 
     async def follow_once(self, *, most_bytes: int | None = None, receive_buffer: int | None = None) -> str:
-        """One connection: ``ended``, ``eof`` (a clean end without it), ``cut`` or ``refused``."""
+        """Makes one connection; returns ``ended`` (the batch did), ``eof`` (a clean end), ``cut`` or ``refused``."""
         url = self.urls[self.connections % len(self.urls)]
         self.connections += 1
         path = f"/v1/batches/{self.batch_id}/events?{self.query}"
@@ -62,7 +62,7 @@ class BatchFollower:
             self.comments += parser.comments
 
     async def follow(self) -> Self:
-        """Comes back until the batch has ended."""
+        """Reconnects until the batch has ended."""
         while self.ended is None:
             await self.follow_once()
             if self.ended is None:

@@ -1,4 +1,4 @@
-"""Batches as tests want them: born at the store, their items run by hand."""
+"""Makes batches directly in the store, and runs their items without a worker."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from tests.support.builders import A_REQUEST, an_id, encoded
 from tests.support.store import claim
 
 TENANT = "default"
-"""Whom the API takes a caller without X-Tenant for."""
+"""The tenant of a caller without X-Tenant."""
 
 
 async def a_batch(
@@ -27,7 +27,7 @@ async def a_batch(
     expires_in_s: int = 3600,
     **spec: Any,
 ) -> Batch:
-    """So many lines, ``row-1`` and on; those in ``invalid`` cannot run. Its items wait."""
+    """A batch of ``count`` lines, from ``row-1``; the lines in ``invalid`` cannot run. Its items are queued."""
     batch_id = new_id("batch")
     await runtime.batches.open(batch_id, tenant)
     items: list[NewItem | InvalidItem] = []
@@ -46,18 +46,18 @@ async def a_batch(
 
 
 def a_result(text: str) -> bytes:
-    """As FINISH stores it."""
+    """A result as FINISH stores it."""
     message = {"model": "a-model-20260101", "content": [{"type": "text", "text": text}]}
     return encoded({"text": text, "stop_reason": "end_turn", "message": message})
 
 
 async def succeed(runtime: Runtime, claimed: Claim, text: str = "Hello.") -> None:
-    """It ends with that text, of which the log has nothing."""
+    """Ends the job with that text, without writing the text to the log."""
     await _finish(runtime, claimed, Ending(Step.SUCCEED, a_result(text)))
 
 
 async def fail(runtime: Runtime, claimed: Claim) -> None:
-    """It ends without a result."""
+    """Ends the job without a result."""
     await _finish(runtime, claimed, Ending(Step.FAIL, error=JobError("upstream_error", "The LLM failed.", True)))
 
 
@@ -67,7 +67,7 @@ async def _finish(runtime: Runtime, claimed: Claim, ending: Ending) -> None:
 
 
 async def run_all(runtime: Runtime, text: str = "Hello.") -> list[str]:
-    """Everything that waits succeeds. Returns the ids, in the order in which they ended."""
+    """Ends every queued job with success. Returns their ids in that order."""
     ended: list[str] = []
     while claims := await claim(runtime, 250):
         for claimed in claims:

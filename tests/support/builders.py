@@ -1,4 +1,4 @@
-"""What tests are about, made with as few words as possible: name only what matters to the test."""
+"""Builders with defaults for everything: a test names only what matters to it."""
 
 import itertools
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def a_submission(
     webhook: Webhook | None = None,
     **spec: Any,
 ) -> Submission:
-    """A job about to be born. ``body`` is what its fingerprint is made of; ``spec`` is any other member of JobSpec."""
+    """A job to submit. Its fingerprint is made from ``body``; ``spec`` holds any other members of JobSpec."""
     return Submission(
         id=job_id or an_id(),
         tenant=tenant,
@@ -49,12 +49,12 @@ def a_submission(
 
 
 def a_batch_id() -> str:
-    """Sorts behind every earlier one, as ``an_id``."""
+    """Sorts after every earlier one, as ``an_id`` does."""
     return an_id("batch")
 
 
 def a_webhook(url: str = "https://hooks.example.com/told", *events: EventType, result: bool = False) -> Webhook:
-    """For whatever ends, unless ``events`` are named."""
+    """A webhook for all terminal events, unless ``events`` are named."""
     return Webhook(url, events or tuple(EventType), result)
 
 
@@ -65,33 +65,33 @@ def a_batch_spec(
     webhook: Webhook | None = None,
     **items: Any,
 ) -> BatchSpec:
-    """``items``: members of JobSpec that all items have in common."""
+    """``items``: members of JobSpec that all items share."""
     common = JobSpec(**{"model": "", "priority": ITEM_PRIORITY, **items})
     return BatchSpec(items=common, metadata=metadata or {}, retry_of=retry_of, webhook=webhook)
 
 
 def a_line(line: int, *, custom_id: str | None = None, model: str = "a-model", request: bytes = A_REQUEST) -> NewItem:
-    """A line that can run."""
+    """A valid line."""
     return NewItem(line, an_id(), custom_id or f"item-{line}", model, request)
 
 
 def a_bad_line(line: int, *, custom_id: str | None = None) -> InvalidItem:
-    """A line that cannot."""
+    """An invalid line."""
     return InvalidItem(line, "max_tokens must be a number.", custom_id)
 
 
 def lines(count: int, *, start: int = 1) -> list[NewItem | InvalidItem]:
-    """As many lines that can run."""
+    """``count`` valid lines."""
     return [a_line(number) for number in range(start, start + count)]
 
 
 def an_id(prefix: str = "job") -> str:
-    """An id that sorts behind every earlier one of this process, even within the same millisecond."""
+    """An id that sorts after every earlier one of this process, even in the same millisecond."""
     return f"{new_id(prefix)[: len(prefix) + 11]}{next(_births):016d}"
 
 
 def a_text_delta(text: str, *, index: int = 0) -> tuple[str, bytes]:
-    """Name and data of one piece of text."""
+    """The name and data of a text delta."""
     return "content_block_delta", encoded(
         {"type": "content_block_delta", "index": index, "delta": {"type": "text_delta", "text": text}}
     )
@@ -153,7 +153,7 @@ MESSAGE_STOP: tuple[str, Any] = ("message_stop", {})
 
 
 def wired(events: Sequence[tuple[str, Any]]) -> list[tuple[str, bytes]]:
-    """(name, members) pairs as the upstream sends them: ``type`` repeats the name."""
+    """Encodes (name, members) pairs as the upstream sends them: ``type`` repeats the name."""
     return [(name, encoded({"type": name, **members})) for name, members in events]
 
 

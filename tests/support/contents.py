@@ -1,6 +1,6 @@
-"""All that Redis holds, to look for words in: every name and every value, of whatever type.
+"""Reads every name and every value in Redis, of any type, to search them for words.
 
-Not by DUMP, which packs what it can: a word in it may not be found.
+DUMP would not do: it compresses values, so that a search could miss a word.
 """
 
 from typing import Any, Final
@@ -19,18 +19,18 @@ _READS: Final[dict[bytes, tuple[str, ...]]] = {
 
 
 async def contents(commands: Commands) -> dict[str, bytes]:
-    """The values by key: all their parts, one behind the other."""
+    """By key, all parts of its value, concatenated."""
     found = {}
     for name in await all_keys(commands):
         kind = await commands.call("TYPE", name)
-        if kind != b"none":  # gone meanwhile
+        if kind != b"none":  # it expired meanwhile
             command, *rest = _READS[kind]
             found[name] = b"\n".join(_parts_of(await commands.call(command, name, *rest)))
     return found
 
 
 async def kinds_that_hold(commands: Commands, words: str) -> set[str]:
-    """Of keys in whose name or value these words stand."""
+    """The kinds of keys whose name or value contains the words."""
     found = await contents(commands)
     return {kind_of(name) for name, value in found.items() if words.encode() in name.encode() + b"\n" + value}
 

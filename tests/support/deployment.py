@@ -1,6 +1,6 @@
-"""A whole deployment of real processes on this machine: Redis, the simulator, APIs and workers, each to be killed.
+"""A deployment of real processes on this machine that a test may kill: Redis, the simulator, APIs and workers.
 
-Every process logs at DEBUG into a file of its own; the prompt and the key that it must never write there are canaries.
+Every process logs at DEBUG into its own file. The prompts and the key hold canaries, which must never be in a log.
 """
 
 import asyncio
@@ -36,13 +36,13 @@ CANARY_PROMPT = "kanarienvogel-prompt-7f3a"
 CANARY_KEY = "sk-ant-kanarienvogel-key-91bc"
 CANARY_METADATA = "kanarienvogel-metadata-5c21"
 CANARY_API_KEY = new_key_text("key_" + "0" * 16, "live")
-"""Nobody's, but sent with every job: a key of ours in all but a record."""
+"""Sent with every job; a well-formed API key without a record."""
 CANARIES = ["kanarienvogel", CANARY_API_KEY.rpartition("_")[2][:12]]
-"""What must be in no log, no name of a key in Redis, no command line, and in no answer to whoever did not send it: how the
-others begin, so that one which was cut short is found too. A test appends its own."""
+"""Must be in no log, no Redis key's name, no command line, and no response to anybody who did not send it. Each is only
+the beginning of what is sent, so that a shortened copy is found too. A test may append its own."""
 
 MODEL = "sim-t40-g20-f20"
-"""Forty tokens, 20 ms apart: 0.8 s an answer."""
+"""Forty tokens, 20 ms apart: an answer takes 0.8 s."""
 
 _START_S = 30
 _OF_THE_DEVELOPER = ("ANTHROPIC_", "OPENAI_", "TOKENSPOOL_", "COVERAGE", "PYTEST")
@@ -61,17 +61,17 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Of the running one."""
+        """The id of the running process."""
         return self.child.pid
 
     @property
     def is_running(self) -> bool:
-        """Whether it is there, stopped or not."""
+        """Whether the process exists; true also while it is stopped by SIGSTOP."""
         return self.child.exit_code is None
 
     @property
     def log(self) -> str:
-        """All that it, and those before it under its name, ever wrote."""
+        """The output of this process and of its predecessors with the same name."""
         return self.log_path.read_text(errors="replace")
 
     def lines(self, event: str) -> list[dict[str, Any]]:
@@ -86,20 +86,19 @@ class Process:
         return found
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends it."""
         self.child.signal(number)
 
     def kill(self) -> None:
-        """SIGKILL, and wait."""
+        """Sends SIGKILL and waits for the end."""
         self.child.kill()
 
     async def ended(self, timeout_s: float) -> int:
-        """Its exit code, once it has ended by itself."""
+        """Waits until it has ended by itself; returns its exit code."""
         await wait_until(lambda: not self.is_running, f"the end of {self.name}", timeout_s=timeout_s)
         return self.child.reap()
 
     def stop(self) -> int:
-        """In order, as far as that goes."""
+        """Ends it by SIGTERM; by SIGKILL if that does not work."""
         return self.child.stop(10)
 
 
@@ -109,7 +108,7 @@ class Call:
 
     nonce: str
     number: int
-    """Of this nonce, from 1."""
+    """Counts the calls with this nonce, from 1."""
     started_s: float
     ended: str | None
     ended_s: float | None
@@ -130,29 +129,29 @@ class Deployment:
     directory: Path
     redis: EmbeddedRedis
     settings: dict[str, str]
-    """Of every process, as environment variables."""
+    """Environment variables of every process."""
     simulator_url: str = ""
     apis: list[Api] = field(default_factory=list)
     workers: list[Process] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
-    """All that were ever started."""
+    """All processes started so far."""
     key: str = ""
-    """Shown by those who look at what an API tells, where it asks for one."""
+    """The API key for checking responses, if the API needs one."""
     _numbers: dict[str, int] = field(default_factory=dict)
 
     @property
     def urls(self) -> list[str]:
-        """Of the APIs."""
+        """The URLs of the APIs."""
         return [api.url for api in self.apis]
 
     def begin_api(self, *arguments: str, port: int | None = None, **settings: str) -> Api:
-        """Starts an API; does not wait for it. ``arguments``: of its command."""
+        """Starts an API without waiting for it. ``arguments`` are those of its command."""
         port = port or free_port()
         command = [sys.executable, "-m", "cli", "serve", "--port", str(port), *arguments]
         return self.begin_api_by(command, f"http://127.0.0.1:{port}", **settings)
 
     def begin_api_by(self, command: list[str], url: str, **settings: str) -> Api:
-        """The same by another command, which has it listen there."""
+        """The same with another command, which must listen on ``url``."""
         api = self._begin(Api, "api", command, settings)
         assert isinstance(api, Api)
         api.url = url
@@ -160,13 +159,13 @@ class Deployment:
         return api
 
     def begin_worker(self, *arguments: str, **settings: str) -> Process:
-        """Starts a worker; does not wait for it."""
+        """Starts a worker without waiting for it."""
         worker = self._begin(Process, "worker", [sys.executable, "-m", "cli", "worker", *arguments], settings)
         self.workers.append(worker)
         return worker
 
     async def api_up(self, api: Api) -> None:
-        """Returns once it answers."""
+        """Waits until the API responds."""
 
         async def answers() -> bool:
             try:
@@ -179,7 +178,7 @@ class Deployment:
         await wait_until(answers, f"{api.name}", timeout_s=_START_S)
 
     async def worker_up(self, worker: Process) -> None:
-        """Returns once it takes jobs."""
+        """Waits until the worker takes jobs."""
 
         def started() -> bool:
             assert worker.is_running, worker.log
@@ -188,7 +187,7 @@ class Deployment:
         await wait_until(started, f"{worker.name}", timeout_s=_START_S)
 
     async def make_whole(self, *, apis: int, workers: int) -> None:
-        """At least so many of each run, whatever a test left; Redis too."""
+        """Restarts what the last test killed: Redis, and at least so many APIs and workers run afterwards."""
         if not self.redis.is_running:
             self.redis.restart()
         self.apis = [api for api in self.apis if api.is_running]
@@ -204,7 +203,7 @@ class Deployment:
 
     @contextmanager
     def no_worker_up(self) -> Iterator[None]:
-        """All that are idle now are frozen: cheaper than to stop and start them."""
+        """Freezes the workers, which is faster than stopping and starting them. All must be idle."""
         frozen = list(self.workers)
         for worker in frozen:
             worker.signal(signal.SIGSTOP)
@@ -215,7 +214,7 @@ class Deployment:
                 worker.signal(signal.SIGCONT)
 
     async def calls(self, nonce: str | None = None) -> list[Call]:
-        """The ground truth: every call of the LLM, or those for one nonce."""
+        """Every call of the LLM as the simulator recorded it; only those with the nonce, if one is given."""
         path = "/_simulator/calls" + (f"?nonce={nonce}" if nonce else "")
         async with asking(self.simulator_url, path) as answer:
             lines = (await answer.read()).decode().splitlines()
@@ -235,15 +234,13 @@ class Deployment:
 
     @asynccontextmanager
     async def runtime(self) -> AsyncIterator[Runtime]:
-        """To look into Redis, and to play a process by hand."""
+        """A connection to look into Redis, or to act as a process."""
         settings = load_settings(redis_url=self.redis.url)
         async with open_runtime(settings, process_name="tests", timeout_s=30) as runtime:
             yield runtime
 
     def say_what_leaked(self) -> list[str]:
-        """Where a canary stands: in a log, Redis's own among them, in the name of a key, in a command line, in what an API
-        tells everybody.
-        """
+        """Where it found a canary: in logs (also Redis's), key names, command lines, or responses anybody can get."""
         found = [
             f"{path.name}: {line[:200]}"
             for path in sorted([*self.directory.glob("*.log"), self.redis.log_path])
@@ -259,9 +256,7 @@ class Deployment:
         return found
 
     def _command_lines(self) -> list[str]:
-        """Of our processes and their children. (An environment does hold the key of the upstream: it has to come from
-        somewhere.)
-        """
+        """The command lines of our processes and their children; not their environment, which has the upstream's key."""
         lines = []
         for process in self.processes:
             with contextlib.suppress(psutil.Error):
@@ -270,7 +265,7 @@ class Deployment:
         return lines
 
     def close(self) -> None:
-        """Stops everything, at once."""
+        """Stops all processes at once."""
         for process in self.processes:
             if process.is_running:
                 process.signal(signal.SIGCONT)
@@ -300,7 +295,7 @@ def _has_canary(text: str) -> bool:
 
 
 def _told_to_all(url: str, key: str) -> Iterator[str]:
-    """What is no tenant's own."""
+    """Responses that do not belong to one tenant."""
     headers = {"X-Api-Key": key} if key else {}
     for path in ("/health", "/health/ready", "/metrics", "/openapi.json"):
         with contextlib.suppress(OSError, http.client.HTTPException):  # it may have been killed, or stopped
@@ -315,7 +310,7 @@ def _told_to_all(url: str, key: str) -> Iterator[str]:
 
 
 def _told_by_redis(url: str) -> Iterator[str]:
-    """The names of all keys, what runs, and what ran slowly; not the values, where content belongs."""
+    """The names of all keys, running commands and slow commands; not the values, which do hold content."""
     with contextlib.suppress(redis.exceptions.ConnectionError), redis.Redis.from_url(url, socket_timeout=10) as client:
         for name in client.scan_iter(count=1000):
             yield name.decode(errors="replace")
@@ -325,7 +320,7 @@ def _told_by_redis(url: str) -> Iterator[str]:
 
 @contextmanager
 def a_simulator(directory: Path) -> Iterator[str]:
-    """Its URL. One for several deployments: nonces tell their calls apart."""
+    """Yields its URL. Several deployments can share it: nonces distinguish their calls."""
     log = directory / "simulator.out"
     with log.open("wb") as output:
         child = start_child("simulator", [sys.executable, "-m", "simulator", "--port", "0"], output=output)
@@ -342,7 +337,7 @@ def a_simulator(directory: Path) -> Iterator[str]:
 
 @contextmanager
 def a_deployment(simulator_url: str, **settings: str) -> Iterator[Deployment]:
-    """A Redis, and whatever is started on it. The directory of its logs is kept if a canary stands in one."""
+    """A Redis, and the processes started on it. The directory of logs is kept if a canary was found in one."""
     directory = Path(tempfile.mkdtemp(prefix="tokenspool-chaos-"))
     redis = EmbeddedRedis()
     redis.start()
@@ -365,7 +360,7 @@ def free_port() -> int:
 
 
 async def away(redis: EmbeddedRedis, seconds: float) -> None:
-    """kill -9, nothing for so long, and the same files again."""
+    """Kills Redis with SIGKILL, waits, and starts it again on the same files."""
     redis.kill()
     await asyncio.sleep(seconds)  # the fault itself
     redis.restart()

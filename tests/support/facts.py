@@ -1,4 +1,4 @@
-"""What was measured in a test, told at the end of the run. Bounds in assertions are generous; the figures are here."""
+"""Prints what tests measured at the end of the run. The bounds in assertions are generous; here are the figures."""
 
 from typing import Protocol
 
@@ -7,14 +7,14 @@ from _pytest.terminal import TerminalReporter
 
 
 class Fact(Protocol):
-    """Tells one measured fact."""
+    """Records one measured fact."""
 
     def __call__(self, text: str) -> None: ...
 
 
 @pytest.fixture
 def fact(record_property: "RecordProperty") -> Fact:
-    """Notes a figure for the summary."""
+    """Records a figure for the summary."""
 
     def tell(text: str) -> None:
         record_property("fact", text)
@@ -23,13 +23,13 @@ def fact(record_property: "RecordProperty") -> Fact:
 
 
 class RecordProperty(Protocol):
-    """pytest's own fixture, which also travels from xdist's workers."""
+    """pytest's own fixture; xdist passes its values on from the workers."""
 
     def __call__(self, name: str, value: object) -> None: ...
 
 
 def print_facts(reporter: TerminalReporter, folder: str) -> None:
-    """For ``pytest_terminal_summary``: the facts of the tests below a folder."""
+    """Prints the facts of a folder's tests; for ``pytest_terminal_summary``."""
     lines = [
         f"{report.nodeid.rpartition('::')[2]}: {value}"
         for reports in reporter.stats.values()

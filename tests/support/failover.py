@@ -15,7 +15,7 @@ from tests.support.wait import wait_until
 
 @dataclass
 class Pair:
-    """A primary and its replica, behind ``url``: what a DNS name with a short TTL, or a virtual address, is."""
+    """A primary and its replica behind one ``url``, as behind a DNS name with a short TTL or a virtual address."""
 
     primary: EmbeddedRedis
     replica: EmbeddedRedis
@@ -23,8 +23,9 @@ class Pair:
     target: EmbeddedRedis | None = None
 
     async def fail_over(self, *, is_replicated_back: bool = True) -> None:
-        """The replica is promoted with all that was acknowledged, the address leads to it, and the old primary is demoted:
-        it keeps its connections, answers reads, and refuses writes. ``is_replicated_back``: it hears of the new one.
+        """Promotes the replica, which has all acknowledged writes, and points the address to it. The old primary
+        becomes a replica that keeps its connections, serves reads and refuses writes. ``is_replicated_back``: it
+        follows the new one.
         """
         with asking(self.primary) as old, asking(self.replica) as new:
             old.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
@@ -43,15 +44,15 @@ class Pair:
 
 @contextmanager
 def asking(server: EmbeddedRedis) -> Iterator[Any]:
-    """A client of the one server, whoever the address leads to. (redis-py types its replies for both of its clients at once.)"""
+    """A client of this server, wherever the address points. Any: redis-py's types are unions of sync and async."""
     with redis.Redis.from_url(server.url) as client:
         yield client
 
 
 @asynccontextmanager
 async def a_pair() -> AsyncIterator[Pair]:
-    """In step with each other, and the address leads to the primary."""
-    options = {"repl-diskless-sync-delay": "0"}  # else the first copy begins after 5 s
+    """A replica in sync with its primary; the address points to the primary."""
+    options = {"repl-diskless-sync-delay": "0"}  # otherwise the first sync begins after 5 s
     with EmbeddedRedis(options=options) as primary, EmbeddedRedis(options=options) as replica:
         with asking(replica) as client:
             client.replicaof("127.0.0.1", primary.port)
@@ -63,7 +64,7 @@ async def a_pair() -> AsyncIterator[Pair]:
 
 @asynccontextmanager
 async def _forwarding(pair: Pair) -> AsyncIterator[None]:
-    """A connection stays with the server that it was opened to."""
+    """Forwards connections; each stays with the server to which it was opened."""
     writers: list[asyncio.StreamWriter] = []
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

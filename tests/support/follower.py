@@ -1,6 +1,6 @@
-"""A follower as a browser is one: a raw connection, a parser, and the last event id that a reconnect sends.
+"""Follows a job as a browser does: a raw connection, a parser, and the last event id for the next connection.
 
-It can be cut at any byte. What it saw is kept as a chain of connections, for checks.
+A test can cut it at any byte. It keeps what each of its connections showed.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ _AGAIN_S = 0.05
 
 
 class Cut(Exception):
-    """The connection ended in the middle of the answer."""
+    """The connection ended in the middle of the response."""
 
 
 class Answer:
-    """One HTTP answer over a connection of its own, read piece by piece."""
+    """One HTTP response on its own connection, read piece by piece."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -44,7 +44,7 @@ class Answer:
         self.cut()
 
     def cut(self) -> None:
-        """Closes the connection now, whatever is on its way."""
+        """Aborts the connection."""
         self.writer.transport.abort()
 
     async def read_head(self) -> None:
@@ -60,7 +60,7 @@ class Answer:
         self._left = int(self.headers.get("content-length", 0))
 
     async def read_some(self, most: int = 1 << 16) -> bytes:
-        """A piece of the body; ``b""`` at its clean end. Raises Cut if it ends before that."""
+        """A piece of the body; ``b""`` at its clean end. Raises Cut if the connection ends first."""
         try:
             if self._left == 0:
                 if not self._is_chunked:
@@ -86,7 +86,7 @@ class Answer:
         return b"".join(pieces)
 
     async def json(self) -> Any:
-        """The whole body, decoded."""
+        """The whole body, decoded from JSON."""
         return json.loads(await self.read())
 
 
@@ -100,7 +100,7 @@ async def asking(
     body: Any = None,
     receive_buffer: int | None = None,
 ) -> AsyncIterator[Answer]:
-    """One request on a connection of its own. Raises OSError if nobody listens, Cut if the head never comes."""
+    """Sends one request on a new connection. Raises OSError if nobody listens, Cut if no head arrives."""
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=1 << 20 if receive_buffer is None else receive_buffer)
@@ -131,7 +131,7 @@ async def asking(
 async def ask(
     url: str, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, body: Any = None
 ) -> tuple[int, Any, dict[str, str]]:
-    """Status, decoded body (None if it is empty) and headers."""
+    """Returns the status, the body decoded from JSON (None if it is empty) and the headers."""
     async with asking(url, path, method=method, headers=headers, body=body) as answer:
         content = await answer.read()
         return answer.status, json.loads(content) if content else None, answer.headers
@@ -142,7 +142,7 @@ class Connection:
     """What one connection showed."""
 
     asked_id: str | None
-    """The Last-Event-ID that it was opened with."""
+    """The Last-Event-ID of its request."""
     status: int = 0
     frames: list[Frame] = field(default_factory=list)
     opened_s: float = 0
@@ -152,7 +152,7 @@ class Connection:
 
 @dataclass
 class Follower:
-    """Follows one job, whatever happens to its connections. ``urls``: it comes back at the next one in turn."""
+    """Follows one job over any number of connections. It reconnects to the next of ``urls`` in turn."""
 
     urls: list[str]
     job_id: str
@@ -161,7 +161,7 @@ class Follower:
     last_event_id: str = ""
     connections: list[Connection] = field(default_factory=list)
     at_s: dict[str, float] = field(default_factory=dict)
-    """When each event with an id was first read, by the loop's clock."""
+    """By event id, when it was first read, by the loop's clock."""
     retry_ms: int | None = None
     comments: list[str] = field(default_factory=list)
 
@@ -172,7 +172,7 @@ class Follower:
 
     @property
     def ids(self) -> list[str]:
-        """The ids of all events that have one."""
+        """The ids of all frames that have one."""
         return [frame.id for frame in self.frames if frame.id is not None]
 
     @property
@@ -182,16 +182,16 @@ class Follower:
 
     @property
     def has_ended(self) -> bool:
-        """Whether a terminal event was seen."""
+        """Whether it has seen a terminal event."""
         return self.last is not None and self.last.event in TERMINAL
 
     @property
     def text(self) -> str:
-        """The text as a client would show it now: ``reset`` throws away, ``snapshot`` replaces."""
+        """The text that a client would show now: ``reset`` clears it, ``snapshot`` replaces it."""
         return text_of_frames(self.frames)
 
     async def follow_once(self, *, most_bytes: int | None = None) -> Connection:
-        """One connection, until the terminal event, its end, or so many bytes of body. Never raises for a cut."""
+        """Makes one connection; reads to the terminal event, the end, or ``most_bytes``. Does not raise Cut."""
         url = self.urls[len(self.connections) % len(self.urls)]
         connection = Connection(self.last_event_id or None, opened_s=asyncio.get_running_loop().time())
         self.connections.append(connection)
@@ -212,7 +212,7 @@ class Follower:
         return connection
 
     async def follow(self, *, again_s: float = _AGAIN_S) -> Self:
-        """Comes back until the terminal event was seen."""
+        """Reconnects until it has seen the terminal event."""
         while not self.has_ended:
             connection = await self.follow_once()
             if connection.status == 204:
@@ -249,7 +249,7 @@ class Follower:
 
 
 async def following(follower: Follower, *, is_waiting: bool = False) -> asyncio.Task[Follower]:
-    """Follows from now on; returns once it has its place: an event of the log. ``is_waiting``: there is none yet."""
+    """Starts to follow; returns after the first event of the log (``is_waiting``: after any frame; the log is empty)."""
     task = asyncio.create_task(follower.follow(), name="follower")
     await wait_until(
         lambda: bool(follower.frames if is_waiting else follower.ids) or task.done(), "the follower's first event"
@@ -258,7 +258,7 @@ async def following(follower: Follower, *, is_waiting: bool = False) -> asyncio.
 
 
 def text_of_frames(frames: list[Frame]) -> str:
-    """What a client shows after these frames, of either format."""
+    """The text that a client shows after these frames, of either format."""
     text = ""
     for frame in frames:
         match frame.event:

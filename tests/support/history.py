@@ -1,8 +1,9 @@
-"""What happened in a chaos test, as its clients saw it, and the invariants that must hold whatever was killed.
+"""Records what clients saw in a chaos test, and checks the invariants, whatever was killed.
 
-I1 every acknowledged job ends, once. I2 an end is for ever, and states never go back. I4 one job for one
-Idempotency-Key. I5 followers see every event once, in order. I6 the result is what was streamed, of one attempt and of
-this job alone. I7 no older claim writes behind a newer one. I9 no more calls of the LLM than attempts that were allowed.
+I1 every acknowledged job ends exactly once. I2 terminal states are final, and states never go back. I4 one
+Idempotency-Key makes one job. I5 followers see every event once, in order. I6 the result is the streamed text of one
+attempt of this job. I7 an older claim never writes after a newer one. I9 there are no more calls of the LLM than
+allowed attempts. I14 no queue or lease holds anything of an ended job.
 """
 
 import asyncio
@@ -22,12 +23,12 @@ from tests.support.sse_frames import Frame
 from tests.support.story import assert_tells, id_of, text_of_log
 
 _RANKS = {"queued": 0, "running": 0} | dict.fromkeys(TERMINAL, 1)
-"""A job may go from running back to queued; from an end nowhere."""
+"""A job may go from running back to queued, but never back from a terminal state."""
 
 
 @dataclass
 class Submitted:
-    """A job that was acknowledged."""
+    """A job whose submit was acknowledged."""
 
     id: str
     nonce: str
@@ -35,7 +36,7 @@ class Submitted:
     allowed_calls: int
     acknowledged_s: float
     cancelled_s: float | None = None
-    """When a cancel was acknowledged."""
+    """When its cancel was acknowledged."""
 
 
 @dataclass
@@ -48,10 +49,10 @@ class History:
     followers: list[Follower] = field(default_factory=list)
     tasks: list[asyncio.Task[Follower]] = field(default_factory=list)
     states: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)
-    """By job: when a read began and ended, and what it said."""
+    """By job, for each read: when it began, when it ended, and the status."""
     by_key: dict[str, set[str]] = field(default_factory=dict)
     refused: Counter[int] = field(default_factory=Counter)
-    """Submits by the status that refused them; 0 for a broken connection."""
+    """Refused submits by HTTP status; 0 for a broken connection."""
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
     async def submit(
@@ -66,7 +67,7 @@ class History:
         model: str | None = None,
         **job: Any,
     ) -> Submitted | None:
-        """A new job, or None if it was refused or its fate is unknown."""
+        """Submits a job; None if it was refused or the connection broke."""
         nonce = nonce or f"{self.name}-{next(self._numbers)}"
         headers = {"X-Tenant": tenant, "X-Api-Key": CANARY_API_KEY} | ({"Idempotency-Key": key} if key else {})
         body: dict[str, Any] = {
@@ -92,14 +93,14 @@ class History:
         )
 
     async def submit_many(self, count: int, words: str = "", **more: Any) -> list[Submitted]:
-        """So many; none may be refused."""
+        """Submits ``count`` jobs, of which none may be refused."""
         found = await asyncio.gather(*[self.submit(words, **more) for _ in range(count)])
         jobs = [job for job in found if job is not None]
         assert len(jobs) == count, self.refused
         return jobs
 
     def follow(self, job: Submitted, *, form: str = "text", urls: Sequence[str] = ()) -> asyncio.Task[Follower]:
-        """Somebody follows to the end, over all APIs in turn."""
+        """Starts a follower that reads to the end, over all APIs in turn."""
         follower = Follower(list(urls) or self.deployment.urls, job.id, form=form, tenant=job.tenant)
         self.followers.append(follower)
         task = asyncio.create_task(follower.follow(), name=f"follower of {job.nonce}")
@@ -107,7 +108,7 @@ class History:
         return task
 
     async def read(self, job: Submitted, *, url: str | None = None) -> dict[str, Any] | None:
-        """The job as it stands, or None if nobody answers."""
+        """The job's current state, or None if no API responds."""
         began_s = time.monotonic()
         try:
             status, answer, _ = await ask(
@@ -123,7 +124,7 @@ class History:
         return found
 
     async def cancel(self, job: Submitted) -> dict[str, Any]:
-        """Ends it."""
+        """Cancels the job."""
         status, answer, _ = await ask(
             self.deployment.urls[0], f"/v1/jobs/{job.id}/cancel", method="POST", headers={"X-Tenant": job.tenant}
         )
@@ -134,7 +135,7 @@ class History:
         return found
 
     async def all_ended(self, *, timeout_s: float = 30) -> dict[str, dict[str, Any]]:
-        """Waits for the end of every job; by id, as they ended."""
+        """Waits for the end of every job; returns them by id."""
         ended: dict[str, dict[str, Any]] = {}
 
         async def look() -> bool:
@@ -153,7 +154,7 @@ class History:
         return ended
 
     async def all_followed(self, *, timeout_s: float = 30) -> None:
-        """Waits until every follower saw the end of its job."""
+        """Waits until every follower has seen the end of its job."""
         if self.tasks:
             _, late = await asyncio.wait(self.tasks, timeout=timeout_s)
             for task in self.tasks:
@@ -163,7 +164,7 @@ class History:
             assert not lost, f"{len(lost)} followers saw no end; one saw {lost[0].ids[-3:]} of {lost[0].job_id}"
 
     async def check(self, *, timeout_s: float = 30, followers: bool = True) -> dict[str, dict[str, Any]]:
-        """All invariants, once everything that will happen has happened. Returns the jobs as they ended."""
+        """Waits for the end of all jobs and followers, then checks all invariants. Returns the ended jobs."""
         ended = await self.all_ended(timeout_s=timeout_s)
         if followers:
             await self.all_followed(timeout_s=timeout_s)
@@ -179,7 +180,7 @@ class History:
                 for follower in self.followers:
                     if follower.job_id == job.id:
                         self._check_follower(follower, ended[job.id], log)
-            for url in self.deployment.urls:  # I2: the same for ever, and from everywhere
+            for url in self.deployment.urls:  # I2: every API says the same
                 for again in await asyncio.gather(*[self.read(job, url=url) for job in self.jobs.values()]):
                     assert again is None or again == ended[again["id"]]
             await self._check_bookkeeping(runtime)
@@ -218,7 +219,7 @@ class History:
             assert all(call.started_s <= job.cancelled_s for call in calls), f"I9: {job.nonce} called behind its cancel"
 
     def _check_follower(self, follower: Follower, ended: dict[str, Any], log: Sequence[Event]) -> None:
-        if not log:  # it never ran: only its end is told
+        if not log:  # the job never ran: followers see only its end
             assert [frame.event for frame in follower.frames if frame.id] == [ended["status"]]
             return
         first = next(frame for frame in follower.frames if frame.id is not None)
@@ -236,7 +237,7 @@ class History:
                     assert _RANKS[state] == 0 or state == later, f"I2: {job_id} was {state}, then {later}"
 
     async def _check_bookkeeping(self, runtime: Runtime) -> None:
-        """I14: nothing of these jobs is left in any queue or lease."""
+        """I14."""
         for kind in ("waiting", "deferred", "running"):
             for job in self.jobs.values():
                 assert await runtime._commands.call("ZSCORE", f"ts:{{0}}:{kind}", job.id) is None, (

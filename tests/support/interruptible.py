@@ -1,7 +1,7 @@
-"""A child that a Ctrl-C reaches, whoever runs the tests.
+"""Runs a child process that Ctrl-C reaches, however the tests were started.
 
-A process that was started with SIGINT ignored (a job in the background of a shell, `trap '' INT`, some CI runners) hands that
-on to its children, and a command of ours rightly keeps to it: whoever ignores SIGINT for it means that.
+A process started with SIGINT ignored (in the background of a shell, after `trap '' INT`, by some CI runners) passes
+that on to its children, and our commands keep an inherited SIG_IGN on purpose.
 """
 
 import sys
@@ -11,4 +11,4 @@ INTERRUPTIBLE: Final = (
     *(sys.executable, "-I", "-S", "-c"),
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])",
 )
-"""Stands before a command, whose first word is a path."""
+"""Put before a command, whose first word must be a path."""

@@ -1,11 +1,11 @@
-"""Steps that the tests of limits share. Redis's clock cannot be moved: the buckets of a window are."""
+"""Steps that the tests of limits share. They cannot move Redis's clock, so they move a window's buckets."""
 
 from shared.store import redis_keys
 from shared.store.runtime import Runtime
 
 BUCKET_MS = 500
 WINDOW_MS = 121 * BUCKET_MS
-"""For so long a bucket is counted at most."""
+"""The longest time for which a bucket counts."""
 
 A_DOLLAR = 1_000_000_000
 TENANT = "tenant:tenant-a"
@@ -13,7 +13,7 @@ KEY = "key:key-1"
 
 
 async def age(runtime: Runtime, window: str, by_ms: int) -> None:
-    """As if all that a window holds had been counted so much earlier (rounded up to whole buckets)."""
+    """Moves all buckets of a window into the past, by ``by_ms`` rounded up to whole buckets."""
     call = runtime._commands.call
     buckets = -(-by_ms // BUCKET_MS)
     found = await call("HGETALL", window)
@@ -29,7 +29,7 @@ async def age(runtime: Runtime, window: str, by_ms: int) -> None:
 
 
 async def counted(runtime: Runtime, owner: str) -> tuple[int, int]:
-    """The requests and tokens of an owner's window, whose sums must be those of its buckets."""
+    """The requests and tokens of an owner's window; asserts that they are the sums of its buckets."""
     found = await runtime._commands.call("HGETALL", redis_keys.pace(owner))
     fields = {name.decode(): value.decode() for name, value in zip(found[::2], found[1::2], strict=True)}
     _, _, requests, tokens = map(int, fields.pop("head", "0 0 0 0").split())
@@ -39,6 +39,6 @@ async def counted(runtime: Runtime, owner: str) -> tuple[int, int]:
 
 
 async def spent(runtime: Runtime, owner: str) -> list[int]:
-    """What an owner's calls cost: of each day and month that is kept, whichever they are."""
+    """The cost of an owner's calls in each stored day and month."""
     names = sorted(await runtime._commands.call("KEYS", redis_keys.spend(owner, "*")))
     return [int(await runtime._commands.call("GET", name)) for name in names]

@@ -1,4 +1,4 @@
-"""A test talks to this machine alone: whatever reaches for the network fails at once, and says so."""
+"""Keeps tests on this machine: any attempt to reach the network fails at once with a clear error."""
 
 import ipaddress
 import socket
@@ -11,7 +11,7 @@ _LOCAL_NAMES = frozenset({"", "localhost", "localhost.localdomain", "ip6-localho
 
 
 class OutsideWorld(RuntimeError):
-    """Not an OSError, so that no retry loop takes it for a network that is down."""
+    """Not an OSError, because a retry loop would treat that as a network failure."""
 
 
 def is_local(host: object) -> bool:
@@ -30,7 +30,7 @@ def is_local(host: object) -> bool:
 
 @contextmanager
 def only_loopback() -> Iterator[None]:
-    """While it lasts, sockets of this process connect, send and resolve on this machine only."""
+    """In the block, sockets of this process can connect, send and resolve on this machine only."""
     connect, connect_ex, sendto, resolve = (
         socket.socket.connect,
         socket.socket.connect_ex,

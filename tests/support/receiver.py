@@ -1,4 +1,4 @@
-"""Somebody who is told: a server on a real socket that keeps what it was sent, and answers as a test wants."""
+"""A webhook receiver: a server on a real socket that keeps the requests, and responds as a test wants."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ import msgspec
 from standardwebhooks.webhooks import Webhook as Verifier
 
 Answer = bytes | None
-"""What is written back; None: nothing, for ever."""
+"""The bytes of a response; None: never respond."""
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -28,24 +28,24 @@ class Told(msgspec.Struct, frozen=True):
 
     @property
     def subject(self) -> str:
-        """The job or batch that it tells of."""
+        """The id of the job or batch that it is about."""
         data = msgspec.json.decode(self.body)["data"]
         return str(data.get("job_id", data.get("batch_id")))
 
     def verified_by(self, secret: str) -> Any:
-        """The body, if the receiver's own copy of the library believes it. Raises WebhookVerificationError."""
+        """The body, verified by the standardwebhooks library. Raises WebhookVerificationError."""
         return Verifier(secret).verify(self.body, self.headers)
 
 
 def answer(status: int, **headers: str) -> bytes:
-    """A whole answer without a body."""
+    """A response without a body."""
     lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items()]
     return f"HTTP/1.1 {status} x\r\ncontent-length: 0\r\n{''.join(lines)}\r\n".encode()
 
 
 @dataclass
 class Receiver:
-    """Answers 204 unless told otherwise."""
+    """Responds with 204, unless a test sets other responses."""
 
     url: str
     told: list[Told] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Receiver:
     answer_to: Callable[[Told], Answer] = lambda _: answer(204)
 
     def answers(self, *answers: Answer) -> None:
-        """In this order; afterwards 204."""
+        """Sets the next responses, in order; after them, 204."""
         coming = iter(answers)
         self.answer_to = lambda _: next(coming, answer(204))
 
@@ -67,7 +67,7 @@ class Receiver:
             self.told.append(told := Told(request.split(" ")[1], headers, body, time.monotonic()))
             reply = self.answer_to(told)
             if reply is None:
-                await reader.read()  # until the other side gives up
+                await reader.read()  # until the sender gives up
             else:
                 writer.write(reply)
                 await writer.drain()
@@ -75,7 +75,7 @@ class Receiver:
 
 @contextlib.asynccontextmanager
 async def receiving() -> AsyncIterator[Receiver]:
-    """On loopback, on a free port, until the end of the block."""
+    """A receiver on a free loopback port."""
     receiver = Receiver("")
     handlers: set[asyncio.Task[None]] = set()
 

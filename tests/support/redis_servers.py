@@ -1,4 +1,4 @@
-"""Redis as the tests see it: fakeredis, or a real server, behind the same few words."""
+"""The Redis under test: fakeredis or a real server, behind one interface."""
 
 import os
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ FAKE_URL = "redis://fakeredis.invalid:6379/0"
 
 @dataclass(frozen=True)
 class RedisUnderTest:
-    """An empty Redis. ``url`` leads nowhere for fakeredis: connections come from ``make_connection``."""
+    """An empty Redis. For fakeredis nothing listens at ``url``: ``make_connection`` makes the connections."""
 
     url: str
     fake: FakeServer | None = None
@@ -35,24 +35,24 @@ class RedisUnderTest:
 
     @property
     def is_real(self) -> bool:
-        """Whether a server process is behind it."""
+        """Whether it is a server process."""
         return self.fake is None
 
 
 def a_fake_redis() -> RedisUnderTest:
-    """A new, empty fakeredis of this test alone."""
+    """A new, empty fakeredis."""
     return RedisUnderTest(FAKE_URL, FakeServer(version=(7,)))
 
 
 def an_emptied_redis(url: str) -> RedisUnderTest:
-    """The database behind ``url``, emptied."""
+    """The database at ``url``, emptied."""
     with redis.Redis.from_url(url) as client:
         client.flushdb()
     return RedisUnderTest(url)
 
 
 def own_database(url: str) -> str:
-    """``url`` with a database for this process alone: under xdist each worker empties its own."""
+    """``url`` with a database number of this process's own, because each of xdist's workers empties its database."""
     number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     parts = urlsplit(url)
     if parts.scheme == "unix":
@@ -61,4 +61,4 @@ def own_database(url: str) -> str:
 
 
 on_real_redis = pytest.mark.parametrize("redis_under_test", ["real"], indirect=True)
-"""For what fakeredis has not: memory, drops, or thousands of jobs in a second."""
+"""For what fakeredis does not have: a memory limit, dropped connections, or the speed for thousands of jobs."""

@@ -1,4 +1,4 @@
-"""Programs with the official SDK that ask for one answer after the other, and what became of each."""
+"""Programs with the official SDK that make one call after another, and the outcome of each call."""
 
 import asyncio
 import contextlib
@@ -14,25 +14,25 @@ from tests.support.deployment import MODEL, Deployment
 
 @dataclass
 class SdkLoad:
-    """No call has an Idempotency-Key; the SDK repeats by itself what it may."""
+    """No call has an Idempotency-Key; the SDK makes its own retries."""
 
     base_url: str
     name: str
-    """Begins the nonces of its calls."""
+    """The prefix of its calls' nonces."""
     words: str
-    """What the simulator is told."""
+    """The simulator's words in each prompt."""
     tokens: int
-    """Of each answer."""
+    """Tokens in each answer."""
     whole: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
-    """The nonce, and what the SDK raised."""
+    """The nonce and the SDK's exception, for each failed call."""
     longest_s: float = 0.0
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
     _is_over: bool = False
 
     @contextlib.asynccontextmanager
     async def running(self, *, streams: int, plain: int) -> AsyncIterator["SdkLoad"]:
-        """So many programs of each kind call until the end of the block, and end the calls that they have begun."""
+        """Runs so many programs of each kind until the end of the block, where they finish their last calls."""
         async with AsyncAnthropic(base_url=self.base_url, api_key="none") as client:
             tasks = [asyncio.create_task(self._repeat(client, is_streamed=True)) for _ in range(streams)]
             tasks += [asyncio.create_task(self._repeat(client, is_streamed=False)) for _ in range(plain)]
@@ -43,7 +43,7 @@ class SdkLoad:
                 await asyncio.gather(*tasks)
 
     async def bought_twice(self, deployment: Deployment) -> list[str]:
-        """Nonces of answers for which the LLM was called more than once."""
+        """The nonces for which the LLM was called more than once."""
         calls = [call.nonce for call in await deployment.calls() if call.nonce.startswith(self.name)]
         return sorted({nonce for nonce in calls if calls.count(nonce) > 1})
 

@@ -1,4 +1,4 @@
-"""The API as it is served, in the test's own loop: real uvicorn, real sockets, a real Redis."""
+"""Serves the API in the test's own event loop, with uvicorn, real sockets and a real Redis."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """None."""
+        """Captures none."""
         yield
 
 
@@ -37,15 +37,14 @@ class Served:
 
     @property
     def relay(self) -> Relay:
-        """To look inside."""
         return self.api.relay
 
 
 @contextlib.asynccontextmanager
 async def serving(redis_url: str, *, bounds: Bounds | None = None, **settings: Any) -> AsyncIterator[Served]:
-    """An API on a free port of this machine; ``settings`` are members of Settings. Stops as under SIGTERM.
+    """An API on a free port; ``settings`` are members of Settings. It stops as after SIGTERM.
 
-    ``bounds``: of its connections, where the usual ones are too wide for a test.
+    ``bounds`` limit its connections, if the usual limits are too wide for a test.
     """
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

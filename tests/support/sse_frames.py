@@ -1,6 +1,6 @@
-"""Server-sent events out of bytes, by the letter of the WHATWG HTML standard (section 9.2.6), for the tests alone.
+"""Parses server-sent events exactly as the WHATWG HTML standard (section 9.2.6) says.
 
-Slow and plain on purpose: it shares nothing with the parsers of the product, which it judges.
+Slow and simple on purpose, and without the product's own parsers: tests compare those to this one.
 """
 
 from typing import NamedTuple
@@ -12,11 +12,11 @@ class Frame(NamedTuple):
     event: str
     data: str
     id: str | None
-    """The id that stood in this very frame."""
+    """The id in this frame itself."""
 
 
 class SseFrames:
-    """Feed it bytes, cut anywhere; it gives the frames that they complete. Comments and ``retry`` are kept."""
+    """Takes bytes, cut anywhere, and returns the frames that they complete. Keeps comments and ``retry``."""
 
     def __init__(self) -> None:
         self.last_event_id = ""

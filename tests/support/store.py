@@ -1,7 +1,7 @@
-"""Steps and looks that the tests of the store share.
+"""Steps and checks that the tests of the store share.
 
-The scripts know one clock, Redis's own; so a test does not wait for a lease or a due time but moves the score that
-holds it.
+The scripts read Redis's clock only. So a test does not wait for a lease or a due time, but changes the score that
+stores it.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ _marks = itertools.count()
 
 
 async def submit(runtime: Runtime, *, expires_in_s: int = 3600, **members: Any) -> Submission:
-    """A new job stands."""
+    """Submits a job."""
     submission = a_submission(**members)
     await runtime.jobs.submit(submission, expires_in_s=expires_in_s)
     return submission
 
 
 async def submit_many(runtime: Runtime, count: int, **members: Any) -> list[str]:
-    """As many new jobs, in order. Returns their ids."""
+    """Submits ``count`` jobs; returns their ids in order."""
     submissions = [a_submission(**members) for _ in range(count)]
     for start in range(0, count, 500):
         calls = [runtime.jobs.submit(submission, expires_in_s=3600) for submission in submissions[start : start + 500]]
@@ -49,7 +49,7 @@ async def submit_many(runtime: Runtime, count: int, **members: Any) -> list[str]
 
 
 class Begun(NamedTuple):
-    """A batch as it was sent."""
+    """A batch and its lines."""
 
     id: str
     tenant: str
@@ -57,7 +57,7 @@ class Begun(NamedTuple):
 
     @property
     def job_ids(self) -> list[str]:
-        """Of the lines that can run, in order."""
+        """The jobs of the valid lines, in order."""
         return [line.job_id for line in self.lines if isinstance(line, NewItem)]
 
 
@@ -70,7 +70,7 @@ async def receive(
     key_id: str = "",
     key_limits: CallerLimits = NO_LIMITS,
 ) -> Begun:
-    """A batch whose body has come in whole, and is not started. ``items``: its lines, or how many that can run."""
+    """Stores a batch's whole body without starting it. ``items``: its lines, or a number of valid lines."""
     begun = Begun(a_batch_id(), tenant, lines(items) if isinstance(items, int) else items)
     key: dict[str, Any] = {"key_id": key_id, "key_limits": key_limits}
     await runtime.batches.open(begun.id, tenant, **key)
@@ -89,7 +89,7 @@ async def begin(
     key_limits: CallerLimits = NO_LIMITS,
     **spec: Any,
 ) -> str:
-    """START of what was received; ``advance`` is the test's. ``spec``: as a_batch_spec() takes it."""
+    """Starts a received batch; the test calls ``advance``. ``spec``: arguments of a_batch_spec()."""
     started = await runtime.batches.start(
         begun.id,
         begun.tenant,
@@ -111,7 +111,7 @@ async def start_batch(
     key_limits: CallerLimits = NO_LIMITS,
     **how: Any,
 ) -> Begun:
-    """A batch whose items all wait. ``how``: as begin() takes it."""
+    """A batch whose items are all queued. ``how``: arguments of begin()."""
     begun = await receive(runtime, items, tenant=tenant, key_id=key_id, key_limits=key_limits)
     assert await begin(runtime, begun, key_id=key_id, key_limits=key_limits, **how) == begun.id
     await runtime.batches.advance_all(begun.id)
@@ -124,7 +124,7 @@ async def batch_of(runtime: Runtime, begun: Begun) -> Batch:
 
 
 async def counts_of(runtime: Runtime, begun: Begun) -> dict[str, int]:
-    """Those that are not 0, but for the total."""
+    """The batch's counts that are not 0, without the total."""
     counts = (await batch_of(runtime, begun)).counts
     found = {name: getattr(counts, name) for name in counts.__struct_fields__}
     assert found.pop("total") == sum(found.values())
@@ -132,7 +132,7 @@ async def counts_of(runtime: Runtime, begun: Begun) -> dict[str, int]:
 
 
 async def make_batch_due(runtime: Runtime, *batch_ids: str) -> None:
-    """As if whoever was at these batches had fallen silent."""
+    """Makes these batches due, as if the process that worked on them had stopped."""
     for batch_id in batch_ids:
         await runtime._commands.call("ZADD", redis_keys.plain("due"), "XX", 1, batch_id)
 
@@ -140,13 +140,13 @@ async def make_batch_due(runtime: Runtime, *batch_ids: str) -> None:
 async def claim(
     runtime: Runtime, count: int = 1, *, worker: str = "worker-1", low_count: int = 500, takes_suspect: bool = True
 ) -> list[Claim]:
-    """Up to ``count`` jobs."""
+    """Claims up to ``count`` jobs."""
     claims, _ = await runtime.queue.claim(worker, count=count, low_count=low_count, takes_suspect=takes_suspect)
     return claims
 
 
 async def claim_one(runtime: Runtime, *, worker: str = "worker-1") -> Claim:
-    """The next job."""
+    """Claims the next job."""
     (found,) = await claim(runtime, worker=worker)
     return found
 
@@ -162,7 +162,7 @@ async def start(runtime: Runtime, *, worker: str = "worker-1", **members: Any) -
 async def append(
     runtime: Runtime, claimed: Claim, *events: tuple[str, bytes], seq: int | None = None, published: bool = True
 ) -> int:
-    """Appends behind what CLAIM wrote, or at ``seq``."""
+    """Appends after CLAIM's events, or at ``seq``."""
     reply: int = await runtime.log.append(
         claimed.id, claimed.epoch, claimed.next_seq if seq is None else seq, events, published=published
     )
@@ -170,30 +170,30 @@ async def append(
 
 
 async def finish(runtime: Runtime, claimed: Claim, ending: Ending = SUCCESS, *, seq: int | None = None) -> FinishReply:
-    """Ends the job right behind what CLAIM wrote, or at ``seq``."""
+    """Ends the job directly after CLAIM's events, or at ``seq``."""
     return await runtime.queue.finish(claimed, ending, seq=claimed.next_seq if seq is None else seq)
 
 
 async def succeed(runtime: Runtime, **members: Any) -> Claim:
-    """A new job that has succeeded, in an otherwise idle queue."""
+    """A new job that has succeeded; the queue must be empty."""
     claimed = await start(runtime, **members)
     assert (await finish(runtime, claimed)).outcome is Finished.ENDED
     return claimed
 
 
 async def confirm(runtime: Runtime, claimed: Claim) -> None:
-    """The worker renews for the first time: the claim has started."""
+    """Renews the lease for the first time, which confirms that the worker has started the job."""
     assert await runtime.queue.renew([(claimed.id, claimed.epoch)]) == []
 
 
 async def expire_leases(runtime: Runtime, *job_ids: str) -> None:
-    """As if the worker had been silent for a lease while others were not."""
+    """Lets the leases expire, as if only their worker had been silent."""
     for job_id in job_ids:
         await runtime._commands.call("ZADD", redis_keys.plain("running"), "XX", 1, job_id)
 
 
 async def lose(runtime: Runtime, claimed: Claim, *, confirmed: bool = True) -> Reaped:
-    """The worker dies, after or before it confirmed the start, and the job is taken from it."""
+    """Reaps the job, as if its worker had died after (or before, if not ``confirmed``) it confirmed the start."""
     if confirmed:
         await confirm(runtime, claimed)
     await expire_leases(runtime, claimed.id)
@@ -201,7 +201,7 @@ async def lose(runtime: Runtime, claimed: Claim, *, confirmed: bool = True) -> R
 
 
 async def roll_back_log(runtime: Runtime, job_id: str, keep: int) -> None:
-    """As after a power loss: the log holds its first ``keep`` events and knows of no others."""
+    """Cuts the log to its first ``keep`` events, as after a power loss."""
     events = await runtime.log.read(job_id, count=keep)
     await runtime._commands.call("DEL", redis_keys.log(job_id))
     for event in events:
@@ -209,20 +209,20 @@ async def roll_back_log(runtime: Runtime, job_id: str, keep: int) -> None:
 
 
 async def start_earlier(runtime: Runtime, claimed: Claim, by_ms: int) -> int:
-    """As if the job had started that long ago. Returns when."""
+    """Moves the job's start into the past; returns the new start."""
     started_ms = claimed.started_ms - by_ms
     await runtime._commands.call("HSET", redis_keys.job(claimed.id), "started_ms", started_ms)
     return started_ms
 
 
 async def make_due(runtime: Runtime, *job_ids: str) -> None:
-    """The time that these jobs were deferred to has come."""
+    """Makes deferred jobs due now."""
     for job_id in job_ids:
         await runtime._commands.call("ZADD", redis_keys.plain("deferred"), "XX", 1, job_id)
 
 
 async def make_overdue(runtime: Runtime, *job_ids: str) -> None:
-    """These waiting jobs have waited for too long: by the queue's score, and by their records."""
+    """Makes waiting jobs overdue, in the queue's score and in their records."""
     for job_id in job_ids:
         if await runtime._commands.call("ZSCORE", redis_keys.plain("waiting"), job_id) is None:
             continue
@@ -232,7 +232,7 @@ async def make_overdue(runtime: Runtime, *job_ids: str) -> None:
 
 
 async def age_alive(runtime: Runtime, by_ms: int) -> None:
-    """As if no worker had called for that long."""
+    """Moves the workers' last sign of life into the past."""
     seen_ms = int(await runtime._commands.call("GET", redis_keys.plain("alive")))
     await runtime._commands.call("SET", redis_keys.plain("alive"), seen_ms - by_ms, "EX", 3600)
 
@@ -243,12 +243,12 @@ async def job_of(runtime: Runtime, job_id: str, tenant: str = "tenant-a", *, wit
 
 
 async def state_of(runtime: Runtime, job_id: str) -> JobState:
-    """Straight from the record, without the look that ends an overdue job."""
+    """The state in the record; unlike a read, this does not end an overdue job."""
     return JobState((await runtime._commands.call("HGET", redis_keys.job(job_id), "state")).decode())
 
 
 async def record_of(runtime: Runtime, job_id: str) -> dict[bytes, bytes]:
-    """Every field of a record, as it is stored."""
+    """Every field of a record, as stored."""
     flat = await runtime._commands.call("HGETALL", redis_keys.job(job_id))
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
@@ -259,20 +259,19 @@ async def names_in_log(runtime: Runtime, job_id: str) -> list[str]:
 
 
 async def ttl_ms(runtime: Runtime, key: str) -> int | None:
-    """Milliseconds that a key has left, or None if it lives for ever. The key must be there."""
+    """A key's TTL, or None if it has none. The key must exist."""
     left: int = await runtime._commands.call("PTTL", key)
     assert left != -2, f"{key} is not there"
     return None if left == -1 else left
 
 
 async def now_ms(runtime: Runtime) -> int:
-    """By Redis's clock."""
+    """Redis's clock."""
     seconds, microseconds = await runtime._commands.call("TIME")
     return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 async def all_keys(commands: Commands) -> list[str]:
-    """Every key there is."""
     found: set[str] = set()
     cursor: Any = 0
     while True:
@@ -292,7 +291,7 @@ def kind_of(key: str) -> str:
 
 
 async def keys_that_leak(commands: Commands) -> list[str]:
-    """The keys that live for ever although redis_keys.py does not say that they may, each with the reason why not."""
+    """The keys without a TTL that redis_keys.py does not allow, each with the reason."""
     leaks = []
     names = await all_keys(commands)
     lifetimes = [commands.call("PTTL", name) for name in names]
@@ -319,7 +318,7 @@ async def _has_ended(commands: Commands, name: str) -> bool:
     if owner.startswith("batch_"):
         return await _batch_has_ended(commands, owner)
     state, batch_id = await commands.call("HMGET", redis_keys.job(owner), "state", "batch")
-    if state is None and batch_id is not None:  # it was received, and waits for the start of its batch
+    if state is None and batch_id is not None:  # received, but its batch has not started
         return await _batch_has_ended(commands, batch_id.decode())
     return state is None or state.decode() in TERMINAL_STATES
 
@@ -330,7 +329,7 @@ async def _batch_has_ended(commands: Commands, batch_id: str) -> bool:
 
 
 class Heard:
-    """What one channel said, in order."""
+    """The messages of one channel, in order."""
 
     def __init__(self, runtime: Runtime, channel: str) -> None:
         self.messages: list[bytes] = []
@@ -338,20 +337,20 @@ class Heard:
         self._channel = channel
 
     async def all(self) -> list[bytes]:
-        """Everything published up to now: a mark is sent behind it, and waited for."""
+        """Everything published so far: publishes a marker and waits for it."""
         mark = f"mark {next(_marks)}".encode()
         await self._runtime._commands.call("PUBLISH", self._channel, mark)
         await wait_until(lambda: mark in self.messages, f"the mark on {self._channel}")
         return [message for message in self.messages if not message.startswith(b"mark ")]
 
     async def events(self) -> list[Event]:
-        """As ``all``, decoded."""
+        """The same as ``all``, decoded."""
         return [event for message in await self.all() for event in decode_published(message)]
 
 
 @contextlib.asynccontextmanager
 async def listening(runtime: Runtime, channel: str) -> AsyncIterator[Heard]:
-    """Hears one channel from now on."""
+    """Subscribes to one channel."""
     heard = Heard(runtime, channel)
     async with runtime.subscriber(
         on_message=lambda _, message: heard.messages.append(message), on_confirmed=lambda _: None
@@ -367,11 +366,11 @@ async def members(runtime: Runtime, key: str) -> list[str]:
 
 
 async def assert_consistent(runtime: Runtime, job_ids: Iterable[str] = ()) -> None:
-    """The bookkeeping agrees with the records: what ``leave`` and ``put_back`` promise, for every job at once.
+    """Checks for every job that the bookkeeping matches the records, as ``leave`` and ``put_back`` promise.
 
-    The items of batches need not be named: their batches name them.
+    Items of batches need not be named: their batches name them.
     """
-    # Asked for together: few round trips in all, for a test that looks after every step.
+    # All in a few round trips, for tests that check after every step.
     commands = runtime._commands
     names = await all_keys(commands)
     batches = await asyncio.gather(*(_books_of(runtime, name) for name in names if kind_of(name) == "batch"))
@@ -439,7 +438,7 @@ async def _assert_use_is_counted(
     batches: Sequence["_Books"],
     names: Sequence[str],
 ) -> None:
-    """What limits look at: the jobs that wait, or are about to in a batch that stands, and the running ones of capped keys."""
+    """Checks what limits count: jobs that wait (or will, in a started batch), and running jobs of keys with a cap."""
     queued: Counter[str] = Counter()
 
     def count(tenant: str, key_id: str | None, jobs: int = 1) -> None:
@@ -480,7 +479,7 @@ async def _assert_use_is_counted(
 
 
 async def _assert_bytes_are_counted(runtime: Runtime, names: Sequence[str]) -> None:
-    """What a tenant holds is the sum over its records: of all but those that succeeded, whose request is gone."""
+    """Checks that a tenant's bytes are the sum over its records; a job that succeeded no longer has its request."""
     call = runtime._commands.call
     jobs = [name for name in names if kind_of(name) == "job"]
     records = await asyncio.gather(
@@ -523,7 +522,7 @@ def _sets(names: Iterable[str], found: Iterable[Any]) -> dict[str, set[str]]:
 
 
 class _Books(NamedTuple):
-    """All that is stored of a batch."""
+    """All stored data of a batch."""
 
     id: str
     record: dict[str, str]
@@ -557,7 +556,7 @@ async def _books_of(runtime: Runtime, name: str) -> _Books:
 
 
 def _assert_counted(books: _Books, states: dict[str, JobState], *, is_due: bool) -> None:
-    """A batch's counts are what its items' records say; it has ended if they have; who must go on with it will."""
+    """Checks that a batch's counts match its items' records, that it ended if they did, and that open work is due."""
     record, state = books.record, BatchState(books.record["state"])
     if state is BatchState.DROPPED:
         assert is_due
@@ -567,7 +566,7 @@ def _assert_counted(books: _Books, states: dict[str, JobState], *, is_due: bool)
     numbered = {line: job_id for line, job_id in enumerate(books.items, 1) if job_id}
     unstarted = {line for line, job_id in numbered.items() if job_id not in states}
     has_begun = state is not BatchState.RECEIVING
-    if has_begun:  # what was started and has no record was erased: its line ended
+    if has_begun:  # a started item without a record was erased, so its line has ended
         unstarted = {line for line in unstarted if line > int(record.get("started_to", 0))}
     erased = len(numbered) - len(unstarted) - sum(job_id in states for job_id in numbered.values())
     expected = Counter(states[job_id] for job_id in numbered.values() if job_id in states)

@@ -1,4 +1,4 @@
-"""What a follower must have seen, told from the log itself: the judge of every stream test."""
+"""Computes from a job's log what a follower must have seen; every stream test compares with this."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ _SHOWN_IN_TEXT = frozenset({"started", "retry", "reset"})
 
 
 def shown(log: Sequence[Event], form: str) -> list[Frame]:
-    """The frames of a whole log in a format; a terminal one with its data left out, since that is the job."""
+    """The frames of a whole log in a format. Terminal frames are without data, which is the job itself."""
     frames = []
     for event in log:
         text = event.data.decode()
@@ -28,7 +28,7 @@ def shown(log: Sequence[Event], form: str) -> list[Frame]:
 
 
 def comparable(frames: Sequence[Frame]) -> list[tuple[str, str | None, str]]:
-    """Frames with an id, so that equal content is equal: JSON by its value, terminal events without their job."""
+    """The frames that have an id, comparable by content: JSON by value, terminal events without the job."""
     return [
         (frame.event, frame.id, "" if frame.event in TERMINAL else json.dumps(json.loads(frame.data), sort_keys=True))
         for frame in frames
@@ -37,7 +37,7 @@ def comparable(frames: Sequence[Frame]) -> list[tuple[str, str | None, str]]:
 
 
 def assert_tells(follower: Follower, log: Sequence[Event], *, behind: str | None = None) -> None:
-    """The follower saw exactly the log, or what stands in it behind an id: nothing lost, doubled or out of order."""
+    """The follower saw exactly the log, or all of it after an id: nothing lost, doubled or out of order."""
     expected = shown(log, follower.form)
     if behind is not None:
         expected = [frame for frame in expected if id_of(frame) > id_of(behind)]
@@ -48,7 +48,7 @@ def assert_tells(follower: Follower, log: Sequence[Event], *, behind: str | None
 
 
 def assert_orderly(follower: Follower) -> None:
-    """What holds for any follower, whatever the log: ids rise over all connections, and nothing follows the end."""
+    """Checks that ids rise over all connections, and that nothing follows the terminal event."""
     ids = [id_of(frame) for frame in follower.frames if frame.id is not None]
     for one, next_one in itertools.pairwise(ids):
         assert one < next_one, f"{follower.job_id}: {next_one} behind {one}"
@@ -58,7 +58,7 @@ def assert_orderly(follower: Follower) -> None:
 
 
 def id_of(frame: Frame | str) -> EventId:
-    """An event id that can be compared."""
+    """A comparable event id."""
     text = frame if isinstance(frame, str) else frame.id
     assert text is not None
     epoch, _, seq = text.partition("-")
@@ -66,7 +66,7 @@ def id_of(frame: Frame | str) -> EventId:
 
 
 def difference(seen: Sequence[object], wanted: Sequence[object]) -> str:
-    """The first place where two sequences part, in words."""
+    """Describes the first difference between two sequences."""
     for place, (left, right) in enumerate(zip(seen, wanted, strict=False)):
         if left != right:
             return f"event {place} is {left}, should be {right} ({len(seen)} seen, {len(wanted)} in the log)"

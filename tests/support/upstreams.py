@@ -20,12 +20,12 @@ _MOMENTS = ("shut_ms", "open_ms", "closed_ms", "outcome_ms", "opened_ms")
 
 
 def a_route(model: str = "a-model", **limits: int) -> Route:
-    """With limits by the name of their field."""
+    """A route with these limits, by field name."""
     return Route(ProviderName.ANTHROPIC, model, Limits(**limits))
 
 
 def a_call(call_id: str | None = None, **facts: Any) -> CallFacts:
-    """About to be made; any other field by name."""
+    """A call that is about to be made; other fields by name."""
     return CallFacts(
         **{
             "id": call_id or an_id().replace("job", "call"),
@@ -44,7 +44,7 @@ def a_call(call_id: str | None = None, **facts: Any) -> CallFacts:
 
 
 async def permitted(runtime: Runtime, route: Route, call_id: str | None = None, **facts: Any) -> tuple[str, Reserved]:
-    """A call may be made. Returns its id, and what was said."""
+    """Reserves a call, which must be permitted. Returns its id and the reply."""
     call = a_call(call_id, **facts)
     answer = await runtime.upstreams.reserve(route, call)
     assert isinstance(answer, Reserved), answer
@@ -52,7 +52,7 @@ async def permitted(runtime: Runtime, route: Route, call_id: str | None = None, 
 
 
 async def denied(runtime: Runtime, route: Route, why: Obstacle, **facts: Any) -> Denied:
-    """A call may not be made."""
+    """Reserves a call, which must be denied for this reason."""
     answer = await runtime.upstreams.reserve(route, a_call(**facts))
     assert isinstance(answer, Denied), answer
     assert answer.why is why
@@ -83,13 +83,13 @@ async def called(runtime: Runtime, route: Route, verdict: Verdict = Verdict.OK, 
 
 
 async def state_of_route(runtime: Runtime, route: Route) -> RouteState:
-    """As all see it."""
+    """The route's state, as every worker sees it."""
     (state,) = [state for state in await runtime.upstreams.look([route]) if state.name == route.name]
     return state
 
 
 async def sums_of(runtime: Runtime, route: Route) -> list[int]:
-    """Calls, retries, input and output tokens of the window. Its buckets add up to them, and none is older than it."""
+    """Calls, retries, input and output tokens of the window; checks them against its buckets, and their age."""
     stored = await _hash(runtime, f"{redis_keys.GLOBAL}window:{route.name}")
     first = int(stored.pop("first", "0"))
     sums = [int(part) for part in stored.pop("sums", "0 0 0 0").split()]
@@ -101,18 +101,18 @@ async def sums_of(runtime: Runtime, route: Route) -> list[int]:
 
 
 async def row_of(runtime: Runtime, call_id: str) -> dict[str, str]:
-    """A row of the ledger, empty if there is none."""
+    """A row of the ledger; empty if it does not exist."""
     return await _hash(runtime, f"{redis_keys.GLOBAL}call:{call_id}")
 
 
 async def holders_of(runtime: Runtime, route: Route) -> list[str]:
-    """The calls that count towards the route's concurrency, or have not been found abandoned yet."""
+    """The calls that count towards the route's concurrency, including abandoned ones that were not noticed yet."""
     found = await runtime._commands.call("ZRANGE", f"{redis_keys.GLOBAL}calls:{route.name}", 0, -1)
     return [call_id.decode() for call_id in found]
 
 
 async def let_pass(runtime: Runtime, seconds: float) -> None:
-    """As if that long had gone by for all upstreams: a multiple of BUCKET_MS. TTLs stay."""
+    """Moves all upstreams' stored times into the past, by a multiple of BUCKET_MS; TTLs do not change."""
     by_ms = int(seconds * 1000)
     assert by_ms % BUCKET_MS == 0
     for key in await all_keys(runtime._commands):

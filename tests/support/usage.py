@@ -1,4 +1,4 @@
-"""Usage as the ledger leaves it in Redis."""
+"""Writes and reads the sums of usage in Redis, as the ledger does."""
 
 from datetime import date
 
@@ -12,7 +12,7 @@ from shared.usage import UsageRow, UsageSums, field_of
 async def count(
     runtime: Runtime, day: date, model: str, sums: UsageSums, *, tenant: str = "tenant-a", key: str | None = None
 ) -> None:
-    """Adds to the sums of a day, model and API key. What is 0 is not written."""
+    """Adds to the sums of a day, model and API key. Sums of 0 are not written."""
     name = redis_keys.usage(tenant, day.isoformat())
     counted = {field_of(model, key, metric): by for metric, by in msgspec.structs.asdict(sums).items() if by}
     calls = [runtime._commands.call("HINCRBY", name, field, by) for field, by in counted.items()]

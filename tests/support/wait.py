@@ -1,4 +1,4 @@
-"""Waiting for something to become true, in place of sleeping and hoping."""
+"""Waits for a condition, instead of sleeping."""
 
 import asyncio
 import inspect
@@ -8,7 +8,7 @@ _LOOK_S = 0.002
 
 
 async def wait_until(predicate: Callable[[], bool | Awaitable[bool]], what: str, *, timeout_s: float = 10) -> None:
-    """Returns once ``predicate`` is true. Raises AssertionError naming ``what`` if that takes longer than ``timeout_s``."""
+    """Returns once ``predicate`` is true. Raises AssertionError naming ``what`` after ``timeout_s``."""
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + timeout_s
     while True:

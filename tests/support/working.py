@@ -1,4 +1,4 @@
-"""A real worker in the test's own loop, with connections of its own, as in a process of its own."""
+"""A real worker in the test's own event loop, with its own connections, as in its own process."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from worker.run_job import run_context
 
 @asynccontextmanager
 async def working(redis_url: str, upstream_url: str, **settings: Any) -> AsyncIterator[ArqWorker]:
-    """Takes jobs until the end of the block; then it hands back what it has."""
+    """Takes jobs until the end of the block; then it hands back those it has."""
     given = load_settings(
         **{"redis_url": redis_url, "anthropic_base_url": upstream_url, "anthropic_api_key": "made-up", **settings}
     )

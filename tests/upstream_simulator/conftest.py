@@ -18,13 +18,13 @@ async def simulator() -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 def transport() -> str:
-    """Of the SDK; a module that must hold on both parametrizes it."""
+    """The SDK's HTTP client; a module whose tests must pass with both parametrizes it."""
     return "aiohttp"
 
 
 @pytest.fixture
 async def asking(transport: str, simulator: Simulator) -> AsyncIterator[Asking]:
-    # verify=False: reading the certificates takes longer than most of these tests, and there is no TLS here.
+    # verify=False: loading the certificates takes longer than most of these tests, which use no TLS.
     http_client = {"aiohttp": anthropic.DefaultAioHttpClient, "httpx2": anthropic.DefaultAsyncHttpxClient}[transport]
     async with anthropic.AsyncAnthropic(
         base_url=simulator.url, api_key="made-up", max_retries=0, timeout=5, http_client=http_client(verify=False)

@@ -1,4 +1,4 @@
-"""Canaries that nobody may connect to, a network that is watched, and receivers of every kind: all of them real sockets."""
+"""Canaries to which nobody may connect, a watched network, and all kinds of receivers, on real sockets."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ _PORTS_EACH = 2
 
 
 class Canaries:
-    """Listeners on the addresses of this machine. A connection stands in a listener's queue at once, accepted or not."""
+    """Listeners on this machine's addresses. The kernel queues a connection at once, even before it is accepted."""
 
     def __init__(self) -> None:
         self.listeners: list[socket.socket] = []
@@ -40,7 +40,7 @@ class Canaries:
                 self.listeners.append(listener)
                 try:
                     listener.bind((host, 0))
-                except OSError:  # no IPv6 here
+                except OSError:  # this machine has no IPv6
                     self.listeners.remove(listener)
                     listener.close()
                     continue
@@ -49,12 +49,12 @@ class Canaries:
         self.port: int = self.listeners[0].getsockname()[1]
 
     def urls(self) -> list[str]:
-        """Of all listeners."""
+        """A URL for each listener."""
         names = [listener.getsockname()[:2] for listener in self.listeners]
         return [f"http://{f'[{host}]' if ':' in host else host}:{port}/" for host, port in names]
 
     def connections(self) -> int:
-        """How many have come since the last look."""
+        """The number of connections since the last call."""
         found = 0
         for listener in self.listeners:
             with contextlib.suppress(BlockingIOError):
@@ -66,7 +66,7 @@ class Canaries:
 
 @pytest.fixture
 def canaries() -> Iterator[Canaries]:
-    """None of them may be connected to by the end of the test."""
+    """Asserts at the end of the test that nobody connected to a canary."""
     canaries = Canaries()
     yield canaries
     assert canaries.connections() == 0
@@ -99,7 +99,7 @@ class _CountedStream(httpcore2.AsyncNetworkStream):
 
 
 class WatchedNetwork(httpcore2.AsyncNetworkBackend):
-    """Notes who is connected to. Behind ``moved``'s addresses and ports stand others of this machine."""
+    """Records every address connected to, and redirects those in ``moved`` to ports of this machine."""
 
     def __init__(self, moved: Mapping[str, str] | None = None, ports: Mapping[int, int] | None = None) -> None:
         self.attempts: list[str] = []
@@ -124,7 +124,7 @@ class WatchedNetwork(httpcore2.AsyncNetworkBackend):
 
 
 class Names:
-    """A resolver: the addresses of each look-up in turn, the last ones for good."""
+    """A resolver that returns the given addresses look-up by look-up, and then repeats the last ones."""
 
     def __init__(self, *answers: Sequence[str]) -> None:
         self._answers = list(answers)
@@ -145,7 +145,7 @@ def a_sender(
     resolve: Resolve | None = None,
     ssl_context: ssl.SSLContext | None = None,
 ) -> Sender:
-    """With a deadline that no test reaches unless it is about that."""
+    """A sender; only tests of the deadline come near the default one."""
     return Sender(
         allowed,
         user_agent="tokenspool-tests",
@@ -162,13 +162,13 @@ Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass
 class Receiver:
-    """A server of this machine, and what it was sent."""
+    """A server on this machine, and the requests that it got."""
 
     port: int = 0
     heads: list[bytes] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
-    """A connection to it was closed by the other side."""
+    """Set when a connection has ended."""
 
     @property
     def url(self) -> str:
@@ -176,7 +176,7 @@ class Receiver:
 
 
 class StartReceiver(Protocol):
-    """Starts a receiver that sends ``answer``, then closes unless it ``hangs``; it closes with the test."""
+    """Starts a receiver that sends ``answer``, then closes unless it ``hangs``; it stops after the test."""
 
     async def __call__(
         self,
@@ -191,7 +191,7 @@ class StartReceiver(Protocol):
 
 @pytest.fixture
 async def start_receiver() -> AsyncIterator[StartReceiver]:
-    """``again`` is sent after the answer for as long as somebody listens."""
+    """After the response, ``again`` is sent repeatedly until the sender closes."""
     async with AsyncExitStack() as stack:
 
         async def start(
@@ -241,12 +241,12 @@ async def _stopped(server: asyncio.Server) -> None:
 
 @dataclass(frozen=True)
 class Certificates:
-    """A CA of the test run, and what it signed for HOST."""
+    """A CA for the test run, and its certificate for HOST."""
 
     folder: Path
 
     def trusting(self) -> ssl.SSLContext:
-        """A client's context that knows the CA alone."""
+        """A client's context that trusts only this CA."""
         return ssl.create_default_context(cafile=self.folder / "ca.pem")
 
     def serving(self) -> ssl.SSLContext:
@@ -258,7 +258,7 @@ class Certificates:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """By the openssl command, which is on every machine that has git over https."""
+    """Made by the openssl command, which every machine with git over https has."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     folder = tmp_path_factory.mktemp("certificates")
