@@ -35,7 +35,7 @@ class Watched(NamedTuple):
         assert not self.noted_at.exists(), self.noted_at.read_text()[:2000]
         assert not self.owned.exists()
 
-    def nothing_was_told(self) -> None:
+    def nothing_leaked(self) -> None:
         """Asserts that nothing is in a log, a key's name or a metric, and that no user could forge a log line."""
         CANARIES.append(CANARY)
         try:
@@ -68,7 +68,7 @@ async def watched(_watched: Watched) -> AsyncIterator[Watched]:
     await _watched.deployment.make_whole(apis=1, workers=1)
     yield _watched
     _watched.nothing_was_run()
-    _watched.nothing_was_told()
+    _watched.nothing_leaked()
     assert all(process.is_running for process in _watched.deployment.processes)
 
 

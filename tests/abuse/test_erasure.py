@@ -32,14 +32,14 @@ def _body(words: str, **job: Any) -> dict[str, Any]:
 
 
 async def _call(url: str, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-    status, told, _ = await ask(url, path, method=method, body=body, headers={**_TENANT, **headers})
-    return status, told
+    status, content, _ = await ask(url, path, method=method, body=body, headers={**_TENANT, **headers})
+    return status, content
 
 
 async def _state(url: str, path: str) -> str:
-    status, told = await _call(url, "GET", path)
+    status, content = await _call(url, "GET", path)
     assert status == 200
-    return str(told["status"])
+    return str(content["status"])
 
 
 async def _erase(url: str, path: str) -> None:
@@ -116,13 +116,13 @@ async def test_nothing_is_left_of_batches(watched: Watched) -> None:
             lines.append({"custom_id": f"{_WORD}-fails", "params": _plain(f"fail=400,message={_WORD}")})
             lines.append({"custom_id": f"{_WORD} refused", "params": {"model": _MODEL, "max_tokens": _WORD}})
             batch = {"requests": lines, "job": {"metadata": {"note": _WORD}}}
-            status, told = await _call(url, "POST", "/v1/batches", batch, **{"Idempotency-Key": f"{_WORD} {words}"})
-            assert status == 202, told
-            ids.append(told["id"])
+            status, content = await _call(url, "POST", "/v1/batches", batch, **{"Idempotency-Key": f"{_WORD} {words}"})
+            assert status == 202, content
+            ids.append(content["id"])
         lines = [{"custom_id": f"{_WORD}-{number}", "params": _plain("echo:")} for number in range(2)]
-        status, told = await _call(url, "POST", "/v1/messages/batches", {"requests": lines})
-        assert status == 200, told
-        ids.append(told["id"].replace("msgbatch_", "batch_"))
+        status, content = await _call(url, "POST", "/v1/messages/batches", {"requests": lines})
+        assert status == 200, content
+        ids.append(content["id"].replace("msgbatch_", "batch_"))
 
         async def has_one_ended() -> bool:
             return await _state(url, f"/v1/batches/{ids[0]}") == "ended"

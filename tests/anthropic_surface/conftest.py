@@ -101,7 +101,7 @@ class Surface:
         """Waits until nobody follows the job."""
         await wait_until(lambda: author.job_id not in self.served.relay._watches, "its client to be gone")
 
-    async def has_been_told(self, author: Author) -> None:
+    async def has_received_all(self, author: Author) -> None:
         """Waits until the job's follower has received everything written so far."""
         (watch,) = self.served.relay._watches[author.job_id]
         last = EventId(author.claim.epoch, author.seq - 1)

@@ -42,7 +42,7 @@ _FAILURES = [
 async def test_one_call_of_an_sdk_is_three_calls_of_the_llm(
     served: Served, at_work: None, simulator: Simulator, words: str
 ) -> None:
-    """And not nine, though the SDK repeats such failures twice by itself."""
+    """And not nine, although the SDK itself retries such failures twice."""
     async with a_client(served, max_retries=2) as client:
         with pytest.raises(anthropic.APIStatusError) as caught:
             await client.messages.create(**asked(words))
@@ -51,7 +51,7 @@ async def test_one_call_of_an_sdk_is_three_calls_of_the_llm(
 
 
 def envelope_of(response: httpx2.Response, status: int, error_type: str) -> str:
-    """The message of an error, which must be exactly one envelope."""
+    """The message of an error response, which must be exactly the envelope."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     document = response.json()
@@ -82,7 +82,7 @@ async def test_each_way_to_fail_has_its_status_and_type(
     error_type: str,
     is_streamed: bool,
 ) -> None:
-    """Before the stream. The SDK is told not to repeat it: our own attempts are used up, and each call of it would be three more."""
+    """Before the stream. The SDK must not retry: our own attempts are used up, and each retry would be three more calls."""
     calling = asyncio.create_task(surface.client.messages.create(**asked(), stream=is_streamed))
     author = await author_of_next(surface.runtime)
     error = JobError(code, "What happened.", retryable, upstream_status)
@@ -113,10 +113,10 @@ async def test_each_way_to_fail_has_its_status_and_type(
         (b'{"max_tokens":1,"messages":[{"role":"user","content":"x"}],"stream":"yes"}', "stream: must be true or false"),
     ],
 )  # fmt: skip
-async def test_a_body_that_is_not_valid_is_400_and_names_the_fields(
+async def test_an_invalid_body_is_400_and_names_the_fields(
     http: httpx2.AsyncClient, body: bytes, message: str
 ) -> None:
-    """As the Messages API names them; FastAPI's 422 never shows."""
+    """In the form of the Messages API, and never as FastAPI's 422."""
     response = await http.post("/v1/messages", content=body, headers={"Content-Type": "application/json"})
     assert envelope_of(response, 400, "invalid_request_error") == message
 
@@ -130,15 +130,15 @@ async def test_a_body_that_is_not_valid_is_400_and_names_the_fields(
         ("Idempotency-Key", ""),
     ],
 )
-async def test_a_header_that_is_not_valid_is_400(http: httpx2.AsyncClient, name: str, value: str) -> None:
-    """Named too."""
+async def test_an_invalid_header_is_400(http: httpx2.AsyncClient, name: str, value: str) -> None:
+    """The error names it."""
     headers: Any = [(name.encode(), value.encode("latin-1"))]
     message = envelope_of(await http.post("/v1/messages", json=asked(), headers=headers), 400, "invalid_request_error")
     assert message.startswith(f"{name}: must be ")
 
 
-async def test_what_the_router_refuses_is_in_the_envelope_too(http: httpx2.AsyncClient) -> None:
-    """Paths and methods that there are not; and beside the surface all is as ever."""
+async def test_the_routers_errors_have_the_envelope_too(http: httpx2.AsyncClient) -> None:
+    """Unknown paths and methods of this surface; other paths keep their problem documents."""
     for path in (
         "/v1/messages/nope",
         "/v1/models/nope",
@@ -157,13 +157,13 @@ async def test_what_the_router_refuses_is_in_the_envelope_too(http: httpx2.Async
 
 
 async def test_what_is_not_json_is_415(http: httpx2.AsyncClient) -> None:
-    """Nor compressed."""
+    """So is a compressed body."""
     response = await http.post("/v1/messages", content=b"{}", headers={"Content-Type": "text/plain"})
     envelope_of(response, 415, "invalid_request_error")
 
 
 async def test_a_body_that_is_too_large_is_413(serve: Serve) -> None:
-    """The SDK has a class for it."""
+    """The SDK has an exception for it."""
     served = await serve(max_body_bytes=1024)
     async with a_client(served) as client:
         with pytest.raises(anthropic.APIStatusError) as caught:
@@ -173,7 +173,7 @@ async def test_a_body_that_is_too_large_is_413(serve: Serve) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/models", "/v1/models/x"])
 async def test_without_a_key_all_is_401(serve: Serve, path: str) -> None:
-    """While keys are asked for."""
+    """With authentication on."""
     served = await serve(auth="keys")
     async with httpx2.AsyncClient(base_url=served.url) as http:
         response = await (http.get(path) if "models" in path else http.post(path, json=asked()))
@@ -183,7 +183,7 @@ async def test_without_a_key_all_is_401(serve: Serve, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
 async def test_a_full_queue_is_529(serve: Serve, path: str) -> None:
-    """With the time to come again."""
+    """With Retry-After."""
     served = await serve(max_queued=1)
     await submit(served.api.runtime)
     async with httpx2.AsyncClient(base_url=served.url) as http:
@@ -193,8 +193,8 @@ async def test_a_full_queue_is_529(serve: Serve, path: str) -> None:
     assert served.relay.follower_count == 0
 
 
-async def test_what_nobody_expected_is_500(http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a word of what it was."""
+async def test_an_unexpected_error_is_500(http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The response does not say what it was."""
 
     def fail(*_: object, **__: object) -> None:
         raise ValueError("canary-4f1d")
@@ -203,8 +203,8 @@ async def test_what_nobody_expected_is_500(http: httpx2.AsyncClient, monkeypatch
     assert envelope_of(await http.post("/v1/messages", json=asked()), 500, "api_error") == InternalError().detail
 
 
-async def test_a_count_that_does_not_come_is_504(surface: Surface, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its job ends with it."""
+async def test_a_count_that_takes_too_long_is_504(surface: Surface, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its job ends then."""
     monkeypatch.setattr(messages, "COUNT_TIMEOUT_S", 0.3)
     calling = asyncio.create_task(surface.client.messages.count_tokens(model="m", messages=asked()["messages"]))
     author = await author_of_next(surface.runtime)
@@ -216,7 +216,7 @@ async def test_a_count_that_does_not_come_is_504(surface: Surface, monkeypatch: 
 
 
 async def test_the_models_are_the_default_the_routes_and_the_upstreams(serve: Serve) -> None:
-    """Each once, by pages."""
+    """Each once, in pages."""
     served = await serve(model="mine", routes={"by-name": {}, "claude-*": {}})
     told = [ModelInfo(f"claude-{number}", f"Claude {number}", "2026-01-01T00:00:00Z") for number in range(5)]
     told.append(ModelInfo("mine", "My own", "2026-02-01T00:00:00Z"))
@@ -235,8 +235,8 @@ async def test_the_models_are_the_default_the_routes_and_the_upstreams(serve: Se
             envelope_of(await http.get(f"/v1/models?{query}"), 400, "invalid_request_error")
 
 
-async def test_a_model_is_told_with_all_that_its_upstream_said(serve: Serve) -> None:
-    """How much it takes, whether it retires, and what it can; nothing is made up where it said nothing."""
+async def test_a_model_has_all_the_details_that_its_upstream_reported(serve: Serve) -> None:
+    """Its limits, its retirement and its capabilities; details that were not reported are not made up."""
     served = await serve(model="mine")
     said: dict[str, Any] = {
         "max_input_tokens": 200_000,
@@ -259,7 +259,7 @@ async def test_a_model_is_told_with_all_that_its_upstream_said(serve: Serve) -> 
 
 
 def test_an_envelope_is_one_line_of_json() -> None:
-    """Whatever stands in the message."""
+    """Whatever the message contains."""
     frame = anthropic_errors.error_frame(anthropic_errors.Refusal(500, "api_error", 'a\nb"'), "req_1")
     name, data, *rest = frame.split(b"\n")
     assert (name, rest) == (b"event: error", [b"", b""])

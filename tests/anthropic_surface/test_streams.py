@@ -166,7 +166,7 @@ async def test_content_that_is_taken_back_ends_the_stream_with_an_error_and_the_
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await _begin(author)
-    await surface.has_been_told(author)
+    await surface.has_received_all(author)
     await author.try_again(2)
     await _refused(calling, 200, "overloaded_error")
     await surface.has_ended_as(author.job_id, JobState.CANCELLED)
@@ -177,7 +177,7 @@ async def test_the_error_after_the_first_words_is_the_jobs_own(surface: Surface)
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await _begin(author)
-    await surface.has_been_told(author)
+    await surface.has_received_all(author)
     await author.fail()
     error = await _refused(calling, 200, "overloaded_error")
     assert _message_of(error) == "The LLM failed. (upstream_error)"
@@ -188,7 +188,7 @@ async def test_a_worker_that_is_lost_is_told_as_such(surface: Surface, lost_work
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await _begin(author)
-    await surface.has_been_told(author)
+    await surface.has_received_all(author)
     await lost_worker(author)
     error = await _refused(calling, 200, "overloaded_error")
     job = await surface.job(author.job_id)
@@ -204,7 +204,7 @@ async def test_a_worker_that_is_lost_is_told_as_such_where_the_job_goes_on(
     calling = asyncio.create_task(_final(surface.client, **{"Idempotency-Key": "k"}))
     author = await author_of_next(surface.runtime)
     await _begin(author)
-    await surface.has_been_told(author)
+    await surface.has_received_all(author)
     await lost_worker(author)
     error = await _refused(calling, 200, "overloaded_error")
     assert _message_of(error) == (
@@ -219,7 +219,7 @@ async def test_with_a_key_the_job_goes_on_when_content_was_taken_back(surface: S
     calling = asyncio.create_task(_final(surface.client, **{"Idempotency-Key": "k"}))
     author = await author_of_next(surface.runtime)
     await _begin(author)
-    await surface.has_been_told(author)
+    await surface.has_received_all(author)
     await author.try_again(2)
     await _refused(calling, 200, "overloaded_error")
     assert await state_of(surface.runtime, author.job_id) is JobState.RUNNING
@@ -234,7 +234,7 @@ async def test_an_answer_is_whole_only_when_its_job_has_succeeded(surface: Surfa
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await author.write(*an_answer("Hel", stop_reason=None))
-    await surface.has_been_told(author)
+    await surface.has_received_all(author)
     await author.fail()
     await _refused(calling, 200, "overloaded_error")
 
@@ -249,7 +249,7 @@ async def test_a_server_that_stops_says_so(serve: Serve, has_begun: bool) -> Non
         surface = Surface(client, served)
         if has_begun:
             await _begin(author)
-            await surface.has_been_told(author)
+            await surface.has_received_all(author)
         served.api.stop()
         if has_begun:
             await _refused(calling, 200, "overloaded_error")
@@ -267,7 +267,7 @@ async def test_a_job_that_somebody_cancels_is_an_error(surface: Surface, has_beg
     author = await author_of_next(surface.runtime)
     if has_begun:
         await _begin(author)
-        await surface.has_been_told(author)
+        await surface.has_received_all(author)
     await surface.runtime.jobs.cancel(author.job_id, TENANT)
     error = await _refused(calling, 200 if has_begun else 500, "api_error")
     assert has_begun or error.response.headers["x-should-retry"] == "false"
@@ -304,7 +304,7 @@ async def test_a_job_that_is_erased_while_it_is_followed_is_an_error(surface: Su
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await _begin(author)
-    await surface.has_been_told(author)
+    await surface.has_received_all(author)
     job_id = author.job_id
     await surface.runtime._commands.call("DEL", redis_keys.job(job_id), redis_keys.log(job_id))
     await _refused(calling, 200, "api_error")
@@ -315,7 +315,7 @@ async def test_a_bug_on_the_way_is_an_error_too(surface: Surface, monkeypatch: p
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await _begin(author)
-    await surface.has_been_told(author)
+    await surface.has_received_all(author)
 
     def fail(*_: object) -> bytes:
         raise ValueError("canary-4f1d")

@@ -123,9 +123,9 @@ async def test_no_canary_is_in_any_log(empty: Deployment, history_of: HistoryOf,
     assert empty.say_what_leaked() == []
     for job in history.jobs.values():
         assert all(f"{job.nonce}." not in process.log for process in empty.processes), "an answer is in a log"
-    told = {line["prompt_hash"] for line in worker.lines("job_succeeded")}
-    assert told
-    assert all(len(prompt_hash) == 12 for prompt_hash in told)
+    hashes = {line["prompt_hash"] for line in worker.lines("job_succeeded")}
+    assert hashes
+    assert all(len(prompt_hash) == 12 for prompt_hash in hashes)
     fact(f"{lines} log lines at DEBUG through {len(_ANSWERS)} kinds of answers, an outage, a full Redis: 0 canaries")
 
 

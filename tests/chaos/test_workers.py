@@ -115,8 +115,8 @@ async def test_a_worker_that_slept_past_its_lease_writes_nothing_more(
             assert await _takeovers(runtime, job) == (job.id in taken)
     assert {job["status"] for job in ended.values()} == {"succeeded"}
     assert zombie.is_running
-    told = {line["job_id"] for line in zombie.lines("job_succeeded")}
-    assert not told & taken, "the zombie believes that it ended a job"
+    reported = {line["job_id"] for line in zombie.lines("job_succeeded")}
+    assert not reported & taken, "the zombie believes that it ended a job"
     firsts = [(await quick.calls(job.nonce))[0] for job in jobs if job.id in taken]
     assert {call.ended for call in firsts} == {"client_closed"}
     gave_up_s = max(call.client_closed_s or 0 for call in firsts) - woken_s

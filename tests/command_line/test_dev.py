@@ -72,7 +72,7 @@ async def test_a_killed_worker_a_ctrl_c_and_a_second_start_lose_nothing(tmp_path
             *("submit", "nonce=spool", "--model", "sim-t80-g25-f10", "--follow", "--url", dev.url)
         )
         assert follower.stdout is not None
-        told = await follower.stdout.readuntil(b"spool.1.9 ")
+        first = await follower.stdout.readuntil(b"spool.1.9 ")
         worker = dev.pid_of("worker")
         kill(worker)
         killed = time.monotonic()
@@ -82,7 +82,7 @@ async def test_a_killed_worker_a_ctrl_c_and_a_second_start_lose_nothing(tmp_path
         job_line, reset_line = err.decode().splitlines()
         assert reset_line == "tokenspool: the text starts over (worker_lost)"
         followed = job_line.removeprefix("tokenspool: job ")
-        _, answer = (told + out).decode().removesuffix("\n").split("\n")
+        _, answer = (first + out).decode().removesuffix("\n").split("\n")
         assert answer == "".join(f"spool.2.{index} " for index in range(80))
         job = await _job(dev.url, followed)
         assert (job["status"], job["result"]["text"], job["attempts"]) == ("succeeded", answer, 2)

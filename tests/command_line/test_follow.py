@@ -156,7 +156,7 @@ def test_a_snapshot_is_the_whole_text(tokenspool: Tokenspool, patience: Patience
 
 
 @pytest.mark.parametrize(
-    ("ended", "exit_code", "told"),
+    ("ended", "exit_code", "message"),
     [
         (job("succeeded"), 0, ""),
         (job("cancelled"), 1, "The job was cancelled."),
@@ -164,13 +164,13 @@ def test_a_snapshot_is_the_whole_text(tokenspool: Tokenspool, patience: Patience
     ],
 )
 def test_nothing_more_to_follow_means_asking_how_it_ended(
-    tokenspool: Tokenspool, patience: Patience, ended: dict[str, Any], exit_code: int, told: str
+    tokenspool: Tokenspool, patience: Patience, ended: dict[str, Any], exit_code: int, message: str
 ) -> None:
     """204: the end was seen, but maybe not by us."""
     with FakeApi(stream(delta("Blue", "1-3"), whole=False), answer(204), answer(200, ended)) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert (outcome.exit_code, outcome.out) == (exit_code, "Blue\n")
-    assert outcome.err.splitlines()[1:] == ([f"tokenspool: {told}"] if told else [])
+    assert outcome.err.splitlines()[1:] == ([f"tokenspool: {message}"] if message else [])
     assert api.requests[-1].path == f"/v1/jobs/{JOB_ID}?result=false"
 
 

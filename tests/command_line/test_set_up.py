@@ -125,9 +125,9 @@ def test_an_installation_that_broke_is_a_sentence_and_is_done_again(
     """With pip's own words above it."""
     machine.fails = lambda command: "local.txt" in command
     assert set_up.main(["local"]) == 1
-    told = capsys.readouterr().err.splitlines()
-    assert told[0] == "pip's own words"
-    assert told[1].startswith("set-up: pip could not install what the API, the worker and the command line need;")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "pip's own words"
+    assert lines[1].startswith("set-up: pip could not install what the API, the worker and the command line need;")
     machine.fails = lambda _command: False
     assert set_up.main(["local"]) == 0
     assert machine.installed == ["local", "local"]

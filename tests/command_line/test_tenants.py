@@ -73,15 +73,15 @@ def test_an_erasure_leaves_nothing_of_a_tenant_and_all_of_others(
     asyncio.run(_with_runtime(real_redis, _fill("acme")))
     asyncio.run(_with_runtime(real_redis, _fill("acme-2")))
     before = asyncio.run(_with_runtime(real_redis, _names_of("acme-2")))
-    told = tokenspool("tenants", "erase", "acme", "--yes")
-    assert told.exit_code == 0, told.err
+    outcome = tokenspool("tenants", "erase", "acme", "--yes")
+    assert outcome.exit_code == 0, outcome.err
     for line in (
         "keys revoked: 2",
         "batches erased: 3",
         "jobs erased: 252, 250 of them cancelled",
         "deliveries erased: 1",
     ):
-        assert line in told.err
+        assert line in outcome.err
     left = asyncio.run(_with_runtime(real_redis, _names_of("acme")))
     assert {kind_of(name) for name in left} <= {"usage", "webhook_secret", "turns", "idempotency"}
     assert asyncio.run(_with_runtime(real_redis, _names_of("acme-2"))) == before

@@ -90,10 +90,10 @@ async def a_page() -> AsyncIterator[Page]:
 
 async def _port_of(process: asyncio.subprocess.Process) -> int:
     assert process.stderr is not None
-    told = line = b""
+    output = line = b""
     async with asyncio.timeout(30):
-        while b"DevTools listening on ws://" not in told:
+        while b"DevTools listening on ws://" not in output:
             line = await process.stderr.readline()
-            assert line, told.decode(errors="replace")
-            told += line
+            assert line, output.decode(errors="replace")
+            output += line
     return int(line.split(b"ws://127.0.0.1:")[1].split(b"/")[0])

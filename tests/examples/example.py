@@ -37,8 +37,8 @@ async def an_example(
 async def printed(name: str, *arguments: str | Path, **environment: str) -> str:
     """All that it prints. It must end well."""
     async with an_example(name, *arguments, **environment) as process, asyncio.timeout(40):
-        out, told = await process.communicate()
-    assert process.returncode == 0, told.decode()
+        out, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
     return out.decode()
 
 

@@ -42,9 +42,9 @@ async def test_a_file_of_prompts_is_a_batch_and_run_again_the_same_batch(
         process.kill()
         await process.wait()
     calls_before = len(await deployment.calls())
-    told = await printed("batch_of_a_file.py", *arguments, TOKENSPOOL_URL=deployment.apis[0].url)
-    assert told.split()[0] == batch_id
-    assert "total=4 succeeded=4" in told
+    output = await printed("batch_of_a_file.py", *arguments, TOKENSPOOL_URL=deployment.apis[0].url)
+    assert output.split()[0] == batch_id
+    assert "total=4 succeeded=4" in output
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     assert [(line["custom_id"], line["status"]) for line in lines] == [
         ("sky", "succeeded"),

@@ -63,28 +63,28 @@ _PREFLIGHT = (
 async def test_pages_of_named_origins_may_call() -> None:
     """Preflights carry no key and need none; errors can be read too; other origins are told nothing."""
     async with serving(NO_REDIS, cors_origins="https://app.example, http://localhost:3000") as door:
-        told = await _headers(door, _PREFLIGHT)
-        assert told[0] == b"HTTP/1.1 204 No Content"
-        assert b"access-control-allow-origin: https://app.example" in told
-        assert b"access-control-allow-methods: GET, HEAD, POST, PUT, PATCH, DELETE" in told
-        assert b"access-control-allow-headers: authorization,idempotency-key,anthropic-version" in told
-        told = await _headers(
+        received = await _headers(door, _PREFLIGHT)
+        assert received[0] == b"HTTP/1.1 204 No Content"
+        assert b"access-control-allow-origin: https://app.example" in received
+        assert b"access-control-allow-methods: GET, HEAD, POST, PUT, PATCH, DELETE" in received
+        assert b"access-control-allow-headers: authorization,idempotency-key,anthropic-version" in received
+        received = await _headers(
             door, b"GET /nowhere HTTP/1.1\r\nHost: a\r\nConnection: close\r\nOrigin: http://localhost:3000\r\n\r\n"
         )
-        assert b"access-control-allow-origin: http://localhost:3000" in told
-        assert b"vary: Origin" in told
+        assert b"access-control-allow-origin: http://localhost:3000" in received
+        assert b"vary: Origin" in received
         for origin in (b"https://evil.example", b"null", b"https://app.example.evil", b"http://app.example"):
-            told = await _headers(door, _PREFLIGHT.replace(b"https://app.example", origin))
-            assert not any(header.startswith(b"access-control-") for header in told)
+            received = await _headers(door, _PREFLIGHT.replace(b"https://app.example", origin))
+            assert not any(header.startswith(b"access-control-") for header in received)
         hostile = _PREFLIGHT.replace(b"authorization,", b"<script>,")
         assert not any(b"script" in header for header in await _headers(door, hostile))
 
 
 async def test_without_origins_a_preflight_is_an_ordinary_options(door: Served) -> None:
     """It says which methods there are, and allows nobody anything."""
-    told = await _headers(door, _PREFLIGHT)
-    assert any(header.lower().startswith(b"allow: ") for header in told)
-    assert not any(header.startswith(b"access-control-") for header in told)
+    received = await _headers(door, _PREFLIGHT)
+    assert any(header.lower().startswith(b"allow: ") for header in received)
+    assert not any(header.startswith(b"access-control-") for header in received)
 
 
 def test_what_is_no_origin_or_network_is_said_at_the_start() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.stream.conftest import Follow
 from tests.support.author import Author
-from tests.support.story import assert_tells
+from tests.support.story import assert_saw
 
 
 @pytest.mark.parametrize("form", ["text", "messages"])
@@ -31,7 +31,7 @@ async def test_a_follower_can_resume_after_every_event_id(
     for follower in followers:
         asked = follower.last_event_id
         await follower.follow()
-        assert_tells(follower, log, behind=asked)
+        assert_saw(follower, log, after=asked)
 
 
 @pytest.mark.parametrize("form", ["text", "messages"])
@@ -42,7 +42,7 @@ async def test_a_late_follower_of_an_ended_job_sees_every_event(author: Author, 
     await author.say(" is scattered")
     await author.succeed()
     follower = await follower_of(author.job_id, form=form).follow()
-    assert_tells(follower, await author.log())
+    assert_saw(follower, await author.log())
     ended = json.loads(follower.frames[-1].data)
     assert (ended["id"], ended["status"], ended["result"]["text"]) == (
         author.job_id,

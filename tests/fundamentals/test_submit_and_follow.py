@@ -14,7 +14,7 @@ from tests.support.author import Author
 from tests.support.follower import Answer, Connection, Follower, ask, asking
 from tests.support.served import Served
 from tests.support.sse_frames import Frame, SseFrames
-from tests.support.story import assert_tells
+from tests.support.story import assert_saw
 from tests.support.wait import wait_until
 
 _STREAM = {"Accept": "text/event-stream"}
@@ -34,7 +34,7 @@ async def test_a_submit_that_follows_sees_every_event(served: Served, runtime: R
         frames = await _read_all(answer)
     assert json.loads(frames[0].data) == {"job_id": job_id, "queue_position": 1}
     follower = Follower([served.url], job_id, form=form, connections=[Connection(None, 200, frames)])
-    assert_tells(follower, await author.log())
+    assert_saw(follower, await author.log())
     assert follower.text == "Blue light"
 
 

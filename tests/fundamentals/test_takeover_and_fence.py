@@ -9,7 +9,7 @@ from tests.stream.conftest import Follow
 from tests.support.author import Author
 from tests.support.follower import following
 from tests.support.store import expire_leases, lose
-from tests.support.story import assert_tells
+from tests.support.story import assert_saw
 from tests.support.wait import wait_until
 
 LEASE_S = 0.6
@@ -48,7 +48,7 @@ async def test_a_follower_sees_a_takeover(runtime: Runtime, author: Author, foll
     await second.say("Air", " scatters")
     await second.succeed()
     await task
-    assert_tells(follower, await second.log())
+    assert_saw(follower, await second.log())
     assert len(follower.connections) == 1
     assert [frame.event for frame in follower.frames if frame.id] == [
         "started",
@@ -99,4 +99,4 @@ async def test_a_follower_never_sees_what_a_zombie_writes(
     assert reply.outcome == "refused"
     await second.succeed()
     await task
-    assert_tells(follower, await second.log())
+    assert_saw(follower, await second.log())

@@ -167,10 +167,10 @@ def echoed(answer: Answer) -> bool:
         if CANARY.encode() in value and name != b"location":
             return True
     if answer.status < 300 and answer.body.startswith(b"{"):
-        told = json.loads(answer.body)
+        content = json.loads(answer.body)
         for promised in ("metadata", "model", "name"):
-            told.pop(promised, None)
-        return CANARY in json.dumps(told, ensure_ascii=False)
+            content.pop(promised, None)
+        return CANARY in json.dumps(content, ensure_ascii=False)
     return CANARY.encode() in answer.body
 
 

@@ -15,7 +15,7 @@ from shared.store.runtime import open_runtime
 from tests.judged.judge import ANSWER, Judge
 from tests.judged.surface import ACTIVE, Surface
 from tests.running.conftest import nothing_is_left_behind, pytest_asyncio_loop_factories, redis_url
-from tests.running.crew import Crew, assert_every_job_was_told_whole
+from tests.running.crew import Crew, assert_every_log_is_whole
 from tests.support.store import assert_consistent, keys_that_leak
 
 __all__ = ["nothing_is_left_behind", "pytest_asyncio_loop_factories", "redis_url"]
@@ -51,6 +51,6 @@ async def crew(nothing_is_left_behind: None, judge: Judge, surface: Surface, red
         async with AsyncExitStack() as stack:
             crew = Crew(runtime, surface.settings(judge.base_url(surface.name)), stack)
             yield crew
-            await assert_every_job_was_told_whole(crew)
+            await assert_every_log_is_whole(crew)
         await assert_consistent(runtime, crew.jobs)
         assert await keys_that_leak(runtime._commands) == []

@@ -289,9 +289,9 @@ async def test_a_cancel_tells_a_result_only_to_who_may_read(served: Served, http
     canceller = await make_key(runtime, scopes=frozenset({Scope.CANCEL}))
     reader = await make_key(runtime, scopes=frozenset({Scope.CANCEL, Scope.READ}))
     url = f"/v1/jobs/{author.job_id}/cancel"
-    told = (await http.post(url, headers=bearer(canceller.text))).json()
-    assert told["status"] == "succeeded"
-    assert "result" not in told
+    cancelled = (await http.post(url, headers=bearer(canceller.text))).json()
+    assert cancelled["status"] == "succeeded"
+    assert "result" not in cancelled
     assert (await http.post(url, headers=bearer(reader.text))).json()["result"]["text"] == "Hello."
 
 

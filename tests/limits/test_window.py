@@ -39,14 +39,14 @@ THREE = CallerLimits(requests_per_minute=3)
 
 
 async def admitted(runtime: Runtime, **members: object) -> Created:
-    """What a submit is told."""
+    """The reply to a submit that must be accepted."""
     reply = await runtime.jobs.submit(a_submission(**members), expires_in_s=3600)  # type: ignore[arg-type]
     assert isinstance(reply, Created)
     return reply
 
 
-async def test_a_key_may_submit_so_often_within_a_minute_and_is_told_how_it_stands(runtime: Runtime) -> None:
-    """Each answer says what is left; the refusal when there is room again."""
+async def test_a_key_may_submit_up_to_its_limit_in_a_minute(runtime: Runtime) -> None:
+    """Each reply has what is left; the refusal has the time until there is room again."""
     for left in (2, 1, 0):
         told = (await admitted(runtime, key_id="key-1", limits=THREE)).limits
         assert told == (LimitState(Measured.REQUESTS, 3, left, WINDOW_MS),)
@@ -56,15 +56,15 @@ async def test_a_key_may_submit_so_often_within_a_minute_and_is_told_how_it_stan
     assert refused.value.limits[0][:3] == (Measured.REQUESTS, 3, 0)
     assert refused.value.retry_after_s is not None
     assert 55 <= refused.value.retry_after_s <= 61
-    assert await all_keys(runtime._commands) == before  # nothing was born
+    assert await all_keys(runtime._commands) == before  # nothing was stored
     assert 0 < (await ttl_ms(runtime, redis_keys.pace(KEY)) or 0) <= 120_000
-    await admitted(runtime)  # others go on
+    await admitted(runtime)  # other keys are not limited
     await age(runtime, redis_keys.pace(KEY), refused.value.retry_after_s * 1000)
     await admitted(runtime, key_id="key-1", limits=THREE)
 
 
-async def test_the_tighter_of_key_and_tenant_binds_and_is_told(runtime: Runtime) -> None:
-    """A tenant's limit is shared by its keys, and a change of it holds for the next submit."""
+async def test_the_tighter_limit_of_key_and_tenant_applies_and_is_reported(runtime: Runtime) -> None:
+    """A tenant's keys share its limit, and a changed limit applies to the next submit."""
     await runtime.tenants.set("tenant-a", {"requests_per_minute": 4})
     assert (await admitted(runtime, key_id="key-1", limits=THREE)).limits[0][:3] == (Measured.REQUESTS, 3, 2)
     await admitted(runtime, key_id="key-2", limits=THREE)
@@ -76,8 +76,8 @@ async def test_the_tighter_of_key_and_tenant_binds_and_is_told(runtime: Runtime)
     await admitted(runtime, key_id="key-1", limits=THREE)
 
 
-async def test_what_is_refused_or_repeated_is_counted_nowhere(runtime: Runtime) -> None:
-    """A replay finds its job, over the limit too; a submit that the budget refuses uses up no request."""
+async def test_refused_and_repeated_submits_are_not_counted(runtime: Runtime) -> None:
+    """A replay finds its job even over the limit; a submit that the budget refuses uses no request."""
     await admitted(runtime, key_id="key-1", limits=THREE, idempotency_key="k")
     for _ in range(5):
         again = a_submission(key_id="key-1", limits=THREE, idempotency_key="k")
@@ -90,8 +90,8 @@ async def test_what_is_refused_or_repeated_is_counted_nowhere(runtime: Runtime) 
     assert await counted(runtime, KEY) == (1, 0)
 
 
-async def test_a_batch_is_one_request_and_is_refused_before_and_behind_its_body(runtime: Runtime) -> None:
-    """At OPEN nothing is counted: START decides."""
+async def test_a_batch_is_one_request_and_can_be_refused_before_and_after_its_body(runtime: Runtime) -> None:
+    """OPEN counts nothing; START decides."""
     one = CallerLimits(requests_per_minute=1, tokens_per_minute=10)
     key = {"key_id": "key-1", "key_limits": one}
     first, second = await receive(runtime, 3, **key), await receive(runtime, 3, **key)  # type: ignore[arg-type]
@@ -108,8 +108,8 @@ async def test_a_batch_is_one_request_and_is_refused_before_and_behind_its_body(
 TOKENS = CallerLimits(tokens_per_minute=100)
 
 
-async def test_tokens_are_reserved_and_make_room_for_what_was_used(runtime: Runtime) -> None:
-    """For the key and for its tenant, in the bucket of the submit."""
+async def test_reserved_tokens_are_replaced_by_used_ones(runtime: Runtime) -> None:
+    """For the key and its tenant, in the bucket of the submit."""
     await runtime.tenants.set("tenant-a", {"tokens_per_minute": 1000})
     told = (await admitted(runtime, key_id="key-1", limits=TOKENS, tokens=60)).limits
     assert told[0][:3] == (Measured.TOKENS, 100, 40)
@@ -122,7 +122,7 @@ async def test_tokens_are_reserved_and_make_room_for_what_was_used(runtime: Runt
 
 
 async def test_a_job_that_never_started_gives_its_tokens_back(runtime: Runtime) -> None:
-    """Cancelled or expired: no call was made."""
+    """It was cancelled or it expired, so no call was made."""
     for end in ("cancel", "expire"):
         job = await submit(runtime, key_id="key-1", limits=TOKENS, tokens=60)
         assert (await counted(runtime, KEY))[1] == 60
@@ -134,8 +134,8 @@ async def test_a_job_that_never_started_gives_its_tokens_back(runtime: Runtime) 
         assert (await counted(runtime, KEY))[1] == 0
 
 
-async def test_what_was_begun_and_not_told_stays_reserved_once(runtime: Runtime) -> None:
-    """Cancelled while it ran, failed, or taken over and then done: never twice, never lost."""
+async def test_tokens_of_a_started_call_without_known_usage_stay_reserved_once(runtime: Runtime) -> None:
+    """A job that was cancelled while it ran, failed, or was taken over and then done: never twice, never lost."""
     job = await submit(runtime, key_id="key-1", limits=TOKENS, tokens=20)
     await claim_one(runtime)
     await runtime.jobs.cancel(job.id, "tenant-a")
@@ -148,8 +148,8 @@ async def test_what_was_begun_and_not_told_stays_reserved_once(runtime: Runtime)
     assert (await counted(runtime, KEY))[1] == 42
 
 
-async def test_what_was_used_of_a_minute_that_is_over_is_not_counted_again(runtime: Runtime) -> None:
-    """The bucket of its submit has left, and is not made anew."""
+async def test_usage_in_a_minute_that_is_over_is_not_counted_again(runtime: Runtime) -> None:
+    """The submit's bucket has left the window, and is not created again."""
     job = await submit(runtime, key_id="key-1", limits=TOKENS, tokens=60)
     await age(runtime, redis_keys.pace(KEY), WINDOW_MS)
     bucket, amounts = (await record_of(runtime, job.id))[b"reserved"].split(b" ", 1)
@@ -160,15 +160,15 @@ async def test_what_was_used_of_a_minute_that_is_over_is_not_counted_again(runti
     assert [kind_of(name) for name in await all_keys(runtime._commands)].count("pace") == 1
 
 
-async def test_what_can_never_fit_is_no_429(runtime: Runtime) -> None:
-    """The caller would wait for ever: 400 names max_tokens."""
+async def test_a_request_that_can_never_fit_gets_no_429(runtime: Runtime) -> None:
+    """The caller would retry without end; the 400 names max_tokens."""
     with pytest.raises(InvalidRequest) as refused:
         await admitted(runtime, key_id="key-1", limits=TOKENS, tokens=120, max_tokens=101)
     assert [error.pointer for error in refused.value.errors] == ["#/max_tokens"]
 
 
-async def test_the_smallest_limit_is_named_for_what_can_never_fit(runtime: Runtime) -> None:
-    """Whichever of key and tenant leaves less just now: who heeds it gets through."""
+async def test_the_smaller_limit_is_named_for_a_request_that_can_never_fit(runtime: Runtime) -> None:
+    """Of the key's and the tenant's limit: a caller that obeys it succeeds."""
     await runtime.tenants.set("tenant-a", {"tokens_per_minute": 1000})
     await admitted(runtime, tokens=980)
     with pytest.raises(InvalidRequest) as refused:
@@ -176,8 +176,8 @@ async def test_the_smallest_limit_is_named_for_what_can_never_fit(runtime: Runti
     assert "at most 100," in refused.value.errors[0].detail
 
 
-async def test_a_guess_that_is_more_than_a_minute_takes_a_whole_one(runtime: Runtime) -> None:
-    """An image of a megabyte looks like a quarter of a million tokens, and is a few thousand."""
+async def test_an_estimate_above_the_limit_reserves_a_whole_minute(runtime: Runtime) -> None:
+    """An image of a megabyte looks like a quarter of a million tokens, but is a few thousand."""
     await admitted(runtime, key_id="key-1", limits=TOKENS, tokens=250_050, max_tokens=50)
     assert (await counted(runtime, KEY))[1] == 100
     with pytest.raises(RateLimited):
@@ -187,7 +187,7 @@ async def test_a_guess_that_is_more_than_a_minute_takes_a_whole_one(runtime: Run
 
 
 async def test_a_count_of_tokens_is_a_request_without_tokens(runtime: Runtime) -> None:
-    """The upstream takes nothing for it."""
+    """The upstream charges nothing for it."""
     limits = CallerLimits(requests_per_minute=1, tokens_per_minute=10)
     await admitted(runtime, key_id="key-1", limits=limits, tokens=1000, kind=JobKind.COUNT_TOKENS)
     with pytest.raises(RateLimited):
@@ -207,8 +207,8 @@ _STEPS = st.lists(
 
 
 @pytest.mark.timeout(120)
-def test_no_sixty_seconds_hold_more_than_the_limit_whatever_comes_when(real_redis: RedisUnderTest) -> None:
-    """And what is refused would have been too much; what Retry-After says is long enough, and no longer than a window."""
+def test_no_sixty_seconds_have_more_than_the_limit(real_redis: RedisUnderTest) -> None:
+    """Each refused submit would have exceeded it. Retry-After is long enough, and at most the length of a window."""
     most = CallerLimits(requests_per_minute=5, tokens_per_minute=100)
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
@@ -253,7 +253,7 @@ def test_no_sixty_seconds_hold_more_than_the_limit_whatever_comes_when(real_redi
 
 
 def test_a_submission_carries_an_estimate_of_its_tokens() -> None:
-    """Four bytes a token, and what it may answer."""
+    """Four bytes of the request are a token; to these comes the bound of the answer."""
     from shared.limits import reservation_of
 
     request = msgspec.json.encode({"max_tokens": 50, "messages": [{"role": "user", "content": "x" * 400}]})

@@ -12,9 +12,9 @@ from tests.mutations.frame import Cuts, Dialect, Frame, Stream
 from tests.mutations.judgement import SILENT, Finding, Kind, findings_of
 from tests.mutations.oracle import Expected, Verdict, expected_of
 from tests.mutations.virtual_time import VirtualTimeLoop
-from tests.mutations.worker_under_test import Told, WorkerUnderTest, run_by_socket, socket_worker
+from tests.mutations.worker_under_test import Observed, WorkerUnderTest, run_by_socket, socket_worker
 
-Run = Callable[[Stream], Awaitable[Told]]
+Run = Callable[[Stream], Awaitable[Observed]]
 
 
 @dataclass
@@ -110,10 +110,12 @@ class Campaign:
 
     async def _judge(self, number: int, case: Case, stream: Stream, run: Run) -> None:
         expected = expected_of(stream)
-        told = await run(stream)
+        observed = await run(stream)
         self.report.verdicts[expected.verdict] += 1
-        self.report.succeeded[expected.verdict] += told.has_succeeded
-        for kind, detail in {finding.kind: finding.detail for finding in findings_of(stream, expected, told)}.items():
+        self.report.succeeded[expected.verdict] += observed.has_succeeded
+        for kind, detail in {
+            finding.kind: finding.detail for finding in findings_of(stream, expected, observed)
+        }.items():
             self.report.kinds[kind] += 1
             await self._group(number, case, Finding(kind, detail), run)
 
@@ -147,8 +149,8 @@ async def shrunk(case: Case, finding: Finding, run: Run) -> tuple[Stream, str]:
             expected = expected_of(stream)
         except ValueError:
             return False
-        told = await run(copy.deepcopy(stream))
-        for kind, found in findings_of(stream, expected, told):
+        observed = await run(copy.deepcopy(stream))
+        for kind, found in findings_of(stream, expected, observed):
             if kind is finding.kind:
                 detail = found
                 return True

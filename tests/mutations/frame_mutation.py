@@ -504,9 +504,9 @@ def parts(stream: Stream, rng: random.Random) -> bool:
         if isinstance(delta.get("content"), str) and any(isinstance(m, Says) for m in frame.means):
             text = {"type": "text", "text": delta["content"]}
             frame.touched("content of parts")
-            told = _delta_of(frame)
-            assert told is not None
-            told["content"] = rng.choice([[text], [text, {"type": "text", "text": ""}]])
+            members = _delta_of(frame)
+            assert members is not None
+            members["content"] = rng.choice([[text], [text, {"type": "text", "text": ""}]])
             found = True
         elif frame.kind.startswith("reasoning"):
             text = {"type": "text", "text": delta.get("reasoning", delta.get("reasoning_content"))}
@@ -587,8 +587,8 @@ def _error(stream: Stream, rng: random.Random) -> Frame:
     if _is_chat(stream):
         body = {"error": {"type": "server_error", "code": 503, "message": "The engine is on fire."}}
         return Frame("error", None, body, means=(Refuses("upstream_error"),))
-    told = {"type": "error", "error": {"type": "overloaded_error", "message": "The engine is on fire."}}
-    return Frame("error", "error", told, means=(Refuses("upstream_overloaded"),))
+    members = {"type": "error", "error": {"type": "overloaded_error", "message": "The engine is on fire."}}
+    return Frame("error", "error", members, means=(Refuses("upstream_overloaded"),))
 
 
 def error(stream: Stream, rng: random.Random) -> bool:

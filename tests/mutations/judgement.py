@@ -12,7 +12,7 @@ from shared.events import OUR_NAMES
 from tests.mutations.frame import Dialect, Doubt, Stream
 from tests.mutations.oracle import Expected, Verdict
 from tests.mutations.words import SECRETS
-from tests.mutations.worker_under_test import Told
+from tests.mutations.worker_under_test import Observed
 
 
 class Kind(StrEnum):
@@ -43,59 +43,61 @@ class Finding(NamedTuple):
     detail: str
 
 
-def findings_of(stream: Stream, expected: Expected, told: Told) -> list[Finding]:
+def findings_of(stream: Stream, expected: Expected, observed: Observed) -> list[Finding]:
     """Everything that is wrong with it."""
-    if told.crash:
-        return [Finding(Kind.CRASHED, told.crash)]
-    found = _told_oddly(told)
-    if told.calls != 1:
-        found.append(Finding(Kind.CALLS, f"{told.calls} calls"))
-    if told.has_succeeded:
-        return found + _of_success(stream, expected, told)
-    return found + _of_failure(stream, expected, told)
+    if observed.crash:
+        return [Finding(Kind.CRASHED, observed.crash)]
+    found = _oddly_shaped(observed)
+    if observed.calls != 1:
+        found.append(Finding(Kind.CALLS, f"{observed.calls} calls"))
+    if observed.has_succeeded:
+        return found + _of_success(stream, expected, observed)
+    return found + _of_failure(stream, expected, observed)
 
 
-def _of_success(stream: Stream, expected: Expected, told: Told) -> list[Finding]:
-    assert told.result is not None
+def _of_success(stream: Stream, expected: Expected, observed: Observed) -> list[Finding]:
+    assert observed.result is not None
     if expected.verdict is Verdict.DOUBTFUL:
-        return [Finding(Kind.SUCCEEDED, f"with {_short(told.result)}")]
-    found = _not_as_seen(told)
+        return [Finding(Kind.SUCCEEDED, f"with {_short(observed.result)}")]
+    found = _not_as_seen(observed)
     is_chat = stream.dialect is Dialect.CHAT
     sent = _folded(expected.blocks) if is_chat else expected.blocks
-    blocks = [_said(block) for block in told.result["message"]["content"] if _says(block)]
+    blocks = [_said(block) for block in observed.result["message"]["content"] if _says(block)]
     got = _folded(blocks) if is_chat else blocks
     if sent != got and "kinds" not in expected.loose:
         found.append(Finding(Kind.NOT_AS_SENT, f"sent {_short(sent)}, got {_short(got)}"))
     text = "".join(block["text"] for block in expected.blocks if block["type"] == "text")
-    if told.result["text"] != text and "kinds" not in expected.loose:
-        found.append(Finding(Kind.NOT_AS_SENT, f"sent the text {text!r}, got {told.result['text']!r}"))
-    if told.result["stop_reason"] != expected.stop_reason:
-        found.append(Finding(Kind.NOT_AS_SENT, f"ended by {expected.stop_reason}, told {told.result['stop_reason']}"))
-    if expected.usage and told.usage is not None:
-        got_usage = {name: told.usage.get(name, 0) for name in expected.usage}
+    if observed.result["text"] != text and "kinds" not in expected.loose:
+        found.append(Finding(Kind.NOT_AS_SENT, f"sent the text {text!r}, got {observed.result['text']!r}"))
+    if observed.result["stop_reason"] != expected.stop_reason:
+        found.append(
+            Finding(Kind.NOT_AS_SENT, f"ended by {expected.stop_reason}, got {observed.result['stop_reason']}")
+        )
+    if expected.usage and observed.usage is not None:
+        got_usage = {name: observed.usage.get(name, 0) for name in expected.usage}
         if got_usage != expected.usage:
             found.append(Finding(Kind.USAGE, f"sent {expected.usage}, got {got_usage}"))
-    if expected.longest_s is not None and told.waited_s > expected.longest_s:
-        found.append(Finding(Kind.LATE, f"{told.waited_s:.1f} s"))
+    if expected.longest_s is not None and observed.waited_s > expected.longest_s:
+        found.append(Finding(Kind.LATE, f"{observed.waited_s:.1f} s"))
     return found
 
 
-def _of_failure(stream: Stream, expected: Expected, told: Told) -> list[Finding]:
+def _of_failure(stream: Stream, expected: Expected, observed: Observed) -> list[Finding]:
     if expected.verdict is Verdict.CERTAIN:
-        return [Finding(Kind.FAILED, told.message)]
+        return [Finding(Kind.FAILED, observed.message)]
     found = []
-    if not any(_names(told.message, doubt) for doubt in expected.doubts):
+    if not any(_names(observed.message, doubt) for doubt in expected.doubts):
         wanted = " or ".join(dict.fromkeys("/".join(doubt.members[:3]) for doubt in expected.doubts))
-        found.append(Finding(Kind.UNNAMED, f"{told.message!r} does not name {wanted}"))
-    if leaked := [word for word in SECRETS if word in told.message]:
-        found.append(Finding(Kind.LEAKED, f"{leaked} in {told.message!r}"))
-    if told.opens_circuit and all(doubt.is_habit for doubt in expected.doubts):
-        found.append(Finding(Kind.CIRCUIT, told.message))
+        found.append(Finding(Kind.UNNAMED, f"{observed.message!r} does not name {wanted}"))
+    if leaked := [word for word in SECRETS if word in observed.message]:
+        found.append(Finding(Kind.LEAKED, f"{leaked} in {observed.message!r}"))
+    if observed.opens_circuit and all(doubt.is_habit for doubt in expected.doubts):
+        found.append(Finding(Kind.CIRCUIT, observed.message))
     response = stream.response
-    if response is not None and response.code and told.code != response.code:
-        found.append(Finding(Kind.CLASS, f"{response.code} became {told.code}: {told.message}"))
-    if response is not None and response.is_final and told.is_retryable:
-        found.append(Finding(Kind.CLASS, f"it would be tried again: {told.message}"))
+    if response is not None and response.code and observed.code != response.code:
+        found.append(Finding(Kind.CLASS, f"{response.code} became {observed.code}: {observed.message}"))
+    if response is not None and response.is_final and observed.is_retryable:
+        found.append(Finding(Kind.CLASS, f"it would be tried again: {observed.message}"))
     return found
 
 
@@ -114,22 +116,24 @@ def _has(message: str, words: tuple[str, ...]) -> bool:
 _COMPARED: Final = ("type", "text", "thinking", "name", "input", "id", "signature", "citations")
 
 
-def _not_as_seen(told: Told) -> list[Finding]:
-    assert told.result is not None
+def _not_as_seen(observed: Observed) -> list[Finding]:
+    assert observed.result is not None
     found = []
-    text = told.text_heard()
-    if text != told.result["text"]:
-        found.append(Finding(Kind.NOT_AS_SEEN, f"format=text heard {text!r}, the result has {told.result['text']!r}"))
+    text = observed.text_heard()
+    if text != observed.result["text"]:
+        found.append(
+            Finding(Kind.NOT_AS_SEEN, f"format=text heard {text!r}, the result has {observed.result['text']!r}")
+        )
     try:
-        seen, stop_reason = _message_heard(told.events)
+        seen, stop_reason = _message_heard(observed.events)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return [*found, Finding(Kind.NOT_AS_SEEN, f"a follower of format=messages fails: {error!r}")]
     seen = [_compared(block) for block in seen if _says(block)]
-    got = [_compared(block) for block in told.result["message"]["content"] if _says(block)]
+    got = [_compared(block) for block in observed.result["message"]["content"] if _says(block)]
     if seen != got:
         found.append(Finding(Kind.NOT_AS_SEEN, f"format=messages heard {_short(seen)}, the result has {_short(got)}"))
-    if stop_reason != told.result["stop_reason"]:
-        found.append(Finding(Kind.NOT_AS_SEEN, f"heard the reason {stop_reason}, got {told.result['stop_reason']}"))
+    if stop_reason != observed.result["stop_reason"]:
+        found.append(Finding(Kind.NOT_AS_SEEN, f"heard the reason {stop_reason}, got {observed.result['stop_reason']}"))
     return found
 
 
@@ -171,11 +175,11 @@ def _message_heard(events: list[tuple[str, bytes]]) -> tuple[list[dict[str, Any]
     return [blocks[index] for index in sorted(blocks)], reason
 
 
-def _told_oddly(told: Told) -> list[Finding]:
+def _oddly_shaped(observed: Observed) -> list[Finding]:
     """Names and data that break a follower, whatever became of the job."""
-    for name, data in told.events:
+    for name, data in observed.events:
         if name in OUR_NAMES:
-            if told.calls == 1:
+            if observed.calls == 1:
                 return [Finding(Kind.TOLD, f"an event of the upstream's is called {name}")]
             continue
         if b"\n" in data or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name, re.ASCII):

@@ -262,19 +262,19 @@ def _blocks_of(reading: _Reading, dialect: Dialect) -> list[dict[str, Any]]:
 def _tool_of(block: _Block, joined: str, reading: _Reading, dialect: Dialect, *, may_be_cut: bool) -> dict[str, Any]:
     if not block.is_begun or not block.name:
         reading.doubts.append(Doubt(("name", "content_block_start", "function", "tool_calls"), ABSENT_WORDS))
-    told: object = {}
+    tool_input: object = {}
     if joined.strip():
         try:
-            told = msgspec.json.decode(joined)
+            tool_input = msgspec.json.decode(joined)
         except ValueError:
-            told = None
+            tool_input = None
             if may_be_cut:
                 with contextlib.suppress(ValueError):
-                    told = jiter.from_json(joined.encode(), partial_mode=True, allow_inf_nan=False)
-            if told is None:
+                    tool_input = jiter.from_json(joined.encode(), partial_mode=True, allow_inf_nan=False)
+            if tool_input is None:
                 members = ("arguments", "call", "tool_calls") if dialect is Dialect.CHAT else ("partial_json",)
                 reading.doubts.append(Doubt((*members, "input"), (*_NO_JSON, "after")))
-    if told is not None and not isinstance(told, dict):
+    if tool_input is not None and not isinstance(tool_input, dict):
         # JSON, and no object: the API's schema wants one, the rule is silent.
         reading.questions.append(Doubt(("arguments", "partial_json", "input"), ("object", "JSON")))
-    return {"type": block.kind, "name": block.name, "input": told}
+    return {"type": block.kind, "name": block.name, "input": tool_input}

@@ -15,7 +15,7 @@ from tests.mutations.frame import Dialect, Stream
 from tests.mutations.judgement import Finding, Kind, findings_of
 from tests.mutations.oracle import Verdict, expected_of
 from tests.mutations.virtual_time import VirtualTimeLoop
-from tests.mutations.worker_under_test import Told, WorkerUnderTest
+from tests.mutations.worker_under_test import Observed, WorkerUnderTest
 from tests.support.facts import Fact
 
 FIXED_SEED = 20261130
@@ -91,8 +91,8 @@ def test_a_fault_that_was_planted_is_found(dialect: Dialect, kind: Kind) -> None
 )
 def test_a_failure_that_says_too_little_or_too_much_is_found(message: str, kind: Kind) -> None:
     stream = an_odd_delta()
-    told = Told(code="upstream_truncated", message=message, calls=1)
-    assert kind in {finding.kind for finding in findings_of(stream, expected_of(stream), told)}
+    observed = Observed(code="upstream_truncated", message=message, calls=1)
+    assert kind in {finding.kind for finding in findings_of(stream, expected_of(stream), observed)}
 
 
 @cache
@@ -116,22 +116,22 @@ async def _planted(dialect: Dialect, kind: Kind) -> list[Finding]:
         texts = [block for block in expected.blocks if block["type"] == "text"]
         if case.dialect is not dialect or case.steps or not texts or not expected.usage:
             continue
-        told = await worker.run(stream)
-        assert findings_of(stream, expected, told) == []
-        assert told.result is not None
-        assert told.usage is not None
+        observed = await worker.run(stream)
+        assert findings_of(stream, expected, observed) == []
+        assert observed.result is not None
+        assert observed.usage is not None
         match kind:
             case Kind.NOT_AS_SENT:
-                told.result["text"] += "x"
+                observed.result["text"] += "x"
             case Kind.NOT_AS_SEEN:
-                told.events = [event for event in told.events if event[0] != "content_block_delta"]
+                observed.events = [event for event in observed.events if event[0] != "content_block_delta"]
             case Kind.FAILED:
-                told.result = None
+                observed.result = None
             case Kind.USAGE:
-                told.usage["output_tokens"] += 1
+                observed.usage["output_tokens"] += 1
             case Kind.CALLS:
-                told.calls = 3
+                observed.calls = 3
             case _:
-                told.crash = "KeyError"
-        return findings_of(stream, expected, told)
+                observed.crash = "KeyError"
+        return findings_of(stream, expected, observed)
     raise AssertionError("no such stream")

@@ -38,7 +38,7 @@ _FOREVER_S: Final = 100_000.0
 
 
 @dataclasses.dataclass
-class Told:
+class Observed:
     """What became of a stream."""
 
     result: dict[str, Any] | None = None
@@ -126,13 +126,13 @@ class _Store:
     """Takes what the log writer appends, and the end."""
 
     def __init__(self) -> None:
-        self.told = Told()
+        self.observed = Observed()
 
     def append(
         self, job_id: str, epoch: int, first_seq: int, events: Sequence[tuple[str, bytes]], **_: Any
     ) -> "asyncio.Future[int]":
         """See Log."""
-        self.told.events += events
+        self.observed.events += events
         reply: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         reply.set_result(first_seq + len(events))
         return reply
@@ -140,11 +140,14 @@ class _Store:
     async def finish(self, claim: Claim, ending: Ending, **_: Any) -> FinishReply:
         """See Queue."""
         if ending.step is Step.SUCCEED:
-            self.told.result = msgspec.json.decode(ending.result)
-            self.told.usage = msgspec.to_builtins(ending.usage)
+            self.observed.result = msgspec.json.decode(ending.result)
+            self.observed.usage = msgspec.to_builtins(ending.usage)
         else:
             assert ending.error is not None
-            self.told.code, self.told.message = ending.error.code, str(msgspec.to_builtins(ending.error)["message"])
+            self.observed.code, self.observed.message = (
+                ending.error.code,
+                str(msgspec.to_builtins(ending.error)["message"]),
+            )
         return FinishReply(Finished.ENDED)
 
 
@@ -156,14 +159,14 @@ class _Governor:
 
     async def permit(self, chain: Sequence[Any], claim: Claim, **_: Any) -> Permit:
         """See Governor."""
-        self._store.told.calls += 1
+        self._store.observed.calls += 1
         return Permit("call", claim.id, claim.tenant, "", chain[0], 0, is_probe=False, input_estimate=1)
 
     def settle(self, permit: Permit, ended: str, spent: Any, outcome: Outcome | None, allowance: Any) -> int:
         """See Governor."""
         if isinstance(outcome, Failure):
-            self._store.told.is_retryable = outcome.is_retryable
-            self._store.told.opens_circuit = outcome.opens_circuit
+            self._store.observed.is_retryable = outcome.is_retryable
+            self._store.observed.opens_circuit = outcome.opens_circuit
         return 0
 
     def answering(self, permit: Permit) -> None:
@@ -224,9 +227,9 @@ class WorkerUnderTest:
         """Streams are read from their script."""
         return cls(client=_ScriptedClient())
 
-    async def run(self, stream: Stream) -> Told:
+    async def run(self, stream: Stream) -> Observed:
         """One job, one attempt."""
-        self._store.told = told = Told()
+        self._store.observed = observed = Observed()
         client = self._client
         if client is not None:
             client.script, client.body = stream, None
@@ -236,10 +239,10 @@ class WorkerUnderTest:
             async with asyncio.timeout(_FOREVER_S):
                 await job
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
-            told.crash = f"{type(error).__name__}: {str(error)[:200]}"
+            observed.crash = f"{type(error).__name__}: {str(error)[:200]}"
         if client is not None and client.body is not None:
-            told.waited_s = asyncio.get_running_loop().time() - client.body.last_s
-        return told
+            observed.waited_s = asyncio.get_running_loop().time() - client.body.last_s
+        return observed
 
 
 def _claim(number: int) -> Claim:
@@ -330,10 +333,10 @@ async def socket_worker() -> AsyncIterator[WorkerUnderTest]:
         await server.wait_closed()
 
 
-async def run_by_socket(worker: WorkerUnderTest, stream: Stream) -> Told:
+async def run_by_socket(worker: WorkerUnderTest, stream: Stream) -> Observed:
     """With what is around the stream."""
     RawUpstream.script = dataclasses.replace(stream, response=stream.response or Response())
     return await worker.run(stream)
 
 
-__all__ = ["Answered", "RawUpstream", "Told", "WorkerUnderTest", "run_by_socket", "socket_worker"]
+__all__ = ["Answered", "Observed", "RawUpstream", "WorkerUnderTest", "run_by_socket", "socket_worker"]

@@ -49,12 +49,12 @@ class Sdk:
         )
         try:
             async with asyncio.timeout(_LONGEST_S):
-                out, told = await process.communicate()
+                out, errors = await process.communicate()
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        assert process.returncode == 0, told.decode()
+        assert process.returncode == 0, errors.decode()
         lines = [json.loads(line) for line in out.splitlines()]
         return {(line.pop("case"), line.pop("mode")): line for line in lines}
 
@@ -65,8 +65,8 @@ class Sdk:
 
     def _environment(self, base_url: str) -> dict[str, str]:
         mine = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_DEVELOPER)}
-        told = {"ANTHROPIC_BASE_URL": base_url, "ANTHROPIC_API_KEY": "sk-of-the-program", "RUN": self.run}
-        return {**mine, **told, "NODE_SDK": str(NODE_SDK)}
+        given = {"ANTHROPIC_BASE_URL": base_url, "ANTHROPIC_API_KEY": "sk-of-the-program", "RUN": self.run}
+        return {**mine, **given, "NODE_SDK": str(NODE_SDK)}
 
 
 @pytest.fixture(params=PYTHONS)

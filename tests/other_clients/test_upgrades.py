@@ -19,8 +19,8 @@ _MESSAGE: Final = json.dumps(
 @pytest.mark.skipif(shutil.which("java") is None, reason="no java on this machine: JDK's HttpClient is not tried")
 async def test_the_http_client_of_the_jdk_works_with_its_defaults(served: Served) -> None:
     """Bodies with a length and in chunks, large ones too; a stream; a batch; several connections at once."""
-    told = await printed("java", PROGRAMS / "JdkHttpClient.java", served.url)
-    seen = {name: (status, body) for name, status, body in (line.split("\t") for line in told.splitlines())}
+    output = await printed("java", PROGRAMS / "JdkHttpClient.java", served.url)
+    seen = {name: (status, body) for name, status, body in (line.split("\t") for line in output.splitlines())}
     for name in ("post", "chunked post", "large post"):
         status, body = seen[name]
         assert (status, json.loads(body)["stop_reason"]) == ("200", "end_turn"), name
@@ -42,7 +42,7 @@ async def test_the_http_client_of_the_jdk_works_with_its_defaults(served: Served
 async def test_curl_with_http2_gets_its_answer_by_http_1_1(served: Served) -> None:
     """Two requests on one connection, the first of them with the wish."""
     asked = ["--header", "content-type: application/json", "--data", _MESSAGE, f"{served.url}/v1/messages"]
-    told = await printed("curl", "--silent", "--http2", "--write-out", r"\n%{http_version}\n", *asked, *asked[-1:])
-    answers = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    output = await printed("curl", "--silent", "--http2", "--write-out", r"\n%{http_version}\n", *asked, *asked[-1:])
+    answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert [answer["stop_reason"] for answer in answers] == ["end_turn", "end_turn"]
-    assert told.splitlines().count("1.1") == 2
+    assert output.splitlines().count("1.1") == 2

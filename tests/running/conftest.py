@@ -20,7 +20,7 @@ from shared.routes import ProviderName
 from shared.settings import load_settings
 from shared.store.runtime import open_runtime
 from simulator.app import Simulator, running
-from tests.running.crew import Crew, assert_every_job_was_told_whole
+from tests.running.crew import Crew, assert_every_log_is_whole
 from tests.running.ledger import assert_ledger_matches
 from tests.support.redis_servers import RedisUnderTest
 from tests.support.store import assert_consistent, keys_that_leak
@@ -78,7 +78,7 @@ async def crew(
         async with AsyncExitStack() as stack:
             crew = Crew(runtime, simulator, stack, provider)
             yield crew
-            await assert_every_job_was_told_whole(crew)
+            await assert_every_log_is_whole(crew)
         await assert_consistent(runtime, crew.jobs)
         await assert_ledger_matches(crew)
         assert await keys_that_leak(runtime._commands) == []

@@ -295,7 +295,7 @@ def attempt_text(events: Iterable[Event]) -> str:
     return "".join(pieces)
 
 
-def assert_told_whole(job: Job, events: list[Event]) -> None:
+def assert_log_is_whole(job: Job, events: list[Event]) -> None:
     """The log is a story without holes, with one end, and the result is what it told."""
     epochs: list[int] = []
     last_seq = -1
@@ -313,15 +313,15 @@ def assert_told_whole(job: Job, events: list[Event]) -> None:
     assert events[-1] is ends[0]
     assert str(ends[0].id) == job.end_id
 
-    has_told, is_new = False, False
+    has_content, is_new = False, False
     for event in events:
         if event.name in (OurEvent.STARTED, OurEvent.RETRY):
             is_new = True
         elif event.name == OurEvent.RESET:
-            has_told, is_new = False, False
+            has_content, is_new = False, False
         elif not event.is_terminal:
-            assert not (has_told and is_new), f"no reset before {event.id}"
-            has_told, is_new = True, False
+            assert not (has_content and is_new), f"no reset before {event.id}"
+            has_content, is_new = True, False
 
     if job.state is JobState.SUCCEEDED:
         assert job.result is not None
@@ -333,11 +333,11 @@ def assert_told_whole(job: Job, events: list[Event]) -> None:
         assert (job.error is not None) == (job.state is JobState.FAILED)
 
 
-async def assert_every_job_was_told_whole(crew: Crew) -> None:
+async def assert_every_log_is_whole(crew: Crew) -> None:
     """What must hold after every test, for every job that has ended and has its log."""
     for job_id in crew.jobs:
         if await crew.state(job_id) in TERMINAL_STATES and (events := await crew.events(job_id)):
-            assert_told_whole(await crew.job(job_id), events)
+            assert_log_is_whole(await crew.job(job_id), events)
 
 
 def replace(of: object, method: str, by: Callable[..., Any]) -> None:

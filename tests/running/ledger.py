@@ -119,29 +119,29 @@ async def assert_ledger_matches(crew: Crew) -> None:
 
 def assert_rows_match(rows: list[Row], calls: list[Call], script: str) -> None:
     """Of one job: one to one, in order."""
-    told = "\n".join(map(str, itertools.chain(rows, calls)))
-    assert len(rows) == len(calls), f"the ledger has {len(rows)} rows for {len(calls)} calls:\n{told}"
+    shown = "\n".join(map(str, itertools.chain(rows, calls)))
+    assert len(rows) == len(calls), f"the ledger has {len(rows)} rows for {len(calls)} calls:\n{shown}"
     for row, call in zip(rows, calls, strict=True):
-        assert row.model == call.model, told
+        assert row.model == call.model, shown
         assert_row_matches(row, call, script)
 
 
 def assert_row_matches(row: Row, call: Call, script: str) -> None:
     """The tokens are the upstream's, as far as it told, and zero if it refused."""
-    told = f"{row}\n{call}"
-    assert row.ended is not None, f"an open row: {told}"
+    shown = f"{row}\n{call}"
+    assert row.ended is not None, f"an open row: {shown}"
     usage = row.usage
     if call.status is not None and call.status != 200:
-        assert (usage, row.is_estimated) == (Usage(), False), told
+        assert (usage, row.is_estimated) == (Usage(), False), shown
     elif row.ended == "succeeded" and not row.is_estimated:
-        assert (usage.input_tokens, usage.output_tokens) == (call.input_tokens, call.output_tokens), told
+        assert (usage.input_tokens, usage.output_tokens) == (call.input_tokens, call.output_tokens), shown
     else:
-        assert row.is_estimated, told
-        assert usage.input_tokens in {call.input_tokens, row.input_estimate}, told
-        assert usage.input_tokens > 0, told
+        assert row.is_estimated, shown
+        assert usage.input_tokens in {call.input_tokens, row.input_estimate}, shown
+        assert usage.input_tokens > 0, shown
         least, most = (estimate_of(script, call, heard) for heard in (least_heard(call), call.tokens_sent))
         if least is not None and most is not None:
-            assert min(least, call.tokens_sent) <= usage.output_tokens <= max(1, most), told
+            assert min(least, call.tokens_sent) <= usage.output_tokens <= max(1, most), shown
 
 
 def least_heard(call: Call) -> int:
@@ -177,9 +177,9 @@ async def assert_usage_is_that_of(runtime: Runtime, rows: Iterable[Row]) -> None
     if not expected:
         return
     first, last = min(name[1] for name in expected), max(name[1] for name in expected)
-    told = {
+    shown = {
         (tenant, row.day, row.model, row.key): row.sums
         for tenant in {name[0] for name in expected}
         for row in await read_usage(runtime, tenant, first, last)
     }
-    assert told == expected
+    assert shown == expected

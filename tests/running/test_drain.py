@@ -43,7 +43,7 @@ async def test_an_idle_worker_stops_at_once_and_says_so(crew: Crew) -> None:
 
 @pytest.mark.parametrize("hurry", [False, True], ids=["its time over", "a second signal"])
 async def test_what_cannot_end_in_time_is_handed_back(crew: Crew, hurry: bool) -> None:
-    """Its try is not counted: even a job with one attempt runs again. Followers are told to start over."""
+    """The attempt is not counted: even a job with one attempt runs again. Followers get `reset`."""
     first = await crew.worker(drain_s=3600 if hurry else 0.05)
     job_id = await crew.submit("tokens=200 gap-ms=10", max_attempts=1)
     await crew.begun(job_id)
@@ -83,7 +83,7 @@ async def test_a_job_between_two_attempts_is_handed_back_with_its_failures(crew:
 
 
 async def test_jobs_of_a_claim_on_its_way_are_not_lost(crew: Crew) -> None:
-    """The signal comes between CLAIM at Redis and its answer here: they would wait for the end of their lease."""
+    """The signal comes between CLAIM in Redis and its reply; otherwise the jobs would wait until their leases end."""
     hand = await crew.worker(lease_s=600)
     was_claimed, may_answer = asyncio.Event(), asyncio.Event()
     real_claim = hand.runtime.queue.claim

@@ -75,10 +75,10 @@ async def test_the_log_says_why_each_attempt_failed(crew: Crew) -> None:
     job_id = await crew.submit("end=3x1 fail=529x2 fail=400x3")
     assert (await crew.ended(job_id)).state is JobState.FAILED
     lines = hand.log.named("attempt_failed")
-    told = [
+    logged = [
         (line["attempt"], line["code"], line["upstream_status"], line["how"], line["is_retryable"]) for line in lines
     ]
-    assert told == [
+    assert logged == [
         (1, "upstream_truncated", None, "ended_early", True),
         (2, "upstream_overloaded", 529, None, True),
         (3, "upstream_rejected", 400, None, False),

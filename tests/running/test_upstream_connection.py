@@ -279,7 +279,7 @@ async def test_a_redirect_is_not_followed(provider: ProviderName) -> None:
 
 
 @pytest.mark.parametrize(
-    ("location", "told"),
+    ("location", "shown"),
     [
         ("https://user:secret@secret.example.com/login?token=secret#secret", "/login on another host by https"),
         ("/login?token=secret", "/login"),
@@ -289,14 +289,14 @@ async def test_a_redirect_is_not_followed(provider: ProviderName) -> None:
 )
 @on_each_provider
 async def test_where_a_redirect_leads_is_told_without_its_secrets(
-    provider: ProviderName, location: str, told: str
+    provider: ProviderName, location: str, shown: str
 ) -> None:
     """Whoever submits a job need not know the hosts behind it. It is final, whatever page comes with it."""
     page = b'{"error":{"type":"api_error","message":"secret"}}'
     async with an_upstream(whole("302 Found", page, f"location: {location}")) as upstream:
         failure = await failure_from(upstream, provider)
         assert (failure.error.code, failure.is_retryable) == ("upstream_rejected", False)
-        assert f"redirects to {told}" in failure.error.message
+        assert f"redirects to {shown}" in failure.error.message
         assert "secret" not in failure.error.message
 
 

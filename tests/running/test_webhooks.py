@@ -12,7 +12,7 @@ from shared.store.webhooks import LANE_MOST
 from shared.webhooks import Delivery, DeliveryState, EventType, Reason, Webhook, delivery_id_of
 from tests.running.crew import TENANT, Crew, Hand
 from tests.support.builders import a_webhook
-from tests.support.receiver import Receiver, answer, receiving
+from tests.support.receiver import Receiver, receiving, response
 from tests.support.store import start_batch
 from tests.support.wait import wait_until
 from worker.webhooks.dns import LookUps
@@ -37,7 +37,7 @@ async def delivery_of(crew: Crew, subject: str) -> Delivery:
     return await crew.runtime.webhooks.get(delivery_id_of(subject), TENANT)
 
 
-async def told(crew: Crew, subject: str, state: DeliveryState = DeliveryState.DELIVERED) -> Delivery:
+async def delivered(crew: Crew, subject: str, state: DeliveryState = DeliveryState.DELIVERED) -> Delivery:
     """Waits until its delivery is in that state."""
 
     async def has_ended() -> bool:
@@ -56,8 +56,8 @@ async def test_the_end_of_a_job_is_told_signed_with_the_tenants_secret(crew: Cre
     await a_worker(crew)
     job_id = await crew.submit(webhook=hook(receiver, result=True))
     job = await crew.ended(job_id)
-    await told(crew, job_id)
-    (one,) = receiver.told
+    await delivered(crew, job_id)
+    (one,) = receiver.received
     secrets = await crew.runtime.webhooks.secrets(TENANT)
     body = one.verified_by(secrets.current)
     assert body["type"] == "job.succeeded"
@@ -73,10 +73,10 @@ async def test_the_end_of_a_job_is_told_signed_with_the_tenants_secret(crew: Cre
 async def test_the_schedule_is_as_documented_and_every_attempt_is_the_same(crew: Crew, receiver: Receiver) -> None:
     """500 twice, silence, a redirect, then 204."""
     async with receiving() as elsewhere:
-        receiver.answers(answer(500), answer(500), None, answer(307, location=elsewhere.url))
+        receiver.respond_with(response(500), response(500), None, response(307, location=elsewhere.url))
         await a_worker(crew)
         job_id = await crew.submit(webhook=hook(receiver))
-        delivery = await told(crew, job_id)
+        delivery = await delivered(crew, job_id)
         assert elsewhere.connections == 0
     assert [(attempt.status, attempt.reason) for attempt in delivery.attempts] == [
         (500, Reason.STATUS),
@@ -85,39 +85,41 @@ async def test_the_schedule_is_as_documented_and_every_attempt_is_the_same(crew:
         (307, Reason.REDIRECT),
         (204, None),
     ]
-    assert len({(one.id, one.body) for one in receiver.told}) == 1
+    assert len({(one.id, one.body) for one in receiver.received}) == 1
     secrets = await crew.runtime.webhooks.secrets(TENANT)
-    for one in receiver.told:
+    for one in receiver.received:
         one.verified_by(secrets.current)
-    pauses_s = [later.at_s - sooner.at_s for sooner, later in zip(receiver.told, receiver.told[1:], strict=False)]
+    pauses_s = [
+        later.at_s - sooner.at_s for sooner, later in zip(receiver.received, receiver.received[1:], strict=False)
+    ]
     assert all(pause_s >= retry_s - 0.01 for pause_s, retry_s in zip(pauses_s, RETRY_S, strict=True))
 
 
 async def test_behind_the_last_attempt_it_has_failed_and_can_be_told_again(crew: Crew, receiver: Receiver) -> None:
-    receiver.answers(*[answer(500)] * (len(RETRY_S) + 1))
+    receiver.respond_with(*[response(500)] * (len(RETRY_S) + 1))
     await a_worker(crew)
     job_id = await crew.submit(webhook=hook(receiver))
-    delivery = await told(crew, job_id, DeliveryState.FAILED)
-    assert len(delivery.attempts) == len(RETRY_S) + 1 == len(receiver.told)
+    delivery = await delivered(crew, job_id, DeliveryState.FAILED)
+    assert len(delivery.attempts) == len(RETRY_S) + 1 == len(receiver.received)
     await crew.runtime.webhooks.redeliver(delivery.id, TENANT)
-    assert len((await told(crew, job_id)).attempts) == 1
-    assert len({(one.id, one.body) for one in receiver.told}) == 1
+    assert len((await delivered(crew, job_id)).attempts) == 1
+    assert len({(one.id, one.body) for one in receiver.received}) == 1
 
 
 async def test_410_disables_the_endpoint(crew: Crew, receiver: Receiver) -> None:
-    receiver.answers(answer(410))
+    receiver.respond_with(response(410))
     await a_worker(crew)
     first = await crew.submit(webhook=hook(receiver))
-    assert (await told(crew, first, DeliveryState.FAILED)).attempts[-1].reason is Reason.GONE
+    assert (await delivered(crew, first, DeliveryState.FAILED)).attempts[-1].reason is Reason.GONE
     second = await crew.submit(webhook=hook(receiver))
-    assert (await told(crew, second, DeliveryState.FAILED)).attempts[-1].reason is Reason.DISABLED
+    assert (await delivered(crew, second, DeliveryState.FAILED)).attempts[-1].reason is Reason.DISABLED
     other = await crew.submit(webhook=hook(receiver, path="/another"))
-    await told(crew, other)
-    assert [one.subject for one in receiver.told] == [first, other]
+    await delivered(crew, other)
+    assert [one.subject for one in receiver.received] == [first, other]
 
 
 async def test_the_receivers_retry_after_is_heard(crew: Crew, receiver: Receiver) -> None:
-    receiver.answers(answer(503, retry_after="600"))
+    receiver.respond_with(response(503, retry_after="600"))
     await a_worker(crew)
     job_id = await crew.submit(webhook=hook(receiver))
     await crew.ended(job_id)
@@ -135,32 +137,32 @@ async def test_both_secrets_sign_while_one_is_rotated(crew: Crew, receiver: Rece
     old = await crew.runtime.webhooks.secrets(TENANT)
     new = await crew.runtime.webhooks.rotate(TENANT, grace_s=60)
     await a_worker(crew)
-    await told(crew, await crew.submit(webhook=hook(receiver)))
-    (one,) = receiver.told
+    await delivered(crew, await crew.submit(webhook=hook(receiver)))
+    (one,) = receiver.received
     assert one.verified_by(old.current) == one.verified_by(new.current)
 
 
 async def test_an_attempt_whose_worker_died_is_made_by_another(crew: Crew, receiver: Receiver) -> None:
-    receiver.answers(None)
+    receiver.respond_with(None)
     dead = await a_worker(crew, webhook_timeout_s=30)
     job_id = await crew.submit(webhook=hook(receiver))
-    await wait_until(lambda: bool(receiver.told), "the first attempt")
+    await wait_until(lambda: bool(receiver.received), "the first attempt")
     await dead.killed()
     await a_worker(crew)
     call = crew.runtime._commands.call
     lane = (await call("HGET", redis_keys.delivery(delivery_id_of(job_id)), "lane")).decode()
     assert await call("ZADD", f"{redis_keys.SHARD}sending:{lane}", "XX", "CH", 0, delivery_id_of(job_id)) == 1
     await call("ZADD", redis_keys.plain("lanes"), 0, lane)
-    await told(crew, job_id)
-    first, second = receiver.told
+    await delivered(crew, job_id)
+    first, second = receiver.received
     assert (first.id, first.body) == (second.id, second.body)
 
 
 async def test_a_worker_that_drains_ends_its_attempts(crew: Crew, receiver: Receiver) -> None:
-    receiver.answers(None)
+    receiver.respond_with(None)
     worker = await a_worker(crew, webhook_timeout_s=1)
     job_id = await crew.submit(webhook=hook(receiver))
-    await wait_until(lambda: bool(receiver.told), "the first attempt")
+    await wait_until(lambda: bool(receiver.received), "the first attempt")
     await worker.drained()
     assert [attempt.reason for attempt in (await delivery_of(crew, job_id)).attempts] == [Reason.TIMEOUT]
 
@@ -168,15 +170,15 @@ async def test_a_worker_that_drains_ends_its_attempts(crew: Crew, receiver: Rece
 async def test_one_that_hangs_delays_nobody_else(crew: Crew, receiver: Receiver) -> None:
     """Neither another tenant's deliveries nor the same tenant's to another receiver, while it hangs."""
     async with receiving() as hanging:
-        hanging.answer_to = lambda _: None
+        hanging.respond_to = lambda _: None
         await a_worker(crew, webhook_timeout_s=30)
         for _ in range(3 * LANE_MOST):
             await crew.submit(webhook=hook(hanging))
-        await wait_until(lambda: len(hanging.told) == LANE_MOST, "a full lane")
+        await wait_until(lambda: len(hanging.received) == LANE_MOST, "a full lane")
         own = await crew.submit(webhook=hook(receiver))
         theirs = await crew.submit(webhook=hook(receiver), tenant="tenant-b")
-        await wait_until(lambda: {one.subject for one in receiver.told} == {own, theirs}, "the others to be told")
-        assert len(hanging.told) == LANE_MOST
+        await wait_until(lambda: {one.subject for one in receiver.received} == {own, theirs}, "the others to be told")
+        assert len(hanging.received) == LANE_MOST
 
 
 async def test_what_finds_no_room_to_look_its_name_up_is_put_back(
@@ -202,16 +204,16 @@ async def test_a_batch_is_told_once_and_its_items_too_if_asked(crew: Crew, recei
     await crew.runtime.batches.cancel(begun.id, TENANT)
     await crew.runtime.batches.advance_all(begun.id)
     await a_worker(crew)
-    await told(crew, begun.id)
-    await wait_until(lambda: len(receiver.told) >= 4, "all to be told")
-    assert sorted(one.subject for one in receiver.told) == sorted([begun.id, *begun.job_ids])
+    await delivered(crew, begun.id)
+    await wait_until(lambda: len(receiver.received) >= 4, "all to be told")
+    assert sorted(one.subject for one in receiver.received) == sorted([begun.id, *begun.job_ids])
 
 
 async def test_a_forbidden_address_is_never_called_and_nothing_is_logged_of_it(crew: Crew, receiver: Receiver) -> None:
     hand = await a_worker(crew, webhook_allow_networks="", webhook_retry_s=(0.05,))
     secret_path = "/a-path-that-is-nobodys"
     job_id = await crew.submit(webhook=hook(receiver, path=secret_path))
-    delivery = await told(crew, job_id, DeliveryState.FAILED)
+    delivery = await delivered(crew, job_id, DeliveryState.FAILED)
     assert {attempt.reason for attempt in delivery.attempts} == {Reason.FORBIDDEN_ADDRESS}
     assert receiver.connections == 0
     assert secret_path not in repr(hand.log.lines)

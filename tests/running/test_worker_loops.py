@@ -21,7 +21,7 @@ NEVER_S = 1000.0
 
 @pytest.fixture
 def no_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever happens now was told, and not found by looking."""
+    """Turns polling off: whatever happens now was caused by a message."""
     monkeypatch.setattr(arq_worker, "_TICK_S", NEVER_S)
 
 
@@ -45,7 +45,7 @@ async def test_a_slot_that_becomes_free_is_filled_at_once(crew: Crew, no_ticks: 
 
 
 async def test_large_prompts_are_claimed_a_few_at_a_time(crew: Crew, no_ticks: None) -> None:
-    """A claim's reply is whole or lost: 100 prompts of 20 MB would never arrive in time, and be claimed again for ever."""
+    """A claim's reply arrives whole or is lost: 100 prompts of 20 MB would never arrive in time, claim after claim."""
     hand = await crew.worker()
     stopped = hand.worker.max_jobs
     hand.worker.max_jobs = 0
@@ -67,7 +67,7 @@ async def test_large_prompts_are_claimed_a_few_at_a_time(crew: Crew, no_ticks: N
 
 
 async def test_a_deferred_job_starts_when_it_is_due(crew: Crew, no_ticks: None) -> None:
-    """Not before, and without a look at the queue in between."""
+    """Not before, and without polling the queue in between."""
     hand = await crew.worker()
     seconds, microseconds = await crew.runtime._commands.call("TIME")
     due_ms = int(seconds) * 1000 + int(microseconds) // 1000 + 300
@@ -78,8 +78,8 @@ async def test_a_deferred_job_starts_when_it_is_due(crew: Crew, no_ticks: None) 
     assert next(looks) <= 8
 
 
-async def test_a_worker_whose_subscription_was_cut_looks_again(crew: Crew, no_ticks: None) -> None:
-    """What was told meanwhile is lost: the sign is that the subscription stands again."""
+async def test_a_worker_claims_again_after_its_subscription_was_cut(crew: Crew, no_ticks: None) -> None:
+    """Messages published meanwhile are lost; the confirmation of the new subscription triggers the claim."""
     hand = await crew.worker()
     looks = counting(hand, "claim")
     before = next(looks)
@@ -115,7 +115,7 @@ async def test_one_low_job_runs_even_where_the_share_rounds_to_nothing(crew: Cre
 async def test_a_worker_without_a_share_leaves_low_jobs_to_others(crew: Crew) -> None:
     await crew.worker(low_priority_share=0)
     low = await crew.submit(priority=Priority.LOW)
-    for _ in range(9):  # one pick in eight would be a lower band's
+    for _ in range(9):  # every eighth claim would be from a lower band
         assert (await crew.ended(await crew.submit())).state is JobState.SUCCEEDED
     assert await crew.state(low) is JobState.QUEUED
     await crew.worker()
@@ -123,7 +123,7 @@ async def test_a_worker_without_a_share_leaves_low_jobs_to_others(crew: Crew) ->
 
 
 async def test_a_tenant_runs_no_more_jobs_at_once_than_it_may(crew: Crew, no_ticks: None) -> None:
-    """Over all workers; the rest waits, and starts as the others end."""
+    """Over all workers; the rest waits, and starts as other jobs end."""
     for _ in range(2):
         await crew.worker(tenant_running_jobs=2)
     many = [await crew.submit("tokens=30") for _ in range(8)]
@@ -143,7 +143,7 @@ ERRORS = [StorageUnavailable(), StorageFull(), RuntimeError("a bug of ours")]
 async def test_no_loop_ends_by_an_error(
     crew: Crew, step: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bug is logged each time, Redis being away or full is not; and the work goes on."""
+    """A bug is logged each time; a Redis that is away or full is not. Work goes on."""
     monkeypatch.setattr(arq_worker, "_TICK_S", 0.02)
     hand = await crew.worker(lease_s=0.5)
     failing = Failing(hand, step, error, of="workers" if step == "announce" else "queue")
@@ -186,8 +186,8 @@ async def test_a_bug_in_a_run_is_logged_and_the_job_is_tried_elsewhere(
     hand.expected_errors.add("run_failed")
 
 
-async def test_a_record_that_cannot_be_read_is_told_of_and_keeps_nobody_from_work(crew: Crew) -> None:
-    """As a newer release may write it: left for a worker that can read it, until its time is over."""
+async def test_an_unreadable_record_is_logged_and_delays_no_other_job(crew: Crew) -> None:
+    """A newer release may have written it: it is left for a worker that can read it, until it expires."""
     strange = await crew.submit(timeout_s=1)
     spec = await crew.runtime._commands.call("HGET", redis_keys.job(strange), "spec")
     await crew.runtime._commands.call("HSET", redis_keys.job(strange), "spec", b'{"model":"m","priority":"tomorrow"}')
@@ -201,7 +201,7 @@ async def test_a_record_that_cannot_be_read_is_told_of_and_keeps_nobody_from_wor
     await crew.ended(strange)
 
 
-async def test_what_a_worker_tells_of_itself(crew: Crew) -> None:
+async def test_what_a_worker_reports_about_itself(crew: Crew) -> None:
     hand = await crew.worker(concurrency=7)
     (told,) = await crew.runtime.workers.living()
     assert told == {
@@ -216,7 +216,7 @@ async def test_what_a_worker_tells_of_itself(crew: Crew) -> None:
     assert await crew.runtime.workers.living() == []
 
 
-async def test_strays_are_counted_and_told(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_strays_are_counted_and_logged(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arq_worker, "_SWEEP_S", 0.02)
     monkeypatch.setattr(arq_worker, "_TICK_S", 0.02)
     (job_id,) = await submit_many(crew.runtime, 1)
@@ -226,7 +226,7 @@ async def test_strays_are_counted_and_told(crew: Crew, monkeypatch: pytest.Monke
     async def strays() -> bool:
         return any(worker["strays"] == "1" for worker in await crew.runtime.workers.living())
 
-    await wait_until(strays, "a stray to be told")
+    await wait_until(strays, "a stray to be logged")
     assert hand.log.named("stray_jobs")[0] == {"count": 1}
     hand.expected_errors.add("stray_jobs")
     await crew.runtime._commands.call(
@@ -246,7 +246,7 @@ def flows_of(_job_id: str) -> list[str]:
 
 
 class Failing:
-    """One method of a worker's store, which raises until it is healed."""
+    """A method of a worker's store that raises until ``healed`` is called."""
 
     def __init__(self, hand: Hand, method: str, error: Exception, *, of: str = "queue") -> None:
         self.calls = 0
@@ -265,7 +265,7 @@ class Failing:
 
 
 def counting(hand: Hand, method: str, *, of: str = "queue") -> "itertools.count[int]":
-    """Each ``next`` says how often the method was called since."""
+    """Each ``next`` returns how often the method was called since the last one."""
     store = getattr(hand.runtime, of)
     real: Callable[..., Awaitable[Any]] = getattr(store, method)
     calls = 0

@@ -91,9 +91,9 @@ async def test_progress_says_how_fast_it_is_and_when_it_will_end(served: Served,
         return has_estimate()
 
     await wait_until(one_more, "an estimate")
-    told = follower.progress[-1]
-    assert told["rate_per_s"] > 0
-    assert from_rfc3339(told["estimated_end_at"]) > batch.created_ms
+    newest = follower.progress[-1]
+    assert newest["rate_per_s"] > 0
+    assert from_rfc3339(newest["estimated_end_at"]) > batch.created_ms
     await run_all(runtime)
     await following
     assert follower.progress[-1]["estimated_end_at"] is None

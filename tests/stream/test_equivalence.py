@@ -18,7 +18,7 @@ from tests.stream.conftest import Follow
 from tests.support.follower import Follower, ask
 from tests.support.served import Served
 from tests.support.sse_frames import Frame
-from tests.support.story import assert_tells
+from tests.support.story import assert_saw
 from tests.support.working import working
 
 _EVENT: TypeAdapter[RawMessageStreamEvent] = TypeAdapter(RawMessageStreamEvent)
@@ -111,7 +111,7 @@ async def test_all_ways_to_read_a_job_agree(
     result = polled["result"]
     log = await runtime.log.read(job["id"])
     for follower in (*live, *late):
-        assert_tells(follower, log)
+        assert_saw(follower, log)
         assert json.loads(follower.frames[-1].data) == polled
         assert follower.text == result["text"]
     for follower in (live[1], late[1]):
@@ -149,7 +149,7 @@ async def test_all_ways_to_read_a_failure_agree(
     _, polled, _ = await ask(served.url, f"/v1/jobs/{job['id']}")
     log = await runtime.log.read(job["id"])
     for follower in followers:
-        assert_tells(follower, log)
+        assert_saw(follower, log)
         assert follower.frames[-1].event == polled["status"] == "failed"
         assert json.loads(follower.frames[-1].data) == polled
     assert polled["result"] is None
@@ -170,7 +170,7 @@ async def test_a_hundred_jobs_at_once_never_mix(upstream: Simulator, served: Ser
         return follower, json.loads(follower.frames[-1].data)
 
     for number, (follower, job) in enumerate(await asyncio.gather(*[one(number) for number in range(100)])):
-        assert_tells(follower, await runtime.log.read(job["id"]))
+        assert_saw(follower, await runtime.log.read(job["id"]))
         assert job["status"] == "succeeded"
         call = job["attempts"]
         assert job["result"]["text"] == "".join(f"job-{number}.{call}.{token} " for token in range(20))

@@ -11,7 +11,7 @@ from tests.support.author import Author
 from tests.support.faults import every_pubsub_connection_cut, pubsub_connections
 from tests.support.follower import Follower, following
 from tests.support.served import Served
-from tests.support.story import assert_tells
+from tests.support.story import assert_saw
 from tests.support.wait import wait_until
 
 _CUT_EVERY_S = 0.1
@@ -49,7 +49,7 @@ async def test_no_event_is_lost_while_the_subscription_is_cut_every_tenth_of_a_s
     assert cuts >= 10
     for author, follower, task in zip(authors, followers, tasks, strict=True):
         await task
-        assert_tells(follower, await author.log())
+        assert_saw(follower, await author.log())
         assert len(follower.connections) == 1
     assert len(await pubsub_connections(runtime)) == 1
 
@@ -68,7 +68,7 @@ async def test_a_lost_last_message_is_found_by_the_probe(
     await author.succeed()
     ended_s = asyncio.get_running_loop().time()
     await task
-    assert_tells(follower, await author.log())
+    assert_saw(follower, await author.log())
     assert follower.at_s[follower.ids[-1]] - ended_s < 3 * (0.3 + 0.1)
 
 
@@ -96,7 +96,7 @@ async def test_a_message_lost_on_the_way_is_put_in_its_place(
     monkeypatch.undo()
     await author.succeed()
     await task
-    assert_tells(follower, await author.log())
+    assert_saw(follower, await author.log())
 
 
 async def test_messages_that_come_twice_or_late_are_shown_once(
@@ -113,7 +113,7 @@ async def test_messages_that_come_twice_or_late_are_shown_once(
     await author.say("end")
     await author.succeed()
     await task
-    assert_tells(follower, await author.log())
+    assert_saw(follower, await author.log())
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"mark", b"1-1\nname", b"\xff-1\nname\n{}", b"1-1\n\xff\n{}", b"1-x\na\n{}"])
@@ -129,7 +129,7 @@ async def test_rubbish_on_the_channel_harms_nobody(
     await wait_until(lambda: follower.text == "Blue light", "live text", timeout_s=1)
     await author.succeed()
     await task
-    assert_tells(follower, await author.log())
+    assert_saw(follower, await author.log())
     assert len(await pubsub_connections(author.runtime)) == 1
 
 
@@ -145,7 +145,7 @@ async def test_a_follower_that_comes_while_pubsub_is_away_is_served_from_the_log
     await author.say(" light")
     await author.succeed()
     await task
-    assert_tells(follower, await author.log())
+    assert_saw(follower, await author.log())
 
 
 async def test_a_confirmation_that_comes_late_brings_what_was_missed(
@@ -166,4 +166,4 @@ async def test_a_confirmation_that_comes_late_brings_what_was_missed(
     await wait_until(lambda: follower.text == "Blue light", "what was missed", timeout_s=2)
     await author.succeed()
     await task
-    assert_tells(follower, await author.log())
+    assert_saw(follower, await author.log())

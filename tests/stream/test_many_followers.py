@@ -13,7 +13,7 @@ from tests.support.facts import Fact
 from tests.support.faults import connections, pubsub_connections
 from tests.support.follower import Follower
 from tests.support.served import Served
-from tests.support.story import assert_tells
+from tests.support.story import assert_saw
 from tests.support.wait import wait_until
 
 
@@ -56,7 +56,7 @@ async def test_two_hundred_followers_cut_at_random_bytes_each_see_the_log(
     await asyncio.gather(*tasks)
     logs = {author.job_id: await author.log() for author in authors}
     for follower in followers:
-        assert_tells(follower, logs[follower.job_id])
+        assert_saw(follower, logs[follower.job_id])
     fact(
         f"200 followers over {sum(len(follower.connections) for follower in followers)} connections, all equal to the log"
     )
@@ -86,5 +86,5 @@ async def test_a_thousand_followers_share_one_subscription(
     await asyncio.gather(*tasks)
     log = await author.log()
     for follower in followers:
-        assert_tells(follower, log)
+        assert_saw(follower, log)
     assert served.relay.follower_count == 0

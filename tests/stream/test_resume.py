@@ -13,7 +13,7 @@ from tests.support.follower import ask, asking, following
 from tests.support.served import Served
 from tests.support.sse_frames import Frame, SseFrames
 from tests.support.store import lose, make_overdue, submit
-from tests.support.story import assert_tells, comparable, shown
+from tests.support.story import assert_saw, comparable, shown
 from tests.support.wait import wait_until
 
 
@@ -23,7 +23,7 @@ async def _frames(served: Served, path: str, headers: dict[str, str] | None = No
         return answer.status, SseFrames().feed(body)
 
 
-async def _told(author: Author) -> None:
+async def _write_an_answer(author: Author) -> None:
     await author.open()
     await author.say("Blue", " light")
     await author.say(" is scattered")
@@ -31,7 +31,7 @@ async def _told(author: Author) -> None:
 
 async def test_the_header_is_heard_before_the_query(author: Author, served: Served) -> None:
     """A browser's own reconnect sends the header, and keeps the URL that it began with."""
-    await _told(author)
+    await _write_an_answer(author)
     await author.succeed()
     log = await author.log()
     path = f"/v1/jobs/{author.job_id}/events?after={log[0].id}"
@@ -54,8 +54,8 @@ async def test_what_is_no_event_id_is_refused(author: Author, served: Served, cu
 
 async def test_after_now_shows_only_what_comes(author: Author, served: Served) -> None:
     """Neither `queued` nor anything that stood there before."""
-    await _told(author)
-    told = len(await author.log())
+    await _write_an_answer(author)
+    written = len(await author.log())
     path = f"/v1/jobs/{author.job_id}/events?after=now"
     async with asking(served.url, path) as answer:
         parser = SseFrames()
@@ -65,13 +65,13 @@ async def test_after_now_shows_only_what_comes(author: Author, served: Served) -
         while piece := await answer.read_some():
             frames += parser.feed(piece)
     log = await author.log()
-    assert comparable(frames) == comparable(shown(log[told:], "text"))
+    assert comparable(frames) == comparable(shown(log[written:], "text"))
     assert [frame.event for frame in frames] == ["delta", "succeeded"]
 
 
 async def test_after_now_of_an_ended_job_still_tells_the_end(author: Author, served: Served) -> None:
     """Whoever comes too late for anything else is told how it ended."""
-    await _told(author)
+    await _write_an_answer(author)
     await author.succeed()
     _, frames = await _frames(served, f"/v1/jobs/{author.job_id}/events?after=now")
     assert frames[-1].event == "succeeded"
@@ -88,7 +88,7 @@ async def test_a_place_in_an_older_attempt_simply_continues(
     await second.say("Air")
     await second.succeed()
     follower = await follower_of(author.job_id, last_event_id=cursor).follow()
-    assert_tells(follower, await second.log(), behind=cursor)
+    assert_saw(follower, await second.log(), after=cursor)
     assert [frame.event for frame in follower.frames] == ["delta", "started", "reset", "delta", "succeeded"]
     assert json.loads(follower.frames[2].data) == {"attempt": 2, "reason": "worker_lost"}
     assert follower.text == "Air"
@@ -115,7 +115,7 @@ async def test_a_place_that_was_lost_with_the_logs_tail_is_reset(
     author: Author, follower_of: Follow, has_ended: bool
 ) -> None:
     """An id ahead of the log: Redis came back without its last second."""
-    await _told(author)
+    await _write_an_answer(author)
     if has_ended:
         await author.succeed()
     ahead = f"{author.claim.epoch}-{author.seq + 50}"
@@ -132,7 +132,7 @@ async def test_a_place_that_was_lost_with_the_logs_tail_is_reset(
 
 async def test_a_place_that_no_attempt_had_is_reset(author: Author, follower_of: Follow) -> None:
     """An id between those of the log."""
-    await _told(author)
+    await _write_an_answer(author)
     await author.succeed()
     follower = await follower_of(author.job_id, last_event_id=f"{author.claim.epoch - 5}-3").follow()
     first, *rest = follower.frames
@@ -161,7 +161,7 @@ async def test_when_the_log_has_gone_the_answer_comes_whole(
     runtime: Runtime, author: Author, served: Served, follower_of: Follow
 ) -> None:
     """`snapshot` in place of all text, then the end; to somebody who had some of it, `reset` first."""
-    await _told(author)
+    await _write_an_answer(author)
     cursor = str((await author.log())[2].id)
     await author.succeed()
     end_id = str((await author.log())[-1].id)
@@ -186,7 +186,7 @@ async def test_when_the_log_of_a_failure_has_gone_its_end_is_told(
     runtime: Runtime, author: Author, follower_of: Follow
 ) -> None:
     """There is no text to show: only how it ended, with the error in the job."""
-    await _told(author)
+    await _write_an_answer(author)
     await author.fail()
     await _forget_log(runtime, author.job_id)
     follower = await follower_of(author.job_id).follow()
@@ -237,7 +237,7 @@ async def test_a_retry_inside_the_claim_is_told(author: Author, follower_of: Fol
     await author.say("Air")
     await author.succeed()
     await task
-    assert_tells(follower, await author.log())
+    assert_saw(follower, await author.log())
     assert [frame.event for frame in follower.frames if frame.id] == [
         "started",
         "delta",
@@ -273,7 +273,7 @@ async def test_the_last_takeover_ends_the_job_for_its_followers(
         await writer.say("Again")
         await lose(runtime, writer.claim)
     await task
-    assert_tells(follower, await author.log())
+    assert_saw(follower, await author.log())
     assert follower.frames[-1].event == "failed"
     assert json.loads(follower.frames[-1].data)["error"]["code"] == "worker_lost"
 
@@ -292,5 +292,5 @@ async def test_a_deferred_retry_is_told_outside_of_any_claim(
     await second.say("Air")
     await second.succeed()
     await task
-    assert_tells(follower, await second.log())
+    assert_saw(follower, await second.log())
     assert follower.text == "Air"

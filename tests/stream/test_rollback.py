@@ -14,7 +14,7 @@ from tests.support.builders import a_text_delta
 from tests.support.follower import Follower, following
 from tests.support.redis_servers import RedisUnderTest
 from tests.support.store import append, claim_one, expire_leases, lose, submit
-from tests.support.story import assert_orderly, assert_tells, comparable, shown
+from tests.support.story import assert_orderly, assert_saw, comparable, shown
 from tests.support.wait import wait_until
 
 
@@ -71,7 +71,7 @@ async def test_a_worker_sends_a_lost_tail_again_and_followers_notice_nothing(
     author.seq += 1
     await author.succeed()
     await task
-    assert_tells(follower, await author.log())
+    assert_saw(follower, await author.log())
     assert follower.text == "Blue light is scattered most"
     assert _resets(follower) == []
 

@@ -9,7 +9,7 @@ from shared.store.runtime import Runtime
 from tests.stream.conftest import Follow
 from tests.support.author import Author
 from tests.support.follower import Follower
-from tests.support.story import assert_tells
+from tests.support.story import assert_saw
 from tests.support.wait import wait_until
 
 _WORDS = 40
@@ -29,7 +29,7 @@ async def test_a_follower_that_comes_at_any_moment_sees_the_whole_log(
     await author.succeed()
     log = await author.log()
     for follower in await asyncio.gather(*following):
-        assert_tells(follower, log)
+        assert_saw(follower, log)
         assert len(follower.connections) == 1
 
 
@@ -51,7 +51,7 @@ async def test_a_follower_that_comes_back_with_any_id_at_any_moment_sees_the_res
     log = await author.log()
     for cursor, task in following:
         follower = await task
-        assert_tells(follower, log, behind=cursor)
+        assert_saw(follower, log, after=cursor)
         assert len(follower.connections) == 1
 
 
@@ -82,5 +82,5 @@ async def test_attempts_that_change_while_followers_come_are_told_in_order(
         assert first.event == "started"
         epoch, _, seq = (first.id or "").partition("-")
         assert (int(epoch) in firsts, seq) == (True, "0")
-        assert_tells(follower, [event for event in log if event.id and event.id.epoch >= int(epoch)])
+        assert_saw(follower, [event for event in log if event.id and event.id.epoch >= int(epoch)])
         assert follower.text == "".join(writer.said)

@@ -12,7 +12,7 @@ from tests.support.deployment import Api, Deployment, a_deployment
 from tests.support.facts import Fact
 from tests.support.follower import Follower, ask, asking, following
 from tests.support.store import submit
-from tests.support.story import assert_tells
+from tests.support.story import assert_saw
 from tests.support.wait import wait_until
 
 _NO_UPSTREAM = "http://127.0.0.1:9"
@@ -72,7 +72,7 @@ async def test_it_parts_from_its_followers_and_ends_promptly(deployment: Deploym
         await asyncio.gather(*tasks)
         log = await author.log()
         for follower in followers[:50]:
-            assert_tells(follower, log)
+            assert_saw(follower, log)
         assert {follower.frames[-1].event for follower in followers[50:]} == {"cancelled"}
         assert '_failed"' not in leaving.log
         assert "Traceback" not in leaving.log

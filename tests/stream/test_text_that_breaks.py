@@ -20,7 +20,7 @@ from tests.support.builders import a_text_delta
 from tests.support.follower import ask, asking
 from tests.support.served import Served
 from tests.support.sse_frames import SseFrames
-from tests.support.story import assert_tells
+from tests.support.story import assert_saw
 from worker.providers.event_stream import BlockDecoder, lines_of
 
 _TEXTS = [
@@ -132,7 +132,7 @@ async def test_such_text_arrives_whole(author: Author, served: Served, follower_
     late = await follower_of(author.job_id, form=form).follow()
     log = await author.log()
     for follower in (live, late):
-        assert_tells(follower, log)
+        assert_saw(follower, log)
         assert follower.text == "".join(_TEXTS)
     _, job, _ = await ask(served.url, f"/v1/jobs/{author.job_id}")
     assert job["result"]["text"] == "".join(_TEXTS)

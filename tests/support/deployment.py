@@ -249,10 +249,10 @@ class Deployment:
         ]
         found += [f"command line: {line}" for line in self._command_lines() if _has_canary(line)]
         found += [
-            f"{url}: {text[:200]}" for url in self.urls for text in _told_to_all(url, self.key) if _has_canary(text)
+            f"{url}: {text[:200]}" for url in self.urls for text in _public_texts(url, self.key) if _has_canary(text)
         ]
         if self.redis.is_running:
-            found += [f"Redis: {text[:200]}" for text in _told_by_redis(self.redis.url) if _has_canary(text)]
+            found += [f"Redis: {text[:200]}" for text in _texts_of_redis(self.redis.url) if _has_canary(text)]
         return found
 
     def _command_lines(self) -> list[str]:
@@ -294,7 +294,7 @@ def _has_canary(text: str) -> bool:
     return any(canary in text for canary in CANARIES)
 
 
-def _told_to_all(url: str, key: str) -> Iterator[str]:
+def _public_texts(url: str, key: str) -> Iterator[str]:
     """Responses that do not belong to one tenant."""
     headers = {"X-Api-Key": key} if key else {}
     for path in ("/health", "/health/ready", "/metrics", "/openapi.json"):
@@ -309,7 +309,7 @@ def _told_to_all(url: str, key: str) -> Iterator[str]:
                 connection.close()
 
 
-def _told_by_redis(url: str) -> Iterator[str]:
+def _texts_of_redis(url: str) -> Iterator[str]:
     """The names of all keys, running commands and slow commands; not the values, which do hold content."""
     with contextlib.suppress(redis.exceptions.ConnectionError), redis.Redis.from_url(url, socket_timeout=10) as client:
         for name in client.scan_iter(count=1000):

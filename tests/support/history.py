@@ -20,7 +20,7 @@ from shared.store.runtime import Runtime
 from tests.support.deployment import CANARY_API_KEY, CANARY_METADATA, CANARY_PROMPT, Deployment
 from tests.support.follower import TERMINAL, Cut, Follower, ask
 from tests.support.sse_frames import Frame
-from tests.support.story import assert_tells, id_of, text_of_log
+from tests.support.story import assert_saw, id_of, text_of_log
 
 _RANKS = {"queued": 0, "running": 0} | dict.fromkeys(TERMINAL, 1)
 """A job may go from running back to queued, but never back from a terminal state."""
@@ -224,7 +224,7 @@ class History:
             return
         first = next(frame for frame in follower.frames if frame.id is not None)
         epoch = id_of(first).epoch
-        assert_tells(follower, [event for event in log if event.id and event.id.epoch >= epoch])
+        assert_saw(follower, [event for event in log if event.id and event.id.epoch >= epoch])
         if ended["status"] == "succeeded":
             assert follower.text == ended["result"]["text"], f"I6: {follower.job_id}"
         assert _is_start(first, ended), f"I5: {follower.job_id} began with {first}"

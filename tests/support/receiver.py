@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 from standardwebhooks.webhooks import Webhook as Verifier
 
-Answer = bytes | None
+Response = bytes | None
 """The bytes of a response; None: never respond."""
 
 
-class Told(msgspec.Struct, frozen=True):
+class Received(msgspec.Struct, frozen=True):
     """One request."""
 
     path: str
@@ -37,7 +37,7 @@ class Told(msgspec.Struct, frozen=True):
         return Verifier(secret).verify(self.body, self.headers)
 
 
-def answer(status: int, **headers: str) -> bytes:
+def response(status: int, **headers: str) -> bytes:
     """A response without a body."""
     lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items()]
     return f"HTTP/1.1 {status} x\r\ncontent-length: 0\r\n{''.join(lines)}\r\n".encode()
@@ -48,14 +48,14 @@ class Receiver:
     """Responds with 204, unless a test sets other responses."""
 
     url: str
-    told: list[Told] = field(default_factory=list)
+    received: list[Received] = field(default_factory=list)
     connections: int = 0
-    answer_to: Callable[[Told], Answer] = lambda _: answer(204)
+    respond_to: Callable[[Received], Response] = lambda _: response(204)
 
-    def answers(self, *answers: Answer) -> None:
+    def respond_with(self, *responses: Response) -> None:
         """Sets the next responses, in order; after them, 204."""
-        coming = iter(answers)
-        self.answer_to = lambda _: next(coming, answer(204))
+        coming = iter(responses)
+        self.respond_to = lambda _: next(coming, response(204))
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -64,8 +64,8 @@ class Receiver:
             request, *lines = head.strip().split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
             body = await reader.readexactly(int(headers.get("content-length", 0)))
-            self.told.append(told := Told(request.split(" ")[1], headers, body, time.monotonic()))
-            reply = self.answer_to(told)
+            self.received.append(received := Received(request.split(" ")[1], headers, body, time.monotonic()))
+            reply = self.respond_to(received)
             if reply is None:
                 await reader.read()  # until the sender gives up
             else:

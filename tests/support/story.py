@@ -36,11 +36,11 @@ def comparable(frames: Sequence[Frame]) -> list[tuple[str, str | None, str]]:
     ]
 
 
-def assert_tells(follower: Follower, log: Sequence[Event], *, behind: str | None = None) -> None:
+def assert_saw(follower: Follower, log: Sequence[Event], *, after: str | None = None) -> None:
     """The follower saw exactly the log, or all of it after an id: nothing lost, doubled or out of order."""
     expected = shown(log, follower.form)
-    if behind is not None:
-        expected = [frame for frame in expected if id_of(frame) > id_of(behind)]
+    if after is not None:
+        expected = [frame for frame in expected if id_of(frame) > id_of(after)]
     seen, wanted = comparable(follower.frames), comparable(expected)
     if seen != wanted:
         raise AssertionError(f"{follower.job_id}: {difference(seen, wanted)}")

@@ -60,10 +60,10 @@ async def _large(runtime: Runtime) -> dict[str, dict[str, str]]:
     request = b'{"messages":[{"role":"user","content":"%b"}]}' % (b"x" * _LARGE_BYTES)
     done = await start(runtime, tenant=VICTIM, request=request)
     await finish(runtime, done, Ending(Step.SUCCEED, a_result("x" * _LARGE_BYTES)))
-    told = await start(runtime, tenant=VICTIM)
+    claimed = await start(runtime, tenant=VICTIM)
     for at in range(0, 5000, 250):
         events = [a_text_delta(f"word {number} ") for number in range(250)]
-        await append(runtime, told, *events, seq=told.next_seq + at)
+        await append(runtime, claimed, *events, seq=claimed.next_seq + at)
     running = await start(runtime, tenant=VICTIM)
     batch = await receive(runtime, lines(10_000), tenant=VICTIM)
     await begin(runtime, batch)
@@ -79,7 +79,7 @@ async def _large(runtime: Runtime) -> dict[str, dict[str, str]]:
     return {
         "job": {
             "5 MB in and out": done.id,
-            "5,000 events": told.id,
+            "5,000 events": claimed.id,
             "running": running.id,
             "queued": waiting.id,
             "all metadata": described.id,

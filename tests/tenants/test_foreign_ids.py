@@ -8,7 +8,7 @@ from shared.store.runtime import Runtime
 from tests.support.store import make_overdue, state_of, submit
 from tests.tenants.table import METHODS, OwnedPath, owned_paths
 from tests.tenants.victim import ATTACKER, CANARY, VICTIM, Victim, absent_ids, state_of_all
-from tests.tenants.wire import Line, Told
+from tests.tenants.wire import Line, Response
 
 _PATHS = owned_paths()
 _STREAM = "text/event-stream"
@@ -38,11 +38,11 @@ async def test_foreign_and_absent_ids_are_told_alike(
         for query, headers in _manners(path, end_id):
             sent = {**headers, **line.of(ATTACKER)}
             body = b"{}" if method in ("POST", "PUT", "PATCH") else None
-            told: dict[str, Told] = {}
+            responses: dict[str, Response] = {}
             for name, some_id in {**absent_ids(path.kind), **foreign}.items():
-                told[name] = await line.ask(method, path.of(some_id) + query, headers=sent, body=body)
-            absent = told["absent"]
-            assert {name for name, answer in told.items() if answer != absent} == set(), method
+                responses[name] = await line.ask(method, path.of(some_id) + query, headers=sent, body=body)
+            absent = responses["absent"]
+            assert {name for name, answer in responses.items() if answer != absent} == set(), method
             assert CANARY.encode() not in absent.body
             is_taken = method in path.methods or (method == "HEAD" and "GET" in path.methods)
             refused = 400 if query == _UNKNOWN and method in ("GET", "HEAD") else 404

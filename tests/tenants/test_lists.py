@@ -13,14 +13,14 @@ from tests.support.store import all_keys, begin, receive, start_batch, submit
 from tests.support.wait import wait_until
 from tests.tenants.table import paths_without_parameters
 from tests.tenants.victim import ATTACKER, CANARY, KEY, VICTIM, Victim, a_key, absent_ids, state_of_all
-from tests.tenants.wire import Line, Told
+from tests.tenants.wire import Line, Response
 from tests.tenants.wire import a_line as a_connection
 
 _GETTABLE = sorted(path for path, methods in paths_without_parameters().items() if "GET" in methods)
 _POSTABLE = sorted(path for path, methods in paths_without_parameters().items() if "POST" in methods)
 
 
-async def _asked(line: Line, path: str, tenant: str = ATTACKER, method: str = "GET", **more: Any) -> Told:
+async def _asked(line: Line, path: str, tenant: str = ATTACKER, method: str = "GET", **more: Any) -> Response:
     return await line.ask(method, path, headers={**line.of(tenant), **more.pop("headers", {})}, **more)
 
 
@@ -70,12 +70,12 @@ async def test_a_foreign_batch_has_no_items(runtime: Runtime, victim: Victim, li
     """Of whatever state; with whichever filter and cursor beside it."""
     own = await start_batch(runtime, 2, tenant=ATTACKER)
     for query in ("", "&status=queued", f"&after={own.job_ids[1]}", f"&after={victim.ids['job']['running item']}"):
-        told = {
+        responses = {
             name: await _asked(line, f"/v1/jobs?batch_id={batch_id}{query}")
             for name, batch_id in {**absent_ids("batch"), **victim.ids["batch"]}.items()
         }
-        assert json.loads(told["absent"].body) == {"data": [], "has_more": False, "next": None}
-        assert {name for name, answer in told.items() if answer != told["absent"]} == set()
+        assert json.loads(responses["absent"].body) == {"data": [], "has_more": False, "next": None}
+        assert {name for name, answer in responses.items() if answer != responses["absent"]} == set()
 
 
 async def test_a_large_foreign_batch_names_none_of_its_items(runtime: Runtime) -> None:

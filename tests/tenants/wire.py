@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 REQUEST_ID = "the-same-for-all"
 
 
-class Told(NamedTuple):
+class Response(NamedTuple):
     """All of an answer."""
 
     status: int
@@ -31,19 +31,19 @@ class Line:
 
     async def ask(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
-    ) -> Told:
+    ) -> Response:
         """One request, and its whole answer, which must say how long it is, or be chunked."""
         self.begin(method, path, headers=headers, body=body)
-        status, told = await self._head()
-        sizes = [line for line in told if line.lower().startswith(b"content-length:")]
+        status, header_lines = await self._head()
+        sizes = [line for line in header_lines if line.lower().startswith(b"content-length:")]
         content = b""
         if method != "HEAD" and status not in (204, 304):
-            if any(line.lower() == b"transfer-encoding: chunked" for line in told):
+            if any(line.lower() == b"transfer-encoding: chunked" for line in header_lines):
                 content = await self._chunks()
             else:
                 content = await self._reader.readexactly(int(sizes[0].partition(b":")[2]))
-        kept = tuple(line for line in told if not line.lower().startswith(b"date:"))
-        return Told(status, kept, content)
+        kept = tuple(line for line in header_lines if not line.lower().startswith(b"date:"))
+        return Response(status, kept, content)
 
     def begin(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
@@ -64,8 +64,8 @@ class Line:
 
     async def _head(self) -> tuple[int, list[bytes]]:
         head = (await self._reader.readuntil(b"\r\n\r\n")).removesuffix(b"\r\n\r\n")
-        first, *told = head.split(b"\r\n")
-        return int(first.split(b" ")[1]), told
+        first, *header_lines = head.split(b"\r\n")
+        return int(first.split(b" ")[1]), header_lines
 
     async def _chunks(self) -> bytes:
         pieces = []

@@ -55,7 +55,7 @@ def events_of(*pieces: bytes, model: str = "asked") -> list[UpstreamEvent]:
     return events
 
 
-def told(*pieces: bytes) -> list[dict[str, Any]]:
+def events_from(*pieces: bytes) -> list[dict[str, Any]]:
     return [msgspec.json.decode(event.data) for event in events_of(*pieces)]
 
 
@@ -83,7 +83,7 @@ def use(name: str, of: object, tool_id: str) -> dict[str, Any]:
 
 
 def test_an_answer_is_told_as_the_anthropic_api_would_tell_it() -> None:
-    assert told(
+    assert events_from(
         chunk({"role": "assistant", "content": "", "refusal": None}, usage=None),
         chunk({"content": "Hel"}),
         b": ping\n\n",
@@ -125,7 +125,9 @@ def test_a_tools_use_is_told_as_the_anthropic_api_would_tell_it() -> None:
         chunk(tool('"Köln"}')),
         chunk({}, "tool_calls"),
     ]
-    assert [(event["type"], event.get("delta", event.get("content_block"))) for event in told(*pieces)[1:-1]] == [
+    assert [
+        (event["type"], event.get("delta", event.get("content_block"))) for event in events_from(*pieces)[1:-1]
+    ] == [
         ("content_block_start", use("weather", {}, "call_1")),
         ("content_block_delta", {"type": "input_json_delta", "partial_json": ""}),
         ("content_block_delta", {"type": "input_json_delta", "partial_json": '{"city":'}),
@@ -194,7 +196,11 @@ def test_each_habit_of_calling_two_tools(deltas: list[dict[str, Any]]) -> None:
     """A block never begins before the one before it has ended."""
     pieces = [*[chunk(delta) for delta in deltas], chunk({}, "tool_calls"), DONE]
     assert content(*pieces) == [A, B]
-    order = [event["type"] for event in told(*pieces) if event["type"] in {"content_block_start", "content_block_stop"}]
+    order = [
+        event["type"]
+        for event in events_from(*pieces)
+        if event["type"] in {"content_block_start", "content_block_stop"}
+    ]
     assert order == ["content_block_start", "content_block_stop"] * 2
 
 
@@ -337,7 +343,7 @@ def test_each_habit_of_a_server(pieces: list[bytes], tokens: tuple[int, int, int
 
 
 def test_who_answered_is_who_was_asked_where_no_chunk_says() -> None:
-    (start, *_) = told(frame({"choices": [{"delta": {"content": "Hi"}}]}))
+    (start, *_) = events_from(frame({"choices": [{"delta": {"content": "Hi"}}]}))
     assert (start["message"]["model"], start["message"]["id"]) == ("asked", "")
 
 

@@ -49,7 +49,7 @@ def raw(name: str, data: bytes) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
 
 
-def told(stream: bytes) -> list[UpstreamEvent]:
+def events_from(stream: bytes) -> list[UpstreamEvent]:
     """In one piece, with the clean end; the same byte by byte."""
     decoder = MessagesDecoder("asked")
     events = decoder.feed(stream) + decoder.end()
@@ -92,7 +92,7 @@ def text_in(said: dict[str, Any]) -> tuple[int, str] | None:
 
 
 def message_of(stream: bytes) -> dict[str, Any]:
-    return added_up(told(stream))
+    return added_up(events_from(stream))
 
 
 def content_of(*events: Sent) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def content_of(*events: Sent) -> list[dict[str, Any]]:
 
 def refused(stream: bytes) -> str:
     with pytest.raises(GarbledStream) as raised:
-        told(stream)
+        events_from(stream)
     return str(raised.value)
 
 
@@ -143,11 +143,11 @@ def test_what_fits_passes_byte_for_byte() -> None:
         ),
         MESSAGE_STOP,
     ]
-    assert [event[:2] for event in told(framed(*events))] == wired(events)
+    assert [event[:2] for event in events_from(framed(*events))] == wired(events)
 
 
 def test_the_text_of_each_delta_is_told_beside_it() -> None:
-    assert [event.text for event in told(framed(*ANSWER))] == [None, None, (0, "Hi"), None, None, None]
+    assert [event.text for event in events_from(framed(*ANSWER))] == [None, None, (0, "Hi"), None, None, None]
 
 
 # --- frames ------------------------------------------------------------------------------------------------------------
@@ -176,14 +176,14 @@ PASSED_OVER = {
 @pytest.mark.parametrize("place", range(len(ANSWER) + 1))
 def test_what_says_nothing_is_passed_over_wherever_it_is(frame: bytes, place: int) -> None:
     stream = framed(*ANSWER[:place]) + frame + framed(*ANSWER[place:])
-    assert told(stream) == told(framed(*ANSWER))
+    assert events_from(stream) == events_from(framed(*ANSWER))
 
 
 @pytest.mark.parametrize(
     "frame", [b"data: rubbish\n\n", framed(HI), framed(START), raw("error", b"{}"), b'data: {"error":{}}\n\n']
 )
 def test_nothing_is_read_after_the_end(frame: bytes) -> None:
-    assert told(framed(*ANSWER) + frame) == told(framed(*ANSWER))
+    assert events_from(framed(*ANSWER) + frame) == events_from(framed(*ANSWER))
 
 
 UNREADABLE = [b"NaN", b"-Infinity", b"1e999", b'"\\ud83d"', b'"\xff"', b'"a\tb"', b'{"x":[NaN]}']
@@ -197,7 +197,7 @@ def test_what_strict_json_has_not_does_not_matter_where_nobody_needs_it(value: b
         for name, data in [*wired(ANSWER), *wired([("novelty", {})])]
     )
     assert message_of(stream)["content"] == [text("Hi")]
-    (novelty, *_) = told(b'event: novelty\ndata: {"x":%b}\n\n' % value)
+    (novelty, *_) = events_from(b'event: novelty\ndata: {"x":%b}\n\n' % value)
     assert msgspec.json.decode(novelty.data)["type"] == "novelty"
 
 
@@ -227,7 +227,7 @@ def test_the_name_says_what_an_event_is_where_it_has_no_type() -> None:
 )
 def test_a_beginning_that_says_little_is_filled_in(message: object) -> None:
     """Without ``content`` the official SDK crashes."""
-    (start, *_) = told(framed(("message_start", {"message": message}), *ANSWER[1:]))
+    (start, *_) = events_from(framed(("message_start", {"message": message}), *ANSWER[1:]))
     said = msgspec.json.decode(start.data)["message"]
     usage = {"input_tokens": 0, "output_tokens": 0}
     assert {**said, "id": "", "model": "m"} == {
@@ -250,7 +250,7 @@ def test_without_a_beginning_there_is_one() -> None:
 
 
 def test_a_beginning_that_comes_twice_is_told_once() -> None:
-    assert told(framed(START, START, *ANSWER[1:])) == told(framed(*ANSWER))
+    assert events_from(framed(START, START, *ANSWER[1:])) == events_from(framed(*ANSWER))
 
 
 def test_a_beginning_after_content_is_another_answers() -> None:
@@ -283,7 +283,7 @@ def test_a_block_that_was_in_the_beginning_and_comes_again_is_doubtful() -> None
 )
 def test_a_usage_that_is_none_is_not_there(usage: object) -> None:
     """SDKs need ``output_tokens`` in each message_delta."""
-    events = told(
+    events = events_from(
         framed(*ANSWER[:4], ("message_delta", {"delta": {"stop_reason": "end_turn"}, "usage": usage}), MESSAGE_STOP)
     )
     assert msgspec.json.decode(events[-2].data)["usage"]["output_tokens"] == 1
@@ -300,16 +300,16 @@ def test_a_count_may_be_a_text_or_a_float(count: object) -> None:
 
 
 def test_a_reason_and_all_blocks_closed_are_an_end_without_message_stop() -> None:
-    assert told(framed(*ANSWER[:-1])) == told(framed(*ANSWER))
+    assert events_from(framed(*ANSWER[:-1])) == events_from(framed(*ANSWER))
 
 
 @pytest.mark.parametrize("events", [ANSWER[:end] for end in range(5)] + [[START, TEXT, HI, END]])
 def test_without_a_reason_or_with_an_open_block_it_is_no_end(events: list[Sent]) -> None:
-    assert "message_stop" not in [event.name for event in told(framed(*events))]
+    assert "message_stop" not in [event.name for event in events_from(framed(*events))]
 
 
 def test_message_stop_closes_what_is_open() -> None:
-    assert told(framed(START, TEXT, HI, END, MESSAGE_STOP))[-2].name == "content_block_stop"
+    assert events_from(framed(START, TEXT, HI, END, MESSAGE_STOP))[-2].name == "content_block_stop"
     assert content_of(START, TOOL, INPUT, message_delta("tool_use", output_tokens=1), MESSAGE_STOP)[0]["input"] == {
         "x": 1
     }
@@ -326,7 +326,7 @@ def test_a_reason_stays_whatever_is_said_after_it(delta: object) -> None:
 def test_a_reason_in_the_beginning_counts_once_message_stop_confirms_it() -> None:
     start = ("message_start", {"message": {"stop_reason": "end_turn"}})
     assert message_of(framed(start, TEXT, HI, STOP, MESSAGE_STOP))["stop_reason"] == "end_turn"
-    assert "message_stop" not in [event.name for event in told(framed(start, TEXT, HI, STOP))]
+    assert "message_stop" not in [event.name for event in events_from(framed(start, TEXT, HI, STOP))]
 
 
 # --- blocks ------------------------------------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_a_reason_in_the_beginning_counts_once_message_stop_confirms_it() -> Non
 def test_blocks_are_numbered_as_they_begin(indices: tuple[Any, Any]) -> None:
     """Gaps crash the official SDK; an index that is missing is that of the open block."""
     first, second = indices
-    events = told(
+    events = events_from(
         framed(
             START,
             block_start(first, text("")),
@@ -367,7 +367,7 @@ def test_what_a_block_begins_with_is_its_first_delta(kind: str) -> None:
     """Else who follows the text alone would miss it, and the result would have it."""
     start = block_start(0, {"type": kind, kind: "Oh. "})
     delta = block_delta(0, type=f"{kind}_delta", **{kind: "Hi"})
-    events = told(framed(START, start, delta, STOP, END, MESSAGE_STOP))
+    events = events_from(framed(START, start, delta, STOP, END, MESSAGE_STOP))
     assert msgspec.json.decode(events[1].data)["content_block"][kind] == ""
     assert added_up(events)["content"][0][kind] == "Oh. Hi"
 
@@ -380,7 +380,7 @@ def test_an_empty_beginning_of_any_type_is_an_empty_text(first: object) -> None:
 @pytest.mark.parametrize("sent", [{"x": 1}, '{"x":1}'])
 def test_input_that_came_whole_is_told_as_a_delta(sent: object) -> None:
     start = block_start(0, {"type": "tool_use", "id": "t", "name": "pay", "input": sent})
-    events = told(framed(START, start, STOP, END, MESSAGE_STOP))
+    events = events_from(framed(START, start, STOP, END, MESSAGE_STOP))
     assert [event.name for event in events[1:4]] == ["content_block_start", "content_block_delta", "content_block_stop"]
     assert added_up(events)["content"][0]["input"] == {"x": 1}
     # What comes in pieces replaces it.
@@ -432,7 +432,7 @@ def test_what_nobody_knows_yet_passes() -> None:
     """With its number made right."""
     block = {"type": "hologram", "shape": [1]}
     delta = block_delta(5, type="hologram_delta", shape={"x": 1}, text="no text")
-    events = told(framed(START, block_start(5, block), delta, block_stop(5), END, MESSAGE_STOP))
+    events = events_from(framed(START, block_start(5, block), delta, block_stop(5), END, MESSAGE_STOP))
     assert msgspec.json.decode(events[2].data) == {
         "type": "content_block_delta",
         "index": 0,

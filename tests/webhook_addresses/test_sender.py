@@ -277,10 +277,10 @@ async def test_names_that_hang_hold_up_their_tenant_alone(start_receiver: StartR
     assert await asyncio.to_thread(lambda: "the default executor is free") != ""
     hanging.goes_on.set()
 
-    async def told() -> bool:
+    async def is_looked_up() -> bool:
         return await tell("answers") == Answer(204)
 
-    await wait_until(told, "names are looked up again")
+    await wait_until(is_looked_up, "names are looked up again")
 
 
 async def test_a_name_that_hangs_is_looked_up_once(start_receiver: StartReceiver, hanging: Hanging) -> None:

@@ -35,10 +35,10 @@ async def test_a_forbidden_address_is_refused_by_every_submit(
                     ),
                 ]
 
-        told = await asyncio.gather(*map(submit, _HOSTS))
+        responses = await asyncio.gather(*map(submit, _HOSTS))
         admitted = [
             (host, answer.text)
-            for host, answers in zip(_HOSTS, told, strict=True)
+            for host, answers in zip(_HOSTS, responses, strict=True)
             for answer in answers
             if answer.status_code != 400
         ]

@@ -18,10 +18,10 @@ def _note(event: str, arguments: tuple[object, ...]) -> None:
         return
     _noting[0] = True
     try:
-        told = repr(arguments[0])[:100_000] if event in _WATCHED else repr(arguments)
-        if event == "pickle.find_class" or _canary in told:
+        shown = repr(arguments[0])[:100_000] if event in _WATCHED else repr(arguments)
+        if event == "pickle.find_class" or _canary in shown:
             with open(_path, "a") as file:  # noqa: PTH123 - as little as possible is imported here
-                file.write(f"{event} {told[:200]}\n")
+                file.write(f"{event} {shown[:200]}\n")
     finally:
         _noting[0] = False
 
