@@ -82,8 +82,8 @@ async def test_nothing_is_left_of_jobs(watched: Watched) -> None:
         prompt = {"prompt": f"echo: {_WORD}"}
         assert (await _call(url, "POST", "/complete", prompt))[0] == 200
         for path, body in (("/complete/stream", prompt), ("/v1/messages", _plain("echo:", stream=True))):
-            async with asking(url, path, method="POST", body=body, headers=_TENANT) as answer:
-                assert _WORD.encode() in await answer.read()
+            async with asking(url, path, method="POST", body=body, headers=_TENANT) as response:
+                assert _WORD.encode() in await response.read()
 
         async def are_there() -> bool:
             return {name: await _state(url, f"/v1/jobs/{job_id}") for name, job_id in ids.items()} == {

@@ -64,9 +64,9 @@ def _names_of(events: list[tuple[str, str]]) -> set[str]:
 
 
 async def _read(url: str, path: str, *, body: Any = None, headers: dict[str, str] | None = None) -> bytes:
-    async with asking(url, path, method="GET" if body is None else "POST", body=body, headers=headers) as answer:
-        assert answer.status == 200, (path, answer.status, await answer.read())
-        return await answer.read()
+    async with asking(url, path, method="GET" if body is None else "POST", body=body, headers=headers) as response:
+        assert response.status == 200, (path, response.status, await response.read())
+        return await response.read()
 
 
 async def _each(one: Callable[[str], Awaitable[None]], texts: list[str], *, most: int = 20) -> None:
@@ -175,12 +175,12 @@ async def test_as_names(watched: Watched) -> None:
             ("/v1/jobs", {"prompt": "x"}, {"Idempotency-Key": key, "Prefer": "wait=10"}),
             ("/v1/jobs", {"prompt": "x"}, {"Idempotency-Key": key, "Prefer": "wait=10"}),
         ):
-            async with asking(url, path, method="POST", headers=headers, body=body) as answer:
-                told = json.loads(await answer.read())
-                assert 200 <= answer.status < 500, (path, answer.status, told)
-                assert answer.headers["content-type"] in ("application/json", "application/problem+json")
-                assert answer.headers["x-content-type-options"] == "nosniff"
-                assert answer.status >= 300 or told.get("status") not in ("queued", "running"), told
+            async with asking(url, path, method="POST", headers=headers, body=body) as response:
+                told = json.loads(await response.read())
+                assert 200 <= response.status < 500, (path, response.status, told)
+                assert response.headers["content-type"] in ("application/json", "application/problem+json")
+                assert response.headers["x-content-type-options"] == "nosniff"
+                assert response.status >= 300 or told.get("status") not in ("queued", "running"), told
 
     await _each(one, watched.texts)
 
@@ -260,15 +260,15 @@ async def test_no_answer_is_a_page_of_what_was_asked(watched: Watched) -> None:
             ("POST", "/v1/messages", {"max_tokens": 1, "messages": text, "model": text}),
         ]
         for method, path, body in asked:
-            async with asking(url, path, method=method, headers=headers, body=body) as answer:
-                content = await answer.read()
-                assert not answer.headers.get("content-type", "").startswith("text/html"), path
-                assert answer.headers.get("x-content-type-options") == "nosniff"
-                assert answer.status < 500
+            async with asking(url, path, method=method, headers=headers, body=body) as response:
+                content = await response.read()
+                assert not response.headers.get("content-type", "").startswith("text/html"), path
+                assert response.headers.get("x-content-type-options") == "nosniff"
+                assert response.status < 500
                 if text in content.decode(errors="replace") and len(text) > 8:
                     raise AssertionError(f"{method} {path[:80]} echoes: {content[:200]!r}")
                 assert not [mark for mark in marks if mark in content], content[:300]
-                assert not set(answer.headers) & {"set-cookie", "x-api-key"}
+                assert not set(response.headers) & {"set-cookie", "x-api-key"}
 
     await _each(one, watched.texts)
 

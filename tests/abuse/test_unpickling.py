@@ -64,8 +64,8 @@ async def test_pickles_in_redis_stay_bytes(watched: Watched) -> None:
         for value in pickles(f"touch {watched.owned}"):
             ids = await _planted(runtime, value)
             for job_id in ids:
-                async with asking(url, f"/v1/jobs/{job_id}") as answer:
-                    assert value not in await answer.read()
+                async with asking(url, f"/v1/jobs/{job_id}") as response:
+                    assert value not in await response.read()
             status, job, _ = await ask(
                 url,
                 "/v1/jobs",

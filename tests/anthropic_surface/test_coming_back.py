@@ -24,8 +24,8 @@ _RICH = "blocks=thinking+citations+tool+text"
 async def _call(surface: Surface, *, is_streamed: bool, **headers: str) -> None:
     """One that is never read to its end."""
     body = {**asked(), "stream": is_streamed}
-    async with asking(surface.served.url, "/v1/messages", method="POST", body=body, headers=headers) as answer:
-        await answer.read()
+    async with asking(surface.served.url, "/v1/messages", method="POST", body=body, headers=headers) as response:
+        await response.read()
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])

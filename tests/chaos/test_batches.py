@@ -59,9 +59,9 @@ def _assert_adds_up(batch: Any, total: int) -> None:
 
 
 async def _results(deployment: Deployment, batch_id: str) -> list[Any]:
-    async with asking(deployment.urls[0], f"/v1/batches/{batch_id}/results") as answer:
-        assert answer.status == 200
-        return [json.loads(line) for line in (await answer.read()).splitlines()]
+    async with asking(deployment.urls[0], f"/v1/batches/{batch_id}/results") as response:
+        assert response.status == 200
+        return [json.loads(line) for line in (await response.read()).splitlines()]
 
 
 async def _until_ended(deployment: Deployment, batch_id: str, total: int, looks: Counter[str]) -> Any:

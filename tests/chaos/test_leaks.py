@@ -81,9 +81,9 @@ async def test_no_canary_is_in_any_log(empty: Deployment, history_of: HistoryOf,
     for path in ("/v1/jobs", "/complete", "/complete/stream"):
         for body in bodies:
             headers = {"Authorization": f"Bearer {CANARY_KEY}", "x-api-key": CANARY_KEY}
-            async with asking(api.url, path, method="POST", headers=headers, body=body) as answer:
-                assert 400 <= answer.status < 500
-                said = (await answer.read()).decode()
+            async with asking(api.url, path, method="POST", headers=headers, body=body) as response:
+                assert 400 <= response.status < 500
+                said = (await response.read()).decode()
                 assert CANARY_PROMPT not in said
                 assert CANARY_KEY not in said
     for path in (
@@ -92,8 +92,8 @@ async def test_no_canary_is_in_any_log(empty: Deployment, history_of: HistoryOf,
         f"/v1/jobs?after={CANARY_PROMPT}",
         f"/?{CANARY_KEY}",
     ):
-        async with asking(api.url, path, headers={"Idempotency-Key": CANARY_KEY, "Cookie": CANARY_KEY}) as answer:
-            assert CANARY_PROMPT.encode() not in await answer.read()
+        async with asking(api.url, path, headers={"Idempotency-Key": CANARY_KEY, "Cookie": CANARY_KEY}) as response:
+            assert CANARY_PROMPT.encode() not in await response.read()
     async with asking(api.url, "/complete/stream", method="POST", body={"prompt": f"{CANARY_PROMPT} stall=2"}) as gone:
         await gone.read_some()
     running = await history.submit_many(6, "tokens=100 gap-ms=20", allowed_calls=4)
@@ -141,8 +141,8 @@ async def test_no_key_of_ours_is_in_any_log(empty: Deployment) -> None:
     canaries = [made.text.rpartition("_")[2]]
 
     async def call(path: str, key: str, method: str = "GET", body: Any = None) -> tuple[int, Any]:
-        status, answer, _ = await ask(api.url, path, method=method, headers={"X-Api-Key": key}, body=body)
-        return status, answer
+        status, response, _ = await ask(api.url, path, method=method, headers={"X-Api-Key": key}, body=body)
+        return status, response
 
     body = {"prompt": CANARY_PROMPT, "job": {"metadata": {CANARY_METADATA: CANARY_METADATA}}}
     assert (await call("/v1/jobs", made.text, "POST", body))[0] == 202
@@ -157,9 +157,9 @@ async def test_no_key_of_ours_is_in_any_log(empty: Deployment) -> None:
     assert status == 200
     assert (await call(f"/v1/keys/{second['id']}/revoke", made.text, "POST"))[0] == 200
     canaries += [text.rpartition("_")[2] for text in (wrong, second["key"], third["key"])]
-    async with asking(api.url, f"/v1/jobs?api_key={made.text}&x-api-key={made.text}") as answer:
-        assert answer.status == 401
-        assert made.text.encode() not in await answer.read()
+    async with asking(api.url, f"/v1/jobs?api_key={made.text}&x-api-key={made.text}") as response:
+        assert response.status == 401
+        assert made.text.encode() not in await response.read()
     CANARIES.extend(canaries)
     empty.key = made.text
     try:

@@ -21,7 +21,7 @@ from shared.store.runtime import Runtime
 from tests.support.author import Author
 from tests.support.builders import a_text_delta, an_answer, block_start, encoded, message_start, wired
 from tests.support.deployment import Api, Deployment, a_deployment, free_port
-from tests.support.follower import Answer, Cut, Follower, ask, asking, following
+from tests.support.follower import Cut, Follower, Response, ask, asking, following
 from tests.support.store import claim, state_of
 from tests.support.wait import wait_until
 
@@ -74,8 +74,8 @@ async def _sent(api: Api, name: str) -> AsyncIterator[asyncio.Task[tuple[int, st
 
 
 async def _read(url: str, path: str, method: str, headers: dict[str, str], body: Any) -> tuple[int, str]:
-    async with asking(url, path, method=method, headers=headers, body=body) as answer:
-        return answer.status, (await answer.read()).decode()
+    async with asking(url, path, method=method, headers=headers, body=body) as response:
+        return response.status, (await response.read()).decode()
 
 
 async def _authors(runtime: Runtime, count: int) -> list[Author]:
@@ -233,14 +233,14 @@ async def test_a_connection_that_is_kept_alive_ends_with_the_next_response(deplo
     reader, writer = await asyncio.open_connection(parts[0], int(parts[1]))
     request = f"GET /health/ready HTTP/1.1\r\nHost: {parts[0]}:{parts[1]}\r\n\r\n".encode()
     writer.write(request)
-    first = Answer(reader, writer)
+    first = Response(reader, writer)
     await first.read_head()
     await first.read()
     assert (first.status, first.headers.get("connection")) == (200, None)
     api.signal(signal.SIGTERM)
     await wait_until(lambda: _is_drained(api), "the readiness to say so", timeout_s=1)
     writer.write(request)
-    second = Answer(reader, writer)
+    second = Response(reader, writer)
     await second.read_head()
     await second.read()
     assert (second.status, second.headers["connection"]) == (503, "close")

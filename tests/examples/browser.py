@@ -75,8 +75,8 @@ async def a_page() -> AsyncIterator[Page]:
         try:
             port = await _port_of(process)
             async with aiohttp.ClientSession() as session:
-                async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-                    tabs = await answer.json()
+                async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
+                    tabs = await response.json()
                 url = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
                 async with session.ws_connect(url, max_msg_size=0) as socket:
                     page = Page(socket)

@@ -11,7 +11,7 @@ import pytest
 
 from shared.store.runtime import Runtime
 from tests.support.author import Author
-from tests.support.follower import Answer, Connection, Follower, ask, asking
+from tests.support.follower import Connection, Follower, Response, ask, asking
 from tests.support.served import Served
 from tests.support.sse_frames import Frame, SseFrames
 from tests.support.story import assert_saw
@@ -23,15 +23,15 @@ _STREAM = {"Accept": "text/event-stream"}
 @pytest.mark.parametrize("form", ["text", "messages"])
 async def test_a_submit_that_follows_sees_every_event(served: Served, runtime: Runtime, form: str) -> None:
     """The response is a 200 with the job's Location; it streams `queued`, then each event of the log."""
-    async with _submitting(served, f"/v1/jobs?format={form}") as answer:
-        assert answer.status == 200
-        job_id = answer.headers["location"].removeprefix("/v1/jobs/")
+    async with _submitting(served, f"/v1/jobs?format={form}") as response:
+        assert response.status == 200
+        job_id = response.headers["location"].removeprefix("/v1/jobs/")
         author = await Author.claim_next(runtime)
         assert author.job_id == job_id
         await author.open()
         await author.say("Blue", " light")
         await author.succeed()
-        frames = await _read_all(answer)
+        frames = await _read_all(response)
     assert json.loads(frames[0].data) == {"job_id": job_id, "queue_position": 1}
     follower = Follower([served.url], job_id, form=form, connections=[Connection(None, 200, frames)])
     assert_saw(follower, await author.log())
@@ -72,8 +72,8 @@ async def test_a_job_that_ends_before_its_follower_subscribes_is_shown_whole(ser
 
     working = asyncio.create_task(work())
     for _ in range(50):
-        async with _submitting(served) as answer:
-            frames = await _read_all(answer)
+        async with _submitting(served) as response:
+            frames = await _read_all(response)
         assert [frame.event for frame in frames] == ["queued", "started", "delta", "succeeded"]
     working.cancel()
     await asyncio.wait([working])
@@ -83,9 +83,9 @@ def _submitting(served: Served, path: str = "/v1/jobs", **headers: str) -> Any:
     return asking(served.url, path, method="POST", headers=_STREAM | headers, body={"prompt": "Why?"})
 
 
-async def _read_all(answer: Answer) -> list[Frame]:
+async def _read_all(response: Response) -> list[Frame]:
     parser, frames = SseFrames(), list[Frame]()
-    while piece := await answer.read_some():
+    while piece := await response.read_some():
         frames += parser.feed(piece)
     return frames
 

@@ -33,8 +33,8 @@ async def _asked(served: Served, path: str, text: str, *, body: Any = None, **he
     """One request, to its end."""
     named = {name.replace("_", "-"): value for name, value in headers.items()} | bearer(text)
     method = "GET" if body is None else "POST"
-    async with asking(served.url, path, method=method, headers=named, body=body) as answer:
-        return answer.status, await answer.read()
+    async with asking(served.url, path, method=method, headers=named, body=body) as response:
+        return response.status, await response.read()
 
 
 async def _running_job(served: Served, text: str) -> Author:

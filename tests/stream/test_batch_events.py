@@ -66,8 +66,8 @@ async def test_a_client_that_has_seen_the_end_is_told_204(served: Served, runtim
 
 async def follower_after(served: Served, path: str, seen: str) -> int:
     """The status that a client is told whose last event had that id."""
-    async with asking(served.url, path, headers={"Last-Event-ID": seen}) as answer:
-        return answer.status
+    async with asking(served.url, path, headers={"Last-Event-ID": seen}) as response:
+        return response.status
 
 
 async def test_an_id_of_an_end_is_none_before_it(served: Served, runtime: Runtime) -> None:
@@ -140,9 +140,9 @@ async def test_a_silent_batch_is_pinged(serve: Serve, runtime: Runtime) -> None:
     served = await serve(sse_ping_s=0.05)
     follower = BatchFollower([served.url], batch.id, query="")
     following = asyncio.create_task(follower.follow())
-    async with asking(served.url, f"/v1/batches/{batch.id}/events") as answer:
+    async with asking(served.url, f"/v1/batches/{batch.id}/events") as response:
         seen = b""
         while seen.count(b": ping") < 3:
-            seen += await answer.read_some()
+            seen += await response.read_some()
     await run_all(runtime)
     await following

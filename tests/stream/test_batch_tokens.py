@@ -213,10 +213,10 @@ async def test_a_client_that_does_not_read_is_cut_and_comes_back(serve: Serve, r
     stop = asyncio.Event()
 
     async def read_late() -> str:
-        async with asking(served.url, f"/v1/batches/{batch.id}/events?tokens=true", receive_buffer=4096) as answer:
+        async with asking(served.url, f"/v1/batches/{batch.id}/events?tokens=true", receive_buffer=4096) as response:
             await stop.wait()
             try:
-                await answer.read()
+                await response.read()
             except Cut:
                 return "cut"
         return "whole"

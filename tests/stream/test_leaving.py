@@ -44,8 +44,8 @@ async def test_a_follower_that_goes_leaves_nothing(served: Served, runtime: Runt
     """While it waits for more."""
     tasks = _tasks()
     for _ in range(20):
-        async with asking(served.url, f"/v1/jobs/{author.job_id}/events?format={form}") as answer:
-            await answer.read_some()
+        async with asking(served.url, f"/v1/jobs/{author.job_id}/events?format={form}") as response:
+            await response.read_some()
             await wait_until(lambda: served.relay.follower_count == 1, "the watch")
     await _nothing_is_left(served, runtime, author.job_id, tasks)
 
@@ -54,9 +54,9 @@ async def test_followers_that_go_at_once_leave_nothing(served: Served, runtime: 
     """Before their answer begins, or in the middle of it."""
     tasks = _tasks()
     for number in range(30):
-        async with asking(served.url, f"/v1/jobs/{author.job_id}/events") as answer:
+        async with asking(served.url, f"/v1/jobs/{author.job_id}/events") as response:
             if number % 2:
-                await answer.read_some(number)
+                await response.read_some(number)
         if number % 3 == 0:
             await author.say("word ")
     await _nothing_is_left(served, runtime, author.job_id, tasks)
@@ -94,11 +94,11 @@ async def test_coming_and_going_quickly_never_ends_deaf(served: Served, author: 
     for number in range(40):
         async with asking(served.url, path) as goes:
             await goes.read_some()
-        async with asking(served.url, f"{path}?after=now") as answer:
-            await answer.read_some()
+        async with asking(served.url, f"{path}?after=now") as response:
+            await response.read_some()
             await author.say(f"word {number}")
             async with asyncio.timeout(5):
-                assert f"word {number}".encode() in await answer.read_some()
+                assert f"word {number}".encode() in await response.read_some()
 
 
 @pytest.mark.slow
@@ -116,9 +116,9 @@ async def test_ten_thousand_followers_that_came_and_went_leave_nothing(
     tasks = _tasks()
 
     async def come_and_go(number: int) -> None:
-        async with asking(served.url, f"/v1/jobs/{jobs[number % 50]}/events") as answer:
+        async with asking(served.url, f"/v1/jobs/{jobs[number % 50]}/events") as response:
             if number % 3:
-                await answer.read_some()
+                await response.read_some()
 
     async def thousands(first: int, last: int) -> None:
         for start in range(first, last, 200):

@@ -18,9 +18,9 @@ from tests.support.wait import wait_until
 
 
 async def _frames(served: Served, path: str, headers: dict[str, str] | None = None) -> tuple[int, list[Frame]]:
-    async with asking(served.url, path, headers=headers) as answer:
-        body = await answer.read()
-        return answer.status, SseFrames().feed(body)
+    async with asking(served.url, path, headers=headers) as response:
+        body = await response.read()
+        return response.status, SseFrames().feed(body)
 
 
 async def _write_an_answer(author: Author) -> None:
@@ -45,9 +45,9 @@ async def test_the_header_is_heard_before_the_query(author: Author, served: Serv
 async def test_what_is_no_event_id_is_refused(author: Author, served: Served, cursor: str) -> None:
     """400, and no stream that looks like an answer."""
     path = f"/v1/jobs/{author.job_id}/events"
-    async with asking(served.url, path, headers={"Last-Event-ID": cursor}) as answer:
-        body = await answer.read()
-    assert answer.status == 400
+    async with asking(served.url, path, headers={"Last-Event-ID": cursor}) as response:
+        body = await response.read()
+    assert response.status == 400
     if not cursor.endswith("\x01"):  # the HTTP parser itself refuses that one
         assert json.loads(body)["code"] == "invalid_cursor"
 
@@ -57,12 +57,12 @@ async def test_after_now_shows_only_what_comes(author: Author, served: Served) -
     await _write_an_answer(author)
     written = len(await author.log())
     path = f"/v1/jobs/{author.job_id}/events?after=now"
-    async with asking(served.url, path) as answer:
+    async with asking(served.url, path) as response:
         parser = SseFrames()
-        frames = parser.feed(await answer.read_some())  # its first byte says that the place is taken
+        frames = parser.feed(await response.read_some())  # its first byte says that the place is taken
         await author.say(" at dusk")
         await author.succeed()
-        while piece := await answer.read_some():
+        while piece := await response.read_some():
             frames += parser.feed(piece)
     log = await author.log()
     assert comparable(frames) == comparable(shown(log[written:], "text"))

@@ -6,7 +6,7 @@ from shared.store.runtime import Runtime
 from tests.stream.conftest import Serve
 from tests.support.author import Author
 from tests.support.facts import Fact
-from tests.support.follower import Answer, Connection, Cut, Follower, asking, following
+from tests.support.follower import Connection, Cut, Follower, Response, asking, following
 from tests.support.served import Served
 from tests.support.sse_frames import Frame, SseFrames
 from tests.support.story import assert_saw
@@ -70,11 +70,11 @@ async def test_a_client_that_does_not_read_is_cut_and_others_are_not_delayed(
     assert_saw(cut, log)
 
 
-async def _read_all(answer: Answer) -> list[Frame]:
+async def _read_all(response: Response) -> list[Frame]:
     """What the server had sent before it cut the connection. There is no clean end."""
     parser, frames = SseFrames(), list[Frame]()
     try:
-        while piece := await answer.read_some():
+        while piece := await response.read_some():
             frames += parser.feed(piece)
     except Cut:
         return frames
@@ -111,8 +111,8 @@ async def test_a_slow_client_that_reads_is_not_cut(serve: Serve, author: Author)
     served = await serve(sse_ping_s=0.2)
     path = f"/v1/jobs/{author.job_id}/events"
     parser, frames = SseFrames(), list[Frame]()
-    async with asking(served.url, path, receive_buffer=65_536) as answer:
-        while piece := await answer.read_some():
+    async with asking(served.url, path, receive_buffer=65_536) as response:
+        while piece := await response.read_some():
             frames += parser.feed(piece)
             await asyncio.sleep(0.005)
     assert frames[-1].event == "succeeded"

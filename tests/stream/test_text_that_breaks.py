@@ -141,12 +141,12 @@ async def test_such_text_arrives_whole(author: Author, served: Served, follower_
 async def test_such_text_arrives_whole_by_complete_stream(served: Served, runtime: Runtime) -> None:
     r"""Bare ``data:`` frames: SSE knows one line end, so `\r` and `\r\n` arrive as `\n`; nothing else changes."""
     body = {"prompt": "Why?"}
-    async with asking(served.url, "/complete/stream", method="POST", body=body) as answer:
+    async with asking(served.url, "/complete/stream", method="POST", body=body) as response:
         author = await Author.claim_next(runtime)
         for text in _TEXTS:
             await author.say(text)
         await author.succeed()
-        stream = await answer.read()
+        stream = await response.read()
     expected = "".join(_TEXTS).replace("\r\n", "\n").replace("\r", "\n")
     for parse in (_by_our_parser, _by_the_command, _by_the_sdk):
         frames = [data for event, data in parse(stream) if event == "message"]

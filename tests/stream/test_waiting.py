@@ -61,13 +61,13 @@ async def test_a_stream_sends_a_reconnect_time_and_pings(serve: Serve, author: A
     retries = set()
     for _ in range(8):
         parser = SseFrames()
-        async with asking(served.url, f"/v1/jobs/{author.job_id}/events") as answer:
-            assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-            assert answer.headers["cache-control"] == "no-store, no-transform"
-            assert answer.headers["x-accel-buffering"] == "no"
-            assert "content-encoding" not in answer.headers
+        async with asking(served.url, f"/v1/jobs/{author.job_id}/events") as response:
+            assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+            assert response.headers["cache-control"] == "no-store, no-transform"
+            assert response.headers["x-accel-buffering"] == "no"
+            assert "content-encoding" not in response.headers
             while parser.comments.count("ping") < 2:
-                parser.feed(await answer.read_some())
+                parser.feed(await response.read_some())
         assert parser.retry_ms is not None
         retries.add(parser.retry_ms)
     assert all(1_000 <= retry <= 3_000 for retry in retries)

@@ -45,10 +45,10 @@ class BatchFollower:
         parser = SseFrames()
         left = most_bytes
         try:
-            async with asking(url, path, receive_buffer=receive_buffer) as answer:
-                if answer.status != 200:
+            async with asking(url, path, receive_buffer=receive_buffer) as response:
+                if response.status != 200:
                     return "refused"
-                while piece := await answer.read_some():
+                while piece := await response.read_some():
                     for frame in parser.feed(piece):
                         self._see(frame)
                     if left is not None:

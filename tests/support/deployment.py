@@ -216,8 +216,8 @@ class Deployment:
     async def calls(self, nonce: str | None = None) -> list[Call]:
         """Every call of the LLM as the simulator recorded it; only those with the nonce, if one is given."""
         path = "/_simulator/calls" + (f"?nonce={nonce}" if nonce else "")
-        async with asking(self.simulator_url, path) as answer:
-            lines = (await answer.read()).decode().splitlines()
+        async with asking(self.simulator_url, path) as response:
+            lines = (await response.read()).decode().splitlines()
         calls = [json.loads(line) for line in lines]
         return [
             Call(

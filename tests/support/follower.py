@@ -24,7 +24,7 @@ class Cut(Exception):
     """The connection ended in the middle of the response."""
 
 
-class Answer:
+class Response:
     """One HTTP response on its own connection, read piece by piece."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,7 +99,7 @@ async def asking(
     headers: Mapping[str, str] | None = None,
     body: Any = None,
     receive_buffer: int | None = None,
-) -> AsyncIterator[Answer]:
+) -> AsyncIterator[Response]:
     """Sends one request on a new connection. Raises OSError if nobody listens, Cut if no head arrives."""
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
@@ -123,18 +123,18 @@ async def asking(
             lines += ["Content-Type: application/json"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     writer.write("\r\n".join([*lines, "", ""]).encode() + content)
-    async with Answer(reader, writer) as answer:
-        await answer.read_head()
-        yield answer
+    async with Response(reader, writer) as response:
+        await response.read_head()
+        yield response
 
 
 async def ask(
     url: str, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, body: Any = None
 ) -> tuple[int, Any, dict[str, str]]:
     """Returns the status, the body decoded from JSON (None if it is empty) and the headers."""
-    async with asking(url, path, method=method, headers=headers, body=body) as answer:
-        content = await answer.read()
-        return answer.status, json.loads(content) if content else None, answer.headers
+    async with asking(url, path, method=method, headers=headers, body=body) as response:
+        content = await response.read()
+        return response.status, json.loads(content) if content else None, response.headers
 
 
 @dataclass
@@ -201,12 +201,12 @@ class Follower:
         if self.tenant:
             headers["X-Tenant"] = self.tenant
         try:
-            async with asking(url, f"/v1/jobs/{self.job_id}/events?format={self.form}", headers=headers) as answer:
-                connection.status = answer.status
-                if answer.status != 200:
+            async with asking(url, f"/v1/jobs/{self.job_id}/events?format={self.form}", headers=headers) as response:
+                connection.status = response.status
+                if response.status != 200:
                     connection.ended = "refused"
                     return connection
-                await self._read(answer, connection, most_bytes)
+                await self._read(response, connection, most_bytes)
         except (Cut, OSError):
             connection.ended = connection.ended or "cut"
         return connection
@@ -223,13 +223,13 @@ class Follower:
                 await asyncio.sleep(again_s)
         return self
 
-    async def _read(self, answer: Answer, connection: Connection, most_bytes: int | None) -> None:
+    async def _read(self, response: Response, connection: Connection, most_bytes: int | None) -> None:
         parser = SseFrames()
         left = most_bytes
         loop = asyncio.get_running_loop()
         try:
             while left is None or left > 0:
-                piece = await answer.read_some(1 << 16 if left is None else left)
+                piece = await response.read_some(1 << 16 if left is None else left)
                 if left is not None:
                     left -= len(piece)
                 for frame in parser.feed(piece):
