@@ -1,4 +1,4 @@
-"""The shape of the project: who may import whom, what each key's life is, and what no committed file may hold."""
+"""The rules of the code: who may import whom, each key's lifetime, and what no committed file may contain."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The documents say what the code says: generated parts, endpoints, fields, log events, and the commands that they show."""
+"""The documents match the code: generated parts, endpoints, fields, log events and the commands they show."""
 
 import ast
 import json

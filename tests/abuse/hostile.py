@@ -1,4 +1,4 @@
-"""Texts that mean something to something on their way, and values that must never be taken for objects."""
+"""Texts that have a meaning in some format on their way, and values that must never be taken for objects."""
 
 import base64
 import gzip

@@ -1,4 +1,4 @@
-"""After DELETE nothing of a job or a batch is left in Redis: not of what was sent, not of what was answered, whatever its end."""
+"""After DELETE, Redis holds nothing of a job or batch: neither requests nor answers, however it ended."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""What users and upstreams say is text, to every part that it passes: it comes out as it went in, and nothing else happens."""
+"""Text from users and upstreams stays text: every part passes it on unchanged, and nothing executes it."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Nothing is ever unpickled: not what users send, and not what somebody who reaches Redis leaves there for arq or for us."""
+"""Nothing is ever unpickled: neither what users send, nor what somebody with access to Redis stores for arq or us."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Clients that go, and clients that come back with the same Idempotency-Key."""
+"""Clients that disconnect, and clients that come back with the same Idempotency-Key."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""Every error on this surface is in the envelope of the Messages API, whoever raised it, and says nothing of content."""
+"""Every error on this surface has the envelope of the Messages API, whoever raised it, and quotes no content."""
 
 import asyncio
 import json

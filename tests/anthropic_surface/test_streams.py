@@ -1,4 +1,4 @@
-"""What a stream says of all that can happen to its job: it ends with ``message_stop`` or an error, never just so."""
+"""A stream of this surface ends with ``message_stop`` or with an error, whatever happens to its job."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Batches while workers, Redis and API processes die: one outcome a line, counts that always add up, no call too many."""
+"""Batches while workers, Redis and APIs die: one outcome per line, counts that always add up, no extra call."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A failover of Redis under running processes: its old connections stay open, and nothing of ours has to be restarted."""
+"""A failover of Redis that leaves old connections open: none of our processes needs a restart."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Followers that are cut at random places, and APIs that die under them."""
+"""Followers that are cut at random places, and APIs that die while they follow."""
 
 import asyncio
 import random

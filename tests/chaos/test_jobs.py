@@ -1,4 +1,4 @@
-"""What jobs promise, over real processes: cancel, idempotency, fairness, expiry."""
+"""The promises to jobs, with real processes: cancelling, idempotency, fairness, expiry."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""No prompt, answer or key ever reaches a log, whatever goes wrong, at DEBUG. Every run's logs are searched at its end too."""
+"""No prompt, answer or key ever reaches a log at DEBUG, whatever fails. Every chaos run also searches its logs."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Whatever one tenant's ordinary key sends, another one is served: each attack of the bench, for some seconds."""
+"""Whatever one tenant's ordinary key sends, other tenants are served: each attack of the bench, for some seconds."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Redis that dies, hangs, fills up, drops connections, or is not there yet: nothing of ours ends, and nothing is lost."""
+"""Redis dies, hangs, fills up, drops connections or starts late: our processes go on, and no job is lost."""
 
 import asyncio
 import itertools

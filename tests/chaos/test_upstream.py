@@ -1,4 +1,4 @@
-"""An upstream that is overloaded, limited, or broken for one model, and several workers that share what they know of it."""
+"""An upstream that is overloaded, limited, or broken for one model, and workers that share what they know about it."""
 
 import asyncio
 import json

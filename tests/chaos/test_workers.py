@@ -1,4 +1,4 @@
-"""Workers that die, freeze, wake up again and are told to stop, with jobs in their hands."""
+"""Workers that die, freeze, wake up and are stopped while they run jobs."""
 
 import asyncio
 import signal

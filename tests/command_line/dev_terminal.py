@@ -1,4 +1,4 @@
-"""`tokenspool dev` in a terminal of its own, as a person has it: keys go in, the screen comes out."""
+"""Runs `tokenspool dev` in its own terminal, as a person does: keys go in, the screen comes out."""
 
 import os
 import pty

@@ -1,6 +1,6 @@
-"""An API that says what a test puts into its mouth, byte by byte: one connection, one answer, in order.
+"""An API that sends the bytes a test gives it: one response per connection, in order.
 
-When all its answers are given it is gone: the next connection is refused.
+After its last response it is gone: the next connection is refused.
 """
 
 import json

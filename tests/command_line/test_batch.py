@@ -1,4 +1,4 @@
-"""`tokenspool batch` against an API that does whatever an API, a proxy or a network can do."""
+"""`tokenspool batch` against an API with every failure of an API, a proxy or a network."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`tokenspool dev`, whole: in a terminal, with real processes, as on the first day of whoever tries it."""
+"""`tokenspool dev` as a whole: in a terminal, with real processes, as a new user runs it."""
 
 import asyncio
 import json

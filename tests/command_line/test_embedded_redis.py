@@ -1,4 +1,4 @@
-"""A real server of our own: it starts, survives what it must, and is gone when it should be."""
+"""The embedded Redis server: it starts, survives what it must, and ends when it should."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""`tokenspool follow` against an API that does whatever an API, a proxy or a network can do."""
+"""`tokenspool follow` against an API with every failure of an API, a proxy or a network."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`submit` and `follow` against the real API, a real worker and the simulator, over a network that is cut again and again."""
+"""`submit` and `follow` with the real API, a real worker and the simulator, over a network that is cut repeatedly."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""``tokenspool keys`` as an operator uses it: the first key of all, and what becomes of keys later."""
+"""``tokenspool keys`` as an operator uses it: the first key, and what happens to keys later."""
 
 import asyncio
 import re

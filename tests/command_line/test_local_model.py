@@ -1,4 +1,4 @@
-"""The real model behind `tokenspool dev`, and what answers in its place where it cannot be had."""
+"""The real model of `tokenspool dev`, and what replaces it where it cannot be installed."""
 
 import ctypes
 import importlib.util

@@ -1,4 +1,4 @@
-"""The command line's own parser of server-sent events, judged by the plain one of the tests."""
+"""The command line's own parser of server-sent events, compared with the simple one of the tests."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What a command will not do is one sentence on standard error, an exit code that fits, and nothing left running."""
+"""A refused command prints one sentence on standard error, exits with the right code, and leaves nothing running."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""`serve`, `worker` and `simulator` as processes: what they say at their start, and how they end."""
+"""`serve`, `worker` and `simulator` as processes: what they print at their start, and how they end."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`make run` before there is anything to run: finding a Python, and filling .venv once, whatever interrupts it."""
+"""`make run` on a new machine: finding a Python, and filling .venv once, whatever interrupts it."""
 
 import json
 import os

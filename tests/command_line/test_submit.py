@@ -1,4 +1,4 @@
-"""`tokenspool submit` against an API that does whatever an API, a proxy or a network can do."""
+"""`tokenspool submit` against an API with every failure of an API, a proxy or a network."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Processes that are kept running, and that end when and how they are told to."""
+"""Supervised processes are kept running, and end when and as the supervisor says."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""``tokenspool tenants``: what an operator sets for a tenant."""
+"""``tokenspool tenants``: an operator's settings for a tenant, and its erasure."""
 
 import asyncio
 import io

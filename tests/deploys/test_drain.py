@@ -1,4 +1,4 @@
-"""SIGTERM to an API process: what goes on for the grace, what is told to come back at once, and when it ends."""
+"""SIGTERM to an API: what goes on during the grace period, who must reconnect at once, and when the process ends."""
 
 import asyncio
 import json

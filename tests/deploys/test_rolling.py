@@ -1,4 +1,4 @@
-"""A rolling deploy behind a load balancer, under programs with the official SDK that send no Idempotency-Key."""
+"""A rolling deploy behind a load balancer, while programs with the official SDK call without Idempotency-Keys."""
 
 import asyncio
 import signal

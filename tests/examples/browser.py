@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven by its own protocol: no package that brings a browser is needed for it."""
+"""A real, headless Chromium, driven by its own protocol, so that no browser package is needed."""
 
 import asyncio
 import base64

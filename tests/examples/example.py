@@ -1,4 +1,4 @@
-"""An example as its reader runs it: a process of its own, in an environment of its own."""
+"""Runs an example as its reader does: in its own process and environment."""
 
 import asyncio
 import os

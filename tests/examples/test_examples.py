@@ -1,4 +1,4 @@
-"""The examples do what their first lines say, against real processes."""
+"""The examples do what their first lines say, with real processes."""
 
 import json
 import secrets

@@ -1,4 +1,4 @@
-"""The example page in a real browser: it shows the tokens as they come, and survives a reload and a lost API."""
+"""The example page in a real browser: it shows tokens as they come, and survives a reload and a lost API."""
 
 import json
 import secrets

@@ -1,4 +1,4 @@
-"""No client holds a connection for longer than its deadline, or one that others need."""
+"""No client can hold a connection longer than its deadline, or take the connections that others need."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""What every answer carries, which pages may call, and whose word on the client is believed."""
+"""The headers of every response, the origins that may call, and which proxies' headers are believed."""
 
 import ipaddress
 import re

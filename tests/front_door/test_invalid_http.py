@@ -1,4 +1,4 @@
-"""What is not HTTP/1.1, or could be read in two ways: a small 400, the connection closed, and nothing behind it read."""
+"""Invalid or ambiguous HTTP/1.1 gets a small 400; the connection closes, and the bytes after it are not read."""
 
 import asyncio
 import json

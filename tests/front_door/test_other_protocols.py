@@ -1,7 +1,7 @@
-"""A wish for another protocol is ignored, and the request read as the HTTP/1.1 that it is, with its body (RFC 9110, 7.8).
+"""A request to upgrade is ignored, and the request is served as HTTP/1.1, with its body (RFC 9110, 7.8).
 
-JDK's HttpClient, and with it Spring and langchain4j, asks for h2c with each first request of a connection, whatever it is; so
-does ``curl --http2``.
+JDK's HttpClient (and so Spring and langchain4j) asks for h2c in the first request of every connection; so does ``curl
+--http2``.
 """
 
 import json

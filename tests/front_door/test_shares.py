@@ -1,4 +1,4 @@
-"""Followers of one tenant leave connections to the others, over real sockets."""
+"""Followers of one tenant leave connections for other tenants, over real sockets."""
 
 from contextlib import AsyncExitStack
 

@@ -1,4 +1,4 @@
-"""Bodies, headers and queries that somebody sends who means harm; a canary in all that could be content."""
+"""Hostile bodies, headers and queries, with a canary in everything that could be content."""
 
 import json
 import time

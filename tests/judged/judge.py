@@ -1,7 +1,7 @@
 """llmock's journal and verdict, and what they mean for us.
 
-Where the verdict and our design disagree on purpose, a test names the check, with the reason beside it; every other
-check has to be content, warnings too.
+Where our design differs from the verdict on purpose, a test names the check and the reason; every other check must
+pass, including warnings.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The surfaces of llmock that our workers can speak to. A new one is a value here and a name in ACTIVE."""
+"""The APIs of llmock that our workers can call. A new one is a value here and a name in ACTIVE."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

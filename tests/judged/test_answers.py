@@ -1,4 +1,4 @@
-"""What llmock says: texts of every kind, tools, and tools that are called wrongly."""
+"""llmock's answers: texts of every kind, tools, and invalid tool calls."""
 
 import msgspec
 from llmock.scenarios import Match, Reply, ToolCall, ToolFault

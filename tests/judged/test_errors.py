@@ -1,4 +1,4 @@
-"""Every error status that llmock can answer with, with Retry-After and without."""
+"""Every error status that llmock can send, with and without Retry-After."""
 
 import pytest
 from llmock import verdict

@@ -1,4 +1,4 @@
-"""Quotas that refill while one waits: llmock asks for exactly the time that is missing."""
+"""Quotas that refill over time: llmock asks for exactly the missing time."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Streams that end, stop or turn to rubbish at every place where they can, and answers that come late."""
+"""Streams that end, stall or turn into garbage at every place where they can, and late answers."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""Faults by chance, many jobs at once. What each job has to say follows from llmock's journal."""
+"""Random faults with many jobs at once. What each job must show follows from llmock's journal."""
 
 import pytest
 from llmock.chaos import STREAM_FAULT_KINDS, ChaosSettings, StreamChaos

@@ -1,4 +1,4 @@
-"""``/v1/keys``: keys that make, read, rotate and revoke keys, and never give more than they have."""
+"""``/v1/keys``: keys that make, read, rotate and revoke keys, and never give more rights than they have."""
 
 from typing import Any
 

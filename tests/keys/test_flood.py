@@ -1,4 +1,4 @@
-"""One key's reads, as many and as large as it can make them, against everybody else's calls; in a process as it is served."""
+"""One key's largest and most frequent reads, against the calls of all others, in an API process."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""What ``/health`` tells a key: how the service is, and nothing of what other tenants ask for."""
+"""What ``/health`` shows to a key: the state of the service, and nothing about other tenants' models."""
 
 import httpx2
 

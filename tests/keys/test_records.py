@@ -1,4 +1,4 @@
-"""Keys in Redis: what is kept of them, for how long, and what becomes of their secrets."""
+"""API keys in Redis: what is stored, for how long, and what happens to their secrets."""
 
 import asyncio
 

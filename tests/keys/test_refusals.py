@@ -1,4 +1,4 @@
-"""Who is let in, who is not, and what they are told: on our surface and on the Messages API's, over real HTTP."""
+"""Which keys are accepted, and how others are refused: on our surface and on the Messages API's, over real HTTP."""
 
 import asyncio
 import binascii

@@ -1,4 +1,4 @@
-"""What goes on with a key ends with it: streams, long polls, waits, in every process, within 5 s."""
+"""A revocation ends a key's streams, long polls and waits in every process within 5 s."""
 
 import asyncio
 import hashlib

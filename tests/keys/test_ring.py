@@ -1,4 +1,4 @@
-"""What a process believes of keys, and for how long: with Redis there, slow, and away."""
+"""What a process caches about keys, and for how long: while Redis works, is slow, or is away."""
 
 import asyncio
 import os

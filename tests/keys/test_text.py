@@ -1,4 +1,4 @@
-"""What a key looks like, and how far one can say without asking that a text is none."""
+"""The text form of a key, and which texts are refused without asking Redis."""
 
 import re
 

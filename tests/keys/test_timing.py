@@ -1,4 +1,4 @@
-"""What a refusal costs, by what is wrong with the key: its work is counted, its time is measured and shown, not judged."""
+"""What a refusal costs, by what is wrong with the key: the work is asserted; the time is only measured and printed."""
 
 import asyncio
 import hmac

@@ -1,4 +1,4 @@
-"""What callers are told of limits, on each surface; and the limit of an address."""
+"""What callers see of limits, on each surface; and the limit per address."""
 
 import asyncio
 import os

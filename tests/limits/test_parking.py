@@ -1,4 +1,4 @@
-"""Running jobs, queued jobs and budgets: what is over them waits or is refused, and goes on when there is room."""
+"""Limits of running jobs, queued jobs and budgets: an excess job waits or is refused, and runs when there is room."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Fifty callers over a limit of twenty, at two API processes."""
+"""Fifty callers at two API processes, with a limit of twenty."""
 
 import asyncio
 from collections import Counter

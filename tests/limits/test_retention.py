@@ -1,4 +1,4 @@
-"""What is kept of a job after its end, for how long, and that nothing of it is left after DELETE."""
+"""What is kept of a job after its end, for how long, and that DELETE leaves nothing."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Limits while Redis is full, or away: each is open or closed on purpose. Real servers only."""
+"""Limits while Redis is full or away: each fails open or closed on purpose. Real servers only."""
 
 from collections.abc import AsyncIterator
 from typing import Final

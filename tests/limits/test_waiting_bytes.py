@@ -1,4 +1,4 @@
-"""The bytes of a tenant's requests: counted in the step that stores or gives up one, and bounded."""
+"""The bytes of a tenant's requests: counted in the step that stores or drops one, and bounded."""
 
 import asyncio
 import random

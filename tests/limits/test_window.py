@@ -1,4 +1,4 @@
-"""Requests and tokens a minute: never more than the limit in any 60 s, and no less than it either."""
+"""Requests and tokens per minute: in any 60 s exactly the limit is available, no more and no less."""
 
 import asyncio
 from contextlib import AsyncExitStack

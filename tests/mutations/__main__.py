@@ -1,4 +1,4 @@
-"""``python -m tests.mutations --count 20000 --seed 7``: runs a campaign by hand, and prints what it found."""
+"""``python -m tests.mutations --count 20000 --seed 7`` runs a campaign and prints what it found."""
 
 import argparse
 import random

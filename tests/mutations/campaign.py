@@ -1,4 +1,4 @@
-"""Many cases, one after the other: what was found, shrunk to the smallest stream that shows it, and the table."""
+"""Runs many cases, shrinks each finding to the smallest stream that shows it, and makes the table."""
 
 import asyncio
 import copy

@@ -1,4 +1,4 @@
-"""One stream of a campaign, made from two numbers: the same ones make the same stream."""
+"""One stream of a campaign, made from two numbers: equal numbers make equal streams."""
 
 import random
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Valid chat-completions streams, of the shapes and habits that OpenAI and the servers that copy it have."""
+"""Valid chat-completions streams, in the shapes of OpenAI and of the servers that copy it."""
 
 import random
 from typing import Any, Final

@@ -1,7 +1,6 @@
-"""A stream as an upstream would send it, in a form that can be changed piece by piece: frames, their line ends and their end.
+"""A stream as an upstream would send it, in parts that a mutation can change: frames, their line ends and the end.
 
-A frame holds what goes over the wire and, beside it, what that means. A mutation changes both, so that the oracle never
-has to read the bytes: it is no second decoder.
+A frame holds the bytes and their meaning. A mutation changes both, so that the oracle never has to decode bytes.
 """
 
 import copy

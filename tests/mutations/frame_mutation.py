@@ -1,4 +1,4 @@
-"""Whole frames: noise between them, repeats, drops, other ways to say the same, and every kind of end."""
+"""Mutations of whole frames: noise between them, repeats, drops, other ways to say the same, and every kind of end."""
 
 import copy
 import random

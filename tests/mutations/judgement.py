@@ -1,4 +1,4 @@
-"""What the worker made of a stream, held against what the oracle expects and against what followers saw."""
+"""Compares what the worker made of a stream with what the oracle expects and with what followers saw."""
 
 import contextlib
 import re

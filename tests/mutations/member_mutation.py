@@ -1,7 +1,7 @@
-"""Members of a frame dropped, nulled, of another type, or unknown; each place of both formats with what the rule says of it.
+"""Mutations of members: dropped, nulled, of another type, or unknown, at each place of both formats.
 
-A place has a role, and a role knows what becomes of the answer. What is called a *question* (Verdict.EITHER) has its
-reason beside it.
+A place has a role, and the role decides what becomes of the answer. Where a *question* is open (Verdict.EITHER), the
+reason is given there.
 """
 
 import random

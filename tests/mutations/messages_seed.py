@@ -1,4 +1,4 @@
-"""Valid Messages streams, as the Anthropic API sends them, of every shape that an answer has."""
+"""Valid Messages streams, as the Anthropic API sends them, in every shape that an answer has."""
 
 import random
 from typing import Any, Final

@@ -1,8 +1,8 @@
-"""What must become of a stream, from what its frames mean: the rule, and nothing of how we decode.
+"""Decides what must become of a stream from the meaning of its frames, without our decoder.
 
-The rule: an answer that is whole is never thrown away for an odd member that nobody needs. Only what makes the text, a
-tool's input or the ending doubtful fails an attempt, and then the error names what was odd, never its content. What
-succeeded holds all that followers saw.
+The rule: an odd member that nobody needs never fails a whole answer. An attempt fails only if the text, a tool's input
+or the ending is doubtful; the error then names what was odd, but not its content. A success holds all that followers
+saw.
 """
 
 import contextlib

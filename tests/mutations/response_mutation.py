@@ -1,4 +1,4 @@
-"""What is around a stream: content types and encodings; and what comes in its place: a whole answer, a page, an error."""
+"""Mutations of the response around a stream (content types, encodings), and what may replace a stream."""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A sample over real sockets: a worker, the API, a real Redis, and the official SDK as the one who asks."""
+"""A sample over real sockets: a worker, the API, a real Redis, and the official SDK as the client."""
 
 import asyncio
 import itertools

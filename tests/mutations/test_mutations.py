@@ -1,6 +1,6 @@
-"""Whatever an upstream makes of its stream: certain answers succeed, doubtful ones fail by name, nothing is lost in silence.
+"""Mutated streams of an upstream: certain answers succeed, doubtful ones fail by name, nothing is lost silently.
 
-``python -m tests.mutations`` runs as many by hand as one likes, and a single one again.
+``python -m tests.mutations`` runs any number of them, or repeats a single one.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""An event loop whose clock goes as fast as nothing happens: a minute of silence takes no time."""
+"""An event loop whose clock jumps while nothing happens: a minute of silence takes no time."""
 
 import asyncio
 import selectors

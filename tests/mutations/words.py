@@ -1,4 +1,4 @@
-"""What the made-up LLM says: words that break readers, and that no error message may hold."""
+"""The texts of the made-up LLM: they break parsers, and no error message may quote them."""
 
 import itertools
 import random

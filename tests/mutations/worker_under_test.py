@@ -1,7 +1,8 @@
-"""The worker's own code around a stream: the one file that knows how it is called.
+"""Runs the worker's own code around a stream; the only file that knows how to call it.
 
-``run_job`` with its log writer, the providers and their decoders are real, the store and the governor are not. In place of an
-SDK's client a script answers, by the clock of a VirtualTimeLoop; or, with what is around a stream, a socket does.
+``run_job`` with its log writer, the providers and their decoders are real; the store and the governor are not. Instead
+of an SDK's client, a script answers on the clock of a VirtualTimeLoop; or a socket does, if the response itself is
+mutated.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""messages.batches by the official SDK. The stand-in has none, so what is expected is written down here."""
+"""messages.batches with the official SDK. The stand-in has no batches, so the expected results are written here."""
 
 from typing import Any, Final
 

@@ -1,7 +1,7 @@
-"""An answer that is whole is read by each official SDK, in whatever shape the upstream gave it.
+"""Each official SDK reads a complete answer, in whatever shape the upstream sent it.
 
-Each shape is asked for twice, streamed and whole, through a real API and a real worker. No SDK raises, and what it has is
-what the simulator said, and what the job's result holds.
+Each shape is requested twice, streamed and whole, through a real API and a real worker. No SDK raises, and its answer
+equals what the simulator sent and what the job's result holds.
 """
 
 import asyncio

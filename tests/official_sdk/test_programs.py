@@ -1,7 +1,7 @@
-"""A program that was written for the SDK sees of tokenspool what it sees of the upstream itself, by another base URL.
+"""A program written for the SDK sees the same from tokenspool as from the upstream itself; only the base URL differs.
 
-Each program runs twice, against the stand-in for the Anthropic API and against tokenspool before such a stand-in, and
-both must print the same. Where we differ on purpose, a row of a table below says how, and why.
+Each program runs against the stand-in for the Anthropic API and against tokenspool with such a stand-in, and must print
+the same. Where we differ on purpose, a row in a table below says how and why.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""OpenAI's SDK, sent here by a wrong base URL: it must hear so, and never take an answer of ours for one of OpenAI's."""
+"""OpenAI's SDK with a wrong base URL: it must raise an error, and never mistake our response for one of OpenAI's."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

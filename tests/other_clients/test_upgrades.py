@@ -1,4 +1,4 @@
-"""Clients that wish for HTTP/2 on a plain connection, as they do by default."""
+"""Clients that ask for HTTP/2 on a plain connection, as they do by default."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A queue on a real Redis, a simulated upstream, and as many real workers as a test wants, in the test's own loop."""
+"""A queue on a real Redis, a simulated upstream, and any number of real workers, in the test's own event loop."""
 
 import asyncio
 import itertools

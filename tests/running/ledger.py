@@ -1,4 +1,4 @@
-"""The ledger, held against the ground truth: the simulator's own record of the calls that it was asked for."""
+"""Compares the ledger with the ground truth: the simulator's own record of its calls."""
 
 import itertools
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""What must hold whichever API a worker speaks to its upstream, and the table of what is different."""
+"""Marks tests that hold for every upstream API, and lists where the APIs differ."""
 
 from collections.abc import Iterable
 from typing import Final

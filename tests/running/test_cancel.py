@@ -1,4 +1,4 @@
-"""A cancelled job ends at once, and its worker lets go of the upstream within a second."""
+"""A cancelled job ends at once, and its worker closes the call to the upstream within a second."""
 
 import asyncio
 import random

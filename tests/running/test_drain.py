@@ -1,4 +1,4 @@
-"""A worker that is told to stop finishes what it runs, or hands it back; it loses nothing and runs nothing twice."""
+"""A stopped worker finishes its jobs or hands them back; it loses none and runs none twice."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""A worker asks its upstreams whether they answer, and ``/health`` knows before the first job does."""
+"""A worker checks whether its upstreams respond, so that ``/health`` knows before the first job."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A job that gets no permit waits: it is not asked for in a loop, and neither loses attempts nor pays twice for them."""
+"""A job without a permit waits: it is not polled, loses no attempts, and pays only once."""
 
 import asyncio
 from decimal import Decimal

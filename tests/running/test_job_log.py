@@ -1,4 +1,4 @@
-"""What a worker writes to a job's log: little at a time, all of it, once, whatever Redis forgets."""
+"""What a worker writes to a job's log: in small portions, completely and once, whatever Redis forgets."""
 
 import asyncio
 from collections.abc import AsyncIterator

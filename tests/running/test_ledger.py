@@ -1,6 +1,6 @@
-"""Every fault at every place, and every way to be interrupted: nothing cut is called whole, and each call has its row.
+"""Every fault at every place, and every interruption: no cut answer counts as whole, and each call has its row.
 
-That the rows match the upstream's own record is asked behind every test of this folder (see ledger.py).
+Every test of this folder also compares the rows with the upstream's own record at its end (see ledger.py).
 """
 
 import asyncio

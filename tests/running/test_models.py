@@ -1,4 +1,4 @@
-"""What the upstreams serve is in Redis once a worker has started."""
+"""After a worker has started, Redis holds the models that the upstreams serve."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Where a follower has no word for starting over, an answer of which some is out is not begun again."""
+"""If the follower's format has no event for a restart, a partly sent answer is not started again."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Running one job, as a table: what the upstream does, what is in the log then, and how the job has ended."""
+"""Runs one job, as a table: what the upstream does, what the log then holds, and how the job ends."""
 
 from dataclasses import dataclass, field
 from typing import Any

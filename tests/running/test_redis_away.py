@@ -1,4 +1,4 @@
-"""Redis goes away and comes back, or is full: nothing is run twice, nothing is lost, no worker ends."""
+"""Redis goes away and comes back, or is full: no job runs twice, none is lost, no worker ends."""
 
 import asyncio
 from collections.abc import AsyncIterator

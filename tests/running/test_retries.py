@@ -1,4 +1,4 @@
-"""An attempt that must wait long gives its slot away, and nothing is forgotten until the next one."""
+"""An attempt that must wait long frees its slot, and nothing is forgotten until the next attempt."""
 
 import pytest
 

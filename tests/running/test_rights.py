@@ -1,4 +1,4 @@
-"""A Redis user with the rights that docs/operations.md lists can do all that we do; what one lacks is named."""
+"""A Redis user with the rights listed in docs/operations.md can do all that we do; a missing right is named."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Workers die, stall and come back: their jobs run elsewhere, and nobody writes for a job but the one who holds it."""
+"""Workers die, stall and come back: other workers run their jobs, and only a job's current holder writes for it."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""Which ``anthropic-version`` a call has: its caller's, or the worker's own where the caller sent none."""
+"""The ``anthropic-version`` of a call: the caller's own, or the worker's if the caller sent none."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Webhooks told by real workers to a receiver on a real socket: by the schedule, signed, once at least, whoever hangs."""
+"""Webhooks from real workers to a receiver on a real socket: on schedule, signed, at least once."""
 
 from collections.abc import AsyncIterator
 from typing import Any, Final

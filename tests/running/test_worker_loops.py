@@ -1,4 +1,4 @@
-"""The loops of a worker: woken, not polling; and nothing that Redis or a bug does to one of them ends it."""
+"""The loops of a worker: events wake them, they do not poll, and neither Redis nor a bug ends one."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""Every item's events of a batch on one connection: each item is told whole, whatever happens to the connections."""
+"""Every item's events of a batch on one connection: each item is complete, whatever happens to the connections."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Whoever reads a job in whatever way is told the same story: poll, wait, SSE in both formats, live and late."""
+"""Every way to read a job shows the same: poll, wait, SSE in both formats, live and late."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Redis drops connections and messages: a follower notices nothing but a delay."""
+"""Redis drops connections and messages: a follower notices only a delay."""
 
 import asyncio
 

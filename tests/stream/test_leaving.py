@@ -1,4 +1,4 @@
-"""A client that goes leaves nothing behind: no watch, no subscription, no task, no connection, no memory."""
+"""A client that disconnects leaves nothing: no watch, subscription, task, connection or memory."""
 
 import asyncio
 import gc

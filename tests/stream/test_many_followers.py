@@ -1,4 +1,4 @@
-"""Hundreds of followers on one process: what they share, and what each sees when all are cut at random."""
+"""Hundreds of followers in one process: what they share, and what each sees when all are cut at random."""
 
 import asyncio
 import random

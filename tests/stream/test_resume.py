@@ -1,4 +1,4 @@
-"""Coming back, or late: every place that a follower can ask to go on from, and what it is told."""
+"""Reconnecting and coming late: every place from which a follower can resume, and what it sees."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Redis comes back without its last second, as after a power cut: followers are told, or notice nothing; no doubled text."""
+"""Redis loses its last second, as after a power cut: followers see a reset or nothing, and never doubled text."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Where replay ends and live begins: the one place where events get lost or doubled, tried at every point."""
+"""The seam between replay and live events, where events could be lost or doubled, tried at every point."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""SIGTERM to an API with open streams: they are told to come back, and the process ends once nobody waits for a job."""
+"""SIGTERM to an API with open streams: clients must reconnect, and the process ends once nobody waits for a job."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Clients that read slowly, or not at all: each costs a bounded buffer, and nobody else anything."""
+"""Clients that read slowly or not at all: each costs a bounded buffer, and no one else anything."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Text that means something to SSE: no word of a model can break out of its frame, end a stream or forge an event."""
+"""Text with a meaning in SSE: no word of a model can break out of its frame, end a stream or forge an event."""
 
 import asyncio
 import json

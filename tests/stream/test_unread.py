@@ -1,4 +1,4 @@
-"""Large responses that nobody reads hold a bounded part of the process's memory, and their own tenant's share of it."""
+"""Large responses that nobody reads hold a bounded part of the process's memory, and only their own tenant's share."""
 
 from contextlib import AsyncExitStack
 

@@ -1,9 +1,9 @@
-"""Whether a foreign id can be told from an absent one by the time of its answer: the medians of thousands, route by route.
+"""Whether response times distinguish a foreign id from an absent one: the medians of thousands, route by route.
 
     .venv/bin/python -m tests.tenants.measure_time [--count 2000]
 
-One API process, one connection, a Redis of its own. Foreign and absent ids take turns in a random order, so that whatever
-else the machine does hits both. Foreign are also a prompt, a result and a log that are large, and a batch of 10,000.
+One API process, one connection and its own Redis. Foreign and absent ids alternate in random order, so that other load
+on the machine affects both. The foreign objects include a large prompt, result and log, and a batch of 10,000.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Every route that the application has, with every method: read from it, so that no new one escapes the tests."""
+"""Every route and method of the application, read from it, so that no new one escapes the tests."""
 
 import re
 from typing import Final, NamedTuple

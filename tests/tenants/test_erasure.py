@@ -1,4 +1,4 @@
-"""What is erased stays erased, whoever still has it in hand."""
+"""Erased data stays erased, whatever request is still working on it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is another tenant's is not there: no route, no method, no state of it says otherwise, in a byte or in Redis."""
+"""Another tenant's objects do not exist: no route, method or state shows otherwise, by a byte or in Redis."""
 
 import pytest
 

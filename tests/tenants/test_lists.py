@@ -1,4 +1,4 @@
-"""Lists, cursors, filters and Idempotency-Keys: each tenant has its own, and another's ids are as good as made-up ones."""
+"""Lists, cursors, filters and Idempotency-Keys: each tenant has its own; another tenant's ids act like made-up ones."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""All that a tenant can have in this API, each in every state, for another one to reach for."""
+"""Everything that a tenant can own in this API, in every state, as a target for another tenant."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""Answers as they stand on the wire, byte for byte, but for what differs from any answer to the next: the date."""
+"""Responses byte for byte as on the wire, without the Date header, which differs between equal responses."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping

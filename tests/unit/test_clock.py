@@ -1,4 +1,4 @@
-"""Times on the wire."""
+"""The format of times on the wire."""
 
 import pytest
 from hypothesis import given

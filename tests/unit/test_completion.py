@@ -1,4 +1,4 @@
-"""A completion: what the events of one attempt add up to, and what is no answer at all."""
+"""A completion: what the events of one attempt add up to, and what is not an answer."""
 
 import contextlib
 from typing import Any

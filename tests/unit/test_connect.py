@@ -1,4 +1,4 @@
-"""Our errors for Redis's."""
+"""How Redis's errors become ours."""
 
 import pytest
 from redis import exceptions

@@ -1,4 +1,4 @@
-"""The form of events: on the pub/sub channel, as cursors, as text."""
+"""The forms of events: on the pub/sub channel, as cursors, as text."""
 
 import pytest
 from hypothesis import given

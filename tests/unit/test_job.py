@@ -1,4 +1,4 @@
-"""The life cycle, walked step by step, and the ids of jobs."""
+"""The life cycle, step by step, and the ids of jobs."""
 
 import threading
 

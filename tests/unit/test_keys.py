@@ -1,4 +1,4 @@
-"""Keys: one list, from which Python and Lua both take their names."""
+"""Redis keys: one list, from which Python and Lua both take their names."""
 
 import re
 from importlib.resources import files

@@ -1,4 +1,4 @@
-"""What a request is reserved as, by whichever names it bounds its answer."""
+"""What is reserved for a request, by each member that bounds its answer."""
 
 from typing import Any
 

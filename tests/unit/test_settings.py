@@ -1,4 +1,4 @@
-"""Settings: read once, wrong ones told in one sentence."""
+"""Settings: read once; each invalid one is reported in one sentence."""
 
 from decimal import Decimal
 

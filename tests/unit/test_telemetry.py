@@ -1,4 +1,4 @@
-"""Logs: names and numbers. Promise 7: no prompt, answer or key ever reaches one."""
+"""Logs hold names and numbers only: no prompt, answer or key ever reaches one."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What every test stands on: no network, no keys, no settings of the developer's."""
+"""What every test relies on: no network, no keys, none of the developer's settings."""
 
 import os
 import socket

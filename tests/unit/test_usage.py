@@ -1,4 +1,4 @@
-"""What usage adds up to."""
+"""The sums of usage."""
 
 from datetime import date
 

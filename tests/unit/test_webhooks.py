@@ -1,4 +1,4 @@
-"""What becomes of a delivery behind an attempt, and what is stored of a webhook."""
+"""What becomes of a delivery after an attempt, and what is stored of a webhook."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A batch's body, cut up: any cutting gives the same requests, and no bytes give anything but requests or a problem."""
+"""A batch's body in pieces: any cut gives the same requests, and any bytes give requests or a problem, nothing else."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""A tenant's requests leave connections to others."""
+"""A tenant's requests leave connections for others."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Bodies that would hold up the event loop are parsed in another process, fairly by tenant."""
+"""Bodies that would block the event loop are parsed in another process, with fair turns between tenants."""
 
 import asyncio
 import os

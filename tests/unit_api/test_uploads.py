@@ -1,4 +1,4 @@
-"""Places for uploads: bounded, waited for, and shared by tenants."""
+"""Upload slots: bounded, with a queue, and shared fairly by tenants."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What upstreams' heads say of their limits; what cannot be understood says nothing."""
+"""What an upstream's headers report about its limits; headers that cannot be parsed are ignored."""
 
 import pytest
 from hypothesis import given

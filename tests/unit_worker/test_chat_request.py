@@ -1,4 +1,4 @@
-"""What a Messages request becomes on its way to a chat-completions server, and what is refused before any call."""
+"""How a Messages request becomes a chat-completions request, and what is refused before any call."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""An upstream may send any JSON at all: it becomes an answer or GarbledStream, and never a bug of ours.
+"""An upstream may send any JSON at all: it becomes an answer or GarbledStream, and never another exception.
 
-What escapes here ends the run without an outcome, and three workers later the job as ``worker_lost``.
+Another exception would end the run without an outcome, and after three workers the job as ``worker_lost``.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""How long an attempt waits: silence is bounded, thinking while pings come is bounded later, and a job may ask for less."""
+"""How long an attempt waits: silence is bounded, silence with pings is bounded later, and a job may ask for less."""
 
 import asyncio
 from types import SimpleNamespace

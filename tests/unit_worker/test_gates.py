@@ -1,4 +1,4 @@
-"""What a worker makes of what it knows: how many jobs of each route it may start."""
+"""How many jobs of each route a worker may start, from what it knows of the gates."""
 
 import random
 from typing import Any

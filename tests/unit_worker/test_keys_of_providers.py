@@ -1,4 +1,4 @@
-"""A worker that could only fail its jobs does not start."""
+"""A worker that would fail all its jobs does not start."""
 
 from typing import Any
 

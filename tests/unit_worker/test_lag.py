@@ -1,4 +1,4 @@
-"""A busy event loop takes room from ``low`` jobs, and gives it back."""
+"""A busy event loop takes slots from ``low`` jobs, and gives them back."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What a worker tells of the LLM: from the outcomes of its own calls, and of a free one where there are none."""
+"""What a worker reports about the LLM: from the outcomes of its own calls, or of a free check if it makes none."""
 
 from collections.abc import Iterable
 

@@ -1,6 +1,6 @@
-"""Whatever a Messages server's habits: an answer that is clear is told as Anthropic's API would tell it, any other is named.
+"""Any Messages server's habits: a clear answer becomes the events of Anthropic's API, any other one fails by name.
 
-What is told is added up by our own Completion and by the official SDK, as its users do: both must hold the same.
+Our own Completion and the official SDK both add up the events, and must get the same message.
 """
 
 from collections.abc import Iterable

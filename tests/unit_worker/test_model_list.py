@@ -1,4 +1,4 @@
-"""Upstreams' lists of models are somebody else's: what is no model is passed over."""
+"""Upstreams' lists of models may hold anything: entries that are not models are skipped."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""Which failures are worth another attempt, and what the job then says: a row for each error type and status."""
+"""Which failures are retried, and the job's error then: a row for each error type and status."""
 
 import pytest
 

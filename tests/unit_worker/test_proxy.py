@@ -1,4 +1,4 @@
-"""Which calls of the LLM go through the proxy that the environment names, and with which key."""
+"""Which calls of the LLM use the proxy in the environment, and with which key."""
 
 import httpx2
 import pytest

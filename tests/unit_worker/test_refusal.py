@@ -1,4 +1,4 @@
-"""Which refusals of an OpenAI-compatible server are worth another attempt: a row for each that its status does not tell."""
+"""Which refusals of an OpenAI-compatible server are retried, where the status alone does not decide."""
 
 from typing import Any
 

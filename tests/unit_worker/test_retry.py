@@ -1,4 +1,4 @@
-"""Whether a failed attempt is tried again, and after how long."""
+"""Whether a failed attempt is retried, and after how long."""
 
 import math
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""What a call that failed is said to have used."""
+"""The usage that is recorded for a failed call."""
 
 from shared.completion import Completion
 from shared.job import Usage

@@ -1,4 +1,4 @@
-"""The two official SDKs as the simulator's clients, each in the three ways that it can be asked."""
+"""The two official SDKs as clients of the simulator, each with its three kinds of call."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whatever a request holds, it is answered or refused: the simulator itself does not fail, and says what it plays."""
+"""Any request is answered or refused: the simulator itself does not fail, and records what it plays."""
 
 import json
 from itertools import islice

@@ -1,7 +1,7 @@
-"""Each fault on the way of a chat completion, as the official openai SDK lives through it, and as the record tells it.
+"""Each fault of a chat completion, as the official openai SDK sees it and as the record has it.
 
-The expectations are facts about the SDK (wire-level ones differ by its transport), not wishes: our worker is judged by
-how it deals with them.
+The expectations are facts about the SDK (those on the wire differ by its transport), not wishes: our worker is judged
+by how it handles them.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Every row of the grammar, played to both official SDKs: the documentation is what happens."""
+"""Every row of the grammar, played to both official SDKs: the documentation is true."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The shapes that `odd=` names, in the bytes: what a client of the simulator has to make sense of."""
+"""The shapes that `odd=` names, as bytes: what a client of the simulator must handle."""
 
 import gzip
 import json

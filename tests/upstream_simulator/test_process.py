@@ -1,4 +1,4 @@
-"""The simulator as a process of its own, and its HTTP as it is on the wire."""
+"""The simulator in its own process, and its HTTP on the wire."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The record of calls: what another process reads of it, and how soon a client's close is in it."""
+"""The record of calls: what another process can read, and how soon it shows a client's close."""
 
 import asyncio
 import json

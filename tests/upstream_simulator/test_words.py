@@ -1,4 +1,4 @@
-"""The two grammars, without a server: model names and words in prompts."""
+"""The two grammars, without a server: model names, and words in prompts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""No webhook leads to where it may not: not as an address, not by what a name resolves to, not by a redirect."""
+"""No webhook reaches a forbidden address: not by its URL, by DNS, or by a redirect."""
 
 import ipaddress
 import itertools

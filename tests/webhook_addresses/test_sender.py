@@ -1,4 +1,4 @@
-"""One attempt, against receivers that behave and such that do not: it ends in time, reads little, and leaves nothing open."""
+"""One delivery attempt to receivers of every kind: it ends in time, reads little, and leaves nothing open."""
 
 import asyncio
 import gzip

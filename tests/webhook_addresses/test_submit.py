@@ -1,4 +1,4 @@
-"""What the API says of a webhook that leads inside: it is refused at the submit, and nobody is looked up or called."""
+"""A webhook to an internal address is refused at the submit, and nobody is looked up or called."""
 
 import asyncio
 import json

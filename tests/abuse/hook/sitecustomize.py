@@ -1,7 +1,7 @@
-"""Runs at the start of every process of the tests of this folder: whatever unpickles, or runs what users send, is noted.
+"""Runs first in every process of this folder's tests; records every unpickling, and every execution of users' text.
 
-An audit hook cannot be taken away again, and sees what C does, too. A line is an event; there is no file without one. Which
-processes are watched stands in a file beside it.
+An audit hook cannot be removed, and sees calls from C too. Each line is an event; the file exists only after the first
+one. A second file lists the watched processes.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""messages.create: what one asks for, and what one gets whole."""
+"""messages.create: what a program asks for, and the whole answers that it gets."""
 
 import asyncio
 import inspect

@@ -1,4 +1,4 @@
-"""Answers of odd shape, each streamed and whole. The cases come from the test, as JSON in the environment."""
+"""Answers of odd shape, each streamed and whole. The test passes the cases as JSON in the environment."""
 
 import asyncio
 import inspect

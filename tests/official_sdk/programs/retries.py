@@ -1,4 +1,4 @@
-"""What the SDK does by itself when a call fails, and what an Idempotency-Key makes of it."""
+"""The SDK's own retries of a failed call, and what an Idempotency-Key changes."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a program saw, as one line of JSON each: the only thing that the programs share."""
+"""Prints what a program saw, one line of JSON each: the only thing that the programs share."""
 
 import json
 import os
