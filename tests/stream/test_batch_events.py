@@ -15,8 +15,8 @@ from tests.support.store import claim
 from tests.support.wait import wait_until
 
 
-async def test_progress_is_told_at_once_on_change_and_at_the_end(served: Served, runtime: Runtime) -> None:
-    """The last event is the batch as it is read."""
+async def test_progress_is_sent_at_once_on_change_and_at_the_end(served: Served, runtime: Runtime) -> None:
+    """The last event equals a read of the batch."""
     batch = await a_batch(runtime, 6, invalid=[6])
     follower = BatchFollower([served.url], batch.id, query="")
     following = asyncio.create_task(follower.follow())
@@ -37,7 +37,7 @@ async def test_progress_is_told_at_once_on_change_and_at_the_end(served: Served,
     await wait_until(lambda: served.api.batch_relay.follower_count == 0, "the watch to close")
 
 
-async def test_a_batch_that_has_ended_is_told_in_one_go(served: Served, runtime: Runtime) -> None:
+async def test_a_batch_that_has_ended_is_sent_at_once(served: Served, runtime: Runtime) -> None:
     """With tokens or without."""
     batch = await a_batch(runtime, 2)
     await run_all(runtime)
@@ -47,8 +47,8 @@ async def test_a_batch_that_has_ended_is_told_in_one_go(served: Served, runtime:
         assert [frame.event for frame in follower.frames] == ["progress", "ended"]
 
 
-async def test_a_client_that_has_seen_the_end_is_told_204(served: Served, runtime: Runtime) -> None:
-    """A browser's EventSource comes back after every end, with the id of the last event; only a 204 stops it."""
+async def test_a_client_that_has_seen_the_end_gets_204(served: Served, runtime: Runtime) -> None:
+    """A browser's EventSource reconnects after every end, with the id of the last event; only a 204 stops it."""
     batch = await a_batch(runtime, 2)
     await run_all(runtime)
     path = f"/v1/batches/{batch.id}/events"
@@ -65,19 +65,19 @@ async def test_a_client_that_has_seen_the_end_is_told_204(served: Served, runtim
 
 
 async def follower_after(served: Served, path: str, seen: str) -> int:
-    """The status that a client is told whose last event had that id."""
+    """The status of the response to a client with that Last-Event-ID."""
     async with asking(served.url, path, headers={"Last-Event-ID": seen}) as response:
         return response.status
 
 
-async def test_an_id_of_an_end_is_none_before_it(served: Served, runtime: Runtime) -> None:
-    """Whatever a client says that it has seen: what goes on is told."""
+async def test_the_id_of_an_end_is_not_believed_before_the_end(served: Served, runtime: Runtime) -> None:
+    """Whatever a client claims to have seen, it gets the progress of a running batch."""
     batch = await a_batch(runtime, 2)
     assert await follower_after(served, f"/v1/batches/{batch.id}/events", "1795442531900-0") == 200
 
 
-async def test_progress_says_how_fast_it_is_and_when_it_will_end(served: Served, runtime: Runtime) -> None:
-    """Once it has been looked at for a second."""
+async def test_progress_has_a_rate_and_an_estimated_end(served: Served, runtime: Runtime) -> None:
+    """After the batch was watched for a second."""
     batch = await a_batch(runtime, 1000)
     follower = BatchFollower([served.url], batch.id, query="")
     following = asyncio.create_task(follower.follow())
@@ -99,8 +99,8 @@ async def test_progress_says_how_fast_it_is_and_when_it_will_end(served: Served,
     assert follower.progress[-1]["estimated_end_at"] is None
 
 
-async def test_all_followers_of_a_batch_cost_one_look(served: Served, runtime: Runtime) -> None:
-    """Fifty followers, one batch that is looked at."""
+async def test_all_followers_of_a_batch_share_one_poll(served: Served, runtime: Runtime) -> None:
+    """Fifty followers of one batch."""
     batch = await a_batch(runtime, 2)
     followers = [BatchFollower([served.url], batch.id, query="") for _ in range(50)]
     tasks = [asyncio.create_task(follower.follow()) for follower in followers]
@@ -112,7 +112,7 @@ async def test_all_followers_of_a_batch_cost_one_look(served: Served, runtime: R
 
 
 async def test_an_erased_batch_ends_the_stream(served: Served, runtime: Runtime) -> None:
-    """A follower that comes back is told 404."""
+    """A follower that reconnects gets 404."""
     batch = await a_batch(runtime, 1)
     follower = BatchFollower([served.url], batch.id, query="")
     following = asyncio.create_task(follower.follow_once())
@@ -123,8 +123,8 @@ async def test_an_erased_batch_ends_the_stream(served: Served, runtime: Runtime)
     assert status == 404
 
 
-async def test_followers_of_batches_are_told_of_a_shutdown(served: Served, runtime: Runtime) -> None:
-    """They come back elsewhere."""
+async def test_followers_of_batches_reconnect_after_a_shutdown(served: Served, runtime: Runtime) -> None:
+    """They reconnect to another API."""
     batch = await a_batch(runtime, 1)
     followers = [BatchFollower([served.url], batch.id, query=query) for query in ("", "tokens=true")]
     tasks = [asyncio.create_task(follower.follow_once()) for follower in followers]

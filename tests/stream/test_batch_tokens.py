@@ -25,9 +25,9 @@ from tests.support.wait import wait_until
 from tests.support.working import working
 
 _SLOW = "sim-t120-g15-f10"
-"""Some two seconds."""
+"""About two seconds."""
 _BEGUN = 4
-"""Items that a worker runs at once however busy its loop is: here it shares it with the API and the simulator."""
+"""Items that a worker runs at once even with a busy loop: here it shares the loop with the API and the simulator."""
 _PIECE = "0123456789abcdef" * 256  # 4 KiB
 
 
@@ -73,11 +73,13 @@ async def _all_run(runtime: Runtime, count: int) -> None:
     await wait_until(do_run, f"{count} running items")
 
 
-async def test_every_item_of_a_batch_is_told_whole(
+async def test_every_item_of_a_batch_is_complete(
     served: Served, runtime: Runtime, simulator: Simulator, redis_under_test: RedisUnderTest, fact: Fact
 ) -> None:
-    """Twenty items, as many at once as the worker lets this full loop have. Followers from the start and from the middle, in each format, with their connections cut at
-    any byte, and the subscription cut again and again.
+    """Twenty items, as many at once as the worker runs on this busy loop.
+
+    Followers come at the start and in the middle, in each format. Their connections are cut at any byte, and the
+    subscription is cut again and again.
     """
     batch = await _streaming_batch(runtime, 20)
     followers = [
@@ -117,7 +119,7 @@ async def test_every_item_of_a_batch_is_told_whole(
 
 
 async def test_a_late_follower_begins_with_snapshots(served: Served, runtime: Runtime) -> None:
-    """Of the newest attempt; then live. An item that starts later begins with its start."""
+    """A snapshot of the newest attempt, then live events. An item that starts later begins with `started`."""
     batch = await a_batch(runtime, 2)
     author = await Author.claim_next(runtime)
     await author.say("thrown ", "away ")
@@ -153,8 +155,8 @@ async def test_a_new_attempt_throws_the_text_away(served: Served, runtime: Runti
     await _assert_tells_all(follower, runtime, batch)
 
 
-async def test_items_that_never_ran_are_told_of(served: Served, runtime: Runtime) -> None:
-    """A cancelled batch of more items than one piece: every end comes before the batch's."""
+async def test_items_that_never_ran_have_an_end_too(served: Served, runtime: Runtime) -> None:
+    """A cancelled batch of more items than one portion: every item's end comes before the batch's."""
     batch = await a_batch(runtime, 600)
     author = await Author.claim_next(runtime)
     follower = BatchFollower([served.url], batch.id)
@@ -167,8 +169,8 @@ async def test_items_that_never_ran_are_told_of(served: Served, runtime: Runtime
     await _assert_tells_all(follower, runtime, batch)
 
 
-async def test_what_was_published_to_nobody_is_made_up_for(served: Served, runtime: Runtime) -> None:
-    """The mark of a followed batch is gone: items start and end unheard, and are told of all the same."""
+async def test_events_that_were_not_published_are_read_from_the_log(served: Served, runtime: Runtime) -> None:
+    """The mark of a followed batch is lost, so items publish nothing; followers still see starts and ends."""
     batch = await a_batch(runtime, 30)
     author = await Author.claim_next(runtime)
     follower = BatchFollower([served.url], batch.id)
@@ -203,8 +205,8 @@ async def test_no_event_of_an_item_is_told_when_nobody_asks(served: Served, runt
     assert follower.items == {}
 
 
-async def test_a_client_that_does_not_read_is_cut_and_comes_back(serve: Serve, runtime: Runtime) -> None:
-    """Nobody else is delayed; what it reads in the end is whole."""
+async def test_a_client_that_does_not_read_is_cut_and_can_reconnect(serve: Serve, runtime: Runtime) -> None:
+    """Nobody else is delayed; after reconnecting it has everything."""
     served = await serve(sse_buffer_bytes=128 << 10)
     batch = await a_batch(runtime, 1)
     author = await Author.claim_next(runtime)

@@ -45,7 +45,7 @@ async def upstream(served: Served) -> AsyncIterator[Simulator]:
 
 
 def _rebuilt(frames: list[Frame]) -> dict[str, Any]:
-    """The message that the official SDK puts together from the events of the last attempt."""
+    """The message that the official SDK builds from the events of the last attempt."""
     snapshot: ParsedMessage[None] | None = None
     json_bufs: dict[int, bytes] = {}
     for frame in frames:
@@ -64,7 +64,7 @@ def _rebuilt(frames: list[Frame]) -> dict[str, Any]:
 
 
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """Without what the SDK's models add: absent optional members are none."""
+    """Removes what the SDK's models add: None for absent optional members."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
@@ -94,7 +94,7 @@ _BREAKING = [f"tokens={len(pieces)} text={name}" for name, pieces in SAMPLES.ite
 async def test_all_ways_to_read_a_job_agree(
     upstream: Simulator, served: Served, runtime: Runtime, follower_of: Follow, words: str
 ) -> None:
-    """Text for text and message for message; the result is what was streamed last."""
+    """Texts and messages are equal; the result is the last attempt's stream."""
     model = "sim-t20-g1-f1"
     status, job, _ = await ask(
         served.url, "/v1/jobs", method="POST", body={"prompt": f"nonce=n1 {words}", "model": model}
@@ -137,7 +137,7 @@ def _calls_in(text: str) -> set[int]:
 async def test_all_ways_to_read_a_failure_agree(
     upstream: Simulator, served: Served, runtime: Runtime, follower_of: Follow, words: str
 ) -> None:
-    """The same error everywhere, and no stream that looks like an answer."""
+    """The error is the same everywhere, and no stream looks like an answer."""
     _, job, _ = await ask(
         served.url,
         "/v1/jobs",
@@ -157,7 +157,7 @@ async def test_all_ways_to_read_a_failure_agree(
 
 
 async def test_a_hundred_jobs_at_once_never_mix(upstream: Simulator, served: Served, runtime: Runtime) -> None:
-    """Each token carries its job's name: every follower sees its own alone, some of them through failed attempts."""
+    """Each token carries its job's name: every follower sees only its own, some of them after failed attempts."""
     faults = ("", "error=5x1,type=overloaded_error", "fin=7x1", "fail=529x1", "rst=head")
 
     async def one(number: int) -> tuple[Follower, dict[str, Any]]:

@@ -32,7 +32,7 @@ async def _writing(author: Author, stop: asyncio.Event) -> None:
 async def test_no_event_is_lost_while_the_subscription_is_cut_every_tenth_of_a_second(
     runtime: Runtime, served: Served, follower_of: Follow
 ) -> None:
-    """Twenty jobs stream; each has a follower that stays, in one format or the other."""
+    """Twenty jobs stream; each has a follower that stays connected, in one of the formats."""
     authors = [await Author.start(runtime) for _ in range(20)]
     followers = [
         follower_of(author.job_id, form=("text", "messages")[number % 2]) for number, author in enumerate(authors)
@@ -57,7 +57,7 @@ async def test_no_event_is_lost_while_the_subscription_is_cut_every_tenth_of_a_s
 async def test_a_lost_last_message_is_found_by_the_probe(
     serve: Serve, author: Author, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection stands, nothing follows, and yet the end is told: within the idle probe's time."""
+    """The connection is open and no message follows; still the follower sees the end within the idle probe's time."""
     served = await serve(sse_idle_probe_s=0.3)
     follower = Follower([served.url], author.job_id)
     task = await following(follower)
@@ -72,10 +72,10 @@ async def test_a_lost_last_message_is_found_by_the_probe(
     assert follower.at_s[follower.ids[-1]] - ended_s < 3 * (0.3 + 0.1)
 
 
-async def test_a_message_lost_on_the_way_is_put_in_its_place(
+async def test_a_lost_message_is_filled_in_from_the_log(
     served: Served, author: Author, follower_of: Follow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every third message is dropped: the next one shows the hole, and the log fills it at once, not at the probe."""
+    """Every third message is dropped: the next one shows the gap, which is filled at once, not at the probe."""
     follower = follower_of(author.job_id)
     task = await following(follower)
     deliver = served.relay._on_message
@@ -102,7 +102,7 @@ async def test_a_message_lost_on_the_way_is_put_in_its_place(
 async def test_messages_that_come_twice_or_late_are_shown_once(
     served: Served, author: Author, follower_of: Follow
 ) -> None:
-    """What the channel says again adds nothing."""
+    """Repeated messages add nothing."""
     follower = follower_of(author.job_id)
     task = await following(follower)
     for number in range(5):
@@ -117,10 +117,10 @@ async def test_messages_that_come_twice_or_late_are_shown_once(
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"mark", b"1-1\nname", b"\xff-1\nname\n{}", b"1-1\n\xff\n{}", b"1-x\na\n{}"])
-async def test_rubbish_on_the_channel_harms_nobody(
+async def test_garbage_on_the_channel_harms_nobody(
     served: Served, author: Author, follower_of: Follow, rubbish: bytes
 ) -> None:
-    """Whatever somebody else publishes there: the subscription of all followers outlives it."""
+    """Whatever somebody else publishes there, the subscription of all followers survives."""
     follower = follower_of(author.job_id)
     task = await following(follower)
     await author.say("Blue")
@@ -136,7 +136,7 @@ async def test_rubbish_on_the_channel_harms_nobody(
 async def test_a_follower_that_comes_while_pubsub_is_away_is_served_from_the_log(
     serve: Serve, author: Author, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The wait for the confirmation is bounded; what is in the log is shown, and what comes meanwhile is not lost."""
+    """The wait for the confirmation is bounded; the log is shown, and events appended meanwhile are not lost."""
     served = await serve(sse_idle_probe_s=0.3)
     monkeypatch.setattr(served.relay._subscriber, "subscribe", lambda _: None)
     await author.say("Blue")
@@ -148,10 +148,10 @@ async def test_a_follower_that_comes_while_pubsub_is_away_is_served_from_the_log
     assert_saw(follower, await author.log())
 
 
-async def test_a_confirmation_that_comes_late_brings_what_was_missed(
+async def test_after_a_late_confirmation_missed_events_are_shown(
     serve: Serve, author: Author, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The subscription stands only after the log was read: what was appended between the two comes at once."""
+    """The subscription begins only after the log was read; events appended between the two are shown at once."""
     served = await serve(sse_idle_probe_s=10)
     relay = served.relay
     await author.say("Blue")

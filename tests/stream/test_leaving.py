@@ -41,7 +41,7 @@ async def _nothing_is_left(served: Served, runtime: Runtime, job_id: str, tasks:
 
 @pytest.mark.parametrize("form", ["text", "messages"])
 async def test_a_follower_that_goes_leaves_nothing(served: Served, runtime: Runtime, author: Author, form: str) -> None:
-    """While it waits for more."""
+    """It disconnects while it waits for more."""
     tasks = _tasks()
     for _ in range(20):
         async with asking(served.url, f"/v1/jobs/{author.job_id}/events?format={form}") as response:
@@ -51,7 +51,7 @@ async def test_a_follower_that_goes_leaves_nothing(served: Served, runtime: Runt
 
 
 async def test_followers_that_go_at_once_leave_nothing(served: Served, runtime: Runtime, author: Author) -> None:
-    """Before their answer begins, or in the middle of it."""
+    """They disconnect before the response begins, or in the middle of it."""
     tasks = _tasks()
     for number in range(30):
         async with asking(served.url, f"/v1/jobs/{author.job_id}/events") as response:
@@ -63,7 +63,7 @@ async def test_followers_that_go_at_once_leave_nothing(served: Served, runtime: 
 
 
 async def test_waiting_calls_that_go_leave_nothing(served: Served, runtime: Runtime, author: Author) -> None:
-    """``?wait=`` of a client that hangs up."""
+    """Clients with ``?wait=`` hang up."""
     tasks = _tasks()
     path = f"/v1/jobs/{author.job_id}?wait=30"
     waiting = [asyncio.create_task(ask(served.url, path)) for _ in range(20)]
@@ -74,10 +74,10 @@ async def test_waiting_calls_that_go_leave_nothing(served: Served, runtime: Runt
     await _nothing_is_left(served, runtime, author.job_id, tasks)
 
 
-async def test_a_follower_that_stays_is_not_harmed_by_those_who_go(
+async def test_a_follower_that_stays_is_not_affected_by_those_that_go(
     served: Served, runtime: Runtime, author: Author
 ) -> None:
-    """The subscription of a job is let go by the last of its followers, and not before."""
+    """Only the last of its followers ends a job's subscription."""
     path = f"/v1/jobs/{author.job_id}/events"
     async with asking(served.url, path) as stays:
         await stays.read_some()
@@ -88,8 +88,8 @@ async def test_a_follower_that_stays_is_not_harmed_by_those_who_go(
             assert await _is_subscribed(runtime, author.job_id)
 
 
-async def test_coming_and_going_quickly_never_ends_deaf(served: Served, author: Author) -> None:
-    """Unsubscribe and subscribe of one channel cross on the way: the follower of the second hears the rest."""
+async def test_a_follower_that_comes_as_another_goes_misses_nothing(served: Served, author: Author) -> None:
+    """The UNSUBSCRIBE and SUBSCRIBE of one channel cross; the second follower still gets all further events."""
     path = f"/v1/jobs/{author.job_id}/events"
     for number in range(40):
         async with asking(served.url, path) as goes:
@@ -106,7 +106,7 @@ async def test_coming_and_going_quickly_never_ends_deaf(served: Served, author: 
 async def test_ten_thousand_followers_that_came_and_went_leave_nothing(
     serve: Serve, runtime: Runtime, fact: Fact
 ) -> None:
-    """Fifty jobs, two hundred at a time; memory stays where it was after the first thousands."""
+    """Fifty jobs, two hundred followers at a time; after the first thousands, memory no longer grows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     served = await serve()

@@ -19,13 +19,13 @@ from tests.support.wait import wait_until
 
 @pytest.fixture(autouse=True)
 def enough_files() -> None:
-    """Both ends of each connection are ours."""
+    """Both ends of each connection are in this process."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _cut_and_come_back(follower: Follower, luck: random.Random) -> None:
-    """Reads a random number of bytes, is cut there, and comes back with the last id that it read whole."""
+    """Reads a random number of bytes, is cut there, and reconnects with the last id of a complete frame."""
     while not follower.has_ended:
         connection = await follower.follow_once(most_bytes=luck.choice((1, 200, 600, 1_000, 2_000, 6_000)))
         assert connection.status == 200
@@ -35,7 +35,7 @@ async def _cut_and_come_back(follower: Follower, luck: random.Random) -> None:
 async def test_two_hundred_followers_cut_at_random_bytes_each_see_the_log(
     runtime: Runtime, served: Served, fact: Fact
 ) -> None:
-    """Ten jobs, twenty followers each, in both formats; cut inside heads, frames and chunks, again and again."""
+    """Ten jobs with twenty followers each, in both formats, cut repeatedly inside heads, frames and chunks."""
     luck = random.Random()  # seeded by pytest-randomly, which prints it
     authors = [await Author.start(runtime) for _ in range(10)]
     followers = [
@@ -65,7 +65,7 @@ async def test_two_hundred_followers_cut_at_random_bytes_each_see_the_log(
 async def test_a_thousand_followers_share_one_subscription(
     serve: Serve, runtime: Runtime, author: Author, fact: Fact
 ) -> None:
-    """And two connections for commands: Redis does not notice how many there are."""
+    """They also share two connections for commands: their number makes no difference to Redis."""
     served = await serve()
     followers = [Follower([served.url], author.job_id) for _ in range(1_000)]
     tasks = [asyncio.create_task(follower.follow()) for follower in followers]

@@ -29,8 +29,8 @@ async def _write_an_answer(author: Author) -> None:
     await author.say(" is scattered")
 
 
-async def test_the_header_is_heard_before_the_query(author: Author, served: Served) -> None:
-    """A browser's own reconnect sends the header, and keeps the URL that it began with."""
+async def test_the_last_event_id_header_overrides_the_query(author: Author, served: Served) -> None:
+    """When a browser reconnects it sends the header, and keeps its original URL."""
     await _write_an_answer(author)
     await author.succeed()
     log = await author.log()
@@ -42,24 +42,24 @@ async def test_the_header_is_heard_before_the_query(author: Author, served: Serv
 
 
 @pytest.mark.parametrize("cursor", ["x", "1", "1-", "-1", "1-1-1", "٣-٣", "1" * 16 + "-0", "0x1-0", "1-0\x01"])
-async def test_what_is_no_event_id_is_refused(author: Author, served: Served, cursor: str) -> None:
-    """400, and no stream that looks like an answer."""
+async def test_an_invalid_event_id_is_refused(author: Author, served: Served, cursor: str) -> None:
+    """The response is a 400, not a stream."""
     path = f"/v1/jobs/{author.job_id}/events"
     async with asking(served.url, path, headers={"Last-Event-ID": cursor}) as response:
         body = await response.read()
     assert response.status == 400
-    if not cursor.endswith("\x01"):  # the HTTP parser itself refuses that one
+    if not cursor.endswith("\x01"):  # uvicorn's HTTP parser refuses that one
         assert json.loads(body)["code"] == "invalid_cursor"
 
 
-async def test_after_now_shows_only_what_comes(author: Author, served: Served) -> None:
-    """Neither `queued` nor anything that stood there before."""
+async def test_after_now_shows_only_later_events(author: Author, served: Served) -> None:
+    """Neither `queued` nor any earlier event."""
     await _write_an_answer(author)
     written = len(await author.log())
     path = f"/v1/jobs/{author.job_id}/events?after=now"
     async with asking(served.url, path) as response:
         parser = SseFrames()
-        frames = parser.feed(await response.read_some())  # its first byte says that the place is taken
+        frames = parser.feed(await response.read_some())  # its first byte shows that the follower's position is fixed
         await author.say(" at dusk")
         await author.succeed()
         while piece := await response.read_some():
@@ -69,18 +69,18 @@ async def test_after_now_shows_only_what_comes(author: Author, served: Served) -
     assert [frame.event for frame in frames] == ["delta", "succeeded"]
 
 
-async def test_after_now_of_an_ended_job_still_tells_the_end(author: Author, served: Served) -> None:
-    """Whoever comes too late for anything else is told how it ended."""
+async def test_after_now_of_an_ended_job_still_shows_the_end(author: Author, served: Served) -> None:
+    """A follower that comes too late for anything else sees how the job ended."""
     await _write_an_answer(author)
     await author.succeed()
     _, frames = await _frames(served, f"/v1/jobs/{author.job_id}/events?after=now")
     assert frames[-1].event == "succeeded"
 
 
-async def test_a_place_in_an_older_attempt_simply_continues(
+async def test_a_follower_can_resume_inside_an_older_attempt(
     runtime: Runtime, author: Author, follower_of: Follow
 ) -> None:
-    """The rest of the dead attempt, then `started`, `reset` and the new one."""
+    """It sees the rest of the dead attempt, then `started`, `reset` and the new attempt."""
     await author.say("Blue", " light")
     cursor = str((await author.log())[1].id)
     await lose(runtime, author.claim)
@@ -94,10 +94,10 @@ async def test_a_place_in_an_older_attempt_simply_continues(
     assert follower.text == "Air"
 
 
-async def test_without_a_place_a_follower_begins_with_the_newest_attempt(
+async def test_without_an_id_a_follower_begins_with_the_newest_attempt(
     runtime: Runtime, author: Author, follower_of: Follow
 ) -> None:
-    """`queued` without an id, then from `started`, which says which attempt it is."""
+    """It sees `queued` without an id, then all from `started`, which has the attempt's number."""
     await author.say("Blue")
     await lose(runtime, author.claim)
     second = await Author.claim_next(runtime)
@@ -111,10 +111,10 @@ async def test_without_a_place_a_follower_begins_with_the_newest_attempt(
 
 
 @pytest.mark.parametrize("has_ended", [False, True])
-async def test_a_place_that_was_lost_with_the_logs_tail_is_reset(
+async def test_an_id_that_was_lost_with_the_logs_tail_is_reset(
     author: Author, follower_of: Follow, has_ended: bool
 ) -> None:
-    """An id ahead of the log: Redis came back without its last second."""
+    """The id is ahead of the log, because Redis has lost its last second."""
     await _write_an_answer(author)
     if has_ended:
         await author.succeed()
@@ -130,8 +130,8 @@ async def test_a_place_that_was_lost_with_the_logs_tail_is_reset(
     assert follower.text == "Blue light is scattered"
 
 
-async def test_a_place_that_no_attempt_had_is_reset(author: Author, follower_of: Follow) -> None:
-    """An id between those of the log."""
+async def test_an_id_that_no_attempt_had_is_reset(author: Author, follower_of: Follow) -> None:
+    """The id lies between those of the log."""
     await _write_an_answer(author)
     await author.succeed()
     follower = await follower_of(author.job_id, last_event_id=f"{author.claim.epoch - 5}-3").follow()
@@ -140,8 +140,8 @@ async def test_a_place_that_no_attempt_had_is_reset(author: Author, follower_of:
     assert comparable(rest) == comparable(shown(await author.log(), "text"))
 
 
-async def test_a_place_in_a_job_that_never_started_is_reset(runtime: Runtime, follower_of: Follow) -> None:
-    """A cursor of another job, or of a claim that Redis lost: then from the start."""
+async def test_an_id_of_a_job_that_never_started_is_reset(runtime: Runtime, follower_of: Follow) -> None:
+    """The id is another job's, or of a claim that Redis lost; the follower begins from the start."""
     submitted = await submit(runtime, tenant=TENANT)
     follower = follower_of(submitted.id, last_event_id="1795442531900-3")
     task = await following(follower, is_waiting=True)
@@ -157,10 +157,10 @@ async def _forget_log(runtime: Runtime, job_id: str) -> None:
     await runtime._commands.call("DEL", redis_keys.log(job_id))
 
 
-async def test_when_the_log_has_gone_the_answer_comes_whole(
+async def test_after_the_log_is_deleted_a_snapshot_has_the_whole_answer(
     runtime: Runtime, author: Author, served: Served, follower_of: Follow
 ) -> None:
-    """`snapshot` in place of all text, then the end; to somebody who had some of it, `reset` first."""
+    """`snapshot` replaces all text events; then comes the end. A follower that had some text gets `reset` first."""
     await _write_an_answer(author)
     cursor = str((await author.log())[2].id)
     await author.succeed()
@@ -182,10 +182,10 @@ async def test_when_the_log_has_gone_the_answer_comes_whole(
     assert late[-1].event == "succeeded"
 
 
-async def test_when_the_log_of_a_failure_has_gone_its_end_is_told(
+async def test_after_the_log_of_a_failure_is_deleted_its_end_is_shown(
     runtime: Runtime, author: Author, follower_of: Follow
 ) -> None:
-    """There is no text to show: only how it ended, with the error in the job."""
+    """There is no text to show, only the terminal event with the job and its error."""
     await _write_an_answer(author)
     await author.fail()
     await _forget_log(runtime, author.job_id)
@@ -195,7 +195,7 @@ async def test_when_the_log_of_a_failure_has_gone_its_end_is_told(
 
 
 async def test_a_job_that_is_gone_is_not_found(runtime: Runtime, author: Author, served: Served) -> None:
-    """Erased, or past its retention."""
+    """The job was erased, or its retention is over."""
     await author.succeed()
     status, _, _ = await ask(served.url, f"/v1/jobs/{author.job_id}", method="DELETE")
     assert status == 204
@@ -204,10 +204,10 @@ async def test_a_job_that_is_gone_is_not_found(runtime: Runtime, author: Author,
 
 
 @pytest.mark.parametrize("how", ["expired", "cancelled"])
-async def test_the_end_of_a_job_that_never_started_is_told_to_all_who_wait(
+async def test_every_follower_sees_the_end_of_a_job_that_never_started(
     runtime: Runtime, served: Served, follower_of: Follow, how: str
 ) -> None:
-    """Such a job has no log: live followers hear it, late ones read it from the record, those who saw it get 204."""
+    """Such a job has no log: live followers get a message, late ones the record, and those who saw the end 204."""
     submitted = await submit(runtime, tenant=TENANT)
     followers = [follower_of(submitted.id) for _ in range(3)]
     tasks = [await following(follower, is_waiting=True) for follower in followers]
@@ -226,8 +226,8 @@ async def test_the_end_of_a_job_that_never_started_is_told_to_all_who_wait(
     assert (await again.follow_once()).status == 204
 
 
-async def test_a_retry_inside_the_claim_is_told(author: Author, follower_of: Follow) -> None:
-    """`retry`, then `reset`, with rising ids in the same claim; the text is the last attempt's."""
+async def test_a_follower_sees_a_retry_inside_the_claim(author: Author, follower_of: Follow) -> None:
+    """It sees `retry`, then `reset`, with rising ids of the same claim; the text is the last attempt's."""
     follower = follower_of(author.job_id)
     task = await following(follower)
     await author.say("Blue", " light")
@@ -251,7 +251,7 @@ async def test_a_retry_inside_the_claim_is_told(author: Author, follower_of: Fol
 
 
 async def test_a_takeover_before_any_text_resets_nothing(runtime: Runtime, author: Author, follower_of: Follow) -> None:
-    """Nothing was shown that would have to be thrown away."""
+    """The followers hold no text to discard."""
     await lose(runtime, author.claim)
     second = await Author.claim_next(runtime)
     await second.say("Air")
@@ -263,7 +263,7 @@ async def test_a_takeover_before_any_text_resets_nothing(runtime: Runtime, autho
 async def test_the_last_takeover_ends_the_job_for_its_followers(
     runtime: Runtime, author: Author, follower_of: Follow
 ) -> None:
-    """The third worker that dies of a job fails it, and the event says so."""
+    """The third worker that a job kills makes it fail, and its event says so."""
     follower = follower_of(author.job_id)
     task = await following(follower)
     await author.say("Blue")
@@ -278,10 +278,10 @@ async def test_the_last_takeover_ends_the_job_for_its_followers(
     assert json.loads(follower.frames[-1].data)["error"]["code"] == "worker_lost"
 
 
-async def test_a_deferred_retry_is_told_outside_of_any_claim(
+async def test_a_deferred_retry_has_an_event_outside_any_claim(
     runtime: Runtime, author: Author, follower_of: Follow
 ) -> None:
-    """The job goes back to the queue until its next attempt: `retry` in an epoch of its own, then the new attempt."""
+    """The job returns to the queue until its next attempt: `retry` has its own epoch, then comes the new attempt."""
     follower = follower_of(author.job_id)
     task = await following(follower)
     await author.say("Blue")

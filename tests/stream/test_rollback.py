@@ -20,7 +20,7 @@ from tests.support.wait import wait_until
 
 @pytest.fixture
 def redis_under_test(own_server: EmbeddedRedis) -> RedisUnderTest:
-    """One with a file to cut."""
+    """A server whose append-only file the test can cut."""
     return RedisUnderTest(own_server.url)
 
 
@@ -30,7 +30,7 @@ def _file(server: EmbeddedRedis) -> Path:
 
 
 def _size(server: EmbeddedRedis) -> int:
-    """What is in the file: written before each reply, whatever the fsync policy."""
+    """The size of the file, which Redis writes before each reply, whatever the fsync policy."""
     return _file(server).stat().st_size
 
 
@@ -49,7 +49,7 @@ def _resets(follower: Follower) -> list[str]:
 async def test_a_worker_sends_a_lost_tail_again_and_followers_notice_nothing(
     own_server: EmbeddedRedis, author: Author, follower_of: Follow
 ) -> None:
-    """What the follower has already is not shown again; what the log lost is in it again."""
+    """The follower does not see events twice, and the log is complete again."""
     follower = follower_of(author.job_id)
     task = await following(follower)
     await author.say("Blue", " light")
@@ -60,7 +60,7 @@ async def test_a_worker_sends_a_lost_tail_again_and_followers_notice_nothing(
     await _roll_back(own_server, author.runtime, size)
     assert len(await author.log()) == len(whole) - 2
     expected = await append(author.runtime, author.claim, a_text_delta(" most"), seq=author.seq)
-    assert expected == author.seq - 2  # refused: send again from there
+    assert expected == author.seq - 2  # refused: the worker must send again from there
     await append(
         author.runtime,
         author.claim,
@@ -80,7 +80,7 @@ async def test_a_worker_sends_a_lost_tail_again_and_followers_notice_nothing(
 async def test_a_claim_that_redis_forgot_takes_its_text_with_it(
     own_server: EmbeddedRedis, runtime: Runtime, follower_of: Follow, is_cut: bool
 ) -> None:
-    """The record knows nothing of the text that followers saw: so they are told to throw it away, cut or not."""
+    """The record does not know the text that followers saw, so they get `reset`, cut or not."""
     submitted = await submit(runtime, tenant=TENANT)
     size = _size(own_server)
     first = Author(runtime, await claim_one(runtime))
@@ -105,10 +105,10 @@ async def test_a_claim_that_redis_forgot_takes_its_text_with_it(
     assert comparable(seen) == comparable(shown(await second.log(), "text"))
 
 
-async def test_text_that_redis_forgot_is_thrown_away_at_the_takeover(
+async def test_followers_discard_text_that_redis_forgot_at_the_takeover(
     own_server: EmbeddedRedis, runtime: Runtime, author: Author, follower_of: Follow
 ) -> None:
-    """The claim is known and its text is not; the worker died too. The record then knows of nothing to reset."""
+    """Redis knows the claim but not its text, and the worker has died: the record alone shows nothing to reset."""
     follower = follower_of(author.job_id)
     task = await following(follower)
     size = _size(own_server)

@@ -19,12 +19,12 @@ _WORDS = 40
 async def test_a_follower_that_comes_at_any_moment_sees_the_whole_log(
     author: Author, follower_of: Follow, form: str
 ) -> None:
-    """One more follower before each event, none of them waited for, while the writing goes on."""
+    """A new follower starts before each event, and writing goes on without waiting for it."""
     following: list[asyncio.Task[Follower]] = []
     for number in range(_WORDS):
         following.append(asyncio.create_task(follower_of(author.job_id, form=form).follow()))
         for _ in range(number % 5):
-            await asyncio.sleep(0)  # lets it come to another point of its subscription
+            await asyncio.sleep(0)  # lets the follower reach another point of its subscription
         await author.say(f"word {number} ")
     await author.succeed()
     log = await author.log()
@@ -36,7 +36,7 @@ async def test_a_follower_that_comes_at_any_moment_sees_the_whole_log(
 async def test_a_follower_that_comes_back_with_any_id_at_any_moment_sees_the_rest(
     author: Author, follower_of: Follow
 ) -> None:
-    """Every id that there is as a cursor, while the writing goes on."""
+    """Each id so far is a cursor of a new follower, while writing goes on."""
     following: list[tuple[str, asyncio.Task[Follower]]] = []
     for number in range(_WORDS):
         await author.say(f"word {number} ")
@@ -55,10 +55,10 @@ async def test_a_follower_that_comes_back_with_any_id_at_any_moment_sees_the_res
         assert len(follower.connections) == 1
 
 
-async def test_attempts_that_change_while_followers_come_are_told_in_order(
+async def test_followers_that_come_between_attempts_see_them_in_order(
     runtime: Runtime, author: Author, follower_of: Follow
 ) -> None:
-    """Retries inside the claim, and hand-backs to the queue, one behind the other, each with a follower at the seam."""
+    """Retries inside a claim and hand-backs to the queue in turn, each with a follower at the seam."""
     following = [asyncio.create_task(follower_of(author.job_id).follow())]
     await wait_until(lambda: following[0].done() or author.seq > 0, "a start")
     firsts = [author.claim.epoch]

@@ -20,7 +20,7 @@ _NO_UPSTREAM = "http://127.0.0.1:9"
 
 @pytest.fixture
 def deployment(tmp_path: Path) -> Iterator[Deployment]:
-    """Redis alone at first."""
+    """A Redis; the test starts the APIs."""
     with a_deployment(_NO_UPSTREAM) as deployment:
         yield deployment
 
@@ -33,8 +33,10 @@ async def _ended_after_s(api: Api, number: signal.Signals = signal.SIGTERM) -> f
     return loop.time() - told_s
 
 
-async def test_it_parts_from_its_followers_and_ends_promptly(deployment: Deployment, fact: Fact) -> None:
-    """Followers of running, waiting and silent jobs; each comes back at another API by its last id, and misses nothing."""
+async def test_followers_reconnect_and_the_process_ends_promptly(
+    deployment: Deployment, fact: Fact
+) -> None:
+    """Followers of running, waiting and silent jobs reconnect to another API with their last id, and miss nothing."""
     leaving, staying = deployment.begin_api(TOKENSPOOL_SHUTDOWN_GRACE_S="1"), deployment.begin_api()
     for api in deployment.apis:
         await deployment.api_up(api)
@@ -80,7 +82,7 @@ async def test_it_parts_from_its_followers_and_ends_promptly(deployment: Deploym
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_it_ends_although_redis_is_away(deployment: Deployment, number: signal.Signals, fact: Fact) -> None:
-    """With followers and calls that wait for what Redis does not say."""
+    """Followers and long polls are waiting for Redis."""
     api = deployment.begin_api(TOKENSPOOL_SHUTDOWN_GRACE_S="1")
     await deployment.api_up(api)
     async with deployment.runtime() as runtime:
@@ -102,7 +104,7 @@ async def test_it_ends_although_redis_is_away(deployment: Deployment, number: si
 
 
 async def test_it_ends_although_a_client_does_not_read(deployment: Deployment) -> None:
-    """Neither does it wait for ever for one that never takes its parting comment."""
+    """It does not wait for a client that never reads its last comment."""
     api = deployment.begin_api()
     await deployment.api_up(api)
     async with deployment.runtime() as runtime:

@@ -33,7 +33,7 @@ async def _write_until_cut(author: Author, served: Served, *, followers: int) ->
 async def test_a_client_that_does_not_read_is_cut_and_others_are_not_delayed(
     serve: Serve, runtime: Runtime, author: Author, fact: Fact
 ) -> None:
-    """It is cut when 128 KiB wait for it; whoever follows the same job, or another, reads on meanwhile."""
+    """It is cut when 128 KiB wait for it; followers of the same job, or of another, are not delayed."""
     served = await serve(sse_buffer_bytes=128 << 10)
     loop = asyncio.get_running_loop()
     other = await Author.start(runtime)
@@ -71,7 +71,7 @@ async def test_a_client_that_does_not_read_is_cut_and_others_are_not_delayed(
 
 
 async def _read_all(response: Response) -> list[Frame]:
-    """What the server had sent before it cut the connection. There is no clean end."""
+    """The frames that the server sent before it cut the connection; there is no clean end."""
     parser, frames = SseFrames(), list[Frame]()
     try:
         while piece := await response.read_some():
@@ -82,7 +82,7 @@ async def _read_all(response: Response) -> list[Frame]:
 
 
 async def test_a_client_that_never_reads_leaves_nothing_behind(serve: Serve, author: Author) -> None:
-    """It neither reads nor goes: its connection is closed all the same, with all that waited for it."""
+    """It neither reads nor disconnects; the API closes its connection and discards what waited for it."""
     served = await serve(sse_buffer_bytes=64 << 10)
     path = f"/v1/jobs/{author.job_id}/events"
     async with asking(served.url, path, receive_buffer=_SMALL):
@@ -92,7 +92,7 @@ async def test_a_client_that_never_reads_leaves_nothing_behind(serve: Serve, aut
 
 
 async def test_a_client_that_stops_reading_a_replay_is_cut_in_time(serve: Serve, author: Author) -> None:
-    """The job has ended, nothing more is delivered: then the pings tell that nothing is read."""
+    """The job has ended and no event follows; the pings reveal that the client does not read."""
     for _ in range(2000):
         await author.say(_PIECE)
     await author.succeed()
@@ -104,7 +104,7 @@ async def test_a_client_that_stops_reading_a_replay_is_cut_in_time(serve: Serve,
 
 
 async def test_a_slow_client_that_reads_is_not_cut(serve: Serve, author: Author) -> None:
-    """A long replay at a slow reader's pace is whole: what has not ended in time is not what is not read."""
+    """A slow reader gets a long replay completely: a response that takes long is not one that nobody reads."""
     for _ in range(600):
         await author.say(_PIECE)
     await author.succeed()

@@ -93,7 +93,7 @@ def _text_in(data: str) -> str:
 )
 @pytest.mark.parametrize("form", ["text", "messages"])
 def test_any_text_survives_four_parsers(texts: list[str], form: str) -> None:
-    """Each gives back the same events, and in them the exact text."""
+    """Each returns the same events with the exact text."""
     stream = _stream_of(texts, form)
     name = {"text": "delta", "messages": "content_block_delta"}[form]
     for parse in _PARSERS:
@@ -105,7 +105,7 @@ def test_any_text_survives_four_parsers(texts: list[str], form: str) -> None:
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=200), cuts=st.lists(st.integers(1, 9), min_size=1, max_size=50))
 def test_any_cut_of_the_bytes_gives_the_same_frames(text: str, cuts: list[int]) -> None:
-    """Frames arrive in pieces: cut inside a character, an id, a line end."""
+    """Frames arrive in pieces, cut inside a character, an id or a line end."""
     stream = _stream_of([text, "next"], "text")
     parsers: list[SseFrames | EventReader] = [SseFrames(), EventReader()]
     blocks = BlockDecoder()
@@ -122,7 +122,7 @@ def test_any_cut_of_the_bytes_gives_the_same_frames(text: str, cuts: list[int]) 
 
 @pytest.mark.parametrize("form", ["text", "messages"])
 async def test_such_text_arrives_whole(author: Author, served: Served, follower_of: Follow, form: str) -> None:
-    """Through the log, pub/sub, the relay and a real connection, live and late, and in the result."""
+    """It passes the log, pub/sub, the relay and a real connection, live and late, and is in the result."""
     live = follower_of(author.job_id, form=form)
     task = asyncio.create_task(live.follow())
     for text in _TEXTS:
@@ -139,7 +139,7 @@ async def test_such_text_arrives_whole(author: Author, served: Served, follower_
 
 
 async def test_such_text_arrives_whole_by_complete_stream(served: Served, runtime: Runtime) -> None:
-    r"""Bare ``data:`` frames: SSE knows one line end, so `\r` and `\r\n` arrive as `\n`; nothing else changes."""
+    r"""Bare ``data:`` frames: SSE has one line end, so `\r` and `\r\n` arrive as `\n`; nothing else changes."""
     body = {"prompt": "Why?"}
     async with asking(served.url, "/complete/stream", method="POST", body=body) as response:
         author = await Author.claim_next(runtime)
@@ -158,7 +158,7 @@ async def test_such_text_arrives_whole_by_complete_stream(served: Served, runtim
 @settings(max_examples=200, deadline=None)
 @given(texts=st.lists(st.text(st.one_of(st.sampled_from("\r\n[DONE] "), st.characters(codec="utf-8")))))
 def test_any_text_survives_as_bare_frames(texts: list[str]) -> None:
-    """As the pieces of one text, cut anywhere: also between the two characters of a line end, and around `[DONE]`."""
+    """As pieces of one text, cut anywhere, also between the two characters of a line end and around `[DONE]`."""
     frames = TextFrames()
     stream = b"".join(frames.encode(text) for text in texts)
     expected = "".join(texts).replace("\r\n", "\n").replace("\r", "\n")

@@ -11,7 +11,7 @@ from tests.support.follower import asking
 from tests.support.wait import wait_until
 
 _RESULT_BYTES = 8 << 20
-"""More than the kernel takes of it."""
+"""More than the kernel's buffers hold."""
 
 
 async def _large_job(runtime: Runtime, tenant: str) -> str:
@@ -22,7 +22,7 @@ async def _large_job(runtime: Runtime, tenant: str) -> str:
 
 
 async def test_a_tenant_that_reads_nothing_is_refused_before_others_are(serve: Serve, runtime: Runtime) -> None:
-    """It holds half of what may be held at the most, and is let in again once that was read, or cut."""
+    """It may hold at most half of the bound, and is served again after those responses were read or cut."""
     served = await serve(max_unsent_bytes=5 * _RESULT_BYTES)
     unsent = served.api.unsent
     greedy, other = await _large_job(runtime, "greedy"), await _large_job(runtime, "other")
@@ -44,7 +44,7 @@ async def test_a_tenant_that_reads_nothing_is_refused_before_others_are(serve: S
 
 
 async def test_one_response_is_sent_however_large_it_is(serve: Serve, runtime: Runtime) -> None:
-    """Else nobody could ever read it."""
+    """Otherwise nobody could ever read it."""
     served = await serve(max_unsent_bytes=1024)
     path = await _large_job(runtime, "acme")
     async with httpx2.AsyncClient(base_url=served.url, headers={"X-Tenant": "acme"}) as http:
