@@ -31,7 +31,7 @@ TENANT = "tenant-a"
 FAST = "sim-t6-g1-f1"
 """Six tokens, a millisecond apart."""
 STEADY = "sim-t500-g10-f1"
-"""Goes on for five seconds: long enough to be interrupted."""
+"""Takes five seconds: long enough to be interrupted."""
 
 
 class LogLines:
@@ -39,7 +39,7 @@ class LogLines:
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str, dict[str, Any]]] = []
-        """Level, event, facts."""
+        """Level, event and facts of each line."""
 
     def info(self, event: str, **facts: Any) -> None:
         self.lines.append(("info", event, facts))
@@ -54,47 +54,47 @@ class LogLines:
         self.error(event, exc_info=sys.exc_info()[1], **facts)
 
     def named(self, event: str) -> list[dict[str, Any]]:
-        """The facts of each line of that name."""
+        """The facts of each line with that name."""
         return [facts for _, name, facts in self.lines if name == event]
 
     @property
     def errors(self) -> list[tuple[str, dict[str, Any]]]:
-        """Lines that say that something of ours is broken."""
+        """Lines at level error, which mean a bug of ours."""
         return [(event, facts) for level, event, facts in self.lines if level == "error"]
 
 
 @dataclass
 class Hand:
-    """One worker, with connections of its own, as in a process of its own."""
+    """One worker with its own connections, as in its own process."""
 
     worker: ArqWorker
     runtime: Runtime
     log: LogLines
     done: "asyncio.Task[None]"
     expected_errors: set[str] = field(default_factory=set)
-    """Names of error lines that the test means to cause."""
+    """Names of error lines that the test causes on purpose."""
 
     @property
     def running(self) -> set[str]:
-        """The ids of the jobs that it runs now."""
+        """The ids of the jobs that it is running."""
         return set(self.worker.tasks)
 
     async def is_idle(self) -> None:
-        """Waits until it runs nothing."""
+        """Waits until it runs no job."""
         await wait_until(lambda: not self.worker.tasks, "the worker to be idle")
 
     async def drained(self) -> None:
-        """As after SIGTERM, until it has ended by itself."""
+        """Drains it, as after SIGTERM, and waits until it has ended."""
         self.worker.drain()
         async with asyncio.timeout(10):
             await self.done
 
     def stop_claiming(self) -> None:
-        """From now on it takes no further job."""
+        """It claims no further job."""
         self.worker.allow_pick_jobs = False
 
     def stop_renewing(self) -> None:
-        """From now on its leases run out, and it does not know."""
+        """Its leases run out without its noticing."""
 
         async def renew_nothing(_claims: Any) -> list[str]:
             return []
@@ -102,7 +102,7 @@ class Hand:
         replace(self.runtime.queue, "renew", renew_nothing)
 
     async def killed(self) -> None:
-        """As after SIGKILL: it says nothing more to anybody."""
+        """Stops it as SIGKILL would: it sends nothing more."""
         self.done.cancel()
         await asyncio.wait([self.done])
 
@@ -125,25 +125,25 @@ class Hand:
 
 @dataclass
 class Crew:
-    """The queue, its upstream, and who works on it."""
+    """The queue, its upstream and its workers."""
 
     runtime: Runtime
-    """A connection of the test's own."""
+    """The test's own connection."""
     upstream: Simulator | Mapping[str, Any]
-    """The simulator, or the settings that lead a worker to another LLM."""
+    """The simulator, or the settings for another LLM."""
     stack: AsyncExitStack
     provider: ProviderName = ProviderName.ANTHROPIC
-    """Which of its APIs the simulator is asked by."""
+    """The API by which workers call the simulator."""
     jobs: list[str] = field(default_factory=list)
-    """All that were submitted."""
+    """The ids of all submitted jobs."""
     scripts: dict[str, str] = field(default_factory=dict)
-    """By job: what the simulator was asked to do."""
+    """By job, the simulator's words in its prompt."""
     nonce_of: dict[str, str] = field(default_factory=dict)
     nonces: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
     @property
     def simulator(self) -> Simulator:
-        """The upstream, where that is what it is."""
+        """The upstream, which must be a simulator."""
         assert isinstance(self.upstream, Simulator)
         return self.upstream
 
@@ -160,7 +160,7 @@ class Crew:
         return self.upstream
 
     async def worker(self, *, timeout_s: float | None = None, **settings: Any) -> Hand:
-        """Starts a worker, and waits until it can be heard and hears."""
+        """Starts a worker, and waits until it is up and subscribed."""
         hand = await self.stack.enter_async_context(self._hand(timeout_s, settings))
         await wait_until(lambda: bool(hand.log.named("worker_started")), "the worker to start")
         await self.is_hungry()
@@ -194,14 +194,14 @@ class Crew:
                 await provider.close()
 
     async def is_hungry(self) -> None:
-        """Some worker has looked into the queue, and will be woken by the next job."""
+        """Waits until a worker has found the queue empty, so that the next job wakes it."""
         await wait_until(self._has_hungry, "a hungry worker")
 
     async def _has_hungry(self) -> bool:
         return bool(await self.runtime._commands.call("EXISTS", redis_keys.plain("hungry")))
 
     async def submit(self, prompt: str = "", *, model: str = FAST, max_tokens: int = 1000, **members: Any) -> str:
-        """A new job; ``prompt`` is the simulator's script. Returns its id, which is also the script's nonce."""
+        """Submits a job; ``prompt`` holds the simulator's words. Returns the job's id."""
         nonce = f"n{next(self.nonces)}"
         request = {
             "model": model,
@@ -216,16 +216,16 @@ class Crew:
         return submission.id
 
     async def job(self, job_id: str) -> Job:
-        """As its tenant sees it, with its result."""
+        """The job as its tenant sees it, with its result."""
         record = await self.runtime._commands.call("HGET", redis_keys.job(job_id), "tenant")
         return await self.runtime.jobs.get(job_id, record.decode(), with_result=True)
 
     async def state(self, job_id: str) -> JobState:
-        """Straight from the record."""
+        """The state in the record."""
         return JobState((await self.runtime._commands.call("HGET", redis_keys.job(job_id), "state")).decode())
 
     async def count(self, state: JobState, number: int) -> bool:
-        """Whether so many of the jobs are in that state."""
+        """Whether exactly ``number`` of the jobs are in that state."""
         return [await self.state(job_id) for job_id in self.jobs].count(state) == number
 
     async def ended(self, job_id: str, *, timeout_s: float = 10) -> Job:
@@ -241,11 +241,11 @@ class Crew:
         return await self.job(job_id)
 
     async def all_ended(self, job_ids: Iterable[str], *, timeout_s: float = 20) -> list[Job]:
-        """Waits for the end of each."""
+        """Waits for the end of each job."""
         return [await self.ended(job_id, timeout_s=timeout_s) for job_id in job_ids]
 
     async def begun(self, job_id: str, tokens: int = 1) -> None:
-        """Waits until so many tokens of the job's newest attempt are in its log."""
+        """Waits until the log has so many tokens of the job's newest attempt."""
 
         async def has_begun() -> bool:
             return len(attempt_text(await self.events(job_id)).split()) >= tokens
@@ -257,7 +257,7 @@ class Crew:
         return await self.runtime.log.read(job_id, count=100_000)
 
     async def names(self, job_id: str) -> list[str]:
-        """What is in the log, neighbours of the same name written as one."""
+        """The names in the log; neighbours with the same name count as one."""
         return [name for name, _ in itertools.groupby(event.name for event in await self.events(job_id))]
 
     async def ours(self, job_id: str) -> list[tuple[str, dict[str, Any]]]:
@@ -268,7 +268,7 @@ class Crew:
         ]
 
     async def open_gates(self) -> None:
-        """Forgets every gate and circuit, and tells the workers."""
+        """Opens every gate and circuit, and notifies the workers."""
         call = self.runtime._commands.call
         for name in await call("KEYS", f"{redis_keys.GLOBAL}route:*"):
             await call("DEL", name)
@@ -285,7 +285,7 @@ class Crew:
 
 
 def attempt_text(events: Iterable[Event]) -> str:
-    """The text of the last attempt: what a follower holds who threw everything away at each `reset`."""
+    """The text of the last attempt, as a follower has it that clears its text at each `reset`."""
     pieces: list[str] = []
     for event in events:
         if event.name in (OurEvent.RESET, "message_start"):
@@ -296,7 +296,7 @@ def attempt_text(events: Iterable[Event]) -> str:
 
 
 def assert_log_is_whole(job: Job, events: list[Event]) -> None:
-    """The log is a story without holes, with one end, and the result is what it told."""
+    """The log has no gap and one terminal event, and the result equals its answer."""
     epochs: list[int] = []
     last_seq = -1
     for event in events:
@@ -334,12 +334,12 @@ def assert_log_is_whole(job: Job, events: list[Event]) -> None:
 
 
 async def assert_every_log_is_whole(crew: Crew) -> None:
-    """What must hold after every test, for every job that has ended and has its log."""
+    """Checks the log of every ended job that still has one."""
     for job_id in crew.jobs:
         if await crew.state(job_id) in TERMINAL_STATES and (events := await crew.events(job_id)):
             assert_log_is_whole(await crew.job(job_id), events)
 
 
 def replace(of: object, method: str, by: Callable[..., Any]) -> None:
-    """One object's method is another function from now on."""
+    """Replaces the method of one object."""
     setattr(of, method, by)

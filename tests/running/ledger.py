@@ -15,14 +15,14 @@ from tests.running.crew import Crew
 from tests.support.usage import read_usage
 
 _LATE = 12
-"""How many tokens the simulator may have sent that nobody read any more, as the client was about to close, or dead."""
+"""How many tokens the simulator may have sent unread, to a client that was closing or dead."""
 
 _UNREAD = {"error", "bad-json", "restart", "no-index", "garbage", "no-stop-reason", "no-start", "rst", "bad-chunk"}
-"""Faults that end the reading at once."""
+"""Faults after which the client stops reading at once."""
 
 
 class Row(NamedTuple):
-    """One call, as the ledger tells it."""
+    """One call in the ledger."""
 
     id: str
     tenant: str
@@ -32,10 +32,10 @@ class Row(NamedTuple):
     route: str
     model: str
     counted: str
-    """The model that it is counted for."""
+    """The model for which it is counted."""
     opened_ms: int
     ended: str | None
-    """None: it is open."""
+    """None while the row is open."""
     is_estimated: bool
     input_estimate: int
     usage: Usage
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
     @classmethod
     def of(cls, call_id: str, fields: dict[str, str]) -> Self:
-        """As Redis has it."""
+        """From the row's fields in Redis."""
         is_unpriced = fields.get("unpriced") != "0"
         return cls(
             id=call_id,
@@ -64,12 +64,12 @@ class Row(NamedTuple):
 
     @property
     def day(self) -> date:
-        """The one that it is counted for."""
+        """The day for which it is counted."""
         return datetime.fromtimestamp(self.opened_ms / 1000, UTC).date()
 
     @property
     def sums(self) -> UsageSums:
-        """What it adds to its tenant's usage."""
+        """Its part of its tenant's usage."""
         return UsageSums(
             calls=1,
             estimated_calls=int(self.is_estimated),
@@ -83,7 +83,7 @@ class Row(NamedTuple):
 
 
 async def all_rows(runtime: Runtime) -> list[Row]:
-    """Every row, the oldest first."""
+    """Every row, oldest first."""
     call = runtime._commands.call
     names: list[bytes] = await call("KEYS", f"{redis_keys.GLOBAL}call:*")
     replies = [call("HGETALL", name) for name in names]
@@ -96,14 +96,14 @@ async def all_rows(runtime: Runtime) -> list[Row]:
 
 
 async def rows_of(crew: Crew, job_id: str) -> list[Row]:
-    """The calls of one job, in order."""
+    """The rows of one job, in order."""
     return [row for row in await all_rows(crew.runtime) if row.job_id == job_id]
 
 
 async def assert_ledger_matches(crew: Crew) -> None:
-    """A row for each call and a call for each row; every row closed, with what the upstream counted or a flagged estimate.
+    """Rows and calls match one to one; every row is closed, with the upstream's counts or an estimate marked as such.
 
-    What a tenant is told, and what a job is told that it cost, are the rows added up.
+    The tenant's usage and the job's cost are the sums of the rows.
     """
     rows = await all_rows(crew.runtime)
     by_job = defaultdict(list)
@@ -111,14 +111,14 @@ async def assert_ledger_matches(crew: Crew) -> None:
         by_job[row.job_id].append(row)
     assert by_job.keys() <= set(crew.jobs)
     for job_id in crew.jobs:
-        calls = [call for call in crew.calls(job_id) if call.endpoint != "count_tokens"]  # those cost none
+        calls = [call for call in crew.calls(job_id) if call.endpoint != "count_tokens"]  # those have no row
         assert_rows_match(by_job[job_id], calls, crew.scripts.get(job_id, ""))
         await assert_cost_is_that_of(crew, job_id, by_job[job_id])
     await assert_usage_is_that_of(crew.runtime, rows)
 
 
 def assert_rows_match(rows: list[Row], calls: list[Call], script: str) -> None:
-    """Of one job: one to one, in order."""
+    """The rows and calls of one job match one to one, in order."""
     shown = "\n".join(map(str, itertools.chain(rows, calls)))
     assert len(rows) == len(calls), f"the ledger has {len(rows)} rows for {len(calls)} calls:\n{shown}"
     for row, call in zip(rows, calls, strict=True):
@@ -127,7 +127,7 @@ def assert_rows_match(rows: list[Row], calls: list[Call], script: str) -> None:
 
 
 def assert_row_matches(row: Row, call: Call, script: str) -> None:
-    """The tokens are the upstream's, as far as it told, and zero if it refused."""
+    """The tokens are those that the upstream reported, and zero if it refused."""
     shown = f"{row}\n{call}"
     assert row.ended is not None, f"an open row: {shown}"
     usage = row.usage
@@ -145,14 +145,14 @@ def assert_row_matches(row: Row, call: Call, script: str) -> None:
 
 
 def least_heard(call: Call) -> int:
-    """How many of the tokens that were sent must have been read."""
-    if _UNREAD & set(call.faults):  # what comes in one piece with it is not read, and the simulator may go on behind it
+    """The smallest number of sent tokens that the worker must have read."""
+    if _UNREAD & set(call.faults):  # tokens in the same piece are not read, and the simulator may send more after it
         return 0
     return call.tokens_sent - (1 if call.ended == "fault" else _LATE)
 
 
 def estimate_of(script: str, call: Call, tokens: int) -> int | None:
-    """What so many tokens of an answer are taken for: one for each delta or four characters. None: it is no plain answer."""
+    """The estimate for so many tokens of an answer: one per delta or per four characters. None: not a plain answer."""
     if any(word in script for word in ("text=", "blocks=", "echo:", "big-line=")):
         return None
     said = sum(len(f"{call.nonce}.{call.nonce_call}.{index} ") for index in range(max(0, tokens)))
@@ -160,7 +160,7 @@ def estimate_of(script: str, call: Call, tokens: int) -> int | None:
 
 
 async def assert_cost_is_that_of(crew: Crew, job_id: str, rows: Iterable[Row]) -> None:
-    """Null if a price is not known, or if there was no call."""
+    """None if a price is unknown, or if there was no call."""
     costs = [row.cost_nano_usd for row in rows]
     record = await crew.runtime._commands.call("HMGET", redis_keys.job(job_id), "cost_nano_usd", "unpriced")
     cost, unpriced = (int(value or 0) for value in record)
@@ -169,7 +169,7 @@ async def assert_cost_is_that_of(crew: Crew, job_id: str, rows: Iterable[Row]) -
 
 
 async def assert_usage_is_that_of(runtime: Runtime, rows: Iterable[Row]) -> None:
-    """By tenant, day, model and key."""
+    """Compares by tenant, day, model and key."""
     expected: dict[tuple[str, date, str, str | None], UsageSums] = {}
     for row in rows:
         name = (row.tenant, row.day, row.counted, row.key or None)

@@ -8,7 +8,7 @@ import pytest
 from shared.routes import ProviderName
 
 on_each_provider = pytest.mark.parametrize("provider", list(ProviderName))
-"""Runs a test once for each; the ``crew`` hears of it."""
+"""Runs a test once for each provider; the ``crew`` uses it."""
 
 HARMLESS: Final = {
     (ProviderName.OPENAI, "no message_start"): "any chunk may be the first",
@@ -19,11 +19,11 @@ HARMLESS: Final = {
     (ProviderName.ANTHROPIC, "a delta without an index"): "one block is open",
     (ProviderName.ANTHROPIC, "a clean end before message_stop"): "the reason of the end was said, and no block is open",
 }
-"""Oddities that leave no doubt about the answer, and why."""
+"""Oddities that leave the answer certain, each with the reason."""
 
 
 def pairs(fault_names: Iterable[str]) -> pytest.MarkDecorator:
-    """``provider`` and ``fault_name``: each that is a fault for the provider."""
+    """Parametrizes ``provider`` and ``fault_name`` with the faults of each provider."""
     cases = [
         pytest.param(provider, name, id=f"{provider}-{name}")
         for name in fault_names

@@ -16,7 +16,7 @@ from worker.arq_worker import ArqWorker
 
 
 async def cancelled(crew: Crew, job_id: str) -> None:
-    """Cancels, and waits until the upstream has noticed: a second at most."""
+    """Cancels the job, and waits up to a second until the upstream has noticed."""
     began_s = time.monotonic()
     assert await crew.runtime.jobs.cancel(job_id, TENANT)
     *_, call = crew.calls(job_id)
@@ -57,8 +57,8 @@ async def test_cancelling_between_two_attempts_makes_no_further_call(crew: Crew)
     assert await crew.names(job_id) == ["started", "retry", "cancelled"]
 
 
-async def test_a_cancellation_that_comes_before_its_job_is_heard_too(crew: Crew) -> None:
-    """Told while the claim's answer is on its way: the message is for a job that the worker does not have yet."""
+async def test_a_cancellation_that_arrives_before_its_job_works_too(crew: Crew) -> None:
+    """It is published while the claim's reply is on its way: the worker does not have the job yet."""
     hand = await crew.worker()
     real_claim = hand.runtime.queue.claim
 
@@ -66,7 +66,7 @@ async def test_a_cancellation_that_comes_before_its_job_is_heard_too(crew: Crew)
         claims, due_s = await real_claim(*arguments, **named)
         for claim in claims:
             await crew.runtime.jobs.cancel(claim.id, TENANT)
-        await asyncio.sleep(0.01)  # the message passes the worker by
+        await asyncio.sleep(0.01)  # the worker ignores the message
         return claims, due_s
 
     replace(hand.runtime.queue, "claim", claim_late)
@@ -77,8 +77,8 @@ async def test_a_cancellation_that_comes_before_its_job_is_heard_too(crew: Crew)
     await wait_until(lambda: not crew.simulator.record.open_streams, "the call, if one was made, to be closed")
 
 
-async def test_a_worker_that_cannot_hear_looks_every_half_second(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An upstream that says nothing makes no APPEND that could be refused."""
+async def test_a_worker_without_pubsub_polls_every_half_second(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent upstream causes no APPEND that Redis could refuse."""
     monkeypatch.setattr(ArqWorker, "_on_message", lambda *_: None)
     monkeypatch.setattr(Subscriber, "stands", lambda *_: False)
     await crew.worker(lease_s=600)
@@ -87,7 +87,7 @@ async def test_a_worker_that_cannot_hear_looks_every_half_second(crew: Crew, mon
     await cancelled(crew, job_id)
 
 
-async def test_a_worker_that_did_not_hear_is_refused_at_its_next_write(
+async def test_a_worker_that_missed_the_message_is_refused_at_its_next_write(
     crew: Crew, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ArqWorker, "_on_message", lambda *_: None)
@@ -101,7 +101,7 @@ async def test_a_worker_that_did_not_hear_is_refused_at_its_next_write(
 
 @on_each_provider
 async def test_a_cancellation_and_an_end_at_once_leave_one_of_them(crew: Crew) -> None:
-    """Whoever comes second is told the state that won. Each job's log is judged behind the test."""
+    """The second one gets the state that won. The fixture checks each job's log after the test."""
     await crew.worker(concurrency=50)
     chance = random.Random(7)
     job_ids = [await crew.submit("tokens=10 gap-ms=2") for _ in range(50)]

@@ -9,7 +9,7 @@ from tests.support.wait import wait_until
 
 
 async def said(crew: Crew, hand: Hand) -> str | None:
-    """What the worker says of the LLM."""
+    """What the worker reports about the LLM."""
     found = {facts["name"]: facts.get("llm") for facts in await crew.runtime.workers.living()}
     return found.get(hand.worker.name)
 
@@ -30,7 +30,7 @@ async def test_an_upstream_is_known_without_a_job(crew: Crew, there: bool, state
 
 
 async def test_each_worker_knows_at_its_start(crew: Crew) -> None:
-    """Also the second, and one that comes in place of one that died: the free check of a minute ago was another's."""
+    """Also a second worker, and one that replaces a dead one: the check of a minute ago was another worker's."""
     first = await crew.worker(idle_check_s=60)
     await says(crew, first, "reachable", timeout_s=2)
     await first.killed()
@@ -38,8 +38,8 @@ async def test_each_worker_knows_at_its_start(crew: Crew) -> None:
     await says(crew, second, "reachable", timeout_s=2)
 
 
-async def test_the_first_call_is_said_at_once(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not with the next tick."""
+async def test_the_first_call_is_reported_at_once(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait for the next tick."""
     monkeypatch.setattr("worker.arq_worker._TICK_S", 1000.0)
     hand = await crew.worker()
     assert await said(crew, hand) is None

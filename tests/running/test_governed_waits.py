@@ -17,12 +17,12 @@ FIRST, STAND_IN, ELSEWHERE = "sim-t6-g1-f1", "sim-t6-g1-f2", "sim-t6-g1-f3"
 
 
 async def shut(crew: Crew, model: str) -> None:
-    """The upstream asked that nobody call it for a minute."""
+    """Shuts the route: the upstream has asked for a pause of a minute."""
     await crew.ended(await crew.submit("fail=429,retry-after=60", model=model, max_attempts=1))
 
 
 async def test_a_job_submitted_under_other_routes_is_not_claimed_in_a_loop(crew: Crew) -> None:
-    """Its flow has the name that the API's routes gave it, so that CLAIM knows no gate of it."""
+    """Its flow is named after the API's routes, so that CLAIM finds no gate for it."""
     await crew.worker(routes={FIRST: RouteRule(model=ELSEWHERE)})
     await shut(crew, ELSEWHERE)
     job_id = await crew.submit(model=FIRST)
@@ -37,7 +37,7 @@ async def test_a_job_submitted_under_other_routes_is_not_claimed_in_a_loop(crew:
 
 
 async def test_a_stand_in_that_is_shut_does_not_hurry_the_attempts(crew: Crew) -> None:
-    """Nobody stands in, so the overloaded route is left alone for a while."""
+    """No stand-in is available, so the overloaded route gets a pause."""
     await crew.worker(routes={FIRST: RouteRule(fallback=(STAND_IN,))})
     await shut(crew, STAND_IN)
     began_s = asyncio.get_running_loop().time()
@@ -46,7 +46,7 @@ async def test_a_stand_in_that_is_shut_does_not_hurry_the_attempts(crew: Crew) -
 
 
 async def test_what_was_reset_before_a_wait_is_not_reset_after_it(crew: Crew) -> None:
-    """The attempt failed after its first words, and the next one found no room: one reset takes back what was shown."""
+    """The attempt failed after its first words and the next one got no permit: one reset clears what was shown."""
     bound = await crew.worker(routes={FIRST: RouteRule(requests_per_minute=1)}, upstream_retry_base_s=0.01)
     job_id = await crew.submit("end=3x1", model=FIRST)
     await until_deferred(crew, job_id)
@@ -60,7 +60,7 @@ async def test_what_was_reset_before_a_wait_is_not_reset_after_it(crew: Crew) ->
 
 
 async def test_what_is_shown_after_a_reset_is_reset_too(crew: Crew) -> None:
-    """By the worker that takes over: the reset of the attempt before has nothing to do with it."""
+    """The worker that takes over writes it; the reset of the attempt before does not count."""
     hand = await crew.worker(lease_s=1, upstream_retry_base_s=0.01)
     job_id = await crew.submit("end=3x1", model="sim-t100-g20-f1")
 
@@ -76,8 +76,8 @@ async def test_what_is_shown_after_a_reset_is_reset_too(crew: Crew) -> None:
     assert names == ["started", "retry", "reset", "started", "reset", "succeeded"]
 
 
-async def test_a_release_whose_answer_was_lost_charges_once(crew: Crew) -> None:
-    """It is made again, and is told that it was made."""
+async def test_a_release_whose_reply_was_lost_charges_once(crew: Crew) -> None:
+    """The worker repeats it, and Redis replies that it was already done."""
     hand = await crew.worker(prices={"*": OwnPrice(input=Decimal(3), output=Decimal(15))})
     release = hand.runtime.queue.release
     answers: list[bool] = []
@@ -97,8 +97,8 @@ async def test_a_release_whose_answer_was_lost_charges_once(crew: Crew) -> None:
     assert await crew.field(job_id, "cost_nano_usd") == str(cost)
 
 
-async def test_a_finish_whose_answer_never_came_charges_once(crew: Crew) -> None:
-    """The next renewal says that the claim is over, and not that the end was ours."""
+async def test_a_finish_whose_reply_never_came_charges_once(crew: Crew) -> None:
+    """The next renewal shows only that the claim is over, not that this worker ended the job."""
     hand = await crew.worker(lease_s=1, prices={"*": OwnPrice(input=Decimal(3), output=Decimal(15))})
     finish = hand.runtime.queue.finish
 

@@ -23,7 +23,7 @@ from worker.redis_trouble import Outage
 
 
 class Writing:
-    """A claim and its log, without a worker around them."""
+    """A claim and its log, without a worker."""
 
     def __init__(self, crew: Crew, claim: Claim) -> None:
         self.crew = crew
@@ -36,7 +36,7 @@ class Writing:
 
     @property
     def success(self) -> Ending:
-        """With what was said as its result."""
+        """An ending with the written text as its result."""
         return Ending(Step.SUCCEED, encoded({"text": "".join(self.said)}), Usage())
 
     def say(self, *texts: str, index: int = 0) -> None:
@@ -45,19 +45,19 @@ class Writing:
             self.log.add(*a_text_delta(text, index=index), text=(index, text))
 
     async def events(self) -> list[tuple[str, str | None]]:
-        """Name and text of each, behind `started`."""
+        """The name and text of each event after `started`."""
         return [(event.name, text_of(event)) for event in (await self.crew.events(self.claim.id))[1:]]
 
     async def texts(self) -> list[str | None]:
         return [text for _, text in await self.events()]
 
     async def forget_from(self, seq: int) -> None:
-        """Redis came back from its file, which ended earlier: the log ends before ``seq``."""
+        """Rolls the log back to before ``seq``, as if Redis had restarted from a shorter file."""
         await forget_from(self.crew.runtime, self.claim.id, seq)
 
 
 async def forget_from(runtime: Runtime, job_id: str, seq: int) -> None:
-    """The stream as a replay of a shorter file would build it, and the record without what APPEND said there."""
+    """Restores the stream as a shorter file would, and the record without what the lost APPENDs wrote."""
     await runtime._commands.call(
         "EVAL",
         b"""local kept = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[1])
@@ -77,7 +77,7 @@ async def _for_ever() -> None:
 
 @pytest.fixture
 async def writing(crew: Crew) -> AsyncIterator[Writing]:
-    """A job that has just been claimed."""
+    """A log writer for a job that was just claimed."""
     claim = await start(crew.runtime)
     crew.jobs.append(claim.id)
     writing = Writing(crew, claim)
@@ -96,7 +96,7 @@ async def test_texts_that_come_together_are_one_event(writing: Writing) -> None:
 async def test_what_was_shown_counts_as_shown_until_its_reset_is_in_the_log(
     writing: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker may die between two flushes of one long tail: whoever takes over has to write the reset then."""
+    """A worker may die between two flushes of a long tail; the next worker must then write the reset."""
     monkeypatch.setattr(log_writer, "_MOST_EVENTS_PER_FLUSH", 2)
     shown: list[tuple[list[str], str | None]] = []
     append_events = writing.writer.log.append
@@ -159,7 +159,7 @@ async def has(writing: Writing, texts: list[str]) -> bool:
     return await writing.texts() == texts
 
 
-async def test_one_flush_at_a_time_and_nothing_is_lost_behind_it(writing: Writing) -> None:
+async def test_there_is_one_flush_at_a_time_and_later_events_are_not_lost(writing: Writing) -> None:
     appended: list[int] = []
     real_append = writing.writer.log.append
 
@@ -177,7 +177,7 @@ async def test_one_flush_at_a_time_and_nothing_is_lost_behind_it(writing: Writin
     assert [event.data for event in events[1:]] == [b"%d" % number for number in range(200)]
 
 
-async def test_thousands_of_unsent_events_go_out_in_portions_and_the_end_behind_them(writing: Writing) -> None:
+async def test_thousands_of_unsent_events_are_sent_in_portions_and_the_end_after_them(writing: Writing) -> None:
     for number in range(1700):
         writing.log.add("an_event", b"%d" % number)
     assert await writing.log.finish(writing.success) is Finished.ENDED
@@ -186,8 +186,8 @@ async def test_thousands_of_unsent_events_go_out_in_portions_and_the_end_behind_
     assert events[-1].name == "succeeded"
 
 
-async def test_the_end_is_sent_once_behind_what_is_on_its_way(writing: Writing) -> None:
-    """It carries the whole result: too early, it would be refused and sent again."""
+async def test_the_end_is_sent_once_after_pending_events(writing: Writing) -> None:
+    """It carries the whole result; sent too early, it would be refused and sent again."""
     finishes = 0
     real_finish = writing.writer.queue.finish
 
@@ -227,8 +227,8 @@ async def test_a_tail_that_redis_lost_is_sent_again_before_the_end(writing: Writ
     assert await writing.texts() == ["one", "two", "three", None]
 
 
-async def test_what_the_record_said_is_told_again_with_the_tail(writing: Writing) -> None:
-    """Attempts and failures of this claim, and that followers have seen something."""
+async def test_lost_fields_of_the_record_are_sent_again_with_the_tail(writing: Writing) -> None:
+    """The attempts and failures of this claim, and whether followers have seen content."""
     writing.say("one")
     writing.log.begin_attempt(2, 1, b"{}", b"{}")
     await writing.log.land()
@@ -245,7 +245,7 @@ async def test_what_the_record_said_is_told_again_with_the_tail(writing: Writing
 
 @pytest.mark.parametrize("ends", [False, True], ids=["in the middle", "at the end"])
 async def test_a_log_without_the_claims_beginning_is_not_written_on(writing: Writing, ends: bool) -> None:
-    """What we hold would begin in the middle: the job is left to its lease, and runs again."""
+    """The worker's unsent events would begin in the middle; so it drops the job, which runs again after its lease."""
     writing.say("one")
     await writing.log.land()
     await writing.crew.runtime._commands.call("DEL", redis_keys.log(writing.claim.id))
@@ -261,7 +261,7 @@ async def test_a_log_without_the_claims_beginning_is_not_written_on(writing: Wri
     assert await writing.crew.state(writing.claim.id) is JobState.RUNNING
 
 
-async def test_an_answer_that_was_lost_after_the_write_doubles_nothing(writing: Writing) -> None:
+async def test_a_reply_that_was_lost_after_the_write_doubles_nothing(writing: Writing) -> None:
     real_append = Log.append
     lost = 0
 
@@ -287,7 +287,7 @@ async def test_an_answer_that_was_lost_after_the_write_doubles_nothing(writing: 
     ], "told once, not for each call"
 
 
-async def test_an_end_whose_answer_was_lost_is_an_end(writing: Writing) -> None:
+async def test_an_end_whose_reply_was_lost_is_an_end(writing: Writing) -> None:
     real_finish = writing.writer.queue.finish
     answers: list[Finished] = []
 
@@ -326,8 +326,8 @@ async def test_the_newer_of_two_claims_is_the_only_one_that_writes(writing: Writ
     assert attempt_text(await writing.crew.events(heir.id)) == "from the heir"
 
 
-async def test_reset_stands_only_behind_what_was_seen(crew: Crew) -> None:
-    """The second attempt showed nothing: the third begins where the second did."""
+async def test_reset_is_written_only_after_shown_content(crew: Crew) -> None:
+    """The second attempt showed nothing, so the third begins without a reset."""
     await crew.worker()
     job_id = await crew.submit("end=3x1 fail=529x2 gap-ms=15")
     await crew.ended(job_id)
@@ -336,7 +336,7 @@ async def test_reset_stands_only_behind_what_was_seen(crew: Crew) -> None:
 
 @pytest.mark.parametrize("kept", [1, 5, 9])
 async def test_a_stream_goes_on_over_a_rollback(crew: Crew, kept: int) -> None:
-    """Holes, doubled words and a missing reset would be found behind the test, in the log of the killed worker's heir."""
+    """The fixture would find gaps, doubled words or a missing reset in the log after the test."""
     first = await crew.worker(lease_s=0.6)
     job_id = await crew.submit("tokens=120 gap-ms=10")
     await crew.begun(job_id, 30)
@@ -349,7 +349,7 @@ async def test_a_stream_goes_on_over_a_rollback(crew: Crew, kept: int) -> None:
 
 
 async def test_a_record_that_was_rolled_back_to_the_queue_is_run_again(crew: Crew) -> None:
-    """As if the file had ended before the claim."""
+    """The file of Redis ended before the claim."""
     hand = await crew.worker(lease_s=0.5)
     job_id = await crew.submit(model=STEADY, timeout_s=3600)
     await crew.begun(job_id)

@@ -58,7 +58,7 @@ PRICES = {"sim-*": {"input": 3, "output": 15}}
 
 
 def matrix() -> list[str]:
-    """The scripts; a place that a fault cannot have is left out."""
+    """The scripts, without places that a fault cannot have."""
     scripts = [fault.format(k=k) for fault in FAULTS_BY_PLACE for k in PLACES if (fault[:3], k) not in _NOWHERE]
     scripts += [oddity.format(k=k) for oddity in ODDITIES_BY_PLACE for k in PLACES if k.isdigit() and k != "20"]
     return [*scripts, *ANYWHERE, *FINAL]
@@ -68,13 +68,13 @@ _NOWHERE = {("err", "head"), ("pin", "head"), ("bad", "head")}
 
 
 def model_of(number: int) -> str:
-    """Each with a route, and so a circuit, of its own."""
+    """A model with its own route, and so its own circuit."""
     return f"sim-t{TOKENS}-g2-f{number}"
 
 
 @on_each_provider
 async def test_no_fault_at_any_place_makes_a_part_of_an_answer_a_success(crew: Crew) -> None:
-    """The result is the text of one attempt, whole; which calls it took, and what they used, is in the ledger."""
+    """The result is the whole text of one attempt; the ledger has all calls and their usage."""
     limits = {"content_idle_timeout_s": 0.5, "first_token_timeout_s": 1.0, "pinged_idle_timeout_s": 1.0}
     await crew.worker(**limits, concurrency=40, prices=PRICES)
     scripts = matrix()
@@ -100,7 +100,7 @@ PLACES_TO_CANCEL = ("stall=head", "first-ms=5000", "stall=0", "stall=1", "", "st
 
 @on_each_provider
 async def test_a_cancelled_jobs_call_is_closed_within_a_second_and_flagged(crew: Crew) -> None:
-    """Before the first token, at it, in the middle. What it had cost by then, its job is charged."""
+    """Before the first token, at it, and in the middle. The job is charged for what it had used by then."""
     await crew.worker(prices=PRICES)
     for script in PLACES_TO_CANCEL:
         job_id = await crew.submit(script, model="sim-t500-g1-f1")
@@ -121,7 +121,7 @@ async def test_a_cancelled_jobs_call_is_closed_within_a_second_and_flagged(crew:
 
 
 async def closed(crew: Crew, job_id: str) -> list[Row]:
-    """The job's rows, when none is open any more."""
+    """Waits until no row of the job is open; returns the rows."""
 
     async def are_closed() -> bool:
         rows = await rows_of(crew, job_id)
@@ -132,14 +132,14 @@ async def closed(crew: Crew, job_id: str) -> list[Row]:
 
 
 async def is_charged(crew: Crew, job_id: str, *rows: Row) -> bool:
-    """Whether the job's cost is that of these."""
+    """Whether the job's cost is the sum of these rows."""
     return await crew.field(job_id, "cost_nano_usd") == str(sum(row.cost_nano_usd or 0 for row in rows))
 
 
 @on_each_provider
 @pytest.mark.parametrize("by_the_job", [False, True], ids=["the settings' limit", "the job's own"])
 async def test_a_stall_is_noticed_at_the_idle_limit(crew: Crew, by_the_job: bool) -> None:
-    """And tried again: followers are told to forget the five tokens."""
+    """It is then retried, and followers get a `reset` for the five tokens."""
     limits: dict[str, Any] = {"content_idle_timeout_s": 1}
     await crew.worker(**({} if by_the_job else limits))
     job_id = await crew.submit("stall=5x1 tokens=10", **(limits if by_the_job else {}))
@@ -154,7 +154,7 @@ async def test_a_stall_is_noticed_at_the_idle_limit(crew: Crew, by_the_job: bool
 
 @on_each_provider
 async def test_a_jobs_own_first_token_limit_beats_the_settings(crew: Crew) -> None:
-    """Longer for one, shorter for another, both at once."""
+    """A longer one and a shorter one at the same time."""
     await crew.worker(first_token_timeout_s=1.5)
     hasty = await crew.submit("first-ms=1300", first_token_timeout_s=1, max_attempts=1)
     patient = await crew.submit("first-ms=2000", first_token_timeout_s=3)
@@ -164,8 +164,8 @@ async def test_a_jobs_own_first_token_limit_beats_the_settings(crew: Crew) -> No
 
 
 @on_each_provider
-async def test_a_day_to_wait_fails_who_cannot_and_holds_no_slot(crew: Crew) -> None:
-    """The first hears it at once. Those behind it wait in the queue untouched, until they expire there."""
+async def test_a_day_to_wait_fails_a_job_that_cannot_and_holds_no_slot(crew: Crew) -> None:
+    """The first job fails at once. Later ones stay in the queue without an attempt until they expire."""
     hand = await crew.worker(concurrency=1)
     first = await crew.ended(await crew.submit("fail=429,retry-after=86400"))
     assert first.error is not None
@@ -182,11 +182,11 @@ async def test_a_day_to_wait_fails_who_cannot_and_holds_no_slot(crew: Crew) -> N
         assert crew.calls(job.id) == []
 
 
-# Who dies, sleeps or goes
+# Workers that die, sleep or drain
 
 
 async def test_a_killed_workers_row_is_closed_by_another(crew: Crew) -> None:
-    """Its tokens are those that are in the log."""
+    """It counts the tokens in the log."""
     dying = await crew.worker(lease_s=0.6, prices=PRICES)
     job_id = await crew.submit("stall=3x1")
     await crew.begun(job_id, 3)
@@ -201,14 +201,14 @@ async def test_a_killed_workers_row_is_closed_by_another(crew: Crew) -> None:
 
 
 def fall_silent(hand: Hand) -> None:
-    """What is only sent, and not waited for, would still go out before the end."""
+    """Blocks calls that are sent without being awaited, which would otherwise still go out before the end."""
     never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     replace(hand.runtime.upstreams, "close_call", lambda *_: never)
     replace(hand.runtime.jobs, "charge", lambda *_, **__: never)
 
 
-async def test_a_worker_that_was_only_asleep_sets_right_what_others_closed_as_lost(crew: Crew) -> None:
-    """The tenant's usage too: nothing is there twice."""
+async def test_a_worker_that_was_only_asleep_corrects_rows_that_others_closed_as_lost(crew: Crew) -> None:
+    """It corrects the tenant's usage too: nothing is counted twice."""
     hand = await crew.worker(lease_s=600, prices=PRICES)
     job_id = await crew.submit("tokens=150 gap-ms=10")
     await crew.begun(job_id, 3)
@@ -223,7 +223,7 @@ async def test_a_worker_that_was_only_asleep_sets_right_what_others_closed_as_lo
 
 
 def stop_ticking(hand: Hand) -> None:
-    """It says nothing more of its calls, until one ends."""
+    """It reports nothing about its calls until one ends."""
 
     async def do_nothing() -> None:
         pass
@@ -268,7 +268,7 @@ WITH_STAND_IN = {FIRST: RouteRule(fallback=(STAND_IN,))}
 
 
 def model_in(job: Job) -> str:
-    """Who answered."""
+    """The model that answered."""
     assert job.result is not None
     model: str = msgspec.json.decode(bytes(job.result))["message"]["model"]
     return model
@@ -300,9 +300,9 @@ async def test_what_no_stand_in_would_do_better_does_not_divert(crew: Crew, fail
 
 
 async def test_while_the_first_route_is_shut_jobs_go_straight_to_its_stand_in(crew: Crew) -> None:
-    """And when all are shut, they wait."""
+    """If all routes are shut, the jobs wait."""
     await crew.worker(routes=WITH_STAND_IN)
-    crew.runtime.jobs._routes = Routes(WITH_STAND_IN, ProviderName.ANTHROPIC)  # whoever submits knows them too
+    crew.runtime.jobs._routes = Routes(WITH_STAND_IN, ProviderName.ANTHROPIC)  # a submit knows the routes too
     await crew.ended(await crew.submit("fail=429x1,retry-after=60", model=FIRST))
     straight = await crew.ended(await crew.submit(model=FIRST))
     assert (straight.attempts, model_in(straight)) == (1, STAND_IN)
@@ -323,7 +323,7 @@ async def is_deferred(crew: Crew, job_id: str) -> bool:
 
 @on_each_provider
 async def test_a_jobs_cost_is_that_of_all_its_calls(crew: Crew) -> None:
-    """The attempts that failed included: their tokens were made."""
+    """Including failed attempts, whose tokens were paid for."""
     await crew.worker(prices={FIRST: OwnPrice(input=Decimal(3), output=Decimal(15))})
     priced = await crew.submit("fail=500x1 end=5x2 fin=19x3", model=FIRST, max_attempts=4)
     unpriced = await crew.submit(model=STAND_IN)

@@ -36,7 +36,7 @@ async def test_a_rate_limit_behind_content_is_not_waited_for(crew: Crew) -> None
 
 
 A_BEGINNING_AND_NO_MORE = "fin=0x2"
-"""Of a chat stream, whose blocks begin with their first token: ``message_start`` comes, and nothing else."""
+"""For a chat stream, whose blocks begin with their first token: only ``message_start`` is written."""
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,13 @@ TOLD = [
     "message_delta",
     "message_stop",
 ]
-"""An answer of one block, whole."""
+"""The events of a whole answer with one block."""
 QUICK = {"content_idle_timeout_s": 0.1, "first_token_timeout_s": 0.5, "pinged_idle_timeout_s": 0.5}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that is whole: a success, whatever its stop reason."""
+    """A whole answer, which is a success whatever its stop reason."""
 
     script: str = ""
     stop_reason: str = "end_turn"
@@ -56,10 +56,10 @@ ANSWERS = {
 
 
 OTHERWISE_IN_CHAT = {
-    "pause_turn": Answer("stop=pause_turn", "end_turn"),  # there is no such finish_reason
-    "unknown events": Answer("unknown-event=3"),  # they are chunks without a choice
+    "pause_turn": Answer("stop=pause_turn", "end_turn"),  # chat completions have no such finish_reason
+    "unknown events": Answer("unknown-event=3"),  # they become chunks without a choice
 }
-"""What the same script is there."""
+"""What the same script becomes in chat completions."""
 
 
 @on_each_provider
@@ -100,14 +100,14 @@ async def test_a_chat_answer_becomes_a_message(crew: Crew) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """What an upstream may do instead of answering, once."""
+    """A fault of one call."""
 
     script: str
     code: str
-    """The reason in `retry`, and of the failure when it happens on every attempt."""
+    """The reason in `retry`, and the job's error if it happens on every attempt."""
     status: int | None = None
     shows_something: bool = True
-    """Whether followers saw an event of the upstream before it failed."""
+    """Whether followers saw an event of the upstream before the fault."""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -143,12 +143,12 @@ FAULTS = {
     "only pings after three": Fault("pings=3,every-ms=10", "upstream_error", settings=QUICK),
 }
 
-ONCE = {name: fault for name, fault in FAULTS.items() if fault.script != "text=surrogate"}  # a text has no `x1`
+ONCE = {name: fault for name, fault in FAULTS.items() if fault.script != "text=surrogate"}  # `text=` takes no `x1`
 
 
 @pairs(ONCE)
-async def test_a_fault_that_passes_is_told_and_tried_again(crew: Crew, fault_name: str) -> None:
-    """`reset` follows `retry` only if followers had seen something: then what they hold is no part of the answer."""
+async def test_a_passing_fault_is_reported_and_retried(crew: Crew, fault_name: str) -> None:
+    """`reset` follows `retry` only if followers had seen content, which is then not part of the answer."""
     fault = FAULTS[fault_name]
     await crew.worker(**fault.settings)
     value, _, options = fault.script.partition(",")
@@ -203,7 +203,7 @@ REFUSALS = {
 
 
 REFUSALS_OF_OPENAI = {
-    "fail=429,type=insufficient_quota": ("upstream_rejected", 429),  # no waiting helps
+    "fail=429,type=insufficient_quota": ("upstream_rejected", 429),  # waiting does not help
     "fail=400,code=context_length_exceeded": ("upstream_rejected", 400),
     "fail=401,code=invalid_api_key": ("upstream_auth", 401),  # its type is invalid_request_error
     "error=3,type=insufficient_quota": ("upstream_rejected", None),
@@ -262,7 +262,7 @@ async def test_the_jobs_own_time_runs_over_all_attempts(crew: Crew) -> None:
 
 @on_each_provider
 async def test_a_silent_upstream_is_left_at_the_idle_limit_and_not_before(crew: Crew) -> None:
-    """Tokens 60 ms apart for ten times as long as the limit between two of them."""
+    """The tokens come 60 ms apart, for ten times as long as the idle limit."""
     await crew.worker(content_idle_timeout_s=0.2, first_token_timeout_s=0.2)
     job_id = await crew.submit("tokens=30 gap-ms=60")
     assert (await crew.ended(job_id)).state == "succeeded"
@@ -282,7 +282,7 @@ async def test_no_timer_throws_a_whole_answer_away(crew: Crew, script: str) -> N
 @on_each_provider
 @pytest.mark.parametrize("script", ["pings=0,every-ms=50", "pings=3,every-ms=50"])
 async def test_an_upstream_that_pings_lives(crew: Crew, script: str) -> None:
-    """Five times as long as silence may be, and longer if the job had the time: it thinks, or writes a tool's long input."""
+    """It may ping for five times the idle limit and longer: it thinks, or writes a tool's long input."""
     await crew.worker(content_idle_timeout_s=0.2, first_token_timeout_s=0.2)
     job_id = await crew.submit(script, timeout_s=1, max_attempts=10)
     job = await crew.ended(job_id)
@@ -293,7 +293,7 @@ async def test_an_upstream_that_pings_lives(crew: Crew, script: str) -> None:
 @on_each_provider
 @pytest.mark.parametrize("timer", ["first_token_timeout_s", "content_idle_timeout_s"])
 async def test_a_limit_of_the_jobs_own_holds_whatever_pings_come(crew: Crew, timer: str) -> None:
-    """And its impatience speaks against nobody."""
+    """Such a failure does not count against the upstream."""
     hand = await crew.worker()
     place = 0 if timer == "first_token_timeout_s" else 3
     own: dict[str, Any] = {timer: 1}

@@ -21,19 +21,19 @@ STREAMS = 20
 
 @pytest.fixture
 def redis_url(own_redis: EmbeddedRedis) -> str:
-    """A server that can be killed."""
+    """A server that the test may kill."""
     return own_redis.url
 
 
 @asynccontextmanager
 async def away(server: EmbeddedRedis, for_s: float) -> AsyncIterator[None]:
-    """SIGKILL, the body, and the same files again no sooner than ``for_s`` later."""
+    """Kills Redis, runs the block, and restarts Redis on the same files at least ``for_s`` after the kill."""
     loop = asyncio.get_running_loop()
     server.kill()
     back_s = loop.time() + for_s
     try:
         yield
-        await asyncio.sleep(max(0, back_s - loop.time()))  # an outage has a length; nothing is waited for
+        await asyncio.sleep(max(0, back_s - loop.time()))  # the length of the outage
     finally:
         await asyncio.to_thread(server.restart)
 
@@ -54,7 +54,7 @@ async def assert_run_once(crew: Crew, job_ids: list[str], *hands: Hand) -> None:
 async def test_streams_go_on_where_they_were(
     crew: Crew, own_redis: EmbeddedRedis, for_s: float, lease_s: float
 ) -> None:
-    """Two workers, so that each could take the other's for dead; the tokens of the outage wait in them."""
+    """There are two workers, which might take each other for dead; they hold the tokens of the outage."""
     hands = [await crew.worker(lease_s=lease_s) for _ in range(2)]
     job_ids = [await crew.submit("tokens=60 gap-ms=20") for _ in range(STREAMS)]
     for job_id in job_ids:
@@ -64,8 +64,8 @@ async def test_streams_go_on_where_they_were(
     await assert_run_once(crew, job_ids, *hands)
 
 
-async def test_answers_that_became_whole_meanwhile_are_kept(crew: Crew, own_redis: EmbeddedRedis) -> None:
-    """The upstream is not asked again for what it has said, however long Redis is away."""
+async def test_answers_that_were_completed_meanwhile_are_kept(crew: Crew, own_redis: EmbeddedRedis) -> None:
+    """The upstream is not called again, however long Redis is away."""
     hand = await crew.worker(lease_s=LEASE_S)
     job_ids = [await crew.submit("tokens=100 gap-ms=10") for _ in range(STREAMS)]
     for job_id in job_ids:
@@ -88,12 +88,12 @@ async def test_jobs_start_again_when_it_is_back(crew: Crew, own_redis: EmbeddedR
 
 
 async def test_a_silent_upstream_is_noticed_without_redis(crew: Crew, own_redis: EmbeddedRedis) -> None:
-    """Retries, deferrals and failures that fall into an outage are told behind it. No call is made without its row in the
+    """Retries, deferrals and failures during an outage are written after it. No call is made without its row in the
     ledger, so a retry waits for Redis too.
     """
     hand = await crew.worker(content_idle_timeout_s=0.2)
     stalling = await crew.submit("stall=3x1 gap-ms=10")
-    deferring = await crew.submit("fail=429x1,retry-after=2.2 slow-head=300", model="sim-t6-g1-f2")  # has its own gate
+    deferring = await crew.submit("fail=429x1,retry-after=2.2 slow-head=300", model="sim-t6-g1-f2")  # a model with its own gate
     failing = await crew.submit("fail=400 slow-head=300")
     await crew.begun(stalling)
     await wait_until(lambda: len(hand.running) == 3, "three runs")
@@ -108,7 +108,7 @@ async def test_a_silent_upstream_is_noticed_without_redis(crew: Crew, own_redis:
 
 
 async def test_a_worker_takes_no_more_from_its_upstream_than_it_may_hold(crew: Crew, own_redis: EmbeddedRedis) -> None:
-    """1 MiB of a job waits for Redis, the rest in the socket; Redis's silence is not taken for the upstream's."""
+    """1 MiB of a job waits for Redis, the rest in the socket; Redis's silence does not count as the upstream's."""
     await crew.worker(content_idle_timeout_s=1.0)
     job_id = await crew.submit("tokens=60 gap-ms=5 big-line=10,bytes=8000000")
     await crew.begun(job_id)
@@ -133,7 +133,7 @@ async def test_a_drain_waits_for_redis_as_long_as_it_may(crew: Crew, own_redis: 
 async def test_a_drain_without_redis_ends(
     crew: Crew, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What could not be handed back is taken over when its lease has run out."""
+    """Other workers take over the jobs when their leases end."""
     monkeypatch.setattr("worker.arq_worker._HAND_BACK_S", 0.2)
     hand = await crew.worker(lease_s=LEASE_S, timeout_s=0.3)
     job_id = await crew.submit("tokens=100 gap-ms=10")
@@ -149,7 +149,7 @@ async def test_a_drain_without_redis_ends(
 
 
 async def test_jobs_that_stream_into_a_full_redis_finish(crew: Crew, own_redis: EmbeddedRedis) -> None:
-    """New ones are refused meanwhile; when there is room again, they are not."""
+    """New jobs are refused until there is room again."""
     hands = [await crew.worker(lease_s=LEASE_S) for _ in range(2)]
     job_ids = [await crew.submit("tokens=120 gap-ms=15") for _ in range(STREAMS)]
     for job_id in job_ids:
@@ -165,7 +165,7 @@ async def test_jobs_that_stream_into_a_full_redis_finish(crew: Crew, own_redis: 
 
 
 async def test_a_cut_of_every_connection_loses_nothing(crew: Crew, own_redis: EmbeddedRedis) -> None:
-    """Replies are lost with them: what was sent is sent again, and is there once."""
+    """Replies are lost with the connections: commands are sent again, and take effect once."""
     hands = [await crew.worker(lease_s=LEASE_S) for _ in range(2)]
     job_ids = [await crew.submit("tokens=80 gap-ms=15") for _ in range(STREAMS)]
     with redis.Redis.from_url(own_redis.url) as server:
@@ -179,7 +179,7 @@ async def test_a_cut_of_every_connection_loses_nothing(crew: Crew, own_redis: Em
 
 @pytest.mark.parametrize("turns", range(6))
 async def test_a_call_in_the_turn_in_which_the_connection_breaks_waits_for_the_next_one(crew: Crew, turns: int) -> None:
-    """uvloop's transports refuse to be used once they are closed; the reader hears of it a turn later."""
+    """A closed uvloop transport refuses writes at once, but its reader notices only in the next turn."""
     await wait_until(lambda: crew.runtime._commands.is_connected, "a connection")
     transport = crew.runtime._commands._connection._writer.transport  # type: ignore[union-attr]
     transport.abort()
@@ -193,7 +193,7 @@ async def test_a_call_in_the_turn_in_which_the_connection_breaks_waits_for_the_n
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_a_channel_asked_for_in_the_turn_in_which_the_connection_breaks_stands_on_the_next_one(
+async def test_a_channel_subscribed_in_the_turn_in_which_the_connection_breaks_is_on_the_next_one(
     crew: Crew, turns: int
 ) -> None:
     async with crew.runtime.subscriber(on_message=lambda *_: None, on_confirmed=lambda _: None) as subscriber:
@@ -207,10 +207,10 @@ async def test_a_channel_asked_for_in_the_turn_in_which_the_connection_breaks_st
         await wait_until(lambda: subscriber.stands("meanwhile") and subscriber.stands("before"), "both channels")
 
 
-async def test_a_bug_in_reading_replies_is_told_and_costs_one_connection(crew: Crew) -> None:
-    """Not the process: whoever waited is told, and the next call has the next connection."""
+async def test_a_bug_in_reading_replies_is_logged_and_costs_one_connection(crew: Crew) -> None:
+    """It does not end the process: waiting calls fail, and the next call gets a new connection."""
     await wait_until(crew.runtime.ping, "a connection")
-    commands = crew.runtime._urgent  # whose pings they are
+    commands = crew.runtime._urgent  # the connection that sends the pings
     real_answer = commands._answer
 
     def answer_wrongly(*_: object) -> None:

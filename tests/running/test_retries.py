@@ -11,7 +11,7 @@ from tests.support.store import make_due
 from tests.support.wait import wait_until
 
 OTHER = "sim-t6-g1-f2"
-"""A model whose route has its own gate."""
+"""A model with its own route and gate."""
 
 
 async def is_deferred(crew: Crew, job_id: str) -> bool:
@@ -23,7 +23,7 @@ async def until_deferred(crew: Crew, job_id: str) -> None:
 
 
 async def come_due(crew: Crew, job_id: str) -> None:
-    """Its time has come, and a worker hears of it."""
+    """Makes the job due, and wakes a worker."""
     await crew.open_gates()
     await make_due(crew.runtime, job_id)
     await crew.runtime._commands.call("PUBLISH", redis_keys.plain("wake"), b"")
@@ -35,7 +35,7 @@ async def test_a_long_retry_after_defers_the_job_and_frees_the_slot(crew: Crew) 
     job_id = await crew.submit("fail=429x1,retry-after=30")
     await until_deferred(crew, job_id)
     assert await crew.state(job_id) is JobState.QUEUED
-    other = await crew.submit(model=OTHER)  # this one's upstream asked that nobody call
+    other = await crew.submit(model=OTHER)  # its upstream has asked for a pause
     assert (await crew.ended(other)).state is JobState.SUCCEEDED, "the slot is free meanwhile"
     assert len(crew.calls(job_id)) == 1
     due_ms = float(await crew.runtime._commands.call("ZSCORE", redis_keys.plain("deferred"), job_id))
@@ -70,7 +70,7 @@ async def test_what_followers_saw_before_the_wait_is_reset_after_it(crew: Crew) 
 
 
 async def test_the_log_says_why_each_attempt_failed(crew: Crew) -> None:
-    """By code, status and what broke; never in the upstream's words, which may quote the prompt."""
+    """It has the code, the status and the kind of failure, but not the upstream's words, which may quote the prompt."""
     hand = await crew.worker(upstream_retry_base_s=0.01)
     job_id = await crew.submit("end=3x1 fail=529x2 fail=400x3")
     assert (await crew.ended(job_id)).state is JobState.FAILED
@@ -96,7 +96,7 @@ async def test_the_log_says_why_each_attempt_failed(crew: Crew) -> None:
 @on_each_provider
 @pytest.mark.parametrize("retry_after", ["date+30", "30.0", "61", "86400", "9" * 30])
 async def test_a_retry_after_of_any_form_defers(crew: Crew, retry_after: str) -> None:
-    """What is longer than the cap counts as the cap."""
+    """A time above the cap counts as the cap."""
     await crew.worker(retry_after_cap_s=60)
     job_id = await crew.submit(f"fail=529x1,retry-after={retry_after}")
     await until_deferred(crew, job_id)
@@ -108,7 +108,7 @@ async def test_a_retry_after_of_any_form_defers(crew: Crew, retry_after: str) ->
 
 @on_each_provider
 @pytest.mark.parametrize("retry_after", ["soon", "-1", "inf", "nan", "0"])
-async def test_a_retry_after_that_says_nothing_does_not(crew: Crew, retry_after: str) -> None:
+async def test_an_invalid_retry_after_does_not_defer(crew: Crew, retry_after: str) -> None:
     await crew.worker()
     job_id = await crew.submit(f"fail=529x1,retry-after={retry_after}")
     assert (await crew.ended(job_id)).attempts == 2
@@ -116,7 +116,7 @@ async def test_a_retry_after_that_says_nothing_does_not(crew: Crew, retry_after:
 
 @on_each_provider
 async def test_every_failure_counts_once_whether_waited_for_in_the_slot_or_deferred(crew: Crew) -> None:
-    """Two short waits, a long one, a short one, and the last attempt: five calls for five attempts."""
+    """Two short waits, a long one, a short one and the last attempt make five calls for five attempts."""
     await crew.worker()
     job_id = await crew.submit("ok=1x0 fail=500x2 fail=429x3,retry-after=30 fail=500x4 fail=500x5", max_attempts=5)
     await until_deferred(crew, job_id)

@@ -22,7 +22,7 @@ MODEL = "sim-t6-g5-f1"
 
 
 def documented_rights() -> list[str]:
-    """As an operator copies them."""
+    """The rights that an operator copies from the document."""
     found = re.search(r"^ACL SETUSER tokenspool on >\S+ (.+)$", OPERATIONS.read_text(encoding="utf-8"), re.MULTILINE)
     assert found is not None
     return found[1].split()
@@ -30,7 +30,7 @@ def documented_rights() -> list[str]:
 
 @asynccontextmanager
 async def run_as(server: EmbeddedRedis, rights: list[str]) -> AsyncIterator[Served]:
-    """An API and a worker whose user has these rights and no others."""
+    """An API and a worker whose Redis user has only these rights."""
     with asking(server) as client:
         client.execute_command("ACL", "SETUSER", "tokenspool", "reset", "on", ">made-up", *rights)
         client.execute_command("ACL", "LOG", "RESET")
@@ -49,7 +49,7 @@ async def health_of(served: Served) -> Any:
 
 
 async def test_the_documented_rights_are_enough(own_server: EmbeddedRedis) -> None:
-    """Everything that callers, operators and the loops of both processes do; Redis's own log of refusals stays empty."""
+    """For everything that callers, operators and both processes' loops do; Redis's ACL LOG stays empty."""
     async with run_as(own_server, documented_rights()) as served:
 
         async def call(method: str, path: str, body: Any = None, **headers: str) -> Any:
@@ -87,7 +87,7 @@ async def test_the_documented_rights_are_enough(own_server: EmbeddedRedis) -> No
         await served.api.runtime.api_keys.tenants()
         await served.api.runtime.tenants.set("acme", {"running_jobs": 3})
         await served.api.runtime.jobs.sweep(0)
-        await asyncio.sleep(2.1)  # each loop has come round
+        await asyncio.sleep(2.1)  # each loop has run once
         report = await health_of(served)
         assert (report["status"], report["redis"], report["redis_problems"]) == ("ok", "ok", [])
     with asking(own_server) as client:
@@ -95,7 +95,7 @@ async def test_the_documented_rights_are_enough(own_server: EmbeddedRedis) -> No
 
 
 async def test_missing_channel_rights_are_named(own_server: EmbeddedRedis) -> None:
-    """In the log and in ``/health``: submits are taken and nothing moves."""
+    """In the log and in ``/health``: otherwise submits would be accepted but no job would run."""
     with structlog.testing.capture_logs() as lines:
         async with run_as(
             own_server, ["~ts:*", "resetchannels", "+@all", "-@admin", "-@dangerous", "+info", "+client|setname"]
@@ -114,13 +114,13 @@ async def test_missing_channel_rights_are_named(own_server: EmbeddedRedis) -> No
     assert len(found) <= 4, "once a process, not with each try"
 
 
-async def test_a_refused_info_is_said_once(own_server: EmbeddedRedis) -> None:
-    """Jobs run all the same, but the guard of the memory is blind."""
+async def test_a_refused_info_is_logged_once(own_server: EmbeddedRedis) -> None:
+    """Jobs still run, but the memory check does not work."""
     with structlog.testing.capture_logs() as lines:
         async with run_as(
             own_server, ["~ts:*", "resetchannels", "&ts:*", "+@all", "-@admin", "-@dangerous", "+client|setname"]
         ) as served:
-            await asyncio.sleep(2.5)  # looks go on
+            await asyncio.sleep(2.5)  # the checks go on
             report = await health_of(served)
             assert (report["status"], report["redis"]) == ("ok", "ok")
             assert [problem["code"] for problem in report["redis_problems"]] == ["info_refused"]
@@ -128,7 +128,7 @@ async def test_a_refused_info_is_said_once(own_server: EmbeddedRedis) -> None:
 
 
 async def test_an_api_that_cannot_log_in_says_so(own_server: EmbeddedRedis) -> None:
-    """In its log and in ``/health``, and not to those who submit."""
+    """It says so in its log and in ``/health``, but not to callers who submit."""
     url = own_server.url.replace("redis://", "redis://:unmistakable@")
     with asking(own_server) as client:
         client.config_set("requirepass", "another")

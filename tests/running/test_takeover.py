@@ -40,7 +40,7 @@ async def test_a_worker_that_died_before_it_began_made_no_attempt(crew: Crew) ->
 
 
 async def test_hundreds_of_jobs_of_a_dead_worker_come_back_together(crew: Crew) -> None:
-    """REAP takes 100 at once: it must not wait for its next second between them."""
+    """REAP takes 100 at a time; the worker must not wait for its next tick between portions."""
     crew.jobs += await submit_many(crew.runtime, 450)
     await claim(crew.runtime, 450, worker="one that dies")
     hand = await crew.worker()
@@ -54,8 +54,8 @@ async def test_hundreds_of_jobs_of_a_dead_worker_come_back_together(crew: Crew) 
     await wait_until(are_back, "the jobs to be back", timeout_s=3)
 
 
-async def test_a_zombie_that_was_silent_until_its_answer_was_whole_cannot_end_the_job(crew: Crew) -> None:
-    """Its first word after the takeover is FINISH."""
+async def test_a_zombie_that_was_silent_until_its_answer_was_complete_cannot_end_the_job(crew: Crew) -> None:
+    """Its first command after the takeover is FINISH."""
     zombie = await crew.worker(lease_s=LEASE_S)
     may_finish = asyncio.Event()
     real_finish = zombie.runtime.queue.finish
@@ -96,7 +96,7 @@ async def test_a_worker_that_claims_a_job_it_still_runs_ends_the_old_run_first(c
 
 
 async def test_a_job_that_killed_its_workers_three_times_fails(crew: Crew) -> None:
-    """Each claim had confirmed its start; the job is not given to a fourth worker."""
+    """Each worker had confirmed its start; no fourth worker gets the job."""
     job_id = await crew.submit(model=STEADY, max_attempts=1)
     for takeovers in range(1, FATAL_TAKEOVERS + 1):
         hand = await crew.worker(lease_s=LEASE_S)
@@ -117,7 +117,7 @@ async def is_confirmed(crew: Crew, job_id: str) -> bool:
 
 
 async def test_two_suspects_never_run_on_one_worker_together(crew: Crew) -> None:
-    """If one of them kills it, the other is not blamed. Whoever is above suspicion is not held up."""
+    """If one of them kills the worker, the other is not blamed. Jobs without suspicion are not delayed."""
     suspects = [await crew.submit("tokens=30 gap-ms=10") for _ in range(3)]
     for job_id in suspects:
         await crew.runtime._commands.call("HSET", redis_keys.job(job_id), "takeovers", 2)
@@ -139,7 +139,7 @@ async def test_two_suspects_never_run_on_one_worker_together(crew: Crew) -> None
 
 @pytest.mark.parametrize("lease_s", [0.5, 8])
 async def test_leases_are_reaped_however_short_they_are(crew: Crew, lease_s: float) -> None:
-    """With nothing to renew only the reaping itself says that workers live."""
+    """Without leases to renew, only REAP itself shows that workers are alive."""
     hand = await crew.worker(lease_s=lease_s)
     hand.stop_claiming()
     job_id = await crew.submit()
@@ -153,7 +153,7 @@ async def test_leases_are_reaped_however_short_they_are(crew: Crew, lease_s: flo
 
 
 class Proxy:
-    """Between a worker and Redis; connections can be swallowed: they stay open, and nothing passes any more."""
+    """Stands between a worker and Redis. A swallowed connection stays open but passes nothing."""
 
     def __init__(self, url: str) -> None:
         self._target_port = urlsplit(url).port
@@ -173,7 +173,7 @@ class Proxy:
             await wait_until(lambda: not self._swallowed, "the proxy's connections to end")
 
     def swallow(self) -> None:
-        """What is open now is half open; new connections pass."""
+        """Swallows all open connections; new ones pass."""
         for event in self._swallowed:
             event.set()
 
@@ -200,8 +200,8 @@ class Proxy:
             pass
 
 
-async def test_a_worker_whose_connections_died_without_a_sign_keeps_its_leases(crew: Crew, redis_url: str) -> None:
-    """It asks again on another connection before they end, although the rest of the crew is there to take its jobs."""
+async def test_a_worker_whose_connections_died_silently_keeps_its_leases(crew: Crew, redis_url: str) -> None:
+    """It renews on a new connection before its leases end, although another worker could take its jobs."""
     proxy = await crew.stack.enter_async_context(Proxy(redis_url).running())
     hand = await crew.worker(lease_s=2, redis_url=proxy.url)
     job_ids = [await crew.submit("tokens=450 gap-ms=10") for _ in range(3)]

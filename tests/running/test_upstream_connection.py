@@ -37,27 +37,27 @@ AN_EVENT = {
     ProviderName.ANTHROPIC: b'event: ping\ndata: {"type":"ping"}\n\n',
     ProviderName.OPENAI: b'data: {"choices":[{"index":0,"delta":{}}]}\n\n',
 }
-"""Something that is told."""
+"""An event that the provider passes on."""
 PATH = {ProviderName.ANTHROPIC: "/v1/messages", ProviderName.OPENAI: "/v1/chat/completions"}
 MORE = {
     ProviderName.ANTHROPIC: b',"stream":true}',
     ProviderName.OPENAI: b',"stream":true,"stream_options":{"include_usage":true}}',
 }
-"""What the request is sent with."""
+"""The members that the provider adds to a request."""
 
 
 @dataclass
 class RawUpstream:
-    """Reads requests, and answers each with bytes of the test's choice."""
+    """Reads requests, and responds to each with the test's bytes."""
 
     answer: Answering
     url: str = ""
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
-    """The first of each request."""
+    """The first line of each request."""
     connections: int = 0
     closed: int = 0
-    """Connections that the client closed."""
+    """The number of connections that the client closed."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -101,7 +101,7 @@ async def an_upstream(answer: Answering) -> AsyncIterator[RawUpstream]:
 async def a_provider(
     upstream: RawUpstream, name: ProviderName, *, key: str | None = "made-up", unchecked_key: str = ""
 ) -> AsyncIterator[Provider]:
-    """``unchecked_key``: one that the settings would refuse."""
+    """``unchecked_key``: a key that the settings would refuse."""
     settings = load_settings(
         anthropic_base_url=upstream.url,
         anthropic_api_key=key,
@@ -118,7 +118,7 @@ async def a_provider(
 
 
 def whole(status: str, body: bytes, *headers: str) -> Answering:
-    """A response with its length."""
+    """A response with a Content-Length."""
 
     async def answer(writer: asyncio.StreamWriter) -> None:
         head = "\r\n".join([f"HTTP/1.1 {status}", f"content-length: {len(body)}", *headers])
@@ -129,7 +129,7 @@ def whole(status: str, body: bytes, *headers: str) -> Answering:
 
 
 def begun(status: str, *headers: str) -> Answering:
-    """A head, and then nothing for ever."""
+    """A head, and then nothing more."""
 
     async def answer(writer: asyncio.StreamWriter) -> None:
         head = "\r\n".join([f"HTTP/1.1 {status}", "transfer-encoding: chunked", *headers])
@@ -140,7 +140,7 @@ def begun(status: str, *headers: str) -> Answering:
 
 
 async def endless(writer: asyncio.StreamWriter) -> None:
-    """An error page without an end."""
+    """An endless error page."""
     writer.write(b"HTTP/1.1 529 Overloaded\r\ntransfer-encoding: chunked\r\n\r\n")
     while True:
         writer.write(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
@@ -155,7 +155,7 @@ async def failure_from(upstream: RawUpstream, name: ProviderName) -> Failure:
 
 
 async def ask(provider: Provider) -> list[UpstreamEvent]:
-    """Reads the answer to its end."""
+    """Makes a call; reads the answer to its end."""
     events: list[UpstreamEvent] = []
     async with provider.stream(A_REQUEST, model=FAST, connect_timeout_s=5) as stream:
         while more := await stream.read():
@@ -181,8 +181,8 @@ def test_any_request_goes_out_as_it_is_but_for_stream(request: dict[str, object]
 
 
 @on_each_provider
-async def test_the_request_is_made_once_and_asks_for_an_answer_that_can_be_read(provider: ProviderName) -> None:
-    """Our bytes are read as they come, so they must not be compressed on the way."""
+async def test_the_request_is_made_once_and_asks_for_an_uncompressed_answer(provider: ProviderName) -> None:
+    """Compression would delay tokens, which are read as they come."""
     async with an_upstream(whole("200 OK", AN_EVENT[provider])) as upstream, a_provider(upstream, provider) as asked:
         assert [event.name for event in await ask(asked)] in (["ping"], ["message_start"])
         ((headers, body),) = upstream.requests
@@ -212,7 +212,7 @@ async def test_leaving_in_the_middle_closes_the_connection(provider: ProviderNam
 @pytest.mark.parametrize("status", ["200 OK", "500 Internal Server Error"])
 @on_each_provider
 async def test_being_cancelled_in_the_middle_closes_the_connection(provider: ProviderName, status: str) -> None:
-    """Also in the middle of an error page, which the SDK reads."""
+    """Also in the middle of an error page, which the SDK itself reads."""
     async with an_upstream(begun(status)) as upstream, a_provider(upstream, provider) as asked:
         asking = asyncio.create_task(ask(asked))
         await wait_until(lambda: len(upstream.requests) == 1, "the request")
@@ -265,7 +265,7 @@ async def test_any_error_event_is_a_failure_worth_another_attempt(provider: Prov
 
 @on_each_provider
 async def test_a_redirect_is_not_followed(provider: ProviderName) -> None:
-    """The key would go with it."""
+    """The API key would be sent with it."""
     async with (
         an_upstream(whole("200 OK", AN_EVENT[provider])) as elsewhere,
         an_upstream(whole("307 Temporary Redirect", b"", f"location: {elsewhere.url}")) as upstream,
@@ -288,10 +288,10 @@ async def test_a_redirect_is_not_followed(provider: ProviderName) -> None:
     ],
 )
 @on_each_provider
-async def test_where_a_redirect_leads_is_told_without_its_secrets(
+async def test_the_error_names_the_target_of_a_redirect_without_its_secrets(
     provider: ProviderName, location: str, shown: str
 ) -> None:
-    """Whoever submits a job need not know the hosts behind it. It is final, whatever page comes with it."""
+    """A caller must not learn internal hosts. The failure is final, whatever page comes with the redirect."""
     page = b'{"error":{"type":"api_error","message":"secret"}}'
     async with an_upstream(whole("302 Found", page, f"location: {location}")) as upstream:
         failure = await failure_from(upstream, provider)
@@ -314,8 +314,8 @@ async def test_nobody_there_is_worth_another_attempt(provider: ProviderName) -> 
     assert (failure.error.code, failure.error.retryable) == ("upstream_error", True)
 
 
-async def test_a_server_without_keys_is_sent_none() -> None:
-    """vLLM, llama.cpp and Ollama ask for none; some gateways refuse one that they do not know."""
+async def test_without_a_configured_key_none_is_sent() -> None:
+    """vLLM, llama.cpp and Ollama need no key; some gateways refuse an unknown one."""
     name = ProviderName.OPENAI
     async with (
         an_upstream(whole("200 OK", AN_EVENT[name])) as upstream,
@@ -330,7 +330,7 @@ async def test_a_server_without_keys_is_sent_none() -> None:
 LIMITS = ("x-ratelimit-limit-requests: 60", "x-ratelimit-remaining-requests: 0", "x-ratelimit-reset-requests: 1m2s")
 
 
-async def test_openais_limits_are_heard_with_an_answer_and_with_a_refusal() -> None:
+async def test_openais_limits_are_read_from_an_answer_and_from_a_refusal() -> None:
     name = ProviderName.OPENAI
     async with (
         an_upstream(whole("200 OK", AN_EVENT[name], *LIMITS)) as upstream,
@@ -342,8 +342,8 @@ async def test_openais_limits_are_heard_with_an_answer_and_with_a_refusal() -> N
         assert (await failure_from(upstream, name)).allowance == Allowance(Limits(requests=60), 62 / 60)
 
 
-async def test_what_came_before_an_error_event_is_told_though_it_came_in_the_same_piece() -> None:
-    """It was paid for; and the error comes all the same."""
+async def test_events_before_an_error_event_are_passed_on_even_from_the_same_piece() -> None:
+    """They were paid for; the error follows them."""
     error = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"m"}}\n\n'
     pings = AN_EVENT[ProviderName.ANTHROPIC] * 2
     async with (
@@ -358,7 +358,7 @@ async def test_what_came_before_an_error_event_is_told_though_it_came_in_the_sam
             assert raised.value.failure.error.code == "upstream_overloaded"
 
 
-async def test_milliseconds_go_before_seconds() -> None:
+async def test_retry_after_ms_overrides_retry_after() -> None:
     headers = ("retry-after-ms: 1500", "retry-after: 2")
     async with an_upstream(whole("429 Too Many Requests", b"", *headers)) as upstream:
         assert (await failure_from(upstream, ProviderName.OPENAI)).retry_after_s == 1.5
@@ -384,7 +384,7 @@ HELLO = {
     b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
     b'data: {"choices":[],"usage":{"prompt_tokens":12,"completion_tokens":1}}\n\n',
 }
-"""An answer as it is streamed; of chat completions without ``[DONE]``."""
+"""An answer as a stream; for chat completions without ``[DONE]``."""
 HELLO_WHOLE = {
     ProviderName.ANTHROPIC: {
         "type": "message",
@@ -399,13 +399,13 @@ HELLO_WHOLE = {
         "usage": {"prompt_tokens": 12, "completion_tokens": 1},
     },
 }
-"""The same of a server that does not stream."""
+"""The same answer from a server that does not stream."""
 STREAMED: Final = "content-type: text/event-stream"
 AS_JSON: Final = "content-type: application/json; charset=utf-8"
 
 
 def pieces(*sent: bytes, head: str = STREAMED, every_s: float = 0.0, end: bytes = b"0\r\n\r\n") -> Answering:
-    """A chunked response. An ``end`` of nothing holds the connection open."""
+    """A chunked response. With an empty ``end`` the connection stays open."""
 
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(f"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n{head}\r\n\r\n".encode())
@@ -422,7 +422,7 @@ def pieces(*sent: bytes, head: str = STREAMED, every_s: float = 0.0, end: bytes 
 
 
 async def answer_of(answering: Answering, name: ProviderName) -> Completion:
-    """What one call adds up to; it is whole."""
+    """The completion of one call, which must be whole."""
     completion = Completion()
     async with an_upstream(answering) as upstream, a_provider(upstream, name) as provider:
         for event in await ask(provider):
@@ -436,7 +436,7 @@ async def answer_of(answering: Answering, name: ProviderName) -> Completion:
 
 
 async def message_from(answering: Answering, name: ProviderName) -> str:
-    """Of the failure."""
+    """The message of one call's failure."""
     async with an_upstream(answering) as upstream:
         return (await failure_from(upstream, name)).error.message
 
@@ -476,14 +476,14 @@ async def test_a_compressed_stream_is_read_while_it_comes(provider: ProviderName
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip", "deflate"])
 @on_each_provider
 async def test_what_cannot_be_decompressed_is_named(provider: ProviderName, encoding: str) -> None:
-    """brotli and zstd need packages that may not be there; the others are rubbish here."""
+    """brotli and zstd need packages that may be missing; the other bodies are garbage."""
     head = f"{STREAMED}\r\ncontent-encoding: {encoding}"
     assert "content-encoding" in await message_from(pieces(b"\x8b\x02\x80rubbish" * 9, head=head), provider)
 
 
 @on_each_provider
-async def test_a_bomb_is_bounded(provider: ProviderName) -> None:
-    """A gigabyte in a megabyte: it is given up at the bound of an event."""
+async def test_a_decompression_bomb_is_bounded(provider: ProviderName) -> None:
+    """A gigabyte in a megabyte: reading stops at the size limit of an event."""
     bomb = gzip.compress(b"data: " + b" " * (256 << 20), 1)
     head = f"{STREAMED}\r\ncontent-encoding: gzip"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -508,8 +508,8 @@ async def test_a_compressed_refusal_is_read(provider: ProviderName) -> None:
 @pytest.mark.parametrize("bite", [1, 1 << 20])
 @pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b" \n \n"])
 @on_each_provider
-async def test_an_answer_that_comes_whole_is_taken(provider: ProviderName, before: bytes, bite: int) -> None:
-    """Of a server that passes over ``stream``; some send spaces while they think."""
+async def test_an_answer_that_is_not_streamed_is_accepted(provider: ProviderName, before: bytes, bite: int) -> None:
+    """Some servers ignore ``stream``; some send spaces while they think."""
     body = before + msgspec.json.encode(HELLO_WHOLE[provider])
     cut = [body[at : at + bite] for at in range(0, len(body), bite)]
     await answer_of(pieces(*cut, head=AS_JSON), provider)
@@ -552,7 +552,7 @@ async def test_an_error_with_status_200_is_one(
     ],
 )
 @on_each_provider
-async def test_what_is_no_answer_is_named_and_speaks_against_nobody(
+async def test_a_response_that_is_no_answer_is_named_and_opens_no_circuit(
     provider: ProviderName, body: bytes, content_type: str, words: str
 ) -> None:
     async with an_upstream(whole("200 OK", body, f"content-type: {content_type}")) as upstream:
@@ -576,7 +576,7 @@ NO_END = {
 
 @on_each_provider
 async def test_a_connection_that_is_held_open_after_the_answer_is_its_end(provider: ProviderName) -> None:
-    """With comments all the while, too. One to two seconds are time enough for the usage."""
+    """Also if comments keep coming. One to two seconds are enough for the usage to arrive."""
     loop = asyncio.get_running_loop()
     for pings in (0, 100):
         started_s = loop.time()
@@ -633,10 +633,10 @@ async def test_bytes_that_make_no_event_are_a_sign_of_life(provider: ProviderNam
     ],
 )
 @on_each_provider
-async def test_a_refusal_is_told_in_its_own_words(
+async def test_a_refusal_keeps_the_upstreams_own_words(
     provider: ProviderName, body: bytes, content_type: str, words: str
 ) -> None:
-    """In whatever shape, without markup."""
+    """In any shape, without markup."""
     for padding in (b"", b" " * 200_000):
         async with an_upstream(whole("422 No", body + padding, f"content-type: {content_type}")) as upstream:
             error = (await failure_from(upstream, provider)).error
@@ -646,7 +646,7 @@ async def test_a_refusal_is_told_in_its_own_words(
 @pytest.mark.parametrize("key", ["with\nnewline", "with\r\nboth", "not UTF-8 \udcff"])
 @on_each_provider
 async def test_a_key_that_no_header_can_hold_is_a_failure_of_the_call(provider: ProviderName, key: str) -> None:
-    """Whatever an SDK, or what lies below it, raises: never a bug that ends the run."""
+    """Whatever the SDK or its HTTP client raises becomes a failure of the call, never a bug that ends the run."""
     async with an_upstream(begun("200 OK")) as upstream, a_provider(upstream, provider, unchecked_key=key) as asked:
         for call in (ask(asked), asked.models()):
             with pytest.raises(UpstreamError) as raised:

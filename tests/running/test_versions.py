@@ -17,7 +17,7 @@ _CALLERS = "2023-01-01"
     ("version", "sent"), [(_CALLERS, _CALLERS), ("", "2023-06-01"), ("a\r\nx-api-key: b", "2023-06-01")]
 )
 async def test_a_call_has_its_callers_version(version: str, sent: str) -> None:
-    """Answers and counts; without one, or with what no header can hold, the version that takes every member."""
+    """For answers and counts. Without one, or with an invalid one, the version that accepts every member is sent."""
     name = ProviderName.ANTHROPIC
     async with an_upstream(whole("200 OK", b'{"input_tokens":1}')) as upstream, a_provider(upstream, name) as asked:
         async with asked.stream(A_REQUEST, model=FAST, version=version, connect_timeout_s=5) as stream:
@@ -27,7 +27,7 @@ async def test_a_call_has_its_callers_version(version: str, sent: str) -> None:
 
 
 async def test_the_version_of_calls_without_one_is_a_setting() -> None:
-    """Also of those that ask for the models."""
+    """Also for requests of the models."""
     async with an_upstream(whole("200 OK", b'{"data":[],"input_tokens":1}')) as upstream:
         settings = load_settings(
             anthropic_base_url=upstream.url, anthropic_api_key="made-up", anthropic_version="2026-10-21"
@@ -48,7 +48,7 @@ def test_the_default_is_the_version_that_refuses_no_member() -> None:
 
 @pytest.mark.parametrize("kind", list(JobKind))
 async def test_a_job_takes_its_version_to_the_call(crew: Crew, kind: JobKind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it asks for."""
+    """For every kind of job."""
     sent: list[str] = []
     headers_of = AnthropicProvider._headers_of
 

@@ -28,7 +28,7 @@ async def receiver(nothing_is_left_behind: None) -> AsyncIterator[Receiver]:
 
 
 async def a_worker(crew: Crew, **settings: Any) -> Hand:
-    """One that may tell a receiver on this machine."""
+    """A worker that may call receivers on this machine."""
     quick: dict[str, Any] = {"webhook_allow_networks": REACHABLE, "webhook_retry_s": RETRY_S, "webhook_timeout_s": 0.5}
     return await crew.worker(**(quick | settings))
 
@@ -38,7 +38,7 @@ async def delivery_of(crew: Crew, subject: str) -> Delivery:
 
 
 async def delivered(crew: Crew, subject: str, state: DeliveryState = DeliveryState.DELIVERED) -> Delivery:
-    """Waits until its delivery is in that state."""
+    """Waits until the delivery of a job or batch is in that state."""
 
     async def has_ended() -> bool:
         record = await crew.runtime._commands.call("HGET", redis_keys.delivery(delivery_id_of(subject)), "state")
@@ -52,7 +52,7 @@ def hook(receiver: Receiver, *events: EventType, path: str = "/told", result: bo
     return a_webhook(receiver.url + path, *events, result=result)
 
 
-async def test_the_end_of_a_job_is_told_signed_with_the_tenants_secret(crew: Crew, receiver: Receiver) -> None:
+async def test_the_end_of_a_job_is_delivered_signed_with_the_tenants_secret(crew: Crew, receiver: Receiver) -> None:
     await a_worker(crew)
     job_id = await crew.submit(webhook=hook(receiver, result=True))
     job = await crew.ended(job_id)
@@ -71,7 +71,7 @@ async def test_the_end_of_a_job_is_told_signed_with_the_tenants_secret(crew: Cre
 
 
 async def test_the_schedule_is_as_documented_and_every_attempt_is_the_same(crew: Crew, receiver: Receiver) -> None:
-    """500 twice, silence, a redirect, then 204."""
+    """The receiver sends 500 twice, nothing, a redirect, and then 204."""
     async with receiving() as elsewhere:
         receiver.respond_with(response(500), response(500), None, response(307, location=elsewhere.url))
         await a_worker(crew)
@@ -95,7 +95,7 @@ async def test_the_schedule_is_as_documented_and_every_attempt_is_the_same(crew:
     assert all(pause_s >= retry_s - 0.01 for pause_s, retry_s in zip(pauses_s, RETRY_S, strict=True))
 
 
-async def test_behind_the_last_attempt_it_has_failed_and_can_be_told_again(crew: Crew, receiver: Receiver) -> None:
+async def test_after_the_last_attempt_a_delivery_has_failed_and_can_be_repeated(crew: Crew, receiver: Receiver) -> None:
     receiver.respond_with(*[response(500)] * (len(RETRY_S) + 1))
     await a_worker(crew)
     job_id = await crew.submit(webhook=hook(receiver))
@@ -118,7 +118,7 @@ async def test_410_disables_the_endpoint(crew: Crew, receiver: Receiver) -> None
     assert [one.subject for one in receiver.received] == [first, other]
 
 
-async def test_the_receivers_retry_after_is_heard(crew: Crew, receiver: Receiver) -> None:
+async def test_the_receivers_retry_after_is_obeyed(crew: Crew, receiver: Receiver) -> None:
     receiver.respond_with(response(503, retry_after="600"))
     await a_worker(crew)
     job_id = await crew.submit(webhook=hook(receiver))
@@ -167,8 +167,8 @@ async def test_a_worker_that_drains_ends_its_attempts(crew: Crew, receiver: Rece
     assert [attempt.reason for attempt in (await delivery_of(crew, job_id)).attempts] == [Reason.TIMEOUT]
 
 
-async def test_one_that_hangs_delays_nobody_else(crew: Crew, receiver: Receiver) -> None:
-    """Neither another tenant's deliveries nor the same tenant's to another receiver, while it hangs."""
+async def test_a_hanging_receiver_delays_no_other(crew: Crew, receiver: Receiver) -> None:
+    """While it hangs, deliveries of other tenants and of the same tenant to other receivers go on."""
     async with receiving() as hanging:
         hanging.respond_to = lambda _: None
         await a_worker(crew, webhook_timeout_s=30)
@@ -177,14 +177,14 @@ async def test_one_that_hangs_delays_nobody_else(crew: Crew, receiver: Receiver)
         await wait_until(lambda: len(hanging.received) == LANE_MOST, "a full lane")
         own = await crew.submit(webhook=hook(receiver))
         theirs = await crew.submit(webhook=hook(receiver), tenant="tenant-b")
-        await wait_until(lambda: {one.subject for one in receiver.received} == {own, theirs}, "the others to be told")
+        await wait_until(lambda: {one.subject for one in receiver.received} == {own, theirs}, "the other deliveries")
         assert len(hanging.received) == LANE_MOST
 
 
-async def test_what_finds_no_room_to_look_its_name_up_is_put_back(
+async def test_a_delivery_without_a_free_look_up_slot_is_put_back(
     crew: Crew, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And nothing is counted: the receiver had no chance."""
+    """No attempt is counted, since the receiver was not called."""
 
     async def no_room(*_: str) -> None:
         return None
@@ -199,13 +199,13 @@ async def test_what_finds_no_room_to_look_its_name_up_is_put_back(
     assert delivery.due_ms - delivery.created_ms >= 5000
 
 
-async def test_a_batch_is_told_once_and_its_items_too_if_asked(crew: Crew, receiver: Receiver) -> None:
+async def test_a_batch_is_delivered_once_and_its_items_too_if_asked(crew: Crew, receiver: Receiver) -> None:
     begun = await start_batch(crew.runtime, 3, webhook=hook(receiver), tenant=TENANT)
     await crew.runtime.batches.cancel(begun.id, TENANT)
     await crew.runtime.batches.advance_all(begun.id)
     await a_worker(crew)
     await delivered(crew, begun.id)
-    await wait_until(lambda: len(receiver.received) >= 4, "all to be told")
+    await wait_until(lambda: len(receiver.received) >= 4, "all deliveries")
     assert sorted(one.subject for one in receiver.received) == sorted([begun.id, *begun.job_ids])
 
 
