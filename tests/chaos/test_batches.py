@@ -44,7 +44,7 @@ async def _submit(url: str, body: bytes, **headers: str) -> Any:
 
 
 async def _look(deployment: Deployment, batch_id: str) -> Any:
-    """The batch, or None while nobody can say."""
+    """The batch, or None while no API can read it."""
     try:
         status, batch, _ = await ask(random.choice(deployment.urls), f"/v1/batches/{batch_id}")
     except (OSError, Cut):
@@ -83,7 +83,7 @@ async def _until_ended(deployment: Deployment, batch_id: str, total: int, looks:
 
 
 async def test_workers_and_redis_killed_again_and_again_during_a_batch(quick: Deployment, fact: Fact) -> None:
-    """2,000 items; a worker dies every second and a half, Redis every fourth time."""
+    """2,000 items; every second and a half a worker is killed, every fourth time Redis instead."""
     nonce, total = f"killed-batch-{random.randrange(1 << 32)}", 2_000
     batch = await _submit(quick.urls[0], _lines(nonce, total))
     looks: Counter[str] = Counter()
@@ -91,7 +91,7 @@ async def test_workers_and_redis_killed_again_and_again_during_a_batch(quick: De
     kills: Counter[str] = Counter()
     began_s = time.monotonic()
     while not watching.done() and kills["workers"] < 12:
-        await asyncio.sleep(1.5)  # the rhythm of the faults
+        await asyncio.sleep(1.5)  # between two faults
         victim = random.choice([worker for worker in quick.workers if worker.is_running])
         victim.kill()
         kills["workers"] += 1
@@ -127,8 +127,8 @@ async def test_workers_and_redis_killed_again_and_again_during_a_batch(quick: De
     )
 
 
-async def test_an_api_that_dies_while_a_batch_comes_in_leaves_nothing(empty: Deployment) -> None:
-    """Killed in the middle of a body: what it had stored is erased by another process."""
+async def test_an_api_that_dies_while_a_batch_arrives_leaves_nothing(empty: Deployment) -> None:
+    """It is killed in the middle of the body; another process erases what it had stored."""
     api, other = empty.begin_api(), empty.begin_api()
     await empty.api_up(api)
     await empty.api_up(other)
@@ -160,12 +160,12 @@ async def test_an_api_that_dies_while_a_batch_comes_in_leaves_nothing(empty: Dep
         await wait_until(is_clean, "nothing left of it", timeout_s=60)
 
 
-async def test_an_api_that_dies_behind_the_start_of_a_batch_loses_none_of_it(empty: Deployment) -> None:
-    """The body was whole, its items are not all begun: another process goes on."""
+async def test_an_api_that_dies_after_the_start_of_a_batch_loses_none_of_it(empty: Deployment) -> None:
+    """The body was complete, but not all items are queued: another process goes on."""
     async with empty.runtime() as runtime:
         api = empty.begin_api()
         await empty.api_up(api)
-        # As the process leaves it that dies right behind START: begun by hand, and advanced by nobody.
+        # The state that a process leaves which dies directly after START: started, but never advanced.
         batch_id, total = new_id("batch"), 1_000
         await runtime.batches.open(batch_id, "default")
         for start in range(1, total, 250):
@@ -195,7 +195,7 @@ async def test_an_api_that_dies_behind_the_start_of_a_batch_loses_none_of_it(emp
 
 
 async def test_attended_jobs_of_an_api_that_dies_are_cancelled(quick: Deployment) -> None:
-    """Its client is gone with it: nobody will read the answer."""
+    """Their clients lost their connections, so nobody will read the answers."""
     doomed = quick.begin_api()
     await quick.api_up(doomed)
     nonce = f"attended-{random.randrange(1 << 32)}"
@@ -225,8 +225,8 @@ async def test_attended_jobs_of_an_api_that_dies_are_cancelled(quick: Deployment
     await wait_until(is_closed, "the end of its upstream call", timeout_s=5)
 
 
-async def test_fifty_running_items_are_told_whole_on_one_connection(quick: Deployment, fact: Fact) -> None:
-    """Two followers in each format, one of which breaks off and comes back; a worker dies in the middle."""
+async def test_fifty_running_items_are_complete_on_one_connection(quick: Deployment, fact: Fact) -> None:
+    """Two followers in each format, one of which disconnects and reconnects; a worker dies in the middle."""
     nonce, total = f"told-batch-{random.randrange(1 << 32)}", 50
     batch = await _submit(quick.urls[0], _lines(nonce, total, model="sim-t150-g30-f20"))
 

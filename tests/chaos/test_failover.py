@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
 async def test_jobs_go_on_at_the_new_primary_and_nothing_is_restarted(
     empty: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """Jobs stream, wait and arrive; the demoted Redis answers reads and refuses writes on the connections that it keeps."""
+    """Jobs stream, wait and arrive. The demoted Redis keeps its connections, serves reads and refuses writes."""
     own = empty.redis
     async with a_pair() as pair:
         empty.settings["TOKENSPOOL_REDIS_URL"] = pair.url

@@ -48,21 +48,21 @@ async def _two_hundred_cut_followers(
 async def test_two_hundred_followers_cut_at_random_places_each_see_the_log(
     quick: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """Each comes back at the other API in turn."""
+    """Each reconnects to the two APIs in turn."""
     await _two_hundred_cut_followers(quick, history_of, fact, jobs=10, words="tokens=80 gap-ms=20")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_thousands_of_cuts_lose_no_event(quick: Deployment, history_of: HistoryOf, fact: Fact) -> None:
-    """Longer answers, some of them through failed attempts."""
+    """Longer answers, some of them after failed attempts."""
     await _two_hundred_cut_followers(quick, history_of, fact, jobs=20, words="tokens=1000 gap-ms=20")
 
 
 async def test_followers_of_a_killed_api_go_on_at_the_other(
     quick: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """SIGKILL in the middle of everything: they come back by their last event id, and miss nothing."""
+    """SIGKILL in mid-stream: they reconnect with their last event id and miss nothing."""
     history = history_of(quick)
     jobs = await history.submit_many(20, "tokens=150 gap-ms=20")
     victim, other = quick.apis
@@ -88,10 +88,10 @@ async def test_followers_of_a_killed_api_go_on_at_the_other(
     assert max(delays) < 9
 
 
-async def test_an_api_killed_while_it_takes_jobs_in_makes_each_of_them_once(
+async def test_an_api_killed_during_submits_makes_each_job_once(
     quick: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """Its callers heard nothing: each submits again at the other API, with its key, until it hears."""
+    """Its callers got no response: each repeats its submit at the other API, with its key, until it gets one."""
     history = history_of(quick)
     victim, other = quick.apis
 

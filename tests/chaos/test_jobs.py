@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
 async def test_a_cancel_closes_the_upstreams_socket_within_a_second(
     quick: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """While it streams, while it stalls, before its first token, while it waits for a retry; no event comes later."""
+    """While the answer streams or stalls, before its first token, or before a retry; no event follows the cancel."""
     history = history_of(quick)
     kinds = ["tokens=2000 gap-ms=20", "stall=3", "first-ms=20000", "slow-head=30000", "fail=529,retry-after=2x1"]
     jobs = [job for words in kinds for job in await history.submit_many(6, words, allowed_calls=3)]
@@ -53,15 +53,15 @@ async def test_a_cancel_closes_the_upstreams_socket_within_a_second(
     assert max(delays) < 1
 
 
-async def test_a_cancel_is_heard_without_pubsub(quick: Deployment, history_of: HistoryOf, fact: Fact) -> None:
-    """The message is lost, and the upstream is silent, so that no refused write tells: the worker's next renewal does."""
+async def test_a_cancel_works_without_pubsub(quick: Deployment, history_of: HistoryOf, fact: Fact) -> None:
+    """The message is lost, and a silent upstream causes no write that could be refused: the next renewal finds out."""
     history = history_of(quick)
     jobs = await history.submit_many(4, "stall=3")
     tasks = [history.follow(job) for job in jobs]
     await wait_until(lambda: all(one.text for one in history.followers), "text", timeout_s=20)
     async with quick.runtime() as runtime:
         cut_count = len(await pubsub_connections(runtime))
-        # In one write: the workers' connections are gone when the cancel is published.
+        # In one write, so that the workers' connections are gone when the cancel is published.
         cut = [every_pubsub_connection_cut(runtime), *[runtime.jobs.cancel(job.id, job.tenant) for job in jobs]]
         assert await asyncio.gather(*cut) == [cut_count, True, True, True, True]
         told_s = time.monotonic()
@@ -81,7 +81,7 @@ async def test_a_cancel_is_heard_without_pubsub(quick: Deployment, history_of: H
 async def test_the_same_key_fifty_times_at_once_makes_one_job(
     quick: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """Over two APIs; and the key with another body is 422, also while the first is still on its way."""
+    """Over two APIs. The key with another body gets 422, even while the first submit is in progress."""
     history = history_of(quick)
     loud = 0
     for number in range(5):
@@ -114,7 +114,7 @@ async def test_the_same_key_fifty_times_at_once_makes_one_job(
 
 
 async def _fill(runtime: Runtime, tenant: str, count: int, **spec: object) -> list[str]:
-    """Waiting jobs, by the store: thousands of them in a second."""
+    """Queues jobs directly in the store, thousands a second."""
     request = f'{{"model":"{MODEL}","max_tokens":9,"messages":[{{"role":"user","content":"tokens=5 gap-ms=20"}}]}}'
     found = []
     for start in range(0, count, 500):
@@ -128,7 +128,7 @@ async def _fill(runtime: Runtime, tenant: str, count: int, **spec: object) -> li
 
 
 async def _starts_ms(runtime: Runtime, tenant: str) -> list[int]:
-    """When each of a tenant's jobs started, of those that did."""
+    """The start times of a tenant's started jobs."""
     found: list[int] = []
     after = None
     while True:
@@ -140,7 +140,7 @@ async def _starts_ms(runtime: Runtime, tenant: str) -> list[int]:
 
 @asynccontextmanager
 async def _one_worker(deployment: Deployment, slots: int) -> AsyncIterator[tuple[Runtime, Process]]:
-    """A worker with few slots, and no other; an empty Redis before and after."""
+    """One worker with few slots; Redis is emptied before and after."""
     with deployment.no_worker_up():
         worker = deployment.begin_worker("--concurrency", str(slots))
         deployment.workers.remove(worker)
@@ -157,7 +157,7 @@ async def _one_worker(deployment: Deployment, slots: int) -> AsyncIterator[tuple
 async def test_a_tenant_with_two_thousand_jobs_delays_another_by_a_few_slots(
     quick: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """Also after 500 of them were put back by a worker, or came due all at once."""
+    """Also after a worker put 500 of them back, or 500 became due at once."""
     slots = 8
     async with _one_worker(quick, slots) as (runtime, worker):
         for story in ("waiting", "put back", "come due"):
@@ -200,7 +200,7 @@ async def test_a_tenant_with_two_thousand_jobs_delays_another_by_a_few_slots(
 
 @pytest.mark.slow
 async def test_the_bands_share_the_slots_as_promised(quick: Deployment, fact: Fact) -> None:
-    """`high` passes `normal`, and one claim in eight starts lower: nobody starves."""
+    """`high` overtakes `normal`, and every eighth claim begins with a lower band, so that no band starves."""
     async with _one_worker(quick, 4) as (runtime, worker):
         worker.signal(signal.SIGSTOP)
         for band in Priority:
@@ -219,7 +219,7 @@ async def test_the_bands_share_the_slots_as_promised(quick: Deployment, fact: Fa
 
 
 async def test_a_job_that_nobody_takes_expires_on_time(quick: Deployment, history_of: HistoryOf, fact: Fact) -> None:
-    """No worker is up: the APIs end it, and its followers are told."""
+    """No worker runs: an API ends the job, and its followers see the end."""
     history = history_of(quick)
     with quick.no_worker_up():
         job = await history.submit("tokens=5", expires_in_s=5)

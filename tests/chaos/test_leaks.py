@@ -54,11 +54,11 @@ _ANSWERS = [
 
 
 _TALKATIVE = {"PYTHONASYNCIODEBUG": "1", "PYTHONDEVMODE": "1"}
-"""Python's own words: slow callbacks, tasks whose errors nobody asked for, sockets that nobody closed, stacks at a crash."""
+"""Makes Python itself log: slow callbacks, unretrieved task errors, unclosed sockets, stacks at a crash."""
 
 
 async def test_no_canary_is_in_any_log(empty: Deployment, history_of: HistoryOf, fact: Fact) -> None:
-    """Every way that the upstream can fail, bodies that nobody should send, cancels, an outage, and a full Redis."""
+    """Every failure of the upstream, hostile bodies, cancels, an outage, and a full Redis."""
     api = empty.begin_api(port=None, **_TALKATIVE)
     settings = {"TOKENSPOOL_CONTENT_IDLE_TIMEOUT_S": "1", "TOKENSPOOL_UPSTREAM_RETRY_BASE_S": "0.01", **_TALKATIVE}
     worker = empty.begin_worker(**settings)
@@ -66,7 +66,7 @@ async def test_no_canary_is_in_any_log(empty: Deployment, history_of: HistoryOf,
     await empty.worker_up(worker)
     history = history_of(empty)
     for number, words in enumerate(_ANSWERS):
-        model = f"sim-t40-g20-f{30 + number}"  # a route of its own: no fault's circuit holds up another's jobs
+        model = f"sim-t40-g20-f{30 + number}"  # its own route, so that no fault's circuit delays other jobs
         job = await history.submit(words, allowed_calls=4, max_attempts=2, model=model)
         assert job is not None
         history.follow(job, form="messages")
@@ -112,7 +112,7 @@ async def test_no_canary_is_in_any_log(empty: Deployment, history_of: HistoryOf,
     await empty.worker_up(crashing)
     crashing.signal(signal.SIGABRT)
     assert await crashing.ended(20) == -signal.SIGABRT
-    assert "Fatal Python error: Aborted" in crashing.log  # as faulthandler tells it: places, and no values
+    assert "Fatal Python error: Aborted" in crashing.log  # faulthandler prints places, not values
     assert empty.say_what_leaked() == []
     worker.signal(signal.SIGTERM)
     api.signal(signal.SIGTERM)
@@ -130,7 +130,7 @@ async def test_no_canary_is_in_any_log(empty: Deployment, history_of: HistoryOf,
 
 
 async def test_no_key_of_ours_is_in_any_log(empty: Deployment) -> None:
-    """Made, used, guessed at, rotated and revoked, over HTTP and by the command, where keys are asked for."""
+    """Keys are made, used, guessed, rotated and revoked, over HTTP and by the command, with authentication on."""
     api = empty.begin_api(port=None, TOKENSPOOL_AUTH="keys", **_TALKATIVE)
     await empty.api_up(api)
     async with empty.runtime() as runtime:
@@ -164,7 +164,7 @@ async def test_no_key_of_ours_is_in_any_log(empty: Deployment) -> None:
     empty.key = made.text
     try:
         assert empty.say_what_leaked() == []
-        async with empty.runtime() as runtime:  # nor is it kept: only its hash is
+        async with empty.runtime() as runtime:  # Redis stores only its hash
             for name, value in (await contents(runtime._commands)).items():
                 assert not any(canary.encode() in value for canary in canaries), name
         api.signal(signal.SIGTERM)
@@ -175,7 +175,7 @@ async def test_no_key_of_ours_is_in_any_log(empty: Deployment) -> None:
 
 
 async def test_the_search_finds_what_is_planted(quick: Deployment, tmp_path: Path) -> None:
-    """In each place where it looks: a search that finds nothing proves nothing by itself."""
+    """In each place that it searches: a search without hits proves nothing by itself."""
     log = quick.directory / "planted.log"
     program = "import sys, time; print('up', flush=True); time.sleep(60)"
     port = free_port()

@@ -19,7 +19,7 @@ _WINDOW_S = 6.0
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_neighbour_is_served(name: str, fact: Fact) -> None:
-    """Every read and every job of the bystander, and whoever asks whether the process lives. How fast is the bench's matter."""
+    """Every read and job of the bystander succeeds, and so does every health check. The bench measures how fast."""
     with system() as (port, evil, bystander):
         attacker = subprocess.Popen([sys.executable, "-m", "bench.attacks", name, str(port), evil])
         try:

@@ -33,7 +33,7 @@ async def _nothing_was_run_twice(deployment: Deployment, jobs: list[Submitted]) 
 
 
 async def _submit_until_taken(history: History, words: str, key: str) -> tuple[Submitted, float]:
-    """As a client does that was refused, or heard nothing: again, with the same key. Also: the longest that one try took."""
+    """Repeats a refused or lost submit with the same key, as a client does. Also returns the longest try's time."""
     longest_s = 0.0
     while True:
         began_s = time.monotonic()
@@ -52,7 +52,7 @@ def _nobody_ended(deployment: Deployment) -> None:
 async def test_redis_killed_and_back_after_three_seconds_loses_nothing(
     real: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """Jobs stream, wait and arrive while it is away: submits are refused with Retry-After, and repeated with their key."""
+    """Jobs stream, wait and arrive meanwhile; submits are refused with Retry-After, and repeated with their keys."""
     history = history_of(real)
     streaming = await history.submit_many(20, "tokens=200 gap-ms=20")
     tasks = [history.follow(job, form=("text", "messages")[number % 2]) for number, job in enumerate(streaming)]
@@ -101,7 +101,7 @@ async def _away_for_longer_than_a_lease(
     await _all_have_text(history)
     if hangs:
         deployment.redis.child.signal(signal.SIGSTOP)
-        await asyncio.sleep(seconds)  # the fault itself
+        await asyncio.sleep(seconds)  # the length of the fault
         deployment.redis.child.signal(signal.SIGCONT)
     else:
         await away(deployment.redis, seconds)
@@ -125,21 +125,21 @@ async def _away_for_longer_than_a_lease(
 async def test_redis_away_for_longer_than_a_lease_runs_nothing_twice(
     real: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """Twelve seconds, leases of eight: an outage is not a mass death."""
+    """Twelve seconds with leases of eight: after an outage, workers do not count as dead."""
     await _away_for_longer_than_a_lease(real, history_of(real), fact, hangs=False, seconds=12, tokens=700)
 
 
 async def test_redis_that_hangs_for_longer_than_a_lease_runs_nothing_twice(
     quick: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """Connections stay open and nothing answers; what was sent meanwhile is done when it wakes, late and all at once."""
+    """Connections stay open but get no reply; when Redis wakes it runs all commands sent meanwhile at once."""
     await _away_for_longer_than_a_lease(quick, history_of(quick), fact, hangs=True, seconds=3, tokens=250)
 
 
 async def test_no_event_is_lost_while_every_subscription_is_cut_each_second(
     quick: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """Those of the APIs and those of the workers, while twenty jobs stream: none lost, doubled or out of order."""
+    """Subscriptions of APIs and workers, while twenty jobs stream: no event is lost, doubled or out of order."""
     history = history_of(quick)
     jobs = await history.submit_many(20, "tokens=200 gap-ms=20")
     tasks = [history.follow(job, form=("text", "messages")[number % 2]) for number, job in enumerate(jobs)]
@@ -148,7 +148,7 @@ async def test_no_event_is_lost_while_every_subscription_is_cut_each_second(
     async with quick.runtime() as runtime:
         while not all(task.done() for task in tasks):
             cut += await every_pubsub_connection_cut(runtime)
-            await asyncio.wait(tasks, timeout=1)  # the fault itself: once a second
+            await asyncio.wait(tasks, timeout=1)  # one fault a second
     await asyncio.gather(*tasks)
     ended = await history.check()
     await _nothing_was_run_twice(quick, jobs)
@@ -168,7 +168,7 @@ def _longest_gap_s(follower: Follower) -> float:
 async def test_every_connection_to_redis_cut_again_and_again_loses_nothing(
     real: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """Replies are lost behind commands that were done: claims, appends, ends and submits are all safe to ask again."""
+    """Replies to executed commands are lost: claims, appends, ends and submits can all be repeated safely."""
     history = history_of(real)
     jobs = await history.submit_many(20, "tokens=150 gap-ms=20")
     tasks = [history.follow(job, form=("text", "messages")[number % 2]) for number, job in enumerate(jobs)]
@@ -188,7 +188,7 @@ async def test_every_connection_to_redis_cut_again_and_again_loses_nothing(
         while not all(task.done() for task in tasks):
             for kind in ("normal", "pubsub"):
                 cut += await runtime._commands.call("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
-            await asyncio.wait(tasks, timeout=0.25)  # the fault itself: four times a second
+            await asyncio.wait(tasks, timeout=0.25)  # four faults a second
     stop.set()
     await asyncio.gather(*submitting)
     ended = await history.check(timeout_s=60)
@@ -202,13 +202,13 @@ async def test_every_connection_to_redis_cut_again_and_again_loses_nothing(
 
 
 _NOTICED_S = 1.5
-"""An API looks at Redis's memory once a second; until then a submit may find the last free kilobytes."""
+"""An API checks Redis's memory once a second; until then a submit may use the last free kilobytes."""
 
 
 async def test_a_full_redis_lets_jobs_end_and_refuses_new_ones(
     quick: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """At maxmemory while jobs stream: they finish, submits get 503 with Retry-After, and it heals by itself."""
+    """Redis reaches maxmemory while jobs stream: they finish, submits get 503 with Retry-After, and all recovers."""
     history = history_of(quick)
     jobs = await history.submit_many(20, "tokens=150 gap-ms=20")
     tasks = [history.follow(job) for job in jobs]
@@ -254,7 +254,7 @@ async def _accepts(deployment: Deployment, history: History) -> bool:
 async def test_processes_that_start_before_redis_wait_for_it(
     empty: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """They come up, say what is missing, and work as soon as it is there."""
+    """They start, log what is missing, and work as soon as Redis is there."""
     empty.redis.stop()
     api, worker = empty.begin_api(), empty.begin_worker()
     await empty.api_up(api)
@@ -288,7 +288,7 @@ async def test_processes_that_start_before_redis_wait_for_it(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_redis_killed_again_and_again_loses_nothing(real: Deployment, history_of: HistoryOf, fact: Fact) -> None:
-    """Ten times, away for up to three seconds, with work coming in all the time."""
+    """Ten outages of up to three seconds, while jobs keep arriving."""
     history = history_of(real)
     stop = asyncio.Event()
 

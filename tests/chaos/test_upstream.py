@@ -25,7 +25,7 @@ OVERLOADED = "sim-t5-g5-f10"
 
 
 async def say(simulator_url: str, words: str) -> None:
-    """What stands in front of every prompt from now on."""
+    """Sets the words that the simulator puts before every prompt."""
     async with httpx2.AsyncClient() as client:
         (await client.put(f"{simulator_url}/_simulator/words", content=words.encode())).raise_for_status()
 
@@ -45,7 +45,7 @@ def calls_within(calls: Sequence[Call], begin_s: float, end_s: float) -> int:
 
 
 def most_in_a_minute(calls: Sequence[Call]) -> int:
-    """Over all sliding minutes, by when the upstream saw them."""
+    """The most calls in any sliding minute, by the upstream's times."""
     starts = sorted(call.started_s for call in calls)
     first = most = 0
     for last, start in enumerate(starts):
@@ -59,8 +59,8 @@ def most_in_a_minute(calls: Sequence[Call]) -> int:
 async def test_a_minute_of_overload_costs_a_few_calls_and_no_job(
     simulator_url: str, history_of: HistoryOf, fact: Fact, retry_after_s: int
 ) -> None:
-    """529 to everything for 60 s, 300 jobs waiting: at most 1.1 calls a job in that minute, none inside a Retry-After, and
-    all succeed within 15 s of its end.
+    """The upstream sends 529 for 60 s while 300 jobs wait: at most 1.1 calls a job in that minute, none during a
+    Retry-After, and all jobs succeed within 15 s of its end.
     """
     async with deployed(simulator_url, workers=2, TOKENSPOOL_MODEL=OVERLOADED) as deployment:
         history = history_of(deployment)
@@ -83,7 +83,7 @@ async def test_a_minute_of_overload_costs_a_few_calls_and_no_job(
         assert len(during) <= 1.1 * len(jobs)
         assert took_s <= 15
         if retry_after_s:
-            # A gate shuts when a 529 is here; the calls that were on their way then are the first wave.
+            # A gate shuts when a 529 arrives; calls already in progress then are the first wave.
             refused = sorted(call.ended_s or call.started_s for call in during)
             inside = [
                 call
@@ -97,7 +97,7 @@ async def test_a_minute_of_overload_costs_a_few_calls_and_no_job(
 async def test_sixty_requests_a_minute_are_used_and_never_more(
     simulator_url: str, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """4 workers, 200 jobs: in no sliding minute more than 60 calls, and at least 95 % of what may be called is."""
+    """4 workers, 200 jobs: no sliding minute has more than 60 calls, and at least 95 % of the quota is used."""
     routes = json.dumps({LIMITED: {"requests_per_minute": 60}})
     async with deployed(
         simulator_url, workers=4, TOKENSPOOL_MODEL=LIMITED, TOKENSPOOL_ROUTES=routes, TOKENSPOOL_CONCURRENCY="50"
@@ -107,7 +107,7 @@ async def test_sixty_requests_a_minute_are_used_and_never_more(
         ended = await history.all_ended(timeout_s=300)
         calls = [call for call in await deployment.calls() if call.nonce.startswith(history.name)]
         starts = sorted(call.started_s for call in calls)
-        # The first 180 are three whole minutes' worth: how long until the 181st may be called?
+        # The first 180 calls fill three whole minutes, so the 181st shows how long they took.
         used = 180 / ((starts[180] - starts[0]) / 60 * 60)
         fact(
             f"most in a sliding minute {most_in_a_minute(calls)}; {used:.1%} used until the 181st call; {len(calls)} calls"
@@ -123,8 +123,8 @@ async def test_sixty_requests_a_minute_are_used_and_never_more(
         fact(f"jobs that were claimed more than once: {sum(count > 1 for count in starts_told)} of {len(starts_told)}")
 
 
-async def test_an_open_circuit_holds_up_no_other_model(simulator_url: str, history_of: HistoryOf, fact: Fact) -> None:
-    """Behind 400 jobs of a model whose upstream is down, jobs of another start at once; the slots are theirs."""
+async def test_an_open_circuit_delays_no_other_model(simulator_url: str, history_of: HistoryOf, fact: Fact) -> None:
+    """Jobs of another model start at once after 400 jobs of a model whose upstream is down, and get the slots."""
     async with deployed(simulator_url, workers=1, TOKENSPOOL_CONCURRENCY="20") as deployment:
         url = deployment.urls[0]
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
 
 
 async def _runner_of(deployment: Deployment, runtime: Runtime, job: Submitted) -> Process | None:
-    """The worker that holds the job's lease; its name ends with its pid."""
+    """The worker that holds the job's lease, by the pid at the end of its name."""
     name = await runtime._commands.call("HGET", redis_keys.job(job.id), "worker")
     if name is None:
         return None
@@ -56,7 +56,7 @@ def _second_start_s(follower: Follower) -> float:
 async def test_a_killed_workers_jobs_run_elsewhere_within_twelve_seconds(
     real: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """The lease as it is shipped, the timeout at 600 s: followers see `reset`, then the whole answer."""
+    """With the default lease and a timeout of 600 s: followers see `reset`, then the whole answer."""
     await real.make_whole(apis=1, workers=2)
     history = history_of(real)
     jobs = await history.submit_many(30, "tokens=120 gap-ms=20", allowed_calls=2, timeout_s=600)
@@ -89,7 +89,7 @@ async def test_a_killed_workers_jobs_run_elsewhere_within_twelve_seconds(
 async def test_a_worker_that_slept_past_its_lease_writes_nothing_more(
     quick: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """SIGSTOP, takeover, SIGCONT: one terminal event, one result, and the zombie hears that it lost its claim."""
+    """SIGSTOP, takeover, SIGCONT: one terminal event, one result, and the zombie finds that it lost its claim."""
     history = history_of(quick)
     jobs = await history.submit_many(10, "tokens=200 gap-ms=20", allowed_calls=2)
     tasks = [history.follow(job) for job in jobs]
@@ -127,8 +127,8 @@ async def test_a_worker_that_slept_past_its_lease_writes_nothing_more(
     )
 
 
-async def test_a_worker_told_to_stop_ends_its_jobs_first(quick: Deployment, history_of: HistoryOf, fact: Fact) -> None:
-    """Another one is up and takes what comes meanwhile: each job is run once, calls of the LLM = jobs."""
+async def test_a_worker_finishes_its_jobs_after_sigterm(quick: Deployment, history_of: HistoryOf, fact: Fact) -> None:
+    """Another worker takes the jobs that arrive meanwhile; each job runs once, with one call of the LLM."""
     history = history_of(quick)
     jobs = await history.submit_many(40, "tokens=100 gap-ms=20")
     for job in jobs[::4]:
@@ -137,7 +137,7 @@ async def test_a_worker_told_to_stop_ends_its_jobs_first(quick: Deployment, hist
     leaving = quick.workers[0]
     told_s = time.monotonic()
     leaving.signal(signal.SIGTERM)
-    for _ in range(10):  # while it drains
+    for _ in range(10):  # while the first worker drains
         jobs += await history.submit_many(4, "tokens=20 gap-ms=5")
         await asyncio.sleep(0.02)
     assert await leaving.ended(30) == 0
@@ -151,10 +151,10 @@ async def test_a_worker_told_to_stop_ends_its_jobs_first(quick: Deployment, hist
         assert {await _starts(runtime, job) for job in jobs} == {1}
 
 
-async def test_a_worker_told_to_stop_loses_no_claim_that_is_on_its_way(
+async def test_a_worker_loses_no_pending_claim_after_sigterm(
     quick: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """SIGTERM in the middle of a rush of short jobs: none waits for a lease to expire."""
+    """SIGTERM during many short jobs: no job waits for a lease to expire."""
     history = history_of(quick)
     words = "tokens=2 gap-ms=1 first-ms=1"
     leaving = quick.workers[0]
@@ -174,7 +174,7 @@ async def test_a_worker_told_to_stop_loses_no_claim_that_is_on_its_way(
 async def test_a_second_sigterm_hands_the_jobs_back_at_once(
     quick: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """They go on elsewhere, their try not counted, and `reset` says why."""
+    """They run on another worker, the attempt is not counted, and `reset` has the reason."""
     history = history_of(quick)
     jobs = await history.submit_many(10, "tokens=150 gap-ms=20", allowed_calls=2)
     tasks = [history.follow(job) for job in jobs]
@@ -206,7 +206,7 @@ async def test_a_second_sigterm_hands_the_jobs_back_at_once(
 
 
 async def _kill_again_and_again(deployment: Deployment, history: History, *, kills: int, jobs: int) -> None:
-    """Each kill hits a worker that has jobs, new and old."""
+    """Each kill hits a worker that runs jobs, new and old ones."""
     for _ in range(kills):
         submitted = await history.submit_many(jobs // kills, "tokens=60 gap-ms=20", allowed_calls=4)
         for job in submitted[::4]:
@@ -231,7 +231,7 @@ def _assert_lost_only_by_poison(ended: dict[str, dict[str, object]]) -> int:
 async def test_killing_workers_again_and_again_loses_no_job(
     quick: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """A hundred jobs, and a kill -9 for each worker that comes up."""
+    """A hundred jobs, and SIGKILL for each new worker."""
     history = history_of(quick)
     await _kill_again_and_again(quick, history, kills=3, jobs=99)
     ended = await history.check(timeout_s=60)
@@ -245,7 +245,7 @@ async def test_killing_workers_again_and_again_loses_no_job(
 async def test_killing_workers_for_a_long_time_loses_no_job(
     quick: Deployment, history_of: HistoryOf, fact: Fact
 ) -> None:
-    """Rounds of a hundred jobs, five kills each."""
+    """Rounds of a hundred jobs with five kills each."""
     lost, jobs = 0, 0
     for number in range(8):
         history = history_of(quick)

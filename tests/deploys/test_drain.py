@@ -51,19 +51,19 @@ WHOLE: dict[str, str] = {
     "complete, streamed": "data: [DONE]",
     "?wait=": '"status":"succeeded"',
 }
-"""What stands in the response of each only if it is whole."""
+"""By request, a text that only a complete response contains."""
 
 
 @pytest.fixture
 def deployment(tmp_path: Path) -> Iterator[Deployment]:
-    """Redis alone at first."""
+    """A Redis; the test starts the APIs."""
     with a_deployment(_NO_UPSTREAM) as deployment:
         yield deployment
 
 
 @asynccontextmanager
 async def _sent(api: Api, name: str) -> AsyncIterator[asyncio.Task[tuple[int, str]]]:
-    """The request on its way; gives its status and body."""
+    """Sends a request; the task returns its status and body."""
     path, headers, body = WAITING[name]
     calling = asyncio.create_task(_read(api.url, path, "POST", headers, body), name=name)
     try:
@@ -79,7 +79,7 @@ async def _read(url: str, path: str, method: str, headers: dict[str, str], body:
 
 
 async def _authors(runtime: Runtime, count: int) -> list[Author]:
-    """Whoever works on the next so many jobs."""
+    """Claims the next ``count`` jobs."""
     authors: list[Author] = []
 
     async def are_there() -> bool:
@@ -91,14 +91,14 @@ async def _authors(runtime: Runtime, count: int) -> list[Author]:
 
 
 async def _begin(author: Author) -> None:
-    """The first words."""
+    """Writes the first words of the answer."""
     if author.claim.spec.kind is not JobKind.COUNT_TOKENS:
         await author.write(*wired([message_start(input_tokens=1), block_start(0, {"type": "text", "text": ""})]))
         await author.write(a_text_delta("Hello, "))
 
 
 async def _end(author: Author) -> None:
-    """And the rest."""
+    """Writes the rest of the answer, and ends the job."""
     if author.claim.spec.kind is JobKind.COUNT_TOKENS:
         await author.runtime.queue.finish(
             author.claim, Ending(Step.SUCCEED, encoded({"input_tokens": 3})), seq=author.seq
@@ -117,13 +117,13 @@ async def _is_drained(api: Api) -> bool:
 async def _refuses(api: Api) -> bool:
     try:
         await ask(api.url, "/health/live")
-    except (OSError, Cut):  # the second: it was about to close
+    except (OSError, Cut):  # Cut: the API was about to close the connection
         return True
     return False
 
 
-async def test_what_waits_for_a_job_goes_on_and_followers_are_told_to_come_back(deployment: Deployment) -> None:
-    """On every surface, streamed or whole, begun or not; also when nobody may connect any more."""
+async def test_requests_that_wait_for_a_job_go_on_and_followers_must_reconnect(deployment: Deployment) -> None:
+    """On every surface, streamed or whole, begun or not; also after new connections are refused."""
     api = deployment.begin_api(TOKENSPOOL_SHUTDOWN_NOTICE_S="1.5")
     await deployment.api_up(api)
     async with deployment.runtime() as runtime:
@@ -175,10 +175,10 @@ async def _is_attended(runtime: Runtime, author: Author) -> bool:
 
 @pytest.mark.parametrize("how", ["grace", "second signal"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_at_the_end_of_the_grace_or_at_a_second_signal_all_are_told_to_come_again(
+async def test_after_the_grace_or_a_second_signal_every_client_must_reconnect(
     deployment: Deployment, how: str, number: signal.Signals
 ) -> None:
-    """None is cut: each hears why, and jobs for which only they waited end."""
+    """No connection is just cut: each client gets the reason, and jobs for which only they waited end."""
     api = deployment.begin_api(TOKENSPOOL_SHUTDOWN_GRACE_S="1" if how == "grace" else "30")
     await deployment.api_up(api)
     async with deployment.runtime() as runtime:
@@ -211,7 +211,7 @@ async def test_at_the_end_of_the_grace_or_at_a_second_signal_all_are_told_to_com
 
 
 async def test_an_idle_process_ends_at_once_unless_somebody_asks_for_its_readiness(deployment: Deployment) -> None:
-    """A load balancer must have the time to see that it is not ready."""
+    """A load balancer needs time to notice that it is not ready."""
     alone, balanced = deployment.begin_api(), deployment.begin_api(TOKENSPOOL_SHUTDOWN_NOTICE_S="2")
     for api in deployment.apis:
         await deployment.api_up(api)
@@ -226,7 +226,7 @@ async def test_an_idle_process_ends_at_once_unless_somebody_asks_for_its_readine
 
 
 async def test_a_connection_that_is_kept_alive_ends_with_the_next_response(deployment: Deployment) -> None:
-    """And not under a request that is on its way."""
+    """The API does not close it while a request is on its way."""
     api = deployment.begin_api(TOKENSPOOL_SHUTDOWN_NOTICE_S="5")
     await deployment.api_up(api)
     parts = api.url.removeprefix("http://").split(":")
@@ -251,7 +251,7 @@ async def test_a_connection_that_is_kept_alive_ends_with_the_next_response(deplo
 
 
 async def test_large_bodies_are_parsed_while_it_drains(deployment: Deployment) -> None:
-    """By a process of its own, to which a process manager may send the signal as well."""
+    """A separate process parses them, and a process manager may send the signal to that one as well."""
     api = deployment.begin_api()
     await deployment.api_up(api)
     large = {"prompt": "x" * (1 << 20)}
@@ -272,8 +272,8 @@ async def test_large_bodies_are_parsed_while_it_drains(deployment: Deployment) -
         assert not any(helper.is_running() for helper in helpers)
 
 
-async def test_under_uvicorns_own_command_what_waits_goes_on_too(deployment: Deployment) -> None:
-    """Its listeners are closed at the signal, which only its own server could mend."""
+async def test_under_uvicorns_own_command_waiting_requests_go_on_too(deployment: Deployment) -> None:
+    """That command closes its listeners at the signal, which we cannot change."""
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "--factory", "api.app:create_app", "--port", str(port)]
     api = deployment.begin_api_by(command, f"http://127.0.0.1:{port}")
@@ -293,13 +293,16 @@ async def test_under_uvicorns_own_command_what_waits_goes_on_too(deployment: Dep
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_the_processes_of_one_port_drain_alike(deployment: Deployment, number: signal.Signals) -> None:
-    """The supervisor passes the signal on once and waits; systemd sends its own to each process as well."""
+    """The supervisor forwards the signal once and waits; systemd also sends it to each process itself."""
     parent = deployment.begin_api("--processes", "2")
     await deployment.api_up(parent)
     async with deployment.runtime() as runtime, _sent(parent, "messages, whole") as calling:
         (author,) = await _authors(runtime, 1)
         children = [child.pid for child in psutil.Process(parent.pid).children()]
-        for pid in [parent.pid, *(children if number == signal.SIGTERM else [])]:  # a Ctrl-C reaches the parent alone
+        for pid in [
+            parent.pid,
+            *(children if number == signal.SIGTERM else []),
+        ]:  # a Ctrl-C reaches only the parent here
             os.kill(pid, number)
         await asyncio.sleep(1.5)
         assert not calling.done()
@@ -312,7 +315,7 @@ async def test_the_processes_of_one_port_drain_alike(deployment: Deployment, num
 
 
 async def test_a_second_signal_to_the_supervisor_ends_its_processes(deployment: Deployment) -> None:
-    """In order: who waits is told."""
+    """It ends them in order: waiting clients get the reason."""
     parent = deployment.begin_api("--processes", "2")
     await deployment.api_up(parent)
     async with deployment.runtime() as runtime, _sent(parent, "messages, whole") as calling:
@@ -327,8 +330,8 @@ async def test_a_second_signal_to_the_supervisor_ends_its_processes(deployment: 
         assert "killing it" not in parent.log
 
 
-async def test_followers_come_back_elsewhere_and_miss_nothing(deployment: Deployment) -> None:
-    """While what waits beside them goes on."""
+async def test_followers_reconnect_to_another_api_and_miss_nothing(deployment: Deployment) -> None:
+    """Meanwhile requests that wait for a job go on."""
     leaving, staying = deployment.begin_api(), deployment.begin_api()
     for api in deployment.apis:
         await deployment.api_up(api)

@@ -16,13 +16,13 @@ from tests.support.wait import wait_until
 
 @pytest.fixture
 def deployment(tmp_path: Path) -> Iterator[Deployment]:
-    """As it is shipped."""
+    """A deployment with the default settings."""
     with a_simulator(tmp_path) as url, a_deployment(url) as deployment:
         yield deployment
 
 
 async def _replace_apis(deployment: Deployment, balancer: Balancer) -> None:
-    """One by one: the new one is ready before the old one is told to stop, and gone before the next has its turn."""
+    """Replaces them one by one: a new API is ready before its old one gets SIGTERM, which ends before the next turn."""
     for old in list(deployment.apis):
         new = deployment.begin_api()
         await deployment.api_up(new)
@@ -47,7 +47,7 @@ async def _roll(deployment: Deployment, load: SdkLoad, balancer: Balancer, *, st
     await wait_until(lambda: all(balancer.is_ready(url) for url in deployment.urls), "the balancer", timeout_s=10)
     load.base_url = balancer.url
     async with load.running(streams=streams, plain=plain):
-        await asyncio.sleep(1)  # all are in the middle of an answer
+        await asyncio.sleep(1)  # so that all are in the middle of an answer
         await _replace_apis(deployment, balancer)
         await _replace_workers(deployment)
 
@@ -61,8 +61,8 @@ def _told(load: SdkLoad, twice: list[str]) -> str:
 
 @pytest.mark.slow
 async def test_an_api_and_a_worker_are_replaced_and_no_answer_breaks(deployment: Deployment, fact: Fact) -> None:
-    """The small form of the next one."""
-    deployment.settings["TOKENSPOOL_SHUTDOWN_NOTICE_S"] = "1"  # the balancer asks more often than most do
+    """A smaller form of the next test."""
+    deployment.settings["TOKENSPOOL_SHUTDOWN_NOTICE_S"] = "1"  # enough for this balancer, which polls often
     await deployment.make_whole(apis=1, workers=1)
     load = SdkLoad("", "small-roll", "gap-ms=25", tokens=40)
     async with a_balancer() as balancer:
@@ -75,7 +75,7 @@ async def test_an_api_and_a_worker_are_replaced_and_no_answer_breaks(deployment:
 @pytest.mark.chaos
 @pytest.mark.timeout(240)
 async def test_two_apis_and_two_workers_are_replaced_and_no_answer_breaks(deployment: Deployment, fact: Fact) -> None:
-    """Answers of 3 s to ten streams and five plain calls at once: all are whole, and each was bought once."""
+    """Ten streams and five plain calls at a time, with answers of 3 s: all are complete, and each cost one call."""
     await deployment.make_whole(apis=2, workers=2)
     load = SdkLoad("", "roll", "gap-ms=50", tokens=60)
     async with a_balancer() as balancer:

@@ -24,7 +24,7 @@ _NO_LIMITS = {
 
 @pytest.fixture
 async def admin(served: Served, http: httpx2.AsyncClient) -> httpx2.AsyncClient:
-    """A client whose key may do everything."""
+    """A client whose key has all scopes."""
     made = await make_key(served.api.runtime)
     http.headers.update(bearer(made.text))
     return http
@@ -39,7 +39,7 @@ async def _created(client: httpx2.AsyncClient, **body: Any) -> Any:
 
 
 async def test_a_key_is_shown_once(admin: httpx2.AsyncClient) -> None:
-    """In the answer that makes it; what is read later is the rest."""
+    """Only the response that creates a key has its text."""
     made = await _created(admin, name="Grüße", limits={"usd_per_day": 0.25, "queued_jobs": 3})
     text = made.pop("key")
     assert text.startswith(f"ts_live_{made['id'].removeprefix('key_')}_")
@@ -56,7 +56,7 @@ async def test_a_key_is_shown_once(admin: httpx2.AsyncClient) -> None:
 
 
 async def test_a_key_says_which_key_made_it(served: Served, http: httpx2.AsyncClient) -> None:
-    """So that an operator finds all that a stolen one made. The command line is none."""
+    """So an operator finds all keys that a stolen key made. For keys made by the command line there is none."""
     runtime = served.api.runtime
     by_operator = await make_key(runtime)
     http.headers.update(bearer(by_operator.text))
@@ -68,7 +68,7 @@ async def test_a_key_says_which_key_made_it(served: Served, http: httpx2.AsyncCl
 
 
 async def test_a_key_revokes_none_that_may_do_more(served: Served, admin: httpx2.AsyncClient) -> None:
-    """Else a key that only manages keys could lock the whole tenant out."""
+    """Otherwise a key that only manages keys could lock out the whole tenant."""
     keeper = await make_key(served.api.runtime, scopes=frozenset({Scope.ADMIN}))
     made, equal = await _created(admin), await make_key(served.api.runtime, scopes=frozenset({Scope.ADMIN}))
     headers = bearer(keeper.text)
@@ -78,7 +78,7 @@ async def test_a_key_revokes_none_that_may_do_more(served: Served, admin: httpx2
 
 
 async def test_a_rotation_shows_the_new_secret_once(admin: httpx2.AsyncClient) -> None:
-    """Both are taken until the grace is over; without one the older is refused, once it is forgotten."""
+    """Both secrets are valid until the grace is over; without a grace the old one is refused once caches expire."""
     made = await _created(admin)
     rotated = (await admin.post(f"/v1/keys/{made['id']}/rotate")).json()
     assert rotated["id"] == made["id"]
@@ -98,7 +98,7 @@ async def test_a_rotation_shows_the_new_secret_once(admin: httpx2.AsyncClient) -
 
 
 async def test_a_secret_that_is_being_replaced_manages_nothing(served: Served, admin: httpx2.AsyncClient) -> None:
-    """Who has it must not make himself a key without an end, nor take over the new secret. It submits and reads as before."""
+    """Its holder must not make a key that lasts, or take over the new secret. It submits and reads as before."""
     runtime = served.api.runtime
     older = await make_key(runtime)
     newer = await runtime.api_keys.rotate(older.key.id, TENANT, grace_s=3600)
@@ -121,8 +121,8 @@ async def test_a_secret_that_is_being_replaced_manages_nothing(served: Served, a
     assert (await admin.get("/v1/keys", headers=bearer(newer.text))).status_code == 200
 
 
-async def test_a_revoked_key_stays_revoked_and_is_told_of(admin: httpx2.AsyncClient) -> None:
-    """Its record is there for 90 days; it gets no new secret."""
+async def test_a_revoked_key_stays_revoked_and_listed(admin: httpx2.AsyncClient) -> None:
+    """Its record is kept for 90 days; it gets no new secret."""
     made = await _created(admin)
     revoked = (await admin.post(f"/v1/keys/{made['id']}/revoke")).json()
     assert revoked["status"] == "revoked"
@@ -135,7 +135,7 @@ async def test_a_revoked_key_stays_revoked_and_is_told_of(admin: httpx2.AsyncCli
 
 @pytest.mark.parametrize("path", ["", "/rotate", "/revoke"])
 async def test_foreign_and_absent_keys_are_the_same_404(served: Served, admin: httpx2.AsyncClient, path: str) -> None:
-    """Byte for byte."""
+    """The responses are equal byte for byte."""
     theirs = (await make_key(served.api.runtime, tenant="tenant-b")).key.id
     method = "POST" if path else "GET"
     answers = [
@@ -162,7 +162,7 @@ _OF_A_DAY = CallerLimits(requests_per_minute=10, nano_usd_per_day=1_000_000_000)
     ],
 )
 async def test_a_key_gives_no_more_than_it_has(served: Served, http: httpx2.AsyncClient, body: Any) -> None:
-    """No scope, no limit, no time; nor by a new secret for a key that has more."""
+    """No further scope, limit or time; nor can it rotate a key that has more."""
     runtime = served.api.runtime
     admin_alone = frozenset({Scope.ADMIN})
     small = await make_key(runtime, scopes=admin_alone, limits=_OF_A_DAY, expires_in_s=3600)
@@ -181,8 +181,8 @@ async def test_a_key_gives_no_more_than_it_has(served: Served, http: httpx2.Asyn
         assert revoked.status_code == (200 if other.key.scopes == admin_alone else 403)
 
 
-async def test_what_is_left_out_is_what_the_maker_has(served: Served, http: httpx2.AsyncClient) -> None:
-    """Its limits and its end."""
+async def test_omitted_fields_are_those_of_the_maker(served: Served, http: httpx2.AsyncClient) -> None:
+    """The limits and the expiry."""
     small = await make_key(served.api.runtime, limits=_OF_A_DAY, expires_in_s=3600)
     http.headers.update(bearer(small.text))
     made = await _created(http, limits={"requests_per_minute": 5})
@@ -209,7 +209,7 @@ async def test_what_is_left_out_is_what_the_maker_has(served: Served, http: http
     ],
 )  # fmt: skip
 async def test_every_field_that_is_not_valid_is_named(admin: httpx2.AsyncClient, body: Any, pointers: set[str]) -> None:
-    """And nothing that stands there."""
+    """The response quotes no values."""
     response = await admin.post("/v1/keys", json=body)
     assert response.status_code == 400, response.text
     assert {error["pointer"] for error in response.json()["errors"]} == pointers
@@ -218,15 +218,15 @@ async def test_every_field_that_is_not_valid_is_named(admin: httpx2.AsyncClient,
 
 
 @pytest.mark.parametrize("body", [[], {"grace_s": -1}, {"grace_s": 2_592_001}, {"grace_s": "1"}, {"grace": 1}])
-async def test_a_grace_that_is_none_is_refused(admin: httpx2.AsyncClient, body: Any) -> None:
-    """Before anything is rotated."""
+async def test_an_invalid_grace_is_refused(admin: httpx2.AsyncClient, body: Any) -> None:
+    """Nothing is rotated then."""
     made = await _created(admin)
     assert (await admin.post(f"/v1/keys/{made['id']}/rotate", json=body)).status_code == 400
     assert (await admin.get(f"/v1/keys/{made['id']}")).json()["rotated_at"] is None
 
 
 async def test_an_idempotency_key_is_refused_where_nothing_could_be_repeated(admin: httpx2.AsyncClient) -> None:
-    """Ignored, it would promise what is not so."""
+    """If it were ignored, callers would rely on it."""
     response = await admin.post("/v1/keys", json={}, headers={"Idempotency-Key": "a"})
     assert response.status_code == 400
     assert response.json()["errors"][0]["pointer"] == "Idempotency-Key"

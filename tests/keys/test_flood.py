@@ -22,7 +22,7 @@ _RESTED_S = 3.0
 _FLOODED_S = 6.0
 _REVOKED_WITHIN_S = 5.0
 _ANSWERED_S = 2.0
-"""An answer that has begun goes on, and its client is slow to read it here."""
+"""A response that has begun goes on, and this client reads it slowly."""
 
 
 class Seen(NamedTuple):
@@ -34,14 +34,14 @@ class Seen(NamedTuple):
 
 
 class Caller:
-    """Asks for the same thing over one connection."""
+    """Sends the same request over one connection."""
 
     def __init__(self, url: str, key: str, path: str) -> None:
         self._address = urlsplit(url)
         self._request = f"GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
 
     async def ask(self, seen: list[Seen], *, pause_s: float = 0) -> None:
-        """Again and again, until it is cancelled or its key is refused."""
+        """Repeats the request until it is cancelled or its key is refused."""
         reader, writer = await asyncio.open_connection(self._address.hostname, self._address.port)
         try:
             status = 0
@@ -72,10 +72,10 @@ async def _seen_for(caller: Caller, seconds: float) -> list[Seen]:
     return seen
 
 
-async def test_one_keys_flood_of_large_pages_neither_shuts_others_out_nor_saves_it_from_being_revoked(
+async def test_one_keys_flood_of_large_pages_delays_neither_others_nor_its_revocation(
     fact: Callable[[str], None],
 ) -> None:
-    """Another tenant's calls all succeed, the first attempt to revoke the key does, and it is refused in time."""
+    """All calls of another tenant succeed, so does the first attempt to revoke the key, and it is refused in time."""
     settings = {"TOKENSPOOL_AUTH": "keys", "TOKENSPOOL_ADDRESS_REQUESTS_PER_MINUTE": "1000000"}
     with a_deployment("http://127.0.0.1:9", **settings) as deployment:
         async with deployment.runtime() as runtime:

@@ -9,8 +9,8 @@ from tests.support.served import Served
 from tests.support.upstreams import a_route, called
 
 
-async def test_a_tenant_hears_of_the_models_that_it_uses(served: Served, http: httpx2.AsyncClient) -> None:
-    """The name of a model that another one uses is that one's business."""
+async def test_a_tenant_sees_only_the_models_that_it_uses(served: Served, http: httpx2.AsyncClient) -> None:
+    """Names of models that only other tenants use are not shown."""
     runtime = served.api.runtime
     own, theirs = a_route("mine"), a_route("theirs")
     for route in (own, theirs):

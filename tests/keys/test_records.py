@@ -16,7 +16,7 @@ _DAY_MS = 86_400_000
 
 
 async def is_good(runtime: Runtime, text: str) -> bool:
-    """Whether it lets somebody in; both ways to ask agree."""
+    """Whether the key is valid; both ways to check must agree."""
     found = await runtime.api_keys.look_up(presented(text))
     (standing,) = await runtime.api_keys.check([presented(text)])
     assert (found is None) == (standing is None)
@@ -26,7 +26,7 @@ async def is_good(runtime: Runtime, text: str) -> bool:
 
 
 async def test_a_key_is_found_by_its_text_alone(runtime: Runtime) -> None:
-    """With all that was said of it."""
+    """With everything that was set when it was made."""
     limits = CallerLimits(requests_per_minute=3, nano_usd_per_month=7)
     made = await make_key(runtime, scopes=DEFAULT_SCOPES, limits=limits)
     found = await runtime.api_keys.look_up(presented(made.text))
@@ -41,7 +41,7 @@ async def test_a_key_is_found_by_its_text_alone(runtime: Runtime) -> None:
 
 
 async def test_nothing_of_a_secret_is_in_redis(runtime: Runtime) -> None:
-    """Neither in a name nor in a value: the whole database is looked through."""
+    """Neither in a name nor in a value of the whole database."""
     made = await make_key(runtime)
     rotated = await runtime.api_keys.rotate(made.key.id, TENANT, grace_s=60)
     assert repr(made) == f"NewKey({made.key.id})"
@@ -61,7 +61,7 @@ async def test_nothing_of_a_secret_is_in_redis(runtime: Runtime) -> None:
 
 
 async def test_a_rotation_leaves_two_secrets_for_a_while(runtime: Runtime) -> None:
-    """Then one. A third ends the first."""
+    """Then there is one again. A third secret ends the first."""
     first = await make_key(runtime)
     second = await runtime.api_keys.rotate(first.key.id, TENANT, grace_s=3600)
     assert await is_good(runtime, first.text)
@@ -79,7 +79,7 @@ async def test_a_rotation_leaves_two_secrets_for_a_while(runtime: Runtime) -> No
 
 
 async def test_a_secret_that_nobody_ever_used_is_what_a_repeated_rotation_replaces(runtime: Runtime) -> None:
-    """The answer that told it was lost: the secret that callers use must outlive the repeat."""
+    """The response with that secret was lost: the secret that callers use must survive the repetition."""
     in_use = await make_key(runtime)
     await runtime.api_keys.note_use([presented(in_use.text)])
     lost = await runtime.api_keys.rotate(in_use.key.id, TENANT, grace_s=3600)
@@ -88,7 +88,7 @@ async def test_a_secret_that_nobody_ever_used_is_what_a_repeated_rotation_replac
 
 
 async def test_a_rotation_may_end_the_older_secrets_at_once(runtime: Runtime) -> None:
-    """All of them: for a secret that leaked."""
+    """All older secrets, for the case that one leaked."""
     first = await make_key(runtime)
     second = await runtime.api_keys.rotate(first.key.id, None, grace_s=60)
     third = await runtime.api_keys.rotate(first.key.id, None, grace_s=0)
@@ -96,7 +96,7 @@ async def test_a_rotation_may_end_the_older_secrets_at_once(runtime: Runtime) ->
 
 
 async def test_a_revoked_key_is_kept_for_lists_and_has_no_secret_any_more(runtime: Runtime) -> None:
-    """For 90 days. Again changes nothing."""
+    """For 90 days. Revoking it again changes nothing."""
     made = await make_key(runtime)
     assert await ttl_ms(runtime, redis_keys.api_key(made.key.id)) is None
     revoked = await runtime.api_keys.revoke(made.key.id, TENANT)
@@ -116,7 +116,7 @@ async def test_a_revoked_key_is_kept_for_lists_and_has_no_secret_any_more(runtim
 
 
 async def test_a_key_expires_and_is_kept_for_lists(runtime: Runtime) -> None:
-    """By Redis's clock; its record's end is set when it is made, since nobody comes by when it expires."""
+    """By Redis's clock. The record's TTL is set when the key is made, since no process acts when it expires."""
     made = await make_key(runtime, expires_in_s=3600)
     assert made.key.expires_ms == made.key.created_ms + 3_600_000
     assert await is_good(runtime, made.text)
@@ -130,7 +130,7 @@ async def test_a_key_expires_and_is_kept_for_lists(runtime: Runtime) -> None:
 
 
 async def test_what_a_key_makes_does_not_outlive_it(runtime: Runtime) -> None:
-    """Without an end of its own it has the maker's."""
+    """Without its own expiry it has the maker's."""
     end_ms = await now_ms(runtime) + 60_000
     common = {"env": "live", "name": "", "scopes": ALL_SCOPES, "limits": CallerLimits(), "latest_end_ms": end_ms}
     without = await runtime.api_keys.create(TENANT, **common)  # type: ignore[arg-type]
@@ -143,7 +143,7 @@ async def test_what_a_key_makes_does_not_outlive_it(runtime: Runtime) -> None:
 
 @pytest.mark.parametrize("is_revoked", [False, True])
 async def test_a_key_that_has_ended_makes_no_key_and_no_secret(runtime: Runtime, is_revoked: bool) -> None:
-    """The script that writes asks itself, whatever a process believed a moment ago."""
+    """The script that writes checks this itself, whatever a process has cached."""
     maker, other = await make_key(runtime), await make_key(runtime)
     if is_revoked:
         await runtime.api_keys.revoke(maker.key.id, TENANT)
@@ -159,7 +159,7 @@ async def test_a_key_that_has_ended_makes_no_key_and_no_secret(runtime: Runtime,
 
 
 async def test_a_secret_that_was_replaced_makes_no_key_and_no_secret(runtime: Runtime) -> None:
-    """Nor does one that is over, or that is of another tenant's key. The newest does."""
+    """Nor does an expired secret, or one of another tenant's key. The newest secret does."""
     older, stranger = await make_key(runtime), await make_key(runtime, tenant="tenant-b")
     newer = await runtime.api_keys.rotate(older.key.id, TENANT, grace_s=3600, maker=presented(older.text))
     for maker, refusal in ((older, Forbidden), (stranger, Unauthenticated)):
@@ -175,8 +175,8 @@ async def test_a_secret_that_was_replaced_makes_no_key_and_no_secret(runtime: Ru
             await make_key(runtime, maker=gone)
 
 
-async def test_a_foreign_key_is_as_one_that_is_not_there(runtime: Runtime) -> None:
-    """In the script that writes, too."""
+async def test_a_foreign_key_looks_like_an_absent_one(runtime: Runtime) -> None:
+    """Also in the script that writes."""
     made = await make_key(runtime)
     for key_id, tenant in ((made.key.id, "tenant-b"), ("key_0000000000000000", TENANT)):
         for call in (
@@ -190,7 +190,7 @@ async def test_a_foreign_key_is_as_one_that_is_not_there(runtime: Runtime) -> No
 
 
 async def test_use_is_written_down_and_never_brings_a_key_back(runtime: Runtime) -> None:
-    """A record that is gone stays gone."""
+    """A deleted record stays deleted."""
     made = await make_key(runtime)
     gone = await make_key(runtime)
     await runtime._commands.call("DEL", redis_keys.api_key(gone.key.id))
@@ -205,7 +205,7 @@ async def test_use_is_written_down_and_never_brings_a_key_back(runtime: Runtime)
 
 
 async def test_lists_are_paged_newest_first_and_per_tenant(runtime: Runtime) -> None:
-    """The last page has no next, also where it is full."""
+    """The last page has no `next`, even if it is full."""
     made = [await make_key(runtime) for _ in range(4)]
     await make_key(runtime, tenant="tenant-b")
     ids = sorted((one.key.id for one in made), reverse=True)
@@ -219,7 +219,7 @@ async def test_lists_are_paged_newest_first_and_per_tenant(runtime: Runtime) -> 
 
 
 async def test_a_tenants_keys_make_so_many_at_most(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that ended lately count. The operator's command line makes more, or a stolen key could lock him out."""
+    """Recently ended keys count. The operator's command line has no limit; otherwise a stolen key could lock it out."""
     monkeypatch.setattr(api_keys, "MOST_KEYS", 3)
     maker = await make_key(runtime)
     made = await asyncio.gather(*[make_key(runtime, maker=maker) for _ in range(2)])
@@ -234,7 +234,7 @@ async def test_a_tenants_keys_make_so_many_at_most(runtime: Runtime, monkeypatch
 
 
 async def test_many_keys_are_checked_in_few_calls(runtime: Runtime) -> None:
-    """In their order."""
+    """The replies come in the keys' order."""
     made = await make_key(runtime)
     ending = await make_key(runtime, expires_in_s=60)
     pairs = [presented(made.text), presented(ending.text), presented(made.text)._replace(digest="0" * 64)] * 200

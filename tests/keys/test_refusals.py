@@ -23,7 +23,7 @@ surfaces = pytest.mark.parametrize("path", ["/v1/jobs", "/v1/models"], ids=["nat
 
 
 def refusal_of(response: httpx2.Response, status: int) -> str:
-    """What an answer says that refuses the key, in the words of its surface."""
+    """The message of a response that refuses the key, in its surface's envelope."""
     assert response.status_code == status, response.text
     assert response.headers["cache-control"] == "no-store"
     assert response.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
@@ -38,8 +38,8 @@ def refusal_of(response: httpx2.Response, status: int) -> str:
 
 
 @surfaces
-async def test_both_headers_let_in(served: Served, http: httpx2.AsyncClient, path: str) -> None:
-    """Both at once too, if they are the same; the scheme's case does not matter, nor do spaces around."""
+async def test_both_headers_are_accepted(served: Served, http: httpx2.AsyncClient, path: str) -> None:
+    """Also both at once, if they are the same. The scheme's case and surrounding spaces do not matter."""
     text = (await make_key(served.api.runtime)).text
     for headers in (
         bearer(text),
@@ -51,10 +51,10 @@ async def test_both_headers_let_in(served: Served, http: httpx2.AsyncClient, pat
 
 
 @surfaces
-async def test_of_two_credentials_the_one_that_is_ours_counts(
+async def test_of_two_credentials_only_a_key_of_ours_counts(
     served: Served, http: httpx2.AsyncClient, path: str
 ) -> None:
-    """Clients send another vendor's key from their environment, or an empty one, in the header that they do not use for ours."""
+    """Clients send another vendor's key from their environment, or an empty one, in the header not used for ours."""
     text = (await make_key(served.api.runtime)).text
     for foreign in ("", "sk-ant-api03-of-another-vendor", "none"):
         assert (await http.get(path, headers={**bearer(text), "x-api-key": foreign})).status_code == 200, foreign
@@ -69,7 +69,7 @@ async def test_of_two_credentials_the_one_that_is_ours_counts(
 async def test_two_keys_of_ours_that_differ_are_a_400_that_says_so(
     served: Served, http: httpx2.AsyncClient, path: str
 ) -> None:
-    """Whoever sends two tenants' keys must not get either's jobs by chance."""
+    """A caller with two tenants' keys must not get either tenant's jobs by chance."""
     one, other = [(await make_key(served.api.runtime, tenant=tenant)).text for tenant in (TENANT, "tenant-b")]
     for headers in ({**bearer(one), "x-api-key": other}, {**bearer("ts_x"), "x-api-key": one}):
         response = await http.get(path, headers=headers)
@@ -79,23 +79,21 @@ async def test_two_keys_of_ours_that_differ_are_a_400_that_says_so(
 
 
 @surfaces
-async def test_an_empty_credential_is_none(http: httpx2.AsyncClient, path: str) -> None:
-    """It is said that a key is missing, not that it is wrong."""
+async def test_an_empty_credential_counts_as_missing(http: httpx2.AsyncClient, path: str) -> None:
+    """The error says that a key is missing, not that it is wrong."""
     for headers in ({"x-api-key": ""}, {"authorization": "Bearer"}, {"authorization": "Bearer", "x-api-key": ""}):
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         assert refusal_of(await http.get(path, headers=raw), 401).startswith("An API key is needed")
 
 
 @surfaces
-async def test_whatever_is_wrong_with_a_key_is_told_in_the_same_words(
-    served: Served, http: httpx2.AsyncClient, path: str
-) -> None:
-    """Nobody learns which ids there are, nor that a key was good once."""
+async def test_every_wrong_key_gets_the_same_message(served: Served, http: httpx2.AsyncClient, path: str) -> None:
+    """Nobody learns which ids exist, or that a key was valid once."""
     runtime = served.api.runtime
     made, other, gone = [await make_key(runtime) for _ in range(3)]
     await runtime.api_keys.revoke(gone.key.id, TENANT)
     expired = await make_key(runtime, expires_in_s=0.001)
-    of_other = made.text.replace(made.key.id[4:], other.key.id[4:])  # its checksum is wrong, and is made right below
+    of_other = made.text.replace(made.key.id[4:], other.key.id[4:])  # its checksum is wrong; it is corrected below
     wrong_secret = _with_checksum(of_other[:-6])
     unknown = _with_checksum(made.text.replace(made.key.id[4:], "0" * 16)[:-6])
     said = set()
@@ -117,8 +115,8 @@ async def test_whatever_is_wrong_with_a_key_is_told_in_the_same_words(
 
 
 @surfaces
-async def test_without_a_key_one_is_told_how_to_send_it(served: Served, http: httpx2.AsyncClient, path: str) -> None:
-    """A key in the URL is none, and X-Tenant names nobody."""
+async def test_without_a_key_the_error_says_how_to_send_it(served: Served, http: httpx2.AsyncClient, path: str) -> None:
+    """A key in the URL does not count, and neither does X-Tenant."""
     text = (await make_key(served.api.runtime)).text
     query = dict.fromkeys(("key", "api_key", "x-api-key", "access_token", "token", "authorization"), text)
     for response in (
@@ -136,7 +134,7 @@ async def test_without_a_key_one_is_told_how_to_send_it(served: Served, http: ht
 async def test_a_header_that_is_sent_twice_is_refused(
     served: Served, http: httpx2.AsyncClient, path: str, name: str
 ) -> None:
-    """Even with the same key: a proxy may have looked at the other one."""
+    """Even with the same key twice: a proxy may have read the other one."""
     text = (await make_key(served.api.runtime)).text
     value = f"Bearer {text}" if name == "Authorization" else text
     response = await http.get(path, headers=[(name, value), (name, value)])
@@ -146,7 +144,7 @@ async def test_a_header_that_is_sent_twice_is_refused(
 
 
 def _with_checksum(text: str) -> str:
-    """As a forger would do it."""
+    """Corrects the checksum, as a forger would."""
     number, digits = binascii.crc32(text.encode()), ""
     alphabet = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     for _ in range(6):
@@ -194,7 +192,7 @@ _NEEDED: Final = {
 
 
 async def test_every_route_asks_for_its_scope(served: Served, http: httpx2.AsyncClient) -> None:
-    """403 with all others, before anything else of the request is looked at; and with it alone neither 401 nor 403."""
+    """403 with all other scopes, before anything else is checked; with it alone neither 401 nor 403."""
     runtime = served.api.runtime
     only = {scope: (await make_key(runtime, scopes=frozenset({scope}))).text for scope in Scope}
     without = {scope: (await make_key(runtime, scopes=ALL_SCOPES - {scope})).text for scope in Scope}
@@ -217,8 +215,8 @@ async def test_every_route_asks_for_its_scope(served: Served, http: httpx2.Async
             assert let_in.status_code not in (401, 403), (method, path, let_in.text)
 
 
-async def test_a_replay_tells_a_result_only_to_who_may_read(served: Served, http: httpx2.AsyncClient) -> None:
-    """Else who may only submit would read what another key sent, with its Idempotency-Key and body, or by retrying it."""
+async def test_a_replay_shows_a_result_only_to_keys_that_may_read(served: Served, http: httpx2.AsyncClient) -> None:
+    """Otherwise a key that may only submit could read another key's job by its Idempotency-Key, or by a retry."""
     runtime = served.api.runtime
     owner, submitter = await make_key(runtime), await make_key(runtime, scopes=frozenset({Scope.SUBMIT}))
     body = {"prompt": "a", "job": {"metadata": {"secret": "s3cret"}, "tags": ["s3cret"]}}
@@ -244,8 +242,8 @@ async def test_a_replay_tells_a_result_only_to_who_may_read(served: Served, http
     assert "Hello" not in retried.text
 
 
-async def test_who_submits_sees_its_own_result(served: Served, http: httpx2.AsyncClient) -> None:
-    """It sent the prompt, and may have been cut off before it heard the answer."""
+async def test_a_key_that_submitted_sees_its_own_result(served: Served, http: httpx2.AsyncClient) -> None:
+    """It sent the prompt, and may have lost its connection before the answer came."""
     submitter = await make_key(served.api.runtime, scopes=frozenset({Scope.SUBMIT}))
     headers = bearer(submitter.text) | {"Idempotency-Key": "k"}
     await http.post("/v1/jobs", json={"prompt": "a"}, headers=headers)
@@ -255,8 +253,8 @@ async def test_who_submits_sees_its_own_result(served: Served, http: httpx2.Asyn
     assert (await http.post("/v1/jobs", json={"prompt": "a"}, headers=headers)).json()["result"]["text"] == "Hello."
 
 
-async def test_a_message_is_told_again_only_to_who_may_read(served: Served, http: httpx2.AsyncClient) -> None:
-    """Of another key's call; its own is told to who sent it."""
+async def test_a_replayed_message_is_shown_only_to_keys_that_may_read(served: Served, http: httpx2.AsyncClient) -> None:
+    """That holds for another key's call; a key's own message is shown to it."""
     runtime = served.api.runtime
     owner, submitter = [await make_key(runtime, scopes=frozenset({Scope.SUBMIT})) for _ in range(2)]
     body = {"max_tokens": 5, "messages": [{"role": "user", "content": "a"}]}
@@ -280,8 +278,8 @@ async def wait_until_waiting(runtime: Runtime) -> None:
     await wait_until(waits, "the job")
 
 
-async def test_a_cancel_tells_a_result_only_to_who_may_read(served: Served, http: httpx2.AsyncClient) -> None:
-    """Else every answer of the tenant could be had by cancelling what has ended."""
+async def test_a_cancel_shows_a_result_only_to_keys_that_may_read(served: Served, http: httpx2.AsyncClient) -> None:
+    """Otherwise every answer of the tenant could be read by cancelling ended jobs."""
     runtime = served.api.runtime
     author = await Author.start(runtime, tenant=TENANT)
     await author.say("Hello.")
@@ -296,7 +294,7 @@ async def test_a_cancel_tells_a_result_only_to_who_may_read(served: Served, http
 
 
 def test_every_route_but_the_open_ones_declares_its_keys() -> None:
-    """In the OpenAPI document, with both ways to show one."""
+    """In the OpenAPI document, with both headers."""
     document = create_app(load_settings(auth="off")).openapi()
     assert set(document["components"]["securitySchemes"]) == {"bearer", "x-api-key"}
     for path, operations in document["paths"].items():
@@ -306,8 +304,8 @@ def test_every_route_but_the_open_ones_declares_its_keys() -> None:
                 assert {"401", "403"} <= set(operation["responses"]), path
 
 
-async def test_health_tells_its_details_to_who_may_read(served: Served, http: httpx2.AsyncClient) -> None:
-    """And to the others whether all is well; restarters and load balancers need no key."""
+async def test_health_shows_its_details_only_to_keys_that_may_read(served: Served, http: httpx2.AsyncClient) -> None:
+    """Others see only whether all is well. Load balancers and restart checks need no key."""
     runtime = served.api.runtime
     reader = await make_key(runtime, scopes=frozenset({Scope.READ}))
     submitter = await make_key(runtime, scopes=frozenset({Scope.SUBMIT}))
@@ -320,7 +318,7 @@ async def test_health_tells_its_details_to_who_may_read(served: Served, http: ht
 
 
 async def test_a_key_is_its_tenant_whatever_x_tenant_says(served: Served, http: httpx2.AsyncClient) -> None:
-    """Also where that is none."""
+    """Also if X-Tenant is invalid."""
     runtime = served.api.runtime
     mine, theirs = await make_key(runtime), await make_key(runtime, tenant="tenant-b")
     headers = {**bearer(mine.text), "X-Tenant": "tenant-b"}
@@ -333,8 +331,8 @@ async def test_a_key_is_its_tenant_whatever_x_tenant_says(served: Served, http: 
     assert spec.key_id == mine.key.id
 
 
-async def test_without_keys_nobody_makes_any(serve: Serve) -> None:
-    """What anybody could make now would let him in for ever once keys are asked for."""
+async def test_while_auth_is_off_nobody_can_make_keys(serve: Serve) -> None:
+    """A key made by anybody now would still be valid after authentication is turned on."""
     served = await serve(auth="off")
     async with httpx2.AsyncClient(base_url=served.url) as http:
         response = await http.post("/v1/keys", json={})

@@ -30,7 +30,7 @@ _KEY_ENDED = b": the api key is not valid any more\n\n"
 
 
 async def _asked(served: Served, path: str, text: str, *, body: Any = None, **headers: str) -> tuple[int, bytes]:
-    """One request, to its end."""
+    """Makes one request; returns its status and body."""
     named = {name.replace("_", "-"): value for name, value in headers.items()} | bearer(text)
     method = "GET" if body is None else "POST"
     async with asking(served.url, path, method=method, headers=named, body=body) as response:
@@ -38,17 +38,17 @@ async def _asked(served: Served, path: str, text: str, *, body: Any = None, **he
 
 
 async def _running_job(served: Served, text: str) -> Author:
-    """A job of /v1/messages whose answer has begun, and its stream."""
+    """Claims a job of /v1/messages and begins its answer."""
     async with httpx2.AsyncClient(base_url=served.url, headers=bearer(text)) as http:
         response = await http.post("/v1/jobs", json=A_BODY)
     assert response.status_code == 202
     return await Author.claim_next(served.api.runtime)
 
 
-async def test_everything_that_goes_on_with_a_revoked_key_ends_in_every_process(
+async def test_every_open_request_of_a_revoked_key_ends_in_every_process(
     serve: Serve, fact: Callable[[str], None]
 ) -> None:
-    """Each in the words of its surface; what goes on with another key of the tenant does not."""
+    """Each ends in its surface's form; requests of the tenant's other keys go on."""
     first, second = await serve(), await serve()
     runtime = first.api.runtime
     key, other = await make_key(runtime), await make_key(runtime)
@@ -103,7 +103,7 @@ async def test_everything_that_goes_on_with_a_revoked_key_ends_in_every_process(
 
 
 async def test_a_stream_that_has_begun_ends_with_an_error_on_the_messages_surface(served: Served) -> None:
-    """A stream that just ended would look like a success. The upstream's call is ended too."""
+    """A stream that just ended would look like a success. The call to the upstream ends too."""
     runtime = served.api.runtime
     key = await make_key(runtime)
     following = asyncio.create_task(
@@ -129,7 +129,7 @@ async def test_a_stream_that_has_begun_ends_with_an_error_on_the_messages_surfac
 
 
 async def test_a_stream_ends_when_its_key_expires(served: Served) -> None:
-    """Without anybody's doing."""
+    """No request or command is needed for that."""
     runtime = served.api.runtime
     lasting, ending = await make_key(runtime), await make_key(runtime, expires_in_s=1)
     author = await _running_job(served, lasting.text)
@@ -152,8 +152,8 @@ async def test_a_stream_ends_when_its_key_expires(served: Served) -> None:
         ("/v1/webhooks/secret/rotate", {"grace_s": 0}),
     ],
 )
-async def test_a_body_whose_key_is_revoked_while_it_comes_in_does_nothing(served: Served, path: str, body: Any) -> None:
-    """It may take a minute: 401 at its end."""
+async def test_a_body_whose_key_is_revoked_while_it_arrives_does_nothing(served: Served, path: str, body: Any) -> None:
+    """A body may take a minute; at its end the response is a 401."""
     runtime = served.api.runtime
     key, other = await make_key(runtime), await make_key(runtime)
     raw = msgspec.json.encode(body)
@@ -174,7 +174,7 @@ async def test_a_body_whose_key_is_revoked_while_it_comes_in_does_nothing(served
 
 
 async def test_a_revoked_key_that_is_still_believed_makes_no_key_and_no_secret(served: Served) -> None:
-    """The process that is asked has not heard of it yet."""
+    """The process still has the key in its cache."""
     runtime = served.api.runtime
     key, other = await make_key(runtime), await make_key(runtime)
     async with httpx2.AsyncClient(base_url=served.url, headers=bearer(key.text)) as http:
@@ -188,8 +188,8 @@ async def test_a_revoked_key_that_is_still_believed_makes_no_key_and_no_secret(s
 
 
 @pytest.mark.parametrize("path", ["/v1/keys", "/v1/keys/KEY/rotate", "/v1/webhooks/secret/rotate"])
-async def test_a_secret_that_is_replaced_while_its_body_comes_in_manages_nothing(served: Served, path: str) -> None:
-    """It was the newest when the head was let in."""
+async def test_a_secret_that_is_replaced_while_its_body_arrives_manages_nothing(served: Served, path: str) -> None:
+    """It was the newest secret when the head was checked."""
     runtime = served.api.runtime
     key = await make_key(runtime)
 
@@ -211,8 +211,8 @@ _LINES = {"Content-Type": "application/jsonl", "Idempotency-Key": "once"}
 
 
 @pytest.mark.parametrize("stands", [False, True], ids=["new", "replayed"])
-async def test_a_batch_whose_key_is_revoked_while_it_comes_in_is_not_started(served: Served, stands: bool) -> None:
-    """A body may take half an hour. Nor is it told of the batch that its Idempotency-Key has."""
+async def test_a_batch_whose_key_is_revoked_while_it_arrives_is_not_started(served: Served, stands: bool) -> None:
+    """A body may take half an hour. The response does not show an earlier batch with its Idempotency-Key either."""
     runtime = served.api.runtime
     key, other = await make_key(runtime), await make_key(runtime)
 
@@ -234,7 +234,7 @@ async def test_a_batch_whose_key_is_revoked_while_it_comes_in_is_not_started(ser
 async def test_a_batch_whose_key_is_revoked_is_not_read_to_its_end(
     served: Served, monkeypatch: pytest.MonkeyPatch, stands: bool
 ) -> None:
-    """It is told within seconds, whatever it has sent."""
+    """The response comes within seconds, however much was sent."""
     monkeypatch.setattr(submit_batch, "_STILL_HERE_S", 0.1)
     runtime = served.api.runtime
     key, other = await make_key(runtime), await make_key(runtime)
@@ -257,7 +257,7 @@ async def test_a_batch_whose_key_is_revoked_is_not_read_to_its_end(
 async def test_a_batch_whose_key_is_revoked_while_it_is_retried_is_not_started(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its requests are copied for a while."""
+    """Copying its requests takes a while."""
     runtime = served.api.runtime
     key = await make_key(runtime)
     batch = await a_batch(runtime, tenant=TENANT)
@@ -276,7 +276,7 @@ async def test_a_batch_whose_key_is_revoked_while_it_is_retried_is_not_started(
 
 
 async def _revoked_behind_its_back(served: Served, key_id: str) -> None:
-    """Once the head of its request was let in; and as if that had been 10 s ago."""
+    """Revokes the key after the head of its request was checked, as if that check had been 10 s ago."""
     known = served.api.key_ring._known
     await wait_until(lambda: any(found.caller.key_id == key_id for found in known.values()), "its key is known")
     await served.api.runtime.api_keys.revoke(key_id, TENANT)
@@ -303,6 +303,6 @@ def _since(began_s: float) -> float:
 
 
 async def _have_ended(runtime: Runtime, served: Served) -> bool:
-    """Of 2 + 2 × 6 jobs the attended ones: those of /complete and of /v1/messages."""
+    """Whether the attended ones of the 2 + 2 × 6 jobs have ended: those of /complete and /v1/messages."""
     depth = await runtime.queue.depth()
     return depth[JobState.QUEUED] == 2 + 2 * 2

@@ -23,7 +23,7 @@ _ROUNDS = 3000
 async def test_whatever_is_wrong_with_a_key_the_same_is_done(
     real_redis: RedisUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same commands, and as many comparisons of as many characters; where there is nothing to compare with, too."""
+    """The same commands, and the same number of comparisons of equal length, even without a secret to compare with."""
     compared: list[tuple[int, int]] = []
     plainly = hmac.compare_digest
 
@@ -52,7 +52,7 @@ async def test_whatever_is_wrong_with_a_key_the_same_is_done(
 
 
 async def _commands_run(runtime: Runtime) -> dict[str, int]:
-    """So often each, since the server began."""
+    """How often each command has run since the server started."""
     facts = (await runtime._commands.call("INFO", "commandstats")).decode()
     lines = [line.removeprefix("cmdstat_") for line in facts.splitlines() if line.startswith("cmdstat_")]
     return {line.partition(":")[0]: int(line.partition("calls=")[2].partition(",")[0]) for line in lines}
@@ -61,7 +61,7 @@ async def _commands_run(runtime: Runtime) -> dict[str, int]:
 @pytest.mark.chaos
 @pytest.mark.timeout(120)
 async def test_a_wrong_secret_takes_as_long_as_an_unknown_id(served: Served, fact: Callable[[str], None]) -> None:
-    """One connection, in random order. Each key is a new one, since those that are known wrong are not remembered."""
+    """One connection, in random order. Each key is new, because wrong keys are cached."""
     runtime = served.api.runtime
     known = (await make_key(runtime)).key.id
     rotated = (await make_key(runtime)).key.id

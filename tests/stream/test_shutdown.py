@@ -33,9 +33,7 @@ async def _ended_after_s(api: Api, number: signal.Signals = signal.SIGTERM) -> f
     return loop.time() - told_s
 
 
-async def test_followers_reconnect_and_the_process_ends_promptly(
-    deployment: Deployment, fact: Fact
-) -> None:
+async def test_followers_reconnect_and_the_process_ends_promptly(deployment: Deployment, fact: Fact) -> None:
     """Followers of running, waiting and silent jobs reconnect to another API with their last id, and miss nothing."""
     leaving, staying = deployment.begin_api(TOKENSPOOL_SHUTDOWN_GRACE_S="1"), deployment.begin_api()
     for api in deployment.apis:
