@@ -20,14 +20,14 @@ MESSAGE = {"model": "m", "max_tokens": 10, "messages": [{"role": "user", "conten
 
 
 async def limited(start_api: StartApi, **settings: int) -> CalledApi:
-    """An API whose default tenant has these limits."""
+    """An API; its default tenant has these limits."""
     api = await start_api()
     await api.runtime.tenants.set("default", settings)
     return api
 
 
-async def test_every_submit_says_how_the_limits_stand(start_api: StartApi) -> None:
-    """In the fields of the draft standard; and nothing where no limit is."""
+async def test_every_submit_has_the_state_of_the_limits_in_its_headers(start_api: StartApi) -> None:
+    """In the fields of the draft standard; without a limit there are none."""
     api = await start_api()
     assert "ratelimit" not in (await api.submit()).headers
     await api.runtime.tenants.set("default", {"requests_per_minute": 2, "tokens_per_minute": 5000, "queued_jobs": 9})
@@ -43,7 +43,7 @@ async def test_every_submit_says_how_the_limits_stand(start_api: StartApi) -> No
 
 
 async def test_each_refusal_has_its_code(start_api: StartApi) -> None:
-    """And what no limit will ever admit is a 400 that says why."""
+    """A request that can never fit a limit is a 400 that says why."""
     api = await limited(start_api, queued_jobs=1)
     await api.submitted()
     problem_of(await api.submit(), 429, "too_many_queued")
@@ -56,8 +56,8 @@ async def test_each_refusal_has_its_code(start_api: StartApi) -> None:
     problem_of(await api.submit(), 429, "budget_exceeded")
 
 
-async def test_the_messages_surface_says_it_in_its_own_words_too(start_api: StartApi) -> None:
-    """``rate_limit_error`` with the headers that its SDK reads; of a spent budget that a retry is in vain."""
+async def test_the_messages_surface_has_its_own_form_of_refusals(start_api: StartApi) -> None:
+    """``rate_limit_error`` with the headers that its SDK reads; for a spent budget, that a retry is useless."""
     api = await limited(start_api, requests_per_minute=1, tokens_per_minute=9000)
     await api.submitted()
     refused = await api.http.post("/v1/messages", json=MESSAGE)
@@ -77,14 +77,14 @@ async def test_the_messages_surface_says_it_in_its_own_words_too(start_api: Star
 
 
 async def counting(start_api: StartApi, **settings: Any) -> CalledApi:
-    """An API that has reached its Redis: until then its limit is open."""
+    """An API that has reached its Redis; before that its limit per address does not apply."""
     api = await start_api(**settings)
     await wait_until(lambda: api.runtime.addresses.can_count, "the connection to Redis")
     return api
 
 
-async def test_an_address_may_come_so_often_whoever_it_is(start_api: StartApi) -> None:
-    """Over all processes, whatever it asks for, in the words of each surface; probes are not counted."""
+async def test_the_limit_per_address_counts_all_its_requests(start_api: StartApi) -> None:
+    """Over all processes and routes, in each surface's form; health probes are not counted."""
     first, second = [await counting(start_api, address_requests_per_minute=3) for _ in range(2)]
     assert [(await api.http.get("/v1/jobs")).status_code for api in (first, second, first)] == [200] * 3
     for _ in range(4):
@@ -100,7 +100,7 @@ async def test_an_address_may_come_so_often_whoever_it_is(start_api: StartApi) -
 async def test_the_limit_of_addresses_is_open_while_redis_is_away(
     own_server: Any, start_api: StartApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On purpose: told once, and counted."""
+    """On purpose: it is logged once, and counted."""
     api = await counting(start_api, redis_url=own_server.url, address_requests_per_minute=1)
     assert (await api.http.get("/v1/models")).status_code == 200
     own_server.kill()
@@ -111,12 +111,12 @@ async def test_the_limit_of_addresses_is_open_while_redis_is_away(
 
 
 async def test_a_flood_does_not_open_the_limit(start_api: StartApi) -> None:
-    """However long the turns of the event loop are meanwhile: Redis has answered, and only we are late to read it."""
+    """However long the event loop's turns are: Redis has replied, and the process is just late to read it."""
     api = await counting(start_api, address_requests_per_minute=20)
 
     async def be_busy() -> None:
         while True:
-            time.sleep(0.3)  # noqa: ASYNC251 - what a thousand requests in one turn do
+            time.sleep(0.3)  # noqa: ASYNC251 - as a thousand requests in one turn would
             await asyncio.sleep(0)
 
     busy = asyncio.create_task(be_busy())
@@ -126,10 +126,8 @@ async def test_a_flood_does_not_open_the_limit(start_api: StartApi) -> None:
     assert api.state.let_past.count == 0
 
 
-async def test_the_limit_of_addresses_opens_soon_where_redis_says_nothing(
-    own_server: EmbeddedRedis, start_api: StartApi
-) -> None:
-    """Also for those who asked before that was known; it holds again as soon as Redis speaks."""
+async def test_the_limit_of_addresses_opens_soon_if_redis_hangs(own_server: EmbeddedRedis, start_api: StartApi) -> None:
+    """Also for requests made before that was known. It applies again as soon as Redis replies."""
     api = await counting(start_api, redis_url=own_server.url, redis_timeout_s=20, address_requests_per_minute=1)
     assert (await api.http.get("/nothing/here")).status_code == 404
     os.kill(own_server.pid, signal.SIGSTOP)
@@ -149,7 +147,7 @@ async def test_the_limit_of_addresses_opens_soon_where_redis_says_nothing(
 
 
 def test_an_ipv6_network_counts_as_one_address() -> None:
-    """And an IPv4 address as itself, however it is written."""
+    """An IPv4 address counts as itself, however it is written."""
     assert subnet_of("2001:db8:1:2:3::4") == subnet_of("2001:db8:1:2:ffff::1%eth0") == "2001:db8:1:2::/64"
     assert subnet_of("::ffff:192.0.2.7") == subnet_of("192.0.2.7") == "192.0.2.7"
     assert subnet_of("") == ""

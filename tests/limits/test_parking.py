@@ -38,8 +38,8 @@ from tests.support.store import (
 ONE_AT_ONCE: dict[str, Any] = {"key_id": "key-1", "limits": CallerLimits(running_jobs=1)}
 
 
-async def test_a_tenant_runs_so_many_at_once_and_the_rest_waits(start_runtime: Any) -> None:
-    """Its own limit goes before the setting, and holds from the next claim on."""
+async def test_a_tenant_runs_up_to_its_limit_and_the_rest_waits(start_runtime: Any) -> None:
+    """Its own limit overrides the setting, and applies from the next claim on."""
     runtime = await start_runtime(tenant_running_jobs=1)
     await runtime.tenants.set("tenant-a", {"running_jobs": 2})
     own = await submit_many(runtime, 5)
@@ -57,8 +57,8 @@ async def test_a_tenant_runs_so_many_at_once_and_the_rest_waits(start_runtime: A
     await assert_consistent(runtime, [*own, *other])
 
 
-async def test_a_key_runs_so_many_at_once_whatever_becomes_of_them(runtime: Runtime) -> None:
-    """Other keys of its tenant go on; an end, a cancel and a death each let one more start."""
+async def test_a_key_runs_up_to_its_limit_however_its_jobs_end(runtime: Runtime) -> None:
+    """Other keys of its tenant go on. An end, a cancel and a worker's death each let one more job start."""
     ids = await submit_many(runtime, 4, **ONE_AT_ONCE)
     others = await submit_many(runtime, 2, key_id="key-2")
     claims = await claim(runtime, 10)
@@ -71,22 +71,22 @@ async def test_a_key_runs_so_many_at_once_whatever_becomes_of_them(runtime: Runt
     await lose(runtime, third)
     (again,) = await claim(runtime, 10)
     assert (again.id, await claim(runtime, 10)) == (third.id, [])
-    # A change is heard by SUBMIT, and holds for those that wait too.
+    # SUBMIT brings a changed limit, which applies to waiting jobs too.
     last = await submit(runtime, key_id="key-1", limits=CallerLimits(running_jobs=2))
     assert [found.id for found in await claim(runtime, 10)] == [ids[3]]
     await assert_consistent(runtime, [*ids, *others, last.id])
 
 
 async def test_items_of_a_batch_are_parked_for_their_key(runtime: Runtime) -> None:
-    """They wait in flows of their key as other jobs do."""
+    """They wait in flows of their key like other jobs."""
     await start_batch(runtime, 5, key_id="key-1", key_limits=CallerLimits(running_jobs=2))
     assert len(await claim(runtime, 10)) == 2
     assert await claim(runtime, 10) == []
     await assert_consistent(runtime)
 
 
-async def test_thousands_of_parked_flows_hide_nobody(real_redis: RedisUnderTest) -> None:
-    """A tenant over its limit, with a job for each of 5,500 models; the clock of the others has long passed them all."""
+async def test_thousands_of_parked_flows_block_nobody(real_redis: RedisUnderTest) -> None:
+    """A tenant over its limit has a job for each of 5,500 models, all with earlier tags than the others' jobs."""
     async with open_runtime(load_settings(redis_url=real_redis.url), process_name="tests", timeout_s=10) as runtime:
         await runtime.tenants.set("tenant-a", {"running_jobs": 1})
         for start in range(0, 5500, 500):
@@ -100,11 +100,11 @@ async def test_thousands_of_parked_flows_hide_nobody(real_redis: RedisUnderTest)
         assert await asyncio.wait_for(_claimed_by(runtime, "tenant-b"), 10) == other.id
         assert (
             await runtime._commands.call("ZCARD", f"{redis_keys.SHARD}ready:normal") == 0
-        )  # a CLAIM looks at none of them
+        )  # CLAIM reads none of them
 
 
 async def _claimed_by(runtime: Runtime, tenant: str) -> str:
-    """A worker that has room comes again as long as it is told to."""
+    """Claims as a worker with free slots does: as long as CLAIM says to come again at once."""
     while True:
         for found in await claim(runtime, 5):
             if found.tenant == tenant:
@@ -112,19 +112,19 @@ async def _claimed_by(runtime: Runtime, tenant: str) -> str:
 
 
 async def test_what_was_parked_comes_back_one_turn_at_a_time(runtime: Runtime) -> None:
-    """A tenant that waited with thirty models has not saved up thirty turns."""
+    """A tenant that waited with thirty models has not saved thirty turns."""
     await runtime.tenants.set("tenant-a", {"running_jobs": 1})
     ids = [(await submit(runtime, model=f"model-{number}")).id for number in range(30)]
     ids += await submit_many(runtime, 100, tenant="tenant-b")
     await claim(runtime, 40)
     await runtime.tenants.set("tenant-a", {"running_jobs": 0})
     shares = Counter(found.tenant for found in await claim(runtime, 20))
-    assert 9 <= shares["tenant-a"] <= 11  # who has the first turn gets it twice
+    assert 9 <= shares["tenant-a"] <= 11  # the tenant with the first turn may get one more
     await assert_consistent(runtime, ids)
 
 
-async def test_one_that_parks_again_and_again_keeps_its_share(runtime: Runtime) -> None:
-    """With one job at a time, for many models, it takes turns with a tenant that has a hundred waiting."""
+async def test_a_tenant_that_is_parked_repeatedly_keeps_its_share(runtime: Runtime) -> None:
+    """With one job at a time for many models it takes turns with a tenant that has a hundred waiting."""
     await runtime.tenants.set("tenant-a", {"running_jobs": 1})
     for number in range(30):
         await submit(runtime, model=f"model-{number}")
@@ -138,12 +138,12 @@ async def test_one_that_parks_again_and_again_keeps_its_share(runtime: Runtime) 
 
 
 async def test_parked_jobs_have_a_place_and_can_be_cancelled(runtime: Runtime) -> None:
-    """They are not in anybody's way, and leave nothing behind."""
+    """They delay nobody, and leave nothing."""
     ids = await submit_many(runtime, 4, **ONE_AT_ONCE)
     (held,) = await claim(runtime, 10)
     other = await submit(runtime, tenant="tenant-b")
     assert await runtime.jobs.positions([*ids[1:], other.id], "tenant-a") == [2, 3, 4, 1]
-    late = await submit(runtime, **ONE_AT_ONCE)  # into a flow that is parked
+    late = await submit(runtime, **ONE_AT_ONCE)  # its flow is parked
     await assert_consistent(runtime, [*ids, other.id, late.id])
     for job_id in (*ids[1:], late.id):
         await runtime.jobs.cancel(job_id, "tenant-a")
@@ -154,8 +154,8 @@ async def test_parked_jobs_have_a_place_and_can_be_cancelled(runtime: Runtime) -
     assert not left & {"flow", "ready", "parked", "parked_flows"}
 
 
-async def test_an_owner_that_nobody_wakes_is_looked_at_all_the_same(runtime: Runtime) -> None:
-    """At a new day its budget is whole, and no script tells so."""
+async def test_a_parked_owner_is_checked_again_without_an_event(runtime: Runtime) -> None:
+    """On a new day its budget is full again, but no script runs then."""
     ids = await submit_many(runtime, 2, key_id="key-1", limits=CallerLimits(nano_usd_per_day=A_DOLLAR))
     (first,) = await claim(runtime)
     await runtime.queue.finish(first, Ending(Step.SUCCEED, A_RESULT), seq=first.next_seq, cost=A_DOLLAR)
@@ -173,8 +173,8 @@ async def test_an_owner_that_nobody_wakes_is_looked_at_all_the_same(runtime: Run
 # Queued jobs
 
 
-async def test_so_many_jobs_may_wait_items_of_batches_included(runtime: Runtime) -> None:
-    """A batch counts whole, from its start on, and a cancel makes room."""
+async def test_the_limit_of_waiting_jobs_includes_items_of_batches(runtime: Runtime) -> None:
+    """A batch counts completely from its start on, and a cancel makes room."""
     await runtime.tenants.set("tenant-a", {"queued_jobs": 5})
     begun = await start_batch(runtime, 3)
     first = await submit(runtime)
@@ -195,8 +195,8 @@ async def test_so_many_jobs_may_wait_items_of_batches_included(runtime: Runtime)
     await assert_consistent(runtime, [first.id, second.id, third.id])
 
 
-async def test_a_batch_that_stands_is_counted_before_its_items_wait(runtime: Runtime) -> None:
-    """Nobody gets past the limit while its pieces are being started."""
+async def test_a_started_batch_is_counted_before_its_items_wait(runtime: Runtime) -> None:
+    """Nobody can exceed the limit while its items are queued portion by portion."""
     limits = CallerLimits(queued_jobs=4)
     with pytest.raises(InvalidRequest):
         await receive(runtime, 5, key_id="key-1", key_limits=limits)
@@ -207,7 +207,7 @@ async def test_a_batch_that_stands_is_counted_before_its_items_wait(runtime: Run
     await runtime.batches.advance_all(begun.id)
     claims = await claim(runtime, 4)
     await submit(runtime, key_id="key-1", limits=limits)
-    await runtime.queue.release(claims[0], reason="drained")  # what is put back may exceed it
+    await runtime.queue.release(claims[0], reason="drained")  # a job that is put back may exceed the limit
     for found in claims[1:]:
         await runtime.queue.release(found, reason="drained")
     with pytest.raises(TooManyQueued):
@@ -215,7 +215,7 @@ async def test_a_batch_that_stands_is_counted_before_its_items_wait(runtime: Run
 
 
 async def test_counts_are_gone_when_nothing_waits(runtime: Runtime) -> None:
-    """Nothing is left of a tenant that only passed by."""
+    """A tenant whose jobs are gone leaves no counters."""
     await submit_many(runtime, 3, key_id="key-1")
     for found in await claim(runtime, 3):
         await finish(runtime, found)
@@ -228,7 +228,7 @@ async def test_counts_are_gone_when_nothing_waits(runtime: Runtime) -> None:
 @pytest.mark.parametrize("span", ["day", "month"])
 @pytest.mark.parametrize("whose", ["key", "tenant"])
 async def test_a_spent_budget_refuses_submits_and_parks_what_waits(runtime: Runtime, whose: str, span: str) -> None:
-    """What runs goes on: the overshoot is at most that."""
+    """Running jobs go on, so the overshoot is at most their cost."""
     name = f"nano_usd_per_{span}"
     members: dict[str, Any] = {"key_id": "key-1"}
     if whose == "key":
@@ -245,7 +245,7 @@ async def test_a_spent_budget_refuses_submits_and_parks_what_waits(runtime: Runt
         await submit(runtime, **members)
     longest_s = 86_400 if span == "day" else 31 * 86_400
     assert 0 < (refused.value.retry_after_s or 0) <= longest_s
-    assert await spent(runtime, KEY) == await spent(runtime, TENANT) == [2 * A_DOLLAR] * 2  # the month, and the day
+    assert await spent(runtime, KEY) == await spent(runtime, TENANT) == [2 * A_DOLLAR] * 2  # of the month and of the day
     if whose == "tenant":
         await runtime.tenants.set("tenant-a", {name: 10 * A_DOLLAR})
         assert len(await claim(runtime, 10)) == 3
@@ -253,12 +253,12 @@ async def test_a_spent_budget_refuses_submits_and_parks_what_waits(runtime: Runt
 
 
 PRICED: dict[str, Any] = {"model": "claude-sonnet-4-6", "tokens": 100_000, "max_tokens": 100_000}
-"""1.50 USD of output at the most."""
+"""Costs at most 1.50 USD for its output."""
 
 
 @pytest.mark.parametrize("whose", ["key", "tenant"])
-async def test_a_budget_is_passed_by_one_job_at_the_most(runtime: Runtime, whose: str) -> None:
-    """What a running job may cost is held of it, until it is known what it did cost."""
+async def test_a_budget_is_exceeded_by_one_job_at_most(runtime: Runtime, whose: str) -> None:
+    """The most that a running job may cost is reserved until its cost is known."""
     members = {"key_id": "key-1", **PRICED}
     if whose == "key":
         members["limits"] = CallerLimits(nano_usd_per_day=A_DOLLAR // 100)
@@ -269,14 +269,14 @@ async def test_a_budget_is_passed_by_one_job_at_the_most(runtime: Runtime, whose
     await assert_consistent(runtime, ids)
     assert await claim(runtime, 60) == []
     await runtime.queue.finish(running, Ending(Step.SUCCEED, A_RESULT), seq=running.next_seq, cost=1)
-    (running,) = await claim(runtime, 60)  # it was cheap: there is room for another
+    (running,) = await claim(runtime, 60)  # the job was cheap, so there is room for another
     await runtime.queue.finish(running, Ending(Step.SUCCEED, A_RESULT), seq=running.next_seq, cost=A_DOLLAR // 100)
     assert await claim(runtime, 60) == []
     await assert_consistent(runtime, ids)
 
 
-async def test_a_budget_is_held_for_as_many_as_it_may_pay(runtime: Runtime) -> None:
-    """Of 4 dollars three run, for what three may cost is more; whatever ends one, another follows."""
+async def test_a_budget_runs_as_many_jobs_as_it_can_pay(runtime: Runtime) -> None:
+    """With 4 dollars three jobs run, as three may cost more than that. However one ends, another one starts."""
     members = {"key_id": "key-1", "limits": CallerLimits(nano_usd_per_day=4 * A_DOLLAR), **PRICED}
     ids = await submit_many(runtime, 8, **members)
     first, second, third = await claim(runtime, 60)
@@ -288,8 +288,8 @@ async def test_a_budget_is_held_for_as_many_as_it_may_pay(runtime: Runtime) -> N
     await assert_consistent(runtime, ids)
 
 
-async def test_items_of_a_batch_hold_a_budget_too(runtime: Runtime) -> None:
-    """By what their requests ask for."""
+async def test_items_of_a_batch_reserve_a_budget_too(runtime: Runtime) -> None:
+    """They reserve by what their requests ask for."""
     request = msgspec.json.encode({"model": "claude-sonnet-4-6", "max_tokens": 100_000, "messages": []})
     items = [a_line(line, model="claude-sonnet-4-6", request=request) for line in range(1, 4)]
     await start_batch(runtime, items, key_id="key-1", key_limits=CallerLimits(nano_usd_per_day=A_DOLLAR))
@@ -297,16 +297,16 @@ async def test_items_of_a_batch_hold_a_budget_too(runtime: Runtime) -> None:
     await assert_consistent(runtime)
 
 
-async def test_a_model_without_a_price_holds_nothing(runtime: Runtime) -> None:
-    """Nobody knows what it costs, and nothing is charged for it either."""
+async def test_a_model_without_a_price_reserves_nothing(runtime: Runtime) -> None:
+    """Its cost is unknown, and nothing is charged for it either."""
     limits = CallerLimits(nano_usd_per_day=1)
     await submit_many(runtime, 5, key_id="key-1", limits=limits, model="unknown", tokens=9, max_tokens=9)
     assert len(await claim(runtime, 10)) == 5
 
 
 @pytest.mark.parametrize("epoch_told", [True, False])
-async def test_who_cancels_and_erases_has_paid_all_the_same(runtime: Runtime, epoch_told: bool) -> None:
-    """A call that ends, or is found lost, behind its erased job is charged to tenant and key."""
+async def test_a_cancelled_and_erased_job_is_still_charged(runtime: Runtime, epoch_told: bool) -> None:
+    """A call that ends, or is found lost, after its job was erased is charged to the tenant and the key."""
     limits = CallerLimits(nano_usd_per_day=A_DOLLAR)
     await submit(runtime, key_id="key-1", limits=limits)
     (found,) = await claim(runtime)
@@ -322,7 +322,7 @@ async def test_who_cancels_and_erases_has_paid_all_the_same(runtime: Runtime, ep
 
 
 async def test_the_limits_of_a_key_are_known_as_long_as_its_jobs_wait(runtime: Runtime) -> None:
-    """Jobs that are due in sixty days, and a key that submits nothing meanwhile."""
+    """The jobs are due in sixty days, and the key submits nothing meanwhile."""
     in_sixty_days_ms = await now_ms(runtime) + 60 * 86_400_000
     for _ in range(2):
         await submit(runtime, not_before_ms=in_sixty_days_ms, **ONE_AT_ONCE)
@@ -332,7 +332,7 @@ async def test_the_limits_of_a_key_are_known_as_long_as_its_jobs_wait(runtime: R
 
 
 async def test_what_was_spent_is_remembered_as_long_as_it_matters(runtime: Runtime) -> None:
-    """Two days, and 62: a day and a month are over by then, wherever they began."""
+    """For two days and for 62 days: by then a day or a month is over, in every time zone."""
     await submit(runtime, key_id="key-1")
     (found,) = await claim(runtime)
     await runtime.queue.release(found, reason="drained", cost=5)
@@ -350,7 +350,7 @@ async def test_what_was_spent_is_remembered_as_long_as_it_matters(runtime: Runti
 
 
 async def test_a_log_goes_with_its_result_at_the_latest(start_runtime: Any) -> None:
-    """It tells the same answer, and can be erased no more when its job is gone."""
+    """It holds the same answer, and could not be erased after its job is gone."""
     runtime = await start_runtime(result_retention_s=600)
     await runtime.tenants.set("tenant-b", {"log_retention_ms": 30 * 86_400_000})
     for tenant in ("tenant-a", "tenant-b"):
@@ -360,8 +360,8 @@ async def test_a_log_goes_with_its_result_at_the_latest(start_runtime: Any) -> N
         assert 0 < (await ttl_ms(runtime, redis_keys.log(found.id)) or 0) <= 600_000
 
 
-async def test_a_tenants_own_retention_goes_before_the_setting(runtime: Runtime) -> None:
-    """Of results, logs and batches; everything of an ended job that holds content has an end."""
+async def test_a_tenants_own_retention_overrides_the_setting(runtime: Runtime) -> None:
+    """For results, logs and batches. Everything of an ended job that holds content has a TTL."""
     await runtime.tenants.set("tenant-a", {"result_retention_ms": 60_000, "log_retention_ms": 5_000})
     await submit(runtime)
     (found,) = await claim(runtime)

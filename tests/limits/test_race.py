@@ -9,8 +9,8 @@ from tests.support.follower import ask
 from tests.support.limits import age
 
 
-async def test_of_fifty_callers_at_two_processes_exactly_twenty_are_admitted() -> None:
-    """In any 60 s: also where half of the first ones have left the window meanwhile."""
+async def test_of_fifty_callers_at_two_processes_exactly_twenty_are_accepted() -> None:
+    """In any 60 s, also after some of the first ones have left the window."""
     with a_deployment("http://127.0.0.1:1") as deployment:
         for _ in range(2):
             deployment.begin_api()
@@ -38,7 +38,7 @@ async def test_of_fifty_callers_at_two_processes_exactly_twenty_are_admitted() -
             window = redis_keys.pace("tenant:default")
             await age(runtime, window, 40_000)
             assert await race(50) == {202: 8, 429: 42}
-            await age(runtime, window, 30_000)  # the first twelve have left, the eight have not
+            await age(runtime, window, 30_000)  # the first twelve have left the window, the next eight have not
             assert await race(50) == {202: 12, 429: 38}
             await age(runtime, window, 61_000)
             assert await race(50) == {202: 20, 429: 30}

@@ -51,7 +51,7 @@ _READS: Final[dict[str, tuple[str, ...]]] = {
 
 
 async def keys_that_hold(runtime: Runtime, words: str) -> list[str]:
-    """Every key of the database in whose name or value these words stand, whatever its type."""
+    """Every key of the database whose name or value contains the words, whatever its type."""
     call, found = runtime._commands.call, []
     for name in await all_keys(runtime._commands):
         read = _READS[(await call("TYPE", name)).decode()]
@@ -62,13 +62,13 @@ async def keys_that_hold(runtime: Runtime, words: str) -> list[str]:
 
 @pytest.fixture
 async def tenant(runtime: Runtime) -> Runtime:
-    """A tenant that wants less kept than the settings say."""
+    """A tenant with shorter retention than the settings have."""
     await runtime.tenants.set("tenant-a", {"result_retention_ms": KEPT_MS, "log_retention_ms": LOG_KEPT_MS})
     return runtime
 
 
 async def claimed_and_streaming(runtime: Runtime) -> Claim:
-    """The next job, some of its answer in the log."""
+    """Claims the next job, and writes a part of its answer."""
     claimed = await claim_one(runtime)
     await append(runtime, claimed, a_text_delta(CANARY))
     return claimed
@@ -123,8 +123,8 @@ ENDS: Final[dict[str, tuple[End, JobState]]] = {
 
 
 @pytest.mark.parametrize("how", ENDS)
-async def test_all_that_is_left_of_a_job_goes_with_its_tenants_retention(tenant: Runtime, how: str) -> None:
-    """However it ends; and DELETE takes it at once."""
+async def test_everything_of_a_job_is_deleted_after_its_tenants_retention(tenant: Runtime, how: str) -> None:
+    """However it ends. DELETE deletes it at once."""
     end, state = ENDS[how]
     job = await submit(tenant, request=A_REQUEST, metadata={"note": CANARY}, idempotency_key=CANARY)
     await end(tenant, job.id)
@@ -140,7 +140,7 @@ async def test_all_that_is_left_of_a_job_goes_with_its_tenants_retention(tenant:
 
 
 async def test_a_log_is_kept_no_longer_than_the_result_of_its_job(runtime: Runtime) -> None:
-    """It tells the same: a tenant that sets one of the two gets what it means."""
+    """It holds the same content, so a tenant needs to set only one of the two."""
     await runtime.tenants.set("tenant-a", {"result_retention_ms": LOG_KEPT_MS})
     job = await submit(runtime)
     await _succeed(runtime, job.id)
@@ -152,15 +152,15 @@ async def test_a_log_is_kept_no_longer_than_the_result_of_its_job(runtime: Runti
 
 
 async def a_batch_with_a_canary(runtime: Runtime, items: int) -> Begun:
-    """Its last line cannot run."""
+    """A batch of ``items``; its last line is invalid."""
     lines: list[NewItem | InvalidItem] = [a_bad_line(items + 1, custom_id=CANARY)]
     lines[:0] = [a_line(line, custom_id=f"{CANARY}-{line}", request=A_REQUEST) for line in range(1, items + 1)]
     return await start_batch(runtime, lines, metadata={"note": CANARY}, expires_in_s=86_400)
 
 
 async def test_items_are_kept_as_long_as_their_batch_and_no_longer(tenant: Runtime) -> None:
-    """They end before it does, and cannot know when that will be; once it is known, they go with it."""
-    begun = await a_batch_with_a_canary(tenant, 300)  # more than one piece
+    """They end before the batch, when its end is not known; once it is known, they expire with the batch."""
+    begun = await a_batch_with_a_canary(tenant, 300)  # more than one portion
     first = await claimed_and_streaming(tenant)
     await finish(tenant, first, Ending(Step.SUCCEED, A_RESULT), seq=first.next_seq + 1)
     assert (await ttl_ms(tenant, redis_keys.result(first.id)) or 0) > 86_400_000
@@ -178,8 +178,8 @@ async def test_items_are_kept_as_long_as_their_batch_and_no_longer(tenant: Runti
     assert await keys_that_hold(tenant, CANARY) == []
 
 
-async def test_whoever_looks_after_batches_shortens_what_its_last_item_left(tenant: Runtime) -> None:
-    """The worker that ended it knows nothing of batches: the loops of the processes do."""
+async def test_the_batch_loop_shortens_the_retention_after_the_last_item(tenant: Runtime) -> None:
+    """The worker that ended the item does not know batches; the processes' loops do."""
     begun = await a_batch_with_a_canary(tenant, 2)
     for item in await claim(tenant, 2):
         await finish(tenant, item, Ending(Step.SUCCEED, A_RESULT))
@@ -189,8 +189,8 @@ async def test_whoever_looks_after_batches_shortens_what_its_last_item_left(tena
         assert 0 < (await ttl_ms(tenant, name) or 0) <= KEPT_MS, name
 
 
-async def test_what_came_in_of_a_batch_and_was_never_started_is_erased(tenant: Runtime) -> None:
-    """Its client went away in the middle of the body."""
+async def test_the_received_part_of_a_batch_that_never_started_is_erased(tenant: Runtime) -> None:
+    """Its client disconnected in the middle of the body."""
     begun = await receive(tenant, [a_line(1, request=A_REQUEST), a_bad_line(2, custom_id=CANARY)])
     await tenant.batches.drop(begun.id, "tenant-a")
     await tenant.batches.advance_all(begun.id)

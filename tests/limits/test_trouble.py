@@ -24,7 +24,7 @@ A_KEY: Final = {"key_id": "key-1", "key_limits": LIMITS}
 
 @pytest.fixture
 async def runtime(own_server: EmbeddedRedis) -> AsyncIterator[Runtime]:
-    """On a server of its own; a tenant with every limit."""
+    """A store on its own server, and a tenant with every limit."""
     async with open_runtime(load_settings(redis_url=own_server.url), process_name="tests", timeout_s=2) as opened:
         await opened.tenants.set("tenant-a", {name: getattr(LIMITS, name) for name in LIMITS.__struct_fields__})
         yield opened
@@ -35,7 +35,7 @@ async def _fill(runtime: Runtime) -> None:
 
 
 async def test_a_full_redis_counts_no_submit_and_settles_what_runs(runtime: Runtime) -> None:
-    """Not one command of a refused submit or batch is left, also where the last minute has to be tidied up first."""
+    """A refused submit or batch leaves nothing, even if the window of the last minute must be cleaned first."""
     job = await submit(runtime, key_id="key-1", limits=LIMITS, tokens=60)
     claimed = await claim_one(runtime)
     batch = await receive(runtime, 2, **A_KEY)  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ async def test_a_full_redis_counts_no_submit_and_settles_what_runs(runtime: Runt
 
 
 async def test_a_full_redis_can_be_given_limits_and_counts_addresses(runtime: Runtime) -> None:
-    """A flood is held back while it fills Redis."""
+    """A flood that fills Redis is still limited."""
     await _fill(runtime)
     assert (await runtime.tenants.set("tenant-b", {"queued_jobs": 5})).queued_jobs == 5
     await runtime.addresses.admit("192.0.2.7", 1)
@@ -72,7 +72,7 @@ async def test_a_full_redis_can_be_given_limits_and_counts_addresses(runtime: Ru
 async def test_limits_of_keys_and_tenants_are_closed_while_redis_is_away(
     runtime: Runtime, own_server: EmbeddedRedis
 ) -> None:
-    """The submit is refused as a whole; what was counted before is counted still when Redis is back."""
+    """The whole submit is refused; earlier counts are still there when Redis is back."""
     one = CallerLimits(requests_per_minute=1)
     await submit(runtime, key_id="key-1", limits=one)
     own_server.kill()

@@ -32,7 +32,7 @@ from tests.support.wait import wait_until
 TENANT = "tenant-a"
 KIB = b"x" * 1024
 MOST = 10_000
-"""Nine requests of a KiB, with their specs."""
+"""Room for nine requests of 1 KiB with their specs."""
 
 
 async def held(runtime: Runtime, tenant: str = TENANT) -> int:
@@ -40,7 +40,7 @@ async def held(runtime: Runtime, tenant: str = TENANT) -> int:
 
 
 async def fill(runtime: Runtime) -> list[str]:
-    """Jobs until one more is refused. The limit stands."""
+    """Submits jobs until one is refused by the limit; returns their ids."""
     await runtime.tenants.set(TENANT, {"waiting_bytes": MOST})
     ids: list[str] = []
     try:
@@ -54,7 +54,7 @@ async def fill(runtime: Runtime) -> list[str]:
 
 
 async def test_one_more_is_refused_by_name_and_counted_nowhere(runtime: Runtime) -> None:
-    """Another tenant's is not."""
+    """Another tenant's job is accepted."""
     ids = await fill(runtime)
     before = await held(runtime)
     refused = a_submission(request=KIB, idempotency_key="once")
@@ -71,16 +71,16 @@ async def test_one_more_is_refused_by_name_and_counted_nowhere(runtime: Runtime)
     await assert_consistent(runtime, [*ids, other.id])
 
 
-async def test_what_can_never_fit_is_no_429(runtime: Runtime) -> None:
-    """A client that heeded one would ask for ever."""
+async def test_a_request_that_can_never_fit_gets_no_429(runtime: Runtime) -> None:
+    """A client that obeys a 429 would retry without end."""
     await runtime.tenants.set(TENANT, {"waiting_bytes": MOST})
     with pytest.raises(InvalidRequest, match=str(MOST)):
         await submit(runtime, request=KIB * 10)
     assert await held(runtime) == 0
 
 
-async def test_a_job_that_succeeds_gives_its_request_up_and_one_that_runs_does_not(runtime: Runtime) -> None:
-    """Nobody asks for it any more: a retry is for those that did not succeed."""
+async def test_a_job_that_succeeds_drops_its_request_and_one_that_runs_does_not(runtime: Runtime) -> None:
+    """Nobody needs it any more: only jobs that did not succeed can be retried."""
     await fill(runtime)
     claimed, other = await claim(runtime, 2)
     with pytest.raises(TooManyQueued):
@@ -95,7 +95,7 @@ async def test_a_job_that_succeeds_gives_its_request_up_and_one_that_runs_does_n
 
 @pytest.mark.parametrize("how", ["cancelled", "expired"])
 async def test_a_job_that_does_not_succeed_holds_its_request_until_it_is_erased(runtime: Runtime, how: str) -> None:
-    """It costs nobody anything to submit and cancel: such requests would fill Redis for as long as results are kept."""
+    """Submitting and cancelling is free: otherwise such requests could fill Redis for as long as results are kept."""
     ids = await fill(runtime)
     if how == "cancelled":
         await runtime.jobs.cancel(ids[0], TENANT)
@@ -111,7 +111,7 @@ async def test_a_job_that_does_not_succeed_holds_its_request_until_it_is_erased(
 
 
 async def age_away(runtime: Runtime, *job_ids: str) -> None:
-    """As if the retention of these jobs had passed: their records are gone, and so is the hour in which they went."""
+    """Deletes the jobs' records, and moves time on by an hour, as if their retention were over."""
     call = runtime._commands.call
     (bucket,) = {await call("HGET", redis_keys.job(job_id), "kept_until") for job_id in job_ids}
     names = f"{redis_keys.SHARD}kept_bytes:{TENANT}", redis_keys.plain("kept_due")
@@ -121,8 +121,8 @@ async def age_away(runtime: Runtime, *job_ids: str) -> None:
     await call("ZADD", names[1], 1000, TENANT)
 
 
-async def test_a_request_that_was_kept_is_given_up_when_its_record_has_aged_away(runtime: Runtime) -> None:
-    """By the loop that ends overdue jobs, which every process has. Others' hours stay."""
+async def test_a_kept_request_is_no_longer_counted_after_its_record_expired(runtime: Runtime) -> None:
+    """The loop that ends overdue jobs does this in every process. The counts of other hours stay."""
     first, second = (await submit(runtime, request=KIB)).id, (await submit(runtime, request=KIB)).id
     await runtime.jobs.cancel(first, TENANT)
     before = await held(runtime)
@@ -137,8 +137,8 @@ async def test_a_request_that_was_kept_is_given_up_when_its_record_has_aged_away
         assert await runtime._commands.call("EXISTS", f"{redis_keys.SHARD}{name}") == 0
 
 
-async def test_a_batch_is_counted_as_it_comes_in_and_refused_with_what_had_come(runtime: Runtime) -> None:
-    """What was stored of it is given up."""
+async def test_a_batch_is_counted_as_it_arrives_and_refused_as_a_whole(runtime: Runtime) -> None:
+    """Its stored part is dropped."""
     await runtime.tenants.set(TENANT, {"waiting_bytes": MOST})
     begun = await receive(runtime, 3)
     before = await held(runtime)
@@ -163,8 +163,8 @@ async def more_of(runtime: Runtime, begun: Begun) -> None:
     await runtime.batches.add(begun.id, begun.tenant, items)
 
 
-async def test_a_batch_that_can_never_fit_is_no_429(runtime: Runtime) -> None:
-    """By itself it is larger than all may be."""
+async def test_a_batch_that_can_never_fit_gets_no_429(runtime: Runtime) -> None:
+    """It alone is larger than the limit."""
     begun = await receive(runtime, 3)
     await runtime.tenants.set(TENANT, {"waiting_bytes": await held(runtime) + 100})
     with pytest.raises(InvalidRequest, match="never"):
@@ -172,7 +172,7 @@ async def test_a_batch_that_can_never_fit_is_no_429(runtime: Runtime) -> None:
 
 
 async def test_items_are_kept_no_longer_than_their_batch(runtime: Runtime) -> None:
-    """When one ended, nobody knew when its batch would."""
+    """When an item ends, its batch's end is not yet known."""
     begun = await start_batch(runtime, 3)
     for job_id in begun.job_ids:
         await runtime.jobs.cancel(job_id, begun.tenant)
@@ -187,7 +187,7 @@ async def test_items_are_kept_no_longer_than_their_batch(runtime: Runtime) -> No
 
 
 async def test_a_tenants_share_is_of_what_redis_may_hold(own_server: EmbeddedRedis) -> None:
-    """A quarter, unless it is set otherwise, for all or for one."""
+    """A quarter by default; it can be set for all tenants or for one."""
 
     async def most(share: float | None, maxmemory: str) -> int:
         settings = {} if share is None else {"tenant_waiting_share": share}
@@ -210,7 +210,7 @@ async def test_a_tenants_share_is_of_what_redis_may_hold(own_server: EmbeddedRed
 
 
 async def test_one_tenants_large_requests_leave_room_for_all_others(own_server: EmbeddedRedis) -> None:
-    """However far ahead they are planned; and none is planned for longer than a month."""
+    """However far in the future they are due; a month is the most."""
     async with (
         serving(own_server.url, max_not_before_s=3600) as served,
         httpx2.AsyncClient(base_url=served.url, timeout=30) as http,
@@ -248,7 +248,7 @@ async def test_one_tenants_large_requests_leave_room_for_all_others(own_server: 
 
 @on_real_redis
 async def test_the_share_costs_a_submit_one_command_of_redis(runtime: Runtime) -> None:
-    """Where it holds by default: nobody pays for it with time."""
+    """It applies by default, so it must cost next to nothing."""
 
     async def commands_of(most: int) -> dict[str, int]:
         runtime.memory.tenant_bytes = most
@@ -260,12 +260,12 @@ async def test_the_share_costs_a_submit_one_command_of_redis(runtime: Runtime) -
         return {name: int(row.partition("calls=")[2].partition(",")[0]) for name, row in rows}
 
     found = await commands_of(1 << 30)
-    assert found["cmdstat_hincrby"] == 2  # this, and that of the jobs that wait
+    assert found["cmdstat_hincrby"] == 2  # one for this sum, one for the waiting jobs
     assert found == await commands_of(0)
 
 
-async def test_the_sums_hold_after_redis_has_lost_its_last_moments(own_server: EmbeddedRedis) -> None:
-    """A script's writes are in the file together, or not at all; so nobody needs to count again."""
+async def test_the_sums_are_right_after_redis_has_lost_its_last_writes(own_server: EmbeddedRedis) -> None:
+    """A script's writes are in the file all together or not at all, so no recount is needed."""
     chance = random.Random(11)
     async with open_runtime(load_settings(redis_url=own_server.url), process_name="tests", timeout_s=10) as runtime:
         await start_batch(runtime, 20)
@@ -291,5 +291,5 @@ async def test_the_sums_hold_after_redis_has_lost_its_last_moments(own_server: E
 
 
 def newest_file(directory: Path) -> Path:
-    """What the server appends to."""
+    """The file to which the server appends."""
     return max((directory / "appendonlydir").glob("*.incr.aof"), key=lambda file: file.stat().st_mtime)

@@ -36,7 +36,7 @@ _LARGE_BYTES = 5_000_000
 
 
 async def _ended(runtime: Runtime) -> tuple[dict[str, str], dict[str, str]]:
-    """Jobs and batches of each end, and such as will never begin."""
+    """Jobs and batches in each terminal state, and some that will never begin."""
     failed = await start(runtime, tenant=VICTIM)
     await fail(runtime, failed)
     ended = await start_batch(runtime, 1, tenant=VICTIM)
@@ -55,7 +55,7 @@ async def _ended(runtime: Runtime) -> tuple[dict[str, str], dict[str, str]]:
 
 
 async def _large(runtime: Runtime) -> dict[str, dict[str, str]]:
-    """Ids of a tenant, by kind, by what they are."""
+    """Ids of large objects of a tenant, by kind and description."""
     jobs, batches = await _ended(runtime)
     request = b'{"messages":[{"role":"user","content":"%b"}]}' % (b"x" * _LARGE_BYTES)
     done = await start(runtime, tenant=VICTIM, request=request)
@@ -98,7 +98,7 @@ async def _keys(runtime: Runtime) -> dict[str, str]:
 
 
 async def _measure(line: Line, method: str, path: OwnedPath, foreign: dict[str, str], count: int) -> str:
-    """One row of the table; the ids of absent things are new each time."""
+    """One row of the table; absent ids are new each time."""
     took: dict[str, list[float]] = defaultdict(list)
     body = b"{}" if method == "POST" else None
     kinds = [*foreign] * (count // len(foreign) + 1)

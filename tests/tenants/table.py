@@ -11,7 +11,7 @@ from shared.settings import load_settings
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 NO_TENANTS: Final = frozenset({"/v1/models/{model_id:path}", "/problems/{code}"})
-"""What stands in their path belongs to nobody."""
+"""Paths whose parameters belong to no tenant."""
 
 _OWNED: Final = {
     "/v1/jobs/": ("job_id", "job"),
@@ -20,25 +20,25 @@ _OWNED: Final = {
     "/v1/keys/": ("key_id", "key"),
     "/v1/webhooks/deliveries/": ("delivery_id", "evt"),
 }
-"""Where an id that belongs to a tenant stands in a path: its name there, and its kind."""
+"""By the beginning of a path with a tenant's id: the parameter's name and the id's kind."""
 
 
 class OwnedPath(NamedTuple):
-    """A path with the id of something that belongs to a tenant."""
+    """A path with a tenant's id."""
 
     path: str
-    """Up to the id, and behind it, with ``{}`` for the id."""
+    """The whole path, with ``{}`` for the id."""
     kind: str
     methods: frozenset[str]
-    """Those that a route of it takes."""
+    """The methods of its routes."""
 
     def of(self, own_id: str) -> str:
-        """The path to one."""
+        """The path with an id."""
         return self.path.format(own_id)
 
 
 def routes() -> list[Route]:
-    """All of them. A mount, or a socket, would need tests of its own."""
+    """All routes. A mount or a websocket would need its own tests."""
     found: list[BaseRoute] = create_app(load_settings(auth="off")).router.routes
     plain = [route for route in found if isinstance(route, Route)]
     assert plain == found, "a kind of route that these tests do not know"
@@ -46,12 +46,12 @@ def routes() -> list[Route]:
 
 
 def paths_without_parameters() -> dict[str, frozenset[str]]:
-    """And their methods."""
+    """The paths without parameters, with their methods."""
     return {path: methods for path, methods in _methods_by_path().items() if "{" not in path}
 
 
 def owned_paths() -> list[OwnedPath]:
-    """Raises AssertionError for a parameter in a path that nobody has thought about."""
+    """The paths with a tenant's id. Raises AssertionError for an unknown path parameter."""
     return [
         _owned(path, methods) for path, methods in _methods_by_path().items() if "{" in path and path not in NO_TENANTS
     ]

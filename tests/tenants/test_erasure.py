@@ -17,7 +17,7 @@ _SUCCESS = Ending(Step.SUCCEED, a_result(CANARY))
 
 
 async def test_a_worker_that_slept_brings_nothing_back(runtime: Runtime) -> None:
-    """It wakes up after its job was cancelled and erased, and does all that a worker can do with a claim."""
+    """It wakes up after its job was cancelled and erased, and does everything that a worker can do with a claim."""
     job = await submit(runtime, tenant=VICTIM, request=_REQUEST, metadata={"note": CANARY}, idempotency_key=CANARY)
     claimed = await claim_one(runtime)
     await append(runtime, claimed, a_text_delta(CANARY))
@@ -38,7 +38,7 @@ async def test_a_worker_that_slept_brings_nothing_back(runtime: Runtime) -> None
 
 
 async def test_a_worker_brings_nothing_of_a_batch_back(runtime: Runtime) -> None:
-    """Its item was running when the batch was cancelled, and erased."""
+    """It ran an item when the batch was cancelled and erased."""
     batch = await start_batch(runtime, 2, tenant=VICTIM, metadata={"note": CANARY}, idempotency_key=CANARY)
     done, running = await claim_one(runtime), await claim_one(runtime)
     await finish(runtime, done, _SUCCESS)

@@ -13,11 +13,11 @@ from tests.tenants.wire import Line, Response
 _PATHS = owned_paths()
 _STREAM = "text/event-stream"
 _UNKNOWN = f"?tenant={VICTIM}"
-"""Which no GET takes."""
+"""A query parameter that no GET has."""
 
 
 def _manners(path: OwnedPath, end_id: str) -> list[tuple[str, dict[str, str]]]:
-    """Ways to ask for the same thing: a query, and headers. Some know what only the owner can."""
+    """Different queries and headers for the same object. Some contain what only the owner can know."""
     if path.path.endswith("/events"):
         return [("", {"Accept": _STREAM}), ("?format=messages", {"Last-Event-ID": end_id}), (_UNKNOWN, {})]
     known = {"/v1/jobs/{}": "?wait=1&result=true", "/v1/batches/{}/results": "?order=finished"}.get(path.path, "")
@@ -25,10 +25,10 @@ def _manners(path: OwnedPath, end_id: str) -> list[tuple[str, dict[str, str]]]:
 
 
 @pytest.mark.parametrize("path", _PATHS, ids=[f"{path.path}" for path in _PATHS])
-async def test_foreign_and_absent_ids_are_told_alike(
+async def test_foreign_and_absent_ids_get_equal_responses(
     runtime: Runtime, victim: Victim, line: Line, path: OwnedPath
 ) -> None:
-    """The same status, headers and bytes by every method, of whatever state the other's is; and it stays what it was."""
+    """The same status, headers and bytes for every method and every state of the object, which does not change."""
     end_id = (await runtime.jobs.get(victim.ids["job"]["succeeded"], VICTIM)).end_id
     assert end_id
     before = await state_of_all(runtime)
@@ -50,20 +50,20 @@ async def test_foreign_and_absent_ids_are_told_alike(
     assert (await state_of_all(runtime)).differences_to(before) == set()
     for method in sorted(
         path.methods - {"HEAD"}, key="DELETE".__eq__
-    ):  # the owner is told more, or this test would show nothing
+    ):  # the owner gets something else, or this test would prove nothing
         state = {"job": "succeeded", "key": "standing", "evt": "pending"}.get(path.kind, "ended")
         answer = await line.ask(method, path.of(foreign[state]), headers=line.of(VICTIM))
         assert answer.status not in (404, 405), method
 
 
 def test_every_kind_of_id_is_tried() -> None:
-    """Of each method that a route takes: the table is the application's own."""
+    """With each method of its routes: the table is read from the application."""
     assert {path.kind for path in _PATHS} >= {"job", "batch", "msgbatch", "key"}
     assert len({path.path for path in _PATHS}) == len(_PATHS) >= 14
 
 
 async def test_a_foreign_read_does_not_end_an_overdue_job(runtime: Runtime) -> None:
-    """Its owner's does. (An API's own loop does, too: so there is none here.)"""
+    """Its owner's read does. An API's own loop does too, so none runs here."""
     job = await submit(runtime, tenant=VICTIM)
     await make_overdue(runtime, job.id)
     before = await state_of_all(runtime)
@@ -81,7 +81,7 @@ async def test_a_foreign_read_does_not_end_an_overdue_job(runtime: Runtime) -> N
 
 
 async def test_another_tenants_content_is_not_read(runtime: Runtime) -> None:
-    """Not even to be thrown away: megabytes would show in the time that the answer takes."""
+    """Not even to be discarded: megabytes would show in the response time."""
     large = b'{"messages":"%b"}' % (b"x" * 1_000_000)
     job = await submit(runtime, tenant=VICTIM, request=large)
     _, request = await runtime.jobs.request_of(job.id, VICTIM)

@@ -29,13 +29,13 @@ async def _keys_of(runtime: Runtime, tenant: str) -> list[str]:
 
 
 def _twin_of(own_id: str) -> str:
-    """An id that is nobody's, and sorts right beside it."""
+    """An absent id that sorts directly next to this one."""
     return own_id[:-1] + ("0" if own_id[-1] != "0" else "1")
 
 
 @pytest.mark.parametrize("path", _GETTABLE)
-async def test_what_is_listed_is_ones_own(victim: Victim, line: Line, path: str) -> None:
-    """Whatever can be read without an id: nothing of it is another tenant's. New routes are tried as they come."""
+async def test_lists_hold_only_the_tenants_own_objects(victim: Victim, line: Line, path: str) -> None:
+    """Every route that can be read without an id; new routes are included automatically."""
     answer = await _asked(line, path)
     assert answer.status == 200
     for mark in (CANARY, KEY, VICTIM, *victim.all_ids, *victim.of("msgbatch").values()):
@@ -52,10 +52,10 @@ async def test_what_is_listed_is_ones_own(victim: Victim, line: Line, path: str)
         ("/v1/keys", "key", "after"),
     ],
 )
-async def test_a_foreign_cursor_is_a_place_and_no_more(
+async def test_a_foreign_cursor_acts_like_an_absent_one(
     runtime: Runtime, victim: Victim, line: Line, path: str, kind: str, name: str
 ) -> None:
-    """As an id right beside it that nobody has."""
+    """It acts like an absent id that sorts next to it."""
     for _ in range(3):
         await submit(runtime, tenant=ATTACKER)
         await start_batch(runtime, 1, tenant=ATTACKER)
@@ -67,7 +67,7 @@ async def test_a_foreign_cursor_is_a_place_and_no_more(
 
 
 async def test_a_foreign_batch_has_no_items(runtime: Runtime, victim: Victim, line: Line) -> None:
-    """Of whatever state; with whichever filter and cursor beside it."""
+    """In every state, and with every filter and cursor."""
     own = await start_batch(runtime, 2, tenant=ATTACKER)
     for query in ("", "&status=queued", f"&after={own.job_ids[1]}", f"&after={victim.ids['job']['running item']}"):
         responses = {
@@ -79,7 +79,7 @@ async def test_a_foreign_batch_has_no_items(runtime: Runtime, victim: Victim, li
 
 
 async def test_a_large_foreign_batch_names_none_of_its_items(runtime: Runtime) -> None:
-    """Its list was read in pages, and after the last allowed one the place to go on from was told: a job of another's."""
+    """The list is read in pages; a cursor after the last allowed page would name another tenant's job."""
     received = await receive(runtime, [a_line(1), *map(a_bad_line, range(2, 5_300)), a_line(5_300)], tenant=VICTIM)
     await begin(runtime, received)
     await runtime.batches.advance_all(received.id)
@@ -88,8 +88,10 @@ async def test_a_large_foreign_batch_names_none_of_its_items(runtime: Runtime) -
         assert (page.jobs, page.next_after) == ([], None)
 
 
-async def test_a_foreign_item_is_no_place_in_ones_own_batch(runtime: Runtime, victim: Victim, line: Line) -> None:
-    """Its line told where to go on, and so that there was such a job. Nor is one's own of another batch."""
+async def test_a_foreign_item_is_no_cursor_in_the_tenants_own_batch(
+    runtime: Runtime, victim: Victim, line: Line
+) -> None:
+    """Using its line number would reveal that the job exists. An own item of another batch is no cursor either."""
     own, other = await start_batch(runtime, 5, tenant=ATTACKER), await start_batch(runtime, 5, tenant=ATTACKER)
     absent = await _asked(line, f"/v1/jobs?batch_id={own.id}&after={an_id()}")
     assert json.loads(absent.body)["data"] == []
@@ -101,7 +103,7 @@ async def test_a_foreign_item_is_no_place_in_ones_own_batch(runtime: Runtime, vi
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/messages", "/v1/batches", "/v1/messages/batches"])
 async def test_idempotency_keys_are_each_tenants_own(victim: Victim, runtime: Runtime, line: Line, path: str) -> None:
-    """The other's key, used for another body, is a new one here; and both tenants keep what theirs stands for."""
+    """The other tenant's key with another body is a new key here, and both tenants keep their own jobs."""
     params = {"model": "a-model", "max_tokens": 16, "messages": [{"role": "user", "content": "Say hello."}]}
     requests = [{"custom_id": "row-1", "params": params}]
     key = KEY if "batches" not in path else f"{KEY} of batches"
@@ -116,7 +118,7 @@ async def test_idempotency_keys_are_each_tenants_own(victim: Victim, runtime: Ru
     if path == "/v1/messages":
         async with a_connection(
             f"http://{line.host}", victim.key_texts
-        ) as another:  # it streams until its job ends: left alone
+        ) as another:  # a stream until its job ends, which is not read
             another.begin("POST", path, headers={**another.of(ATTACKER), **headers}, body=body)
 
             async def is_known() -> bool:
@@ -137,7 +139,7 @@ async def test_idempotency_keys_are_each_tenants_own(victim: Victim, runtime: Ru
 
 
 async def test_a_queue_position_counts_all_tenants_jobs(real_redis: RedisUnderTest, runtime: Runtime) -> None:
-    """On purpose: it says when a job starts, and others' start before it. It says how many, and nothing of them."""
+    """On purpose: it tells when a job starts. It shows how many jobs of others start before it, but nothing else."""
     mine = await submit(runtime, tenant=ATTACKER)
     for _ in range(5):
         await submit(runtime, tenant=VICTIM)
@@ -145,11 +147,11 @@ async def test_a_queue_position_counts_all_tenants_jobs(real_redis: RedisUnderTe
     async with serving(real_redis.url) as served, a_connection(served.url) as line:
         first = json.loads((await _asked(line, f"/v1/jobs/{mine.id}")).body)["queue_position"]
         place = json.loads((await _asked(line, f"/v1/jobs/{last.id}")).body)["queue_position"]
-    assert 1 <= first < place <= 4  # tenants take turns: a flood of one does not push another's behind it
+    assert 1 <= first < place <= 4  # tenants take turns, so one tenant's flood does not delay another's job
 
 
 async def test_usage_is_each_tenants_own(victim: Victim, runtime: Runtime, line: Line) -> None:
-    """Whatever is asked for beside the days."""
+    """With any other query parameters."""
     await runtime._commands.call("HSET", f"ts:{{g}}:usage:{VICTIM}:2026-11-24", "m\n\ncalls", 7)
     for query in ("", "&group_by=key"):
         answer = await _asked(line, f"/v1/usage?from=2026-11-20&to=2026-11-26{query}")
@@ -164,7 +166,7 @@ async def test_usage_is_each_tenants_own(victim: Victim, runtime: Runtime, line:
 async def test_a_tenant_that_is_no_name_is_refused(
     victim: Victim, real_redis: RedisUnderTest, runtime: Runtime, tenant: str
 ) -> None:
-    """Where callers say who they are: it would stand in the names of keys, and could mean another's."""
+    """With authentication off, X-Tenant goes into names of Redis keys, where an odd name could mean another tenant."""
     before = await all_keys(runtime._commands)
     async with serving(real_redis.url) as served, a_connection(served.url) as line:
         for path in ("/v1/jobs", "/v1/batches", "/v1/usage", f"/v1/jobs/{victim.ids['job']['queued']}"):
@@ -176,9 +178,9 @@ async def test_a_tenant_that_is_no_name_is_refused(
 
 
 def test_these_tests_know_every_way_in() -> None:
-    """What takes something without an id in its path: a new one may make something, and belongs to somebody."""
+    """A new route without an id in its path may create objects that belong to a tenant, and needs tests here."""
     assert set(_POSTABLE) <= {
-        *("/v1/jobs", "/v1/batches", "/v1/messages", "/v1/messages/batches"),  # as above
+        *("/v1/jobs", "/v1/batches", "/v1/messages", "/v1/messages/batches"),  # tested above
         *("/v1/messages/count_tokens", "/complete", "/complete/stream"),  # without Idempotency-Keys
-        *("/v1/keys", "/v1/webhooks/secret/rotate"),  # tests/keys and tests/webhooks
+        *("/v1/keys", "/v1/webhooks/secret/rotate"),  # tested in tests/keys and tests/routes/test_webhooks.py
     }

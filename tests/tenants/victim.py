@@ -38,26 +38,26 @@ _LATER_MS = 3_600_000
 
 @dataclass
 class Victim:
-    """Ids by what they are of."""
+    """The tenant's ids, by kind and state."""
 
     ids: dict[str, dict[str, str]] = field(default_factory=lambda: {"job": {}, "batch": {}, "key": {}, "evt": {}})
     key_texts: dict[str, str] = field(default_factory=dict)
-    """A key of each tenant that may do everything; the victim's first."""
+    """An API key of each tenant with all scopes, the victim's first."""
 
     @property
     def all_ids(self) -> list[str]:
-        """Of every kind."""
+        """The ids of every kind."""
         return [own_id for each in self.ids.values() for own_id in each.values()]
 
     def of(self, kind: str) -> dict[str, str]:
-        """Those of a kind, as its paths write them, by their state."""
+        """The ids of a kind by state, in the form of its paths."""
         if kind == "msgbatch":
             return {state: own_id.replace("batch_", "msgbatch_", 1) for state, own_id in self.ids["batch"].items()}
         return self.ids[kind]
 
 
 async def a_victim(runtime: Runtime) -> Victim:
-    """A tenant with something of everything, in an otherwise idle queue."""
+    """A tenant that owns one of everything; the queue must be empty."""
     victim = Victim()
     jobs, batches = victim.ids["job"], victim.ids["batch"]
     about: dict[str, Any] = {"tenant": VICTIM, "metadata": {"note": CANARY}}
@@ -101,7 +101,7 @@ async def _and_keys(runtime: Runtime, victim: Victim) -> None:
 
 
 async def a_key(runtime: Runtime, tenant: str) -> NewKey:
-    """That may do everything."""
+    """A key with all scopes."""
     name = CANARY if tenant == VICTIM else "mine"
     made = await runtime.api_keys.create(tenant, env="live", name=name, scopes=ALL_SCOPES, limits=CallerLimits())
     assert made is not None
@@ -127,14 +127,14 @@ async def _and_what_waits(runtime: Runtime, victim: Victim, about: dict[str, Any
     await runtime.batches.drop(dropped.id, VICTIM)
     batches |= {"cancelling": cancelling.id, "receiving": receiving.id, "being erased": dropped.id}
     jobs["item that comes in"] = receiving.job_ids[0]
-    later_ms = await now_ms(runtime) + _LATER_MS  # nobody goes on with these meanwhile, or finds that client gone
+    later_ms = await now_ms(runtime) + _LATER_MS  # so that no loop advances these, or ends them as abandoned
     for batch in (cancelling, receiving, dropped):
         await runtime._commands.call("ZADD", redis_keys.plain("due"), "XX", later_ms, batch.id)
     await runtime._commands.call("ZADD", redis_keys.plain("attendants"), "XX", later_ms, "an-api")
 
 
 def absent_ids(kind: str) -> dict[str, str]:
-    """Ids that could be somebody's, and texts that could not."""
+    """Valid ids that nobody has, and texts that are not ids."""
     fitting = new_key_id() if kind == "key" else new_id(kind)
     return {
         "absent": fitting,
@@ -183,11 +183,10 @@ _OF_THE_PROCESS = ("attendants", "spared", "alive")
 
 
 class State(dict[str, tuple[bytes, int]]):
-    """Everything in Redis, with the moment at which it will be gone; but for what the API writes of itself."""
+    """Every value in Redis with the time at which it expires, without what the API writes for itself."""
 
     def differences_to(self, other: "State") -> set[str]:
-        """Keys that are not what they were, but for those of the attacker. A moment is the same within 10 ms: a lifetime
-        that is begun anew ends later.
+        """The changed keys, without the attacker's own. Expiry times may differ by 10 ms; a renewed TTL ends later.
         """
         return {
             name
@@ -201,7 +200,7 @@ class State(dict[str, tuple[bytes, int]]):
 
 
 async def state_of_all(runtime: Runtime) -> State:
-    """In one moment."""
+    """Read at one moment."""
     flat = await runtime._commands.call("EVAL", _STATE, 0)
     found = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
     mine = tuple(f"{redis_keys.prefix_of(kind)}{kind}" for kind in _OF_THE_PROCESS)

@@ -10,16 +10,16 @@ REQUEST_ID = "the-same-for-all"
 
 
 class Response(NamedTuple):
-    """All of an answer."""
+    """A whole response."""
 
     status: int
     headers: tuple[bytes, ...]
-    """Lines, in order."""
+    """The header lines, in order."""
     body: bytes
 
 
 class Line:
-    """One connection, which is kept."""
+    """A client with one connection, which it keeps."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, keys: Mapping[str, str]
@@ -32,7 +32,7 @@ class Line:
     async def ask(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> Response:
-        """One request, and its whole answer, which must say how long it is, or be chunked."""
+        """Sends a request and reads its response, which must have a length or be chunked."""
         self.begin(method, path, headers=headers, body=body)
         status, header_lines = await self._head()
         sizes = [line for line in header_lines if line.lower().startswith(b"content-length:")]
@@ -48,7 +48,7 @@ class Line:
     def begin(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> None:
-        """Sends a request whose answer is not waited for here."""
+        """Sends a request without waiting for its response."""
         lines = [f"{method} {path} HTTP/1.1", f"Host: {self.host}", f"X-Request-ID: {REQUEST_ID}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         if body is not None:
@@ -56,7 +56,7 @@ class Line:
         self._writer.write("\r\n".join([*lines, "", ""]).encode() + (body or b""))
 
     def of(self, tenant: str, **more: str) -> dict[str, str]:
-        """Headers of a tenant: its key, and a word that counts only where there are none. ``more``: with _ for -."""
+        """A tenant's headers: its key, and an X-Tenant that counts only without keys. In ``more``, _ stands for -."""
         named = {name.replace("_", "-"): value for name, value in more.items()}
         if key := self._keys.get(tenant):
             return {"Authorization": f"Bearer {key}", "X-Tenant": next(iter(self._keys)), **named}
@@ -78,7 +78,7 @@ class Line:
 
 @asynccontextmanager
 async def a_line(url: str, keys: Mapping[str, str] | None = None) -> AsyncIterator[Line]:
-    """To an API. ``keys``: by tenant, where it asks for them."""
+    """A connection to an API. ``keys``: by tenant, if it asks for them."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=64 << 20)
     try:
