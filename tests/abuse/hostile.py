@@ -34,7 +34,7 @@ _LUA = ["'); redis.call('FLUSHALL') --", "]] redis.call('FLUSHALL') [[", "\\'..r
 
 
 class Hostile:
-    """Unpickled, it would run a command."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, command: str) -> None:
         self._command = command
@@ -44,15 +44,15 @@ class Hostile:
 
 
 def pickles(command: str) -> list[bytes]:
-    """By every protocol; as they are, and packed."""
+    """Pickles by every protocol, plain and compressed."""
     plain = [pickle.dumps(Hostile(command), protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
-    arq = pickle.dumps({"t": 1, "f": "run", "a": (Hostile(command),), "k": {}, "et": 1}, 5)  # as arq writes a job
+    arq = pickle.dumps({"t": 1, "f": "run", "a": (Hostile(command),), "k": {}, "et": 1}, 5)  # the form of arq's jobs
     code = marshal.dumps(compile(f"import os; os.system({command!r})", CANARY, "exec"))
     return [*plain, arq, code, gzip.compress(plain[-1])]
 
 
 def texts(command: str) -> list[str]:
-    """All of it as text. Without the character U+0000, which no prompt may have."""
+    """All hostile texts, without the character U+0000, which no prompt may have."""
     packed = pickles(command)
     words = [
         *_SSE, *_PAGES, *_TERMINALS, *_LINES, *_HEADERS, *_REDIS, *_LUA,

@@ -43,10 +43,10 @@ async def _state(url: str, path: str) -> str:
 
 
 async def _erase(url: str, path: str) -> None:
-    """Not before its end: then it is cancelled first."""
+    """Erases it; if it has not ended, cancels it first."""
     if await _state(url, path) not in ("succeeded", "failed", "expired", "cancelled", "ended"):
         status, problem = await _call(url, "DELETE", path)
-        if status == 204:  # it has ended meanwhile
+        if status == 204:  # it had ended meanwhile
             return
         assert (status, problem["code"]) == (409, "not_ended")
         assert (await _call(url, "GET", path))[0] == 200
@@ -70,7 +70,7 @@ _JOBS: dict[str, dict[str, Any]] = {
 
 
 async def test_nothing_is_left_of_jobs(watched: Watched) -> None:
-    """In every state, with all that can be said of one; beside the native ones those of the other surfaces."""
+    """Jobs of every surface, in every state, with every member that a job can have."""
     url = watched.deployment.urls[0]
     async with watched.deployment.runtime() as runtime:
         ids = {}
@@ -98,7 +98,7 @@ async def test_nothing_is_left_of_jobs(watched: Watched) -> None:
             await _erase(url, f"/v1/jobs/{job['id']}")
         assert await kinds_that_hold(runtime._commands, _WORD) == set()
         status, _ = await _call(url, "POST", "/v1/jobs", _JOBS["failed"], **{"Idempotency-Key": f"{_WORD}-failed"})
-        assert status == 404  # its key is remembered, without what it stands for
+        assert status == 404  # the Idempotency-Key is remembered, but not its job
         assert await kinds_that_hold(runtime._commands, _WORD) == set()
 
 
@@ -107,7 +107,7 @@ def _plain(words: str, **more: Any) -> dict[str, Any]:
 
 
 async def test_nothing_is_left_of_batches(watched: Watched) -> None:
-    """Whether all of it has ended, or was cancelled in the middle; of either surface."""
+    """Batches of both surfaces that have ended, or were cancelled in the middle."""
     url = watched.deployment.urls[0]
     async with watched.deployment.runtime() as runtime:
         ids = []
@@ -138,8 +138,8 @@ async def test_nothing_is_left_of_batches(watched: Watched) -> None:
         await wait_until(is_nothing_left, "the end of the last piece", timeout_s=20)
 
 
-async def test_what_is_only_counted_is_kept_for_a_minute(watched: Watched) -> None:
-    """Nobody could erase it: it has no id that its caller knows."""
+async def test_a_count_of_tokens_is_kept_for_a_minute(watched: Watched) -> None:
+    """Its caller does not know its id and so could not erase it."""
     url = watched.deployment.urls[0]
     body = {"model": _MODEL, "messages": [{"role": "user", "content": "what-is-counted"}]}
     status, _ = await _call(url, "POST", "/v1/messages/count_tokens", body)

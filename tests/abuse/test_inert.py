@@ -49,7 +49,7 @@ _PARSERS: list[Callable[[bytes], list[tuple[str, str]]]] = [_by_the_command, _by
 
 
 def _text_of(events: list[tuple[str, str]]) -> str:
-    """Of a follow, in either format."""
+    """The text of a followed stream, in either format."""
     pieces = []
     for name, data in events:
         if name == "delta":
@@ -60,7 +60,7 @@ def _text_of(events: list[tuple[str, str]]) -> str:
 
 
 def _names_of(events: list[tuple[str, str]]) -> set[str]:
-    return {name for name, _ in events} - {"message"}  # httpx2 tells a `retry` as one
+    return {name for name, _ in events} - {"message"}  # httpx2 reports a `retry` as one
 
 
 async def _read(url: str, path: str, *, body: Any = None, headers: dict[str, str] | None = None) -> bytes:
@@ -70,7 +70,7 @@ async def _read(url: str, path: str, *, body: Any = None, headers: dict[str, str
 
 
 async def _each(one: Callable[[str], Awaitable[None]], texts: list[str], *, most: int = 20) -> None:
-    """Some at a time; the first that fails ends it."""
+    """Runs ``one`` for each text, some at a time; the first failure ends all."""
     gate = asyncio.Semaphore(most)
 
     async def in_turn(text: str) -> None:
@@ -87,7 +87,7 @@ def _asked(text: str, **more: Any) -> dict[str, Any]:
 
 
 async def test_by_jobs_and_their_streams(watched: Watched) -> None:
-    """As a prompt, as metadata, and as the answer: in the result, in both formats of a follow, live and late."""
+    """As a prompt, as metadata and as the answer: in the result, and in both formats of a stream, live and late."""
     url = watched.deployment.urls[0]
 
     async def one(text: str) -> None:
@@ -122,7 +122,7 @@ _OURS = {
 
 
 async def test_by_the_simple_endpoints(watched: Watched) -> None:
-    r"""``/complete`` as it is, ``/complete/stream`` with every line end as `\n`: SSE knows no other within an event."""
+    r"""``/complete`` unchanged; ``/complete/stream`` with every line end as `\n`, the only one inside an SSE event."""
     url = watched.deployment.urls[0]
 
     async def one(text: str) -> None:
@@ -141,7 +141,7 @@ async def test_by_the_simple_endpoints(watched: Watched) -> None:
 
 
 async def test_by_the_messages_api(watched: Watched) -> None:
-    """In one piece and streamed; to the official SDK, too."""
+    """Whole and streamed, also with the official SDK."""
     url = watched.deployment.urls[0]
     client = AsyncAnthropic(base_url=url, api_key="none", max_retries=0)
 
@@ -163,7 +163,7 @@ async def test_by_the_messages_api(watched: Watched) -> None:
 
 
 async def test_as_names(watched: Watched) -> None:
-    """Of models, and of what is to be done once: taken, and ended in some way, or refused. (Names of models are in logs.)"""
+    """As names of models and Idempotency-Keys: accepted with some end, or refused. Names of models may be in logs."""
     url = watched.deployment.urls[0]
 
     async def one(text: str) -> None:
@@ -186,7 +186,7 @@ async def test_as_names(watched: Watched) -> None:
 
 
 async def test_by_batches(watched: Watched) -> None:
-    """Every result is one line, whatever stands in it; and every item's events are its own."""
+    """Every result is one line, whatever its text, and every item has only its own events."""
     url = watched.deployment.urls[0]
     wanted = {f"row-{number} {text[:40]}": text for number, text in enumerate(watched.texts) if text}
     wanted = {name: text for name, text in wanted.items() if name.isprintable()} | {
@@ -194,7 +194,7 @@ async def test_by_batches(watched: Watched) -> None:
     }
     requests = [{"custom_id": name, "params": _asked(text)} for name, text in wanted.items()]
     async with AsyncExitStack() as stack:
-        with watched.deployment.no_worker_up():  # whoever comes later is not told of what ended before
+        with watched.deployment.no_worker_up():  # later followers would not see items that ended before
             status, batch, _ = await ask(url, "/v1/batches", method="POST", body={"requests": requests})
             assert status == 202
             assert batch["counts"]["total"] == len(wanted)
@@ -215,7 +215,7 @@ async def test_by_batches(watched: Watched) -> None:
 
 
 async def test_by_the_command(watched: Watched, python: str) -> None:
-    """What a terminal would obey is left out, and the rest is there."""
+    """Control sequences of terminals are removed, and the rest is printed."""
     url = watched.deployment.urls[0]
     text = " | ".join(watched.texts)
     _, job, _ = await ask(url, "/v1/jobs", method="POST", body=_asked(text))
@@ -234,8 +234,8 @@ async def test_by_the_command(watched: Watched, python: str) -> None:
     assert not {"\x7f", "\x9b", "\u202e"} & set(shown)
 
 
-async def test_no_answer_is_a_page_of_what_was_asked(watched: Watched) -> None:
-    """In paths, queries, headers and bodies: nothing that a browser would run comes back, and the rest is no page."""
+async def test_no_response_is_a_page_with_the_requests_text(watched: Watched) -> None:
+    """Text in paths, queries, headers and bodies: nothing that a browser would execute comes back."""
     url = watched.deployment.urls[0]
     marks = (b"<script", b"onerror", b"Set-Cookie", CANARY.encode())
 
@@ -243,7 +243,7 @@ async def test_no_answer_is_a_page_of_what_was_asked(watched: Watched) -> None:
         named = quote(text, safe="")[:4000]
         header = "".join(mark for mark in text if mark.isprintable() and mark.isascii())[:200]
         headers = {
-            "X-Request-ID": f"<{header}",  # which is none: one that is one comes back
+            "X-Request-ID": f"<{header}",  # invalid: a valid one would be echoed
             "Idempotency-Key": header,
             "Last-Event-ID": header,
             "Accept": "text/html, */*",
@@ -273,8 +273,8 @@ async def test_no_answer_is_a_page_of_what_was_asked(watched: Watched) -> None:
     await _each(one, watched.texts)
 
 
-def test_the_page_of_the_examples_takes_answers_for_text() -> None:
-    """It has no way to make elements of them, or to run them."""
+def test_the_example_page_treats_answers_as_text() -> None:
+    """It has no code that makes elements from them or executes them."""
     page = (Path(__file__).parents[2] / "examples/page.html").read_text()
     assert "textContent" in page
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc"):
@@ -282,7 +282,7 @@ def test_the_page_of_the_examples_takes_answers_for_text() -> None:
 
 
 async def test_pages_for_people_hold_nothing_of_the_request(watched: Watched) -> None:
-    """The only pages that there are: made from the code's own words, whatever is asked beside."""
+    """The only pages are made from constants, whatever the request contains."""
     url = watched.deployment.urls[0]
     page = await _read(url, "/problems/not_found")
     evil = quote("<script>alert(1)</script>")
@@ -315,7 +315,7 @@ def _survives(texts: list[str]) -> None:
 @settings(max_examples=200)
 @given(texts=st.lists(_NASTY, max_size=5))
 def test_any_text_survives_three_parsers(texts: list[str]) -> None:
-    """The command's, httpx's, and one by the letter of the standard."""
+    """The command's parser, httpx's, and one that follows the standard exactly."""
     _survives(texts)
 
 
@@ -324,5 +324,5 @@ def test_any_text_survives_three_parsers(texts: list[str]) -> None:
 @settings(max_examples=10_000)
 @given(texts=st.lists(_NASTY, min_size=1, max_size=5))
 def test_any_of_ten_thousand_texts_survives(texts: list[str]) -> None:
-    """The longer tier."""
+    """The longer run of the fuzz tier."""
     _survives(texts)

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
 
 def test_the_hook_sees_an_unpickling(tmp_path: Path, python: str) -> None:
-    """And what is compiled or run of a text that it knows: a hook that never fires proves nothing by itself."""
+    """And code that is compiled or run from a known text: a hook that never fires would prove nothing."""
     noted_at = tmp_path / "noted"
     program = f"""
 import os, pickle, collections
@@ -33,7 +33,7 @@ os.system("true {CANARY}")
 
 
 async def _planted(runtime: Runtime, value: bytes) -> list[str]:
-    """Wherever a reader might look. Returns the jobs whose records are hostile."""
+    """Stores the value wherever a process reads. Returns the ids of jobs with hostile records."""
     call = runtime._commands.call
     for name in ("arq:queue", "arq:queue:health-check"):
         await call("DEL", name)
@@ -56,7 +56,7 @@ async def _planted(runtime: Runtime, value: bytes) -> list[str]:
 
 
 async def test_pickles_in_redis_stay_bytes(watched: Watched) -> None:
-    """Their jobs fail or are passed over; the worker lives, and does everybody else's."""
+    """Those jobs fail or are skipped; the worker lives and runs all other jobs."""
     url = watched.deployment.urls[0]
     (worker,) = watched.deployment.workers
     pid = worker.pid

@@ -27,7 +27,7 @@ _PATIENT = Bounds(connections=1000, spare=8, keep_alive_s=600, head_s=600, linge
 
 
 async def test_a_head_of_64_kib_or_100_headers_is_the_most(door: Served) -> None:
-    """In one piece, in many, and without an end."""
+    """Sent in one piece, in many, and without end."""
     assert (await say(door, A_HEAD[:-2] + b"X: %b\r\n\r\n" % (b"x" * 60_000))).statuses == [200]
     heard = await say(door, A_HEAD[:-2] + b"X: %b\r\n\r\n" % (b"x" * 66_000))
     assert (heard.statuses, heard.closed) == ([431], True)
@@ -54,8 +54,8 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize(("begin", "piece"), ENDLESS.values(), ids=ENDLESS.keys())
-async def test_what_frames_a_body_is_64_kib_at_most(door: Served, begin: bytes, piece: bytes) -> None:
-    """More than its own bytes explain: the parser keeps a trailer as long as it goes on. A body before it is no excuse."""
+async def test_chunk_extensions_and_trailers_have_64_kib_at_most(door: Served, begin: bytes, piece: bytes) -> None:
+    """The parser keeps a trailer in memory until it ends. A large body before it does not raise the bound."""
     async with connected(door) as (reader, writer):
         writer.write(_CHUNKED + b"10000\r\n%b\r\n" % (b"a" * 65_536))
         await wait_until(lambda: len(door.server.server_state.tasks) == 1, "the request")
@@ -67,8 +67,8 @@ async def test_what_frames_a_body_is_64_kib_at_most(door: Served, begin: bytes, 
     assert (heard.statuses, heard.closed) == ([431], True)
 
 
-async def test_a_trailer_without_an_end_ends_an_answer_that_has_begun(door: Served) -> None:
-    """There nothing can be said any more."""
+async def test_an_endless_trailer_cuts_a_response_that_has_begun(door: Served) -> None:
+    """An error could no longer be sent."""
 
     async def begin(_scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -88,9 +88,9 @@ async def test_a_trailer_without_an_end_ends_an_answer_that_has_begun(door: Serv
     await wait_until(lambda: not door.server.server_state.tasks, "the end of the request")
 
 
-async def test_a_body_in_chunks_of_one_byte_is_taken(door: Served) -> None:
-    """However their sizes are written; and again on the same connection."""
-    body = b'{"prompt":"%b"' % (b"a" * 20_000)  # no JSON: it is read to its end, and then refused
+async def test_a_body_in_chunks_of_one_byte_is_accepted(door: Served) -> None:
+    """However the sizes are written; the same connection then takes another one."""
+    body = b'{"prompt":"%b"' % (b"a" * 20_000)  # not JSON: it is read to its end and then refused
     chunks = b"".join([b"00000001\r\n%c\r\n" % byte for byte in body])
     async with connected(door) as (reader, writer):
         for _ in range(2):
@@ -102,8 +102,8 @@ async def test_a_body_in_chunks_of_one_byte_is_taken(door: Served) -> None:
             assert (await hear(reader, patience_s=0.5)).statuses == [400]
 
 
-async def test_whoever_says_nothing_is_let_go() -> None:
-    """At the beginning, or behind an answer; empty lines say nothing."""
+async def test_silent_connections_are_closed() -> None:
+    """At the beginning or after a response; empty lines count as silence."""
     async with serving(NO_REDIS, bounds=_SHORT) as door:
         async with connected(door) as (reader, _):
             assert await hear(reader) == (b"", True)
@@ -118,7 +118,7 @@ async def test_whoever_says_nothing_is_let_go() -> None:
 
 
 async def test_deadlines_outlive_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of ours, in the ending of one connection: the next ones end in time all the same."""
+    """An error of ours while one connection is closed does not keep the next ones from being closed in time."""
     errors: list[str] = []
 
     def end_wrongly(_: FrontDoor) -> None:
@@ -136,7 +136,7 @@ async def test_deadlines_outlive_an_error(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_a_log_that_cannot_be_written_harms_nobody(door: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk; who is refused is told so, and the next one is answered."""
+    """The disk is full: a refused client still gets its response, and the next request is served."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -149,7 +149,7 @@ async def test_a_log_that_cannot_be_written_harms_nobody(door: Served, monkeypat
 async def test_a_connection_that_cannot_even_begin_is_not_counted(
     door: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither in nor out: the bound of connections would be another one from then on."""
+    """Neither up nor down; otherwise the bound of connections would be wrong from then on."""
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     begin = HttpToolsProtocol.connection_made
 
@@ -166,7 +166,7 @@ async def test_a_connection_that_cannot_even_begin_is_not_counted(
 
 
 async def test_a_head_that_drips_is_cut_with_408() -> None:
-    """However regularly a byte comes: the deadline runs from the first."""
+    """However regularly bytes come: the deadline counts from the first."""
     async with serving(NO_REDIS, bounds=_SHORT) as door, connected(door) as (reader, writer):
 
         async def drip() -> None:
@@ -182,8 +182,8 @@ async def test_a_head_that_drips_is_cut_with_408() -> None:
         assert b'"code":"request_timeout"' in heard.raw
 
 
-async def test_whoever_does_not_read_its_answer_is_cut() -> None:
-    """An answer that fits in no buffer: the page of the API's own description, many times over."""
+async def test_a_client_that_does_not_read_its_response_is_cut() -> None:
+    """A response larger than any buffer: the OpenAPI document, many times over."""
     async with (
         serving(NO_REDIS, bounds=replace(_PATIENT, stalled_s=0.3)) as door,
         connected(door, receive_buffer=4096) as (_, writer),
@@ -196,8 +196,8 @@ async def test_whoever_does_not_read_its_answer_is_cut() -> None:
         await wait_until(lambda: door.door.count == 0, "its going")
 
 
-async def test_whoever_reads_slowly_but_reads_is_not_cut() -> None:
-    """Also when its connection is to end behind the answer."""
+async def test_a_client_that_reads_slowly_is_not_cut() -> None:
+    """Also if its connection closes after the response."""
     ask = b"GET /openapi.json HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
     async with serving(NO_REDIS, bounds=replace(_SHORT, stalled_s=0.5)) as door:
         size = len((await say(door, ask)).raw)
@@ -212,7 +212,7 @@ async def test_whoever_reads_slowly_but_reads_is_not_cut() -> None:
 
 
 async def test_above_the_bound_503_but_not_for_health_probes() -> None:
-    """While all others are being answered; when one of them goes, there is room again."""
+    """While all connections have a request in progress; when one of them closes, there is room again."""
     wait = b"POST /v1/jobs HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
     async with serving(NO_REDIS, bounds=replace(_PATIENT, connections=2)) as door:
         async with connected(door) as (_, first), connected(door) as (_, second):
@@ -229,8 +229,8 @@ async def test_above_the_bound_503_but_not_for_health_probes() -> None:
         assert (await say(door, A_HEAD)).statuses == [200]
 
 
-async def test_who_says_nothing_makes_room_for_who_does() -> None:
-    """The connections of an attacker that only holds them lock nobody out: the longest idle one goes."""
+async def test_an_idle_connection_makes_room_for_a_new_one() -> None:
+    """An attacker that only holds connections locks nobody out: the one that is idle longest is closed."""
     async with serving(NO_REDIS, bounds=replace(_PATIENT, connections=4)) as door:
         held = [await asyncio.open_connection("127.0.0.1", port_of(door)) for _ in range(4)]
         held[3][1].write(b"GET / HTTP/1.1\r\nX: ")
@@ -246,8 +246,8 @@ async def test_who_says_nothing_makes_room_for_who_does() -> None:
             writer.transport.abort()
 
 
-async def test_who_has_its_answer_and_stays_makes_room() -> None:
-    """It may read on for a while, but not in the place of another."""
+async def test_a_client_that_stays_after_its_response_makes_room() -> None:
+    """It may still read for a while, but does not take another's place."""
     async with serving(NO_REDIS, bounds=replace(_PATIENT, connections=4)) as door:
         held = [await asyncio.open_connection("127.0.0.1", port_of(door)) for _ in range(4)]
         for reader, writer in held:
@@ -260,8 +260,8 @@ async def test_who_has_its_answer_and_stays_makes_room() -> None:
             writer.transport.abort()
 
 
-async def test_who_was_one_too_many_and_stays_makes_no_room() -> None:
-    """Its going does not lower the number of those that are being answered."""
+async def test_a_refused_connection_that_stays_is_not_counted_down() -> None:
+    """Its close does not lower the number of served connections."""
     wait = b"POST /v1/jobs HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
     ask = b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n"
     async with serving(NO_REDIS, bounds=replace(_PATIENT, connections=1)) as door, connected(door) as (_, answered):
@@ -274,7 +274,7 @@ async def test_who_was_one_too_many_and_stays_makes_no_room() -> None:
 
 
 def test_the_bound_follows_the_limit_of_open_files() -> None:
-    """Unless the setting says less; never more than there are files for."""
+    """Unless the setting is lower; never above the number of files."""
     assert bounds_of(0, 75, 20_000) == Bounds(20_000 - 64 - 256, 256, 75)
     assert bounds_of(0, 75, 256) == Bounds(168, 24, 75)
     assert bounds_of(100, 75, 20_000).connections == 100
@@ -288,7 +288,7 @@ def _api_with_few_files() -> Iterator[subprocess.Popen[bytes]]:
         [sys.executable, "-m", "cli", "serve", "--port", "0"],
         stderr=subprocess.PIPE,
         env={**os.environ, "TOKENSPOOL_AUTH": "off", "TOKENSPOOL_REDIS_URL": NO_REDIS},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128)),  # noqa: PLW1509 - one thread here
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128)),  # noqa: PLW1509 - one thread
     )
     try:
         yield process
@@ -299,7 +299,7 @@ def _api_with_few_files() -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.mark.slow
 async def test_a_flood_beyond_the_open_files_is_shed_and_outlived() -> None:
-    """`ulimit -n 128`, a thousand connections that hold: who asks is answered meanwhile, and everything heals."""
+    """With `ulimit -n 128` and a thousand held connections, requests are served, and all recovers afterwards."""
     with _api_with_few_files() as process:
         assert process.stderr is not None
         port = int(re.findall(rb'"port": (\d+)', process.stderr.readline())[0])

@@ -30,8 +30,8 @@ async def _headers(served: Served, request: bytes) -> list[bytes]:
     return heard.raw.partition(b"\r\n\r\n")[0].split(b"\r\n")
 
 
-async def test_every_answer_carries_the_security_headers(door: Served) -> None:
-    """Once each: successes, errors of routes, of the router, of the front door, and those of another surface."""
+async def test_every_response_has_the_security_headers(door: Served) -> None:
+    """Each exactly once: successes, errors of routes, of the router, of the connection, and of the other surface."""
     for line in (
         b"GET /health/live",
         b"GET /health",
@@ -45,8 +45,8 @@ async def test_every_answer_carries_the_security_headers(door: Served) -> None:
         assert not any(header.startswith((b"server:", b"access-control-")) for header in headers)
 
 
-async def test_a_page_has_a_policy_of_its_own(door: Served) -> None:
-    """And may be kept."""
+async def test_a_page_has_its_own_policy(door: Served) -> None:
+    """It may be cached."""
     headers = await _headers(door, b"GET /problems/not_found HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     assert [header for header in headers if header.startswith(b"content-security-policy:")] == [
         b"content-security-policy: default-src 'none'; style-src 'unsafe-inline'"
@@ -61,7 +61,7 @@ _PREFLIGHT = (
 
 
 async def test_pages_of_named_origins_may_call() -> None:
-    """Preflights carry no key and need none; errors can be read too; other origins are told nothing."""
+    """Preflights need no key; errors can be read too; other origins get no CORS headers."""
     async with serving(NO_REDIS, cors_origins="https://app.example, http://localhost:3000") as door:
         received = await _headers(door, _PREFLIGHT)
         assert received[0] == b"HTTP/1.1 204 No Content"
@@ -81,14 +81,14 @@ async def test_pages_of_named_origins_may_call() -> None:
 
 
 async def test_without_origins_a_preflight_is_an_ordinary_options(door: Served) -> None:
-    """It says which methods there are, and allows nobody anything."""
+    """The response lists the methods and allows no origin."""
     received = await _headers(door, _PREFLIGHT)
     assert any(header.lower().startswith(b"allow: ") for header in received)
     assert not any(header.startswith(b"access-control-") for header in received)
 
 
-def test_what_is_no_origin_or_network_is_said_at_the_start() -> None:
-    """And that everybody's pages may not call where everybody is believed."""
+def test_invalid_origins_and_networks_are_reported_at_the_start() -> None:
+    """So is allowing every origin while authentication is off."""
     assert load_settings(auth="keys", cors_origins="*").cors_origins == ("*",)
     for origins in ("*", "app.example", "https://app.example/", "*, https://app.example"):
         with pytest.raises(SettingsError, match="TOKENSPOOL_CORS_ORIGINS must be"):
@@ -120,7 +120,7 @@ def _for(*hops: bytes) -> tuple[bytes, bytes]:
 
 
 async def test_the_client_is_the_rightmost_address_that_no_trusted_proxy_has() -> None:
-    """What stands left of it was written by the client."""
+    """The client itself wrote everything to the left of it."""
     proxies = ["10.0.0.0/8", "::1"]
     assert await _client_behind(proxies, "10.0.0.1", _for(b"6.6.6.6", b"192.0.2.7", b"10.0.0.2")) == (
         "192.0.2.7",
@@ -139,13 +139,13 @@ async def test_the_client_is_the_rightmost_address_that_no_trusted_proxy_has() -
 
 @given(st.text(max_size=60))
 def test_any_text_is_an_address_or_none(text: str) -> None:
-    """And an address is one that can be looked up."""
+    """An address that is found can be parsed."""
     address = address_of(text)
     assert address is None or str(ipaddress.ip_address(address)) == address
 
 
-async def test_a_page_may_read_what_is_said_of_limits() -> None:
-    """In the words of both surfaces, and all that is said beside an answer."""
+async def test_a_page_may_read_the_headers_of_limits() -> None:
+    """Those of both surfaces, and every other header of ours."""
     async with serving(NO_REDIS, cors_origins="https://app.example.com") as door:
         heard = await say(door, A_HEAD[:-2] + b"Origin: https://app.example.com\r\n\r\n")
     (exposed,) = re.findall(rb"\r\naccess-control-expose-headers: ([^\r]*)\r\n", heard.raw)

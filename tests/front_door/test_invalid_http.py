@@ -65,8 +65,8 @@ INVALID = {
 }
 
 
-async def test_what_is_not_valid_http_is_400_and_the_end(door: Served) -> None:
-    """A problem document with all that every answer has; a request behind it is not one."""
+async def test_invalid_http_gets_400_and_a_close(door: Served) -> None:
+    """A problem document with the headers of every response; a request after it is not read."""
     answers = await asyncio.gather(*(say(door, raw + _SMUGGLED) for raw in INVALID.values()))
     assert {
         name: heard for name, heard in zip(INVALID, answers, strict=True) if heard.statuses != [400] or not heard.closed
@@ -84,7 +84,7 @@ async def test_what_is_not_valid_http_is_400_and_the_end(door: Served) -> None:
 
 
 async def test_the_log_has_one_line_of_a_thousand_bad_requests(door: Served) -> None:
-    """And nothing that was sent."""
+    """The line quotes nothing that was sent."""
     with structlog.testing.capture_logs() as lines:
         for _ in range(20):
             await asyncio.gather(*(say(door, b"GET /canary HTTP/9.9\r\n\r\n") for _ in range(50)))
@@ -101,19 +101,19 @@ VALID = {
 
 
 @pytest.mark.parametrize("raw", VALID.values(), ids=VALID.keys())
-async def test_what_is_valid_though_rare_is_answered(door: Served, raw: bytes) -> None:
-    """RFC 9112 wants both taken."""
+async def test_valid_but_rare_requests_are_served(door: Served, raw: bytes) -> None:
+    """RFC 9112 requires both to be accepted."""
     assert (await say(door, raw)).statuses == [200]
 
 
 async def test_methods_that_no_route_has_are_405(door: Served) -> None:
-    """Those that HTTP knows."""
+    """The methods of HTTP."""
     for method in (b"TRACE", b"QUERY", b"M-SEARCH", b"PUT"):
         assert (await say(door, A_HEAD.replace(b"GET", method))).statuses == [405], method
 
 
 async def test_a_trailer_is_no_header(door: Served) -> None:
-    """It comes when the request is being answered: it must not name its tenant, or its key."""
+    """It arrives while the request is being served, and must not set its tenant or key."""
     seen: list[list[tuple[bytes, bytes]]] = []
     app = door.server.config.loaded_app
 
@@ -129,24 +129,24 @@ async def test_a_trailer_is_no_header(door: Served) -> None:
     assert [name for name, _ in seen[0]] == [b"host", b"transfer-encoding", b"trailer"]
 
 
-async def test_targets_that_are_no_text_are_400(door: Served) -> None:
-    """They reach no route."""
+async def test_targets_that_are_not_text_get_400(door: Served) -> None:
+    """They do not reach a route."""
     for target in (b"/v1/jobs/%zz", b"/v1/jobs/%ff", b"/v1/jobs?status=%ff", b"/x?%"):
         heard = await say(door, b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target)
         assert heard.statuses == [400], target
         assert b"invalid_request" in heard.raw
 
 
-async def test_control_characters_in_a_path_lead_nowhere(door: Served) -> None:
-    """As any path that is not there; nothing of it is in the answer's head."""
+async def test_control_characters_in_a_path_get_404(door: Served) -> None:
+    """Like any unknown path; the response's head quotes nothing of it."""
     for target in (b"/v1/jobs/%00", b"/a%0d%0aX:b"):
         heard = await say(door, b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target)
         assert heard.statuses == [404], target
         assert b"X:b" not in heard.raw
 
 
-async def test_a_request_id_that_could_not_stand_in_a_log_is_replaced(door: Served) -> None:
-    """By one of ours."""
+async def test_a_request_id_that_is_unsafe_in_a_log_is_replaced(door: Served) -> None:
+    """The API generates one instead."""
     for request_id in (b"x" * 10_240, b"a b", b"\xff", b"a\xc3\xa9", b"", b"a,b", b"<script>"):
         heard = await say(door, A_HEAD[:-2] + b"X-Request-ID: %b\r\n\r\n" % request_id)
         assert heard.statuses == [200]
@@ -154,14 +154,14 @@ async def test_a_request_id_that_could_not_stand_in_a_log_is_replaced(door: Serv
 
 
 async def test_of_two_request_ids_one_is_echoed(door: Served) -> None:
-    """Never both."""
+    """The response never has both."""
     heard = await say(door, A_HEAD[:-2] + b"X-Request-ID: a-1\r\nX-Request-ID: b-2\r\n\r\n")
     assert heard.raw.count(b"x-request-id: a-1\r\n") == 1
     assert b"b-2" not in heard.raw
 
 
-async def test_a_body_is_asked_for_only_if_it_is_wanted(door: Served) -> None:
-    """``Expect: 100-continue``: refused by its announced length, it need not come; and what comes is not a request."""
+async def test_100_continue_is_sent_only_for_an_acceptable_body(door: Served) -> None:
+    """A body refused by its announced length need not be sent; if it is, it is not read as a request."""
     head = b"POST /v1/jobs HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
     heard = await say(door, head + b"Content-Length: 999999999\r\n\r\n" + _SMUGGLED)
     assert (heard.statuses, heard.closed) == ([413], True)
@@ -172,8 +172,8 @@ async def test_a_body_is_asked_for_only_if_it_is_wanted(door: Served) -> None:
         assert (await hear(reader, patience_s=0.5)).statuses == [400]
 
 
-async def test_a_body_that_breaks_before_it_was_asked_for_is_no_error_of_ours(door: Served) -> None:
-    """It is refused, and not asked for any more."""
+async def test_an_invalid_body_before_100_continue_is_no_error_of_ours(door: Served) -> None:
+    """It is refused, and no 100 follows."""
     with structlog.testing.capture_logs() as lines:
         heard = await say(
             door,
@@ -185,8 +185,8 @@ async def test_a_body_that_breaks_before_it_was_asked_for_is_no_error_of_ours(do
     assert [line for line in lines if line["log_level"] == "error"] == []
 
 
-async def test_an_answer_before_the_end_of_the_body_can_be_read(door: Served) -> None:
-    """The client is still sending: closed at once, its connection would be reset, and the answer lost."""
+async def test_a_response_before_the_end_of_the_body_can_be_read(door: Served) -> None:
+    """The client is still sending: an immediate close would reset its connection and lose the response."""
     async with connected(door) as (reader, writer):
         writer.write(b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\n")
         for _ in range(50):
@@ -197,16 +197,16 @@ async def test_an_answer_before_the_end_of_the_body_can_be_read(door: Served) ->
     assert b"\r\nconnection: close\r\n" in heard.raw
 
 
-async def test_pipelined_requests_are_answered_in_order_up_to_a_bound(door: Served) -> None:
-    """256 KB hold ten thousand, and each would be kept: the connection ends behind the first few."""
+async def test_pipelined_requests_are_served_in_order_up_to_a_bound(door: Served) -> None:
+    """256 KB can hold ten thousand requests, all kept in memory: the connection ends after the first few."""
     heard = await say(door, A_HEAD * 16)
     assert (heard.statuses, heard.closed) == ([200] * 16, False)
     heard = await say(door, A_HEAD * 5000)
     assert (heard.statuses, heard.closed) == ([200] * 17, True)
 
 
-async def test_rubbish_behind_a_request_does_not_disturb_its_answer() -> None:
-    """It is answered whole, and then the connection ends."""
+async def test_garbage_after_a_request_does_not_disturb_its_response() -> None:
+    """The response is complete, and then the connection ends."""
     async with serving(NO_REDIS) as door:
         heard = await say(door, A_HEAD * 3 + b"\x00\x01\x02")
         assert (heard.statuses, heard.closed) == ([200] * 3, True)

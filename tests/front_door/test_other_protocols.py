@@ -22,11 +22,11 @@ UPGRADES: Final = {
 each_upgrade = pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES.keys())
 
 _BODY: Final = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
-"""As a body it is text. Read as a request it would be one more answer."""
+"""As a body it is text; if it were read as a request, there would be one more response."""
 
 
 def _framed(body: bytes, is_chunked: bool) -> bytes:
-    """The header that says where it ends, and the body itself."""
+    """The header with the body's length or encoding, and the body itself."""
     if not is_chunked:
         return b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
     middle = len(body) // 2
@@ -35,7 +35,7 @@ def _framed(body: bytes, is_chunked: bool) -> bytes:
 
 
 class Heard:
-    """What the application got."""
+    """The requests that the application got."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, bytes]] = []
@@ -60,10 +60,10 @@ def heard(door: Served) -> Heard:
 
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunks"])
 @each_upgrade
-async def test_a_body_behind_a_wish_for_another_protocol_is_read(
+async def test_the_body_of_a_request_to_upgrade_is_read(
     door: Served, heard: Heard, upgrade: bytes, is_chunked: bool
 ) -> None:
-    """To its last byte, never dropped and never taken for a next request; which follows on the same connection."""
+    """To its last byte: it is not dropped, and not taken for the next request, which follows on the same connection."""
     asked = b"POST /first HTTP/1.1\r\nHost: a\r\n" + upgrade + _framed(_BODY, is_chunked)
     answer = await say(door, asked + asked.replace(b"/first", b"/second") + A_HEAD)
     assert (answer.statuses, answer.closed) == ([200, 200, 200], False)
@@ -72,7 +72,7 @@ async def test_a_body_behind_a_wish_for_another_protocol_is_read(
 
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunks"])
 async def test_however_the_bytes_arrive(door: Served, heard: Heard, is_chunked: bool) -> None:
-    """One at a time, with the head and the body in pieces."""
+    """One byte at a time, with the head and the body in pieces."""
     asked = b"POST /first HTTP/1.1\r\nHost: a\r\n" + UPGRADES["h2c of the JDK"] + _framed(_BODY, is_chunked) + A_HEAD
     async with connected(door) as (reader, writer):
         for place in range(len(asked)):
@@ -84,15 +84,15 @@ async def test_however_the_bytes_arrive(door: Served, heard: Heard, is_chunked: 
 
 
 @each_upgrade
-async def test_a_request_without_a_body_is_answered_and_the_connection_goes_on(door: Served, upgrade: bytes) -> None:
-    """As if nothing had been asked."""
+async def test_a_request_without_a_body_is_served_and_the_connection_goes_on(door: Served, upgrade: bytes) -> None:
+    """As if it had not asked for an upgrade."""
     answer = await say(door, A_HEAD[:-2] + upgrade + b"\r\n" + A_HEAD)
     assert (answer.statuses, answer.closed) == ([200, 200], False)
     assert b"upgrade" not in answer.raw.lower()
 
 
-async def test_a_wish_makes_no_second_head_valid(door: Served) -> None:
-    """What is refused without the wish is refused with it; nothing behind it is read."""
+async def test_a_request_to_upgrade_makes_no_invalid_head_valid(door: Served) -> None:
+    """A head that is refused without it is refused with it; nothing after it is read."""
     for framing in (
         b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
         b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -105,16 +105,16 @@ async def test_a_wish_makes_no_second_head_valid(door: Served) -> None:
         assert (answer.statuses, answer.closed) == ([400], True), framing
 
 
-async def test_a_stream_of_wishes_costs_no_more_than_other_pipelined_requests(door: Served) -> None:
-    """They have the same bound."""
+async def test_pipelined_requests_to_upgrade_have_the_same_bound_as_others(door: Served) -> None:
+    """They cost no more either."""
     answer = await say(door, (A_HEAD[:-2] + UPGRADES["h2c of curl"] + b"\r\n") * 1000, patience_s=1)
     assert answer.closed
     assert len(answer.statuses) <= 17
     assert set(answer.statuses) == {200}
 
 
-async def test_a_body_that_was_announced_is_asked_for(door: Served, heard: Heard) -> None:
-    """``Expect: 100-continue`` beside it."""
+async def test_a_request_to_upgrade_can_expect_100_continue(door: Served, heard: Heard) -> None:
+    """Both headers in one request."""
     head = b"POST /first HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n" + UPGRADES["h2c of the JDK"]
     async with connected(door) as (reader, writer):
         writer.write(head + b"Content-Length: 2\r\n\r\n")
@@ -125,7 +125,7 @@ async def test_a_body_that_was_announced_is_asked_for(door: Served, heard: Heard
 
 
 class Streamed:
-    """An answer without a length."""
+    """A response without a length."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
@@ -134,8 +134,8 @@ class Streamed:
         await send({"type": "http.response.body", "body": b""})
 
 
-async def test_an_http_1_0_client_gets_a_stream_to_the_close_and_no_chunks(door: Served) -> None:
-    """It knows none (RFC 9112, 6.1), and would take them for content."""
+async def test_an_http_1_0_client_gets_a_stream_without_chunks(door: Served) -> None:
+    """It does not know chunks (RFC 9112, 6.1) and would take them for content; the close ends the stream."""
     door.server.config.loaded_app = Streamed()
     for more in (b"", b"Connection: keep-alive\r\n"):
         answer = await say(door, b"GET / HTTP/1.0\r\nHost: a\r\n" + more + b"\r\n")
@@ -147,8 +147,8 @@ async def test_an_http_1_0_client_gets_a_stream_to_the_close_and_no_chunks(door:
     assert answer.raw.endswith(b"\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
 
 
-async def test_an_http_1_0_client_gets_a_length_where_there_is_one(door: Served) -> None:
-    """As before."""
+async def test_an_http_1_0_client_gets_a_content_length_if_it_is_known(door: Served) -> None:
+    """For responses that are not streams."""
     answer = await say(door, A_HEAD.replace(b"HTTP/1.1", b"HTTP/1.0"))
     head, _, body = answer.raw.partition(b"\r\n\r\n")
     length = re.search(rb"content-length: (\d+)", head)

@@ -12,7 +12,7 @@ FAR = {"prompt": "a", "job": {"not_before": "2026-12-24T00:00:00Z"}}
 
 
 async def test_followers_of_one_tenant_leave_room_for_others(real_redis: RedisUnderTest) -> None:
-    """61 of them with 60 connections kept everybody else out for as long as they liked."""
+    """Without shares, 61 followers at a bound of 60 connections would lock everybody else out."""
     async with serving(real_redis.url, max_connections=20) as served, AsyncExitStack() as connections:
         greedy, other = ({"X-Tenant": tenant} for tenant in ("greedy", "other"))
         async with httpx2.AsyncClient(base_url=served.url) as http:

@@ -59,7 +59,7 @@ DISGUISED = (
     ),
     *("", ":443", "a," + "b", "a;b", "a'b", "*", "a" * 64 + ".com", "a." * 127 + "com"),
 )
-"""Hosts that one parser or resolver takes for something else than another does: refused whatever is allowed."""
+"""Hosts that parsers and resolvers read in different ways: refused whatever is allowed."""
 
 INNER_NAMES = (
     *("localhost", "LOCALHOST", "a.localhost", "redis", "metadata", "metadata.google.internal", "printer.local"),
@@ -68,18 +68,18 @@ INNER_NAMES = (
 
 
 def literal(address: str) -> str:
-    """As a URL has it."""
+    """An address in the form of a URL."""
     return f"[{address}]" if ":" in address else address
 
 
 def test_there_are_enough_of_them() -> None:
-    """Each is another address."""
+    """All are different addresses."""
     assert len({ipaddress.ip_address(address) for address in FORBIDDEN}) >= 60
 
 
 @pytest.mark.parametrize("address", FORBIDDEN)
 async def test_a_forbidden_address_is_refused_as_a_host_and_not_called(address: str, canaries: Canaries) -> None:
-    """At submit; and at delivery, should it have come past that."""
+    """At submit, and at delivery if it passed the submit."""
     network = WatchedNetwork(ports={443: canaries.port})
     sender = a_sender(network=network)
     assert refusal_of_url(f"https://{literal(address)}/hook", ()) == "must lead to a public address"
@@ -90,7 +90,7 @@ async def test_a_forbidden_address_is_refused_as_a_host_and_not_called(address: 
 
 @pytest.mark.parametrize("address", FORBIDDEN)
 async def test_a_name_of_a_forbidden_address_is_not_called(address: str, canaries: Canaries) -> None:
-    """Nor if it has a public address too, wherever that stands."""
+    """Not even if the name also has a public address, in any order."""
     for answer in ((address,), (PUBLIC, address), (address, PUBLIC), (*[PUBLIC] * 8, address)):
         network = WatchedNetwork(ports={443: canaries.port})
         names = Names(answer)
@@ -103,7 +103,7 @@ async def test_a_name_of_a_forbidden_address_is_not_called(address: str, canarie
 async def test_redirects_to_forbidden_addresses_are_not_followed(
     canaries: Canaries, start_receiver: StartReceiver
 ) -> None:
-    """Nor to any other: the status is the answer. The receiver may be called itself, and so may the canaries beside it."""
+    """Nor to allowed ones: the redirect's status is the outcome. Loopback is allowed here, for receiver and canaries."""
     places = [f"https://{literal(address)}/" for address in FORBIDDEN] + canaries.urls()
     places += [f"http://{literal(address)}:{canaries.port}/" for address in FORBIDDEN]
     for status, place in zip(itertools.cycle((301, 302, 303, 307, 308)), places * 2, strict=False):
@@ -116,12 +116,12 @@ async def test_redirects_to_forbidden_addresses_are_not_followed(
         assert network.attempts == ["127.0.0.1"]
 
 
-async def test_a_canary_sings_when_its_network_is_allowed(canaries: Canaries) -> None:
-    """What the tests above rest on: with the allow-list, the same addresses are connected to."""
+async def test_a_canary_notices_connections_if_its_network_is_allowed(canaries: Canaries) -> None:
+    """The tests above rely on this: with the allow-list, the sender does connect to the same addresses."""
     sender = a_sender(LOOPBACK, timeout_s=0.2)
     loopback = [url for url in canaries.urls() if "[" not in url]
     for url in loopback:
-        assert (await sender.post(url, {}, b"{}")).reason is Reason.TIMEOUT  # nobody answers
+        assert (await sender.post(url, {}, b"{}")).reason is Reason.TIMEOUT  # nobody responds
     assert canaries.connections() == len(loopback)
     named = a_sender(LOOPBACK, timeout_s=0.2, resolve=Names(("127.0.0.1",)))
     await named.post(f"http://anything:{canaries.port}/", {}, b"{}")
@@ -136,7 +136,7 @@ async def test_a_canary_sings_when_its_network_is_allowed(canaries: Canaries) ->
 async def test_a_host_in_disguise_is_refused_whatever_is_allowed(
     host: str, allowed: tuple[ipaddress.IPv4Network, ...], canaries: Canaries
 ) -> None:
-    """And the refusal does not say what it was."""
+    """The refusal does not quote it."""
     names = Names(("127.0.0.1",))
     sender = a_sender(allowed, network=WatchedNetwork(ports={443: canaries.port}), resolve=names)
     url = f"https://{host}/a-secret-path"
@@ -149,8 +149,8 @@ async def test_a_host_in_disguise_is_refused_whatever_is_allowed(
 
 
 @pytest.mark.parametrize("name", INNER_NAMES)
-def test_an_inner_name_is_refused_unless_networks_are_allowed(name: str) -> None:
-    """Its delivery decides then."""
+def test_an_internal_name_is_refused_unless_networks_are_allowed(name: str) -> None:
+    """With allowed networks, the delivery decides."""
     assert refusal_of_url(f"https://{name}/hook", ()) == "must lead to a public address"
     assert refusal_of_url(f"https://{name}/hook", LOOPBACK) is None
 
@@ -183,13 +183,13 @@ def test_an_inner_name_is_refused_unless_networks_are_allowed(name: str) -> None
         ("", "must be printable ASCII without spaces and backslashes"),
     ],
 )
-def test_what_a_url_is_refused_for(url: str, refusal: str | None) -> None:
-    """Nothing is allowed but what is public."""
+def test_each_refused_url_has_its_reason(url: str, refusal: str | None) -> None:
+    """Without allowed networks."""
     assert refusal_of_url(url, ()) == refusal
 
 
 def test_an_allow_list_opens_any_port_and_plain_http_inside_of_it_and_nothing_outside() -> None:
-    """A literal address can be judged at submit."""
+    """A literal address can be checked at submit."""
     assert refusal_of_url("http://127.0.0.1:6379/", LOOPBACK) is None
     assert refusal_of_url("https://[::ffff:127.0.0.1]:1/", LOOPBACK) is None
     assert refusal_of_url("http://hooks.example.com:8080/", LOOPBACK) is None
@@ -199,7 +199,7 @@ def test_an_allow_list_opens_any_port_and_plain_http_inside_of_it_and_nothing_ou
 
 
 def test_outside_of_the_allow_list_only_https_on_its_own_port_is_called() -> None:
-    """The same for a name's addresses."""
+    """The same rule for the addresses of a name."""
     public, private = ipaddress.ip_address(PUBLIC), ipaddress.ip_address("127.0.0.1")
     for scheme, port in itertools.product(("https", "http"), (443, 80, 22)):
         plain = scheme == "https" and port == 443
@@ -224,19 +224,19 @@ def test_outside_of_the_allow_list_only_https_on_its_own_port_is_called() -> Non
     ],
 )
 def test_an_address_on_the_internet_is_public(address: str) -> None:
-    """The edges of the table too."""
+    """Including addresses next to the table's networks."""
     assert is_public(ipaddress.ip_address(address))
 
 
 def test_nothing_that_python_calls_private_is_public() -> None:
-    """One address of each /16, and of each IPv6 /16: our table may be stricter, never laxer."""
+    """One address of each /16 of IPv4 and IPv6: our table may be stricter, but never laxer."""
     for start in range(1 << 16):
         for address in (ipaddress.IPv4Address(start << 16 | 0x0101), ipaddress.IPv6Address(start << 112 | 0x0101)):
             assert address.is_global or not is_public(address)
 
 
 def test_the_allow_list_is_networks() -> None:
-    """A wrong one is told at the start, by the variable's name."""
+    """An invalid list is reported at the start, with the variable's name."""
     assert load_settings(webhook_allow_networks="127.0.0.0/8").webhook_allow_networks == LOOPBACK
     assert load_settings().webhook_allow_networks == ()
     for wrong in ("10.0.0.1/8", "private", "10.0.0.0/33"):

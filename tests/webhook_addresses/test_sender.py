@@ -34,7 +34,7 @@ _SHORT_S = 0.5
 
 
 async def test_a_webhook_is_a_post_of_the_bytes_and_headers_that_it_was_given(start_receiver: StartReceiver) -> None:
-    """The sender adds what HTTP needs, and nobody can change that."""
+    """The sender adds only the headers that HTTP needs, which callers cannot change."""
     receiver = await start_receiver(b"HTTP/1.1 204 No Content\r\nSet-Cookie: a=b\r\n\r\n")
     sender = a_sender(LOOPBACK)
     headers = {"webhook-id": "evt_1", "Content-Type": "application/json", "Host": "other", "Content-Length": "9"}
@@ -52,7 +52,7 @@ async def test_a_webhook_is_a_post_of_the_bytes_and_headers_that_it_was_given(st
 async def test_https_goes_to_the_checked_address_under_the_name_of_the_url(
     start_receiver: StartReceiver, certificates: Certificates
 ) -> None:
-    """Server name, certificate and Host header are the URL's; one look-up, one connection."""
+    """The server name, the certificate and the Host header are the URL's; there is one look-up and one connection."""
     names_shown: list[str | None] = []
     serving = certificates.serving()
     serving.sni_callback = lambda _socket, name, _context: names_shown.append(name)
@@ -80,8 +80,8 @@ async def test_a_certificate_of_another_name_or_of_an_unknown_authority_is_refus
     assert receiver.heads == []
 
 
-async def test_plain_text_behind_https_is_no_answer(start_receiver: StartReceiver) -> None:
-    """It is told as TLS."""
+async def test_plain_text_on_an_https_port_is_a_tls_failure(start_receiver: StartReceiver) -> None:
+    """Its reason is TLS."""
     receiver = await start_receiver(reads=False)
     sender = a_sender(LOOPBACK)
     assert await sender.post(f"https://127.0.0.1:{receiver.port}/", {}, b"{}") == Answer(None, Reason.TLS)
@@ -90,7 +90,7 @@ async def test_plain_text_behind_https_is_no_answer(start_receiver: StartReceive
 async def test_a_name_that_leads_elsewhere_at_the_second_look_is_looked_up_once(
     start_receiver: StartReceiver, certificates: Certificates, canaries: Canaries
 ) -> None:
-    """DNS rebinding: public for the check, loopback for the connection. The next attempt looks anew, and is refused."""
+    """DNS rebinding: public for the check, loopback for the connection. The next attempt looks it up again."""
     receiver = await start_receiver(tls=certificates.serving())
     names = Names((PUBLIC,), ("127.0.0.2",))
     ports = {443: receiver.port}
@@ -103,10 +103,10 @@ async def test_a_name_that_leads_elsewhere_at_the_second_look_is_looked_up_once(
     assert network.attempts == [PUBLIC]
 
 
-async def test_proxy_variables_are_not_heard(
+async def test_proxy_variables_are_ignored(
     start_receiver: StartReceiver, canaries: Canaries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy would resolve the name for itself."""
+    """A proxy would resolve the name itself."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         for variable in (name, name.lower()):
             monkeypatch.setenv(variable, f"http://127.0.0.1:{canaries.port}")
@@ -122,29 +122,32 @@ async def test_proxy_variables_are_not_heard(
         (b"", Answer(None, Reason.TIMEOUT)),
         (b"HTTP/1.1 200 OK\r\nContent-", Answer(None, Reason.TIMEOUT)),
         (b"HTTP/1.1 100 Continue\r\n\r\n", Answer(None, Reason.TIMEOUT)),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", Answer(200)),  # it was told: the rest is its own affair
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc",
+            Answer(200),
+        ),  # it has the webhook; the body does not matter
         (b"HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", Answer(500)),
     ],
 )
-async def test_a_receiver_that_hangs_is_left_in_time(
+async def test_an_attempt_to_a_receiver_that_hangs_ends_in_time(
     answer: bytes, expected: Answer, start_receiver: StartReceiver
 ) -> None:
-    """Wherever it hangs; and its connection is closed."""
+    """Wherever it hangs; its connection is closed."""
     receiver = await start_receiver(answer, hangs=True)
     assert await a_sender(LOOPBACK, timeout_s=_SHORT_S).post(receiver.url, {}, b"{}") == expected
     await asyncio.wait_for(receiver.closed.wait(), 10)
 
 
-async def test_a_receiver_that_hangs_in_its_handshake_is_left_in_time(start_receiver: StartReceiver) -> None:
-    """Its connection is closed too, though nobody but the sender knows of it by then."""
+async def test_an_attempt_to_a_receiver_that_hangs_in_its_handshake_ends_in_time(start_receiver: StartReceiver) -> None:
+    """Its connection is closed too, although the HTTP client does not know it yet."""
     receiver = await start_receiver(b"", hangs=True, reads=False)
     sender = a_sender(LOOPBACK, timeout_s=_SHORT_S)
     assert await sender.post(f"https://127.0.0.1:{receiver.port}/", {}, b"{}") == Answer(None, Reason.TIMEOUT)
     await asyncio.wait_for(receiver.closed.wait(), 10)
 
 
-async def test_a_receiver_that_takes_no_body_is_left_in_time() -> None:
-    """It does not even read."""
+async def test_an_attempt_to_a_receiver_that_reads_nothing_ends_in_time() -> None:
+    """The body does not fit into the buffers."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         sender = a_sender(LOOPBACK, timeout_s=_SHORT_S)
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}/"
@@ -152,7 +155,7 @@ async def test_a_receiver_that_takes_no_body_is_left_in_time() -> None:
 
 
 async def test_an_attempt_that_is_cancelled_closes_its_connection(start_receiver: StartReceiver) -> None:
-    """Cancelling is the one thing that gets out."""
+    """Only CancelledError leaves the sender."""
     receiver = await start_receiver(b"", hangs=True)
     attempt = asyncio.create_task(a_sender(LOOPBACK).post(receiver.url, {}, b"{}"))
     await wait_until(lambda: bool(receiver.bodies), "the receiver was told")
@@ -175,10 +178,10 @@ async def test_an_attempt_that_is_cancelled_closes_its_connection(start_receiver
         (b"", b"\r\n" * 1000, Answer(None, Reason.PROTOCOL)),
     ],
 )
-async def test_a_receiver_that_never_ends_is_read_for_a_while(
+async def test_an_endless_response_is_read_up_to_a_bound(
     answer: bytes, again: bytes, expected: Answer, start_receiver: StartReceiver
 ) -> None:
-    """A head of 64 KB, and as much of a body."""
+    """64 KB of a head, and as much of a body."""
     receiver = await start_receiver(answer, again=again)
     network = WatchedNetwork()
     assert await a_sender(LOOPBACK, network=network).post(receiver.url, {}, b"{}") == expected
@@ -186,8 +189,8 @@ async def test_a_receiver_that_never_ends_is_read_for_a_while(
     await asyncio.wait_for(receiver.closed.wait(), 10)
 
 
-async def test_a_compressed_answer_is_not_unpacked(start_receiver: StartReceiver) -> None:
-    """A bomb of 32 MB is 32 KB of bytes that nobody looks at."""
+async def test_a_compressed_response_is_not_decompressed(start_receiver: StartReceiver) -> None:
+    """A bomb of 32 MB stays 32 KB of ignored bytes."""
     bomb = gzip.compress(bytes(32 << 20), 9)
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
     receiver = await start_receiver(head + bomb)
@@ -211,14 +214,14 @@ async def test_a_compressed_answer_is_not_unpacked(start_receiver: StartReceiver
         b"\x16\x03\x01\x02\x00",
     ],
 )
-async def test_what_is_no_answer_is_told_as_such(answer: bytes, start_receiver: StartReceiver) -> None:
-    """The receiver closes behind it."""
+async def test_a_response_that_is_not_http_is_reported_as_such(answer: bytes, start_receiver: StartReceiver) -> None:
+    """The receiver closes after it."""
     receiver = await start_receiver(answer)
     assert await a_sender(LOOPBACK).post(receiver.url, {}, b"{}") == Answer(None, Reason.PROTOCOL)
 
 
 async def test_a_closed_port_is_a_refused_connection(start_receiver: StartReceiver) -> None:
-    """Of several addresses the next one is tried."""
+    """If the name has several addresses, the sender tries the next one."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     sender = a_sender(LOOPBACK)
@@ -229,7 +232,7 @@ async def test_a_closed_port_is_a_refused_connection(start_receiver: StartReceiv
 
 
 async def test_a_name_without_addresses_is_unresolvable() -> None:
-    """Whatever the resolver does instead."""
+    """Whatever the resolver returns or raises."""
 
     def fails(_name: str) -> Sequence[Address]:
         raise socket.gaierror(-2, "Name or service not known")
@@ -239,7 +242,7 @@ async def test_a_name_without_addresses_is_unresolvable() -> None:
 
 
 class Hanging:
-    """A resolver of this machine's names; those that begin with ``hangs`` take until it ``goes_on``."""
+    """A resolver that returns this machine; names that begin with ``hangs`` wait for ``goes_on``."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -254,14 +257,14 @@ class Hanging:
 
 @pytest.fixture
 def hanging() -> Iterator[Hanging]:
-    """Nothing hangs longer than the test."""
+    """Releases the hanging names after the test."""
     hanging = Hanging()
     yield hanging
     hanging.goes_on.set()
 
 
-async def test_names_that_hang_hold_up_their_tenant_alone(start_receiver: StartReceiver, hanging: Hanging) -> None:
-    """They outlive their attempts. What finds no room is not tried; who needs none is told, and so is who has some."""
+async def test_names_that_hang_delay_only_their_tenant(start_receiver: StartReceiver, hanging: Hanging) -> None:
+    """Their look-ups outlive the attempts. A delivery without a free slot is not tried; others go on."""
     receiver = await start_receiver()
     sender = a_sender(LOOPBACK, timeout_s=_SHORT_S, look_up_wait_s=_SHORT_S / 10, resolve=hanging)
 
@@ -284,7 +287,7 @@ async def test_names_that_hang_hold_up_their_tenant_alone(start_receiver: StartR
 
 
 async def test_a_name_that_hangs_is_looked_up_once(start_receiver: StartReceiver, hanging: Hanging) -> None:
-    """However many wait for it, and however often: the tenant's others are told."""
+    """However many deliveries wait for it, and however often: the tenant's others go on."""
     receiver = await start_receiver()
     sender = a_sender(LOOPBACK, timeout_s=_SHORT_S, resolve=hanging)
     for _ in range(2):
@@ -306,10 +309,10 @@ async def test_there_is_an_end_to_threads_whoever_asks(hanging: Hanging) -> None
     assert Counter(answers) == {Answer(None, Reason.TIMEOUT): 128, UNTRIED: 72}
 
 
-async def test_an_attempts_time_does_not_run_while_it_waits_for_room(
+async def test_an_attempts_time_does_not_run_while_it_waits_for_a_slot(
     start_receiver: StartReceiver, hanging: Hanging
 ) -> None:
-    """It had no chance yet."""
+    """It has not begun yet."""
     receiver = await start_receiver()
     sender = a_sender(LOOPBACK, timeout_s=_SHORT_S, resolve=hanging)
     urls = [f"http://hangs{number}:{receiver.port}/" for number in range(TENANT_MOST)]
@@ -331,10 +334,10 @@ async def test_an_attempts_time_does_not_run_while_it_waits_for_room(
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
     ],
 )
-async def test_the_pause_that_a_receiver_asks_for_is_told(
+async def test_the_pause_that_a_receiver_asks_for_is_reported(
     header: str, least_s: float, most_s: float, start_receiver: StartReceiver
 ) -> None:
-    """In seconds or as a date."""
+    """It may be in seconds or a date."""
     receiver = await start_receiver(f"HTTP/1.1 503 Busy\r\nRetry-After: {header}\r\nContent-Length: 0\r\n\r\n".encode())
     answer = await a_sender(LOOPBACK).post(receiver.url, {}, b"{}")
     assert answer.status == 503
@@ -343,15 +346,15 @@ async def test_the_pause_that_a_receiver_asks_for_is_told(
 
 
 @pytest.mark.parametrize("header", ["soon", "-5", "inf", "Mon, 99 Zzz 99999 99:99:99", "1" * 400, "\xff"])
-async def test_a_pause_that_nobody_understands_is_none(header: str, start_receiver: StartReceiver) -> None:
-    """The status is told all the same."""
+async def test_an_invalid_pause_is_ignored(header: str, start_receiver: StartReceiver) -> None:
+    """The status is still reported."""
     head = f"HTTP/1.1 429 No\r\nRetry-After: {header}\r\nContent-Length: 0\r\n\r\n"
     receiver = await start_receiver(head.encode("latin-1"))
     assert await a_sender(LOOPBACK).post(receiver.url, {}, b"{}") == Answer(429)
 
 
 def test_all_of_it_holds_on_the_loop_of_a_worker(certificates: Certificates) -> None:
-    """uvloop: an answer over TLS, a hang in the handshake, a closed port, a look-up by the system."""
+    """On uvloop: a response over TLS, a hang in the handshake, a closed port, and a look-up by the system."""
 
     async def run() -> list[Answer]:
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

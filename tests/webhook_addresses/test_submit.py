@@ -18,11 +18,11 @@ _HOSTS = (*map(literal, FORBIDDEN), *INNER_NAMES, *DISGUISED)
 async def test_a_forbidden_address_is_refused_by_every_submit(
     real_redis: RedisUnderTest, canaries: Canaries, scheme: str, port: str
 ) -> None:
-    """Of a job, a batch, and a batch in lines, with the same answer; and what was refused has left nothing."""
+    """By a job, a batch and a JSON-lines batch, with equal responses; a refused submit leaves nothing."""
     item = {"custom_id": "a", "params": {"max_tokens": 1, "messages": [{"role": "user", "content": "Hello."}]}}
     lines = {"Content-Type": "application/jsonl"}
     async with serving(real_redis.url) as served, httpx2.AsyncClient(base_url=served.url, timeout=60) as api:
-        a_few = asyncio.Semaphore(4)  # no more batches come in at once than an API takes
+        a_few = asyncio.Semaphore(4)  # no more uploads at once than an API accepts
 
         async def submit(host: str) -> list[httpx2.Response]:
             webhook = {"url": f"{scheme}://{host}{port.format(port=canaries.port)}/hook"}
