@@ -18,10 +18,10 @@ _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhg
 
 
 def _without_ids(message: Any) -> dict[str, Any]:
-    """As data; each call of the simulator has its own ids."""
+    """The message as data, without ids, which differ for each call of the simulator."""
     data: dict[str, Any] = message.to_dict()
     data.pop("id")
-    data.pop("stop_details", None)  # the SDK's own, of a stream
+    data.pop("stop_details", None)  # the SDK adds it to streamed messages
     for block in data["content"]:
         block.pop("id", None)
         block.pop("parsed_output", None)
@@ -31,10 +31,10 @@ def _without_ids(message: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("blocks", _BLOCKS)
-async def test_the_sdk_gets_what_the_upstream_says(
+async def test_the_sdk_gets_the_upstreams_answer(
     surface: Surface, simulator: Simulator, at_work: None, blocks: str
 ) -> None:
-    """Whole and streamed, through us and directly: every block alike."""
+    """Whole and streamed, through tokenspool and directly: every block is equal."""
     prompt = f"blocks={blocks} cached=3"
     async with anthropic.AsyncAnthropic(base_url=simulator.url, api_key="any") as direct:
         expected = _without_ids(await direct.messages.create(**asked(prompt)))
@@ -46,7 +46,7 @@ async def test_the_sdk_gets_what_the_upstream_says(
 
 
 async def test_the_sync_client_works_too(surface: Surface, at_work: None) -> None:
-    """Whole, streamed, and by raw events."""
+    """Whole, streamed, and as raw events."""
 
     def call() -> tuple[str, str, list[str]]:
         with anthropic.Anthropic(base_url=surface.served.url, api_key="any", max_retries=0) as client:
@@ -64,8 +64,8 @@ async def test_the_sync_client_works_too(surface: Surface, at_work: None) -> Non
     assert events[-2:] == ["message_delta", "message_stop"]
 
 
-async def test_the_answer_is_that_of_the_job_behind_it(surface: Surface, at_work: None) -> None:
-    """Its id stands in a header, and the request's id where the SDK looks for it."""
+async def test_the_answer_is_that_of_the_calls_job(surface: Surface, at_work: None) -> None:
+    """The job's id is in a header, and the request's id is where the SDK looks for it."""
     raw = await surface.client.messages.with_raw_response.create(**asked())
     job = await surface.job(raw.headers["x-job-id"])
     assert job.state is JobState.SUCCEEDED
@@ -78,8 +78,8 @@ async def test_the_answer_is_that_of_the_job_behind_it(surface: Surface, at_work
     assert "idempotency-replayed" not in raw.headers
 
 
-async def test_the_place_in_the_queue_is_told_at_submit(surface: Surface) -> None:
-    """While it waits in one."""
+async def test_the_response_has_the_position_in_the_queue(surface: Surface) -> None:
+    """If the job waits in it."""
     async with httpx2.AsyncClient(base_url=surface.served.url) as http:
         calling = asyncio.create_task(http.post("/v1/messages", json=asked()))
         author = await author_of_next(surface.runtime)
@@ -90,8 +90,8 @@ async def test_the_place_in_the_queue_is_told_at_submit(surface: Surface) -> Non
     assert headers["x-job-id"] == author.job_id
 
 
-async def test_what_we_do_not_know_reaches_the_upstream(surface: Surface) -> None:
-    """Members of any name, pictures, and the betas, however they were sent; ``stream`` alone is ours."""
+async def test_unknown_members_reach_the_upstream(surface: Surface) -> None:
+    """Members of any name, images and betas, however they were sent; only ``stream`` is ours."""
     content: list[Any] = [
         {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": _PIXEL}},
         {"type": "text", "text": "What is this?"},
@@ -113,7 +113,7 @@ async def test_what_we_do_not_know_reaches_the_upstream(surface: Surface) -> Non
 
 
 async def test_betas_may_be_sent_in_several_headers(surface: Surface) -> None:
-    """As RFC 9110 has it."""
+    """As RFC 9110 allows."""
     headers: Any = [("anthropic-beta", "one"), ("anthropic-beta", "two , three")]
     async with httpx2.AsyncClient(base_url=surface.served.url) as http:
         calling = asyncio.create_task(http.post("/v1/messages?unknown=1", json=asked(), headers=headers))
@@ -128,7 +128,7 @@ async def test_betas_may_be_sent_in_several_headers(surface: Surface) -> None:
     [({}, ""), ({"anthropic-version": ""}, ""), ({"anthropic-version": "2031-01-01"}, "2031-01-01")],
 )
 async def test_the_callers_version_is_the_jobs(surface: Surface, headers: dict[str, str], version: str) -> None:
-    """For messages and for counts, known to us or not; a caller who names none leaves it to the worker."""
+    """For messages and counts, known to us or not; without one the worker chooses."""
     body = asked()
     async with httpx2.AsyncClient(base_url=surface.served.url) as http:
         for path in ("/v1/messages", "/v1/messages/count_tokens"):
@@ -140,7 +140,7 @@ async def test_the_callers_version_is_the_jobs(surface: Surface, headers: dict[s
 
 
 async def test_a_request_without_a_model_is_for_the_default_one(surface: Surface) -> None:
-    """And is taken whatever Accept says."""
+    """It is accepted with any Accept header."""
     body = asked()
     del body["model"]
     async with httpx2.AsyncClient(base_url=surface.served.url) as http:
@@ -152,7 +152,7 @@ async def test_a_request_without_a_model_is_for_the_default_one(surface: Surface
 
 
 async def test_tokens_are_counted_by_the_upstream(surface: Surface, simulator: Simulator, at_work: None) -> None:
-    """In a job of its own."""
+    """Each count is its own job."""
     messages = asked("How many are these?")["messages"]
     async with anthropic.AsyncAnthropic(base_url=simulator.url, api_key="any") as direct:
         expected = await direct.messages.count_tokens(model=FAST, messages=messages)

@@ -22,7 +22,7 @@ _RICH = "blocks=thinking+citations+tool+text"
 
 
 async def _call(surface: Surface, *, is_streamed: bool, **headers: str) -> None:
-    """One that is never read to its end."""
+    """A call whose response is not read to its end."""
     body = {**asked(), "stream": is_streamed}
     async with asking(surface.served.url, "/v1/messages", method="POST", body=body, headers=headers) as response:
         await response.read()
@@ -38,10 +38,10 @@ async def _call(surface: Surface, *, is_streamed: bool, **headers: str) -> None:
         ({**_KEY, "x-on-disconnect": "cancel"}, JobState.CANCELLED),
     ],
 )
-async def test_a_client_that_goes_before_the_answer_begins(
+async def test_a_client_that_disconnects_before_the_answer_begins(
     surface: Surface, is_streamed: bool, headers: dict[str, str], state: JobState
 ) -> None:
-    """Cancels its job, unless it said otherwise, or can come back."""
+    """Its job is cancelled, unless it asked otherwise or has an Idempotency-Key to come back with."""
     calling = asyncio.create_task(_call(surface, is_streamed=is_streamed, **headers))
     author = await author_of_next(surface.runtime)
     is_attended = state is JobState.CANCELLED
@@ -55,8 +55,8 @@ async def test_a_client_that_goes_before_the_answer_begins(
 
 
 @pytest.mark.parametrize("headers", [{}, _KEY])
-async def test_a_client_that_goes_in_the_middle(surface: Surface, headers: dict[str, str]) -> None:
-    """The same; the SDK's ``close`` is such a going."""
+async def test_a_client_that_disconnects_in_mid_answer(surface: Surface, headers: dict[str, str]) -> None:
+    """The same as before the answer; the SDK's ``close`` disconnects too."""
     calling = asyncio.create_task(surface.client.messages.create(**asked(), stream=True, extra_headers=headers))
     author = await author_of_next(surface.runtime)
     await author.write(*an_answer("Hel")[:3])
@@ -70,8 +70,8 @@ async def test_a_client_that_goes_in_the_middle(surface: Surface, headers: dict[
         await surface.has_ended_as(author.job_id, JobState.CANCELLED)
 
 
-async def test_what_was_cut_anywhere_is_had_whole_with_the_same_key(surface: Surface, at_work: None) -> None:
-    """In a stream or in one piece, and the LLM is asked once."""
+async def test_the_same_key_gets_the_whole_answer_after_a_cut_anywhere(surface: Surface, at_work: None) -> None:
+    """Streamed or whole, with one call of the LLM."""
     chance = random.Random(4)
     for number in range(8):
         headers = {"Idempotency-Key": f"key-{number}"}
@@ -93,7 +93,7 @@ async def test_what_was_cut_anywhere_is_had_whole_with_the_same_key(surface: Sur
 
 
 async def test_one_key_is_one_job_however_many_ask_at_once(surface: Surface, at_work: None) -> None:
-    """Streamed and not."""
+    """Streamed and whole."""
 
     async def streamed() -> Message:
         async with surface.client.messages.stream(**asked(_RICH), extra_headers=_KEY) as stream:
@@ -108,7 +108,7 @@ async def test_one_key_is_one_job_however_many_ask_at_once(surface: Surface, at_
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_a_key_with_another_body_is_422(surface: Surface, at_work: None, is_streamed: bool) -> None:
-    """And is not tried again."""
+    """The SDK does not retry it."""
     await surface.client.messages.create(**asked(), extra_headers=_KEY)
     with pytest.raises(anthropic.UnprocessableEntityError) as caught:
         await surface.client.messages.create(**asked("Another."), stream=is_streamed, extra_headers=_KEY)
@@ -116,8 +116,8 @@ async def test_a_key_with_another_body_is_422(surface: Surface, at_work: None, i
     assert caught.value.response.headers["x-should-retry"] == "false"
 
 
-async def test_an_answer_whose_log_is_gone_is_told_anew(surface: Surface, at_work: None) -> None:
-    """As a stream that adds up to the same message."""
+async def test_an_answer_whose_log_was_deleted_is_streamed_from_its_result(surface: Surface, at_work: None) -> None:
+    """The stream adds up to the same message."""
     raw = await surface.client.messages.with_raw_response.create(**asked(_RICH), extra_headers=_KEY)
     whole = await raw.parse()
     await surface.runtime._commands.call("DEL", redis_keys.log(raw.headers["x-job-id"]))
@@ -128,8 +128,8 @@ async def test_an_answer_whose_log_is_gone_is_told_anew(surface: Surface, at_wor
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_a_key_whose_job_failed_answers_that_failure(surface: Surface, is_streamed: bool) -> None:
-    """With a status of its own, though some of it had been said; a repeat is in vain."""
+async def test_a_key_whose_job_failed_gets_that_failure(surface: Surface, is_streamed: bool) -> None:
+    """With the failure's status, even if a part of the answer was streamed; the SDK does not retry it."""
     calling = asyncio.create_task(_call(surface, is_streamed=True, **_KEY))
     author = await author_of_next(surface.runtime)
     await author.write(*an_answer("Hel")[:3])
@@ -141,8 +141,8 @@ async def test_a_key_whose_job_failed_answers_that_failure(surface: Surface, is_
     assert (headers["x-should-retry"], headers["idempotency-replayed"]) == ("false", "true")
 
 
-async def test_of_several_attempts_the_newest_is_told(surface: Surface) -> None:
-    """However much an earlier one of the same claim had said."""
+async def test_of_several_attempts_the_newest_is_streamed(surface: Surface) -> None:
+    """However much an earlier attempt of the same claim had streamed."""
     calling = asyncio.create_task(_call(surface, is_streamed=True, **_KEY))
     author = await author_of_next(surface.runtime)
     await author.write(*an_answer("Hel")[:2])
@@ -160,7 +160,7 @@ async def test_of_several_attempts_the_newest_is_told(surface: Surface) -> None:
 
 
 async def test_a_client_that_comes_back_follows_live(surface: Surface, at_work: None) -> None:
-    """While the first goes on too."""
+    """The first connection goes on too."""
     body = asked("nonce=live", model=STEADY)
     first = await surface.client.messages.create(**body, stream=True, extra_headers=_KEY)
     await anext(aiter(first))
@@ -171,7 +171,7 @@ async def test_a_client_that_comes_back_follows_live(surface: Surface, at_work: 
 
 
 def test_any_message_can_be_taken_apart() -> None:
-    """Blocks of unknown kinds too, and what was begun already is not begun again."""
+    """Also blocks of unknown kinds; blocks that have begun are not begun again."""
     message = {
         "id": "m",
         "content": [{"type": "new_kind", "x": 1}, {"type": "tool_use", "input": {}}],

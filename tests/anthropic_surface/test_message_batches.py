@@ -37,7 +37,7 @@ def _requests(count: int) -> list[Any]:
 
 
 def _counts_of(batch: MessageBatch) -> dict[str, int]:
-    """Those that are not 0."""
+    """The batch's counts that are not 0."""
     counts = batch.request_counts
     return {name: count for name in _COUNTS if (count := getattr(counts, name))}
 
@@ -60,7 +60,7 @@ async def _end(surface: Surface, claimed: Claim, ending: Ending) -> None:
 
 
 async def _claimed(surface: Surface, count: int) -> list[Claim]:
-    """So many items, in the order of the batch, by a worker that is played by hand."""
+    """Claims ``count`` items; returns them in the order of the batch."""
     claims = [(await author_of_next(surface.runtime)).claim for _ in range(count)]
     assert {each.tenant for each in claims} == {TENANT}
     return claims
@@ -73,7 +73,7 @@ async def http(surface: Surface) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 async def test_a_batch_is_created_polled_read_and_deleted(surface: Surface, at_work: None) -> None:
-    """By the asynchronous client, on a real worker: its answers are those of the upstream, what it refuses is told."""
+    """With the asynchronous client and a real worker: results are the upstream's answers and refusals."""
     batches = surface.client.messages.batches
     born = await batches.create(
         requests=[_request("plain", "nonce=p"), _request("rich", f"nonce=r {_RICH}"), _request("refused", "fail=400")]
@@ -103,7 +103,7 @@ async def test_a_batch_is_created_polled_read_and_deleted(surface: Surface, at_w
 
 
 async def test_the_synchronous_client_sees_the_same(surface: Surface, at_work: None) -> None:
-    """It has a transport of its own, and the beta client paths of its own."""
+    """It has its own transport, and the beta client has its own paths."""
 
     def live() -> None:
         with Anthropic(base_url=surface.served.url, api_key="any", max_retries=0) as client:
@@ -121,8 +121,8 @@ async def test_the_synchronous_client_sees_the_same(surface: Surface, at_work: N
     await asyncio.to_thread(live)
 
 
-async def test_what_we_do_not_know_reaches_the_upstream_in_a_batch_too(surface: Surface) -> None:
-    """Members of any name, also of names that mean something elsewhere, and the betas; ``stream`` alone is ours."""
+async def test_unknown_members_reach_the_upstream_in_a_batch_too(surface: Surface) -> None:
+    """Members of any name, even of names with a meaning elsewhere, and betas; only ``stream`` is ours."""
     extra: dict[str, Any] = {
         "job": {"priority": 3},
         "prompt": "mine",
@@ -138,8 +138,8 @@ async def test_what_we_do_not_know_reaches_the_upstream_in_a_batch_too(surface: 
     assert (claimed.spec.anthropic_beta, claimed.spec.anthropic_version) == ("one-1,two-2", "2031-01-01")
 
 
-async def test_a_request_is_what_it_is_as_a_call_of_its_own(surface: Surface, http: httpx2.AsyncClient) -> None:
-    """To the byte: what the LLM is asked, and the message that comes back."""
+async def test_a_batched_request_equals_a_single_call(surface: Surface, http: httpx2.AsyncClient) -> None:
+    """Byte for byte: the request to the LLM, and the message that comes back."""
     message = encoded({
         "id": "msg_1", "type": "message", "role": "assistant", "model": "m", "new": [{"é": None, "n": 1.50}],
         "content": [{"type": "text", "text": 'Grüße "\u2028" 🦀\n', "citations": None}], "stop_reason": "end_turn",
@@ -161,7 +161,7 @@ async def test_a_request_is_what_it_is_as_a_call_of_its_own(surface: Surface, ht
 
 
 async def test_the_counts_are_live(surface: Surface, http: httpx2.AsyncClient) -> None:
-    """And so are the results, for whoever asks for them before the end."""
+    """So are the results, which can be read before the end."""
     batches = surface.client.messages.batches
     batch = await batches.create(requests=_requests(5))
     assert _counts_of(batch) == {"processing": 5}
@@ -229,7 +229,7 @@ _FAILURES = {
 
 
 async def test_an_errored_line_has_the_type_that_a_call_would_have(surface: Surface) -> None:
-    """With what happened, as it would be said there."""
+    """With the message that the call would have."""
     batch = await surface.client.messages.batches.create(requests=_requests(len(_FAILURES)))
     claims = await _claimed(surface, len(_FAILURES))
     for claimed, (code, status) in zip(claims, _FAILURES, strict=True):
@@ -241,7 +241,7 @@ async def test_an_errored_line_has_the_type_that_a_call_would_have(surface: Surf
 
 
 async def test_what_is_done_stays_when_a_batch_is_cancelled(surface: Surface, at_work: None) -> None:
-    """What runs is ended, and again is harmless."""
+    """Running items are cancelled; a second cancel changes nothing."""
     batches = surface.client.messages.batches
     batch = await batches.create(requests=[_request("quick"), _request("slow", "nonce=s", model=STEADY)])
 
@@ -260,8 +260,8 @@ async def test_what_is_done_stays_when_a_batch_is_cancelled(surface: Surface, at
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"a":1}', b"\xff{"])
-async def test_a_cancel_has_no_body_to_speak_of(surface: Surface, http: httpx2.AsyncClient, body: bytes) -> None:
-    """The SDK sends none, and says that it were JSON."""
+async def test_a_cancel_needs_no_body(surface: Surface, http: httpx2.AsyncClient, body: bytes) -> None:
+    """The SDK sends an empty body with the content type of JSON."""
     batch = await surface.client.messages.batches.create(requests=_requests(1))
     response = await http.post(f"{_PATH}/{batch.id}/cancel", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 200
@@ -269,7 +269,7 @@ async def test_a_cancel_has_no_body_to_speak_of(surface: Surface, http: httpx2.A
 
 
 async def test_a_batch_that_has_not_ended_is_not_deleted(surface: Surface) -> None:
-    """The SDK would send a 409 again, twice, unless told that this is in vain."""
+    """The SDK would retry a 409 twice, unless a header says that retrying is useless."""
     batch = await surface.client.messages.batches.create(requests=_requests(1))
     async with a_client(surface.served, max_retries=2) as client:
         with pytest.raises(anthropic.ConflictError) as caught:
@@ -281,13 +281,13 @@ async def test_a_batch_that_has_not_ended_is_not_deleted(surface: Surface) -> No
 
 
 async def _several(surface: Surface, count: int) -> list[str]:
-    """Their ids, newest first."""
+    """Creates ``count`` batches; returns their ids, newest first."""
     batches = surface.client.messages.batches
     return sorted([(await batches.create(requests=_requests(1))).id for _ in range(count)], reverse=True)
 
 
 async def test_batches_are_listed_newest_first_by_pages(surface: Surface) -> None:
-    """The SDK walks on by itself; another tenant's are not among them."""
+    """The SDK fetches further pages by itself; other tenants' batches are not listed."""
     batches = surface.client.messages.batches
     assert [batch.id async for batch in batches.list()] == []
     await batches.create(requests=_requests(1), extra_headers={"X-Tenant": "another"})
@@ -303,8 +303,8 @@ async def test_batches_are_listed_newest_first_by_pages(surface: Surface) -> Non
     assert (last.data, last.has_more, last.first_id, last.last_id) == ([], False, None, None)
 
 
-async def test_a_list_is_walked_backwards_too(surface: Surface) -> None:
-    """Each page in the order of the list, the pages towards the newest."""
+async def test_a_list_can_be_paged_backwards_too(surface: Surface) -> None:
+    """Each page is in the order of the list; the pages go towards the newest batch."""
     batches = surface.client.messages.batches
     ids = await _several(surface, 7)
     page = await batches.list(limit=2, before_id=ids[6])
@@ -317,8 +317,8 @@ async def test_a_list_is_walked_backwards_too(surface: Surface) -> None:
     assert (await batches.list(before_id=ids[0])).data == []
 
 
-async def test_a_cursor_whose_batch_is_gone_still_has_its_place(surface: Surface) -> None:
-    """A walk that deletes as it goes comes to its end."""
+async def test_a_cursor_of_a_deleted_batch_still_works(surface: Surface) -> None:
+    """A client that deletes batches while it pages reaches the end."""
     batches = surface.client.messages.batches
     ids = await _several(surface, 5)
     await asyncio.gather(*[batches.cancel(batch_id) for batch_id in ids])
@@ -334,14 +334,14 @@ async def test_a_cursor_whose_batch_is_gone_still_has_its_place(surface: Surface
     "query", ["limit=0", "limit=1001", "limit=x", "limit=", "limit=1e1", "limit=-1", "after_id=nope", "before_id=batch_1",
               "after_id=batch_01m84bf2k09c4x7t1r5w8n3p6v", "after_id=%00", "before_id=msgbatch_\u00e9"]
 )  # fmt: skip
-async def test_a_list_that_cannot_be_is_400(http: httpx2.AsyncClient, query: str) -> None:
-    """It names the parameter, and not what stood there."""
+async def test_an_invalid_list_query_is_400(http: httpx2.AsyncClient, query: str) -> None:
+    """The error names the parameter and does not quote its value."""
     message = envelope_of(await http.get(f"{_PATH}?{query}"), 400, "invalid_request_error")
     assert message.startswith(f"{query.partition('=')[0]}: must be ")
 
 
 async def test_both_directions_at_once_are_400(surface: Surface, http: httpx2.AsyncClient) -> None:
-    """And what the beta client of the last year adds to each path is ignored."""
+    """The query that last year's beta client adds to each path is ignored."""
     first, second = await _several(surface, 2)
     query = f"before_id={second}&after_id={first}"
     envelope_of(await http.get(f"{_PATH}?{query}"), 400, "invalid_request_error")
@@ -352,10 +352,10 @@ _ABSENT = "msgbatch_01m84bf2k09c4x7t1r5w8n3p6v"
 
 
 @pytest.mark.parametrize(("method", "below"), [("GET", ""), ("DELETE", ""), ("GET", "/results"), ("POST", "/cancel")])
-async def test_what_is_not_there_and_what_is_anothers_are_the_same_404(
+async def test_absent_and_foreign_batches_get_the_same_404(
     surface: Surface, http: httpx2.AsyncClient, method: str, below: str
 ) -> None:
-    """To the byte, whether or not the id could be one."""
+    """Byte for byte, whether or not the id is well formed."""
     batch = await surface.client.messages.batches.create(requests=_requests(1))
     started = await start_batch(surface.runtime, lines(1), tenant=TENANT)
     arriving = await receive(surface.runtime, tenant=TENANT)
@@ -384,7 +384,7 @@ def _without_time(response: httpx2.Response) -> list[tuple[str, str]]:
 
 
 async def test_a_batch_of_the_native_surface_is_the_same_batch(surface: Surface, http: httpx2.AsyncClient) -> None:
-    """Each under the name that its surface has for it."""
+    """Each surface has its own form of the id."""
     born = (await http.post("/v1/batches", json={"requests": [_request("a")]})).json()
     found = await surface.client.messages.batches.retrieve(born["id"].replace("batch_", "msgbatch_"))
     assert _counts_of(found) == {"processing": 1}
@@ -395,7 +395,7 @@ async def test_a_batch_of_the_native_surface_is_the_same_batch(surface: Surface,
 
 
 async def test_a_key_makes_one_batch_however_often_it_is_sent(surface: Surface, http: httpx2.AsyncClient) -> None:
-    """The same JSON, whatever its spacing; with another it is refused, and not sent again."""
+    """With the same JSON, whatever its spacing. With another body it is refused, and the SDK does not retry."""
     key = {"Idempotency-Key": "a-key"}
     client = surface.client.with_options(max_retries=2)
     raw = [
@@ -417,8 +417,8 @@ async def test_a_key_makes_one_batch_however_often_it_is_sent(surface: Surface, 
     assert theirs.id != first.id
 
 
-async def test_a_key_of_a_call_is_no_key_of_a_batch(surface: Surface) -> None:
-    """One name for two things would find the wrong one."""
+async def test_idempotency_keys_of_calls_and_batches_are_separate(surface: Surface) -> None:
+    """A call with a batch's key must not find the batch."""
     key = {"Idempotency-Key": "a-key"}
     calling = asyncio.create_task(surface.client.messages.create(**asked(), extra_headers=key))
     (claimed,) = await _claimed(surface, 1)
@@ -432,8 +432,8 @@ async def test_a_key_of_a_call_is_no_key_of_a_batch(surface: Surface) -> None:
 
 
 @asynccontextmanager
-async def _cutting(url: str, *, answers: int) -> AsyncIterator[str]:
-    """A way to the API on which the first ``answers`` answers are lost, each when it is there."""
+async def _cutting(url: str, *, responses: int) -> AsyncIterator[str]:
+    """A proxy to the API that drops the first ``responses`` responses."""
     lost = 0
     address = httpx2.URL(url)
     carrying: set[asyncio.Task[None]] = set()
@@ -446,7 +446,7 @@ async def _cutting(url: str, *, answers: int) -> AsyncIterator[str]:
     async def back(from_api: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal lost
         while piece := await from_api.read(65_536):
-            if lost < answers:
+            if lost < responses:
                 lost += 1
                 writer.transport.abort()
                 return
@@ -462,14 +462,14 @@ async def _cutting(url: str, *, answers: int) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
-        await asyncio.wait_for(asyncio.gather(*carrying), 10)  # the client is gone: both ways are at their end
-    assert lost == answers
+        await asyncio.wait_for(asyncio.gather(*carrying), 10)  # the client has closed, so both directions end
+    assert lost == responses
 
 
-async def test_a_create_whose_answer_is_lost_is_sent_again_and_makes_one_batch(surface: Surface) -> None:
-    """By the SDK itself, twice, with the key that its caller gave."""
+async def test_a_create_whose_response_is_lost_is_retried_and_makes_one_batch(surface: Surface) -> None:
+    """The SDK itself retries twice, with its caller's key."""
     async with (
-        _cutting(surface.served.url, answers=2) as url,
+        _cutting(surface.served.url, responses=2) as url,
         a_client(surface.served, base_url=url, max_retries=2) as client,
     ):
         raw = await client.messages.batches.with_raw_response.create(
@@ -483,8 +483,8 @@ async def test_a_create_whose_answer_is_lost_is_sent_again_and_makes_one_batch(s
     assert len(await claim(surface.runtime, 500)) == 300
 
 
-async def test_requests_that_cannot_run_are_errored_results(surface: Surface) -> None:
-    """The others run; nothing of what stood there is repeated."""
+async def test_invalid_requests_are_errored_results(surface: Surface) -> None:
+    """The other requests run; the errors quote nothing."""
     canary = "canary-4f1d"
     wrong: dict[str, Any] = {
         "request 2 #/custom_id is that of an earlier request": _request("a"),
@@ -523,7 +523,7 @@ async def test_requests_that_cannot_run_are_errored_results(surface: Surface) ->
 
 
 async def test_no_requests_are_400(surface: Surface) -> None:
-    """There would be nothing to do; and the SDK does not try it again."""
+    """An empty batch is refused, and the SDK does not retry."""
     async with a_client(surface.served, max_retries=2) as client:
         with pytest.raises(anthropic.BadRequestError) as caught:
             await client.messages.batches.create(requests=[])
@@ -539,7 +539,7 @@ _LIMITS: Sequence[tuple[dict[str, int], int, int]] = [
 
 @pytest.mark.parametrize(("limits", "count", "size"), _LIMITS)
 async def test_a_batch_over_a_limit_is_413(serve: Serve, limits: dict[str, int], count: int, size: int) -> None:
-    """And leaves nothing."""
+    """It leaves nothing in Redis."""
     served = await serve(**limits)
     requests = [_request(f"row-{number}", "x" * size) for number in range(count)]
     async with a_client(served, max_retries=2) as client:
@@ -552,7 +552,7 @@ async def test_a_batch_over_a_limit_is_413(serve: Serve, limits: dict[str, int],
 
 
 async def test_a_request_over_its_limit_is_an_errored_result(serve: Serve) -> None:
-    """Its neighbours run."""
+    """The other requests run."""
     served = await serve(max_batch_line_bytes=2048)
     async with a_client(served) as client:
         batch = await client.messages.batches.create(requests=[_request("long", "x" * 3000), _request("short")])
@@ -560,7 +560,7 @@ async def test_a_request_over_its_limit_is_an_errored_result(serve: Serve) -> No
 
 
 async def test_a_full_queue_is_529_and_leaves_nothing(serve: Serve) -> None:
-    """Whether it was full before, or is so with this batch; the SDK would come again."""
+    """Whether it was full before, or this batch would exceed it. The SDK would retry."""
     served = await serve(max_queued=2)
     async with a_client(served) as client:
         for count in (3, 2, 1):
@@ -574,8 +574,8 @@ async def test_a_full_queue_is_529_and_leaves_nothing(serve: Serve) -> None:
         assert len((await client.messages.batches.list()).data) == 1
 
 
-async def test_what_a_batch_was_made_of_is_gone_with_it(surface: Surface) -> None:
-    """Requests, logs and results."""
+async def test_deleting_a_batch_deletes_all_its_data(surface: Surface) -> None:
+    """Its requests, logs and results."""
     batches = surface.client.messages.batches
     batch = await batches.create(requests=_requests(3))
     await batches.cancel(batch.id)

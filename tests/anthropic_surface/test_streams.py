@@ -38,7 +38,7 @@ async def _begin(author: Author, text: str = "Hel") -> None:
 
 
 async def _refused(calling: "asyncio.Task[Message]", status: int, error_type: str) -> anthropic.APIStatusError:
-    """The error that a call ends with."""
+    """The error of a call."""
     with pytest.raises(anthropic.APIStatusError) as caught:
         await calling
     assert (caught.value.status_code, caught.value.type) == (status, error_type), caught.value.body
@@ -55,7 +55,7 @@ def _message_of(error: anthropic.APIStatusError) -> str:
 
 
 class LoseWorker(Protocol):
-    """The worker of a job dies, and a real one takes over."""
+    """Lets the worker of a job die; a real worker takes over."""
 
     async def __call__(self, author: Author) -> None: ...
 
@@ -72,7 +72,7 @@ async def lost_worker(surface: Surface, simulator: Simulator, real_redis: RedisU
 
 
 async def test_the_stream_is_the_upstreams_own_events(surface: Surface) -> None:
-    """None of ours, no ids, and it ends right behind ``message_stop``."""
+    """It has no event of ours and no ids, and ends directly after ``message_stop``."""
     answer = an_answer("Blue", " light")
     seen: list[tuple[int, str, bytes]] = []
 
@@ -93,7 +93,7 @@ async def test_the_stream_is_the_upstreams_own_events(surface: Surface) -> None:
 
 
 async def test_the_head_waits_for_the_first_event_and_failures_before_it_have_their_status(surface: Surface) -> None:
-    """Our own events are no answer."""
+    """Our own events do not begin the response."""
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await author.try_again(2)
@@ -101,8 +101,8 @@ async def test_the_head_waits_for_the_first_event_and_failures_before_it_have_th
     await _refused(calling, 500, "api_error")
 
 
-async def test_a_failure_behind_the_head_is_an_error_event(surface: Surface) -> None:
-    """That of overload: clients begin anew. The status has been said already."""
+async def test_a_failure_after_the_head_is_an_error_event(surface: Surface) -> None:
+    """An overloaded_error, after which clients start again. The status was already sent."""
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await _begin(author)
@@ -110,8 +110,8 @@ async def test_a_failure_behind_the_head_is_an_error_event(surface: Surface) -> 
     await _refused(calling, 200, "overloaded_error")
 
 
-async def test_an_answer_that_is_long_in_coming_is_told_by_pings(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the head was held for its time: at once, and again and again; the answer then comes as ever."""
+async def test_pings_are_sent_until_a_late_answer_begins(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the longest wait for a status the head is sent, then pings at intervals; the answer follows as usual."""
     monkeypatch.setattr(message_stream, "HOLD_S", 0.05)
     served = await serve(sse_ping_s=0.05)
     async with asking(served.url, "/v1/messages", method="POST", body={**asked(), "stream": True}) as call:
@@ -127,8 +127,8 @@ async def test_an_answer_that_is_long_in_coming_is_told_by_pings(serve: Serve, m
     assert names == [name for name, _ in an_answer("Hello.")]
 
 
-async def test_a_failure_behind_the_pings_is_an_error_event(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK hears it."""
+async def test_a_failure_after_pings_is_an_error_event(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK raises it."""
     monkeypatch.setattr(message_stream, "HOLD_S", 0.01)
     served = await serve()
     async with a_client(served) as client:
@@ -139,14 +139,14 @@ async def test_a_failure_behind_the_pings_is_an_error_event(serve: Serve, monkey
         await _refused(calling, 200, "api_error")
 
 
-async def test_an_attempt_that_fails_before_its_content_is_followed_by_the_next_in_silence(surface: Surface) -> None:
-    """One ``message_start`` is all that the client sees."""
+async def test_a_retry_before_any_content_is_invisible(surface: Surface) -> None:
+    """The client sees only one ``message_start``."""
     events: list[str] = []
 
     async def call() -> Message:
         async with surface.client.messages.stream(**asked()) as stream:
             async for event in stream:
-                events.append(event.type)  # noqa: PERF401 - looked at while it grows
+                events.append(event.type)  # noqa: PERF401 - read while it grows
             return await stream.get_final_message()
 
     calling = asyncio.create_task(call())
@@ -161,8 +161,8 @@ async def test_an_attempt_that_fails_before_its_content_is_followed_by_the_next_
     assert events.count("message_start") == 1
 
 
-async def test_content_that_is_taken_back_ends_the_stream_with_an_error_and_the_job(surface: Surface) -> None:
-    """The SDK would join both attempts to one text (measured)."""
+async def test_a_reset_after_content_ends_the_stream_with_an_error_and_the_job(surface: Surface) -> None:
+    """Otherwise the SDK would join both attempts into one text (measured)."""
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await _begin(author)
@@ -173,7 +173,7 @@ async def test_content_that_is_taken_back_ends_the_stream_with_an_error_and_the_
 
 
 async def test_the_error_after_the_first_words_is_the_jobs_own(surface: Surface) -> None:
-    """Not ours about the LLM, which may have had no part in it."""
+    """Not a general error about the LLM, which may not be the cause."""
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await _begin(author)
@@ -183,8 +183,8 @@ async def test_the_error_after_the_first_words_is_the_jobs_own(surface: Surface)
     assert _message_of(error) == "The LLM failed. (upstream_error)"
 
 
-async def test_a_worker_that_is_lost_is_told_as_such(surface: Surface, lost_worker: "LoseWorker") -> None:
-    """Whoever claims the job again ends it with that error."""
+async def test_a_lost_worker_is_the_streams_error(surface: Surface, lost_worker: "LoseWorker") -> None:
+    """The next worker to claim the job ends it with that error."""
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await _begin(author)
@@ -197,10 +197,10 @@ async def test_a_worker_that_is_lost_is_told_as_such(surface: Surface, lost_work
     assert _message_of(error) == f"{job.error.message} (worker_lost)"
 
 
-async def test_a_worker_that_is_lost_is_told_as_such_where_the_job_goes_on(
+async def test_a_lost_worker_is_the_streams_error_even_if_the_job_goes_on(
     surface: Surface, lost_worker: "LoseWorker"
 ) -> None:
-    """With a key: sent again, it has the new attempt whole."""
+    """With an Idempotency-Key: a retry gets the whole new attempt."""
     calling = asyncio.create_task(_final(surface.client, **{"Idempotency-Key": "k"}))
     author = await author_of_next(surface.runtime)
     await _begin(author)
@@ -214,8 +214,8 @@ async def test_a_worker_that_is_lost_is_told_as_such_where_the_job_goes_on(
     await surface.has_ended_as(author.job_id, JobState.SUCCEEDED)
 
 
-async def test_with_a_key_the_job_goes_on_when_content_was_taken_back(surface: Surface) -> None:
-    """The same key then finds the whole answer of the new attempt."""
+async def test_with_a_key_the_job_goes_on_after_a_reset(surface: Surface) -> None:
+    """The same key then gets the whole answer of the new attempt."""
     calling = asyncio.create_task(_final(surface.client, **{"Idempotency-Key": "k"}))
     author = await author_of_next(surface.runtime)
     await _begin(author)
@@ -230,7 +230,7 @@ async def test_with_a_key_the_job_goes_on_when_content_was_taken_back(surface: S
 
 
 async def test_an_answer_is_whole_only_when_its_job_has_succeeded(surface: Surface) -> None:
-    """``message_stop`` without a stop reason is a failed attempt, and was never told."""
+    """``message_stop`` without a stop reason means a failed attempt, and is not streamed."""
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await author.write(*an_answer("Hel", stop_reason=None))
@@ -240,8 +240,8 @@ async def test_an_answer_is_whole_only_when_its_job_has_succeeded(surface: Surfa
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
-async def test_a_server_that_stops_says_so(serve: Serve, has_begun: bool) -> None:
-    """So that the client comes again; and what only it waited for ends."""
+async def test_a_stopping_server_ends_streams_with_an_error(serve: Serve, has_begun: bool) -> None:
+    """So that the client retries. Jobs for which only that client waited end."""
     served = await serve()
     async with a_client(served) as client:
         calling = asyncio.create_task(_final(client))
@@ -262,7 +262,7 @@ async def test_a_server_that_stops_says_so(serve: Serve, has_begun: bool) -> Non
 
 @pytest.mark.parametrize("has_begun", [False, True])
 async def test_a_job_that_somebody_cancels_is_an_error(surface: Surface, has_begun: bool) -> None:
-    """There will be no answer, and asking again is not what they want."""
+    """There will be no answer, and a retry would run what somebody has cancelled."""
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     if has_begun:
@@ -275,7 +275,7 @@ async def test_a_job_that_somebody_cancels_is_an_error(surface: Surface, has_beg
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_a_job_that_never_starts_is_504(surface: Surface, is_streamed: bool) -> None:
-    """And not tried again."""
+    """The SDK does not retry it."""
 
     async def call() -> Message:
         if is_streamed:
@@ -300,7 +300,7 @@ async def test_a_job_that_never_starts_is_504(surface: Surface, is_streamed: boo
 
 
 async def test_a_job_that_is_erased_while_it_is_followed_is_an_error(surface: Surface) -> None:
-    """Whoever did that."""
+    """Whoever erased it."""
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await _begin(author)
@@ -311,7 +311,7 @@ async def test_a_job_that_is_erased_while_it_is_followed_is_an_error(surface: Su
 
 
 async def test_a_bug_on_the_way_is_an_error_too(surface: Surface, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even then the client must not take it for the end."""
+    """Even then the client must not mistake the cut for the end of the answer."""
     calling = asyncio.create_task(_final(surface.client))
     author = await author_of_next(surface.runtime)
     await _begin(author)

@@ -19,7 +19,7 @@ from tests.judged.surface import Surface
 from tests.running.crew import Crew
 
 ANSWER: Final = "The café's answer,  in nine pieces:\n\n1 two 三 🦀!"
-"""What llmock says unless a test scripts it otherwise."""
+"""llmock's answer, unless a test scripts another one."""
 
 RETRY_AFTER_IGNORED: Final = "retry_after_ignored"
 RETRIED_NON_RETRYABLE: Final = "retried_non_retryable"
@@ -42,32 +42,32 @@ CHECKS: Final = frozenset(
         NO_READ_TIMEOUT,
     }
 )
-"""All that the verdict of llmock 0.2.2 looks at."""
+"""All checks of llmock 0.2.2."""
 
 FULL_JITTER: Final = frozenset({NO_BACKOFF})
-"""Our n-th wait is uniform in [0, base · 2^(n-1)]: two in a row are often short, or the second is the shorter one. llmock
-calls the one no delay and the other a constant interval. For tests of which a job fails more than once without a
-Retry-After; test_waits.py looks at the waits themselves."""
+"""Our n-th wait is uniform in [0, base · 2^(n-1)], so two in a row are often short, or the second is shorter. llmock
+reports the first as no delay and the second as a constant interval. For tests whose jobs fail more than once without a
+Retry-After; test_waits.py checks the waits themselves."""
 
 RETRIED: Final = RETRYABLE
 FINAL: Final = frozenset(range(400, 500)) - RETRIED
-"""Statuses, where the error's type does not say otherwise."""
+"""Final statuses, unless the error's type decides otherwise."""
 
 assert NON_RETRYABLE <= FINAL
 
 
 class Judge(LLMock):
-    """llmock as one test sees it: scripted by the methods that it brings, and by random weather."""
+    """llmock for one test: scripted by its own methods, or with random faults."""
 
     def weather(self, chaos: ChaosSettings | None = None, stream_chaos: StreamChaos | None = None) -> Self:
-        """Faults by chance, from now on."""
+        """Turns random faults on."""
         state = self._server.state
         state.chaos = (chaos or ChaosSettings()).validated()
         state.stream_chaos = (stream_chaos or StreamChaos()).validated()
         return self
 
     async def journal(self) -> list[RequestRecord]:
-        """All requests, once none is under way. Read beside the loop, which may have connections to close."""
+        """All requests, after none is in progress. Read in a thread, because the loop may have to close connections."""
         return await asyncio.to_thread(lambda: self.requests)
 
     async def records_of(self, crew: Crew, job_id: str) -> list[RequestRecord]:
@@ -76,11 +76,11 @@ class Judge(LLMock):
         return [record for record in await self.journal() if nonce in _prompt_of(record.body)]
 
     async def passes(self, surface: Surface, *, but: Collection[str] = ()) -> None:
-        """Fails with llmock's report unless each of its checks is content with all that happened, ``but`` for the named.
+        """Fails with llmock's report unless each of its checks passes, ``but`` for the named ones.
 
-        One misunderstanding is cleared up here: llmock says that a malformed chunk was ignored when it could send all
-        of its answer before it heard from us, which for the last chunk is always. That a second request came for the
-        same body disproves it; and a ping carries nothing that could be missed.
+        One check is corrected here: llmock reports a malformed chunk as ignored if it could send its whole answer
+        before our client reacted, which is always so for the last chunk. A second request for the same body disproves
+        that; and a malformed ping loses nothing.
         """
         records = {record.seq: record for record in await self.journal()}
         verdict = await asyncio.to_thread(self.verdict)
@@ -96,7 +96,7 @@ class Judge(LLMock):
         assert {record.sdk_retry_count for record in records.values()} <= {0, None}, "the SDK retries behind our back"
 
     async def findings(self) -> set[str]:
-        """The checks that are not content."""
+        """The names of the failed checks."""
         return {finding.code for finding in (await asyncio.to_thread(self.verdict)).findings}
 
 
@@ -116,13 +116,13 @@ def _prompt_of(body: Any) -> str:
 
 
 def is_whole(record: RequestRecord, surface: Surface) -> bool:
-    """Whether llmock answered with all of the answer."""
+    """Whether llmock sent the whole answer."""
     harmless = {None, *(f"stream:malformed@{chunk}" for chunk in surface.pings)}
     return record.status == 200 and record.completed and record.fault in harmless
 
 
 def text_of(job: Job) -> str:
-    """The text of a success."""
+    """The text of a job that succeeded."""
     assert job.state == "succeeded", job.error
     assert job.result is not None
     text: str = msgspec.json.decode(bytes(job.result))["text"]

@@ -7,16 +7,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Surface:
-    """One wire format, of several that llmock breaks in the same ways."""
+    """One wire format; llmock breaks all of them in the same ways."""
 
     name: str
-    """As llmock calls it."""
+    """llmock's name for it."""
     settings: Callable[[str], dict[str, Any]]
-    """What leads a worker to a base URL."""
+    """From a base URL to the settings of a worker that calls it."""
     pings: frozenset[int] = frozenset()
-    """Which chunks of a stream carry nothing, counted from 0."""
+    """The chunks of a stream without content, counted from 0."""
     epilogue: int = 0
-    """How many of the last chunks hold nothing of the answer: without them it is whole, however the stream ends."""
+    """The number of last chunks without any content: if only these are missing, the answer is whole."""
 
 
 ANTHROPIC = Surface(
@@ -25,14 +25,14 @@ ANTHROPIC = Surface(
     pings=frozenset({2}),
     epilogue=1,
 )
-"""message_start, content_block_start, ping, the pieces of text, and three ends, of which message_stop says nothing new."""
+"""message_start, content_block_start, ping, the text, and three ends, of which message_stop adds nothing."""
 
 OPENAI = Surface(
     "openai",
     lambda base_url: {"provider": "openai", "openai_base_url": base_url, "openai_api_key": "made-up"},
     epilogue=2,
 )
-"""Chat completions have no pings. Behind the finish_reason come the usage, which many servers leave out, and
-``[DONE]``; llmock wants both."""
+"""Chat completions have no pings. After the finish_reason come the usage, which many servers leave out, and
+``[DONE]``; llmock requires both."""
 
 ACTIVE = [ANTHROPIC, OPENAI]

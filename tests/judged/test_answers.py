@@ -29,7 +29,7 @@ REASONS = {
 
 
 def a_request_with_a_tool(model: str = FAST, nonce: str = "nonce=n1 ") -> bytes:
-    """As a caller would send it."""
+    """A request that offers a tool."""
     schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
     return msgspec.json.encode(
         {
@@ -42,7 +42,7 @@ def a_request_with_a_tool(model: str = FAST, nonce: str = "nonce=n1 ") -> bytes:
 
 
 def tool_calls_of(job: Job) -> list[tuple[str, object]]:
-    """Name and input."""
+    """The name and input of each tool call."""
     assert job.result is not None
     content = msgspec.json.decode(bytes(job.result))["message"]["content"]
     return [(block["name"], block["input"]) for block in content if block["type"] == "tool_use"]
@@ -107,8 +107,8 @@ async def test_a_tool_called_with_rubbish_is_asked_for_again(crew: Crew, judge: 
 
 
 async def test_a_tool_call_that_max_tokens_cut_is_the_whole_answer(crew: Crew, judge: Judge, surface: Surface) -> None:
-    """The Messages API ends a block where the tokens end, in the middle of its JSON, and says `max_tokens`: the caller is to
-    ask with more of them. Nothing was lost on the way, and the same request gets no further.
+    """At max_tokens the Messages API ends the block in the middle of its JSON, and the stop reason asks the caller to
+    raise it. Nothing was lost on the way, and a retry would not get further.
     """
     await crew.worker()
     judge.reset().add(

@@ -24,12 +24,12 @@ A_HOT_REQUEST = b'{"model":"m","max_tokens":9,"temperature":"hot","messages":[{"
 
 
 def fails(status: int, model: str, *, times: int | None = 1, retry_after: float | None = None, code: str = "") -> Fail:
-    """To requests for that model."""
+    """A failure for requests of that model."""
     return Fail(status, retry_after=retry_after, code=code or None, times=times, match=Match(model=model))
 
 
 def code_of(status: int) -> set[str]:
-    """What a job may say of a status."""
+    """The error codes that a job may have after this status."""
     match status:
         case 401 | 403:
             return {"upstream_auth"}
@@ -42,8 +42,8 @@ def code_of(status: int) -> set[str]:
     return {"upstream_error", "upstream_overloaded"}
 
 
-def test_the_judge_looks_at_what_we_think_it_looks_at() -> None:
-    """A newer llmock with another check is to be read first."""
+def test_the_judge_has_exactly_the_known_checks() -> None:
+    """A newer llmock may have new checks, which need to be read first."""
     assert {check.__name__.strip("_") for check in verdict._CHECKS} == CHECKS
 
 
@@ -80,8 +80,8 @@ async def test_a_status_that_stays_fails_the_job_and_is_no_storm(crew: Crew, jud
     await judge.passes(surface)
 
 
-async def test_the_most_patient_job_there_is_makes_no_storm(crew: Crew, judge: Judge, surface: Surface) -> None:
-    """Ten attempts are the most that the API lets anybody ask for, and the most that llmock puts up with."""
+async def test_a_job_with_the_most_attempts_causes_no_storm(crew: Crew, judge: Judge, surface: Surface) -> None:
+    """Ten attempts are the most that the API allows, and the most that llmock accepts."""
     await crew.worker(upstream_retry_base_s=0.001)
     judge.outage(status=500)
     job = await crew.ended(await crew.submit(max_attempts=10))
@@ -91,7 +91,7 @@ async def test_the_most_patient_job_there_is_makes_no_storm(crew: Crew, judge: J
 
 async def test_an_outage_ends_and_the_jobs_do_not(crew: Crew, judge: Judge, surface: Surface) -> None:
     await crew.worker()
-    judge.fail(503, times=8, retry_after=0.1)  # fewer than open the circuit
+    judge.fail(503, times=8, retry_after=0.1)  # too few to open the circuit
     job_ids = [await crew.submit(max_attempts=10) for _ in range(10)]
     assert {text_of(job) for job in await crew.all_ended(job_ids)} == {ANSWER}
     await judge.passes(surface)
@@ -118,7 +118,7 @@ async def test_a_refusal_is_final_even_if_it_asks_to_wait(crew: Crew, judge: Jud
 
 
 async def test_a_prompt_that_is_too_long_is_final(crew: Crew, judge: Judge, surface: Surface) -> None:
-    """As a scripted error, whose type nobody knows, and measured by llmock itself."""
+    """As a scripted error of an unknown type, and as llmock's own check."""
     await crew.worker()
     judge.context_overflow().limits(context_window=50)
     scripted, measured, short = [await crew.submit(prompt) for prompt in ("", "word " * 100, "")]
@@ -140,7 +140,7 @@ async def test_a_request_that_it_cannot_read_is_final(crew: Crew, judge: Judge, 
 
 
 async def test_a_job_of_a_single_attempt_gives_up(crew: Crew, judge: Judge, surface: Surface) -> None:
-    """llmock warns of it; a caller who wants no second call has asked for just that."""
+    """llmock warns about it, but it is what a caller with one attempt asks for."""
     await crew.worker()
     judge.add(*(fails(status, f"model-{status}") for status in RETRIED))
     jobs = await crew.all_ended([await crew.submit(model=f"model-{status}", max_attempts=1) for status in RETRIED])
@@ -150,7 +150,7 @@ async def test_a_job_of_a_single_attempt_gives_up(crew: Crew, judge: Judge, surf
 
 
 async def test_a_retry_after_beyond_the_cap_counts_as_the_cap(crew: Crew, judge: Judge, surface: Surface) -> None:
-    """llmock calls it ignored. The cap, an hour by default, is there on purpose: an upstream's mistake parks no job for a day."""
+    """llmock reports it as ignored. The cap (an hour) keeps an upstream's mistake from parking jobs for days."""
     await crew.worker(retry_after_cap_s=0.2)
     judge.rate_limit(retry_after=86_400)
     job = await crew.ended(await crew.submit())
@@ -161,8 +161,8 @@ async def test_a_retry_after_beyond_the_cap_counts_as_the_cap(crew: Crew, judge:
 
 
 @pytest.mark.parametrize("surface", [ANTHROPIC], indirect=True)
-async def test_the_errors_type_counts_more_than_its_status(crew: Crew, judge: Judge, surface: Surface) -> None:
-    """llmock goes by the status alone. Gateways lose statuses, and inside a stream there is none; the type is the truth."""
+async def test_the_errors_type_overrides_its_status(crew: Crew, judge: Judge, surface: Surface) -> None:
+    """llmock looks only at the status. But gateways change statuses, and inside a stream there is none."""
     await crew.worker()
     judge.add(fails(400, "overloaded", code="overloaded_error"), fails(503, "refused", code="invalid_request_error"))
     overloaded, refused = [await crew.submit(model=model) for model in ("overloaded", "refused")]

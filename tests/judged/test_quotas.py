@@ -11,7 +11,7 @@ from tests.support.wait import wait_until
 
 
 async def test_more_jobs_than_requests_a_minute_are_all_answered(crew: Crew, judge: Judge, surface: Surface) -> None:
-    """Four a second behind the first 240, found out by asking: the settings say that there is no such limit."""
+    """Four a second after the first 240. The worker finds the limit out by calling: its settings have none."""
     await crew.worker(concurrency=50, routes={"*": RouteRule(requests_per_minute=100_000)})
     judge.limits(rpm=240)
     jobs = await crew.all_ended([await crew.submit(max_attempts=10) for _ in range(250)])
@@ -19,13 +19,13 @@ async def test_more_jobs_than_requests_a_minute_are_all_answered(crew: Crew, jud
     await judge.passes(surface)
 
 
-async def test_a_limit_that_the_upstream_names_is_never_run_into(crew: Crew, judge: Judge, surface: Surface) -> None:
-    """What it says in its headers is heard: the first 60 are answered, and nobody asks for more within the minute."""
+async def test_a_limit_that_the_upstream_reports_is_never_hit(crew: Crew, judge: Judge, surface: Surface) -> None:
+    """It reports the limit in headers: the first 60 requests are answered, and no worker sends more in that minute."""
     await crew.worker(concurrency=10)
     judge.limits(rpm=60)
     job_ids = [await crew.submit() for _ in range(70)]
     await wait_until(lambda: crew.count(JobState.SUCCEEDED, 60), "sixty answers", timeout_s=15)
-    await asyncio.sleep(0.5)  # that nothing happens cannot be waited for
+    await asyncio.sleep(0.5)  # there is no event for nothing happening
     assert await crew.count(JobState.SUCCEEDED, 60)
     assert {record.status for record in await judge.journal()} == {200}
     for job_id in job_ids:
@@ -33,7 +33,7 @@ async def test_a_limit_that_the_upstream_names_is_never_run_into(crew: Crew, jud
 
 
 async def test_more_tokens_than_a_minute_has_are_waited_for(crew: Crew, judge: Judge, surface: Surface) -> None:
-    """A thousand a second; the first job takes nearly all that there are, and each of the others 300."""
+    """A thousand tokens a second; the first job takes nearly all of them, and each other job 300."""
     await crew.worker()
     judge.limits(tpm=60_000)
     first = await crew.ended(await crew.submit(max_tokens=59_000))

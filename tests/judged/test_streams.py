@@ -21,7 +21,7 @@ from tests.running.crew import Crew
 
 IMPATIENT = {"first_token_timeout_s": 0.6, "content_idle_timeout_s": 0.4}
 LESS_IMPATIENT = {"first_token_timeout_s": 2.5, "content_idle_timeout_s": 1.5}
-"""Where a dozen answers are paced at once: on a busy machine the good ones would look late too."""
+"""For a dozen paced answers at once: on a busy machine, good answers may be late too."""
 KINDS: tuple[StreamFaultKind, ...] = get_args(StreamFaultKind)
 CODES: dict[StreamFaultKind, str] = {
     "disconnect": "upstream_truncated",
@@ -32,11 +32,11 @@ CODES: dict[StreamFaultKind, str] = {
 
 
 ENOUGH_IN_ITS_EYES: dict[StreamFaultKind, str] = {"truncate": TRUNCATED_STREAM_ACCEPTED, "disconnect": GAVE_UP}
-"""What llmock calls it when nobody asks again for an answer of which only the epilogue is missing."""
+"""llmock's finding if an answer without only its epilogue is not requested again."""
 
 
 async def chunks_of_an_answer(crew: Crew, judge: Judge) -> int:
-    """How many there are when nothing goes wrong."""
+    """The number of chunks of a whole answer."""
     assert text_of(await crew.ended(await crew.submit(model="unbroken"))) == ANSWER
     (record,) = await judge.journal()
     return record.chunks_sent
@@ -46,7 +46,7 @@ async def chunks_of_an_answer(crew: Crew, judge: Judge) -> int:
 async def test_a_stream_that_breaks_anywhere_is_no_answer(
     crew: Crew, judge: Judge, surface: Surface, kind: StreamFaultKind
 ) -> None:
-    """Before each chunk in turn, the very first and the very last too. Paced, for llmock to see when we leave."""
+    """Before each chunk in turn, including the first and the last. Paced, so that llmock notices when we close."""
     await crew.worker(**LESS_IMPATIENT)
     places = range(await chunks_of_an_answer(crew, judge))
     judge.pace(30).add(*(StreamFault(kind, after_chunks=place, match=Match(model=f"at-{place}")) for place in places))
@@ -69,8 +69,8 @@ async def test_a_stream_that_breaks_anywhere_is_no_answer(
 async def test_streams_that_always_break_are_a_failure(
     crew: Crew, judge: Judge, surface: Surface, kind: StreamFaultKind, after_chunks: int
 ) -> None:
-    """Three times, and the job fails, with nothing of an answer. llmock takes a client that stops asking for one that was
-    content with what it got; from outside nobody can see the difference, and no number of attempts could convince it.
+    """After three times the job fails without a result. llmock assumes that a client which stops retrying accepted what
+    it got; from outside this looks the same, whatever the number of attempts.
     """
     await crew.worker(**IMPATIENT)
     judge.add(StreamFault(kind, after_chunks=after_chunks, times=None))
@@ -85,7 +85,7 @@ async def test_streams_that_always_break_are_a_failure(
 
 
 async def test_one_job_meets_all_of_them(crew: Crew, judge: Judge, surface: Surface) -> None:
-    """Its followers hold four beginnings and one answer."""
+    """Its followers have seen four beginnings and one answer."""
     await crew.worker(**IMPATIENT)
     judge.add(*(StreamFault(kind, after_chunks=6) for kind in KINDS)).pace(5)
     job_id = await crew.submit(max_attempts=5)
@@ -95,8 +95,8 @@ async def test_one_job_meets_all_of_them(crew: Crew, judge: Judge, surface: Surf
     await judge.passes(surface, but=FULL_JITTER)
 
 
-async def test_what_comes_late_but_in_time_is_an_answer(crew: Crew, judge: Judge, surface: Surface) -> None:
-    """Latency of all, a delay before the head, a slow first token, and pauses between the chunks."""
+async def test_a_slow_answer_within_the_limits_is_an_answer(crew: Crew, judge: Judge, surface: Surface) -> None:
+    """General latency, a delay before the head, a slow first token, and pauses between chunks."""
     await crew.worker()
     judge.weather(ChaosSettings(latency_ms=50)).pace(15)
     judge.add(Delay(0.2, match=Match(model="delayed")), SlowFirstToken(0.2, match=Match(model="slow", stream=True)))

@@ -12,9 +12,9 @@ BASE_S = 0.1
 
 
 async def test_waits_grow_and_are_spread(crew: Crew, judge: Judge, surface: Surface) -> None:
-    """What `no_backoff` is about, for a client with full jitter: each wait up to twice as long as the one before, and no
-    two jobs together. llmock itself is content with nearly all: it finds three waits that only shrink, or that are all
-    under 50 ms, in one call of twenty.
+    """The purpose of `no_backoff`, for a client with full jitter: each wait is up to twice as long as the one before,
+    and no two jobs retry together. llmock itself finds three waits that only shrink, or are all under 50 ms, in one
+    call of twenty.
     """
     await crew.worker(upstream_retry_base_s=BASE_S, concurrency=JOBS)
     judge.outage(status=500)
@@ -32,6 +32,6 @@ async def test_waits_grow_and_are_spread(crew: Crew, judge: Judge, surface: Surf
             strict=True,
         )
     )
-    # By how much they grow is a pure function's (tests/unit_worker/test_retry.py); a busy machine adds to each alike.
+    # tests/unit_worker/test_retry.py checks by how much they grow; a busy machine adds to all of them.
     assert mean(waits_s[0]) < mean(waits_s[-1])
     assert len({round(wait_s, 3) for wait_s in waits_s[-1]}) > JOBS / 2

@@ -19,10 +19,10 @@ from tests.running.crew import Crew
 
 JOBS = 40
 MOST_ATTEMPTS = 10
-"""With a fault in every fifth answer, no job meets so many in a row."""
+"""With a fault in every fifth answer, no job has so many in a row."""
 
 WEATHERS = {
-    # After each 429, 503 and 529 llmock wants a second of silence.
+    # After each 429, 503 and 529 llmock requires a second without requests.
     "errors that pass": (ChaosSettings(error_rates={429: 0.02, 500: 0.14, 503: 0.02, 529: 0.02}), StreamChaos()),
     "errors of all kinds": (ChaosSettings(error_rates=dict.fromkeys(range(400, 600), 0.001)), StreamChaos()),
     "broken streams": (
@@ -37,7 +37,7 @@ WEATHERS = {
 
 
 def ends_well(records: list[RequestRecord], surface: Surface, chunks: int) -> bool:
-    """Whether the last request was answered; all before it must have been worth another."""
+    """Whether the last request got an answer; all earlier failures must have been retryable."""
     epilogue = range(chunks - surface.epilogue, chunks)
     is_enough = {f"stream:{kind}@{place}" for kind in ("truncate", "stall") for place in epilogue}
     # A reset connection may lose what was sent before it, so that an answer may be whole on one side alone.
@@ -56,7 +56,7 @@ async def test_every_job_ends_as_the_journal_says(
     crew: Crew, judge: Judge, surface: Surface, weather: tuple[ChaosSettings, StreamChaos]
 ) -> None:
     _, in_streams = weather
-    # Where nothing is ever silent, a machine that is must not look like it.
+    # Without faults of silence, a busy machine must not look like one.
     silence_s = 1 if in_streams.fault_rates else 10
     await crew.worker(content_idle_timeout_s=silence_s, first_token_timeout_s=2 * silence_s, concurrency=JOBS)
     assert text_of(await crew.ended(await crew.submit(model="in calm"))) == ANSWER

@@ -31,8 +31,10 @@ BATCHES: Final[dict[str, Callable[[AsyncOpenAI], Any]]] = {
 
 
 @pytest.mark.parametrize("call", BATCHES.values(), ids=BATCHES.keys())
-async def test_openais_sdk_at_our_batches_is_told_so(openai: AsyncOpenAI, call: Callable[[AsyncOpenAI], Any]) -> None:
-    """Ours would look like success to it."""
+async def test_openais_sdk_gets_an_error_at_our_batches(
+    openai: AsyncOpenAI, call: Callable[[AsyncOpenAI], Any]
+) -> None:
+    """Our own response would look like success to it."""
     with pytest.raises(APIStatusError) as caught:
         await call(openai)
     assert (caught.value.status_code, caught.value.code, caught.value.type, caught.value.param) == (
@@ -45,8 +47,8 @@ async def test_openais_sdk_at_our_batches_is_told_so(openai: AsyncOpenAI, call: 
     assert "/openai/v1" in caught.value.message
 
 
-async def test_a_batch_of_ours_is_told_to_others_and_not_to_openais_sdk(served: Served, openai: AsyncOpenAI) -> None:
-    """By its id that is right here, by the synchronous client and that of Azure too."""
+async def test_openais_sdk_cannot_read_a_batch_of_ours_but_others_can(served: Served, openai: AsyncOpenAI) -> None:
+    """Even with a valid id; also with the synchronous client and with Azure's."""
     body = {"requests": [{"custom_id": "a", "params": {"model": "sim-t6-g1-f1", "prompt": "Say hello."}}]}
     async with httpx2.AsyncClient(base_url=served.url) as http:
         batch_id = (await http.post("/v1/batches", json=body)).json()["id"]
@@ -70,7 +72,7 @@ async def test_a_batch_of_ours_is_told_to_others_and_not_to_openais_sdk(served: 
 
 
 async def test_a_path_that_is_not_served_is_named_as_openais_sdk_expects(openai: AsyncOpenAI) -> None:
-    """It says "no body" of what it does not understand."""
+    """For other forms of errors it reports "no body"."""
     for call in (
         openai.files.list(),
         openai.chat.completions.create(model="m", messages=[{"role": "user", "content": "Say hello."}]),
@@ -83,8 +85,8 @@ async def test_a_path_that_is_not_served_is_named_as_openais_sdk_expects(openai:
         assert "This path is not served here" in caught.value.message
 
 
-async def test_the_member_stands_beside_the_problem_document_and_for_sdks_alone(served: Served) -> None:
-    """Other callers hear what they always have."""
+async def test_the_error_member_is_added_to_problem_documents_only_for_sdks(served: Served) -> None:
+    """Other callers get the usual problem document."""
     async with httpx2.AsyncClient(base_url=served.url) as http:
         for method, path, status, param in (
             ("GET", "/v1/files", 404, None),
@@ -102,7 +104,7 @@ async def test_the_member_stands_beside_the_problem_document_and_for_sdks_alone(
 
 
 async def test_anthropics_sdk_gets_it_too(served: Served) -> None:
-    """Where it calls what is not built."""
+    """At paths of the Messages API that are not built."""
     async with AsyncAnthropic(base_url=served.url, api_key="any", max_retries=0) as client:
         with pytest.raises(Exception, match="This path is not served here"):
             await client.post("/v1/files", cast_to=httpx2.Response)

@@ -18,7 +18,7 @@ _MESSAGE: Final = json.dumps(
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="no java on this machine: JDK's HttpClient is not tried")
 async def test_the_http_client_of_the_jdk_works_with_its_defaults(served: Served) -> None:
-    """Bodies with a length and in chunks, large ones too; a stream; a batch; several connections at once."""
+    """Bodies with a length and in chunks, also large ones; a stream; a batch; several connections at once."""
     output = await printed("java", PROGRAMS / "JdkHttpClient.java", served.url)
     seen = {name: (status, body) for name, status, body in (line.split("\t") for line in output.splitlines())}
     for name in ("post", "chunked post", "large post"):
@@ -39,8 +39,8 @@ async def test_the_http_client_of_the_jdk_works_with_its_defaults(served: Served
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine: curl --http2 is not tried")
-async def test_curl_with_http2_gets_its_answer_by_http_1_1(served: Served) -> None:
-    """Two requests on one connection, the first of them with the wish."""
+async def test_curl_with_http2_gets_its_response_by_http_1_1(served: Served) -> None:
+    """Two requests on one connection; the first asks for the upgrade."""
     asked = ["--header", "content-type: application/json", "--data", _MESSAGE, f"{served.url}/v1/messages"]
     output = await printed("curl", "--silent", "--http2", "--write-out", r"\n%{http_version}\n", *asked, *asked[-1:])
     answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]

@@ -86,7 +86,7 @@ CASES: dict[str, dict[str, Any]] = {
         "extra_body": {"temperature": 0.3, "top_k": 5},
         "extra_headers": {
             "anthropic-beta": "a-beta-2026-01-01,another-2026-02-02",
-            "anthropic-version": "2023-06-01",  # the last that has a temperature
+            "anthropic-version": "2023-06-01",  # the last version with a temperature
         },
         "extra_query": {"beta": "true"},
     },
@@ -109,7 +109,7 @@ async def run_async() -> None:
             tell(case, "async", **message(answer))
         raw = await client.messages.with_raw_response.create(model=FAST, max_tokens=50, messages=user("Raw."))
         parsed: Any = raw.parse()
-        answer = await parsed if inspect.isawaitable(parsed) else parsed  # the older SDK's is not
+        answer = await parsed if inspect.isawaitable(parsed) else parsed  # it is not with the older SDK
         tell("raw", "async", status=raw.status_code, **raw_facts(raw), **message(answer))
 
 

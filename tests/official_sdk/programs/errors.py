@@ -48,7 +48,7 @@ def run() -> None:
 
 
 async def run_async() -> None:
-    """All at once, as such programs do."""
+    """Makes all calls at once, as such programs do."""
     client = AsyncAnthropic(max_retries=0)
 
     async def one(case: str) -> None:

@@ -22,7 +22,7 @@ async def streamed(client: AsyncAnthropic, parameters: dict[str, Any]) -> dict[s
 async def whole(client: AsyncAnthropic, parameters: dict[str, Any]) -> dict[str, Any]:
     raw = await client.messages.with_raw_response.create(**parameters)
     parsed: Any = raw.parse()
-    return seen(await parsed if inspect.isawaitable(parsed) else parsed, raw.headers)  # the older SDK's is not
+    return seen(await parsed if inspect.isawaitable(parsed) else parsed, raw.headers)  # it is not with the older SDK
 
 
 def seen(answer: Any, headers: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ async def try_out(client: AsyncAnthropic, case: str, mode: str) -> None:
         tell(case, mode, **await ask(client, CASES[case][mode]))
     except APIStatusError as error:
         tell(case, mode, error=type(error).__name__, status=error.status_code, message=str(error))
-    except Exception as error:  # what an SDK must never come to
+    except Exception as error:  # no SDK may raise for these answers
         tell(case, mode, error=type(error).__name__, message=str(error))
 
 

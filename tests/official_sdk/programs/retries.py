@@ -8,7 +8,7 @@ from seen import FAST, RUN, tell, user
 
 
 def asked(case: str, mode: str, words: str = "", **given: Any) -> dict[str, Any]:
-    """The nonce in the prompt counts the calls that the LLM got."""
+    """Arguments of a call; the stand-in counts calls by the nonce in the prompt."""
     messages = user(f"nonce={RUN}-{case}-{mode} {words}")
     return {"model": FAST, "max_tokens": 500, "messages": messages, **given}
 
@@ -32,7 +32,7 @@ def run() -> None:
     except APITimeoutError:
         tell("impatient with a key", "sync", error="APITimeoutError", stop_reason=None)
 
-    # The connection is left in the middle of the answer, and the answer is asked for again.
+    # The connection is closed in the middle of the answer, and the request is repeated.
     streamed = asked("stream-again", "sync", "tokens=40 gap-ms=10", extra_headers=key("again", "sync"))
     with client.messages.stream(**streamed) as stream:
         next(iter(stream.text_stream))

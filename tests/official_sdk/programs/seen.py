@@ -8,14 +8,14 @@ from typing import Any
 import anthropic
 
 RUN = os.environ.get("RUN", "run")
-"""Names the prompts of this run apart from those of others; a user's program would not have it."""
+"""Distinguishes this run's prompts from those of other runs; a user's program would not have it."""
 
 FAST = "sim-t8-g1-f1"
 """The stand-in's model: eight tokens, one millisecond apart. A user's program would name a Claude."""
 
 
 def model_of(case: str, mode: str) -> str:
-    """As fast, and of this case alone: what is wrong with one model is not to be in another case's way."""
+    """An equally fast model for this case alone, so that one case's failures do not affect another."""
     number = f"{zlib.crc32(f'{RUN} {case} {mode}'.encode()) % 1_000_000:06d}"
     return f"sim-t8-g1.{number[:3]}-f1.{number[3:]}"
 
@@ -26,12 +26,12 @@ def user(text: str) -> list[Any]:
 
 
 def tell(case: str, mode: str, **seen: Any) -> None:
-    """Prints it."""
+    """Prints what a case has seen."""
     print(json.dumps({"case": case, "mode": mode, **seen}), flush=True)
 
 
 def message(answer: Any) -> dict[str, Any]:
-    """A message, as the SDK made it from what came."""
+    """A message as the SDK returned it."""
     return {**answer.model_dump(mode="json"), "has_request_id": bool(answer._request_id)}
 
 

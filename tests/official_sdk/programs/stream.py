@@ -92,12 +92,12 @@ def message_of(answer: Any) -> dict[str, Any]:
 
 
 def text_of(stream: Any) -> str:
-    """A "t" if the answer holds a text block: without one, get_final_text raises."""
+    """ "t" if the answer has a text block; without one, get_final_text raises."""
     return "t" if any(block.type == "text" for block in stream.current_message_snapshot.content) else ""
 
 
 def event_seen(event: Any) -> Any:
-    """Of the events that the helper makes, those with the whole message so far are their type alone."""
+    """An event of the SDK's helper; if it holds the whole message so far, only its type."""
     if event.type in ("text", "input_json", "thinking", "signature", "citation"):
         return {"type": event.type}
     return event.model_dump(mode="json")
