@@ -10,7 +10,7 @@ YEAR_9999_MS = 253_402_300_799_999
 
 
 @given(st.integers(0, YEAR_9999_MS))
-def test_every_millisecond_comes_back_as_it_went(time_ms: int) -> None:
+def test_every_millisecond_survives_a_round_trip(time_ms: int) -> None:
     """Until the year 9999; always in UTC, with exactly three digits."""
     text = to_rfc3339(time_ms)
     assert len(text) == len("2026-11-23T14:02:11.482Z")
@@ -19,7 +19,7 @@ def test_every_millisecond_comes_back_as_it_went(time_ms: int) -> None:
 
 
 def test_texts_sort_as_times_do() -> None:
-    """Also over the turn of a second and of a year."""
+    """Also over the end of a second and of a year."""
     times_ms = [0, 999, 1_000, 1_795_442_531_482, 1_798_761_599_999, 1_798_761_600_000, YEAR_9999_MS]
     texts = [to_rfc3339(time_ms) for time_ms in times_ms]
     assert texts == sorted(texts)
@@ -36,7 +36,7 @@ def test_texts_sort_as_times_do() -> None:
         "2026-11-23T14:02:11.482000000Z",
     ],
 )
-def test_one_moment_may_be_written_in_many_ways(text: str) -> None:
+def test_one_moment_has_many_valid_forms(text: str) -> None:
     """Any offset, any case, up to nine digits of a second."""
     assert from_rfc3339(text) == 1_795_442_531_482
 
@@ -67,14 +67,14 @@ def test_one_moment_may_be_written_in_many_ways(text: str) -> None:
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:
-    """Without an offset nobody knows what time it is."""
+    """A time without an offset is ambiguous."""
     with pytest.raises(ValueError, match=r".+"):
         from_rfc3339(text)
 
 
 @given(st.text(max_size=40) | st.from_regex(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", fullmatch=True))
-def test_no_text_makes_it_fail_otherwise(text: str) -> None:
-    """ValueError, or a time that can be shown again where the year allows it."""
+def test_any_text_is_a_time_or_a_value_error(text: str) -> None:
+    """A time can be rendered again if its year allows it."""
     try:
         time_ms = from_rfc3339(text)
     except ValueError:

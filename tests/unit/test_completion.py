@@ -31,7 +31,7 @@ def _completed(events: list[tuple[str, bytes]]) -> Completion:
 
 
 def _with_blocks(*events: tuple[str, Any], stop_reason: str = "end_turn") -> list[tuple[str, bytes]]:
-    """A whole stream around these events."""
+    """A whole stream that contains these events."""
     return wired([message_start(input_tokens=1), *events, message_delta(stop_reason, output_tokens=2), MESSAGE_STOP])
 
 
@@ -42,8 +42,8 @@ def _blocks(events: list[tuple[str, bytes]]) -> list[dict[str, Any]]:
     return blocks
 
 
-def test_text_adds_up_and_each_delta_is_handed_on() -> None:
-    """For the followers as it comes, for the result as a whole."""
+def test_text_adds_up_and_each_delta_is_passed_on() -> None:
+    """Followers get each delta as it comes; the result has the whole text."""
     completion = Completion()
     given_on = [completion.add(name, data) for name, data in an_answer("Hel", "lo", ", \n", "ünï \U0001f600")]
     assert [text for text in given_on if text is not None] == [
@@ -59,7 +59,7 @@ def test_text_adds_up_and_each_delta_is_handed_on() -> None:
 
 
 def test_the_message_is_the_upstreams_own() -> None:
-    """Members that we do not know survive, with the last word on each."""
+    """Unknown members are kept, each with its last value."""
     events = wired(
         [
             (
@@ -86,7 +86,7 @@ def test_the_message_is_the_upstreams_own() -> None:
 
 
 def test_usage_is_the_last_that_was_reported() -> None:
-    """A later null takes nothing away; what was never reported is 0."""
+    """A later null does not reset a count; a count that was never reported is 0."""
     completion = _completed(
         wired(
             [
@@ -103,14 +103,14 @@ def test_usage_is_the_last_that_was_reported() -> None:
     assert Completion().usage == Usage()
 
 
-def test_counts_that_no_answer_has_do_not_reach_the_books() -> None:
-    """Redis would refuse to add them half-way, and be told them again and again."""
+def test_impossible_counts_do_not_reach_the_ledger() -> None:
+    """Redis would fail in the middle of adding them, and the worker would repeat the command without end."""
     completion = _completed(wired([message_start(input_tokens=-5), message_delta("end_turn", output_tokens=10**30)]))
     assert completion.usage == Usage(input_tokens=0, output_tokens=1 << 31)
 
 
-def test_a_tools_input_is_put_together_from_its_pieces() -> None:
-    """Cut anywhere; numbers and nesting as they were."""
+def test_a_tools_input_is_joined_from_its_pieces() -> None:
+    """Cut anywhere; numbers and nesting are unchanged."""
     pieces = ['{"city": "Mü', 'nchen", "days"', ": [1, 2.5, null", "]}", ""]
     (block,) = _blocks(
         _with_blocks(
@@ -129,7 +129,7 @@ def test_a_tools_input_is_put_together_from_its_pieces() -> None:
 
 
 def test_a_tool_without_input_keeps_its_empty_one() -> None:
-    """Empty pieces are no input."""
+    """Empty pieces do not count as input."""
     (block,) = _blocks(
         _with_blocks(
             block_start(0, {"type": "tool_use", "id": "t", "name": "now", "input": {}}),
@@ -141,7 +141,7 @@ def test_a_tool_without_input_keeps_its_empty_one() -> None:
 
 
 def test_a_tools_input_that_is_cut_off_is_no_answer() -> None:
-    """Whether or not its block was closed: a call with half an input, or none, would look like a success."""
+    """Whether or not its block was closed: otherwise a call with half an input would look like a success."""
     start = block_start(0, {"type": "tool_use", "id": "t", "name": "pay", "input": {}})
     half = block_delta(0, type="input_json_delta", partial_json='{"amount": 1')
     for end in ([block_stop(0)], []):
@@ -164,10 +164,10 @@ def test_a_tools_input_that_is_cut_off_is_no_answer() -> None:
         ("", {}),
     ],
 )
-def test_input_that_the_models_tokens_did_not_reach_for_is_what_the_official_sdk_makes_of_it(
+def test_input_cut_by_max_tokens_equals_that_of_the_official_sdk(
     stop_reason: str, sent: str, expected: dict[str, Any] | None
 ) -> None:
-    """None: it is no beginning of JSON either."""
+    """None: the text is not the beginning of JSON."""
     events = _with_blocks(
         block_start(0, {"type": "tool_use", "id": "t", "name": "weather", "input": {}}),
         block_delta(0, type="input_json_delta", partial_json=sent),
@@ -184,7 +184,7 @@ def test_input_that_the_models_tokens_did_not_reach_for_is_what_the_official_sdk
 
 @pytest.mark.parametrize(("sent", "is_input"), [("[1]", False), ("5", False), ("null", True), ('{"a": 1}', True)])
 def test_a_tools_input_is_an_object(sent: str, is_input: bool) -> None:
-    """Or null, for none. What is a list in a block of tomorrow may be right there."""
+    """Or null for no input. In a future kind of block, a list may be valid."""
     for kind in ("tool_use", "server_tool_use", "hologram"):
         events = _with_blocks(
             block_start(0, {"type": kind, "id": "t", "name": "weather", "input": {}}),
@@ -213,7 +213,7 @@ def test_only_the_last_block_can_have_been_cut_by_max_tokens() -> None:
 
 
 def test_a_tools_input_in_a_block_that_was_not_closed_is_not_lost() -> None:
-    """The end of the message closes what is open."""
+    """The end of the message closes open blocks."""
     (block,) = _blocks(
         _with_blocks(
             block_start(0, {"type": "tool_use", "id": "t", "name": "pay", "input": {}}),
@@ -224,7 +224,7 @@ def test_a_tools_input_in_a_block_that_was_not_closed_is_not_lost() -> None:
 
 
 def test_thinking_keeps_its_signature() -> None:
-    """Without it the block cannot be sent back to the model. Of several the last one is it, as for the official SDKs."""
+    """Without it the block cannot be sent back to the model. The last of several signatures counts, as in the SDKs."""
     thinking, redacted = _blocks(
         _with_blocks(
             block_start(0, {"type": "thinking", "thinking": "", "signature": ""}),
@@ -241,8 +241,8 @@ def test_thinking_keeps_its_signature() -> None:
     assert redacted == {"type": "redacted_thinking", "data": "EmwK"}
 
 
-def test_citations_stand_beside_their_text() -> None:
-    """Those of the start first, then each as it came."""
+def test_citations_are_in_the_block_of_their_text() -> None:
+    """First those of the block's start, then the others in order."""
     first, second = {"type": "char_location", "cited_text": "a"}, {"type": "page_location", "cited_text": "b"}
     (block,) = _blocks(
         _with_blocks(
@@ -255,8 +255,8 @@ def test_citations_stand_beside_their_text() -> None:
     assert block == {"type": "text", "text": "As it says", "citations": [first, second]}
 
 
-def test_blocks_of_kinds_that_do_not_exist_yet_survive_whole() -> None:
-    """As their start gave them; deltas that nobody knows change nothing."""
+def test_blocks_of_unknown_kinds_are_kept() -> None:
+    """As in their start; unknown deltas change nothing."""
     unknown = {"type": "hologram", "shape": {"x": [1, None, "ü"]}, "text": 7, "citations": None}
     kept, text = _blocks(
         _with_blocks(
@@ -272,8 +272,8 @@ def test_blocks_of_kinds_that_do_not_exist_yet_survive_whole() -> None:
     assert text == {"type": "text", "text": "prefix"}
 
 
-def test_blocks_stand_by_their_index_and_only_text_is_text() -> None:
-    """However they are interleaved."""
+def test_blocks_are_ordered_by_index_and_only_text_blocks_are_text() -> None:
+    """However their events are interleaved."""
     events = _with_blocks(
         block_start(1, {"type": "text", "text": ""}),
         block_start(0, {"type": "text", "text": ""}),
@@ -287,8 +287,8 @@ def test_blocks_stand_by_their_index_and_only_text_is_text() -> None:
     assert msgspec.json.decode(_completed(events).result())["text"] == "first second"
 
 
-def test_events_that_do_not_exist_yet_and_pings_change_nothing() -> None:
-    """The protocol says that there may be others."""
+def test_unknown_events_and_pings_change_nothing() -> None:
+    """The API's documentation says that new events may be added."""
     plain = an_answer("Hello")
     mixed = [
         pair for event in plain for pair in (("ping", b'{"type":"ping"}'), event, ("novelty", b'{"type":"novelty"}'))
@@ -299,8 +299,8 @@ def test_events_that_do_not_exist_yet_and_pings_change_nothing() -> None:
 # What is no answer
 
 
-def test_only_a_stream_that_says_why_and_that_it_stopped_is_whole() -> None:
-    """The official SDK takes a broken-off stream for a success; we do not."""
+def test_only_a_stream_with_a_stop_reason_and_an_end_is_whole() -> None:
+    """The official SDK treats a cut stream as a success; we do not."""
     whole = an_answer("Hello")
     assert _completed(whole).is_whole
     for end in range(len(whole)):
@@ -310,7 +310,7 @@ def test_only_a_stream_that_says_why_and_that_it_stopped_is_whole() -> None:
 
 
 def test_content_begins_with_the_first_delta() -> None:
-    """Neither the head nor a ping is content: timers count from here."""
+    """Neither message_start nor a ping is content; timers count from the first delta."""
     completion = Completion()
     for name, data in [*an_answer("Hello")[:2], ("ping", b"{}")]:
         completion.add(name, data)
@@ -354,8 +354,8 @@ MISFITS: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.mark.parametrize("misfit", MISFITS)
-def test_what_does_not_fit_is_a_garbled_stream(misfit: str) -> None:
-    """Each of them, in the middle of a good stream; the message quotes nothing of it."""
+def test_an_invalid_event_makes_a_garbled_stream(misfit: str) -> None:
+    """Each one in the middle of a valid stream; the message does not quote it."""
     completion = _completed(an_answer("Hello")[:3])
     with pytest.raises(GarbledStream) as caught:
         completion.add(*MISFITS[misfit])
@@ -376,14 +376,14 @@ def test_what_does_not_fit_is_a_garbled_stream(misfit: str) -> None:
         ("message_start", {"message": {"usage": "many"}}),
     ],
 )
-def test_nothing_comes_before_a_start_that_fits(name: str, data: dict[str, Any]) -> None:
-    """The first event makes the message."""
+def test_a_stream_must_begin_with_a_valid_message_start(name: str, data: dict[str, Any]) -> None:
+    """The first event creates the message."""
     with pytest.raises(GarbledStream):
         Completion().add(name, encoded(data))
 
 
 def test_the_name_of_an_event_is_not_quoted_if_it_could_be_content() -> None:
-    """Promise 7: the message goes into the record and the log."""
+    """The message goes into the record and the log."""
     with pytest.raises(GarbledStream) as caught:
         Completion().add("my secret prompt!", b"{")
     assert "secret" not in str(caught.value)
@@ -451,7 +451,7 @@ _DATA = st.fixed_dictionaries(
 def _as_sent(data: Any) -> bytes:
     try:
         return encoded(data)
-    except (OverflowError, UnicodeEncodeError):  # larger than msgspec writes; the wire may still hold it
+    except (OverflowError, UnicodeEncodeError):  # msgspec cannot write it, but an upstream may send it
         import json
 
         return json.dumps(data).encode()
@@ -459,8 +459,10 @@ def _as_sent(data: Any) -> bytes:
 
 @settings(max_examples=30)
 @given(st.lists(st.tuples(_NAMES, _DATA | _JSON), max_size=6), st.booleans(), st.booleans())
-def test_no_stream_makes_it_fail_otherwise(events: list[tuple[str, Any]], begins_well: bool, ends_well: bool) -> None:
-    """GarbledStream and nothing else: an attempt that failed any other way would end without an outcome."""
+def test_any_stream_is_a_completion_or_a_garbled_stream(
+    events: list[tuple[str, Any]], begins_well: bool, ends_well: bool
+) -> None:
+    """An attempt that raised anything but GarbledStream would end without an outcome."""
     completion = Completion()
     with contextlib.suppress(GarbledStream):
         if begins_well:
@@ -479,8 +481,8 @@ def test_no_stream_makes_it_fail_otherwise(events: list[tuple[str, Any]], begins
 
 
 @given(_NAMES, st.binary(max_size=60))
-def test_no_bytes_make_it_fail_otherwise(name: str, data: bytes) -> None:
-    """Whatever comes down the wire."""
+def test_any_bytes_are_an_event_or_a_garbled_stream(name: str, data: bytes) -> None:
+    """Whatever an upstream sends."""
     completion = _completed(an_answer("Hello")[:3])
     try:
         completion.add(name, data)
@@ -490,8 +492,8 @@ def test_no_bytes_make_it_fail_otherwise(name: str, data: bytes) -> None:
 
 
 @given(st.lists(st.text(max_size=8), max_size=6), st.randoms(use_true_random=False))
-def test_any_text_arrives_as_it_was_however_it_is_cut(texts: list[str], chance: Any) -> None:
-    """Every character of every delta, once, in order."""
+def test_any_text_arrives_unchanged_however_it_is_cut(texts: list[str], chance: Any) -> None:
+    """Every character of every delta arrives once and in order."""
     completion = Completion()
     given_on = [completion.add(name, data) for name, data in an_answer(*texts)]
     assert "".join(text for found in given_on if found for text in found[1:]) == "".join(texts)

@@ -21,7 +21,7 @@ PROMPT = "an unmistakable prompt"
     ],
 )
 def test_a_full_redis_is_storage_full(error: Exception) -> None:
-    """As each release words it, inside a script and outside."""
+    """In the words of each release, inside a script and outside."""
     assert type(problem_of(error)) is StorageFull
 
 
@@ -40,7 +40,7 @@ def test_a_full_redis_is_storage_full(error: Exception) -> None:
     ],
 )
 def test_everything_else_is_storage_unavailable(error: Exception) -> None:
-    """With Retry-After, and without a word of what was sent."""
+    """With Retry-After; the message quotes nothing that was sent."""
     problem = problem_of(error)
     assert type(problem) is StorageUnavailable
     assert problem.retry_after_s

@@ -9,16 +9,16 @@ from shared.job import TERMINAL_STATES
 from tests.support.builders import a_text_delta, encoded
 
 
-def test_one_message_holds_events_that_follow_on() -> None:
-    """The id of the first, then name and data of each."""
+def test_one_message_holds_contiguous_events() -> None:
+    """The id of the first event, then the name and data of each."""
     assert decode_published(b'1795442531482-3\nping\n{}\nmessage_stop\n{"type":"message_stop"}') == [
         Event(EventId(1795442531482, 3), "ping", b"{}"),
         Event(EventId(1795442531482, 4), "message_stop", b'{"type":"message_stop"}'),
     ]
 
 
-def test_a_message_without_events_is_none() -> None:
-    """The id alone."""
+def test_a_message_without_events_is_only_an_id() -> None:
+    """Reading it gives no events."""
     assert decode_published(b"5-0") == []
 
 
@@ -33,10 +33,10 @@ def test_a_message_without_events_is_none() -> None:
         max_size=3,
     ),
 )
-def test_whatever_is_published_is_read_as_it_was(
+def test_any_published_events_are_read_unchanged(
     epoch: int, seq: int, events: list[tuple[str, dict[str, str]]]
 ) -> None:
-    """JSON never holds a raw line feed, so no content can break the form."""
+    """JSON never contains a raw line feed, so no content can break the format."""
     parts = [f"{epoch}-{seq}".encode()]
     for name, data in events:
         parts += [name.encode(), encoded(data)]
@@ -54,7 +54,7 @@ def test_ids_compare_as_redis_compares_them() -> None:
 
 @given(st.integers(0, 10**15 - 1), st.integers(0, 10**10 - 1))
 def test_every_id_of_ours_is_a_cursor(epoch: int, seq: int) -> None:
-    """What we gave out comes back."""
+    """Every id that a client got can be parsed."""
     assert parse_cursor(str(EventId(epoch, seq))) == EventId(epoch, seq)
 
 
@@ -84,20 +84,20 @@ def test_every_id_of_ours_is_a_cursor(epoch: int, seq: int) -> None:
         "1-2\x00",
     ],
 )
-def test_anything_else_is_no_cursor(text: str) -> None:
-    """Never an exception, and nothing that Redis would read differently."""
+def test_any_other_text_is_no_cursor(text: str) -> None:
+    """It never raises, and Redis would not read these texts as ids either."""
     assert parse_cursor(text) is None
 
 
 @given(st.text(max_size=40))
-def test_no_text_makes_a_cursor_fail(text: str) -> None:
-    """A header may hold anything."""
+def test_no_text_makes_parsing_a_cursor_raise(text: str) -> None:
+    """A header may contain anything."""
     found = parse_cursor(text)
     assert found is None or (found.epoch < 10**15 and found.seq < 10**10)
 
 
 def test_terminal_events_are_named_after_the_states() -> None:
-    """And no other event ends a stream."""
+    """No other event ends a stream."""
     assert {state.value for state in TERMINAL_STATES} == TERMINAL_EVENTS
     for name in (*OurEvent, "message_stop", "error", "ping"):
         assert not Event(None, name, b"{}").is_terminal
@@ -106,7 +106,7 @@ def test_terminal_events_are_named_after_the_states() -> None:
 
 
 def test_a_text_delta_has_a_text() -> None:
-    """Whatever is in it."""
+    """Whatever the text is."""
     for text in ("Hello", "", "\n\n", "ünï \U0001f600"):
         assert text_of(Event(None, *a_text_delta(text))) == text
 
@@ -123,6 +123,6 @@ def test_a_text_delta_has_a_text() -> None:
         ("succeeded", {"status": "succeeded"}),
     ],
 )
-def test_other_events_have_none(name: str, data: dict[str, object]) -> None:
-    """Kinds of delta that do not exist yet, too: whatever the completion accepts, the relay can read."""
+def test_other_events_have_no_text(name: str, data: dict[str, object]) -> None:
+    """Also unknown kinds of deltas: the relay can read every event that the completion accepts."""
     assert text_of(Event(None, name, encoded(data))) is None

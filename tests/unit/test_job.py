@@ -32,19 +32,19 @@ ALLOWED = {
 
 
 def test_the_table_allows_these_steps_and_no_other() -> None:
-    """The whole life cycle, spelled out once more."""
+    """The whole life cycle, written out a second time."""
     steps = {(state, step): target for step, (sources, target) in TRANSITIONS.items() for state in sources}
     assert steps == ALLOWED
 
 
-def test_terminal_is_for_ever() -> None:
-    """Promise 1: no step starts from a terminal state, and from every other state some step leads on."""
+def test_terminal_states_are_final() -> None:
+    """No step starts from a terminal state; every other state has a step."""
     sources = {state for states, _ in TRANSITIONS.values() for state in states}
     assert sources == set(JobState) - TERMINAL_STATES
 
 
 def test_every_state_can_be_reached_and_left() -> None:
-    """From birth, every state; from every state, an end."""
+    """Every state can be reached from a submit, and a terminal state from every state."""
     reached = {QUEUED}
     for _ in JobState:
         reached |= {target for states, target in TRANSITIONS.values() if states & reached}
@@ -52,21 +52,21 @@ def test_every_state_can_be_reached_and_left() -> None:
     assert set(TRANSITIONS) == set(Step)
 
 
-def test_bands_are_looked_at_from_high_to_low() -> None:
-    """The order of CLAIM."""
+def test_bands_are_ordered_from_high_to_low() -> None:
+    """CLAIM reads them in this order."""
     assert BANDS == (Priority.HIGH, Priority.NORMAL, Priority.LOW)
 
 
 def test_ids_are_prefixed_of_one_length_and_safe_in_urls() -> None:
-    """26 letters and digits that cannot be misread."""
+    """26 letters and digits that cannot be confused."""
     for prefix in ("job", "batch", "req"):
         name, _, rest = new_id(prefix).partition("_")
         assert (name, len(rest)) == (prefix, 26)
         assert set(rest) <= set("0123456789abcdefghjkmnpqrstvwxyz")
 
 
-def test_ids_sort_by_time_of_birth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the millisecond, over centuries."""
+def test_ids_sort_by_creation_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the millisecond, over centuries."""
     moments_ms = [
         0,
         1,
@@ -87,13 +87,13 @@ def test_ids_sort_by_time_of_birth(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ids_are_unique_within_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """80 random bits each."""
+    """Each has 80 random bits."""
     monkeypatch.setattr("time.time_ns", lambda: 1_795_442_531_482_000_000)
     assert len({new_id("job") for _ in range(20_000)}) == 20_000
 
 
 def test_ids_are_unique_over_threads() -> None:
-    """However many make them."""
+    """However many threads create them."""
     made: list[str] = []
     threads = [threading.Thread(target=lambda: made.extend(new_id("job") for _ in range(500))) for _ in range(4)]
     for thread in threads:
@@ -104,7 +104,7 @@ def test_ids_are_unique_over_threads() -> None:
 
 
 def test_a_spec_survives_its_storage() -> None:
-    """One JSON field of the record; defaults are left out, and come back."""
+    """It is one JSON field of the record; defaults are not stored, and are there again when it is read."""
     plain = JobSpec(model="a-model")
     assert msgspec.json.encode(plain) == b'{"model":"a-model"}'
     full = JobSpec(
@@ -121,5 +121,5 @@ def test_a_spec_survives_its_storage() -> None:
 
 
 def test_a_spec_of_a_later_release_can_be_read() -> None:
-    """During a deploy both run: members that this one does not know are passed over."""
+    """During a deploy both releases run: unknown members are ignored."""
     assert msgspec.json.decode(b'{"model":"m","colour":"red"}', type=JobSpec) == JobSpec(model="m")

@@ -15,7 +15,7 @@ from shared.store.script import NAMES, script, sources, target
 
 
 def test_python_and_lua_build_the_same_names() -> None:
-    """The Lua functions are made from the list; what Python builds must be what they say."""
+    """The Lua functions are generated from the list, and must build the same names as Python."""
     lua = redis_keys.lua_functions({**redis_keys.KEYS, **redis_keys.GLOBAL_KEYS, **redis_keys.CHANNELS})
     for kind, (arguments, _) in (redis_keys.KEYS | redis_keys.GLOBAL_KEYS).items():
         assert f"local function key_{kind}({', '.join(arguments)}) return KEYS[1] .. '{kind}'" in lua
@@ -30,27 +30,27 @@ def test_python_and_lua_build_the_same_names() -> None:
 
 
 def test_a_script_carries_only_the_names_that_it_uses() -> None:
-    """Redis builds them anew for every call."""
+    """Redis defines the functions again in every call."""
     kinds = redis_keys.kinds_in("call('DEL', key_log(id), channel_events(id))")
     assert kinds == {"log", "events"}
     assert redis_keys.lua_functions(kinds).count("local function") == 2
 
 
 def test_every_key_says_how_long_it_lives() -> None:
-    """A TTL, or why it has none."""
+    """A TTL, or the reason for having none."""
     for kind, (_, meaning) in (redis_keys.KEYS | redis_keys.GLOBAL_KEYS).items():
         assert re.search(r"No TTL|Gone when empty|TTL|retention", meaning), kind
 
 
 def test_no_name_is_in_two_tables() -> None:
-    """The prefix goes by the name, and so does the Lua function."""
+    """The name decides the prefix and the Lua function."""
     assert redis_keys.KEYS.keys().isdisjoint(redis_keys.GLOBAL_KEYS)
     assert (redis_keys.KEYS | redis_keys.GLOBAL_KEYS).keys().isdisjoint(redis_keys.CHANNELS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_script_touches_keys_of_its_own_prefix_only(name: str) -> None:
-    """It is given one, and would make a name that nobody reads of another's."""
+    """It gets one prefix; with a name of another prefix it would build a key that nobody reads."""
     prefix = script(name).prefix
     assert prefix in (redis_keys.SHARD, redis_keys.GLOBAL)
     for kind in re.findall(r"\b(?:key|channel)_(\w+)\(", _body(name)):
@@ -89,7 +89,7 @@ def test_all_keys_and_channels_of_a_shard_are_in_one_slot() -> None:
 
 
 def test_a_flow_names_band_tenant_key_and_model() -> None:
-    """In this order: CLAIM reads the tenant between the first two colons, and a model may have colons."""
+    """In this order: CLAIM reads the tenant between the first two colons, and a model's name may contain colons."""
     assert redis_keys.flow_of(Priority.HIGH, "tenant-a", "vendor:model:1") == "high:tenant-a::vendor:model:1"
     assert redis_keys.flow_of(Priority.LOW, "t", "m", key_id="k1") == "low:t:k1:m"
 
@@ -106,12 +106,12 @@ _WRITES = re.compile(
 
 
 def _code(name: str) -> str:
-    """Without comments."""
+    """The whole script without comments."""
     return re.sub(r"--[^\n]*", "", script(name).text.decode())
 
 
 def _body(name: str) -> str:
-    """What is the script's own, without comments."""
+    """The script's own part without comments."""
     own = (_LUA / f"{name}.lua").read_text()
     own = re.sub(r"^\s*--.*\n", "", own, flags=re.MULTILINE)
     assert script(name).text.decode().endswith(own)
@@ -120,14 +120,14 @@ def _body(name: str) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_script_spells_a_state(name: str) -> None:
-    """They arrive as arguments, from the one table of the life cycle. (``running`` is the name of a key, too.)"""
+    """States arrive as arguments, from the table of the life cycle. (``running`` is also the name of a key.)"""
     spelled = set(_STRINGS.findall(_code(name))) & (set(JobState) - {JobState.RUNNING})
-    assert spelled <= ({"failed"} if name == "reap" else set())  # its word to the reaper
+    assert spelled <= ({"failed"} if name == "reap" else set())  # a reply to the reaper
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_script_spells_a_state_of_a_batch(name: str) -> None:
-    """As above. (``ended`` is FINISH's word for yes, too, and made from the table at the head of each script that uses it.)"""
+    """As above. (``ended`` is also a reply of FINISH; each script that uses it has it from the table.)"""
     spelled = set(_STRINGS.findall(_code(name))) & (set(BatchState) - {BatchState.RUNNING, BatchState.ENDED})
     assert spelled == set()
 
@@ -150,25 +150,25 @@ def test_scripts_that_must_pass_at_maxmemory_begin_with_a_write_that_needs_none(
 
 @pytest.mark.parametrize("name", ["locate", "probe", "ended_items", "list_items", "content"])
 def test_scripts_that_only_read_write_nothing(name: str) -> None:
-    """They are called for every follower."""
+    """They run for every follower."""
     assert _WRITES.search(_body(name)) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_scripts_run_on_any_redis_since_6_2(name: str) -> None:
-    """No ``#!lua`` line."""
+    """They have no ``#!lua`` line."""
     assert not script(name).text.startswith(b"#!")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_script_lets_lua_write_a_number(name: str) -> None:
-    """``..`` and tostring keep 14 digits: a time in ms fits, a multiple of it may not; each goes through int()."""
+def test_no_script_lets_lua_format_a_number(name: str) -> None:
+    """``..`` and tostring keep 14 digits: a time in ms fits, a multiple of it may not. Scripts use int() instead."""
     assert "tostring" not in _code(name)
     assert not re.search(r"\.\. *(now|epoch|seq|attempt|expires|clock|tag)\b", _code(name))
 
 
-def test_a_step_is_given_to_a_script_as_the_table_has_it() -> None:
-    """Sources as a list, sorted, so that a script's arguments do not change from process to process."""
+def test_a_step_is_passed_to_scripts_as_in_the_table() -> None:
+    """The source states are a sorted list, so that arguments do not differ between processes."""
     for step in Step:
         states, state = TRANSITIONS[step]
         assert sources(step) == ",".join(sorted(states))
@@ -179,7 +179,7 @@ def test_a_step_is_given_to_a_script_as_the_table_has_it() -> None:
 
 
 def test_equal_bodies_have_one_fingerprint() -> None:
-    """Whatever the order of members; nothing else is equal."""
+    """Whatever the order of members; other bodies have other fingerprints."""
     assert fingerprint_of({"a": 1, "b": [1, {"c": None, "d": 2}]}) == fingerprint_of(
         {"b": [1, {"d": 2, "c": None}], "a": 1}
     )
@@ -188,7 +188,7 @@ def test_equal_bodies_have_one_fingerprint() -> None:
 
 
 def test_a_key_is_stored_as_its_hash() -> None:
-    """It may be long, or a secret, or hold anything."""
+    """The key may be long or a secret, or contain anything."""
     seen = {key_hash(key) for key in ("a", "b", "a" * 10_000, "ü", "a:b", " a")}
     assert len(seen) == 6
     assert all(re.fullmatch(r"[0-9a-f]{32}", each) for each in seen)

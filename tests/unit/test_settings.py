@@ -9,7 +9,7 @@ from shared.settings import Auth, Settings, load_settings, unknown_variables, va
 
 
 def test_the_defaults_need_no_environment() -> None:
-    """And work on a laptop."""
+    """They work on a laptop."""
     settings = load_settings()
     assert settings.redis_url == "redis://127.0.0.1:6379/0"
     assert settings.auth is Auth.KEYS
@@ -18,7 +18,7 @@ def test_the_defaults_need_no_environment() -> None:
 
 
 def test_the_environment_sets_and_an_override_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the variable's own name; the command line comes last."""
+    """Each by its variable's name; the command line overrides it."""
     monkeypatch.setenv("TOKENSPOOL_MAX_QUEUED", "7")
     monkeypatch.setenv("TOKENSPOOL_AUTH", "off")
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
@@ -26,23 +26,23 @@ def test_the_environment_sets_and_an_override_wins(monkeypatch: pytest.MonkeyPat
     assert (settings.max_queued, settings.auth, settings.anthropic_base_url) == (8, Auth.OFF, "http://127.0.0.1:9")
 
 
-def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compose files pass on what is not there as nothing."""
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose files pass on an unset variable as an empty one."""
     monkeypatch.setenv("TOKENSPOOL_MAX_QUEUED", "")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "")
     settings = load_settings()
     assert (settings.max_queued, settings.anthropic_api_key) == (1_000_000, None)
 
 
-def test_foreign_variables_are_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only our prefix, and the upstreams' own names."""
+def test_other_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those with our prefix and the upstreams' own names are read."""
     monkeypatch.setenv("MODEL", "another")
     monkeypatch.setenv("TOKENSPOOL_URL", "http://client-side")
     assert load_settings().model == Settings().model
 
 
 def test_settings_cannot_change_while_a_process_runs() -> None:
-    """They are read once."""
+    """They are read once, at the start."""
     with pytest.raises(ValueError, match="frozen"):
         setattr(load_settings(), "max_queued", 5)  # noqa: B010 - mypy knows it too
 
@@ -88,10 +88,10 @@ def test_settings_cannot_change_while_a_process_runs() -> None:
         ("TOKENSPOOL_PRICES", "{'m': 3}", "must be valid JSON."),
     ],
 )
-def test_a_wrong_value_is_told_in_one_sentence(
+def test_an_invalid_value_is_reported_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, expected: str
 ) -> None:
-    """The variable, what was expected, what it was."""
+    """It has the variable, the expected form and the value."""
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError) as caught:
         load_settings()
@@ -117,23 +117,25 @@ def test_a_wrong_value_is_told_in_one_sentence(
         ('{"input": 1, "output": 1, "cached": 2}', "[cached] must be left out (there is no such member), but is '2'."),
     ],
 )
-def test_a_wrong_price_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch, price: str, sentence: str) -> None:
-    """With the way to the member that is wrong."""
+def test_an_invalid_price_is_reported_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, price: str, sentence: str
+) -> None:
+    """With the path of the invalid member."""
     monkeypatch.setenv("TOKENSPOOL_PRICES", f'{{"a-*": {price}}}')
     with pytest.raises(SettingsError) as caught:
         load_settings()
     assert str(caught.value) == f"TOKENSPOOL_PRICES[a-*]{sentence}"
 
 
-def test_prices_are_read_as_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not as the float that is nearest."""
+def test_prices_are_read_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as the nearest float."""
     monkeypatch.setenv("TOKENSPOOL_PRICES", '{"m": {"input": 0.1, "output": 15, "cache_read": "0.000001"}}')
     price = load_settings().prices["m"]
     assert (price.input, price.output, price.cache_read) == (Decimal("0.1"), Decimal(15), Decimal("0.000001"))
     assert price.cache_write is None
 
 
-def test_a_wrong_override_is_named_by_its_variable() -> None:
+def test_an_invalid_override_is_named_by_its_variable() -> None:
     """The command line sets the same settings."""
     for overrides in ({"lease_s": "long"}, {"max_queued": 1.5}, {"max_queued": None}, {"redis_url": 5}):
         (name,) = overrides
@@ -152,7 +154,7 @@ def test_a_wrong_override_is_named_by_its_variable() -> None:
     ],
 )
 def test_a_secret_in_a_wrong_url_is_not_echoed(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
-    """The sentence ends up in a log."""
+    """The sentence goes into a log."""
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError) as caught:
         load_settings()
@@ -161,7 +163,7 @@ def test_a_secret_in_a_wrong_url_is_not_echoed(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_key_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not by printing the settings, and not when it is of the wrong kind."""
+    """Neither by printing the settings, nor in the error about an invalid key."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-unmistakable")
     settings = load_settings()
     assert settings.anthropic_api_key is not None
@@ -173,8 +175,8 @@ def test_a_key_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", " ", "\t\n"])
-def test_the_line_end_of_a_file_is_no_part_of_a_value(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
-    """Kubernetes secrets and files from Windows bring one along; in a header it would break the request."""
+def test_a_line_end_is_stripped_from_a_value(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Kubernetes secrets and files from Windows have one; in a header it would break the request."""
     for variable, value in (
         ("ANTHROPIC_API_KEY", "sk-a"),
         ("OPENAI_API_KEY", "sk-o"),
@@ -195,8 +197,8 @@ def test_the_line_end_of_a_file_is_no_part_of_a_value(monkeypatch: pytest.Monkey
     assert (settings.model, settings.log_level) == ("a-model", "DEBUG")
 
 
-def test_a_key_of_nothing_but_a_line_end_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty secret; a worker then says that it must be set."""
+def test_a_key_of_only_a_line_end_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The secret is empty; a worker then reports that it must be set."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "\n")
     assert load_settings().anthropic_api_key is None
 
@@ -246,21 +248,21 @@ def test_a_misspelt_variable_is_found_with_the_name_that_is_nearest(
         "OTHER_TOKENSPOOL_LEASE",
     ],
 )
-def test_what_is_right_or_none_of_ours_is_no_misspelling(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    """Kubernetes sets some of them for a service of our name."""
+def test_valid_and_foreign_variables_are_not_misspellings(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """Kubernetes sets some of them for a service with our name."""
     monkeypatch.setenv(variable, "1")
     assert unknown_variables() == {}
 
 
 def test_a_redis_password_is_not_shown_by_printing_the_settings() -> None:
-    """A traceback that holds the settings ends up in a log too."""
+    """A traceback with the settings may go into a log."""
     settings = load_settings(redis_url="redis://:unmistakable@cache:6379/0")
     assert settings.redis_url == "redis://:unmistakable@cache:6379/0"
     assert "unmistakable" not in repr(settings)
 
 
 def test_every_setting_has_one_variable() -> None:
-    """What the documentation lists is what is read."""
+    """The documentation lists exactly the variables that are read."""
     variables = [variable_of(name) for name in Settings.model_fields]
     assert len(set(variables)) == len(variables)
     assert all(name.startswith(("TOKENSPOOL_", "ANTHROPIC_", "OPENAI_")) for name in variables)

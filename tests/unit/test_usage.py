@@ -17,14 +17,14 @@ _ROWS = [
 
 
 def test_sums_add_up_metric_by_metric() -> None:
-    """None is forgotten."""
+    """Every metric is included."""
     one = UsageSums(*range(1, len(METRICS) + 1))
     assert one + one == UsageSums(*range(2, 2 * len(METRICS) + 1, 2))
     assert one + UsageSums() == one
 
 
-def test_a_field_is_read_as_it_was_written() -> None:
-    """A model may have anything in its name."""
+def test_a_field_survives_a_round_trip() -> None:
+    """A model's name may contain anything."""
     written = {
         field_of(model, key, metric): amount
         for model, key in (("m", None), ("m", "key_1"), ("vendor/m:1\nx", "key_1"))
@@ -39,7 +39,7 @@ def test_a_field_is_read_as_it_was_written() -> None:
 
 
 def test_a_metric_of_a_newer_version_is_left_out() -> None:
-    """Both count while a deploy goes on."""
+    """During a deploy both versions count."""
     fields = [
         (field_of("m", None, "calls"), 3),
         (field_of("m", None, "web_searches"), 5),
@@ -48,8 +48,8 @@ def test_a_metric_of_a_newer_version_is_left_out() -> None:
     assert rows_of(MONDAY, fields) == [UsageRow(MONDAY, "m", None, UsageSums(calls=3))]
 
 
-def test_rows_are_put_together_by_what_they_are_split_by() -> None:
-    """And sorted by day, model and key, those without a key first."""
+def test_rows_are_summed_by_their_group() -> None:
+    """They are sorted by day, model and key; rows without a key come first."""
     assert [
         (group.day, group.model, group.key, group.sums.calls) for group in _grouped(_ROWS, frozenset(Grouping))
     ] == [
@@ -71,15 +71,15 @@ def test_rows_are_put_together_by_what_they_are_split_by() -> None:
     assert _grouped([], frozenset()) == []
 
 
-def test_every_way_of_splitting_has_the_same_total() -> None:
-    """Nothing is lost, and nothing counted twice."""
+def test_every_grouping_has_the_same_total() -> None:
+    """Nothing is lost or counted twice."""
     for by in (set[Grouping](), {Grouping.DAY}, {Grouping.MODEL}, {Grouping.KEY, Grouping.DAY}, set(Grouping)):
         sums = [group.sums for group in _grouped(_ROWS, frozenset(by))]
         assert sum(sums, UsageSums()) == _summary_of(_ROWS).total
 
 
-def test_a_cost_is_dollars_and_null_only_if_nothing_is_known() -> None:
-    """Zero would say that it was free."""
+def test_a_cost_is_in_dollars_and_null_only_if_no_price_is_known() -> None:
+    """Zero would mean that it was free."""
     assert UsageSums().cost_usd == 0
     assert UsageSums(calls=2, cost_nano_usd=10_500_000).cost_usd == 0.0105
     assert UsageSums(calls=2, unpriced_calls=1, cost_nano_usd=1).cost_usd == 1e-9
@@ -87,12 +87,12 @@ def test_a_cost_is_dollars_and_null_only_if_nothing_is_known() -> None:
 
 
 def test_metrics_are_whole_numbers() -> None:
-    """HINCRBY counts nothing else."""
+    """HINCRBY accepts nothing else."""
     assert {field.type for field in msgspec.structs.fields(UsageSums)} == {int}
 
 
 def test_groups_come_in_pages() -> None:
-    """Each begins after the last of the one before, whether that is still there or not."""
+    """Each page begins after the last group of the page before, even if that group no longer exists."""
     summary = _summary_of(_ROWS, frozenset(Grouping))
     first = summary.groups(limit=3)
     assert [group.key for group in first] == [None, "key_1", "key_2"]

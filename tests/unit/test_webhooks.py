@@ -76,8 +76,8 @@ def test_a_webhook_comes_back_as_it_was_stored() -> None:
     assert stored_form(None) == b""
 
 
-def test_an_origin_is_one_however_its_port_is_written() -> None:
-    """Else a receiver would be told twice as much at once as it should."""
+def test_an_origin_is_the_same_however_its_port_is_written() -> None:
+    """Otherwise a receiver would get twice as many deliveries at once as it should."""
 
     def origin_of(url: str) -> str:
         stored = stored_form(Webhook(url, (EventType.JOB_FAILED,), result=False))

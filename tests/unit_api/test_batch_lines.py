@@ -34,7 +34,7 @@ def _split(splitter: Splitter, pieces: list[bytes]) -> list[Line]:
 
 
 def _ending(splitter: Splitter, pieces: list[bytes]) -> Any:
-    """All that can be told of a splitting, but for what was given before a refusal."""
+    """The result of splitting: the requests, or only the refusal."""
     try:
         found = _split(splitter, pieces)
     except Problem as problem:
@@ -52,8 +52,8 @@ def _bytewise(body: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("cut", [lambda body: [body], _bytewise], ids=["whole", "bytewise"])
-def test_a_mark_before_utf_8_is_no_part_of_the_first_line(cut: Any) -> None:
-    """Editors on Windows set it. Anywhere else it is what it is: a character that JSON does not know."""
+def test_a_byte_order_mark_is_not_part_of_the_first_line(cut: Any) -> None:
+    """Editors on Windows write it. Anywhere else it is a character that is invalid in JSON."""
     mark = b"\xef\xbb\xbf"
     for body in (b"", b"{}", b'{"a":1}\n{"b":2}\n', b"\n\n{}", b"{}\r\n{}\r\n"):
         assert _ending(_lines(), cut(mark + body)) == _ending(_lines(), cut(body))
@@ -66,7 +66,7 @@ def test_a_mark_before_utf_8_is_no_part_of_the_first_line(cut: Any) -> None:
 @pytest.mark.parametrize("cut", [lambda body: [body], _bytewise], ids=["whole", "bytewise"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
 def test_lines_in_utf_16_are_refused_as_a_whole(encoding: str, cut: Any) -> None:
-    """With its mark and without: line by line each would be a failed item, and nobody would see why."""
+    """With a byte order mark and without. Otherwise every line would be a failed item, without a clear reason."""
     with pytest.raises(InvalidRequest) as refused:
         _split(_lines(), cut('{"custom_id":"a"}\n{"custom_id":"b"}\n'.encode(encoding)))
     (error,) = refused.value.errors
@@ -99,7 +99,7 @@ BODIES = st.one_of(SOUP, SOUP.map(lambda soup: b'{"requests":[' + soup), SOUP.ma
 def test_a_json_body_is_split_into_exactly_the_elements_of_its_list(
     elements: list[Any], job: Any, where: str, ascii_only: bool, spaced: bool, places: list[int]
 ) -> None:
-    """Whatever stands in them, and however it is written."""
+    """Whatever they contain, and however it is written."""
     members = {"job": job} if where == "before" else {}
     members["requests"] = elements
     if where == "behind":
@@ -122,7 +122,7 @@ def test_a_json_body_is_split_into_exactly_the_elements_of_its_list(
 @example(b'{"requests":[{"a":"\\\\"},{"b":"\\""}]}', [])
 @example(b'{"requests":[' + b'{"a":[[[[[[1]]]]]]},' * 3 + b"1]}", [20])
 def test_any_cutting_of_any_bytes_gives_the_same_of_a_json_body(body: bytes, places: list[int]) -> None:
-    """Down to single bytes, refusals with their places included."""
+    """Down to single bytes, including refusals and their positions."""
     whole = _ending(_requests(), [body])
     assert _ending(_requests(), _cut(body, places)) == whole
     assert _ending(_requests(), _bytewise(body)) == whole
@@ -130,15 +130,15 @@ def test_any_cutting_of_any_bytes_gives_the_same_of_a_json_body(body: bytes, pla
 
 @given(st.one_of(SOUP, st.lists(SOUP, max_size=20).map(b"\n".join)), PLACES)
 def test_any_cutting_of_any_bytes_gives_the_same_lines(body: bytes, places: list[int]) -> None:
-    """Also where a line feed is parted from its carriage return."""
+    """Also between a carriage return and its line feed."""
     whole = _ending(_lines(), [body])
     assert _ending(_lines(), _cut(body, places)) == whole
     assert _ending(_lines(), _bytewise(body)) == whole
 
 
 @given(st.sampled_from([b"", b" ", b"\r"]), st.integers(-2, 2), PLACES)
-def test_a_request_that_is_too_long_is_told_so_however_it_is_cut(behind: bytes, more: int, places: list[int]) -> None:
-    """At the limit to the byte; its neighbours stand."""
+def test_a_request_that_is_too_long_is_refused_however_it_is_cut(behind: bytes, more: int, places: list[int]) -> None:
+    """Exactly at the limit; its neighbours are valid."""
     long = b'"' + b"x" * (MOST_LINE_BYTES + more - 2) + b'"'
     body = b"1\n" + long + behind + b"\n2"
     assert _split(_lines(), _cut(body, places)) == _split(_lines(), [body])
@@ -149,28 +149,28 @@ def test_a_request_that_is_too_long_is_told_so_however_it_is_cut(behind: bytes, 
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_an_item_or_a_failed_one(raw: bytes) -> None:
-    """Nothing is raised, and what is said of them is short."""
+def test_any_bytes_are_a_valid_or_an_invalid_item(raw: bytes) -> None:
+    """Nothing is raised, and the message is short."""
     item = _item_of(_items(), 1, raw)
     assert isinstance(item, InvalidItem)
     assert len(item.message) < 400
 
 
 def test_lines_are_numbered_as_an_editor_numbers_them() -> None:
-    """Blank ones are none, and count; the last may lack its line feed."""
+    """Blank lines are no requests, but count; the last line may lack its line feed."""
     body = b"\n1\r\n \t\r\n\n2\n3"
     assert _split(_lines(), [body]) == [Line(2, b"1"), Line(5, b"2"), Line(6, b"3")]
 
 
 @pytest.mark.parametrize("body", [b"", b"\n\n", b" \r\n"])
 def test_lines_that_are_all_blank_are_400(body: bytes) -> None:
-    """There would be nothing to do."""
+    """Such a batch would have no requests."""
     with pytest.raises(InvalidRequest):
         _split(_lines(), [body])
 
 
 def test_too_many_requests_are_413_and_so_are_too_many_blank_lines() -> None:
-    """Blank lines cost too."""
+    """Blank lines cost time too."""
     _split(_lines(), [b"1\n" * MOST_REQUESTS])
     _split(_lines(), [b"\n" * MOST_REQUESTS + b"1\n"])
     _split(_requests(), [b'{"requests":[' + b",".join([b"1"] * MOST_REQUESTS) + b"]}"])
@@ -195,7 +195,7 @@ def test_too_many_requests_are_413_and_so_are_too_many_blank_lines() -> None:
     ],
 )  # fmt: skip
 def test_an_envelope_that_is_not_json_is_400_for_the_whole(body: bytes) -> None:
-    """So is one without requests, with a member that is not known, or with one that stands there twice."""
+    """So is one without requests, with an unknown member, or with a repeated member."""
     with pytest.raises(InvalidRequest):
         _split(_requests(), [body])
 
@@ -217,8 +217,8 @@ def _params(**members: Any) -> dict[str, Any]:
     return {"prompt": "Say hello.", **members}
 
 
-def test_a_line_that_can_run_is_a_job_to_be() -> None:
-    """With the request that a single submit would make."""
+def test_a_valid_line_becomes_a_job() -> None:
+    """With the same request as a single submit."""
     item = _item({"custom_id": "row ä", "params": _params(stream=True, temperature=0.5)})
     assert isinstance(item, NewItem)
     assert (item.line, item.custom_id, item.model) == (2, "row ä", "claude-sonnet-4-6")
@@ -262,8 +262,8 @@ def test_a_line_that_can_run_is_a_job_to_be() -> None:
         ({"custom_id": "a", "params": []}, "line 2 #/params must be an object"),
     ],
 )
-def test_a_line_that_cannot_run_says_why_without_a_word_of_it(line: Any, message: str | None) -> None:
-    """It is a value, not an error."""
+def test_an_invalid_line_has_a_reason_that_quotes_nothing(line: Any, message: str | None) -> None:
+    """The reason is a value, not an exception."""
     item = _item(line)
     assert isinstance(item, InvalidItem)
     assert item.line == 2
@@ -273,12 +273,12 @@ def test_a_line_that_cannot_run_says_why_without_a_word_of_it(line: Any, message
 
 
 def test_a_line_that_is_too_long_says_so() -> None:
-    """Its bytes were not kept."""
+    """Its bytes are not kept."""
     assert _items().too_long(3) == InvalidItem(3, "line 3 has more than 4194304 bytes")
 
 
 def test_a_custom_id_belongs_to_the_first_line_that_has_it() -> None:
-    """Even if that one cannot run."""
+    """Even if that line is invalid."""
     items = _items()
     first = _item({"custom_id": "a", "params": {}}, 1, items)
     second = _item({"custom_id": "a", "params": _params()}, 2, items)
@@ -288,7 +288,7 @@ def test_a_custom_id_belongs_to_the_first_line_that_has_it() -> None:
 
 
 def test_bodies_of_equal_json_have_one_fingerprint() -> None:
-    """Spacing and the order of members say nothing; a number, a text or an option more does."""
+    """Spacing and the order of members do not matter; another number, text or option does."""
 
     def fingerprint(*lines: bytes, query: str = "") -> str:
         items = _items(with_fingerprint=True)
@@ -307,8 +307,8 @@ def test_bodies_of_equal_json_have_one_fingerprint() -> None:
     assert len({one, *others}) == 5
 
 
-def test_options_in_a_query_are_those_of_the_job_member() -> None:
-    """Metadata has a parameter for each of its members."""
+def test_options_in_a_query_equal_those_of_the_job_member() -> None:
+    """Each member of the metadata has its own parameter."""
     options = options_of_query(
         [
             ("timeout_s", "60"),
@@ -340,8 +340,8 @@ def test_options_in_a_query_are_those_of_the_job_member() -> None:
         ([("metadata.a", "\0")], "#"),
     ],
 )
-def test_a_query_that_is_not_valid_names_its_parameter(query: list[tuple[str, str]], pointer: str) -> None:
-    """Unknown ones too: an option that is not heard would be a surprise."""
+def test_an_invalid_query_names_its_parameter(query: list[tuple[str, str]], pointer: str) -> None:
+    """Unknown parameters too: silently ignoring an option would be a surprise."""
     with pytest.raises(InvalidRequest) as refused:
         options_of_query(query)
     assert [error.pointer for error in refused.value.errors] == [pointer]

@@ -9,7 +9,7 @@ from shared.errors import TooManyConnections
 
 
 def _enter(occupancy: Occupancy, tenant: str, most: int = 1000) -> list[dict[str, Any]]:
-    """As many requests as it may have."""
+    """Enters requests until one is refused; returns the accepted ones."""
     entered: list[dict[str, Any]] = []
     try:
         for _ in range(most):
@@ -22,7 +22,7 @@ def _enter(occupancy: Occupancy, tenant: str, most: int = 1000) -> list[dict[str
 
 
 def test_alone_a_tenant_has_three_quarters() -> None:
-    """And has them again once they were left."""
+    """It has them again after its requests have ended."""
     occupancy = Occupancy(60)
     held = _enter(occupancy, "acme")
     assert len(held) == 45
@@ -31,15 +31,15 @@ def test_alone_a_tenant_has_three_quarters() -> None:
     assert len(_enter(occupancy, "acme")) == 45
 
 
-def test_others_find_room_beside_it() -> None:
-    """However many tenants do so."""
+def test_others_find_room_next_to_a_full_tenant() -> None:
+    """However many tenants fill their shares."""
     occupancy = Occupancy(60)
     _enter(occupancy, "first")
     assert [len(_enter(occupancy, name)) for name in ("second", "third")] == [12, 3]
 
 
 def test_a_request_counts_once() -> None:
-    """Whoever asks for the caller twice; and what never entered leaves nothing."""
+    """Even if its caller is resolved twice. A request that never entered is not counted down."""
     occupancy = Occupancy(2)
     scope: dict[str, Any] = {}
     for _ in range(5):
@@ -50,8 +50,8 @@ def test_a_request_counts_once() -> None:
     occupancy.enter({}, "acme")
 
 
-def test_one_request_is_always_let_in() -> None:
-    """Else a tenant could never be answered where few connections are left."""
+def test_one_request_is_always_accepted() -> None:
+    """Otherwise a tenant might never be served if few connections are left."""
     occupancy = Occupancy(1)
     occupancy.enter({}, "acme")
     occupancy.enter({}, "other")

@@ -49,7 +49,7 @@ async def test_a_refusal_comes_back_whole() -> None:
 
 
 async def test_a_tenant_with_many_bodies_delays_another_by_one() -> None:
-    """Each tenant has one body in the line."""
+    """Each tenant has one body in the queue."""
     done: list[str] = []
 
     async def parse(tenant: str, name: str) -> None:

@@ -13,7 +13,7 @@ from shared.errors import QueueFull
 
 @asynccontextmanager
 async def _held(uploads: Uploads, *tenants: str) -> AsyncIterator[AsyncExitStack]:
-    """A place for each."""
+    """A slot for each."""
     async with AsyncExitStack() as stack:
         for tenant in tenants:
             await stack.enter_async_context(uploads.place_of(tenant))
@@ -21,7 +21,7 @@ async def _held(uploads: Uploads, *tenants: str) -> AsyncIterator[AsyncExitStack
 
 
 class _Upload:
-    """Takes a place as soon as it may, and gives it back when it is told to."""
+    """Takes a slot as soon as possible, and releases it when the test says so."""
 
     def __init__(self, uploads: Uploads, tenant: str, order: list[str] | None = None) -> None:
         self.tenant = tenant
@@ -48,7 +48,7 @@ async def _turn() -> None:
 
 
 async def test_a_tenant_holds_half_of_what_is_left_and_waits_for_the_next() -> None:
-    """Four of eight; its fifth is let in when one of them ends."""
+    """Four of eight slots; its fifth upload gets one when another ends."""
     uploads = Uploads()
     all_of_it = [_Upload(uploads, "a") for _ in range(5)]
     await _turn()
@@ -58,7 +58,7 @@ async def test_a_tenant_holds_half_of_what_is_left_and_waits_for_the_next() -> N
     assert all(other.is_in for other in others)
     await all_of_it[0].end()
     await _turn()
-    are_in = [all_of_it[4].is_in]  # three are left, and it holds three
+    are_in = [all_of_it[4].is_in]  # three slots are free, and it holds three
     await others[0].end()
     await _turn()
     are_in.append(all_of_it[4].is_in)
@@ -67,8 +67,8 @@ async def test_a_tenant_holds_half_of_what_is_left_and_waits_for_the_next() -> N
         await one.end()
 
 
-async def test_what_gets_free_goes_to_who_holds_the_fewest_and_then_to_who_came_first() -> None:
-    """However many of a tenant stand in line before the others."""
+async def test_a_free_slot_goes_to_the_tenant_with_the_fewest_and_then_to_the_first() -> None:
+    """However many uploads of a tenant wait before the others."""
     uploads = Uploads()
     order: list[str] = []
     async with _held(uploads, *[f"tenant-{number}" for number in range(MOST_UPLOADS - 1)]):
@@ -85,8 +85,8 @@ async def test_what_gets_free_goes_to_who_holds_the_fewest_and_then_to_who_came_
     assert order == ["a", "b", "c", "a", "a"]
 
 
-async def test_nobody_waits_for_longer_than_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And its turn is not lost to the others."""
+async def test_the_wait_for_a_slot_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait that ends does not cost the others a slot."""
     monkeypatch.setattr(module, "_PATIENCE_S", 0.05)
     uploads = Uploads()
     async with _held(uploads, *[f"tenant-{number}" for number in range(MOST_UPLOADS)]):
@@ -98,8 +98,8 @@ async def test_nobody_waits_for_longer_than_a_while(monkeypatch: pytest.MonkeyPa
     assert (uploads._held.total(), uploads._waiting) == (0, {})
 
 
-async def test_so_many_wait_at_most_and_a_tenant_leaves_room_for_others() -> None:
-    """A flood of one is refused at once where it would take more of the line than it leaves."""
+async def test_the_queue_is_bounded_and_a_tenant_leaves_room_for_others() -> None:
+    """One tenant's flood is refused at once if it would take more of the queue than it leaves."""
     uploads = Uploads()
     async with _held(uploads, *[f"tenant-{number}" for number in range(MOST_UPLOADS)]):
         flood = [_Upload(uploads, "flood") for _ in range(2 * MOST_WAITING)]
@@ -115,8 +115,8 @@ async def test_so_many_wait_at_most_and_a_tenant_leaves_room_for_others() -> Non
     assert (uploads._held.total(), uploads._waiting) == (0, {})
 
 
-async def test_a_place_that_is_granted_to_one_that_has_just_gone_is_given_on() -> None:
-    """None is lost."""
+async def test_a_slot_granted_to_an_upload_that_has_just_gone_is_passed_on() -> None:
+    """No slot is lost."""
     uploads = Uploads()
     async with _held(uploads, *[f"tenant-{number}" for number in range(MOST_UPLOADS - 1)]):
         last = _Upload(uploads, "last")
@@ -124,7 +124,7 @@ async def test_a_place_that_is_granted_to_one_that_has_just_gone_is_given_on() -
         gone, next_one = _Upload(uploads, "a"), _Upload(uploads, "b")
         await _turn()
         last._may_end.set()
-        await asyncio.sleep(0)  # it gives its place back, to a
+        await asyncio.sleep(0)  # it releases its slot, which goes to a
         gone.task.cancel()
         await _turn()
         assert (gone.task.cancelled(), next_one.is_in) == (True, True)

@@ -23,8 +23,8 @@ def test_anthropics_limits_are_learned() -> None:
     assert anthropic_allowance(ANTHROPIC, now_s=NOON_S) == Allowance(Limits(4000, 2_000_000, 400_000))
 
 
-def test_a_used_up_limit_is_waited_for_until_its_next_request() -> None:
-    """The reset is when all 4,000 are there again: the first comes 4,000 times sooner."""
+def test_the_wait_for_a_used_up_limit_ends_with_its_next_free_request() -> None:
+    """The reset is when all 4,000 requests are free again; the first one is free 4,000 times sooner."""
     used_up = ANTHROPIC | {
         "anthropic-ratelimit-requests-remaining": "0",
         "anthropic-ratelimit-requests-reset": "2026-03-25T12:01:00Z",

@@ -19,7 +19,7 @@ _known_to_the_sdk = TypeAdapter(CompletionCreateParamsStreaming)
 
 
 def said(*, is_openai: bool = False, **members: Any) -> dict[str, Any]:
-    """What goes out, without what always does; it is what the official SDK would send."""
+    """The request that is sent, without its constant members; checked against the official SDK's types."""
     request = {"model": "asked", "messages": MESSAGES, **members}
     body = chat_request(msgspec.json.encode(request), model="a-model", takes_max_completion_tokens=is_openai)
     chat: dict[str, Any] = msgspec.json.decode(body)
@@ -36,7 +36,7 @@ def messages(*given: dict[str, Any], **members: Any) -> list[dict[str, Any]]:
 
 
 def others(**members: Any) -> dict[str, Any]:
-    """What else the request holds than its messages."""
+    """The members of the request other than its messages."""
     chat = said(**members)
     assert chat.pop("messages") == MESSAGES
     return chat
@@ -70,8 +70,8 @@ def test_a_system_prompt_is_the_first_message(system: object) -> None:
     assert said(system=system)["messages"] == [{"role": "system", "content": "Be brief."}, *MESSAGES]
 
 
-def test_texts_are_one_text() -> None:
-    """Some servers know no lists; coding agents send several, to the system too."""
+def test_texts_are_joined_into_one() -> None:
+    """Some servers do not accept lists, but coding agents send several texts, also in the system prompt."""
     assert messages(user(text("a")))[0]["content"] == "a"
     assert messages(user(text("a"), text("b")))[0]["content"] == "a\nb"
     assert messages(user(text("a"), PNG, text("b")))[0]["content"] == [text("a"), PNG_PART, text("b")]
@@ -90,7 +90,7 @@ def test_images_are_data_urls_or_urls() -> None:
 
 
 def test_a_tools_use_and_its_result() -> None:
-    """The arguments are the very JSON that was submitted; thinking is another model's and is not told."""
+    """The arguments are the submitted JSON, unchanged; thinking is another model's and is not sent."""
     assert messages(
         {"role": "user", "content": "Weather?"},
         assistant(
@@ -125,8 +125,8 @@ def test_a_tools_use_and_its_result() -> None:
     ]
 
 
-def test_results_come_before_whatever_else_the_user_says_and_their_images_behind_all_of_them() -> None:
-    """A chat server takes results only right behind the calls, and only as texts."""
+def test_results_come_before_the_users_other_texts_and_their_images_after_all_results() -> None:
+    """A chat server accepts results only directly after the calls, and only as text."""
     chat = messages(
         user(
             text("And now?"),

@@ -36,14 +36,14 @@ def usage(prompt: int, completion: int, cached: int | None = None) -> dict[str, 
 
 
 def tool(arguments: str | None = None, *, index: int | None = 0, **members: Any) -> dict[str, Any]:
-    """A delta with one piece of one call."""
+    """A delta with one piece of one tool call."""
     name = members.pop("name", None)
     function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
     return {"tool_calls": [{**({} if index is None else {"index": index}), "function": function, **members}]}
 
 
 def events_of(*pieces: bytes, model: str = "asked") -> list[UpstreamEvent]:
-    """With the clean end of the stream. Each is one that the official SDK knows."""
+    """The events of these pieces and a clean end. The official SDK can parse each event."""
     decoder = ChatDecoder(model)
     events = [event for piece in pieces for event in decoder.feed(piece)] + decoder.end()
     assert decoder.end() == []
@@ -60,7 +60,7 @@ def events_from(*pieces: bytes) -> list[dict[str, Any]]:
 
 
 def answer(*pieces: bytes) -> dict[str, Any]:
-    """What the events add up to."""
+    """The message that the events add up to."""
     completion = Completion()
     for event in events_of(*pieces):
         completion.add(event.name, event.data, event.text)
@@ -193,7 +193,7 @@ TOOL_STREAMS = {
 
 @pytest.mark.parametrize("deltas", TOOL_STREAMS.values(), ids=TOOL_STREAMS)
 def test_each_habit_of_calling_two_tools(deltas: list[dict[str, Any]]) -> None:
-    """A block never begins before the one before it has ended."""
+    """A block begins only after the previous block has ended."""
     pieces = [*[chunk(delta) for delta in deltas], chunk({}, "tool_calls"), DONE]
     assert content(*pieces) == [A, B]
     order = [
@@ -267,8 +267,8 @@ def test_why_it_stopped(finish_reason: str, stop_reason: str) -> None:
     assert completion.stop_reason == stop_reason
 
 
-def test_a_stop_behind_a_call_is_the_call() -> None:
-    """OpenAI says so where tool_choice names a function, other servers always."""
+def test_the_finish_reason_stop_after_a_tool_call_means_tool_use() -> None:
+    """OpenAI sends `stop` if tool_choice names a function; other servers always do."""
     assert answer(chunk(WHOLE_A), chunk({}, "stop"))["stop_reason"] == "tool_use"
     assert answer(chunk(WHOLE_A), chunk({}, "length"))["stop_reason"] == "max_tokens"
 
@@ -380,7 +380,7 @@ def test_an_event_that_is_called_an_error_is_one(data: bytes) -> None:
 
 
 def test_an_error_in_a_field_of_its_own_is_one_too() -> None:
-    """llama.cpp before August 2025."""
+    """As llama.cpp before August 2025 sends it."""
     with pytest.raises(UpstreamError) as raised:
         events_of(chunk({"content": "Hi"}), b'error: {"code":503,"type":"unavailable_error","message":"Loading"}\n\n')
     assert raised.value.failure.error.code == "upstream_overloaded"
@@ -459,13 +459,13 @@ def test_what_is_odd_and_clear_is_taken(pieces: bytes, end: bytes) -> None:
 
 
 def test_the_whole_answer_in_the_place_of_a_delta() -> None:
-    """Row 1 of the trials: it was a success without a word."""
+    """If it were ignored, the job would succeed without any text."""
     line = {"choices": [{"index": 0, "delta": None, "message": {"content": "Hello"}, "finish_reason": "stop"}]}
     assert answer(frame(line))["content"] == [text("Hello")]
 
 
 def test_thinking_and_text_in_parts() -> None:
-    """As Mistral's reasoning models send it."""
+    """The form of Mistral's reasoning models."""
     pieces = [
         chunk({"content": [part("thinking", [part("text", "Hm")])]}),
         chunk({"content": [part("thinking", "."), part("text", "Y")]}),
@@ -510,7 +510,7 @@ PARALLEL = {
 @pytest.mark.parametrize("index", [0, None, "0"])
 @pytest.mark.parametrize("deltas", PARALLEL.values(), ids=PARALLEL)
 def test_calls_of_one_tool_without_ids_or_indices_of_their_own(deltas: list[dict[str, Any]], index: object) -> None:
-    """A name after whole input begins a new call; and within a chunk each name does."""
+    """A name after complete input begins a new call; inside one chunk each name does."""
     pieces = [chunk({"tool_calls": [{**call, "index": index} for call in delta["tool_calls"]]}) for delta in deltas]
     blocks = content(*pieces, chunk({}, "tool_calls"))
     assert [block["input"] for block in blocks] in ([{"x": 1}, {"x": 2}], [{}, {}])
@@ -518,8 +518,8 @@ def test_calls_of_one_tool_without_ids_or_indices_of_their_own(deltas: list[dict
     assert len({block["id"] for block in blocks} - {""}) == 2
 
 
-def test_an_answer_in_one_piece_is_told_in_events() -> None:
-    """Of a server that does not stream though it was asked to."""
+def test_an_answer_in_one_piece_becomes_events() -> None:
+    """From a server that does not stream although the request asks for it."""
     calls = [{"id": "1", "type": "function", "function": {"name": "a", "arguments": '{"x":1}'}}]
     message = {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm", "tool_calls": calls, "refusal": None}
     body = {
@@ -602,7 +602,7 @@ def test_an_answer_in_one_piece_must_say_why_it_ended(body: dict[str, Any]) -> N
     ],
 )
 def test_what_makes_the_answer_doubtful_is_named(piece: bytes, message: str) -> None:
-    """The member and its type, and nothing of its content."""
+    """The error names the member and its type, and does not quote its content."""
     with pytest.raises(GarbledStream) as raised:
         events_of(piece)
     assert str(raised.value) == message
@@ -633,7 +633,7 @@ REPETITIONS = {
 
 @pytest.mark.parametrize(("before", "message"), REPETITIONS.values(), ids=REPETITIONS)
 def test_a_message_that_is_neither_new_nor_a_repetition_is_doubtful(before: bytes, message: str) -> None:
-    """Taken as new it would be said twice, passed over it would be lost; and the job would have succeeded."""
+    """Appended it would be doubled, ignored it would be lost; in both cases the job would succeed."""
     last = frame({"choices": [{"delta": None, "message": {"content": "Hi"}, "finish_reason": "stop"}]})
     with pytest.raises(GarbledStream, match=message):
         events_of(before + last, DONE)
@@ -666,7 +666,7 @@ line_ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
 def deltas_of(parts: list[tuple[str, list[Any]]], bite: int) -> list[dict[str, Any]]:
-    """As a server says them: tools numbered through, their input in bites."""
+    """The deltas of a server that numbers its tools and cuts their input into pieces."""
     deltas: list[dict[str, Any]] = []
     number = itertools.count()
     for kind, pieces in parts:
@@ -682,7 +682,7 @@ def deltas_of(parts: list[tuple[str, list[Any]]], bite: int) -> list[dict[str, A
 
 
 def blocks_of(parts: list[tuple[str, list[Any]]]) -> list[Any]:
-    """What they say: neighbouring texts are one block, each call is one."""
+    """The expected blocks: neighbouring texts are one block, each tool call is one."""
     blocks: list[Any] = []
     for kind, group in itertools.groupby(parts, key=lambda part: part[0]):
         pieces = [piece for _, some in group for piece in some]

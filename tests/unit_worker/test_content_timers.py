@@ -14,7 +14,7 @@ SLACK_S = 1.0
 
 
 class Attempt:
-    """Its clock is moved by hand."""
+    """An attempt whose clock the test moves."""
 
     def __init__(self, *, first_s: float | None = None, idle_s: float | None = None) -> None:
         self.now_s = 1000.0
@@ -40,7 +40,7 @@ class Attempt:
         self.timers.on_content(self.scope)
 
     def pings(self, *, for_s: float, every_s: float = 10) -> float:
-        """Returns how long it lived with them."""
+        """Sends pings; returns how long the attempt lasted."""
         started_s = self.now_s
         while self.now_s < started_s + for_s and self.left_s > 0:
             self.now_s += every_s
@@ -49,7 +49,7 @@ class Attempt:
         return self.now_s - started_s
 
     def how(self) -> tuple[How | None, str]:
-        """It failed when its time was over."""
+        """How the attempt failed, and its message."""
         assert self.ends_s is not None
         self.now_s = self.ends_s
         failure = self.timers.failure()
@@ -66,8 +66,8 @@ def test_silence_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("begins", [False, True])
-def test_pings_count_as_life_for_longer(begins: bool) -> None:
-    """70 s of them inside a tool's use cost the answer."""
+def test_pings_extend_the_allowed_silence(begins: bool) -> None:
+    """Models ping for more than 70 s inside a tool's input."""
     attempt = Attempt()
     if begins:
         attempt.content()
@@ -93,7 +93,7 @@ def test_content_begins_both_anew() -> None:
 
 @pytest.mark.parametrize(("own_s", "how"), [(5, How.IMPATIENT), (500, How.STALLED)])
 def test_a_jobs_own_limit_holds_whatever_pings_come(own_s: float, how: How) -> None:
-    """Shorter than all others', it says nothing of the upstream."""
+    """If it is shorter than the settings', the failure does not count against the upstream."""
     attempt = Attempt(idle_s=own_s)
     attempt.content()
     assert own_s <= attempt.pings(for_s=10_000, every_s=1) <= own_s + 2 * SLACK_S + 1

@@ -36,7 +36,7 @@ FRAGMENTS = (
     b" ",
 )
 streams = st.lists(st.sampled_from(FRAGMENTS), max_size=30).map(b"".join)
-"""Pieces of event streams in every order, most of them rubbish."""
+"""Pieces of event streams in every order; most are invalid."""
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 payloads = st.fixed_dictionaries(
@@ -50,19 +50,19 @@ Event = tuple[str, bytes]
 
 
 def decoded(*pieces: bytes) -> list[Event]:
-    """Names that no dialect knows are passed on, so what is told here is how the bytes were read."""
+    """Decodes the pieces. Unknown names are passed on, so the events show how the bytes were read."""
     decoder = MessagesDecoder("asked")
     return [(event.name, event.data) for piece in pieces for event in decoder.feed(piece)]
 
 
 def cut_at(stream: bytes, places: list[int]) -> list[bytes]:
-    """In pieces, empty ones too."""
+    """Cuts the stream into pieces, some of them empty."""
     ends = [0, *sorted(min(place, len(stream)) for place in places), len(stream)]
     return [stream[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def outcome_of(*pieces: bytes) -> tuple[list[Event], str]:
-    """What was told, and how it failed."""
+    """The events, and the failure's message."""
     decoder = MessagesDecoder("asked")
     events: list[Event] = []
     try:
@@ -75,7 +75,7 @@ def outcome_of(*pieces: bytes) -> tuple[list[Event], str]:
 
 
 def framed(payload: dict[str, object], line_end: bytes, *, name: bytes | None, pretty: bool, noise: bool) -> bytes:
-    """One event as a server may write it."""
+    """One event in a form that servers use."""
     data = msgspec.json.encode(payload)
     lines = [b": a comment", b"id: 7", b"retry: 10"] if noise else []
     if name is not None:
@@ -105,7 +105,7 @@ def test_a_stream_says_the_same_byte_by_byte(stream: bytes) -> None:
 def test_every_event_arrives_once_in_order_and_on_one_line(
     sent: list[tuple[dict[str, object], bytes, bytes | None, bool, bool]], places: list[int]
 ) -> None:
-    """Whatever its line ends, comments and data lines; without a name it is called by its type."""
+    """With any line ends, comments and data lines; an event without a name gets its type as name."""
     stream = b"".join(
         framed(payload, line_end, name=name, pretty=pretty, noise=noise)
         for payload, line_end, name, pretty, noise in sent
@@ -153,8 +153,8 @@ def test_an_event_that_nobody_ended_is_not_given() -> None:
         b'data: {"type":"\\u0000"}',
     ],
 )
-def test_a_block_that_names_no_event_is_passed_over(block: bytes) -> None:
-    """A name goes into the log, the channel and the SSE frame: none that could break their lines is passed on."""
+def test_a_block_without_a_valid_event_name_is_skipped(block: bytes) -> None:
+    """A name goes into the log, the channel and the SSE frame; one that could break their lines is not passed on."""
     assert decoded(block + b"\n\n", b'data: {"type":"next"}\n\n') == [("next", b'{"type":"next"}')]
 
 
@@ -177,8 +177,8 @@ def test_what_may_have_been_a_part_of_the_answer_is_refused(block: bytes, messag
         decoded(block + b"\n\n")
 
 
-def test_what_came_before_the_odd_one_is_given_however_it_is_cut() -> None:
-    """And then it fails, again and again."""
+def test_events_before_an_invalid_one_are_returned_however_the_bytes_are_cut() -> None:
+    """After that every further call fails."""
     decoder = MessagesDecoder("asked")
     (event,) = decoder.feed(b"event: good\ndata: {}\n\ndata: rubbish\n\nevent: late\ndata: {}\n\n")
     assert event.name == "good"
@@ -209,7 +209,7 @@ def test_the_bound_is_of_an_event_and_not_of_the_stream() -> None:
 
 @pytest.mark.parametrize("line", [b"x" * 1024, b"data: " + b"1" * 1017 + b"\n"], ids=["one line", "many lines"])
 def test_a_long_event_costs_time_in_proportion(line: bytes) -> None:
-    """10 MB in pieces of 1 KB: joining all of them at each piece would copy 50 GB, and take most of a minute."""
+    """10 MB in pieces of 1 KB: joining all pieces at each one would copy 50 GB and take most of a minute."""
     decoder = MessagesDecoder("asked")
     started_s = time.process_time()
     decoder.feed(b"event: long\ndata: ")

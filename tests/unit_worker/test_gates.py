@@ -13,14 +13,14 @@ SLOTS = 100
 
 
 class Worker:
-    """Gates with a clock of their own."""
+    """Gates with their own clock."""
 
     def __init__(self, **members: Any) -> None:
         self.s = 1_000.0
         self.gates = Gates(lambda: self.s, slots=SLOTS, **members)
 
     def see(self, *states: RouteState, workers: int = 1) -> dict[str, int]:
-        """A look, and the quotas from then on."""
+        """Updates the gates; returns the quotas."""
         self.gates.looked(states, workers=workers)
         return self.gates.quotas()
 
@@ -39,8 +39,8 @@ def gate(shut_s: float) -> RouteState:
     return state(shut_s=shut_s, why="upstream_rate_limited")
 
 
-def test_nothing_is_bounded_where_nothing_is_wrong() -> None:
-    """One look, then none before the next tick's."""
+def test_without_trouble_nothing_is_bounded() -> None:
+    """The gates are read once, and then not before the next tick."""
     worker = Worker()
     assert worker.gates.must_look()
     assert worker.see(state()) == {}
@@ -50,16 +50,16 @@ def test_nothing_is_bounded_where_nothing_is_wrong() -> None:
     assert worker.gates.must_look()
 
 
-def test_what_is_bounded_is_looked_at_again_soon() -> None:
-    """A quarter of a second is fresh enough."""
+def test_a_bounded_route_is_read_again_soon() -> None:
+    """After a quarter of a second."""
     worker = Worker()
     worker.see(state(room=5))
     assert not worker.after(0.2).gates.must_look()
     assert worker.after(0.1).gates.must_look()
 
 
-def test_a_gate_shuts_its_route_alone() -> None:
-    """Until a look says otherwise, and the worker knows when to look."""
+def test_a_gate_shuts_only_its_route() -> None:
+    """Until a later read opens it; the worker knows when to read."""
     worker = Worker()
     assert worker.see(gate(30), state("s")) == {"r": SHUT}
     assert worker.gates.next_s() == pytest.approx(30)
@@ -68,7 +68,7 @@ def test_a_gate_shuts_its_route_alone() -> None:
 
 
 def test_a_gate_that_opens_lets_its_jobs_start_over_five_seconds() -> None:
-    """One at once, then more and more, then any number."""
+    """One job at once, then more and more, then any number."""
     worker = Worker()
     worker.see(gate(1))
     started = 0
@@ -87,7 +87,7 @@ def test_a_gate_that_opens_lets_its_jobs_start_over_five_seconds() -> None:
 
 
 def test_a_gate_that_shuts_again_ends_the_spread() -> None:
-    """And the next one begins anew."""
+    """The next opening begins a new one."""
     worker = Worker()
     worker.see(gate(1))
     assert worker.after(1).see(state()) == {"r": 1}
@@ -99,7 +99,7 @@ def test_a_gate_that_shuts_again_ends_the_spread() -> None:
 
 
 def test_an_open_circuit_lets_one_job_start() -> None:
-    """Of all workers' together, about; when it closes, the jobs that waited start over five seconds."""
+    """About one over all workers; when it closes, waiting jobs start over five seconds."""
     worker = Worker()
     assert worker.see(state(shut_s=1, why="upstream_overloaded", open_ms=5)) == {"r": SHUT}
     assert worker.after(1).see(state(why="upstream_overloaded", open_ms=5, room=1)) == {"r": 1}
@@ -113,20 +113,20 @@ def test_an_open_circuit_lets_one_job_start() -> None:
     ("room", "workers", "quota"), [(0, 1, 0), (0, 9, 0), (7, 1, 7), (7, 2, 3), (9, 9, 1), (100, 3, 33)]
 )
 def test_workers_share_what_is_left(room: int, workers: int, quota: int) -> None:
-    """Evenly."""
+    """In equal parts."""
     assert Worker().see(state(room=room), workers=workers) == {"r": quota}
 
 
-def test_the_last_few_go_to_whoever_has_the_luck() -> None:
-    """None for all would be a standstill, one for each too many."""
+def test_the_last_few_permits_go_to_random_workers() -> None:
+    """None for every worker would be a standstill, one for each would be too many."""
     random.seed(1)
     drawn = [Worker().see(state(room=1), workers=4)["r"] for _ in range(400)]
     assert set(drawn) == {0, 1}
     assert 60 < sum(drawn) < 140
 
 
-def test_what_was_started_is_taken_off() -> None:
-    """Down to nothing, and never to what means shut."""
+def test_started_jobs_reduce_the_quota() -> None:
+    """Down to zero, but never to the value that means shut."""
     worker = Worker()
     worker.see(state(room=2))
     for left in (1, 0, 0):
@@ -137,7 +137,7 @@ def test_what_was_started_is_taken_off() -> None:
 
 
 def test_a_full_route_is_not_shut() -> None:
-    """Its stand-ins are not asked: there is hope for the very model."""
+    """Its stand-ins are not called, since the route will have room again."""
     worker = Worker()
     assert worker.see(state(shut_s=30, why="full", room=0)) == {"r": 0}
     assert worker.gates.next_s() == pytest.approx(30)
@@ -146,8 +146,8 @@ def test_a_full_route_is_not_shut() -> None:
 @pytest.mark.parametrize(
     ("why", "quotas"), [(Obstacle.SHUT, {"r": SHUT}), (Obstacle.FULL, {"r": 0}), (Obstacle.SPENT, {})]
 )
-def test_what_was_denied_is_not_asked_for_again(why: Obstacle, quotas: dict[str, int]) -> None:
-    """Before it is said to be possible; but first calls may be made where retries are spent."""
+def test_a_denied_call_is_not_requested_again(why: Obstacle, quotas: dict[str, int]) -> None:
+    """Not before it may be possible; but if only retries are used up, first calls may be made."""
     worker = Worker()
     worker.see(state())
     worker.gates.denied("r", Denied(why, 3, ""))
@@ -155,8 +155,8 @@ def test_what_was_denied_is_not_asked_for_again(why: Obstacle, quotas: dict[str,
     assert worker.gates.next_s() == (pytest.approx(3) if quotas else None)
 
 
-def test_room_that_is_too_small_for_a_call_is_none_until_more_is_free() -> None:
-    """A look tells of room for some call; that the next one's tokens do not fit was told by its denial."""
+def test_room_that_was_too_small_for_a_call_does_not_count_until_more_is_free() -> None:
+    """A read shows room for some call, but the denial showed that the next call's tokens do not fit."""
     worker = Worker()
     worker.see(state(room=9))
     worker.gates.denied("r", Denied(Obstacle.FULL, 3, ""))
@@ -164,7 +164,7 @@ def test_room_that_is_too_small_for_a_call_is_none_until_more_is_free() -> None:
     assert worker.after(2).see(state(room=9)) == {"r": 9}
 
 
-def test_routes_that_nobody_looks_at_any_more_are_forgotten() -> None:
+def test_routes_that_are_no_longer_read_are_forgotten() -> None:
     """Callers name the models, and may name a million of them."""
     worker = Worker()
     for number in range(10):
@@ -176,7 +176,7 @@ def test_routes_that_nobody_looks_at_any_more_are_forgotten() -> None:
 
 
 def test_a_limit_that_is_not_reached_wakes_nobody() -> None:
-    """Most upstreams name their limits: an idle worker must not look twenty times a second for that."""
+    """Most upstreams report limits, and an idle worker must not poll twenty times a second because of that."""
     worker = Worker()
     worker.see(state(room=2))
     assert worker.gates.next_s() is None
@@ -186,8 +186,8 @@ def test_a_limit_that_is_not_reached_wakes_nobody() -> None:
     assert worker.gates.next_s() == pytest.approx(0.05)
 
 
-def test_tokens_are_reckoned_with_where_there_is_a_limit() -> None:
-    """Of the settings, or one that was learned."""
+def test_tokens_count_if_there_is_a_limit() -> None:
+    """From the settings, or learned from an upstream."""
     worker = Worker()
     route = Route(ProviderName.ANTHROPIC, "m")
     assert not worker.gates.is_limited(route)
@@ -196,8 +196,8 @@ def test_tokens_are_reckoned_with_where_there_is_a_limit() -> None:
     assert worker.gates.is_limited(route)
 
 
-def test_routes_that_nobody_called_yet_start_a_few() -> None:
-    """Where the settings name limits: a route's first permit shows whether it has one. A known route has no such bound."""
+def test_routes_that_were_never_called_start_few_jobs() -> None:
+    """If the settings have limits: the first permit shows whether the route has one. A known route has no bound."""
     worker = Worker(has_limits=True)
     quotas = worker.see(state("known"), gate(5))
     assert quotas["r"] == SHUT

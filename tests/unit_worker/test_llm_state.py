@@ -26,15 +26,15 @@ def after(outcomes: Iterable[Outcome]) -> LlmState:
         ([ANSWERED], "reachable"),
         ([REJECTED], "reachable"),
         ([TIMED_OUT], "reachable"),
-        ([classify(Refusal(403, "permission_error"))], "reachable"),  # of what one caller asked for
-        ([classify(Breakage(How.GARBLED))], "reachable"),  # a habit, not health
+        ([classify(Refusal(403, "permission_error"))], "reachable"),  # because of one caller's request
+        ([classify(Breakage(How.GARBLED))], "reachable"),  # a server's habit, not a failure
         ([classify(Breakage(How.IMPATIENT))], "reachable"),
         ([classify(Breakage(How.FAULTY))], "reachable"),
         ([OVERLOADED], "unreachable"),
         ([classify(Breakage(How.UNREACHABLE))], "unreachable"),
         ([classify(Breakage(How.ENDED_EARLY))], "unreachable"),
         ([classify(Refusal(401, "authentication_error"))], "unreachable"),
-        ([classify(Refusal(307))], "unreachable"),  # a base URL that leads elsewhere
+        ([classify(Refusal(307))], "unreachable"),  # the base URL is wrong
         ([classify(Refusal(429, "rate_limit_error"))], "unreachable"),
         ([OVERLOADED, ANSWERED], "degraded"),
         ([ANSWERED, OVERLOADED], "degraded"),
@@ -44,8 +44,8 @@ def after(outcomes: Iterable[Outcome]) -> LlmState:
         ([ANSWERED, *[OVERLOADED] * 20], "unreachable"),
     ],
 )
-def test_the_last_twenty_calls_say_how_the_llm_is(outcomes: list[Outcome], expected: str) -> None:
-    """What the LLM refused shows that it can be reached; a job's own timeout shows nothing of the LLM."""
+def test_the_last_twenty_calls_decide_the_state_of_the_llm(outcomes: list[Outcome], expected: str) -> None:
+    """A refusal shows that the LLM can be reached; a job's own timeout shows nothing."""
     assert after(outcomes).facts["llm"] == expected
 
 
@@ -53,8 +53,8 @@ def test_without_a_call_there_is_nothing_to_say() -> None:
     assert LlmState().facts == {}
 
 
-def test_each_call_is_noted_so_that_silence_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Since when it is like that, and how long ago that was last seen."""
+def test_each_call_updates_the_time_of_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state has its start, and the time of the last call that confirmed it."""
     now_s = 1000.0
     monkeypatch.setattr("worker.llm_state.time.monotonic", lambda: now_s)
     state = after([ANSWERED])
@@ -65,8 +65,8 @@ def test_each_call_is_noted_so_that_silence_can_be_seen(monkeypatch: pytest.Monk
     assert state.facts == {"llm": "reachable", "llm_since_ms": since_ms, "llm_age_s": 0}
 
 
-def test_a_change_wakes_whoever_says_it() -> None:
-    """The first call, and each that shows it otherwise; not those that show the same."""
+def test_a_change_wakes_the_reporter() -> None:
+    """The first call does, and each call that changes the state; others do not."""
     state = LlmState()
     for outcome, expected in ((ANSWERED, True), (ANSWERED, False), (OVERLOADED, True), (ANSWERED, False)):
         state.changed.clear()
@@ -81,12 +81,12 @@ def test_a_change_wakes_whoever_says_it() -> None:
         (OVERLOADED, "unreachable"),
         (classify(Breakage(How.UNREACHABLE)), "unreachable"),
         (classify(Refusal(401, "authentication_error")), "unreachable"),
-        (classify(Refusal(404, "not_found_error")), "reachable"),  # a gateway without a list of models
+        (classify(Refusal(404, "not_found_error")), "reachable"),  # a gateway may have no list of models
     ],
     ids=["answered", "overloaded", "no connection", "wrong key", "no list"],
 )
-def test_a_free_call_says_all_that_is_known(failure: Failure | None, state: str) -> None:
-    """It is asked when nothing was for a while: what calls said before is old."""
+def test_a_free_check_replaces_earlier_outcomes(failure: Failure | None, state: str) -> None:
+    """It is made after a while without calls, whose outcomes are then old."""
     llm_state = LlmState()
     assert llm_state.is_idle(60)
     llm_state.note(ANSWERED)

@@ -50,7 +50,7 @@ def raw(name: str, data: bytes) -> bytes:
 
 
 def events_from(stream: bytes) -> list[UpstreamEvent]:
-    """In one piece, with the clean end; the same byte by byte."""
+    """The events of a stream with a clean end; the same whether it arrives whole or byte by byte."""
     decoder = MessagesDecoder("asked")
     events = decoder.feed(stream) + decoder.end()
     assert decoder.end() == []
@@ -60,7 +60,7 @@ def events_from(stream: bytes) -> list[UpstreamEvent]:
 
 
 def added_up(events: Iterable[UpstreamEvent]) -> dict[str, Any]:
-    """The message. Who follows text alone, and who reads with the official SDK, hold the same."""
+    """The message; followers of the text and readers with the official SDK must get the same."""
     completion, snapshot = Completion(), None
     buffers: dict[int, bytes] = {}
     followed = ""
@@ -77,7 +77,7 @@ def added_up(events: Iterable[UpstreamEvent]) -> dict[str, Any]:
     result = msgspec.json.decode(completion.result())
     assert result["text"] == followed
     assert snapshot is not None
-    seen = snapshot.to_dict(warnings=False)  # of what the SDK does not know yet
+    seen = snapshot.to_dict(warnings=False)  # about members that the SDK does not know
     message: dict[str, Any] = result["message"]
     assert seen["content"] == message["content"]
     assert (seen["stop_reason"], seen["id"], seen["model"]) == (message["stop_reason"], message["id"], message["model"])
@@ -190,8 +190,8 @@ UNREADABLE = [b"NaN", b"-Infinity", b"1e999", b'"\\ud83d"', b'"\xff"', b'"a\tb"'
 
 
 @pytest.mark.parametrize("value", UNREADABLE)
-def test_what_strict_json_has_not_does_not_matter_where_nobody_needs_it(value: bytes) -> None:
-    """Python's servers write log probabilities of -Infinity. What is passed on is JSON."""
+def test_values_outside_strict_json_do_not_matter_in_unneeded_members(value: bytes) -> None:
+    """Servers in Python write log probabilities of -Infinity. The passed-on event is strict JSON."""
     stream = b"".join(
         raw(name, b'{"logprobs":%b,%b' % (value, data[1:]))
         for name, data in [*wired(ANSWER), *wired([("novelty", {})])]
@@ -225,7 +225,7 @@ def test_the_name_says_what_an_event_is_where_it_has_no_type() -> None:
     "message",
     [None, "text", [], {}, {"id": 7}, {"id": None, "model": 7, "role": "x", "usage": "many", "content": None}],
 )
-def test_a_beginning_that_says_little_is_filled_in(message: object) -> None:
+def test_missing_members_of_message_start_are_added(message: object) -> None:
     """Without ``content`` the official SDK crashes."""
     (start, *_) = events_from(framed(("message_start", {"message": message}), *ANSWER[1:]))
     said = msgspec.json.decode(start.data)["message"]
@@ -244,8 +244,8 @@ def test_a_beginning_that_says_little_is_filled_in(message: object) -> None:
     assert message_of(framed(("message_start", {"message": message}), *ANSWER[1:]))["content"] == [text("Hi")]
 
 
-def test_without_a_beginning_there_is_one() -> None:
-    """It holds nothing that is needed; the first block's beginning is there."""
+def test_a_missing_message_start_is_added() -> None:
+    """It holds nothing that is needed, if the first block's start is there."""
     assert message_of(framed(*ANSWER[1:]))["content"] == [text("Hi")]
 
 
@@ -264,8 +264,8 @@ def test_blocks_in_the_beginning_are_told_as_blocks() -> None:
     assert content_of(("message_start", {"message": {"content": [text("")]}}), *ANSWER[1:]) == [text("Hi")]
 
 
-def test_a_block_that_was_in_the_beginning_and_comes_again_is_doubtful() -> None:
-    """Its text may be the same, or go on."""
+def test_a_block_in_message_start_that_begins_again_is_doubtful() -> None:
+    """Its text may be repeated or continued."""
     said = {"message": {"content": [text("Hi")]}}
     assert refused(framed(("message_start", said), *ANSWER[1:])) == "block 0 began twice"
 
@@ -281,7 +281,7 @@ def test_a_block_that_was_in_the_beginning_and_comes_again_is_doubtful() -> None
         {"output_tokens": "many", "input_tokens": [1], "cache_read_input_tokens": True},
     ],
 )
-def test_a_usage_that_is_none_is_not_there(usage: object) -> None:
+def test_an_invalid_usage_is_ignored(usage: object) -> None:
     """SDKs need ``output_tokens`` in each message_delta."""
     events = events_from(
         framed(*ANSWER[:4], ("message_delta", {"delta": {"stop_reason": "end_turn"}, "usage": usage}), MESSAGE_STOP)
@@ -316,8 +316,8 @@ def test_message_stop_closes_what_is_open() -> None:
 
 
 @pytest.mark.parametrize("delta", [{}, None, [], {"stop_reason": None}, {"stop_reason": ""}])
-def test_a_reason_stays_whatever_is_said_after_it(delta: object) -> None:
-    """The official SDK would forget it."""
+def test_a_stop_reason_is_kept_whatever_follows(delta: object) -> None:
+    """The official SDK would drop it."""
     assert (
         message_of(framed(*ANSWER[:5], ("message_delta", {"delta": delta}), MESSAGE_STOP))["stop_reason"] == "end_turn"
     )
@@ -334,7 +334,7 @@ def test_a_reason_in_the_beginning_counts_once_message_stop_confirms_it() -> Non
 
 @pytest.mark.parametrize("indices", [(0, 1), (0, 2), (3, 7), (0, 0), (1, 0), (None, None), ("0", 1.0), ([], {})])
 def test_blocks_are_numbered_as_they_begin(indices: tuple[Any, Any]) -> None:
-    """Gaps crash the official SDK; an index that is missing is that of the open block."""
+    """Gaps crash the official SDK; a missing index is that of the open block."""
     first, second = indices
     events = events_from(
         framed(
@@ -363,8 +363,8 @@ def test_calls_whose_pieces_are_mixed_are_told_apart_by_their_index() -> None:
 
 
 @pytest.mark.parametrize("kind", ["text", "thinking"])
-def test_what_a_block_begins_with_is_its_first_delta(kind: str) -> None:
-    """Else who follows the text alone would miss it, and the result would have it."""
+def test_content_in_a_blocks_start_becomes_its_first_delta(kind: str) -> None:
+    """Otherwise followers of the text would miss it, although the result has it."""
     start = block_start(0, {"type": kind, kind: "Oh. "})
     delta = block_delta(0, type=f"{kind}_delta", **{kind: "Hi"})
     events = events_from(framed(START, start, delta, STOP, END, MESSAGE_STOP))
@@ -383,13 +383,13 @@ def test_input_that_came_whole_is_told_as_a_delta(sent: object) -> None:
     events = events_from(framed(START, start, STOP, END, MESSAGE_STOP))
     assert [event.name for event in events[1:4]] == ["content_block_start", "content_block_delta", "content_block_stop"]
     assert added_up(events)["content"][0]["input"] == {"x": 1}
-    # What comes in pieces replaces it.
+    # Input that comes in pieces replaces it.
     piece = block_delta(0, type="input_json_delta", partial_json='{"y":2}')
     assert content_of(START, start, piece, STOP, END, MESSAGE_STOP)[0]["input"] == {"y": 2}
 
 
 @pytest.mark.parametrize("sent", [None, [], "", {}, "{}"])
-def test_input_that_is_empty_in_any_type_is_an_empty_object(sent: object) -> None:
+def test_empty_input_of_any_type_is_an_empty_object(sent: object) -> None:
     """PHP writes an empty object as a list."""
     start = block_start(0, {"type": "tool_use", "id": "t", "name": "pay", "input": sent})
     assert content_of(START, start, STOP, END, MESSAGE_STOP)[0]["input"] == {}
@@ -428,8 +428,8 @@ def test_thinking_and_its_signature_may_come_at_once() -> None:
     ]
 
 
-def test_what_nobody_knows_yet_passes() -> None:
-    """With its number made right."""
+def test_unknown_blocks_are_passed_on() -> None:
+    """With their index corrected."""
     block = {"type": "hologram", "shape": [1]}
     delta = block_delta(5, type="hologram_delta", shape={"x": 1}, text="no text")
     events = events_from(framed(START, block_start(5, block), delta, block_stop(5), END, MESSAGE_STOP))
@@ -548,7 +548,7 @@ DOUBTFUL: dict[str, tuple[list[Sent], str]] = {
 
 @pytest.mark.parametrize("doubt", DOUBTFUL)
 def test_what_makes_the_answer_doubtful_is_named(doubt: str) -> None:
-    """The member and its type, and nothing of its content."""
+    """The error names the member and its type, and does not quote its content."""
     events, message = DOUBTFUL[doubt]
     assert refused(framed(START, TEXT, HI, *events, STOP, END, MESSAGE_STOP)) == message
 
@@ -610,7 +610,7 @@ PATHS = [
 def test_any_member_of_any_type_is_the_same_answer_or_a_failure(
     where: tuple[int, tuple[str, ...]], value: object, is_removed: bool
 ) -> None:
-    """What is told adds up to one message for everybody; and is never another's text."""
+    """The events add up to the same message for every reader, and never to another text."""
     place, path = where
     events = msgspec.json.decode(encoded([list(event) for event in ANSWER]))
     of: Any = events[place][1]

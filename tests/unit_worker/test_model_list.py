@@ -35,8 +35,8 @@ _DETAILS = {
 }
 
 
-def test_what_an_upstream_says_of_a_model_is_kept_as_it_said_it() -> None:
-    """What is missing is not made up, and what nobody knows is left out."""
+def test_the_details_of_a_model_are_kept_unchanged() -> None:
+    """Missing details are not made up, and unknown ones are dropped."""
     page = anthropic_page(a_page({"id": "a", **_DETAILS, "unknown": 1}, {"id": "b", "lifecycle": ["odd"]}))
     assert [msgspec.to_builtins(model.details) for model in page.models] == [_DETAILS, {"lifecycle": ["odd"]}]
 

@@ -9,7 +9,7 @@ from worker.governor import _with_verdict
 from worker.outcome import TIMED_OUT, Breakage, How, Refusal, classify
 
 BY_TYPE = [
-    # error type, code, worth another attempt
+    # error type, code, retryable
     ("invalid_request_error", "upstream_rejected", False),
     ("billing_error", "upstream_rejected", False),
     ("not_found_error", "upstream_rejected", False),
@@ -27,7 +27,7 @@ BY_TYPE = [
 ]
 
 BY_STATUS = [
-    # status, code, worth another attempt
+    # status, code, retryable
     (400, "upstream_rejected", False),
     (401, "upstream_auth", False),
     (402, "upstream_rejected", False),
@@ -39,7 +39,7 @@ BY_STATUS = [
     (422, "upstream_rejected", False),
     (429, "upstream_rate_limited", True),
     (499, "upstream_rejected", False),
-    (301, "upstream_rejected", False),  # the base URL is wrong, and will be next time
+    (301, "upstream_rejected", False),  # the base URL is wrong, and a retry does not help
     (307, "upstream_rejected", False),
     (500, "upstream_error", True),
     (502, "upstream_error", True),
@@ -65,14 +65,14 @@ def test_an_unknown_type_goes_by_the_status(status: int, code: str, retryable: b
 
 @pytest.mark.parametrize(("error_type", "code", "retryable"), BY_TYPE[:11])
 @pytest.mark.parametrize("status", [200, 400, 429, 500, 529])
-def test_the_type_comes_before_the_status(error_type: str, code: str, retryable: bool, status: int) -> None:
-    """An error event inside a stream comes with status 200, and a proxy may put its own status on an envelope."""
+def test_the_type_overrides_the_status(error_type: str, code: str, retryable: bool, status: int) -> None:
+    """An error event inside a stream has status 200, and a proxy may change an envelope's status."""
     error = classify(Refusal(status, error_type)).error
     assert (error.code, error.retryable, error.upstream_status) == (code, retryable, status)
 
 
 BREAKAGES = [
-    # what broke, code, worth another attempt, speaks against the upstream
+    # what broke, code, retryable, counts against the upstream
     (How.UNREACHABLE, "upstream_error", True, True),
     (How.UNHEARD, "upstream_error", True, True),
     (How.UNANSWERED, "upstream_error", True, True),
@@ -104,19 +104,19 @@ def test_every_code_is_one_that_callers_are_told_of() -> None:
 
 
 @pytest.mark.parametrize(("status", "trouble"), [(400, False), (401, False), (429, False), (500, True), (529, True)])
-def test_a_circuit_opens_for_what_speaks_against_the_upstream(status: int, trouble: bool) -> None:
-    """A rate limit is what a gate is for, and a bad request or key is ours."""
+def test_a_circuit_opens_for_failures_of_the_upstream(status: int, trouble: bool) -> None:
+    """Rate limits have their gate, and a bad request or key is our fault."""
     assert classify(Refusal(status, retry_after_s=5)).opens_circuit is trouble
 
 
-def test_a_rate_limit_that_names_no_time_opens_a_circuit() -> None:
-    """Its probes ask for the governor: a job that makes one must not lose an attempt by it."""
+def test_a_rate_limit_without_a_time_opens_a_circuit() -> None:
+    """The governor makes its probes: a job that carries one must not lose an attempt."""
     assert classify(Refusal(429)).opens_circuit
     assert not classify(Refusal(429)).is_trouble
 
 
-def test_time_that_is_over_is_told_as_retryable_and_not_tried_again() -> None:
-    """The caller may submit it again with more time; we have none left."""
+def test_a_job_whose_time_is_over_is_retryable_but_not_retried() -> None:
+    """The caller may submit it again with more time; this job has none left."""
     assert TIMED_OUT.error.retryable
     assert not TIMED_OUT.is_retryable
 
@@ -138,8 +138,8 @@ def test_retry_after_is_kept_with_the_failure() -> None:
 
 
 @pytest.mark.parametrize("how", [How.GARBLED, How.IMPATIENT, How.FAULTY])
-def test_what_is_no_matter_of_health_is_no_verdict_on_the_route(how: How) -> None:
-    """A server's habits, a caller's patience and our own faults: the route may serve all others as well as ever."""
+def test_failures_unrelated_to_health_do_not_count_against_the_route(how: How) -> None:
+    """A server's habits, a caller's own limits and our own faults: the route may serve all others well."""
     end = CallEnd("upstream_truncated", Usage(), is_estimated=False, cost_nano_usd=0)
     failure = classify(Breakage(how))
     assert not failure.opens_circuit

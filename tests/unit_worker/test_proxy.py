@@ -14,7 +14,7 @@ NOBODY = "http://127.0.0.1:1"
 
 @pytest.fixture(autouse=True)
 def proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As an office sets them, and nobody thinks of NO_PROXY."""
+    """Proxy variables as in an office, without NO_PROXY."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(name, NOBODY)
     for name in ("NO_PROXY", "no_proxy"):
@@ -24,7 +24,7 @@ def proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", list(ProviderName))
 @pytest.mark.parametrize("key", ["made-up", "made-up\n", "made-up\r\n"])
 async def test_an_llm_on_this_machine_is_called_directly(name: ProviderName, key: str) -> None:
-    """`dev` starts one there. And a key's line end does not break the call."""
+    """`dev` starts one there. A line end in the key does not break the call."""
     async with running() as simulator:
         settings = load_settings(
             anthropic_base_url=simulator.url,

@@ -8,7 +8,7 @@ from worker.outcome import classify
 from worker.providers.refusal import refusal_of
 
 ROWS: list[tuple[int | None, Any, str, bool]] = [
-    # status, error, code, worth another attempt
+    # status, error, code, retryable
     (429, {"type": "insufficient_quota", "code": "insufficient_quota"}, "upstream_rejected", False),
     (429, {"type": "tokens", "code": "rate_limit_exceeded"}, "upstream_rate_limited", True),
     (429, {"type": "requests", "code": None}, "upstream_rate_limited", True),

@@ -44,7 +44,7 @@ def asked_to_wait(retry_after_s: float) -> Failure:
 
 
 class Upstream:
-    """Answers with these outcomes, one an attempt, by a clock that only waiting moves."""
+    """Returns these outcomes, one per attempt, on a clock that only waiting moves."""
 
     def __init__(self, *outcomes: Outcome, attempt_takes_s: float = 0) -> None:
         self.calls = 0
@@ -67,7 +67,7 @@ class Upstream:
         self.announced.append((failure, delay_s))
 
     async def ask(self, policy: RetryPolicy, *, share: float = 1.0) -> Outcome:
-        """The last outcome; Deferred passes through."""
+        """Runs the attempts; returns the last outcome, or raises Deferred."""
         asking: Callable[[Callable[[], Awaitable[Outcome]]], Awaitable[Outcome]] = retrying(
             policy,
             now_s=lambda: self.now_s,
@@ -93,7 +93,7 @@ def test_failures_of_earlier_claims_count_for_the_ceiling() -> None:
 
 @given(policy=policies, failures=st.integers(1, 10), share=jitters)
 def test_the_wait_is_anywhere_between_nothing_and_the_ceiling(policy: RetryPolicy, failures: int, share: float) -> None:
-    """Full jitter: workers that failed together do not come back together."""
+    """Full jitter: workers that failed together do not retry together."""
     ceiling_s = min(policy.cap_s, policy.base_s * 2 ** (policy.failures_before + failures - 1))
     assert wait_s(policy, failures, OVERLOADED, at_most(share)) == pytest.approx(share * ceiling_s)
 
@@ -139,7 +139,7 @@ async def test_the_last_allowed_failure_is_final(max_attempts: int, failures_bef
 
 
 async def test_a_wait_past_the_end_of_the_job_is_not_begun() -> None:
-    """The failure itself is then the reason that the job did not succeed."""
+    """The job then ends with that failure."""
     upstream = Upstream(OVERLOADED, OVERLOADED, attempt_takes_s=3)
     assert await upstream.ask(a_policy(ends_s=6.6)) == OVERLOADED
     assert upstream.waits_s == [0.5]
@@ -159,7 +159,7 @@ async def test_up_to_two_seconds_are_waited_in_the_slot() -> None:
 
 
 async def test_a_longer_wait_gives_the_slot_away() -> None:
-    """Nothing is announced here: RELEASE writes the one `retry` event."""
+    """No event is written here: RELEASE writes the `retry` event."""
     upstream = Upstream(asked_to_wait(2.1))
     with pytest.raises(Deferred) as deferred:
         await upstream.ask(a_policy())

@@ -12,7 +12,7 @@ REFUSED: Failure = classify(Refusal(502, message="x"))
 
 
 def a_call(completion: Completion) -> _Call:
-    """Permitted, with an input of about ten tokens."""
+    """A permitted call with an input of about ten tokens."""
     route = Route(ProviderName.OPENAI, "m")
     permit = Permit("c", an_id(), "tenant-a", "", route, opened_ms=0, is_probe=False, input_estimate=10)
     return _Call(permit, completion)
@@ -22,8 +22,8 @@ def test_a_refusal_costs_nothing() -> None:
     assert a_call(Completion()).spent(REFUSED) == Spent(Usage(), is_estimated=False)
 
 
-def test_an_error_inside_an_answer_costs_what_was_heard_of_it() -> None:
-    """Chat servers name a status there too, as if nothing had been said."""
+def test_an_error_inside_an_answer_costs_the_received_part() -> None:
+    """Chat servers send a status there too, as if no answer had begun."""
     heard = Completion()
     heard.add("message_start", b'{"message":{}}')
     heard.add("content_block_start", b'{"index":0,"content_block":{"type":"text"}}')

@@ -92,7 +92,7 @@ def message_of(answer: Any) -> dict[str, Any]:
 
 
 def text_of(stream: Any) -> str:
-    """ "t" if the answer has a text block; without one, get_final_text raises."""
+    """Returns "t" if the answer has a text block; without one, get_final_text raises."""
     return "t" if any(block.type == "text" for block in stream.current_message_snapshot.content) else ""
 
 
