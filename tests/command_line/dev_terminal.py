@@ -15,7 +15,7 @@ import psutil
 
 from tests.support.wait import wait_until
 
-# The first terminal that the leader of a session opens becomes its own; then Ctrl-C reaches it as it reaches a shell's.
+#: The first terminal that a session leader opens becomes its controlling terminal, so that Ctrl-C reaches it.
 _IN_A_TERMINAL = "import os, sys; os.open(sys.argv[1], os.O_RDWR); os.execv(sys.argv[2], sys.argv[2:])"
 _START_S = 40
 
@@ -23,7 +23,7 @@ CTRL_C = "\x03"
 
 
 class DevTerminal:
-    """Runs until the end of the ``async with`` block at the latest. ``screen`` is all that it has printed."""
+    """Runs at most until the end of the ``async with`` block. ``screen`` is everything it has printed."""
 
     def __init__(self, *arguments: str | Path, **environment: str) -> None:
         self._arguments = [str(argument) for argument in arguments]
@@ -52,30 +52,30 @@ class DevTerminal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.process.is_running():
-            self.process.kill()  # its children go with it
+            self.process.kill()  # its children end with it
         self.process.wait()
         self.close()
 
     @property
     def screen(self) -> str:
-        """Up to now, with the line ends of a file."""
-        with suppress(BlockingIOError, OSError):  # EIO: nobody is at the other side any more
+        """The output so far, with the line ends of a file."""
+        with suppress(BlockingIOError, OSError):  # EIO: the process has closed its side
             while self._ours >= 0 and (piece := os.read(self._ours, 65_536)):
                 self._output += piece
         return self._output.decode().replace("\r\n", "\n")
 
     def type(self, keys: str) -> None:
-        """Keys of a keyboard; CTRL_C is one."""
+        """Types keys, of which CTRL_C is one."""
         os.write(self._ours, keys.encode())
 
     def close(self) -> None:
-        """The window is closed."""
+        """Closes the terminal's window."""
         if self._ours >= 0:
             os.close(self._ours)
             self._ours = -1
 
     async def until(self, predicate: Callable[[], bool], what: str, *, timeout_s: float = 10) -> None:
-        """Waits; the screen is part of the complaint if that is in vain."""
+        """Waits; the error message contains the screen."""
         try:
             await wait_until(lambda: predicate() or not self.process.is_running(), what, timeout_s=timeout_s)
             assert predicate(), f"it ended before {what}"
@@ -83,11 +83,11 @@ class DevTerminal:
             raise AssertionError(f"{error}; on the screen:\n{self.screen}") from None
 
     async def shows(self, text: str, *, timeout_s: float = 10) -> None:
-        """Waits until it stands on the screen."""
+        """Waits until the text is on the screen."""
         await self.until(lambda: text in self.screen, f"{text!r} on the screen", timeout_s=timeout_s)
 
     async def is_up(self) -> None:
-        """Waits until it says that it runs, with the last of the lines to try."""
+        """Waits for the last of the lines that show that it runs."""
         await self.shows("/v1/jobs?limit=3'\n", timeout_s=_START_S)
 
     async def ends(self) -> int:
@@ -102,21 +102,21 @@ class DevTerminal:
 
     @property
     def url(self) -> str:
-        """Of the API."""
+        """The API's URL."""
         found = re.search(r"^ +API +(http://127\.0\.0\.1:\d+)", self.screen, re.MULTILINE)
         assert found is not None
         return found[1]
 
     def pid_of(self, row: str) -> int:
-        """The process of a row of the screen, or the one that was last started again in its place."""
+        """The process in a row of the screen, or its latest replacement."""
         found = re.findall(rf"^ +{row} .*\(pid (\d+)\)|{row}.* was restarted \(pid (\d+)\)", self.screen, re.MULTILINE)
         return int(next(filter(None, found[-1])))
 
     def family(self) -> list[psutil.Process]:
-        """It, and all that it has started and that still runs."""
+        """The process and its running descendants."""
         return [self.process, *self.process.children(recursive=True)]
 
 
 def kill(pid: int) -> None:
-    """As by hand: kill -9."""
+    """Sends SIGKILL, as `kill -9` does."""
     os.kill(pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ JOB_ID = "job_01m84bdq4t7w9k2p5x8r3n6v0c"
 
 
 class Then(Enum):
-    """What becomes of a connection behind its answer."""
+    """What happens to a connection after its response."""
 
     CLOSE = "an orderly end"
     RESET = "a reset, as when the machine is gone"
@@ -26,7 +26,7 @@ class Then(Enum):
 
 @dataclass(frozen=True)
 class Answer:
-    """Bytes as they go out. With none of them the connection just ends."""
+    """The bytes of a response. If there are none, the connection just ends."""
 
     content: bytes
     then: Then = Then.CLOSE
@@ -34,7 +34,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Request:
-    """As it came in; the names of headers are small."""
+    """A received request; the names of headers are in lower case."""
 
     method: str
     path: str
@@ -43,7 +43,7 @@ class Request:
 
 
 class FakeApi:
-    """Listens from its making on, and plays its answers while the ``with`` block lasts."""
+    """Listens from its creation on, and sends its responses during the ``with`` block."""
 
     def __init__(self, *answers: Answer) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -116,22 +116,22 @@ def frame(name: str, data: Any, event_id: str = "") -> bytes:
 
 
 def delta(text: str, event_id: str = "") -> bytes:
-    """A piece of the answer."""
+    """A delta of the answer."""
     return frame("delta", {"text": text}, event_id)
 
 
 def job(status: str = "queued", **members: Any) -> dict[str, Any]:
-    """The members of a job that the command line looks at."""
+    """The members of a job that the command line reads."""
     return {"id": JOB_ID, "type": "job", "status": status, **members}
 
 
 def succeeded(event_id: str = "9-9") -> bytes:
-    """The end that everybody hopes for."""
+    """The terminal event of a success."""
     return frame("succeeded", job("succeeded"), event_id)
 
 
 def stream(*frames: bytes, then: Then = Then.CLOSE, whole: bool = True) -> Answer:
-    """200 and these frames. Not ``whole``: the body ends where HTTP does not allow it."""
+    """A 200 with these frames. Without ``whole`` the body is cut, which HTTP does not allow."""
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n"
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in frames if piece)
     end = b"0\r\n\r\n" if whole and then is Then.CLOSE else b""
@@ -139,7 +139,7 @@ def stream(*frames: bytes, then: Then = Then.CLOSE, whole: bool = True) -> Answe
 
 
 def answer(status: int, body: Any = b"", **headers: str) -> Answer:
-    """Any other answer; what is not bytes goes out as JSON. ``retry_after="3"`` is the header Retry-After."""
+    """Any other response; a body that is not bytes is sent as JSON. ``retry_after="3"`` is the header Retry-After."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"{name.replace('_', '-').title()}: {value}" for name, value in headers.items()]
     length = [] if status == 204 else [f"Content-Length: {len(content)}"]
@@ -154,4 +154,4 @@ def problem(status: int, detail: str, *, errors: Any = (), **headers: str) -> An
 
 
 GONE = Answer(b"", Then.RESET)
-"""No answer at all."""
+"""No response at all."""

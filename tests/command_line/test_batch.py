@@ -32,7 +32,7 @@ _ENDED = frame("ended", _batch("ended", succeeded=2))
 
 
 def test_it_sends_the_file_and_prints_the_id(tokenspool: Tokenspool, file: Path) -> None:
-    """And nothing else."""
+    """It prints nothing else."""
     with FakeApi(answer(202, _batch())) as api:
         outcome = tokenspool("batch", file, "--url", api.url)
     assert (outcome.exit_code, outcome.out, outcome.err) == (0, f"{_ID}\n", "")
@@ -42,10 +42,10 @@ def test_it_sends_the_file_and_prints_the_id(tokenspool: Tokenspool, file: Path)
     assert len(request.headers["idempotency-key"]) >= 22
 
 
-def test_a_connection_that_breaks_is_tried_again_with_the_same_key(
+def test_after_a_broken_connection_it_retries_with_the_same_key(
     tokenspool: Tokenspool, patience: Patience, file: Path
 ) -> None:
-    """And with the whole file."""
+    """It sends the whole file again."""
     with FakeApi(GONE, answer(202, _batch())) as api:
         outcome = tokenspool("batch", file, "--url", api.url)
     assert outcome.exit_code == 0
@@ -54,8 +54,8 @@ def test_a_connection_that_breaks_is_tried_again_with_the_same_key(
     assert first.body == second.body == _LINES
 
 
-def test_follow_tells_its_progress(tokenspool: Tokenspool, patience: Patience, file: Path) -> None:
-    """Through a connection that breaks."""
+def test_follow_prints_the_progress(tokenspool: Tokenspool, patience: Patience, file: Path) -> None:
+    """Over a connection that breaks."""
     progress = frame("progress", {**_batch(queued=1, running=1), "rate_per_s": 1.5})
     with FakeApi(answer(202, _batch()), stream(progress, whole=False), stream(_ENDED)) as api:
         outcome = tokenspool("batch", file, "--follow", "--url", api.url)
@@ -71,7 +71,7 @@ def test_follow_tells_its_progress(tokenspool: Tokenspool, patience: Patience, f
 def test_results_are_written_whole_over_broken_connections(
     tokenspool: Tokenspool, patience: Patience, file: Path, tmp_path: Path
 ) -> None:
-    """It goes on behind the last line that came whole."""
+    """It resumes after the last complete line."""
     out = tmp_path / "results.jsonl"
     whole = answer(200, _result(1) + _result(2), content_type="application/jsonl")
     cut = Answer(whole.content[:-5])
@@ -106,10 +106,10 @@ def test_a_refusal_is_one_sentence(tokenspool: Tokenspool, file: Path) -> None:
     assert (outcome.exit_code, outcome.sentence) == (1, "A batch must have at most 100000 requests.")
 
 
-def test_a_file_that_cannot_be_written_is_told_before_anything_is_sent(
+def test_a_file_that_cannot_be_written_is_reported_before_anything_is_sent(
     tokenspool: Tokenspool, file: Path, tmp_path: Path
 ) -> None:
-    """The LLM would be paid for results that go nowhere."""
+    """Otherwise the LLM would be paid for results that cannot be stored."""
     with FakeApi() as api:
         outcome = tokenspool("batch", file, "--results", tmp_path / "nowhere" / "x.jsonl", "--url", api.url)
     assert outcome.exit_code == 2
@@ -117,10 +117,10 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_sent(
     assert api.requests == []
 
 
-def test_of_a_batch_that_is_found_again_only_lines_that_could_not_run_are_told(
+def test_for_a_repeated_batch_only_invalid_lines_are_printed(
     tokenspool: Tokenspool, file: Path
 ) -> None:
-    """Not those that ran and failed meanwhile."""
+    """Not lines that ran and failed meanwhile."""
     for invalid_lines, said in ((0, ""), (1, "tokenspool: 1 of 3 lines are not valid; their results say why\n")):
         batch = {**_batch(total=3, running=1, failed=2), "invalid_lines": invalid_lines}
         with FakeApi(answer(202, batch, idempotency_replayed="true")) as api:
@@ -128,17 +128,17 @@ def test_of_a_batch_that_is_found_again_only_lines_that_could_not_run_are_told(
         assert (outcome.exit_code, outcome.err) == (0, said)
 
 
-def test_an_api_that_does_not_tell_lines_that_cannot_run_of_a_batch_found_again_is_not_misread(
+def test_an_api_that_does_not_list_invalid_lines_of_a_repeated_batch_is_not_misread(
     tokenspool: Tokenspool, file: Path
 ) -> None:
-    """One of an earlier version."""
+    """An API of an earlier version."""
     with FakeApi(answer(202, _batch(running=1, failed=1), idempotency_replayed="true")) as api:
         outcome = tokenspool("batch", file, "--idempotency-key", "nightly", "--url", api.url)
     assert (outcome.exit_code, outcome.err) == (0, "")
 
 
 def test_a_key_of_the_callers_own_finds_the_batch_again(tokenspool: Tokenspool, file: Path) -> None:
-    """And lines that cannot run are told at once."""
+    """Invalid lines are printed at once."""
     with FakeApi(answer(202, _batch(queued=1, failed=1))) as api:
         outcome = tokenspool("batch", file, "--idempotency-key", "nightly", "--url", api.url)
     assert (outcome.exit_code, outcome.out) == (0, f"{_ID}\n")

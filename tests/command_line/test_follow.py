@@ -31,7 +31,7 @@ _PLAY = (sys.executable, "-W", "error", "-m", "cli")
 
 
 def test_it_prints_the_answer_and_nothing_else(tokenspool: Tokenspool) -> None:
-    """Standard output is the answer's alone; a line end that is missing is put behind it."""
+    """Only the answer goes to standard output; a missing line end is added."""
     with FakeApi(
         stream(
             b"retry: 1730\n\n",
@@ -53,12 +53,12 @@ def test_it_prints_the_answer_and_nothing_else(tokenspool: Tokenspool) -> None:
 
 
 def test_an_answer_that_ends_its_line_gets_no_second_line_end(tokenspool: Tokenspool) -> None:
-    """And line breaks in it stay as they are."""
+    """Line breaks inside it are unchanged."""
     with FakeApi(stream(delta("one\n\n", "1-1"), delta("two\n", "1-2"), succeeded())) as api:
         assert tokenspool("follow", JOB_ID, "--url", api.url).out == "one\n\ntwo\n"
 
 
-def test_whoever_waits_is_told_the_place_in_the_queue(tokenspool: Tokenspool) -> None:
+def test_it_prints_the_position_in_the_queue(tokenspool: Tokenspool) -> None:
     """On standard error."""
     with FakeApi(stream(frame("queued", {"queue_position": 7}), delta("Blue", "1-1"), succeeded())) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
@@ -67,10 +67,10 @@ def test_whoever_waits_is_told_the_place_in_the_queue(tokenspool: Tokenspool) ->
 
 @pytest.mark.parametrize("then", [Then.CLOSE, Then.RESET])
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_reconnect_says_which_event_it_saw_last(
+def test_a_reconnect_sends_the_last_event_id(
     tokenspool: Tokenspool, patience: Patience, then: Then, whole: bool
 ) -> None:
-    """However the connection ended; events without an id do not move the place."""
+    """However the connection ended; events without an id do not change it."""
     with FakeApi(
         stream(delta("Blue", "1-3"), delta(" light", "1-4"), b": bye\n\n", then=then, whole=whole),
         stream(delta(" is", "1-5"), frame("reset_like", {}), whole=whole),
@@ -83,7 +83,7 @@ def test_a_reconnect_says_which_event_it_saw_last(
 
 
 def test_a_frame_that_was_cut_in_the_middle_counts_as_unseen(tokenspool: Tokenspool, patience: Patience) -> None:
-    """Neither its text is printed twice nor is it lost; also not when its id had come whole."""
+    """Its text is neither printed twice nor lost, even if its id had arrived completely."""
     half = delta(" light", "1-4")
     with FakeApi(
         stream(delta("Blue", "1-3"), half[:-1], whole=False),
@@ -96,7 +96,7 @@ def test_a_frame_that_was_cut_in_the_middle_counts_as_unseen(tokenspool: Tokensp
 
 
 def test_a_reset_starts_the_text_again_on_a_new_line(tokenspool: Tokenspool) -> None:
-    """What was printed cannot be taken back; why it is worth nothing now is said beside it."""
+    """Printed text cannot be removed; standard error says why it does not count."""
     with FakeApi(
         stream(
             delta("Bl", "1-3"),
@@ -110,10 +110,10 @@ def test_a_reset_starts_the_text_again_on_a_new_line(tokenspool: Tokenspool) -> 
     assert (outcome.out, outcome.err) == ("Bl\nAir\n", "tokenspool: the text starts over (worker_lost)\n")
 
 
-def test_a_reset_without_an_id_keeps_the_place_until_an_event_has_one(
+def test_a_reset_without_an_id_keeps_the_last_event_id(
     tokenspool: Tokenspool, patience: Patience
 ) -> None:
-    """The API makes one for a cursor that its log cannot place; the same cursor gets the same again."""
+    """The API sends one for a cursor that is not in its log; the same cursor gets the same reset again."""
     made = frame("reset", {"reason": "log_rolled_back"})
     with FakeApi(
         stream(delta("Blu", "5-9"), whole=False),
@@ -126,8 +126,8 @@ def test_a_reset_without_an_id_keeps_the_place_until_an_event_has_one(
     assert [request.headers.get("last-event-id") for request in api.requests] == [None, "5-9", "5-9", "6-1"]
 
 
-def test_a_retry_is_told_beside_the_text(tokenspool: Tokenspool) -> None:
-    """As is the place where the text begins anew."""
+def test_a_retry_is_reported_on_standard_error(tokenspool: Tokenspool) -> None:
+    """So is the restart of the text."""
     with FakeApi(
         stream(
             delta("Bl", "1-3"),
@@ -146,7 +146,7 @@ def test_a_retry_is_told_beside_the_text(tokenspool: Tokenspool) -> None:
 
 
 def test_a_snapshot_is_the_whole_text(tokenspool: Tokenspool, patience: Patience) -> None:
-    """The log is gone, the result is there."""
+    """The log was deleted, but the result is there."""
     with FakeApi(
         stream(delta("Blu", "1-3"), whole=False),
         stream(frame("reset", {"reason": "cursor_trimmed"}), frame("snapshot", {"text": "Blue light."}), succeeded()),
@@ -163,10 +163,10 @@ def test_a_snapshot_is_the_whole_text(tokenspool: Tokenspool, patience: Patience
         (job("running"), 1, "The server at 127.0.0.1 sent an unexpected response (200): check that it is tokenspool."),
     ],
 )
-def test_nothing_more_to_follow_means_asking_how_it_ended(
+def test_after_204_it_reads_how_the_job_ended(
     tokenspool: Tokenspool, patience: Patience, ended: dict[str, Any], exit_code: int, message: str
 ) -> None:
-    """204: the end was seen, but maybe not by us."""
+    """204 says that the client has the end, but this process may not have seen it."""
     with FakeApi(stream(delta("Blue", "1-3"), whole=False), answer(204), answer(200, ended)) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert (outcome.exit_code, outcome.out) == (exit_code, "Blue\n")
@@ -174,8 +174,8 @@ def test_nothing_more_to_follow_means_asking_how_it_ended(
     assert api.requests[-1].path == f"/v1/jobs/{JOB_ID}?result=false"
 
 
-def test_an_api_without_its_redis_is_waited_for_as_long_as_it_says(tokenspool: Tokenspool, patience: Patience) -> None:
-    """503 with Retry-After; it is said once."""
+def test_it_waits_for_an_api_without_redis_as_retry_after_says(tokenspool: Tokenspool, patience: Patience) -> None:
+    """A 503 with Retry-After is reported once."""
     away = problem(503, "The storage does not reply.", retry_after="2")
     with FakeApi(away, away, away, stream(delta("Blue", "1-3"), succeeded())) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
@@ -184,8 +184,8 @@ def test_an_api_without_its_redis_is_waited_for_as_long_as_it_says(tokenspool: T
     assert patience.pauses_s == [2, 2, 2]
 
 
-def test_a_retry_after_of_nothing_does_not_make_it_hammer(tokenspool: Tokenspool, patience: Patience) -> None:
-    """Nor does one that is an age make it sleep for one, or one that is no number stop it."""
+def test_an_odd_retry_after_is_bounded(tokenspool: Tokenspool, patience: Patience) -> None:
+    """Zero does not cause a flood of requests, a huge one no endless sleep, and an invalid one no failure."""
     with FakeApi(
         *[problem(503, "Away.", retry_after=value) for value in ("0", "86400", "9" * 500, "soon")],
         stream(b"retry: 0\n\n"),
@@ -195,17 +195,17 @@ def test_a_retry_after_of_nothing_does_not_make_it_hammer(tokenspool: Tokenspool
     assert patience.pauses_s == [0.1, 10, 10, 10, 0.1]
 
 
-def test_the_server_says_how_long_to_wait_before_a_reconnect(tokenspool: Tokenspool, patience: Patience) -> None:
-    """In `retry:`, also when the connection then broke."""
+def test_it_obeys_the_servers_reconnect_time(tokenspool: Tokenspool, patience: Patience) -> None:
+    """From `retry:`, even if the connection then broke."""
     with FakeApi(stream(b"retry: 1730\n\n"), stream(b"retry: 2210\n\n", whole=False), stream(succeeded())) as api:
         tokenspool("follow", JOB_ID, "--url", api.url)
     assert patience.pauses_s == [1.73, 2.21]
 
 
-def test_pauses_grow_while_nobody_answers_and_are_short_again_behind_an_answer(
+def test_pauses_grow_while_nobody_responds_and_are_short_again_after_a_response(
     tokenspool: Tokenspool, patience: Patience
 ) -> None:
-    """A stream that breaks every hour must not be waited for longer each time."""
+    """A stream that breaks every hour must not get ever longer pauses."""
     with FakeApi(
         stream(delta("a", "1-1"), whole=False),
         *[GONE] * 6,
@@ -219,8 +219,8 @@ def test_pauses_grow_while_nobody_answers_and_are_short_again_behind_an_answer(
     assert outcome.err == "tokenspool: the connection broke; reconnecting\n" * 2
 
 
-def test_it_gives_up_after_five_minutes_and_says_how_to_go_on(tokenspool: Tokenspool, patience: Patience) -> None:
-    """The job goes on without us."""
+def test_it_gives_up_after_five_minutes_and_says_how_to_resume(tokenspool: Tokenspool, patience: Patience) -> None:
+    """The job goes on without the follower."""
     with FakeApi(stream(delta("Blue", "1-3"), whole=False)) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert (outcome.exit_code, outcome.out) == (1, "Blue\n")
@@ -231,8 +231,8 @@ def test_it_gives_up_after_five_minutes_and_says_how_to_go_on(tokenspool: Tokens
     assert 300 <= sum(patience.pauses_s) < 320
 
 
-def test_nothing_that_a_model_says_reaches_the_terminal_as_a_command(tokenspool: Tokenspool) -> None:
-    """Escape sequences, bells, backspaces, and marks that turn the text around; nor what the server says on stderr."""
+def test_no_text_of_a_model_reaches_the_terminal_as_a_command(tokenspool: Tokenspool) -> None:
+    """Escape sequences, bells, backspaces and bidirectional marks are removed, also from the server's messages."""
     with FakeApi(
         stream(
             delta("red \x1b[31m", "1-1"),
@@ -248,8 +248,8 @@ def test_nothing_that_a_model_says_reaches_the_terminal_as_a_command(tokenspool:
     assert not any(character in outcome.err for character in "\x1b\x07\x9b")
 
 
-def test_half_a_surrogate_pair_is_printed_as_a_question_mark(tokenspool: Tokenspool) -> None:
-    """JSON can carry it, UTF-8 cannot."""
+def test_a_lone_surrogate_is_printed_as_a_question_mark(tokenspool: Tokenspool) -> None:
+    """JSON can contain it, UTF-8 cannot."""
     with FakeApi(stream(delta("half \ud83d pair", "1-1"), succeeded())) as api:
         assert tokenspool("follow", JOB_ID, "--url", api.url).out == "half ? pair\n"
 
@@ -267,10 +267,10 @@ def test_half_a_surrogate_pair_is_printed_as_a_question_mark(tokenspool: Tokensp
         (frame("expired", {}), "The job expired before it started."),
     ],
 )
-def test_an_end_that_is_no_success_is_exit_code_1_and_a_sentence(
+def test_a_job_without_success_is_exit_code_1_and_a_sentence(
     tokenspool: Tokenspool, end: bytes, sentence: str
 ) -> None:
-    """For scripts: 0 means that the whole answer was printed."""
+    """For scripts, 0 means that the whole answer was printed."""
     with FakeApi(stream(delta("Bl", "1-1"), end)) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert (outcome.exit_code, outcome.out, outcome.err) == (1, "Bl\n", f"tokenspool: {sentence}\n")
@@ -309,22 +309,22 @@ def test_an_end_that_is_no_success_is_exit_code_1_and_a_sentence(
     ],
 )
 def test_a_refusal_is_one_sentence(tokenspool: Tokenspool, said: Any, sentence: str) -> None:
-    """Also when it is another server's."""
+    """Also if it comes from another server."""
     with FakeApi(said) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert (outcome.exit_code, outcome.sentence) == (1, sentence)
 
 
-def test_a_job_that_is_erased_meanwhile_is_told_as_gone(tokenspool: Tokenspool, patience: Patience) -> None:
-    """Its stream ends without an end, and then it is not there."""
+def test_a_job_that_is_erased_meanwhile_is_reported_as_gone(tokenspool: Tokenspool, patience: Patience) -> None:
+    """Its stream ends without a terminal event, and then the job is a 404."""
     with FakeApi(stream(delta("Blue", "1-3")), problem(404, "Not found.")) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert (outcome.exit_code, outcome.out) == (1, "Blue\n")
     assert outcome.err.splitlines()[-1] == f"tokenspool: No job {JOB_ID} at {api.url}."
 
 
-def test_nobody_there_is_said_at_once(tokenspool: Tokenspool, patience: Patience) -> None:
-    """And what to do about it."""
+def test_an_absent_api_is_reported_at_once(tokenspool: Tokenspool, patience: Patience) -> None:
+    """With what to do about it."""
     with FakeApi() as api:
         pass
     outcome = tokenspool("follow", JOB_ID, "--url", api.url)
@@ -334,8 +334,8 @@ def test_nobody_there_is_said_at_once(tokenspool: Tokenspool, patience: Patience
 
 
 @pytest.mark.parametrize("job_id", ["../../health", "a/b?c#d", "line\nbreak", "", "%2e%2e", "jöb"])
-def test_whatever_the_id_it_stays_one_part_of_the_path(tokenspool: Tokenspool, job_id: str) -> None:
-    """A typing error is a 404, not another request."""
+def test_any_id_is_one_segment_of_the_path(tokenspool: Tokenspool, job_id: str) -> None:
+    """A mistyped id is a 404, not another request."""
     with FakeApi(problem(404, "Not found.")) as api:
         assert tokenspool("follow", "--url", api.url, "--", job_id).exit_code == 1
     (request,) = api.requests
@@ -344,10 +344,10 @@ def test_whatever_the_id_it_stays_one_part_of_the_path(tokenspool: Tokenspool, j
     assert request.path.count("/") == 4
 
 
-def test_the_key_is_sent_and_a_proxy_is_not_asked_for_our_own_machine(
+def test_the_key_is_sent_and_no_proxy_is_used_for_this_machine(
     tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy could not reach it."""
+    """A proxy could not reach this machine's loopback."""
     monkeypatch.setenv("TOKENSPOOL_API_KEY", "sk-made-up\n")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     with FakeApi(stream(succeeded())) as api:

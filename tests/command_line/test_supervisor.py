@@ -29,7 +29,7 @@ raise SystemExit(7)
 
 
 class News:
-    """What the supervisor says to the person; ``then`` may answer a line, as the person would."""
+    """The supervisor's output; ``then`` may react to a line, as a person would."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -40,7 +40,7 @@ class News:
         self.then(line)
 
     def stop_when(self, ending: str, times: int = 1) -> None:
-        """As a Ctrl-C when the line has come for so many times."""
+        """Acts like Ctrl-C after a line with this ending has come so many times."""
 
         def stop(line: str) -> None:
             if ending in line and sum(ending in line for line in self.lines) == times:
@@ -73,7 +73,7 @@ def a_service(
     is_patient: bool = False,
     is_ready: Callable[[], bool] | None = None,
 ) -> Service:
-    """A Python program; ready when it has said something, unless told otherwise."""
+    """A Python program as a service; by default it is ready after it has printed something."""
     log = tmp_path / f"{name}.log"
 
     def start() -> Child:
@@ -94,8 +94,8 @@ def a_service(
     )
 
 
-def test_what_dies_is_started_again_and_that_is_said_once(tmp_path: Path, supervisor: Supervisor, news: News) -> None:
-    """Its name, its pid and what ended it; then the pid of the new one."""
+def test_a_dead_service_is_restarted_and_reported_once(tmp_path: Path, supervisor: Supervisor, news: News) -> None:
+    """With its name, its pid and the cause; then the pid of the new process."""
     service, other = a_service(tmp_path), a_service(tmp_path, name="another")
     supervisor.start([service, other])
     first, untouched = service.pid, other.pid
@@ -115,10 +115,8 @@ def test_what_dies_is_started_again_and_that_is_said_once(tmp_path: Path, superv
     assert len(news.lines) == 2
 
 
-def test_what_dies_again_and_again_is_waited_for_longer_each_time(
-    tmp_path: Path, supervisor: Supervisor, news: News
-) -> None:
-    """And its exit code and last words are told, which say why."""
+def test_the_pause_before_a_restart_grows_with_each_death(tmp_path: Path, supervisor: Supervisor, news: News) -> None:
+    """Its exit code and last output are printed, which show why."""
     service = a_service(tmp_path, "print('no luck', flush=True); raise SystemExit(3)", is_ready=lambda: True)
     supervisor.start([service])
     news.stop_when("was restarted", times=3)
@@ -129,10 +127,10 @@ def test_what_dies_again_and_again_is_waited_for_longer_each_time(
     supervisor.stop_everything()
 
 
-def test_one_that_ends_before_it_was_up_is_a_sentence_with_its_last_words(
+def test_a_service_that_ends_before_it_was_up_is_a_sentence_with_its_last_output(
     tmp_path: Path, supervisor: Supervisor
 ) -> None:
-    """Not a restart: it never worked."""
+    """It is not restarted, since it never worked."""
     service = a_service(tmp_path, "raise SystemExit('cannot')", is_ready=lambda: False)
     with pytest.raises(CommandError) as refused:
         supervisor.start([service])
@@ -142,15 +140,15 @@ def test_one_that_ends_before_it_was_up_is_a_sentence_with_its_last_words(
     )
 
 
-def test_one_that_is_silent_for_too_long_is_a_sentence(tmp_path: Path, supervisor: Supervisor) -> None:
-    """Its process is ended with the supervisor."""
+def test_a_service_that_takes_too_long_to_start_is_a_sentence(tmp_path: Path, supervisor: Supervisor) -> None:
+    """Its process ends with the supervisor."""
     service = a_service(tmp_path, is_ready=lambda: False, start_timeout_s=0.01)
     with pytest.raises(CommandError, match=r"the service was not ready within 0 s"):
         supervisor.start([service])
 
 
 def test_a_stop_while_something_starts_is_obeyed_at_once(tmp_path: Path, supervisor: Supervisor) -> None:
-    """Also SIGHUP: the terminal was closed."""
+    """Also SIGHUP, when the terminal is closed."""
 
     def never() -> bool:
         os.kill(os.getpid(), signal.SIGHUP)
@@ -163,7 +161,7 @@ def test_a_stop_while_something_starts_is_obeyed_at_once(tmp_path: Path, supervi
 
 
 def test_nohup_is_respected(tmp_path: Path, news: News) -> None:
-    """Whoever started us with it wants us to outlive the terminal."""
+    """A user who starts us with nohup wants us to outlive the terminal."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Supervisor(news) as supervisor:
@@ -176,8 +174,8 @@ def test_nohup_is_respected(tmp_path: Path, news: News) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_rounds_are_stopped_one_behind_the_other(tmp_path: Path, supervisor: Supervisor) -> None:
-    """So that none loses what it still needs: here each writes, when it ends, whether the next is there."""
+def test_rounds_are_stopped_one_after_the_other(tmp_path: Path, supervisor: Supervisor) -> None:
+    """So that no service loses another one that it still needs: here each checks at its end that the next is there."""
     witness = tmp_path / "witness"
     program = f"""
 import os, signal, sys
@@ -197,8 +195,8 @@ os.write(os.open({str(witness)!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
     assert witness.read_text() == "123"
 
 
-def test_one_that_drains_gets_a_second_sigterm(tmp_path: Path, supervisor: Supervisor, news: News) -> None:
-    """A worker hands its jobs back at the second one."""
+def test_a_draining_service_gets_a_second_sigterm(tmp_path: Path, supervisor: Supervisor, news: News) -> None:
+    """A worker hands its jobs back at the second SIGTERM."""
     service = a_service(tmp_path, _WANTS_TWO)
     supervisor.start([service])
     supervisor.stop_everything()
@@ -217,10 +215,10 @@ raise SystemExit(8 if signal.sigtimedwait({signal.SIGTERM}, 1) else 9)
 
 
 @pytest.mark.parametrize(("times", "exit_code"), [(1, 9), (2, 8)])
-def test_a_patient_one_gets_its_second_signal_when_we_get_ours(
+def test_a_patient_service_gets_its_second_signal_with_the_supervisors_second(
     tmp_path: Path, supervisor: Supervisor, news: News, times: int, exit_code: int
 ) -> None:
-    """What it still does is worth the wait, as long as nobody is in a hurry."""
+    """Its work is worth waiting for, unless the user is in a hurry."""
     service = a_service(tmp_path, _TOLD, is_patient=True)
     supervisor.start([service])
     for _ in range(times):
@@ -230,18 +228,18 @@ def test_a_patient_one_gets_its_second_signal_when_we_get_ours(
     assert (service.child.exit_code, news.lines) == (exit_code, [])
 
 
-def test_one_that_does_not_end_is_killed_at_its_deadline(tmp_path: Path, supervisor: Supervisor, news: News) -> None:
-    """And that is said."""
+def test_a_service_that_does_not_end_is_killed_at_its_deadline(
+    tmp_path: Path, supervisor: Supervisor, news: News
+) -> None:
+    """And the supervisor says so."""
     service = a_service(tmp_path, _IGNORES, stop_timeout_s=0.1)
     supervisor.start([service])
     supervisor.stop_everything()
     assert news.lines == [f"the service (pid {service.pid}) does not stop; killing it"]
 
 
-def test_a_second_ctrl_c_kills_all_but_what_is_worth_the_wait(
-    tmp_path: Path, supervisor: Supervisor, news: News
-) -> None:
-    """Redis still writes its file."""
+def test_a_second_ctrl_c_kills_all_but_redis(tmp_path: Path, supervisor: Supervisor, news: News) -> None:
+    """Redis still has to write its file."""
     hurried = a_service(tmp_path, _IGNORES, name="hurried")
     unhurried = a_service(tmp_path, _WANTS_TWO, name="unhurried", stops_unhurried=True)
     supervisor.start([hurried, unhurried])
@@ -253,7 +251,7 @@ def test_a_second_ctrl_c_kills_all_but_what_is_worth_the_wait(
     assert unhurried.child.exit_code == 7
 
 
-def test_one_that_was_stopped_by_hand_is_woken_to_end(tmp_path: Path, supervisor: Supervisor, news: News) -> None:
+def test_a_service_that_was_stopped_by_hand_is_woken_to_end(tmp_path: Path, supervisor: Supervisor, news: News) -> None:
     """SIGSTOP, then Ctrl-C."""
     service = a_service(tmp_path)
     supervisor.start([service])
@@ -262,8 +260,8 @@ def test_one_that_was_stopped_by_hand_is_woken_to_end(tmp_path: Path, supervisor
     assert news.lines == []
 
 
-def test_a_bug_of_ours_leaves_no_process_and_gives_the_signals_back(tmp_path: Path, news: News) -> None:
-    """Whatever ends the block."""
+def test_a_bug_of_ours_leaves_no_process_and_restores_the_signals(tmp_path: Path, news: News) -> None:
+    """Whatever exception ends the block."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
     service = a_service(tmp_path, _IGNORES)
 
@@ -279,7 +277,7 @@ def test_a_bug_of_ours_leaves_no_process_and_gives_the_signals_back(tmp_path: Pa
 
 
 def test_a_command_that_cannot_be_executed_is_an_error_at_once(tmp_path: Path) -> None:
-    """Not a process that ends before anybody looks."""
+    """Not a process that ends unnoticed."""
     plain = tmp_path / "plain"
     plain.write_text("no program")
     with pytest.raises(OSError, match="plain"):
@@ -297,7 +295,7 @@ signal.pause()
 
 
 def test_a_child_does_not_outlive_a_parent_that_was_killed(tmp_path: Path) -> None:
-    """Nobody was there to tell it."""
+    """Although the parent could not end it."""
     with subprocess.Popen(
         [sys.executable, "-c", _PARENT, tmp_path / "log", _IGNORES], stdout=subprocess.PIPE
     ) as parent:

@@ -34,20 +34,20 @@ from tests.support.store import (
 
 @pytest.fixture(autouse=True)
 def settings_of_the_shell(real_redis: RedisUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Redis is."""
+    """Sets Redis's URL in the environment."""
     monkeypatch.setenv("TOKENSPOOL_REDIS_URL", real_redis.url)
 
 
-def test_a_limit_that_is_too_small_to_be_counted_is_not_none(tokenspool: Tokenspool) -> None:
-    """It is the least that there is. Only 0 takes a limit away."""
+def test_a_tiny_limit_does_not_count_as_no_limit(tokenspool: Tokenspool) -> None:
+    """It becomes the smallest limit. Only 0 removes a limit."""
     tokenspool("tenants", "set", "acme", "--usd-per-day", "1e-10", "--queued-jobs", "5")
     assert tokenspool("tenants", "show", "acme").out == "acme queued_jobs=5 usd_per_day=1e-09\n"
     assert tokenspool("tenants", "set", "acme", "--usd-per-day", "0").out == "acme queued_jobs=5\n"
 
 
 @pytest.mark.parametrize("value", ["-1e308", "nan", "inf", "1e308"])
-def test_a_budget_that_is_no_amount_is_refused(tokenspool: Tokenspool, value: str) -> None:
-    """Of a tenant and of a key."""
+def test_an_invalid_budget_is_refused(tokenspool: Tokenspool, value: str) -> None:
+    """For a tenant and for a key."""
     for command in (("tenants", "set", "acme"), ("keys", "create", "--tenant", "acme")):
         assert tokenspool(*command, f"--usd-per-day={value}").exit_code == 2
 
@@ -56,7 +56,7 @@ def test_a_budget_that_is_no_amount_is_refused(tokenspool: Tokenspool, value: st
 def test_an_erasure_asks_first(
     tokenspool: Tokenspool, real_redis: RedisUnderTest, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
-    """Whoever says nothing erases nothing; and a name that cannot be one is refused before."""
+    """Without a confirmation nothing is erased; an invalid name is refused before the question."""
     job_id = asyncio.run(_with_runtime(real_redis, _a_waiting_job))
     monkeypatch.setattr(sys, "stdin", io.StringIO(said))
     asked = tokenspool("tenants", "erase", "acme")
@@ -66,10 +66,10 @@ def test_an_erasure_asks_first(
     assert asyncio.run(_with_runtime(real_redis, _left_of("acme", job_id)))
 
 
-def test_an_erasure_leaves_nothing_of_a_tenant_and_all_of_others(
+def test_an_erasure_deletes_everything_of_a_tenant_and_nothing_of_others(
     tokenspool: Tokenspool, real_redis: RedisUnderTest
 ) -> None:
-    """Jobs in every state, batches that wait, have ended and still come in, deliveries, keys. Run again it finds nothing."""
+    """Jobs in every state; batches that wait, have ended or still arrive; deliveries; keys. A second run finds none."""
     asyncio.run(_with_runtime(real_redis, _fill("acme")))
     asyncio.run(_with_runtime(real_redis, _fill("acme-2")))
     before = asyncio.run(_with_runtime(real_redis, _names_of("acme-2")))
@@ -123,7 +123,7 @@ def _fill(tenant: str) -> Work:
         await append(runtime, running, a_text_delta("Hel"))
         gone = await submit(runtime, tenant=tenant, webhook=a_webhook())
         await runtime.jobs.cancel(gone.id, tenant)
-        await _age_away(runtime, tenant, gone.id)  # before its delivery was told
+        await _age_away(runtime, tenant, gone.id)  # before its delivery was sent
         await submit_many(runtime, 249, tenant=tenant)
         cancelled = await submit(runtime, tenant=tenant, webhook=a_webhook())
         await runtime.jobs.cancel(cancelled.id, tenant)
@@ -150,7 +150,7 @@ async def _age_away(runtime: Runtime, tenant: str, job_id: str) -> None:
 
 
 def _names_of(tenant: str) -> Work:
-    """Of all keys that belong to it, by their names or by what they hold."""
+    """The names of all keys that belong to the tenant, by their name or their value."""
 
     async def names(runtime: Runtime) -> list[str]:
         found = []

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-"""Debian's package is called chromium."""
+"""The name of Debian's package is chromium."""
 
 
 class Page:
@@ -23,7 +23,7 @@ class Page:
         self._calls = 0
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command of the protocol, and its answer; events in between are passed over."""
+        """Sends one command of the protocol and returns its reply; events in between are skipped."""
         self._calls += 1
         await self._socket.send_json({"id": self._calls, "method": method, "params": parameters})
         async with asyncio.timeout(20):
@@ -35,16 +35,16 @@ class Page:
                     return result
 
     async def open(self, url: str) -> None:
-        """Goes there, or begins to."""
+        """Starts to load the URL."""
         await self.call("Page.navigate", url=url)
 
     async def run(self, script: str) -> Any:
-        """The value of an expression in the page. A page that is being loaded has none yet: None."""
+        """The value of an expression in the page; None while the page is loading."""
         answer = await self.call("Runtime.evaluate", expression=script, returnByValue=True)
         return answer["result"].get("value")
 
     async def text(self, selector: str) -> str:
-        """What stands in an element; empty if it is not there yet."""
+        """An element's text; empty if the element does not exist yet."""
         return str(await self.run(f"document.querySelector({json.dumps(selector)})?.textContent ?? ''") or "")
 
     async def picture(self) -> bytes:
@@ -55,13 +55,13 @@ class Page:
 
 @asynccontextmanager
 async def a_page() -> AsyncIterator[Page]:
-    """A browser of its own with one empty tab."""
+    """A new browser with one empty tab."""
     assert CHROMIUM is not None
     with tempfile.TemporaryDirectory(prefix="tokenspool-chromium-", ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
             CHROMIUM,
             "--headless=new",
-            "--no-sandbox",  # Chromium does not start as root with it
+            "--no-sandbox",  # Chromium's sandbox does not start as root
             "--disable-gpu",
             "--disable-dev-shm-usage",
             "--no-first-run",

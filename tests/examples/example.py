@@ -16,7 +16,7 @@ _OF_THE_DEVELOPER = ("ANTHROPIC_", "OPENAI_", "TOKENSPOOL_", "PYTHON")
 async def an_example(
     name: str, *arguments: str | Path, **environment: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Started; killed at the end if it still runs."""
+    """Starts the example; kills it at the end if it still runs."""
     mine = {key: value for key, value in os.environ.items() if not key.startswith(_OF_THE_DEVELOPER)}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -35,7 +35,7 @@ async def an_example(
 
 
 async def printed(name: str, *arguments: str | Path, **environment: str) -> str:
-    """All that it prints. It must end well."""
+    """Runs the example; returns what it prints. It must exit with 0."""
     async with an_example(name, *arguments, **environment) as process, asyncio.timeout(40):
         out, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()
@@ -43,7 +43,7 @@ async def printed(name: str, *arguments: str | Path, **environment: str) -> str:
 
 
 async def read_until(process: asyncio.subprocess.Process, sign: str) -> str:
-    """What it has printed so far, once the sign is in it."""
+    """Reads until the sign appears; returns what was printed so far."""
     assert process.stdout is not None
     so_far = b""
     async with asyncio.timeout(30):

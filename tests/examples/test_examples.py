@@ -13,8 +13,8 @@ from tests.support.deployment import Deployment
 pytestmark = pytest.mark.timeout(90)
 
 
-async def test_a_program_that_was_killed_comes_back_and_has_the_whole_answer(deployment: Deployment) -> None:
-    """SIGKILL in the middle of the stream; the LLM was called once all the same."""
+async def test_a_killed_program_restarts_and_gets_the_whole_answer(deployment: Deployment) -> None:
+    """SIGKILL in the middle of the stream; the LLM is still called only once."""
     nonce = f"back-{secrets.token_hex(3)}"
     environment = {
         "ANTHROPIC_BASE_URL": deployment.apis[0].url,
@@ -31,10 +31,10 @@ async def test_a_program_that_was_killed_comes_back_and_has_the_whole_answer(dep
     assert [call.ended for call in await deployment.calls(nonce)] == ["completed"]
 
 
-async def test_a_file_of_prompts_is_a_batch_and_run_again_the_same_batch(
+async def test_a_file_of_prompts_makes_one_batch_however_often_it_is_run(
     deployment: Deployment, tmp_path: Path
 ) -> None:
-    """The one that was killed on the way too: no prompt runs twice."""
+    """Also after the program was killed: no prompt runs twice."""
     results = tmp_path / "results.jsonl"
     arguments = (EXAMPLES / "prompts.jsonl", results)
     async with an_example("batch_of_a_file.py", *arguments, TOKENSPOOL_URL=deployment.apis[0].url) as process:
@@ -63,7 +63,7 @@ async def test_a_file_of_prompts_is_a_batch_and_run_again_the_same_batch(
 
 
 async def test_a_receiver_of_webhooks_prints_what_is_signed_and_refuses_what_is_not(deployment: Deployment) -> None:
-    """The same event once, though it is sent again by hand."""
+    """A repeated event is printed once."""
     async with httpx2.AsyncClient(base_url=deployment.apis[0].url, timeout=20) as api, httpx2.AsyncClient() as stranger:
         secret = (await api.get("/v1/webhooks/secret")).json()["secret"]
         async with an_example("webhook_receiver.py", "0", TOKENSPOOL_WEBHOOK_SECRET=secret) as process:

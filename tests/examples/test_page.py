@@ -19,7 +19,7 @@ pytestmark = [
 
 @pytest.fixture
 async def page_url(deployment: Deployment) -> AsyncIterator[str]:
-    """The example's own server."""
+    """The URL of the example's own server."""
     async with an_example("serve_page.py", "0", TOKENSPOOL_URL=deployment.apis[0].url) as server:
         yield (await read_until(server, "\n")).split()[1]
 
@@ -50,7 +50,7 @@ async def _shows(page: Page, selector: str, text: str) -> None:
 
 
 async def test_a_reload_in_the_middle_loses_nothing(page: Page, page_url: str, deployment: Deployment) -> None:
-    """The job's id is in the address; the answer is followed from its beginning, and the LLM was called once."""
+    """The job's id is in the URL; the answer is followed from its beginning, and the LLM is called only once."""
     nonce = f"page-{secrets.token_hex(3)}"
     await _ask(page, page_url, f"nonce={nonce} tokens=80 gap-ms=30")
     await _shows(page, "#answer", f"{nonce}.1.5 ")
@@ -67,16 +67,16 @@ async def test_a_reload_in_the_middle_loses_nothing(page: Page, page_url: str, d
     assert [call.ended for call in await deployment.calls(nonce)] == ["completed"]
 
 
-async def test_a_second_attempt_begins_anew(page: Page, page_url: str) -> None:
-    """What the first one wrote is gone: the page heeds ``reset``."""
+async def test_a_second_attempt_starts_with_an_empty_text(page: Page, page_url: str) -> None:
+    """The page obeys ``reset`` and clears the first attempt's text."""
     nonce = f"again-{secrets.token_hex(3)}"
     await _ask(page, page_url, f"nonce={nonce} tokens=20 gap-ms=20 end=10x1")
     await _shows(page, "#state", "The answer has succeeded.")
     assert await page.text("#answer") == "".join(f"{nonce}.2.{index} " for index in range(20))
 
 
-async def test_an_api_that_restarts_is_come_back_to(page: Page, page_url: str, deployment: Deployment) -> None:
-    """By the last event's id: no token twice, none lost."""
+async def test_the_page_reconnects_to_an_api_that_restarts(page: Page, page_url: str, deployment: Deployment) -> None:
+    """With the last event's id: no token is doubled or lost."""
     nonce = f"restart-{secrets.token_hex(3)}"
     await _ask(page, page_url, f"nonce={nonce} tokens=100 gap-ms=30")
     await _shows(page, "#answer", f"{nonce}.1.5 ")
@@ -90,7 +90,7 @@ async def test_an_api_that_restarts_is_come_back_to(page: Page, page_url: str, d
     assert await page.text("#answer") == "".join(f"{nonce}.1.{index} " for index in range(100))
 
 
-async def test_an_answer_that_is_not_there_is_told(page: Page, page_url: str) -> None:
-    """As a sentence, instead of an empty page."""
+async def test_a_missing_answer_is_reported(page: Page, page_url: str) -> None:
+    """With a sentence, instead of an empty page."""
     await page.open(f"{page_url}/#job_00000000000000000000000000")
     await _shows(page, "#state", "The answer was not found")

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from api.state.api_state import ApiState
 
 CANARY: Final = "c4n4ry z9"
-"""With a space: no name may look like it, so that a message that names a field does not hold it."""
+"""With a space: no name contains one, so a message that names a field cannot contain the canary."""
 _JOB: Final = "job_01m84bdq4t7w9k2p5x8r3n6v0c"
 _BATCH: Final = "batch_01m84bdq4t7w9k2p5x8r3n6v0c"
 ROUTES: Final = (
@@ -115,10 +115,10 @@ queries = st.sampled_from(
 
 @dataclass
 class Answer:
-    """What an application answered."""
+    """An application's response."""
 
     status: int = 0
-    """0: nothing, since the client had gone."""
+    """0: there was no response, since the client had disconnected."""
     body: bytes = b""
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     took_ms: float = 0.0
@@ -127,7 +127,7 @@ class Answer:
 async def answer_of(
     app: ASGIApp, state: ApiState, path: str, body: bytes, given: list[tuple[bytes, bytes]], query: bytes = b""
 ) -> Answer:
-    """One POST, straight into the application; its client is gone behind the body, so that nothing waits for a job."""
+    """One POST, directly to the application; the client disconnects after the body, so nothing waits for a job."""
     answer = Answer()
     messages: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -162,7 +162,7 @@ async def answer_of(
 
 
 def echoed(answer: Answer) -> bool:
-    """Whether something comes back that was sent, other than what the API promises to tell of the caller's own job."""
+    """Whether the response quotes the request, apart from members of the caller's own job that the API promises."""
     for name, value in answer.headers:
         if CANARY.encode() in value and name != b"location":
             return True
@@ -175,7 +175,7 @@ def echoed(answer: Answer) -> bool:
 
 
 def large_bodies() -> dict[str, bytes]:
-    """Near the limit, and as much work as that can be."""
+    """Bodies near the size limit that cause the most work."""
     size = 31 << 20
     return {
         "a long text": b'{"prompt":"' + b"a" * size + b'"}',

@@ -26,7 +26,7 @@ _CAMPAIGN = 50_000
 
 
 class Target:
-    """An application, and how it answered."""
+    """An application, and statistics of its responses."""
 
     def __init__(self, api: CalledApi) -> None:
         self.app = create_app(load_settings(auth="off", allowed_hosts="*", redis_url=api.state.settings.redis_url))
@@ -36,7 +36,7 @@ class Target:
         self.over_100_ms = 0
 
     async def post(self, path: str, body: bytes, given: list[tuple[bytes, bytes]], query: bytes = b"") -> Answer:
-        """Remembers how long it took."""
+        """Sends one POST, and records how long it took."""
         answer = await answer_of(self.app, self.api.state, path, body, given, query)
         self.statuses[answer.status] += 1
         self.over_100_ms += answer.took_ms > 100
@@ -44,14 +44,14 @@ class Target:
         return answer
 
     async def post_everywhere(self, body: bytes, given: list[tuple[bytes, bytes]], query: bytes) -> None:
-        """To each route; and sees that it is answered as it must be."""
+        """Sends the body to each route, and checks each response."""
         for path in ROUTES:
             answer = await self.post(path, body, given, query)
             assert answer.status < 500, (path, answer)
             assert not echoed(answer), (path, answer)
 
     def tell(self, what: str) -> None:
-        """The figures."""
+        """Prints the figures."""
         total = sum(self.statuses.values())
         print(  # noqa: T201
             f"{what}: {total} bodies, {dict(sorted(self.statuses.items()))} (0: gone before its answer), "
@@ -61,7 +61,7 @@ class Target:
 
 @pytest.fixture
 async def target(real_redis: RedisUnderTest) -> AsyncIterator[Target]:
-    """On a real Redis, without a worker."""
+    """An application on a real Redis, without a worker."""
     async with called_api(redis_url=real_redis.url) as api:
         running = Target(api)
         yield running
@@ -78,7 +78,7 @@ _checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthChec
 async def test_no_body_makes_a_5xx_or_comes_back(
     target: Target, body: bytes, content_type: bytes, more: list[tuple[bytes, bytes]], query: bytes
 ) -> None:
-    """A slice of the campaign."""
+    """A small part of the campaign."""
     await target.post_everywhere(body, [(b"content-type", content_type), *more], query)
 
 
@@ -89,14 +89,14 @@ async def test_no_body_makes_a_5xx_or_comes_back(
 async def test_50_000_hostile_bodies(
     target: Target, body: bytes, content_type: bytes, more: list[tuple[bytes, bytes]], query: bytes
 ) -> None:
-    """`make fuzz`, which prints what was answered, and the slowest."""
+    """For `make fuzz`, which prints the statuses and the slowest requests."""
     await target.post_everywhere(body, [(b"content-type", content_type), *more], query)
 
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(600)
 async def test_the_largest_bodies(target: Target) -> None:
-    """As much work as 32 MB can be, on each route that reads one."""
+    """32 MB that cause the most work, on each route that reads a body."""
     for name, body in large_bodies().items():
         target.slowest = (0.0, "", b"")
         for path in ROUTES:

@@ -15,7 +15,7 @@ _CONFIG = Path(__file__).with_name("schemathesis.toml")
 @pytest.mark.fuzz
 @pytest.mark.timeout(1200)
 async def test_schemathesis_finds_nothing_in_any_phase(tmp_path: Path) -> None:
-    """Examples, coverage, fuzzing and sequences, against processes: API, worker, Redis and a stand-in for the LLM."""
+    """Examples, coverage, fuzzing and sequences, against real processes: API, worker, Redis, stand-in for the LLM."""
     with a_simulator(tmp_path) as simulator_url, a_deployment(simulator_url) as deployment:
         await deployment.make_whole(apis=1, workers=1)
         url = deployment.urls[0]
@@ -26,5 +26,5 @@ async def test_schemathesis_finds_nothing_in_any_phase(tmp_path: Path) -> None:
         done = await asyncio.to_thread(
             subprocess.run, command, cwd=tmp_path, capture_output=True, text=True, check=False
         )
-        print(done.stdout[-4000:])  # noqa: T201 - what was tried
+        print(done.stdout[-4000:])  # noqa: T201 - shows what was tried
         assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
