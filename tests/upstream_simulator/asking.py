@@ -38,7 +38,7 @@ class Asking:
             return [event async for event in stream]
 
     async def streamed(self, prompt: str, *, model: str = MODEL, max_tokens: int = 1_000, **more: Any) -> Message:
-        """The message that the SDK puts together from a stream."""
+        """The message that the SDK builds from a stream."""
         async with self.client.messages.stream(
             model=model, max_tokens=max_tokens, messages=user(prompt), **more
         ) as stream:
@@ -66,7 +66,7 @@ class ChatAsking:
         return completion
 
     async def chunks(self, prompt: str, *, model: str = MODEL, **more: Any) -> list[ChatCompletionChunk]:
-        """The chunks of a stream that was asked for its usage, as the SDK passes them on."""
+        """The chunks of a stream with usage, as the SDK passes them on."""
         stream = await self.client.chat.completions.create(
             **{"model": model, "messages": chat_user(prompt), "stream_options": {"include_usage": True}} | more,
             stream=True,
@@ -75,7 +75,7 @@ class ChatAsking:
             return [chunk async for chunk in stream]
 
     async def streamed(self, prompt: str, *, model: str = MODEL, **more: Any) -> ChatCompletion:
-        """The completion that the SDK puts together from a stream."""
+        """The completion that the SDK builds from a stream."""
         async with self.client.chat.completions.stream(
             model=model, messages=chat_user(prompt), stream_options={"include_usage": True}, **more
         ) as stream:

@@ -42,7 +42,7 @@ async def test_a_stream_has_the_events_of_the_real_api_in_its_order(asking: Aski
 
 
 async def test_every_frame_is_valid_by_the_sdks_types_and_names_its_own_type(asking: Asking) -> None:
-    """The SDK itself checks nothing, so its types are applied strictly here, to the bytes."""
+    """The SDK itself validates nothing, so this test validates the bytes strictly by the SDK's types."""
     schema: TypeAdapter[RawMessageStreamEvent] = TypeAdapter(RawMessageStreamEvent)
     async with asking.client.messages.with_streaming_response.create(
         model=MODEL, max_tokens=100, messages=user("blocks=thinking+text+citations+tool"), stream=True
@@ -133,8 +133,8 @@ async def test_a_stop_reason_can_be_asked_for(asking: Asking) -> None:
     assert (await asking.streamed("stop=refusal")).stop_reason == "refusal"
 
 
-async def test_cached_input_is_counted_beside_the_rest(asking: Asking) -> None:
-    """In the stream's first event and in its last, as in the whole message."""
+async def test_cached_input_is_counted_separately(asking: Asking) -> None:
+    """In the stream's first and last events, as in the whole message."""
     prompt = "cached=30 cache-write=20"
     start, *_, delta, _ = await asking.events(prompt)
     assert start.type == "message_start"

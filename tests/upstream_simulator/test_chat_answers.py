@@ -64,7 +64,7 @@ async def test_a_stream_tells_its_usage_only_if_it_was_asked_to(chat_asking: Cha
 
 
 async def test_every_line_is_valid_by_the_sdks_types_and_the_last_is_done(chat_asking: ChatAsking) -> None:
-    """The SDK itself checks nothing, so its types are applied strictly here, to the bytes."""
+    """The SDK itself validates nothing, so this test validates the bytes strictly by the SDK's types."""
     schema = TypeAdapter(ChatCompletionChunk)
     async with chat_asking.client.chat.completions.with_streaming_response.create(
         model=MODEL,
@@ -120,7 +120,7 @@ async def test_tools_are_called_each_by_its_own_number(chat_asking: ChatAsking) 
 
 
 async def test_thinking_is_reasoning_content_and_is_counted(chat_asking: ChatAsking) -> None:
-    """As vLLM and DeepSeek send it; the SDK has no name for it and passes it on."""
+    """As vLLM and DeepSeek send it; the SDK does not know the member and passes it on."""
     chunks = await chat_asking.chunks("nonce=r blocks=thinking+text tokens=1")
     deltas = [choice.delta.to_dict() for chunk in chunks for choice in chunk.choices]
     assert "".join(str(delta.get("reasoning_content", "")) for delta in deltas).startswith("This is simulated thinking")
@@ -239,7 +239,7 @@ async def test_every_member_of_the_real_api_is_accepted(chat_asking: ChatAsking)
 
 
 async def test_calls_of_a_nonce_are_counted_over_both_apis(chat_asking: ChatAsking, simulator: Simulator) -> None:
-    """So that what falls back from one to the other is on its second call."""
+    """So that a fallback from one API to the other is the second call."""
     headers = {"authorization": "Bearer k", "anthropic-version": "2026-10-21"}
     async with httpx2.AsyncClient(base_url=simulator.url, verify=False, headers=headers) as http:
         body = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "nonce=both fail=529x1"}]}

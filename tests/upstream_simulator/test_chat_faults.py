@@ -27,7 +27,7 @@ def _finish_reasons(chunks: list[ChatCompletionChunk]) -> list[str]:
 async def test_a_clean_end_without_finish_reason_looks_like_an_answer(
     chat_asking: ChatAsking, simulator: Simulator
 ) -> None:
-    """The trap that our worker must see through: the SDK raises nothing."""
+    """Our worker must notice this itself: the SDK raises nothing."""
     chunks = await chat_asking.chunks("nonce=c end=3")
     assert chat_text_of(chunks) == "c.1.0 c.1.1 c.1.2 "
     assert _finish_reasons(chunks) == []
@@ -42,8 +42,8 @@ async def test_a_stream_can_end_after_any_number_of_tokens(chat_asking: ChatAski
     assert _finish_reasons(chunks) == []
 
 
-async def test_a_stream_can_end_behind_its_finish_reason_without_usage_and_done(chat_asking: ChatAsking) -> None:
-    """What `stop` means: the reason is known, the end is not."""
+async def test_a_stream_can_end_after_its_finish_reason_without_usage_and_done(chat_asking: ChatAsking) -> None:
+    """The place `stop`: the reason was sent, but not the end."""
     chunks = await chat_asking.chunks("end=stop")
     assert _finish_reasons(chunks) == ["stop"]
     assert chunks[-1].usage is None
@@ -57,7 +57,7 @@ async def test_a_stream_can_end_behind_its_finish_reason_without_usage_and_done(
 async def test_a_cut_connection_is_a_connection_error(
     chat_asking: ChatAsking, simulator: Simulator, fault: str
 ) -> None:
-    """Unlike the anthropic SDK, this one makes its own error of what its transport raises."""
+    """Unlike the anthropic SDK, this one converts its transport's exceptions to its own."""
     received: list[str] = []
     with pytest.raises(APIConnectionError):
         await _follow(chat_asking, f"nonce=cut {fault}", received)
@@ -67,7 +67,7 @@ async def test_a_cut_connection_is_a_connection_error(
 
 
 async def test_bytes_that_are_not_http_raise_or_hang(chat_asking: ChatAsking, simulator: Simulator) -> None:
-    """On aiohttp it depends on what came together: its C parser waits for ever, or raises what is no openai error."""
+    """With aiohttp it depends on how bytes arrive: its C parser waits without end, or raises a foreign exception."""
     with pytest.raises((APIConnectionError, aiohttp.ClientError, TimeoutError)):
         async with asyncio.timeout(0.3):
             await _follow(chat_asking, "nonce=cut bad-chunk=3", [])
@@ -75,7 +75,7 @@ async def test_bytes_that_are_not_http_raise_or_hang(chat_asking: ChatAsking, si
 
 
 async def _follow(asking: ChatAsking, prompt: str, received: list[str]) -> None:
-    """Like ChatAsking.chunks, but what came before an exception is kept."""
+    """Like ChatAsking.chunks, but keeps the chunks that came before an exception."""
     stream = await asking.client.chat.completions.create(model="sim-t6-g5-f5", messages=chat_user(prompt), stream=True)
     async with stream:
         async for chunk in stream:
@@ -86,7 +86,7 @@ async def _follow(asking: ChatAsking, prompt: str, received: list[str]) -> None:
 async def test_a_connection_can_be_cut_before_the_response(
     chat_asking: ChatAsking, simulator: Simulator, fault: str
 ) -> None:
-    """On aiohttp the SDK calls a closed connection a timeout, at once: APITimeoutError is an APIConnectionError."""
+    """With aiohttp the SDK raises a timeout for a closed connection: APITimeoutError is an APIConnectionError."""
     for ask in (chat_asking.whole, chat_asking.streamed):
         with pytest.raises(APIConnectionError):
             await ask(fault)
@@ -116,7 +116,7 @@ async def test_a_stall_before_the_response_is_a_timeout(chat_asking: ChatAsking,
 
 
 async def test_comments_go_on_and_keep_the_read_timeout_away(chat_asking: ChatAsking, simulator: Simulator) -> None:
-    """They end no read, and the SDK does not show them: a client without its own idle timer waits for ever."""
+    """They end no read, and the SDK does not show them: a client without its own idle timer waits without end."""
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
             await chat_asking.chunks("pings=3,every-ms=20", timeout=0.1)

@@ -22,7 +22,7 @@ CUT = (httpx2.RemoteProtocolError, httpx2.ReadError)
 
 
 async def test_a_clean_end_without_message_stop_looks_like_an_answer(asking: Asking, simulator: Simulator) -> None:
-    """The trap that our worker must see through: the SDK raises nothing."""
+    """Our worker must notice this itself: the SDK raises nothing."""
     message = await asking.streamed("nonce=c end=3")
     assert text_of(message) == "c.1.0 c.1.1 c.1.2 "
     assert message.stop_reason is None
@@ -55,7 +55,7 @@ async def test_a_cut_connection_raises_what_is_no_anthropic_error(
 
 
 async def test_bytes_that_are_not_http_raise_or_hang(asking: Asking, simulator: Simulator) -> None:
-    """Aiohttp 3.14.5's C parser waits for ever, past its read timeout and the closed socket: only an own timer helps."""
+    """aiohttp 3.14.5's C parser waits without end, past its read timeout and the close; only an own timer helps."""
     received: list[str] = []
     with pytest.raises((*CUT, TimeoutError)):
         async with asyncio.timeout(0.3):
@@ -65,7 +65,7 @@ async def test_bytes_that_are_not_http_raise_or_hang(asking: Asking, simulator: 
 
 
 async def _follow(asking: Asking, prompt: str, received: list[str]) -> None:
-    """Like Asking.events, but what came before an exception is kept."""
+    """Like Asking.events, but keeps the events that came before an exception."""
     stream = await asking.client.messages.create(model="sim-t6-g5-f5", max_tokens=9, messages=user(prompt), stream=True)
     async with stream:
         async for event in stream:
@@ -104,7 +104,7 @@ async def test_a_stall_before_the_response_is_a_timeout(asking: Asking, simulato
 
 
 async def test_pings_go_on_and_keep_the_read_timeout_away(asking: Asking, simulator: Simulator) -> None:
-    """Pings end no read: a client without its own idle timer waits for ever."""
+    """Pings end no read: a client without its own idle timer waits without end."""
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(3):
             await asking.events("pings=3,every-ms=20", timeout=2)
@@ -181,7 +181,7 @@ async def test_a_line_of_ten_megabytes_arrives(asking: Asking, simulator: Simula
 
 
 async def test_a_fault_can_be_for_the_first_calls_alone(asking: Asking, simulator: Simulator) -> None:
-    """The endings stand in the order in which they are played: two overloads, a cut, then the answer."""
+    """Endings are in the order in which they are played: two overloads, a cut, then the answer."""
     prompt = "nonce=first fail=529x2 end=1x3"
     for _ in range(2):
         with pytest.raises(anthropic.OverloadedError):

@@ -22,7 +22,7 @@ RAISED_BY_FAULTS = (
     LookupError,
     TypeError,
     ValueError,
-    UserWarning,  # of pydantic, in an SDK that is shown another type than its own
+    UserWarning,  # from pydantic, when an SDK gets another type than its own
 )
 
 
@@ -32,7 +32,7 @@ EVERY = [*(row for row in ROWS if row.name != "odd"), *SHAPES]
 
 @pytest.mark.parametrize("row", EVERY, ids=lambda row: row.name)
 async def test_every_example_of_the_grammar_is_played(asking: Asking, simulator: Simulator, row: Row) -> None:
-    """Whatever comes of it, the record knows, and the next call on the same client is well."""
+    """The record has its outcome, and the next call of the same client succeeds."""
     await _play(asking, simulator, row)
     assert (await asking.streamed("nonce=after")).stop_reason == "end_turn"
 

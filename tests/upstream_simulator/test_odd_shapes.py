@@ -23,7 +23,7 @@ class Played:
     status: int
     headers: dict[str, str]
     chunks: list[bytes]
-    """Of the body, as HTTP cuts it; one, where it has a length."""
+    """The HTTP chunks of the body; a body with a length is one chunk."""
     faults: tuple[str, ...]
 
     @property
@@ -76,7 +76,7 @@ def _dechunked(data: bytes) -> list[bytes]:
 
 
 def text_of(played: Played) -> str:
-    """What a Messages client reads."""
+    """The text that a Messages client reads."""
     return "".join(event["delta"]["text"] or "" for event in played.of_type("content_block_delta"))
 
 
@@ -116,7 +116,7 @@ def test_a_body_is_compressed_unasked(dialect: str, encoding: str, stream: bool)
 def test_compression_goes_together_with_other_words(words: str, last: bytes) -> None:
     played = play("messages", f"odd=gzip {words}")
     assert gzip.decompress(played.body).endswith(last)
-    assert (max(map(len, played.chunks[:-1]), default=8) <= 7) == (words == "slice=7")  # the last ends the encoding
+    assert (max(map(len, played.chunks[:-1]), default=8) <= 7) == (words == "slice=7")  # the last one ends the encoding
 
 
 def test_each_event_can_be_read_before_the_next_is_compressed() -> None:

@@ -184,8 +184,8 @@ async def test_a_body_beyond_32_megabytes_is_refused(simulator: Simulator) -> No
         assert json.loads(body)["error"]["type"] == "request_too_large"
 
 
-async def test_a_slow_reader_holds_up_nobody_else_and_no_memory(simulator: Simulator) -> None:
-    """Its answer waits in the script, not in a buffer."""
+async def test_a_slow_reader_delays_nobody_and_needs_no_memory(simulator: Simulator) -> None:
+    """Its answer is made as it is read, and not buffered."""
     body = {"model": "sim-t200000-g0-f0", "max_tokens": 200_000, "stream": True}
     messages = {"messages": [{"role": "user", "content": "nonce=slow"}]}
     async with _wire(simulator) as (reader, writer):

@@ -67,7 +67,7 @@ async def test_the_record_can_be_emptied(asking: Asking, simulator: Simulator) -
 
 @pytest.mark.parametrize("prompt", ["stall=2", "first-ms=60000", "stall=head", "gap-ms=60000", "pings=2"])
 async def test_a_clients_close_is_in_the_record_at_once(asking: Asking, simulator: Simulator, prompt: str) -> None:
-    """Whatever the upstream was doing: waiting for its first token, between tokens, or stalled."""
+    """While the upstream waits for its first token, between tokens, or is stalled."""
     asked = asyncio.ensure_future(asking.events(f"nonce=close {prompt}"))
     await simulator.until(lambda: bool(simulator.calls))
     if "first" not in prompt and "head" not in prompt:

@@ -61,7 +61,7 @@ NOT_IN_THE_NEW: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
 @pytest.mark.parametrize("message", list(NOT_IN_THE_NEW))
 async def test_a_version_refuses_what_it_no_longer_has(asking: Asking, message: str, path: str) -> None:
-    """The one before takes it."""
+    """The previous version accepts it."""
     body = {"model": MODEL, "max_tokens": 10, "messages": user("hello")} | NOT_IN_THE_NEW[message]
 
     async def post(version: str) -> None:
@@ -75,8 +75,8 @@ async def test_a_version_refuses_what_it_no_longer_has(asking: Asking, message: 
     assert message in str(refused.value)
 
 
-async def test_a_version_takes_what_only_looks_like_it(asking: Asking) -> None:
-    """A user's document, an assistant's citations, a list of no citations."""
+async def test_a_version_accepts_similar_but_valid_members(asking: Asking) -> None:
+    """A user's document, an assistant's citations, an empty list of citations."""
     turns = [
         {"role": "user", "content": [*DOCUMENT, *UNCITED]},
         {"role": "assistant", "content": CITED},
