@@ -8,7 +8,7 @@ from tests.mutations.campaign import Campaign, smallest_of
 
 
 def main() -> int:
-    """Returns 1 if anything is wrong."""
+    """Returns 1 if there are findings."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__)
     parser.add_argument("--count", type=int, default=2_000, help="how many streams (2,000)")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of the campaign (drawn)")

@@ -19,13 +19,13 @@ Run = Callable[[Stream], Awaitable[Observed]]
 
 @dataclass
 class Group:
-    """Cases in which the same is wrong."""
+    """Cases with the same finding."""
 
     kind: Kind
     dialect: Dialect
     labels: frozenset[str]
     number: int
-    """The first case."""
+    """The number of the first case."""
     detail: str
     smallest: Stream
     count: int = 1
@@ -33,7 +33,7 @@ class Group:
 
 @dataclass
 class Report:
-    """What a campaign saw."""
+    """The result of a campaign."""
 
     seed: int
     verdicts: Counter[Verdict] = field(default_factory=Counter)
@@ -44,11 +44,11 @@ class Report:
 
     @property
     def count(self) -> int:
-        """How many streams."""
+        """The number of streams."""
         return self.verdicts.total()
 
     def table(self) -> str:
-        """Figures first, then the groups, those with the most cases first."""
+        """The figures, then the groups, largest first."""
         certain = self.verdicts[Verdict.CERTAIN]
         share = 100 * self.succeeded[Verdict.CERTAIN] / certain if certain else 100.0
         lines = [
@@ -81,7 +81,7 @@ class Campaign:
         self._shrinks = shrinks
 
     def run(self, numbers: Iterable[int]) -> Report:
-        """Those of scripts first, by a clock that does not wait; then those that want a socket."""
+        """Runs scripted cases first, on a virtual clock, and then those that need a socket."""
         begun_s = time.perf_counter()
         by_socket: list[int] = []
         with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
@@ -140,7 +140,7 @@ class Campaign:
 
 
 async def shrunk(case: Case, finding: Finding, run: Run) -> tuple[Stream, str]:
-    """Fewer steps, then fewer frames, then fewer pieces, as long as the same kind of thing is wrong."""
+    """Removes steps, then frames, then pieces, as long as the kind of finding stays the same."""
     detail = finding.detail
 
     async def shows(stream: Stream) -> bool:
@@ -167,7 +167,7 @@ async def shrunk(case: Case, finding: Finding, run: Run) -> tuple[Stream, str]:
     wanted = detail if finding.kind in (Kind.UNNAMED, Kind.FAILED) else ""
 
     async def still_shows(stream: Stream) -> bool:
-        """With all that was done to it, and for the same reason: a stream without its beginning is odd in other ways."""
+        """Whether the same finding remains with all mutations: a stream without its beginning has other findings."""
         return stream.all_labels == labels and await shows(stream) and (not wanted or detail == wanted)
 
     for cuts in (Cuts.FRAMES, Cuts.ONE):
@@ -198,7 +198,7 @@ def _place_of(frame: Frame, frames: list[Frame]) -> int | None:
 
 
 def text_of(stream: Stream) -> str:
-    """As a person reads it."""
+    """The stream in a readable form."""
     lines = [f"{stream.dialect}, {stream.seed_name}; {stream.cuts.value}; then {stream.end.value}"]
     if stream.response is not None:
         given = stream.response
@@ -214,7 +214,7 @@ def text_of(stream: Stream) -> str:
 
 
 def smallest_of(group: Group, seed: int, expected_by: Callable[[Stream], Expected] = expected_of) -> str:
-    """A group's smallest stream, with how to run it again."""
+    """A group's smallest stream, and the command that repeats it."""
     expected = expected_by(group.smallest)
     return "\n".join(
         [

@@ -20,7 +20,7 @@ _OTHER_WORDS: Final[dict[Mutation, float]] = {
     frames.calls_without_ids: 2,
     frames.arguments_as_object: 1,
 }
-"""The same answer, said in another way. They come first, as they make frames of their own."""
+"""Other forms of the same answer. They are applied first, because they create frames."""
 _ODD: Final[dict[Mutation, float]] = {
     members.a_member: 40,
     members.an_unknown_member: 5,
@@ -49,12 +49,12 @@ _RESPONSES: Final[dict[Mutation, float]] = {
     responses.redirect: 1,
 }
 _BY_SOCKET: Final = 0.12
-"""How many of the streams go through a provider, with what is around them."""
+"""The share of streams that go through a provider, with a mutated response."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A seed, and what is done to it, each step by chance of its own."""
+    """A seed stream and its mutations, each with its own random numbers."""
 
     dialect: Dialect
     seed: int
@@ -62,7 +62,7 @@ class Case:
     cuts_seed: int
 
     def stream(self) -> Stream:
-        """Made anew."""
+        """A new copy of the stream."""
         rng = random.Random(self.seed)
         stream = messages_stream(rng) if self.dialect is Dialect.MESSAGES else chat_stream(rng)
         for mutation, seed in self.steps:
@@ -72,7 +72,7 @@ class Case:
 
 
 def a_case(campaign_seed: int, number: int) -> Case:
-    """The case of that number."""
+    """The case with that number."""
     rng = random.Random(f"{campaign_seed}:{number}")
     dialect = rng.choice(list(Dialect))
     seed, cuts_seed = rng.getrandbits(32), rng.getrandbits(32)
@@ -93,7 +93,7 @@ def a_case(campaign_seed: int, number: int) -> Case:
         for _ in range(12):
             mutation = rng.choices(list(choices), weights=list(choices.values()))[0]
             if by_socket and mutation is frames.silence:
-                continue  # by a socket the time is real
+                continue  # time is real with a socket
             step_seed = rng.getrandbits(32)
             if mutation(stream, random.Random(step_seed)):
                 steps.append((mutation, step_seed))
@@ -102,5 +102,5 @@ def a_case(campaign_seed: int, number: int) -> Case:
 
 
 def needs_socket(stream: Stream) -> bool:
-    """Whether only a provider can show it."""
+    """Whether it must go through a provider."""
     return stream.response is not None and stream.end is not End.HELD

@@ -8,7 +8,7 @@ from tests.mutations.words import an_input, bites, pieces
 
 TEXT: Final = -1
 THINKING: Final = -2
-"""Blocks of a chat stream, which has none: what is said of one kind is one. Calls are 0 and up."""
+"""A chat stream has no blocks: all content of one kind counts as one block. Tool calls are 0 and up."""
 
 SHAPES: Final = {
     "text": ("text",),
@@ -24,7 +24,7 @@ SHAPES: Final = {
 
 
 def chat_stream(rng: random.Random) -> Stream:
-    """One of them; all that is said is drawn."""
+    """A random stream."""
     name = rng.choice(list(SHAPES))
     shape = SHAPES[name]
     usage = rng.choice(["none", "late", "late", "in every chunk", "with the reason", "early"])
@@ -55,7 +55,7 @@ def chat_stream(rng: random.Random) -> Stream:
 def chunk(
     delta: object, *means: Meaning, reason: str | None = None, kind: str, index: int = 0, **members: object
 ) -> Frame:
-    """As OpenAI sends it."""
+    """A chunk in OpenAI's form."""
     choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
     head = {
         "id": "chatcmpl-quokka",
@@ -149,7 +149,7 @@ def _counts(rng: random.Random) -> dict[str, Any]:
 
 
 def used(counts: dict[str, Any]) -> Uses:
-    """As our Usage says it: what was cached is not counted twice."""
+    """The usage in our form: cached tokens are not counted twice."""
     cached = counts.get("prompt_tokens_details", {}).get("cached_tokens", 0)
     return Uses(
         {

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Self
 import msgspec
 
 ABSENT: Final = object()
-"""No JSON at all."""
+"""There is no JSON."""
 
 
 class Dialect(StrEnum):
@@ -29,11 +29,11 @@ class Dialect(StrEnum):
 
 
 class Starts(NamedTuple):
-    """The message; a chat stream has no beginning of its own."""
+    """The message begins; a chat stream has no event for that."""
 
 
 class Begins(NamedTuple):
-    """A block, or a call of a tool."""
+    """A block or a tool call begins."""
 
     block: int
     kind: str
@@ -49,19 +49,19 @@ class Says(NamedTuple):
 
 
 class Closes(NamedTuple):
-    """The block is whole."""
+    """The block is complete."""
 
     block: int
 
 
 class Reasons(NamedTuple):
-    """Why the answer ended."""
+    """The stop reason."""
 
     reason: str
 
 
 class Uses(NamedTuple):
-    """Tokens as Usage counts them."""
+    """The usage, in our form."""
 
     tokens: dict[str, int]
 
@@ -71,7 +71,7 @@ class Stops(NamedTuple):
 
 
 class Refuses(NamedTuple):
-    """An error of the upstream's own."""
+    """The upstream's own error."""
 
     code: str
 
@@ -80,12 +80,12 @@ Meaning = Starts | Begins | Says | Closes | Reasons | Uses | Stops | Refuses
 
 
 class Doubt(NamedTuple):
-    """Something odd that an error has to name: a word of each of the two."""
+    """An oddity that the error must name, with one word of each tuple."""
 
     members: tuple[str, ...]
     how: tuple[str, ...]
     is_habit: bool = True
-    """The server's way of writing, which opens no circuit; else the stream broke."""
+    """Whether it is a habit of the server, which opens no circuit; otherwise the stream broke."""
 
 
 @dataclass(slots=True)
@@ -93,31 +93,31 @@ class Frame:
     """One event of the stream."""
 
     kind: str
-    """What it is, for labels."""
+    """Its kind, for labels."""
     name: str | None = None
-    """Of the ``event:`` line; None: there is none."""
+    """The name in the ``event:`` line; None: no such line."""
     json: Any = ABSENT
     data: bytes | None = None
-    """In place of JSON."""
+    """Data that replaces the JSON."""
     block: bytes | None = None
-    """In place of everything: lines, without the empty one."""
+    """Lines that replace the whole frame, without the empty line."""
     means: tuple[Meaning, ...] = ()
     pause_s: float = 0.0
-    """Silence before it."""
+    """The silence before it."""
     is_pretty: bool = False
     has_space: bool = True
     doubts: tuple[Doubt, ...] = ()
     questions: tuple[Doubt, ...] = ()
-    """Where the rule leaves open whether it fails."""
+    """Oddities for which the rule leaves open whether the attempt fails."""
     loose: frozenset[str] = frozenset()
-    """Members of the answer that are not compared any more."""
+    """Members of the answer that are not compared."""
     labels: tuple[str, ...] = ()
     original: "Frame | None" = None
     can_undo: bool = True
-    """Whether the frame alone can be what it was; False: others were changed together with it."""
+    """Whether this frame alone can be restored; False: others were changed with it."""
 
     def touched(self, label: str) -> Self:
-        """Remembers what it was."""
+        """Adds a label, and keeps the original frame."""
         if self.original is None:
             self.original = copy.copy(self)
             self.json = copy.deepcopy(self.json)
@@ -125,7 +125,7 @@ class Frame:
         return self
 
     def wire(self, line_end: bytes) -> bytes:
-        """With its empty line."""
+        """The frame's bytes, with its empty line."""
         if self.block is not None:
             lines = self.block.split(b"\n")
         else:
@@ -135,7 +135,7 @@ class Frame:
         return line_end.join([*lines, b"", b""])
 
     def payload(self) -> bytes:
-        """The data."""
+        """The bytes of its data."""
         if self.data is not None:
             return self.data
         if self.json is ABSENT:
@@ -148,7 +148,7 @@ class Frame:
 
 
 class End(Enum):
-    """What comes behind the last byte."""
+    """What happens after the last byte."""
 
     CLEAN = "a clean end"
     CUT = "a cut"
@@ -156,7 +156,7 @@ class End(Enum):
 
 
 class Cuts(Enum):
-    """How the network cuts it into pieces."""
+    """How the network cuts the stream into pieces."""
 
     FRAMES = "a frame a piece"
     ONE = "one piece"
@@ -175,27 +175,27 @@ class Piece(NamedTuple):
 
 @dataclass(slots=True)
 class Response:
-    """What is around the stream: only a provider sees it."""
+    """The response around the stream, which only a provider sees."""
 
     status: int = 200
     content_type: str | None = "text/event-stream"
     encoding: str = ""
     headers: tuple[str, ...] = ()
     body: bytes | None = None
-    """In place of the stream."""
+    """A body that replaces the stream."""
     breaks: str = ""
     """How the encoded bytes are broken."""
     doubt: Doubt | None = None
     question: Doubt | None = None
     is_final: bool | None = None
-    """Whether another attempt must not be made, where that is certain."""
+    """Whether a retry must not be made, if that is certain."""
     code: str = ""
-    """The code of the error, where that is certain."""
+    """The code of the error, if that is certain."""
 
 
 @dataclass(slots=True)
 class Stream:
-    """All of it."""
+    """A whole stream."""
 
     dialect: Dialect
     frames: list[Frame]
@@ -208,24 +208,24 @@ class Stream:
     cuts: Cuts = Cuts.FRAMES
     cuts_seed: int = 0
     labels: list[str] = field(default_factory=list)
-    """What was done to it as a whole."""
+    """Labels of mutations of the whole stream."""
     response: Response | None = None
-    """None: the stream's own bytes are enough."""
+    """None: the response is not mutated."""
 
     @property
     def all_labels(self) -> frozenset[str]:
-        """Everything that was done to it, pieces apart."""
+        """All labels, except those of pieces."""
         return frozenset(self.labels) | {label for frame in self.frames for label in frame.labels}
 
     def body(self) -> bytes:
-        """In one, before any encoding."""
+        """All bytes, before any encoding."""
         blocks = [frame.wire(self.line_end) for frame in self.frames]
         if blocks and not self.has_last_line:
             blocks[-1] = blocks[-1].removesuffix(self.line_end * 2)
         return self.starts_with + b"".join(blocks)
 
     def pieces(self) -> list[Piece]:
-        """As a reader gets them. Silence falls on the border of a piece."""
+        """The pieces that a reader gets. A silence is always between two pieces."""
         runs: list[tuple[float, list[bytes]]] = [(0.0, [self.starts_with] if self.starts_with else [])]
         for frame in self.frames:
             if frame.pause_s:
@@ -263,7 +263,7 @@ def cut(blocks: list[bytes], cuts: Cuts, rng: random.Random) -> list[bytes]:
 
 
 def encoded(body: bytes, encoding: str, breaks: str) -> bytes:
-    """As ``content-encoding`` says it; ``breaks`` spoils it."""
+    """The body in this ``content-encoding``; ``breaks`` says how it is broken."""
     match encoding.lower():
         case "gzip" | "x-gzip":
             packed = gzip.compress(body, 1)
@@ -272,5 +272,5 @@ def encoded(body: bytes, encoding: str, breaks: str) -> bytes:
         case "" | "identity":
             packed = body
         case _:
-            packed = bytes(byte ^ 0x55 for byte in body)  # whatever it is, it is not readable
+            packed = bytes(byte ^ 0x55 for byte in body)  # so that it cannot be decoded
     return packed[: len(packed) // 2] if breaks == "short" else packed

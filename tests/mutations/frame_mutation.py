@@ -26,15 +26,15 @@ from tests.mutations.frame import (
 from tests.mutations.oracle import SILENCE
 
 Mutation = Callable[[Stream, random.Random], bool]
-"""Changes a stream and what it means. False: it does not fit this one."""
+"""Changes a stream and its meaning. False: the mutation does not apply to this stream."""
 
 
 def _insert(stream: Stream, at: int, frame: Frame, label: str) -> None:
     frame.labels = (*frame.labels, label)
     while at < len(stream.frames) and stream.frames[at].pause_s:
-        at += 1  # what comes in a silence ends it
+        at += 1  # a frame inside a silence would end it
     if not stream.has_last_line:
-        at = min(at, len(stream.frames) - 1)  # nothing comes behind what is not ended
+        at = min(at, len(stream.frames) - 1)  # nothing can follow an incomplete frame
     stream.frames.insert(at, frame)
 
 
@@ -75,7 +75,7 @@ _NOISE: Final[dict[str, Callable[[], Frame]]] = {
     "another event with a name of ours": lambda: Frame("noise", "reset", {"attempt": 4711}),
 }
 _MESSAGES_NOISE: Final[dict[str, Callable[[], Frame]]] = {
-    # Only here: a chat stream's chunks may be called anything, so that one which is no chunk may have been one.
+    # Not for chat: its chunks may have any event name, so this one might have been a chunk.
     "an unknown event that is no JSON": lambda: Frame("noise", "novelty", data=b"c4n4ry {"),
     "an unknown event that is a list": lambda: Frame("noise", "novelty", data=b"[4711]"),
     "an unknown event that is a number": lambda: Frame("noise", "novelty", data=b"4711"),
@@ -131,7 +131,7 @@ _CHAT_NOISE: Final[dict[str, Callable[[], Frame]]] = {
 
 
 def noise(stream: Stream, rng: random.Random) -> bool:
-    """A frame that says nothing: passed on or ignored, wherever it is."""
+    """A frame without content: passed on or ignored, wherever it is."""
     own = _CHAT_NOISE if _is_chat(stream) else _MESSAGES_NOISE
     kinds = _NOISE | own
     name = rng.choice(list(kinds))
@@ -150,7 +150,7 @@ def noise(stream: Stream, rng: random.Random) -> bool:
 
 
 def _inside_a_block(stream: Stream, frame: Frame, name: str, rng: random.Random) -> int:
-    """Before the stop of one of a fitting kind."""
+    """A place before the stop of a block of a suitable kind."""
     wanted = {"a text of null": ("text",), "a partial_json of null": ("tool_use", "server_tool_use")}.get(name)
     kinds = {m.block: m.kind for f in stream.frames for m in f.means if isinstance(m, Begins)}
     stops = [
@@ -170,7 +170,7 @@ _VALUES: Final = (b"1", b"[]", b'"c4n4ry"', b"true", b"4711.5")
 
 
 def an_odd_value(stream: Stream, rng: random.Random) -> bool:
-    """Open: JSON that is no object, in a frame without a name, may be a heartbeat, or what is left of a chunk."""
+    """Open: JSON that is not an object, in a frame without a name, may be a heartbeat or the rest of a chunk."""
     data = rng.choice(_VALUES)
     doubt = Doubt(
         ("data", "frame", "event", "chunk"), ("number", "list", "array", "text", "string", "boolean", "bool", "object")
@@ -180,7 +180,7 @@ def an_odd_value(stream: Stream, rng: random.Random) -> bool:
 
 
 def a_word(stream: Stream, rng: random.Random) -> bool:
-    """Open, as above: a word that is no JSON, in a frame without a name."""
+    """Open, as above: a word that is not JSON, in a frame without a name."""
     doubt = Doubt(("data", "frame", "event", "chunk"), ("JSON",))
     frame = Frame("noise", data=rng.choice([b"c4n4ry", b"keepalive", b"OK"]), questions=(doubt,))
     _insert(stream, _anywhere(stream, rng), frame, "data: a word")
@@ -188,7 +188,7 @@ def a_word(stream: Stream, rng: random.Random) -> bool:
 
 
 def after_the_end(stream: Stream, rng: random.Random) -> bool:
-    """What follows ``message_stop`` or ``[DONE]`` matters to nobody."""
+    """Frames after ``message_stop`` or ``[DONE]`` do not matter."""
     if not stream.frames or not any(isinstance(meaning, Stops) for meaning in stream.frames[-1].means):
         return False
     again = copy.deepcopy(rng.choice(stream.frames))
@@ -223,7 +223,7 @@ def layout(stream: Stream, rng: random.Random) -> bool:
                 return False
             last = stream.frames[-1]
             if any(not isinstance(meaning, Stops) for meaning in last.means):
-                return False  # SSE says that it is no event then; whether its words count is another question
+                return False  # by the SSE standard it is then no event, and whether its content counts is unclear
             last.touched(what)
             last.means = last.doubts = last.questions = ()
             stream.has_last_line = False
@@ -240,7 +240,7 @@ def layout(stream: Stream, rng: random.Random) -> bool:
 
 
 def event_line(stream: Stream, rng: random.Random) -> bool:
-    """Left out, where the type says it; or SSE's own word for none, or one more than a chat stream has."""
+    """The line is omitted if the type has the name, or is SSE's default name, or is added to a chat stream."""
     frame = rng.choice(stream.frames)
     if frame.block is not None or frame.original is not None or frame.kind in ("noise", "error", "rubbish"):
         return False
@@ -255,19 +255,19 @@ def event_line(stream: Stream, rng: random.Random) -> bool:
 
 
 def repeat(stream: Stream, rng: random.Random) -> bool:
-    """The same frame once more, right behind itself."""
+    """The same frame a second time, directly after the first."""
     at = rng.randrange(len(stream.frames))
     frame = stream.frames[at]
     if frame.original is not None or frame.kind in ("noise", "error", "message"):
         return False
     again = copy.deepcopy(frame)
     if frame.kind == "message_start" or frame.kind.startswith("content_block_start"):
-        # Open: the same beginning twice adds nothing, but may as well be another answer's, or another block's.
+        # Open: a repeated beginning adds nothing, but may be that of another answer or block.
         doubt = Doubt(
             (frame.kind.partition(":")[0], "index", "block"), ("second", "twice", "again", "two", "repeated", "already")
         )
         again.questions = (*again.questions, doubt)
-    if frame.kind.startswith("call"):  # two that differ by more may be two calls: nothing else is done to them
+    if frame.kind.startswith("call"):  # with another mutation, the two might be different calls
         for one in (frame, again):
             one.original, one.can_undo = copy.copy(one), False
     _insert(stream, at + 1, again, f"{frame.kind} twice")
@@ -281,7 +281,7 @@ _NEEDLESS: Final = {
 
 
 def drop(stream: Stream, rng: random.Random) -> bool:
-    """A frame that a gateway forgets."""
+    """A frame that a gateway drops."""
     places = [
         at
         for at, frame in enumerate(stream.frames)
@@ -302,7 +302,7 @@ def drop(stream: Stream, rng: random.Random) -> bool:
 
 
 def broken_json(stream: Stream, rng: random.Random) -> bool:
-    """A frame whose JSON ends too early, has a byte that is no UTF-8, or half a character."""
+    """A frame whose JSON ends too early, or has an invalid byte or half a character of UTF-8."""
     frames = [f for f in stream.frames if isinstance(f.json, dict) and f.original is None and not f.labels]
     if not frames:
         return False
@@ -311,7 +311,7 @@ def broken_json(stream: Stream, rng: random.Random) -> bool:
     what = rng.choice(["cut", "no UTF-8", "half a surrogate pair"])
     if what == "cut":
         data = data[: rng.randint(1, len(data) - 1)]
-    else:  # in what it says: elsewhere nobody has to read it
+    else:  # in its content: other members need not be read
         piece = next((m.piece for m in frame.means if isinstance(m, Says)), "")
         quoted = msgspec.json.encode(piece)
         if not piece or data.count(quoted) != 1:
@@ -325,11 +325,11 @@ def broken_json(stream: Stream, rng: random.Random) -> bool:
     carries = bool(frame.means) or not _is_chat(stream)
     frame.means = ()
     if frame.kind == "ping" and frame.name is not None:
-        return True  # nobody needs it
+        return True  # the frame is not needed
     if carries:
         frame.doubts = (doubt,)
     else:
-        frame.questions = (doubt,)  # open: it held nothing, which a reader cannot know
+        frame.questions = (doubt,)  # open: it had no content, which a reader cannot know
     frame.loose = frozenset({"usage"})
     return True
 
@@ -341,15 +341,15 @@ _LOOSE_JSON: Final = {
     "a control character": b'"a\x01b"',
     "no UTF-8": b'"\xff"',
 }
-"""As servers write it that are written in Python, or that cut a text at a byte."""
+"""Values of servers in Python, or of servers that cut a text at a byte."""
 _MARK: Final = "the odd value comes here"
 
 
 def loose_json(stream: Stream, rng: random.Random) -> bool:
-    """A value that no strict reader takes, in a member that nobody needs: what is needed stands beside it, and is clear.
+    """A value outside strict JSON, in an unneeded member; the needed members are valid.
 
-    Open for bytes that no JSON may have: a frame with these may be broken elsewhere too. The others are what Python's
-    ``json.dumps`` writes, and half a pair is JSON by its grammar.
+    Open for bytes that JSON cannot contain: such a frame may be broken elsewhere too. The other values are written by
+    Python's ``json.dumps``; a lone surrogate is valid by JSON's grammar.
     """
     frames = [f for f in stream.frames if isinstance(f.json, dict) and f.original is None and not f.labels]
     if not frames:
@@ -374,7 +374,7 @@ def loose_json(stream: Stream, rng: random.Random) -> bool:
 
 
 def said_in_the_start(stream: Stream, rng: random.Random) -> bool:
-    """The first words, or the whole input, are in ``content_block_start``."""
+    """The first words or the whole input are in ``content_block_start``."""
     starts = [
         frame
         for frame in stream.frames
@@ -416,7 +416,7 @@ def said_in_the_start(stream: Stream, rng: random.Random) -> bool:
 
 
 def gaps(stream: Stream, rng: random.Random) -> bool:
-    """Blocks numbered with holes, as gateways do that filter some out."""
+    """Block numbers with gaps, as from gateways that filter blocks."""
     if _is_chat(stream) or stream.labels or not any(isinstance(m, Begins) for f in stream.frames for m in f.means):
         return False
     by = rng.choice([(1, 1), (2, 0), (3, 5)])
@@ -435,7 +435,7 @@ def gaps(stream: Stream, rng: random.Random) -> bool:
 
 
 def message_for_delta(stream: Stream, rng: random.Random) -> bool:
-    """One chunk says it all, in ``message``: a server that streams only in form."""
+    """One chunk has the whole answer in ``message``, from a server that only pretends to stream."""
     if not _is_chat(stream) or any(frame.labels for frame in stream.frames):
         return False
     text = _all(stream, "text")
@@ -493,7 +493,7 @@ def _reason(stream: Stream) -> str:
 
 
 def parts(stream: Stream, rng: random.Random) -> bool:
-    """``content`` as a list of parts, as Mistral's reasoning models send it: thinking and text."""
+    """``content`` as a list of parts with thinking and text, as from Mistral's reasoning models."""
     if not _is_chat(stream):
         return False
     found = False
@@ -525,7 +525,7 @@ def _delta_of(frame: Frame) -> dict[str, Any] | None:
 
 
 def calls_without_ids(stream: Stream, rng: random.Random) -> bool:
-    """Several calls without ids, all of one index, or of none: a name behind whole arguments begins the next."""
+    """Several calls without ids, with one index or none: a name after complete arguments begins the next call."""
     calls = _calls(stream) if _is_chat(stream) else []
     if not calls or any(frame.labels for frame in stream.frames) or "mixed" in stream.seed_name:
         return False
@@ -552,7 +552,7 @@ def calls_without_ids(stream: Stream, rng: random.Random) -> bool:
 
 
 def arguments_as_object(stream: Stream, rng: random.Random) -> bool:
-    """The object itself, in place of a text of JSON."""
+    """The object itself instead of a text with JSON."""
     if not _is_chat(stream) or any(frame.labels for frame in stream.frames) or _reason(stream) == "length":
         return False
     calls = _calls(stream)
@@ -592,7 +592,7 @@ def _error(stream: Stream, rng: random.Random) -> Frame:
 
 
 def error(stream: Stream, rng: random.Random) -> bool:
-    """The upstream says that it failed: the failure says what it said."""
+    """The upstream reports its failure; ours must have its message."""
     if any(isinstance(m, Refuses) for f in stream.frames for m in f.means):
         return False
     frame = _error(stream, rng)
@@ -602,7 +602,7 @@ def error(stream: Stream, rng: random.Random) -> bool:
 
 
 def end(stream: Stream, rng: random.Random) -> bool:
-    """Cut or held open behind the end; or ended, cut or held anywhere, in the middle of a frame too."""
+    """Cut or held open after the end; or ended, cut or held open anywhere, also inside a frame."""
     if stream.end is not End.CLEAN or not stream.has_last_line or not stream.frames:
         return False
     stream.end = rng.choices(list(End), weights=[4, 1, 4])[0]
@@ -635,7 +635,7 @@ def silence(stream: Stream, rng: random.Random) -> bool:
         for at, frame in enumerate(stream.frames[:-1])
         if any(isinstance(m, Says) and m.piece for m in frame.means)
         and not frame.doubts
-        and not frame.kind.startswith("content_block_start")  # whether that is content already is not the question here
+        and not frame.kind.startswith("content_block_start")  # it is unclear whether that is content
     ]
     if not said:
         return False
@@ -650,7 +650,7 @@ def silence(stream: Stream, rng: random.Random) -> bool:
             stream.frames.insert(at, frame)
         case "pings for 700 s" if not is_last and not _is_chat(stream):
             made = [_heartbeat(stream, "a ping", what) for _ in range(71)]
-            for beat in made[60:]:  # wherever the stream ends after the bound of 600 s, the bound was first
+            for beat in made[60:]:  # the bound of 600 s comes before any later end
                 beat.doubts = (SILENCE,)
             stream.frames[at:at] = made
         case "pings" | "heartbeats" if not is_last:
@@ -670,7 +670,7 @@ def _heartbeat(stream: Stream, name: str, label: str) -> Frame:
 
 
 def late(stream: Stream, rng: random.Random) -> bool:
-    """What follows the reason comes a moment later: the usage, and the end."""
+    """The usage and the end come a moment after the stop reason."""
     at = next((n for n, f in enumerate(stream.frames) if any(isinstance(m, Reasons) for m in f.means)), None)
     if at is None or at + 1 >= len(stream.frames):
         return False
@@ -682,6 +682,6 @@ def late(stream: Stream, rng: random.Random) -> bool:
 
 
 def pieces(stream: Stream, rng: random.Random) -> None:
-    """How the network cuts it; each way says the same."""
+    """How the network cuts the stream, which changes nothing."""
     stream.cuts = rng.choices(list(Cuts), weights=[4, 3, 6, 1, 1, 1])[0]
     stream.cuts_seed = rng.getrandbits(32)

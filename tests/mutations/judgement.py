@@ -16,7 +16,7 @@ from tests.mutations.worker_under_test import Observed
 
 
 class Kind(StrEnum):
-    """What can be wrong."""
+    """The kinds of findings."""
 
     FAILED = "a certain answer was thrown away"
     LATE = "a whole answer was held back"
@@ -37,14 +37,14 @@ SILENT: Final = frozenset({Kind.NOT_AS_SENT, Kind.NOT_AS_SEEN, Kind.SUCCEEDED})
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong."""
+    """One thing that is wrong with an outcome."""
 
     kind: Kind
     detail: str
 
 
 def findings_of(stream: Stream, expected: Expected, observed: Observed) -> list[Finding]:
-    """Everything that is wrong with it."""
+    """Everything that is wrong with the observed outcome."""
     if observed.crash:
         return [Finding(Kind.CRASHED, observed.crash)]
     found = _oddly_shaped(observed)
@@ -102,7 +102,7 @@ def _of_failure(stream: Stream, expected: Expected, observed: Observed) -> list[
 
 
 def _names(message: str, doubt: Doubt) -> bool:
-    """What is odd, and how; the sentence that every such failure begins with names nothing."""
+    """Whether the message names what is odd and how; the common beginning of such messages does not count."""
     detail = message.partition(":")[2] or message
     return _has(detail, doubt.members) and _has(detail, doubt.how)
 
@@ -142,7 +142,7 @@ def _compared(block: dict[str, Any]) -> dict[str, Any]:
 
 
 def _message_heard(events: list[tuple[str, bytes]]) -> tuple[list[dict[str, Any]], str | None]:
-    """As the official SDKs add up a stream, but for odd numbers, which they would choke on."""
+    """Adds up a stream as the official SDKs do, except for odd numbers, at which they would fail."""
     blocks: dict[int, dict[str, Any]] = {}
     inputs: dict[int, str] = {}
     reason = None
@@ -176,7 +176,7 @@ def _message_heard(events: list[tuple[str, bytes]]) -> tuple[list[dict[str, Any]
 
 
 def _oddly_shaped(observed: Observed) -> list[Finding]:
-    """Names and data that break a follower, whatever became of the job."""
+    """Event names and data that would break a follower, whatever the job's outcome."""
     for name, data in observed.events:
         if name in OUR_NAMES:
             if observed.calls == 1:
@@ -209,7 +209,7 @@ def _said(block: dict[str, Any]) -> dict[str, Any]:
 
 
 def _folded(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A chat stream has no blocks: its text is one, its thinking is one, its calls have an order."""
+    """A chat stream has no blocks: its text counts as one block, its thinking as one, and its calls are ordered."""
     said = {kind: "".join(block[kind] for block in blocks if block["type"] == kind) for kind in ("thinking", "text")}
     folded = [{"type": kind, kind: joined} for kind, joined in said.items() if joined]
     return folded + [block for block in blocks if block["type"] not in ("thinking", "text")]

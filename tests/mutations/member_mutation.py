@@ -18,91 +18,91 @@ _TYPE_WORDS: Final[dict[type, tuple[str, ...]]] = {
     int: ("number", "integer", "int"),
     float: ("number", "float"),
     str: ("string", "str", "text"),
-    list: ("list", "array", "number", "integer", "int"),  # or what is odd in it
+    list: ("list", "array", "number", "integer", "int"),  # or the odd element
     dict: ("object", "dict"),
     bool: ("boolean", "bool", "true", "false"),
 }
 _DROP: Final = object()
 _SKIPPED_QUESTIONS: Final = 0.7
-"""What the rule leaves open is tried less often: a stream with a question in it can show little else."""
+"""Open questions are tried less often: a stream with one can prove little else."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What is done to one member."""
+    """A change of one member."""
 
     stream: Stream
     frame: Frame
     path: Path
     old: Any
     new: Any
-    """``_DROP``: it is not there any more."""
+    """The new value; ``_DROP``: the member is removed."""
 
     @property
     def is_gone(self) -> bool:
-        """Null is "not there"."""
+        """Whether it is removed; null counts as removed."""
         return self.new is _DROP or self.new is None
 
     @property
     def member(self) -> str:
-        """Its name."""
+        """The member's name."""
         return str([part for part in self.path if isinstance(part, str)][-1])
 
     def doubt(self, *others: str) -> Doubt:
-        """The error has to name it, or one of the others, and what it is."""
+        """The error must name this member, or one of ``others``, and what is odd about it."""
         how = (*ABSENT_WORDS, "empty") if self.is_gone or self.new == "" else _TYPE_WORDS[type(self.new)]
         if self.new in ([], {}) or (isinstance(self.new, dict) and isinstance(self.old, list)):
-            how += ABSENT_WORDS  # an empty one lacks everything, one in place of a list what each of the list has
+            how += ABSENT_WORDS  # an empty object lacks everything; one instead of a list lacks what each element has
         return Doubt((self.member, *others), how)
 
     def fails(self, *others: str) -> None:
-        """It makes something doubtful."""
+        """The change makes the answer doubtful."""
         self.frame.doubts = (*self.frame.doubts, self.doubt(*others))
 
     def asks(self, *others: str) -> None:
-        """Whether it does is open."""
+        """It is open whether the change makes the answer doubtful."""
         self.frame.questions = (*self.frame.questions, self.doubt(*others))
 
     def loses(self, *kinds: type) -> None:
-        """The frame does not mean this any more."""
+        """The frame loses these meanings."""
         self.frame.means = tuple(meaning for meaning in self.frame.means if not isinstance(meaning, kinds))
 
     def means(self, meaning: Meaning) -> None:
-        """It does mean this in the end."""
+        """The frame gets this meaning."""
         self.frame.means = (*self.frame.means, meaning)
 
     def loosens(self, *members: str) -> None:
-        """They are not compared any more."""
+        """These members of the answer are not compared."""
         self.frame.loose |= frozenset(members)
 
     @property
     def said(self) -> bool:
-        """Whether the frame says anything of the answer."""
+        """Whether the frame has content of the answer."""
         return any(not isinstance(meaning, Uses) for meaning in self.frame.means)
 
 
 Role = Callable[[Change], bool]
-"""Changes what the frame means. False: the change is not made, as it says something else instead of something odd."""
+"""Changes the frame's meaning. False: the change is not made, because the result would be valid but different."""
 
 
 # --- roles of both formats --------------------------------------------------------------------------------------------
 
 
 def nobody(change: Change) -> bool:
-    """Text, inputs, usage and ending do without it."""
+    """The text, inputs, usage and ending do not need it."""
     change.loosens(change.member)
     return True
 
 
 def usage_box(change: Change) -> bool:
-    """What was used is not known then; that fails nothing."""
+    """The usage is then unknown, which is no failure."""
     change.loses(Uses)
     change.loosens("usage")
     return True
 
 
 def usage_number(change: Change) -> bool:
-    """As text or float its value is clear."""
+    """As a text or float its value is clear."""
     if not _is_clear(change):
         change.loosens("usage")
     return True
@@ -113,7 +113,7 @@ def _is_clear(change: Change) -> bool:
 
 
 def said_text(change: Change) -> bool:
-    """A text that is none is doubtful, whatever it was before."""
+    """A text of another type is doubtful."""
     if change.is_gone:
         change.loses(Says)
     elif isinstance(change.new, str) or change.new in ([], {}):
@@ -124,7 +124,7 @@ def said_text(change: Change) -> bool:
 
 
 def chat_content(change: Change) -> bool:
-    """May be a list of parts: an empty one says nothing."""
+    """It may be a list of parts; an empty list has no content."""
     if change.old is None and (change.is_gone or change.new == []):
         return True
     if change.new == []:
@@ -134,7 +134,7 @@ def chat_content(change: Change) -> bool:
 
 
 def said_thinking(change: Change) -> bool:
-    """Open: the rule names the text and inputs; whether thinking is text, it does not say. A success is without it."""
+    """Open: the rule is about text and inputs, and does not say whether thinking is text. A success lacks it."""
     if isinstance(change.new, str):
         return False
     change.loses(Says)
@@ -144,32 +144,32 @@ def said_thinking(change: Change) -> bool:
 
 
 def index(change: Change) -> bool:
-    """Open where no number can be read: one block is open at a time, so that a reader may know which it is, or refuse."""
+    """Open if no number can be read: only one block is open at a time, so a reader may know which, or refuse."""
     if isinstance(change.new, int) and not isinstance(change.new, bool):
         return False
     if not _is_clear(change):
-        # A reader that takes the next number for it may be wrong, and finds no block of the number that it took.
+        # A reader that assumes the next number may be wrong, and then finds no block with that number.
         change.frame.questions = (*change.frame.questions, Doubt(("block", "index"), (*change.doubt().how, "no")))
     return True
 
 
 def box(*loses: type, others: tuple[str, ...] = ()) -> Role:
-    """An object, or a list, around what is said. Of the wrong type it may have held what we need; null holds nothing."""
+    """An object or list around content. With a wrong type it may have held needed content; null holds nothing."""
 
     def role(change: Change) -> bool:
         if isinstance(change.new, type(change.old)) and change.old is not None:
             return False
         if change.frame.kind == "message" and change.member == "delta":
-            # Open: the message stands where a delta is looked for first.
+            # Open: the message is where readers look for a delta first.
             change.asks(*others)
         elif change.is_gone:
             change.loses(*loses)
         elif change.new in ([], "", {}):
-            return not change.said  # nothing is in it
+            return not change.said  # it has no content
         elif change.said:
             change.fails(*others)
         else:
-            # Open: it stood where nothing was said, which a reader cannot know.
+            # Open: it had no content, which a reader cannot know.
             change.asks(*others)
         return True
 
@@ -180,7 +180,7 @@ def box(*loses: type, others: tuple[str, ...] = ()) -> Role:
 
 
 def event_type(change: Change) -> bool:
-    """The ``event:`` line says it too; without one the frame is nobody's. Open where the two differ."""
+    """The ``event:`` line has it too; without both the frame is ignored. Open if the two differ."""
     if change.frame.name is None:
         return False
     if isinstance(change.new, str):
@@ -189,7 +189,7 @@ def event_type(change: Change) -> bool:
 
 
 def message(change: Change) -> bool:
-    """Who answers, and what was used so far."""
+    """The model, and the usage so far."""
     if isinstance(change.new, dict):
         return False
     change.loses(Uses)
@@ -198,12 +198,12 @@ def message(change: Change) -> bool:
 
 
 def early_reason(change: Change) -> bool:
-    """A place that is empty until the ending is told where it belongs."""
+    """Always null here; message_delta has the stop reason."""
     return not isinstance(change.new, str)
 
 
 def message_content(change: Change) -> bool:
-    """Open: of another type it may be content. Not there, it is none: many gateways leave it out. A text is one."""
+    """Open: with another type it may be content. Many gateways omit it, which means no content. A text is content."""
     if isinstance(change.new, str):
         return False
     if not change.is_gone:
@@ -212,7 +212,7 @@ def message_content(change: Change) -> bool:
 
 
 def block(change: Change) -> bool:
-    """Open for text and thinking: their deltas say what they are. A tool's name is only here."""
+    """Open for text and thinking, whose deltas show the kind. A tool's name is only here."""
     if isinstance(change.new, dict):
         return False
     kind = change.old["type"]
@@ -227,17 +227,17 @@ def block(change: Change) -> bool:
 
 
 def block_type(change: Change) -> bool:
-    """Open: the deltas, or the other members, may tell; a block of an unknown kind with text would hide the text."""
+    """Open: the deltas or other members may show the kind; a block of an unknown kind would hide its text."""
     if change.old not in ("text", "thinking", "tool_use"):
         return False
     change.asks("content_block", "block")
     if isinstance(change.new, str):
-        change.loosens("kinds")  # then that is what was sent
+        change.loosens("kinds")  # the block then has the sent kind
     return True
 
 
 def tool_input(change: Change) -> bool:
-    """The deltas say it, and null is an empty one. Open where a wrong one stands beside good deltas."""
+    """The deltas have the input, and null means an empty one. Open for a wrong type with valid deltas."""
     if change.is_gone:
         return True
     if isinstance(change.new, dict):
@@ -247,7 +247,7 @@ def tool_input(change: Change) -> bool:
 
 
 def name(change: Change) -> bool:
-    """A call of nothing is no call. One that Anthropic runs is nobody's to make: what its name is worth is not tried."""
+    """A call needs a name. Calls that Anthropic runs itself are not tried."""
     if (isinstance(change.new, str) and change.new) or ":server_tool_use" in change.frame.kind:
         return False
     change.loses(Begins)
@@ -256,12 +256,12 @@ def name(change: Change) -> bool:
 
 
 def partial_json(change: Change) -> bool:
-    """As ``arguments``: an object may be the input itself."""
+    """Like ``arguments``: an object may be the input itself."""
     return not isinstance(change.new, dict) and said_text(change)
 
 
 def delta_type(change: Change) -> bool:
-    """Open for what says something: another member tells what it is."""
+    """Open for deltas with content: another member shows the type."""
     if change.old in ("citations_delta", "signature_delta"):
         change.loosens("citations", "signature")
     else:
@@ -270,7 +270,7 @@ def delta_type(change: Change) -> bool:
 
 
 def reason(change: Change) -> bool:
-    """Without it, nobody knows why the answer ended. A new word is told as it is. Open where another frame says it well."""
+    """Without it the stop reason is unknown. An unknown reason is passed on. Open if another frame has a valid one."""
     if change.new == "" and change.stream.dialect is Dialect.MESSAGES:
         return False
     change.loses(Reasons)
@@ -288,7 +288,7 @@ def reason(change: Change) -> bool:
 
 
 def choice_index(change: Change) -> bool:
-    """None is the first; open what no number can be read from. Another choice's stays what it is: it may become the first."""
+    """Missing means the first choice; open if no number can be read. Other choices' indices are not changed."""
     if change.old != 0 or (isinstance(change.new, int) and not isinstance(change.new, bool)):
         return False
     if not _is_clear(change) and not change.is_gone:
@@ -297,7 +297,7 @@ def choice_index(change: Change) -> bool:
 
 
 def call_index(change: Change) -> bool:
-    """Open: with several calls a reader may go by the ids and the order, or refuse. The only call needs none."""
+    """Open: with several calls a reader may use ids and order, or refuse. A single call needs no index."""
     if isinstance(change.new, int) and not isinstance(change.new, bool):
         return False
     calls = {m.block for frame in change.stream.frames for m in frame.means if isinstance(m, Begins)}
@@ -307,7 +307,7 @@ def call_index(change: Change) -> bool:
 
 
 def finish_reason(change: Change) -> bool:
-    """Open where it is odd before the end and the true one comes later."""
+    """Open if it is odd before the end and a valid one comes later."""
     if any(isinstance(meaning, Reasons) for meaning in change.frame.means):
         return reason(change)
     if isinstance(change.new, str):
@@ -318,7 +318,7 @@ def finish_reason(change: Change) -> bool:
 
 
 def refusal(change: Change) -> bool:
-    """It is told as text. Open where none was said."""
+    """It becomes text. Open if there was no refusal."""
     if isinstance(change.new, str):
         return False
     if change.old:
@@ -329,7 +329,7 @@ def refusal(change: Change) -> bool:
 
 
 def reasoning(change: Change) -> bool:
-    """Where a server says it by two names, the other is enough."""
+    """If a server sends it under two names, the other one is enough."""
     delta = change.frame.json["choices"][0]["delta"]
     if "reasoning" in delta and "reasoning_content" in delta:
         if isinstance(change.new, str):
@@ -341,7 +341,7 @@ def reasoning(change: Change) -> bool:
 
 
 def function(change: Change) -> bool:
-    """Holds the name and the arguments. Without it, a call that began has no name."""
+    """It holds the name and the arguments. Without it, a call has no name."""
     begins = any(isinstance(meaning, Begins) for meaning in change.frame.means)
     if change.is_gone and begins:
         change.fails("name", "tool_calls")
@@ -349,7 +349,7 @@ def function(change: Change) -> bool:
 
 
 def arguments(change: Change) -> bool:
-    """A whole object is another mutation; what is neither text nor object is doubtful."""
+    """An object is another mutation; other types than text and object are doubtful."""
     if isinstance(change.new, (str, dict)):
         return False
     return said_text(change)
@@ -404,7 +404,7 @@ def _messages_delta(change: Change) -> bool:
         case "content_block_delta:citations_delta" | "content_block_delta:signature_delta":
             change.loosens("citations", "signature")
             if not change.is_gone:
-                # Open: it held no text, which a reader cannot know.
+                # Open: it had no text, which a reader cannot know.
                 change.asks("content_block_delta")
             return True
         case "content_block_delta:thinking_delta" if not change.is_gone:
@@ -455,12 +455,12 @@ PLACES: Final = {Dialect.MESSAGES: _MESSAGES, Dialect.CHAT: _CHAT}
 
 
 def dotted(path: Path) -> str:
-    """As labels write it."""
+    """The path in the form of labels."""
     return ".".join(str(part) for part in path)
 
 
 _INPUTS: Final = ("input", "arguments")
-"""What is in a tool's input is the input."""
+"""Members inside a tool's input are not mutated: they are the input."""
 
 
 def _walk(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -476,7 +476,7 @@ def _walk(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def a_member(stream: Stream, rng: random.Random) -> bool:
-    """Changes one of them. False: this draw says nothing odd."""
+    """Changes one member. False: this draw changes nothing odd."""
     frames = [frame for frame in stream.frames if isinstance(frame.json, dict) and frame.original is None]
     if not frames:
         return False
@@ -506,8 +506,8 @@ def a_member(stream: Stream, rng: random.Random) -> bool:
 
 
 def _is_a_cut_input(stream: Stream, frame: Frame) -> bool:
-    """A piece of an input that is gone where the answer was cut: the bytes are those of a stream that never had it, and JSON that
-    breaks off is what a cut leaves. No reader can know; so it is not tried.
+    """Whether a piece is lost from an input that max_tokens cut: the bytes equal a stream that never had it, and cut
+    JSON is normal there. No reader can notice, so it is not tried.
     """
     reasons = {meaning.reason for each in stream.frames for meaning in each.means if isinstance(meaning, Reasons)}
     says_input = any(isinstance(meaning, Says) and meaning.kind == "input" for meaning in frame.means)
@@ -550,7 +550,7 @@ def _new_value(old: Any, rng: random.Random) -> tuple[Any, str]:
     if how == "null" and old is None:
         return old, how
     if how == "empty" and (new == old or not isinstance(old, (dict, list, str))):
-        return old, how  # an empty one in the place of a number is another wrong type: the others are enough
+        return old, how  # empty values instead of a number are not tried: other wrong types are
     if how == "empty" and isinstance(new, str):
         how = "empty text"
     elif how == "empty":
@@ -559,7 +559,7 @@ def _new_value(old: Any, rng: random.Random) -> tuple[Any, str]:
 
 
 def an_unknown_member(stream: Stream, rng: random.Random) -> bool:
-    """Somewhere in an object; nobody has to know it."""
+    """Adds an unknown member somewhere in an object; readers ignore it."""
     frames = [frame for frame in stream.frames if isinstance(frame.json, dict)]
     if not frames:
         return False

@@ -23,7 +23,7 @@ SHAPES: Final = {
 
 
 def messages_stream(rng: random.Random) -> Stream:
-    """One of them; all that is said is drawn."""
+    """A random stream."""
     name = rng.choice(list(SHAPES))
     shape = SHAPES[name]
     output = rng.randint(1, 4711)
@@ -47,7 +47,7 @@ def messages_stream(rng: random.Random) -> Stream:
 
 
 def ping() -> Frame:
-    """As the API sends it while it thinks."""
+    """The ping that the API sends while it thinks."""
     return _frame("ping", {})
 
 
@@ -112,7 +112,7 @@ def _tool(index: int, kind: str, has_input: bool, rng: random.Random) -> list[Fr
 
 
 def _cut_short(frames: list[Frame], rng: random.Random) -> list[Frame]:
-    """The tokens ended in the middle of the last tool's input."""
+    """Cuts the last tool's input, as max_tokens does."""
     last = max(number for number, frame in enumerate(frames) if frame.kind == "content_block_delta:input_json_delta")
     frame = frames[last]
     piece = frame.json["delta"]["partial_json"]

@@ -31,31 +31,31 @@ from tests.mutations.frame import (
 
 
 class Verdict(StrEnum):
-    """What the rule says of a stream."""
+    """The rule's verdict on a stream."""
 
     CERTAIN = "certain"
-    """Text, inputs and ending are: it succeeds, with one call and exactly what was sent."""
+    """Text, inputs and ending are certain: the job succeeds, with one call and exactly what was sent."""
     DOUBTFUL = "doubtful"
-    """It fails, and the error says what is odd."""
+    """The attempt fails, and the error names what is odd."""
     EITHER = "either"
-    """The rule leaves it open; each place that says so has its reason beside it. A success holds exactly what was sent."""
+    """The rule leaves it open, each time with a reason in the code. A success still has exactly what was sent."""
 
 
 @dataclass
 class Expected:
-    """Of one stream."""
+    """The expected outcome of one stream."""
 
     verdict: Verdict
     blocks: list[dict[str, Any]]
-    """In their order; those that say nothing are left out."""
+    """The blocks in order, without empty ones."""
     stop_reason: str | None
     usage: dict[str, int] | None
-    """None: it is not clear what was used."""
+    """None: the usage is unclear."""
     doubts: list[Doubt]
-    """One of them has to be named where it fails."""
+    """A failure must name one of them."""
     loose: frozenset[str]
     longest_s: float | None = None
-    """From the last byte that mattered to the end, where the connection is held open."""
+    """The longest time from the last needed byte to the end, if the connection is held open."""
 
 
 CUT_REASONS: Final = frozenset({"max_tokens", "model_context_window_exceeded", "refusal"})
@@ -83,7 +83,7 @@ class _Block:
 
 @dataclass
 class _Reading:
-    """What was said so far."""
+    """The state after the frames so far."""
 
     blocks: dict[int, _Block] = field(default_factory=dict)
     reason: str | None = None
@@ -98,7 +98,7 @@ class _Reading:
 
 
 def expected_of(stream: Stream) -> Expected:
-    """Reads the frames' meaning in order, up to where nothing matters any more."""
+    """Reads the frames' meanings in order, up to the end of the answer."""
     reading = _Reading()
     for frame in stream.frames:
         _take(frame, reading, stream.dialect)
@@ -139,10 +139,10 @@ def _take(frame: Frame, reading: _Reading, dialect: Dialect) -> None:
     reading.questions += frame.questions
     reading.loose |= frame.loose
     if frame.pause_s > 2.5 and reading.reason and dialect is Dialect.CHAT:
-        reading.loose.add("usage")  # nobody waits that long for it behind the reason
+        reading.loose.add("usage")  # readers do not wait that long for it after the stop reason
     for meaning in frame.means:
         if dialect is Dialect.MESSAGES and not (reading.has_started or isinstance(meaning, (Starts, Refuses))):
-            # Open: the first event holds nothing of the answer, but without it the next ones may be lost too.
+            # Open: the first event has no content, but if it is lost, later ones may be lost too.
             reading.has_started = True
             reading.questions.append(_NO_START)
             reading.loose.add("usage")
@@ -160,7 +160,7 @@ def _take(frame: Frame, reading: _Reading, dialect: Dialect) -> None:
                 if number in reading.blocks:
                     reading.blocks[number].is_closed = True
             case Reasons(reason):
-                # Of two reasons in a chat stream the first says why the model stopped: what follows is the server's.
+                # Of two reasons in a chat stream, the first is the model's and the second the server's.
                 keeps = dialect is Dialect.CHAT and reading.reason
                 reading.reason = reading.reason if keeps else reason
             case Uses(tokens):
@@ -184,14 +184,14 @@ def _said_in(reading: _Reading, number: int, kind: str, dialect: Dialect) -> _Bl
 
 
 def _judge_end(stream: Stream, reading: _Reading) -> float | None:
-    """Of a stream that did not say that it is over."""
+    """Judges the end of a stream without its last event."""
     is_chat = stream.dialect is Dialect.CHAT
     is_whole = reading.reason is not None and (is_chat or all(block.is_closed for block in reading.blocks.values()))
     match stream.end:
         case End.CLEAN if not is_whole:
             reading.doubts.append(_ended_early(stream.dialect))
         case End.CUT if is_whole:
-            # Everything was said, and the transport says that it broke. The table of the rule speaks of a clean end only.
+            # The answer is complete but the connection broke: the rule covers only a clean end.
             reading.questions.append(_CUT)
         case End.CUT:
             reading.doubts.append(_CUT)
@@ -216,7 +216,7 @@ SILENCE: Final = Doubt(
 
 
 def _ended_early(dialect: Dialect) -> Doubt:
-    """A chat stream knows no ``message_stop``: to name that would send its reader on a wrong way."""
+    """A chat stream has no ``message_stop``, so the error must not name it."""
     members = ("finish_reason",) if dialect is Dialect.CHAT else ("message_stop", "stop_reason", "content_block_stop")
     return Doubt(members, (*ABSENT_WORDS, "ended", "open"), is_habit=False)
 
@@ -252,7 +252,7 @@ def _blocks_of(reading: _Reading, dialect: Dialect) -> list[dict[str, Any]]:
             if joined:
                 found.append({"type": block.kind, block.kind: joined})
             if not block.is_begun and joined:
-                # A text for a block that never began: what it says is clear, where it belongs is not.
+                # A text for a block that never began: its content is clear, but not its place.
                 reading.questions.append(Doubt(("content_block_start", "index", "block"), ABSENT_WORDS))
         else:
             found.append({"type": block.kind})
@@ -275,6 +275,6 @@ def _tool_of(block: _Block, joined: str, reading: _Reading, dialect: Dialect, *,
                 members = ("arguments", "call", "tool_calls") if dialect is Dialect.CHAT else ("partial_json",)
                 reading.doubts.append(Doubt((*members, "input"), (*_NO_JSON, "after")))
     if tool_input is not None and not isinstance(tool_input, dict):
-        # JSON, and no object: the API's schema wants one, the rule is silent.
+        # JSON that is not an object: the API's schema requires an object, but the rule does not say.
         reading.questions.append(Doubt(("arguments", "partial_json", "input"), ("object", "JSON")))
     return {"type": block.kind, "name": block.name, "input": tool_input}

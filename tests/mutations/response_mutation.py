@@ -29,7 +29,7 @@ _SAID: Final = Doubt(("The engine is on fire",), ("engine",), is_habit=False)
 
 
 def content_type(stream: Stream, rng: random.Random) -> bool:
-    """An event stream under another name: it is whole, whatever it is called."""
+    """An event stream with another content type: it is whole all the same."""
     name = rng.choice(
         [
             None,
@@ -47,7 +47,7 @@ def content_type(stream: Stream, rng: random.Random) -> bool:
 
 
 def encoding(stream: Stream, rng: random.Random) -> bool:
-    """Compressed, although identity was asked for."""
+    """Compressed, although the request asks for identity."""
     name = rng.choice(["gzip", "gzip", "deflate", "x-gzip", "GZIP", "identity"])
     stream.response = Response(encoding=name)
     stream.labels.append(f"content-encoding: {name}")
@@ -55,7 +55,7 @@ def encoding(stream: Stream, rng: random.Random) -> bool:
 
 
 def broken_encoding(stream: Stream, rng: random.Random) -> bool:
-    """One that nobody knows, one that ends too early, or one that is only said."""
+    """An unknown encoding, one that ends too early, or one that is only in the header."""
     what = rng.choice(["unknown", "short", "only said"])
     names = ("content-encoding", "encoding", "encoded", "gzip", "compressed", "message_stop", "finish_reason")
     match what:
@@ -67,7 +67,7 @@ def broken_encoding(stream: Stream, rng: random.Random) -> bool:
             doubt = Doubt(names, ("broken", "corrupt", "invalid", "truncated", "ended", "incomplete", "cannot", "cut"))
             stream.response = Response(encoding="gzip", breaks="short", doubt=doubt)
         case _:
-            # Open: the bytes are as good as without the header, and may be taken as they are.
+            # Open: the bytes are valid without the header, and may be read so.
             question = Doubt(names[:5], ("gzip", "not", "cannot", "broken", "corrupt", "invalid"))
             stream.response = Response(encoding="gzip", breaks="only said", question=question)
     stream.labels.append(f"encoding {what}")
@@ -83,7 +83,7 @@ _JSON_TYPES: Final = (
 
 
 def whole_answer(stream: Stream, rng: random.Random) -> bool:
-    """JSON in place of a stream: the server ignores ``stream``."""
+    """JSON instead of a stream: the server ignores ``stream``."""
     expected = expected_of(stream)
     if expected.verdict is not Verdict.CERTAIN or expected.usage is None or expected.stop_reason is None:
         return False
@@ -105,7 +105,7 @@ def whole_answer(stream: Stream, rng: random.Random) -> bool:
         case "pretty":
             response.body = msgspec.json.format(msgspec.json.encode(body), indent=2)
         case "no type" | "event stream" as what:
-            # Open: called a stream, or nothing, it can only be told from one by its first character.
+            # Open: with a stream's content type, or none, only its first character shows that it is not a stream.
             response.content_type = None if what == "no type" else "text/event-stream"
             response.question = Doubt(("content-type", "JSON", "stream", "message_stop", "finish_reason"), ABSENT_WORDS)
             label += f", {what}"
@@ -226,7 +226,7 @@ _SPOILS: Final[dict[str, Callable[[dict[str, Any], bool], tuple[Doubt, bytes] | 
 
 
 def error_object(stream: Stream, rng: random.Random) -> bool:
-    """An error in JSON, with status 200: it is what it says it is."""
+    """A JSON error with status 200: it counts as an error."""
     said = "The engine is on fire."
     type_, code = rng.choice(
         [
@@ -253,7 +253,7 @@ def error_object(stream: Stream, rng: random.Random) -> bool:
 
 
 def refusal(stream: Stream, rng: random.Random) -> bool:
-    """A status that says no, and why in any of the forms that servers have."""
+    """An error status, with the reason in any form that servers use."""
     said = "The engine is on fire."
     bodies: dict[str, bytes] = {
         "detail": msgspec.json.encode({"detail": said}),
@@ -273,7 +273,7 @@ def refusal(stream: Stream, rng: random.Random) -> bool:
 
 
 def page(stream: Stream, rng: random.Random) -> bool:
-    """A login page, or a gateway's welcome: the base URL leads elsewhere."""
+    """A login page or a gateway's start page: the base URL is wrong."""
     body = b"<!doctype html><html><body>wombat</body></html>"
     kind = rng.choice(["text/html", "text/html; charset=utf-8"])
     doubt = Doubt(("text/html", "HTML", "content-type"), ("text/html", "HTML"))
@@ -282,7 +282,7 @@ def page(stream: Stream, rng: random.Random) -> bool:
 
 
 def redirect(stream: Stream, rng: random.Random) -> bool:
-    """Not followed, as the key would go with it; and it will not change by asking again."""
+    """Not followed, since the key would be sent with it; not retried, since it would be the same."""
     status = rng.choice([301, 302, 303, 307, 308])
     doubt = Doubt(("redirect", "redirects", "redirected"), ("URL", "BASE_URL", "location", "to"))
     headers = ("location: https://elsewhere.invalid/v1/",)

@@ -32,7 +32,7 @@ ROUTES = {"asked-by-chat": {"provider": "openai", "model": "asked"}}
 
 
 def what_breaks_sdks() -> list[Stream]:
-    """What the official SDKs do not bear, if it is passed on as it is: gaps in the indices, a message without content."""
+    """Streams that break the official SDKs if passed on unchanged: gaps in the indices, a message without content."""
     found = []
     for number, mutation in enumerate((gaps, _without_content, _with_null_content)):
         rng = random.Random(number)
@@ -54,7 +54,7 @@ def _with_null_content(stream: Stream, _: random.Random) -> bool:
 
 
 def sample(verdict: Verdict, count: int) -> list[Stream]:
-    """The first so many of the fixed campaign, without silences: these are real here."""
+    """The first ``count`` of the fixed campaign, without silences, because time is real here."""
     return list(itertools.islice(_streams(verdict), count))
 
 
@@ -76,7 +76,7 @@ def _is_refusal(case: Case) -> bool:
 
 @contextmanager
 def shown(stream: Stream) -> Iterator[None]:
-    """What fails inside says for which stream."""
+    """Adds the stream to a failure inside the block."""
     try:
         yield
     except Exception as error:
@@ -85,13 +85,13 @@ def shown(stream: Stream) -> Iterator[None]:
 
 @dataclass
 class World:
-    """Everything that runs."""
+    """The worker, the API, the upstream and the clients."""
 
     served: Served
     client: anthropic.AsyncAnthropic
 
     async def ask(self, stream: Stream) -> tuple[Any, str]:
-        """The whole message as the SDK adds it up, and the id of the job."""
+        """The message that the SDK builds, and the job's id."""
         RawUpstream.script, RawUpstream.requests = stream, 0
         async with (
             asyncio.timeout(10),
@@ -105,7 +105,7 @@ class World:
             return message, answer.response.headers["x-job-id"]
 
     async def heard(self, job_id: str, form: str) -> list[tuple[str, dict[str, Any]]]:
-        """What a follower of the job gets from its beginning on."""
+        """The events that a follower of the job gets from the start."""
         async with httpx2.AsyncClient() as client:
             reply = await client.get(f"{self.served.url}/v1/jobs/{job_id}/events", params={"format": form})
         frames = [dict(line.split(": ", 1) for line in part.split("\n")) for part in reply.text.strip().split("\n\n")]
@@ -140,11 +140,11 @@ async def test_forty_five_certain_answers_reach_the_sdk_and_every_follower_by_on
             assert RawUpstream.requests == 1
             assert _said_by(message.model_dump(warnings=False), stream) == _wanted(expected, stream)
             assert message.stop_reason == expected.stop_reason
-            await _is_told_alike(world, job_id, expected)
+            await _is_the_same_for_all(world, job_id, expected)
 
 
-async def _is_told_alike(world: World, job_id: str, expected: Expected) -> None:
-    """By the job's result and to both kinds of followers."""
+async def _is_the_same_for_all(world: World, job_id: str, expected: Expected) -> None:
+    """The job's result and both kinds of followers have the same answer."""
     job = await world.served.api.runtime.jobs.get(job_id, TENANT, with_result=True)
     assert job.state is JobState.SUCCEEDED
     assert job.result is not None
@@ -160,7 +160,7 @@ async def _is_told_alike(world: World, job_id: str, expected: Expected) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_fifteen_doubtful_answers_are_errors_to_the_sdk_and_close_the_model_to_nobody(world: World) -> None:
-    """They are habits of the server: a good answer is served after each."""
+    """They are habits of the server: after each one a good answer succeeds."""
     good = {stream.dialect: stream for stream in sample(Verdict.CERTAIN, 20)}
     for stream in sample(Verdict.DOUBTFUL, 15):
         with shown(stream):
@@ -174,7 +174,7 @@ def _wanted(expected: Expected, stream: Stream) -> list[dict[str, Any]]:
 
 
 def _said_by(message: dict[str, Any], stream: Stream) -> list[dict[str, Any]]:
-    """The SDK's blocks as the oracle writes them."""
+    """The SDK's blocks in the oracle's form."""
     found = []
     for block in message["content"]:
         kind = block["type"]

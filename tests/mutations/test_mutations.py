@@ -39,7 +39,7 @@ def test_a_thousand_streams_that_are_the_same_each_time(fact: Fact) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_thousand_other_streams(fact: Fact) -> None:
-    """A fixed one, so that a change is judged by what it changed; `make fuzz` draws its seed anew."""
+    """A fixed seed, so that only a change of the code changes the result; `make fuzz` draws a new seed."""
     judged(Campaign(SECOND_SEED).run(range(1000)), fact)
 
 
@@ -52,8 +52,8 @@ def test_a_hundred_thousand_streams(fact: Fact) -> None:
 # --- the fuzzer itself ------------------------------------------------------------------------------------------------
 
 
-def test_what_is_left_open_stays_little() -> None:
-    """A fuzzer that expects nothing finds nothing."""
+def test_few_cases_are_left_open() -> None:
+    """A fuzzer without expectations finds nothing."""
     streams = [a_case(FIXED_SEED, number).stream() for number in range(1000)]
     verdicts = [expected_of(stream).verdict for stream in streams]
     assert verdicts.count(Verdict.EITHER) < 100
@@ -74,7 +74,7 @@ def test_the_same_numbers_make_the_same_stream() -> None:
 )
 @pytest.mark.parametrize("dialect", list(Dialect))
 def test_a_fault_that_was_planted_is_found(dialect: Dialect, kind: Kind) -> None:
-    """In what became of a good stream: each must be seen, in each dialect."""
+    """A fault in the outcome of a good stream: each kind must be found, in each dialect."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         found = runner.run(_planted(dialect, kind))
     assert kind in {finding.kind for finding in found}, found
@@ -97,7 +97,7 @@ def test_a_failure_that_says_too_little_or_too_much_is_found(message: str, kind:
 
 @cache
 def an_odd_delta() -> Stream:
-    """A stream with that alone."""
+    """A stream whose only oddity is a delta."""
     return next(
         stream
         for number in range(100_000)
@@ -107,7 +107,7 @@ def an_odd_delta() -> Stream:
 
 
 async def _planted(dialect: Dialect, kind: Kind) -> list[Finding]:
-    """The first good stream that says something and tells its usage, with a fault in what became of it."""
+    """The findings for the first good stream with content and usage, after planting a fault in its outcome."""
     worker = WorkerUnderTest.of_scripts()
     for number in range(2000):
         case = a_case(FIXED_SEED, number)

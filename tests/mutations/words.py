@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 SECRETS: Final = ("quokka", "Käsekuchen", "zymurgy", "c4n4ry", "wombat", "4711")
-"""Each is in some answer, or in what was put in place of a member; never in a message of ours."""
+"""Each is in some answer or in a mutated member, and must never be in a message of ours."""
 
 _WORDS: Final = (
     *SECRETS[:3],
@@ -36,12 +36,12 @@ _WORDS: Final = (
 
 
 def pieces(rng: random.Random, at_most: int = 4) -> list[str]:
-    """A text, as the LLM says it: none of its pieces is empty."""
+    """The pieces of an LLM's text, none of them empty."""
     return ["".join(rng.choices(_WORDS, k=rng.randint(1, 2))) for _ in range(rng.randint(1, at_most))]
 
 
 def an_input(rng: random.Random) -> dict[str, Any]:
-    """A tool's."""
+    """A tool's input."""
     values: list[Any] = [
         "wombat",
         "ü👩‍👧",

@@ -40,7 +40,7 @@ _FOREVER_S: Final = 100_000.0
 
 @dataclasses.dataclass
 class Observed:
-    """What became of a stream."""
+    """The outcome of a stream."""
 
     result: dict[str, Any] | None = None
     usage: dict[str, int] | None = None
@@ -49,20 +49,20 @@ class Observed:
     is_retryable: bool = False
     opens_circuit: bool = False
     crash: str = ""
-    """An exception that is no outcome."""
+    """An exception that escaped from the worker."""
     events: list[tuple[str, bytes]] = dataclasses.field(default_factory=list)
-    """In the log, as followers get them."""
+    """The events in the log, as followers get them."""
     calls: int = 0
     waited_s: float = 0.0
-    """From the last byte to the end."""
+    """The time from the last byte to the end."""
 
     @property
     def has_succeeded(self) -> bool:
-        """Whether the job did."""
+        """Whether the job succeeded."""
         return self.result is not None
 
     def text_heard(self) -> str:
-        """By a follower with ``format=text``."""
+        """The text that a follower with ``format=text`` gets."""
         heard = []
         for name, data in self.events:
             frame = _as_text(Event(None, name, data))
@@ -74,7 +74,7 @@ class Observed:
 
 
 class ScriptedBody(BodyStream):
-    """The body of a response as a script has it. Being cancelled loses nothing."""
+    """The scripted body of a response. A cancelled read loses nothing."""
 
     def __init__(self, pieces: Sequence[Piece], end: End) -> None:
         self._pieces = list(reversed(pieces))
@@ -84,7 +84,7 @@ class ScriptedBody(BodyStream):
         self.last_s = self._loop.time()
 
     async def read_some(self) -> bytes:
-        """The next piece, when it is due."""
+        """Returns the next piece when it is due."""
         if not self._pieces:
             match self._end:
                 case End.CLEAN:
@@ -108,14 +108,14 @@ class ScriptedBody(BodyStream):
 
 
 class _ScriptedClient:
-    """In place of a provider's SDK: what it posts is answered by the script."""
+    """Replaces a provider's SDK: the script responds to its requests."""
 
     def __init__(self) -> None:
         self.script: Stream | None = None
         self.body: ScriptedBody | None = None
 
     async def post(self, path: str, **_: Any) -> httpx2.Response:
-        """The head of a response."""
+        """A response with the script as its body."""
         assert self.script is not None
         self.body = ScriptedBody(self.script.pieces(), self.script.end)
         return httpx2.Response(
@@ -124,7 +124,7 @@ class _ScriptedClient:
 
 
 class _Store:
-    """Takes what the log writer appends, and the end."""
+    """Records what the log writer appends, and the end."""
 
     def __init__(self) -> None:
         self.observed = Observed()
@@ -153,7 +153,7 @@ class _Store:
 
 
 class _Governor:
-    """Permits everything, and hears how it went."""
+    """Permits every call, and records its outcome."""
 
     def __init__(self, store: _Store) -> None:
         self._store = store
@@ -181,7 +181,7 @@ class _Governor:
 
 
 class _Silent:
-    """A logger."""
+    """A logger that logs nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
@@ -201,7 +201,7 @@ def _settings(url: str) -> dict[Dialect, Settings]:
 
 
 class WorkerUnderTest:
-    """Runs one stream after the other. Made in a running loop."""
+    """Runs one stream after the other. Create it in a running loop."""
 
     def __init__(self, url: str = "http://127.0.0.1:9", *, client: _ScriptedClient | None = None) -> None:
         self._store = _Store()
@@ -225,11 +225,11 @@ class WorkerUnderTest:
 
     @classmethod
     def of_scripts(cls) -> Self:
-        """Streams are read from their script."""
+        """A worker whose streams come from scripts."""
         return cls(client=_ScriptedClient())
 
     async def run(self, stream: Stream) -> Observed:
-        """One job, one attempt."""
+        """Runs one job with one attempt."""
         self._store.observed = observed = Observed()
         client = self._client
         if client is not None:
@@ -239,7 +239,7 @@ class WorkerUnderTest:
         try:
             async with asyncio.timeout(_FOREVER_S):
                 await job
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+        except Exception as error:  # noqa: BLE001 - any exception is a finding
             observed.crash = f"{type(error).__name__}: {str(error)[:200]}"
         if client is not None and client.body is not None:
             observed.waited_s = asyncio.get_running_loop().time() - client.body.last_s
@@ -268,10 +268,10 @@ def _claim(number: int) -> Claim:
 
 
 class RawUpstream(asyncio.Protocol):
-    """A connection that answers each request with the response of the script, chunked."""
+    """A connection that responds to each request with the script's response, chunked."""
 
     script: Stream | None = None
-    """Of all connections."""
+    """The script for all connections."""
     requests = 0
 
     def __init__(self) -> None:
@@ -283,7 +283,7 @@ class RawUpstream(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Answers once the request is whole."""
+        """Responds once the request is complete."""
         self._heard += data
         head, mark, body = self._heard.partition(b"\r\n\r\n")
         lengths = [line[15:] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
@@ -335,7 +335,7 @@ async def socket_worker() -> AsyncIterator[WorkerUnderTest]:
 
 
 async def run_by_socket(worker: WorkerUnderTest, stream: Stream) -> Observed:
-    """With what is around the stream."""
+    """Runs a stream with its mutated response."""
     RawUpstream.script = dataclasses.replace(stream, response=stream.response or Response())
     return await worker.run(stream)
 
