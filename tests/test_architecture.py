@@ -26,7 +26,7 @@ _MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "worker": frozenset({"worker", "shared"}),
     "simulator": frozenset({"simulator"}),
 }
-"""Folder → which of ours it may import. The others (cli, bench, tests, scripts) may import all."""
+"""Folder → our packages that it may import. Other folders (cli, bench, tests, scripts) may import all of them."""
 
 _WEB: Final = ("api",)
 _AT_HOME: Final[dict[str, tuple[str, ...]]] = {
@@ -40,7 +40,7 @@ _AT_HOME: Final[dict[str, tuple[str, ...]]] = {
     "uvicorn": _WEB,
     "sse_starlette": _WEB,
 }
-"""Library → the only places inside of _MAY_IMPORT's folders that may import it."""
+"""Library → the only places in _MAY_IMPORT's folders that may import it."""
 
 _LAYERS: Final[dict[str, int]] = {
     "app": 8,
@@ -62,7 +62,7 @@ _LAYERS: Final[dict[str, int]] = {
 
 
 def _imports_of(path: Path) -> Iterator[str]:
-    """The dotted names of all that a file imports, wherever in it."""
+    """The dotted names of everything that a file imports, at any place in it."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -87,7 +87,7 @@ def test_a_part_imports_only_what_it_may(folder: str) -> None:
 
 
 def test_the_api_has_floors_and_nobody_imports_upward() -> None:
-    """Whoever reads a module finds what it stands on below it; see api/README.md."""
+    """A module depends only on lower floors; see api/README.md."""
     places = {
         path.name.removesuffix(".py") for path in (ROOT / "api").iterdir() if (path.suffix == ".py" or path.is_dir())
     }
@@ -123,7 +123,7 @@ def test_redis_is_asked_in_the_store_alone() -> None:
 
 
 def test_what_a_job_is_does_not_know_where_it_is_stored() -> None:
-    """The modules of shared/ are pure; shared/store/ stands on them, and nothing stands in between."""
+    """The modules of shared/ do not import shared/store/, which imports them."""
     for path in (ROOT / "shared").glob("*.py"):
         assert not [name for name in _imports_of(path) if name.startswith("shared.store")], path.name
 
@@ -137,7 +137,7 @@ def test_what_a_job_is_does_not_know_where_it_is_stored() -> None:
         ("simulator.app", {"api", "worker", "shared", "cli", "redis", "anthropic"}),
     ],
 )
-def test_a_process_loads_nothing_that_is_not_its_own(entry: str, strangers: set[str]) -> None:
+def test_a_process_loads_only_its_own_packages(entry: str, strangers: set[str]) -> None:
     """Indirect imports count too: an API that loaded the LLM's SDK would take 1.5 s and 37 MB more."""
     code = f"import sys, {entry}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -145,7 +145,7 @@ def test_a_process_loads_nothing_that_is_not_its_own(entry: str, strangers: set[
 
 
 def test_every_ruff_file_bans_what_the_rules_here_ban() -> None:
-    """The editor says it while one writes; so both lists must agree on who is a stranger."""
+    """Ruff shows a forbidden import in the editor, so its lists must equal those here."""
     for folder, allowed in _MAY_IMPORT.items():
         banned = (ROOT / folder / "ruff.toml").read_text(encoding="utf-8")
         for stranger in _OURS - allowed - {"scripts"}:
@@ -153,7 +153,7 @@ def test_every_ruff_file_bans_what_the_rules_here_ban() -> None:
 
 
 async def test_every_key_in_redis_is_a_known_one_and_lives_as_long_as_its_text_says(runtime: Runtime) -> None:
-    """What has no TTL has a reason in the keys module, and an ended job leaves nothing behind for ever."""
+    """A key without a TTL has a reason in redis_keys.py, and an ended job leaves no key without a TTL."""
     done = await submit(runtime, idempotency_key="a-key")
     claim = await claim_one(runtime)
     await runtime.log.append(claim.id, claim.epoch, claim.next_seq, an_answer("Hello."), published=True)
@@ -175,8 +175,8 @@ async def test_every_key_in_redis_is_a_known_one_and_lives_as_long_as_its_text_s
             assert done.id not in name, f"{kind} of an ended job lives for ever"
 
 
-def test_every_step_has_a_name_of_its_own_in_one_table() -> None:
-    """The scripts are given states by step; a step that no table row has would let a script pass anything."""
+def test_every_step_has_its_own_name_in_one_table() -> None:
+    """Scripts get states by step; a step without a row would allow every state."""
     from shared.job import TRANSITIONS
 
     assert set(TRANSITIONS) == set(Step)
@@ -192,13 +192,13 @@ def _committed() -> list[Path]:
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
-# Written in two pieces, so that this file does not hold what it looks for.
+# In two pieces, so that this file does not contain what it searches for.
 _INDEXES: Final = ("py" + "pi.org", "pythonhosted" + ".org", "registry." + "npm", "index" + "-url", "find" + "-links")
 _HOMES: Final = ("/" + "home/", "/" + "root/", "/" + "Users/")
 
 
 def test_no_file_names_a_package_index_or_a_place_on_somebodys_machine() -> None:
-    """A clone works on any machine with any index."""
+    """A clone must work on any machine with any index."""
     never = (*_INDEXES, *_HOMES, f"{ROOT}/")
     for path in _committed():
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -207,15 +207,15 @@ def test_no_file_names_a_package_index_or_a_place_on_somebodys_machine() -> None
 
 
 def test_no_file_holds_a_key() -> None:
-    """Nothing that looks like an LLM's key was ever committed."""
-    key = re.compile("sk-" + r"(ant|proj)-[A-Za-z0-9_-]{60,}")  # a test may have a made-up one; real ones are longer
+    """Nothing that looks like an LLM's key was committed."""
+    key = re.compile("sk-" + r"(ant|proj)-[A-Za-z0-9_-]{60,}")  # tests may have made-up keys, which are shorter
     for path in _committed():
         assert not key.search(path.read_text(encoding="utf-8", errors="replace")), path.relative_to(ROOT)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "requirements").glob("*.txt")), ids=lambda path: path.name)
 def test_a_lock_file_holds_exact_versions_with_hashes_and_nothing_else(path: Path) -> None:
-    """Nothing can be swapped on its way, and each machine asks its own index."""
+    """No package can be replaced in transit, and each machine uses its own index."""
     requirements = re.sub(r"\\\n", "", path.read_text(encoding="utf-8")).splitlines()
     lines = [line for line in requirements if line.strip() and not line.lstrip().startswith("#")]
     assert lines
@@ -228,7 +228,7 @@ def test_a_lock_file_holds_exact_versions_with_hashes_and_nothing_else(path: Pat
 
 
 def test_ci_runs_what_a_developer_runs() -> None:
-    """One command, in one place."""
+    """CI runs one command of the repository."""
     entry = ROOT / ".ci" / "run"
     assert entry.stat().st_mode & 0o111
     assert re.search(r"^exec make test$", entry.read_text(encoding="utf-8"), re.MULTILINE)

@@ -40,20 +40,20 @@ def _text(name: str) -> str:
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 def test_generated_parts_are_up_to_date(page: Path) -> None:
-    """Else: python -m scripts.generate_docs."""
+    """If not, run `python -m scripts.generate_docs`."""
     text = page.read_text(encoding="utf-8")
     assert generated(text) == text
     assert text.count("<!-- generated: ") == len(marked_parts(text)), "a mark is not closed"
 
 
 def test_every_generated_part_stands_in_one_place() -> None:
-    """Nothing is generated for nobody."""
+    """No part is unused."""
     parts = [part for page in DOCS for part in marked_parts(page.read_text(encoding="utf-8"))]
     assert sorted(parts) == sorted(PARTS)
 
 
 def test_the_state_picture_is_the_table_of_the_life_cycle() -> None:
-    """Read back from the page, not from the script that drew it."""
+    """Read from the page, not from the script that drew it."""
     edges = re.findall(r"^    (\S+) --> (\S+): (.+)$", _text("docs/architecture.md"), re.MULTILINE)
     drawn = {(source, target, step) for source, target, names in edges for step in names.split(", ")}
     steps = {(source, target, step) for step, (sources, target) in TRANSITIONS.items() for source in sources}
@@ -67,12 +67,12 @@ def test_the_state_picture_is_the_table_of_the_life_cycle() -> None:
 
 @pytest.fixture(scope="module")
 def openapi() -> dict[str, Any]:
-    """What the API says of itself."""
+    """The API's OpenAPI document."""
     return create_app(load_settings(auth="off")).openapi()
 
 
 def _rows(text: str, heading: str) -> Iterator[list[str]]:
-    """The cells of the tables below a heading, up to the next one."""
+    """The cells of the tables between a heading and the next one."""
     section = text.split(f"\n{heading}\n", 1)[1]
     for line in re.split(r"\n#+ ", section)[0].splitlines():
         if line.startswith("| ") and not line.startswith("| ---"):
@@ -80,7 +80,7 @@ def _rows(text: str, heading: str) -> Iterator[list[str]]:
 
 
 def test_every_endpoint_is_documented_with_its_statuses(openapi: dict[str, Any]) -> None:
-    """A call and a status in the table for each that the API declares, and no others."""
+    """The table has exactly the calls and statuses that the API declares."""
     documented = {}
     for call, *cells in _rows(_text("docs/protocol.md"), "## Endpoints"):
         if found := re.fullmatch(r"`([A-Z]+) (\S+)`", call):
@@ -94,7 +94,7 @@ def test_every_endpoint_is_documented_with_its_statuses(openapi: dict[str, Any])
 
 
 def test_every_field_of_a_job_is_documented() -> None:
-    """In the order in which the job shows them, and no others."""
+    """Exactly these, in the job's order."""
     rows = list(_rows(_text("docs/protocol.md"), "### The job"))
     named = [name for cell, *_ in rows[1:] for name in re.findall(r"`(\w+)`", cell)]
     fields = list(JobView.__struct_fields__)
@@ -105,7 +105,7 @@ def test_every_field_of_a_job_is_documented() -> None:
 
 
 def test_every_member_of_usage_is_documented() -> None:
-    """In the order in which a row shows them, and no others."""
+    """Exactly these, in a row's order."""
     rows = list(_rows(_text("docs/protocol.md"), "### Usage"))
     fields = rows[rows.index(["field", "value"]) + 1 :]
     named = [name for cell, *_ in fields for name in re.findall(r"`(\w+)`", cell)]
@@ -113,7 +113,7 @@ def test_every_member_of_usage_is_documented() -> None:
 
 
 def test_every_member_of_a_submit_is_documented(openapi: dict[str, Any]) -> None:
-    """Those of ``job`` with their defaults."""
+    """The members of ``job`` with their defaults."""
     schemas = openapi["components"]["schemas"]
     rows = {
         name: cells
@@ -129,7 +129,7 @@ def test_every_member_of_a_submit_is_documented(openapi: dict[str, Any]) -> None
 
 
 def _log_events() -> Iterator[str]:
-    """The first argument of every call of a logger; of a composed name, its constant beginning."""
+    """The first argument of every call of a logger, or the constant beginning of a composed one."""
     for path in [
         path for folder in ("api", "worker", "shared", "cli") for path in sorted((ROOT / folder).rglob("*.py"))
     ]:
@@ -150,7 +150,7 @@ def _log_events() -> Iterator[str]:
 
 
 def test_every_log_event_is_documented() -> None:
-    """An operator who greps for a line finds out what it means."""
+    """An operator can look up every log line."""
     events = set(_log_events())
     assert "worker_started" in events
     named = {
@@ -162,7 +162,7 @@ def test_every_log_event_is_documented() -> None:
 
 @pages
 def test_every_link_leads_somewhere(page: Path) -> None:
-    """Inside the repository; the rest of the world is not asked."""
+    """Only links inside the repository are checked."""
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("https://", "http://", "#")):
             assert (page.parent / target.partition("#")[0]).exists(), target
@@ -170,7 +170,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 @pages
 def test_every_named_file_exists(page: Path) -> None:
-    """Code in a page that looks like a path of ours is one."""
+    """Code in a page that looks like a path of ours must be one."""
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:api|worker|shared|cli|simulator|bench|tests|scripts|docs)/[\w./-]*)`", text):
         assert (ROOT / name).exists(), name
@@ -180,7 +180,7 @@ def test_every_named_file_exists(page: Path) -> None:
 
 
 def _shell_lines() -> list[str]:
-    """Every line of every shell block; a block is for pasting line by line."""
+    """Every line of every shell block; users paste blocks line by line."""
     blocks = [
         block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     ]
@@ -188,7 +188,7 @@ def _shell_lines() -> list[str]:
 
 
 def _calls(line: str) -> list[list[str]]:
-    """The simple commands in a line, each as its words; assignments and what feeds a variable included."""
+    """The simple commands in a line, each as a list of words, including assignments and command substitutions."""
     inner = re.sub(r"^[A-Z_]+=\$\((.*)\)$", r"\1", line)
     calls: list[list[str]] = [[]]
     lexer = shlex.shlex(inner, posix=True, punctuation_chars="|;&")
@@ -202,14 +202,14 @@ def _calls(line: str) -> list[list[str]]:
 
 
 def test_there_are_commands_to_check() -> None:
-    """So that the tests below test something."""
+    """Otherwise the tests below would test nothing."""
     programs = {call[0].rpartition("/")[2] for line in _shell_lines() for call in _calls(line)}
     assert programs == {"make", "curl", "grep", "head", "tail", "cut", "tokenspool", "docker", "export"}
 
 
 @pytest.mark.parametrize("line", _shell_lines())
 def test_every_shell_line_is_valid(line: str) -> None:
-    """As far as can be said without running it."""
+    """As far as this can be checked without running it."""
     checked = subprocess.run(["sh", "-n", "-c", line], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     for program, *words in _calls(line):
@@ -235,14 +235,14 @@ def _check_make(words: list[str]) -> None:
 
 
 def _check_tokenspool(words: list[str]) -> None:
-    """Typer reads the arguments, and runs nothing. Raises what a user would see."""
+    """Typer parses the arguments without running the command. Raises what a user would see."""
     name, *arguments = words
     group = typer.main.get_command(command_line)
     group.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
 
 
 def _check_curl(words: list[str]) -> None:
-    """The path is one that the API serves, and the body one that it takes."""
+    """The API serves the path and accepts the body."""
     (url,) = [urlsplit(word) for word in words if word.startswith("http://")]
     assert url.netloc in ("127.0.0.1:8000", "127.0.0.1:8001"), "of make run, or of an API that a page starts beside it"
     path = re.sub(r"\$JOB|job_[0-9a-z]{26}", "{job_id}", url.path).replace("$BATCH", "{batch_id}")
@@ -255,8 +255,8 @@ def _check_curl(words: list[str]) -> None:
             completion_draft_of(body, model="a-model")
 
 
-def test_every_variable_that_is_named_somewhere_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a page, the compose file or an example: whoever sets it is not warned of it."""
+def test_every_variable_that_is_mentioned_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a page, the compose file or an example: setting it causes no warning."""
     places = [*PAGES, ROOT / "docker-compose.yml", *(ROOT / "examples").glob("*.*")]
     texts = [place.read_text(encoding="utf-8") for place in places]
     for name in {name for text in texts for name in re.findall(r"\bTOKENSPOOL_[A-Z_]*[A-Z]\b", text)}:
@@ -265,7 +265,7 @@ def test_every_variable_that_is_named_somewhere_is_one(monkeypatch: pytest.Monke
 
 
 def test_other_commands_that_the_pages_name_exist() -> None:
-    """``tokenspool x`` and ``make x`` in running text."""
+    """``tokenspool x`` and ``make x`` in text."""
     commands = set(typer.main.get_command(command_line).commands)  # type: ignore[attr-defined]
     makefile = _text("Makefile")
     for page in PAGES:
