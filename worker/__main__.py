@@ -1,4 +1,4 @@
-"""``python -m worker``: a worker with the settings of the environment."""
+"""``python -m worker`` runs a worker with the settings in the environment."""
 
 import sys
 

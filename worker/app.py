@@ -21,7 +21,7 @@ _LONGEST_REDIS_TIMEOUT_S = 5.0
 
 
 def run_worker(settings: Settings) -> None:
-    """Blocks until the worker was drained. The first SIGTERM or SIGINT drains, the second hands back at once.
+    """Blocks until the worker is drained. The first SIGTERM or SIGINT drains it; the second hands its jobs back.
 
     Raises SettingsError.
     """
@@ -32,7 +32,7 @@ def run_worker(settings: Settings) -> None:
 
 
 def refuse_without_key(settings: Settings) -> None:
-    """Raises SettingsError: without a key every job would fail for good, a whole backlog in a minute."""
+    """Raises SettingsError: without a key every job would fail without a retry, a whole backlog in a minute."""
     providers = routes_of(settings).providers
     if ProviderName.ANTHROPIC in providers and settings.anthropic_api_key is None:
         raise SettingsError(
@@ -55,8 +55,8 @@ def _is_default(name: str, settings: Settings) -> bool:
 
 
 def redis_timeout_s(settings: Settings) -> float:
-    """How long a worker's call may take: on a connection that died without a sign, a renewal must fail early enough to be
-    made again before the lease ends.
+    """The timeout of a worker's Redis calls. On a connection that died silently, a renewal must fail early enough to be
+    repeated before the lease ends.
     """
     return min(_LONGEST_REDIS_TIMEOUT_S, settings.lease_s / 3)
 

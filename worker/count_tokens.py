@@ -1,4 +1,4 @@
-"""The short kind of call: how many tokens a request has. It costs none, so that no permit is asked and no row written."""
+"""The call that counts a request's tokens. It uses no tokens, so it needs no permit and no row in the ledger."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from worker.providers.base import Provider
 
 
 async def count_tokens(provider: Provider, route: Route, claim: Claim, settings: Settings) -> Outcome:
-    """Asks once. The result is ``{"input_tokens": n}``."""
+    """Makes one call. The result is ``{"input_tokens": n}``."""
     spec = claim.spec
     try:
         async with asyncio.timeout(spec.first_token_timeout_s or settings.first_token_timeout_s):

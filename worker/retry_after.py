@@ -6,7 +6,7 @@ from email.utils import parsedate_to_datetime
 
 
 def retry_after_s(headers: Mapping[str, str], *, now_s: float | None = None) -> float | None:
-    """Seconds to wait, never negative; None if the upstream says nothing that can be understood."""
+    """Seconds to wait, never negative; None if there is no valid value."""
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000

@@ -1,4 +1,4 @@
-"""The upstreams. The only importers of LLM SDKs."""
+"""The upstreams' APIs. Only these modules import LLM SDKs."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,12 +8,12 @@ from worker.providers.base import Provider
 
 
 def open_providers(settings: Settings, names: Iterable[ProviderName]) -> Mapping[ProviderName, Provider]:
-    """Those that the routes lead to. Close each at the end."""
+    """Opens these providers. The caller closes each of them."""
     return {name: _open(settings, name) for name in sorted(names)}
 
 
 def _open(settings: Settings, name: ProviderName) -> Provider:
-    # An SDK takes 1.5 s and 37 MB: only where it is used.
+    # Imported only if used: an SDK takes 1.5 s and 37 MB.
     match name:
         case ProviderName.ANTHROPIC:
             from worker.providers.anthropic import AnthropicProvider

@@ -1,7 +1,7 @@
-"""The Anthropic Messages API, through the official SDK: its authentication, headers and errors; our bytes and timers.
+"""The Anthropic Messages API. The official SDK does authentication, headers and errors; bytes and timers are ours.
 
-Always streaming, never retrying by itself (``max_retries=0``: the SDK's own retries would multiply ours). The request
-goes out byte for byte as it was submitted but for ``stream``, so that what the SDK does not know of passes too.
+It always streams. ``max_retries=0``, because the SDK's retries would multiply ours. The submitted request is sent byte
+for byte except for ``model`` and ``stream``, so that members which the SDK does not know reach the upstream.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ _MOST_COUNT_BYTES: Final = 1 << 16
 
 _HEADERS: Final = {
     "content-type": "application/json",
-    "accept-encoding": "identity",  # what comes is read as it is; the SDK would ask for gzip
-    # What ``with_streaming_response`` sets: without it the SDK reads the whole body before it gives the response back.
+    "accept-encoding": "identity",  # bytes are read as they come; the SDK would ask for gzip
+    # As ``with_streaming_response`` does: otherwise the SDK reads the whole body before it returns the response.
     "X-Stainless-Raw-Response": "stream",
 }
 
@@ -114,7 +114,7 @@ class AnthropicProvider:
             params = {**params, "after_id": page.after_id}
 
     def _headers_of(self, beta: str, version: str) -> dict[str, str]:
-        """With what the caller sent, if that is what a header can hold."""
+        """Our headers, overridden by the caller's if those are valid."""
         own = {"anthropic-beta": beta, "anthropic-version": version}
         return self._headers | {
             name: value for name, value in own.items() if value.isascii() and value.isprintable() and value
@@ -138,14 +138,14 @@ async def _read_whole(response: httpx2.Response, most_bytes: int) -> bytes:
 
 
 def _streaming(request: bytes) -> bytes:
-    """The request with ``"stream": true``: a JSON object always has a closing brace to put it before."""
+    """The request with ``"stream": true`` inserted before its closing brace."""
     body = request.rstrip()
     head = body[:-1].rstrip()
     return head + (b'"stream":true}' if head.endswith(b"{") else b',"stream":true}')
 
 
 def _failure_of(error: Exception) -> Failure:
-    """What a call raises before its stream begins."""
+    """The failure for an exception before the stream begins."""
     failure = failure_of_call(error)
     if isinstance(error, anthropic.APIStatusError):
         failure = failure._replace(allowance=anthropic_allowance(error.response.headers))

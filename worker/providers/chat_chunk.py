@@ -1,6 +1,6 @@
-"""A chunk of a chat stream, as far as it is needed. Pure.
+"""Decodes the needed members of a chunk of a chat stream. Pure.
 
-Nearly every chunk is decoded as what it should be; one that does not fit is read member by member, as docs/decisions/0012 says.
+Nearly every chunk is valid and decoded by its type; any other is read member by member, as docs/decisions/0012 says.
 """
 
 from typing import Any, Final
@@ -24,35 +24,35 @@ from worker.providers.members import (
 
 
 class Function(msgspec.Struct, gc=False):
-    """What is called."""
+    """The function that a tool call calls."""
 
     name: str | None = None
     arguments: msgspec.Raw = msgspec.Raw(b"null")
-    """A text of JSON, in pieces; some servers send the object itself."""
+    """A piece of a text with JSON; some servers send the object itself."""
 
 
 class ToolCall(msgspec.Struct, gc=False):
-    """A piece of one."""
+    """A piece of a tool call."""
 
     index: int | None = None
     id: str | None = None
     function: Function | None = None
     odd_index: str = ""
-    """What stands where the index should, by its type."""
+    """The JSON type of an invalid index."""
 
 
 class Delta(msgspec.Struct, gc=False):
-    """What is added to the answer."""
+    """A piece of the answer."""
 
     content: str | None = None
     reasoning_content: str | None = None
-    """As DeepSeek, llama.cpp and older vLLM call it."""
+    """The name used by DeepSeek, llama.cpp and older vLLM."""
     reasoning: str | None = None
-    """As Ollama, OpenRouter and vLLM call it. Some send both, with the same text."""
+    """The name used by Ollama, OpenRouter and vLLM. Some servers send both, with the same text."""
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
     function_call: Function | None = None
-    """The one call of before there were tools."""
+    """The older form of a call, from before tools."""
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -64,17 +64,17 @@ class Choice(msgspec.Struct, gc=False):
 
 
 class MessageChoice(Choice, gc=False):
-    """One whose message, or text, stands where its delta should be."""
+    """A choice with a message or a text instead of a delta."""
 
 
 class InputDetails(msgspec.Struct, gc=False):
-    """Of the input's tokens."""
+    """Details of the input's tokens."""
 
     cached_tokens: int | None = None
 
 
 class Usage(msgspec.Struct, gc=False):
-    """Of the whole answer so far."""
+    """The usage of the whole answer so far."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -82,7 +82,7 @@ class Usage(msgspec.Struct, gc=False):
 
 
 class Chunk(msgspec.Struct, gc=False):
-    """No more than is needed: this is decoded for every token."""
+    """Only the needed members, because one is decoded for every token."""
 
     choices: list[Choice] | None = None
     usage: Usage | None = None
@@ -90,16 +90,16 @@ class Chunk(msgspec.Struct, gc=False):
 
 
 decode_chunk: Final = msgspec.json.Decoder(Chunk).decode
-"""One that is as it should be. Raises MISFITS."""
+"""Decodes a valid chunk. Raises MISFITS."""
 
 
 def has_stand_in(line: bytes) -> bool:
-    """Whether what a delta should say may stand elsewhere in its chunk."""
+    """Whether the chunk may have content outside of a delta."""
     return b'"message"' in line or b'"text"' in line
 
 
 def odd_chunk(value: object) -> Chunk:
-    """One that is not. Raises GarbledStream if what is needed of it is not clear."""
+    """Reads an invalid chunk. Raises GarbledStream if a needed member is unclear."""
     if not isinstance(value, dict):
         raise odd("a chunk", value)
     choices = value.get("choices")
@@ -130,13 +130,13 @@ def arguments_of(function: Function) -> str:
 
 
 def _choices(choice: object) -> list[Choice]:
-    """As many as the order of its parts asks for."""
+    """One choice for each part of its content, in order."""
     if not isinstance(choice, dict):
         raise odd("choices[]", choice)
     index = number_of(choice.get("index")) or 0
     kind = Choice
     deltas = _deltas(object_in(choice, "delta", "delta"))
-    if not deltas:  # a server that streams as if it did not, or completions of before there was chat
+    if not deltas:  # a server that sends messages in chunks, or the older completions API
         kind = MessageChoice
         deltas = _deltas(object_in(choice, "message", "message")) or _deltas({"content": choice.get("text")})
     reason = None if choice.get("finish_reason") is False else text_in(choice, "finish_reason", "finish_reason")
@@ -144,7 +144,7 @@ def _choices(choice: object) -> list[Choice]:
 
 
 def _deltas(delta: Members) -> list[Delta]:
-    """What a delta says, part by part."""
+    """The content of a delta, part by part."""
     reasoning = _reasoning(delta)
     calls = Delta(tool_calls=_tool_calls(delta.get("tool_calls")), function_call=_function(delta, "function_call"))
     return [
@@ -156,7 +156,7 @@ def _deltas(delta: Members) -> list[Delta]:
 
 
 def _reasoning(delta: Members) -> str:
-    """Of two members that say the same, the first that can be read."""
+    """The first valid one of two members with the same meaning."""
     failure: GarbledStream | None = None
     for member in ("reasoning_content", "reasoning"):
         try:
@@ -172,7 +172,7 @@ def _reasoning(delta: Members) -> str:
 
 
 def _parts(value: object, name: str, *, is_thinking: bool) -> list[Delta]:
-    """A text, or a list of parts of a text or of thinking, as Mistral sends it. A part without a text says nothing."""
+    """A text, or Mistral's list of parts with text or thinking. A part without a text has no content."""
     if is_empty(value):
         return []
     match value:
@@ -231,7 +231,7 @@ def _function(members: Members, member: str) -> Function | None:
 
 
 def _usage(value: object) -> Usage | None:
-    """Counts that are none are not there."""
+    """Invalid counts are left out."""
     if not isinstance(value, dict):
         return None
     prompt, completion = number_of(value.get("prompt_tokens")), number_of(value.get("completion_tokens"))

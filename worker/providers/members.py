@@ -1,6 +1,6 @@
-"""Members of somebody else's JSON, read as far as they are clear (docs/decisions/0012 says which are needed). Pure.
+"""Reads members of an upstream's JSON if their value is clear (docs/decisions/0012 lists the needed ones). Pure.
 
-Empty values of every type are the same as an absent member: PHP writes an empty object as ``[]``, others write ``""``.
+An empty value of any type counts as an absent member: PHP writes an empty object as ``[]``, others write ``""``.
 """
 
 import json
@@ -14,11 +14,11 @@ from shared.completion import GarbledStream
 Members = dict[str, Any]
 
 MISFITS: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
-"""What decoding raises for bytes that are no JSON, or not of the type that was asked for."""
+"""What decoding raises for bytes that are not JSON, or not of the requested type."""
 
 
 class NoUnicode:
-    """In the place of a text that cannot be written: with half a surrogate pair, or bytes that are no UTF-8."""
+    """Replaces a text that cannot be encoded: one with a lone surrogate, or with bytes that are not UTF-8."""
 
 
 def _null(_: NoUnicode) -> None:
@@ -26,19 +26,20 @@ def _null(_: NoUnicode) -> None:
 
 
 encode: Final = msgspec.json.Encoder(enc_hook=_null).encode
-"""Strict JSON, of anything that was read. What JSON has no word for becomes null, so what is needed must be looked at first."""
+"""Encodes any decoded value as strict JSON. Values outside JSON become null, so check what is needed first."""
 _encode_exactly: Final = msgspec.json.Encoder().encode
 
 
 def any_json(data: bytes, name: str) -> Any:
-    """Any value. Raises GarbledStream, naming ``name``."""
+    """Decodes any value. Raises GarbledStream, which names ``name``."""
     return value_and_json(data, name)[0]
 
 
 def value_and_json(data: bytes, name: str) -> tuple[Any, bytes]:
-    """Any value, and one line of strict JSON for it: ``data`` itself if it is. Raises GarbledStream, naming ``name``.
+    """Decodes any value; also returns it as one line of strict JSON, which is ``data`` itself if that is strict.
 
-    Python's servers write NaN and -Infinity, others half a surrogate pair, and mostly where nobody needs it.
+    Servers in Python write NaN and -Infinity, others a lone surrogate, mostly in unneeded members. Raises
+    GarbledStream, which names ``name``.
     """
     try:
         value = msgspec.json.decode(data)
@@ -73,7 +74,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def exact_json(value: Members, name: str) -> str:
-    """JSON for an object of which nothing may change. Raises GarbledStream."""
+    """Encodes an object that must not change. Raises GarbledStream if it would."""
     try:
         data = _encode_exactly(value)
         if msgspec.json.decode(data) == value:
@@ -84,7 +85,7 @@ def exact_json(value: Members, name: str) -> str:
 
 
 def odd(name: str, value: object) -> GarbledStream:
-    """What is needed is not what it must be: names the member and its type, never its content."""
+    """The error for a needed member of a wrong type: it names the member and the type, never the content."""
     return GarbledStream(f"{name} is {kind_of(value)}")
 
 
@@ -108,12 +109,12 @@ def kind_of(value: object) -> str:
 
 
 def is_empty(value: object) -> bool:
-    """Whether a member says nothing: it is absent, null, or empty. 0 and false do say something."""
+    """Whether a member is absent, null or empty. 0 and false are not empty."""
     return value is None or value in ("", [], {})
 
 
 def text_in(members: Members, member: str, name: str) -> str:
-    """A text that is needed; "" if it is absent. Raises GarbledStream."""
+    """A needed text; "" if it is absent. Raises GarbledStream."""
     value = members.get(member)
     if isinstance(value, str):
         return value
@@ -123,7 +124,7 @@ def text_in(members: Members, member: str, name: str) -> str:
 
 
 def object_in(members: Members, member: str, name: str) -> Members:
-    """An object that is needed; {} if it is absent. Raises GarbledStream."""
+    """A needed object; {} if it is absent. Raises GarbledStream."""
     value = members.get(member)
     if isinstance(value, dict):
         return value
@@ -133,7 +134,7 @@ def object_in(members: Members, member: str, name: str) -> Members:
 
 
 def number_of(value: object) -> int | None:
-    """A whole number in any spelling whose value is clear (12, 12.0, "12"); None if it is none."""
+    """A whole number in any form whose value is clear (12, 12.0, "12"); None for anything else."""
     if isinstance(value, str) and len(value) <= 20:
         try:
             value = float(value)
@@ -145,14 +146,14 @@ def number_of(value: object) -> int | None:
 
 
 def with_members(of: Members, **members: Any) -> Members:
-    """``of`` with these members; the very same object if it has them already."""
+    """``of`` with these members; ``of`` itself if it has them already."""
     if all(name in of and _is_same(of[name], value) for name, value in members.items()):
         return of
     return {**of, **members}
 
 
 def _is_same(one: object, other: object) -> bool:
-    """1, 1.0 and True are equal to each other, and not the same; nor is an object that was made anew."""
+    """1, 1.0 and True are equal in Python, but not the same here; nor is a new object with equal members."""
     if isinstance(one, dict):
         return one is other
     return type(one) is type(other) and one == other

@@ -1,1 +1,1 @@
-"""Deliveries to the addresses of callers."""
+"""Deliveries of webhooks to callers' URLs."""
