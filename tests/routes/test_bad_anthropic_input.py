@@ -1,6 +1,6 @@
-"""Whatever is sent to the surface of the Messages API or to the batches: the right refusal in the words of the surface.
+"""Invalid requests to the Messages surface and to batches: each gets the right error in its surface's envelope.
 
-Never a 5xx, never content, and nothing in Redis of what was refused.
+Never a 5xx, never a quote, and a refused request leaves nothing in Redis.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ _TYPES = {
 
 
 def _refusal_of(response: httpx2.Response, status: int | None = None) -> str:
-    """The message of an error, which must be exactly one envelope, of a request that is not to be sent again."""
+    """The message of an error response, which must be exactly the envelope, and must ask for no retry."""
     assert status in (None, response.status_code), response.text
     assert response.headers["content-type"] == "application/json"
     document = response.json()
@@ -63,7 +63,7 @@ def _refusal_of(response: httpx2.Response, status: int | None = None) -> str:
 
 
 def test_every_route_of_this_surface_is_known_to_these_tests() -> None:
-    """A new one must be added above, and so be asked for its key."""
+    """A new route must be added above, so that these tests check its keys."""
     paths = create_app(load_settings(auth="off")).openapi()["paths"]
     found = {
         (method.upper(), path.format(batch_id=_A_BATCH.rpartition("/")[2], model_id="m", **_UNUSED))
@@ -77,8 +77,8 @@ _UNUSED = {"job_id": "", "code": "", "key_id": "", "delivery_id": ""}
 
 
 @pytest.mark.parametrize(("method", "path"), _OF_A_TENANT)
-async def test_while_keys_are_asked_for_every_call_is_401(start_api: StartApi, method: str, path: str) -> None:
-    """In either header, and before the body is looked at."""
+async def test_without_a_key_every_call_is_401(start_api: StartApi, method: str, path: str) -> None:
+    """For either header, and before the body is read."""
     api = await start_api(auth="keys")
     for headers in ({}, {"Authorization": f"Bearer {CANARY}"}, {"X-Api-Key": CANARY, "X-Tenant": "default"}):
         response = await api.http.request(method, path, content=CANARY.encode(), headers=headers)
@@ -89,8 +89,8 @@ async def test_while_keys_are_asked_for_every_call_is_401(start_api: StartApi, m
 
 @pytest.mark.parametrize("tenant", ["", "a b", "a:b", "ä", "x" * 65, "{0}"])
 @pytest.mark.parametrize(("method", "path"), _OF_A_TENANT)
-async def test_a_tenant_that_cannot_be_one_is_400(api: CalledApi, method: str, path: str, tenant: str) -> None:
-    """Its name becomes part of keys in Redis."""
+async def test_an_invalid_tenant_is_400(api: CalledApi, method: str, path: str, tenant: str) -> None:
+    """Its name becomes part of Redis keys."""
     headers: Any = [(b"X-Tenant", tenant.encode("latin-1"))]
     response = await api.http.request(method, path, json=_REQUESTS, headers=headers)
     assert _refusal_of(response, 400).startswith("X-Tenant: ")
@@ -110,8 +110,8 @@ async def test_a_tenant_that_cannot_be_one_is_400(api: CalledApi, method: str, p
         (f"{_A_BATCH}/cancel", "OPTIONS, POST"),
     ],
 )
-async def test_a_method_that_a_path_has_not_is_405_with_those_it_has(api: CalledApi, path: str, allow: str) -> None:
-    """All of them, whichever route has them."""
+async def test_a_wrong_method_is_405_with_the_allowed_ones(api: CalledApi, path: str, allow: str) -> None:
+    """All methods of the path's routes."""
     for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "BREW"} - set(allow.split(", ")):
         response = await api.http.request(method, path)
         _refusal_of(response, 405)
@@ -125,16 +125,16 @@ async def test_a_method_that_a_path_has_not_is_405_with_those_it_has(api: Called
     ["/v1/messages/", f"{_BATCHES}/", f"{_A_BATCH}/", f"{_A_BATCH}/nope", f"{_A_BATCH}/results/x", "/v1/models/"],
 )
 async def test_an_unknown_path_is_404(api: CalledApi, path: str) -> None:
-    """No redirects either."""
+    """There are no redirects either."""
     for method in ("GET", "POST"):
-        if (method, path) != ("POST", "/v1/models/"):  # there the empty name is one that no model has
+        if (method, path) != ("POST", "/v1/models/"):  # an empty name there is an unknown model
             _refusal_of(await api.http.request(method, path), 404)
 
 
 @pytest.mark.parametrize("route", [_MESSAGES, f"{_MESSAGES}/count_tokens", _BATCHES])
 @pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON.keys())
-async def test_what_is_no_strict_json_object_is_400(api: CalledApi, route: str, body: bytes) -> None:
-    """And leaves nothing."""
+async def test_a_body_that_is_no_strict_json_object_is_400(api: CalledApi, route: str, body: bytes) -> None:
+    """It leaves nothing in Redis."""
     response = await api.http.post(route, content=body, headers=JSON_TYPE)
     assert CANARY not in _refusal_of(response, 400).replace(f"{CANARY}: is not known", "")
     assert await _kept(api) == 0
@@ -152,8 +152,8 @@ async def test_what_is_no_strict_json_object_is_400(api: CalledApi, route: str, 
         {**JSON_TYPE, "Content-Encoding": "gzip"},
     ],
 )
-async def test_what_is_not_plain_json_is_415(api: CalledApi, route: str, headers: dict[str, str]) -> None:
-    """Lines of JSON are for the native batches alone."""
+async def test_a_body_that_is_not_plain_json_is_415(api: CalledApi, route: str, headers: dict[str, str]) -> None:
+    """JSON lines are only for native batches."""
     response = await api.http.post(route, content=json.dumps(_REQUESTS).encode(), headers=headers)
     assert CANARY not in _refusal_of(response, 415)
     assert await _kept(api) == 0
@@ -173,8 +173,8 @@ async def test_what_is_not_plain_json_is_415(api: CalledApi, route: str, headers
     ],
 )
 @pytest.mark.parametrize("route", [_MESSAGES, _BATCHES])
-async def test_a_header_that_is_not_valid_is_400(api: CalledApi, route: str, name: str, value: str) -> None:
-    """Named, and not repeated."""
+async def test_an_invalid_header_is_400(api: CalledApi, route: str, name: str, value: str) -> None:
+    """The error names it and does not quote it."""
     body = _REQUESTS if route == _BATCHES else _PARAMS
     headers: Any = [(name.encode(), value.encode("latin-1"))]
     message = _refusal_of(await api.http.post(route, json=body, headers=headers), 400)
@@ -184,7 +184,7 @@ async def test_a_header_that_is_not_valid_is_400(api: CalledApi, route: str, nam
 
 
 async def _kept(api: CalledApi) -> int:
-    """How many keys there are once what was received of a batch is erased."""
+    """The number of keys after the received part of a batch is erased."""
     for batch_id in await api.runtime.batches.due():
         await api.runtime.batches.advance_all(batch_id)
     return await api.keys_count()
@@ -240,7 +240,7 @@ _some = settings(
 
 
 def _assert_answered(response: httpx2.Response, path: str) -> None:
-    """Taken, or refused in the words of the surface."""
+    """The request was accepted, or refused in its surface's envelope."""
     if response.status_code in (200, 202):
         return
     assert 400 <= response.status_code < 500, response.text
@@ -250,7 +250,7 @@ def _assert_answered(response: httpx2.Response, path: str) -> None:
     else:
         problem_of(response, response.status_code, response.json()["code"])
         message = json.dumps([response.json()["detail"], response.json().get("errors")])
-    # A member's name that looks like a name may be told; what stands in it may not.
+    # A member's name may be quoted if it looks like a name, but not its value.
     assert CANARY not in message.replace(f"#/{CANARY}", "").replace(f"{CANARY}: ", "").replace(f"({CANARY})", "")
 
 
@@ -258,7 +258,7 @@ def _assert_answered(response: httpx2.Response, path: str) -> None:
 @_some
 @given(body=_bodies, path=st.sampled_from([_BATCHES, "/v1/batches"]))
 async def test_no_body_of_a_batch_makes_a_5xx_or_is_repeated(api: CalledApi, body: bytes, path: str) -> None:
-    """Taken in, its object and its results are JSON; refused, nothing is left."""
+    """If it is accepted, its object and results are JSON; if it is refused, it leaves nothing."""
     before = await _kept(api)
     response = await api.http.post(path, content=body, headers=JSON_TYPE)
     _assert_answered(response, path)
@@ -292,7 +292,7 @@ async def _assert_whole(api: CalledApi, path: str, batch_id: str) -> None:
 @_some
 @given(body=_bodies)
 async def test_no_body_of_a_message_makes_a_5xx_or_is_repeated(api: CalledApi, body: bytes) -> None:
-    """What is taken waits for a worker, of which there is none: then its client goes."""
+    """An accepted message waits for a worker, but there is none; then its client disconnects."""
     response = await _answer(api, api.http.post(_MESSAGES, content=body, headers=JSON_TYPE))
     if response is not None:
         _assert_answered(response, _MESSAGES)
@@ -304,14 +304,14 @@ async def test_no_body_of_a_message_makes_a_5xx_or_is_repeated(api: CalledApi, b
 async def test_no_headers_make_a_5xx_or_are_repeated(
     api: CalledApi, headers: list[tuple[bytes, bytes]], path: str, body: bytes
 ) -> None:
-    """Each that is ours to read, once or several times."""
+    """Every header that we read, once or several times."""
     response = await _answer(api, api.http.post(path, content=body, headers=headers))
     if response is not None:
         _assert_answered(response, path)
 
 
 async def _answer(api: CalledApi, call: Coroutine[Any, Any, httpx2.Response]) -> httpx2.Response | None:
-    """A call that is taken follows its job: its client goes then, and there is no answer."""
+    """The response; None if the call was accepted, since its client then disconnects."""
     calling = asyncio.create_task(call)
     await wait_until(lambda: calling.done() or api.state.relay.follower_count > 0, "an answer, or the job of the call")
     if calling.done():
@@ -332,7 +332,7 @@ async def _answer(api: CalledApi, call: Coroutine[Any, Any, httpx2.Response]) ->
 async def test_no_id_makes_a_5xx_or_is_repeated(
     api: CalledApi, text: str, below: str, method: str, surface: str
 ) -> None:
-    """There is nothing here: all is 404 or 405."""
+    """No such object exists: every response is 404 or 405."""
     path = f"{surface}/{httpx2.URL('http://a', params={'x': text}).query.decode()[2:]}x{below}"
     response = await api.http.request(method, path)
     assert response.status_code in (404, 405), response.text
@@ -349,5 +349,5 @@ async def test_no_id_makes_a_5xx_or_is_repeated(
     path=st.sampled_from([_BATCHES, "/v1/models", "/v1/batches"]),
 )
 async def test_no_query_makes_a_5xx_or_is_repeated(api: CalledApi, query: dict[str, str], path: str) -> None:
-    """A page, or what is wrong with it."""
+    """The response is a page, or an error."""
     _assert_answered(await api.http.get(path, params=query), path)

@@ -1,4 +1,4 @@
-"""Batches that are refused as a whole: each gets a 4xx that repeats nothing, and leaves nothing in Redis."""
+"""Batches that are refused as a whole: each gets a 4xx that quotes nothing, and leaves nothing in Redis."""
 
 import asyncio
 import json
@@ -46,8 +46,8 @@ MANY = b'{"requests":[' + b",".join(as_lines(2 * SLICE_ITEMS + 5).splitlines())
         (MANY + b'],"job":{"max_attempts":99}}', "#/job/max_attempts"),
     ],
 )
-async def test_an_envelope_that_is_not_valid_is_400_for_the_whole(api: CalledApi, body: bytes, pointer: str) -> None:
-    """Even when a thousand requests of it were in Redis already."""
+async def test_an_invalid_envelope_is_400_for_the_whole_batch(api: CalledApi, body: bytes, pointer: str) -> None:
+    """Even if a thousand of its requests are already in Redis."""
     before = await stored(api.runtime)
     response = await api.http.post("/v1/batches", content=body, headers=JSON_TYPE)
     assert pointers_of(response) == [pointer]
@@ -57,7 +57,7 @@ async def test_an_envelope_that_is_not_valid_is_400_for_the_whole(api: CalledApi
 
 @pytest.mark.parametrize("body", [b"", b"\n", b"\r\n \n"])
 async def test_lines_that_are_all_blank_are_400(api: CalledApi, body: bytes) -> None:
-    """There would be nothing to do."""
+    """Such a batch would have no requests."""
     before = await stored(api.runtime)
     problem_of(await api.http.post("/v1/batches", content=body, headers=LINES), 400, "invalid_request")
     assert await stored(api.runtime) <= before
@@ -76,24 +76,24 @@ async def test_lines_that_are_all_blank_are_400(api: CalledApi, body: bytes) -> 
         (LINES | {"Idempotency-Key": "ä"}, "", 400),
     ],
 )
-async def test_what_is_wrong_about_a_batch_is_said_before_it_is_read(
+async def test_errors_in_the_head_of_a_batch_are_reported_before_its_body_is_read(
     api: CalledApi, headers: dict[str, str], query: str, status: int
 ) -> None:
-    """And nothing is stored."""
+    """Nothing is stored."""
     encoded = {name.encode(): value.encode("latin-1") for name, value in headers.items()}
     response = await api.http.post(f"/v1/batches{query}", content=as_lines(1), headers=encoded)
     assert response.status_code == status, response.text
 
 
 async def test_options_in_the_query_of_a_json_body_are_400(api: CalledApi) -> None:
-    """They would not be heard: the body has a member for them."""
+    """They would be ignored: the body has a member for them."""
     response = await api.http.post("/v1/batches?timeout_s=5", json={"requests": [a_request(1)]})
     assert pointers_of(response) == ["timeout_s"]
 
 
 @pytest.mark.parametrize("announced", [True, False])
 async def test_a_batch_of_too_many_bytes_is_413_and_leaves_nothing(start_api: StartApi, announced: bool) -> None:
-    """At once where its length is announced."""
+    """At once if its length is announced."""
     api = await start_api(max_batch_bytes=65_536)
     before = await stored(api.runtime)
     body = as_lines(5_000)
@@ -109,7 +109,7 @@ async def test_a_batch_of_too_many_bytes_is_413_and_leaves_nothing(start_api: St
 
 @pytest.mark.parametrize("body", [as_lines(300), b"\n" * 300 + as_lines(1)], ids=["requests", "blank lines"])
 async def test_a_batch_of_too_many_lines_is_413_and_leaves_nothing(start_api: StartApi, body: bytes) -> None:
-    """Blank ones have the same limit."""
+    """Blank lines have the same limit."""
     api = await start_api(max_batch_requests=299)
     before = await stored(api.runtime)
     problem_of(await api.http.post("/v1/batches", content=body, headers=LINES), 413, "too_large")
@@ -117,7 +117,7 @@ async def test_a_batch_of_too_many_lines_is_413_and_leaves_nothing(start_api: St
 
 
 async def test_a_line_that_is_too_long_is_a_failed_item(start_api: StartApi) -> None:
-    """Its neighbours run."""
+    """The other lines run."""
     api = await start_api(max_batch_line_bytes=1024)
     long = json.dumps({"custom_id": "long", "params": {"prompt": CANARY * 1000}}).encode()
     response = await api.http.post("/v1/batches", content=long + b"\n" + ONE, headers=LINES)
@@ -125,10 +125,10 @@ async def test_a_line_that_is_too_long_is_a_failed_item(start_api: StartApi) -> 
     assert (response.json()["counts"]["queued"], response.json()["counts"]["failed"]) == (1, 1)
 
 
-async def test_a_body_of_which_nothing_more_comes_is_400_and_leaves_nothing(
+async def test_a_body_that_stops_coming_is_400_and_leaves_nothing(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection of a silent client is not held for ever."""
+    """The connection of a silent client is closed after a while."""
     monkeypatch.setattr(submit_batch, "_SILENCE_S", 0.2)
     before = await stored(served.api.runtime)
 
@@ -150,6 +150,6 @@ async def test_a_body_of_which_nothing_more_comes_is_400_and_leaves_nothing(
 async def test_no_bytes_are_more_than_a_400_or_a_batch(
     api: CalledApi, parts: list[bytes], form: dict[str, str]
 ) -> None:
-    """No 500 is to be had."""
+    """There is never a 500."""
     response = await api.http.post("/v1/batches", content=b"".join(parts), headers=form)
     assert response.status_code in (202, 400), response.text

@@ -1,4 +1,4 @@
-"""Bodies that are not valid: each gets a 4xx that names the field, repeats nothing, and leaves nothing in Redis."""
+"""Invalid bodies: each gets a 4xx that names the field and quotes nothing, and leaves nothing in Redis."""
 
 import asyncio
 import json
@@ -79,8 +79,8 @@ NOT_JSON = {
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON.keys())
-async def test_what_is_no_strict_json_object_is_400(api: CalledApi, route: str, body: bytes) -> None:
-    """At the root, since there is no field to name, or in the field where it stands."""
+async def test_a_body_that_is_no_strict_json_object_is_400(api: CalledApi, route: str, body: bytes) -> None:
+    """The pointer is the root, or the field with the error."""
     response = await api.http.post(route, content=body, headers=JSON_TYPE)
     assert all(pointer.startswith("#") for pointer in pointers_of(response))
     await _assert_no_trace(api, response.text)
@@ -145,8 +145,8 @@ WRONG_FIELDS: list[tuple[Any, list[str]]] = [
 
 
 @pytest.mark.parametrize(("body", "pointers"), WRONG_FIELDS)
-async def test_each_field_that_is_not_valid_is_named(api: CalledApi, body: Any, pointers: list[str]) -> None:
-    """All of them at once; a name that is content is not repeated."""
+async def test_each_invalid_field_is_named(api: CalledApi, body: Any, pointers: list[str]) -> None:
+    """All of them at once; a name that is content is not quoted."""
     response = await api.submit(body)
     assert pointers_of(response) == pointers
     await _assert_no_trace(api, response.text)
@@ -166,7 +166,7 @@ WRONG_COMPLETIONS: list[tuple[Any, list[str]]] = [
 
 @pytest.mark.parametrize("route", ROUTES[1:])
 @pytest.mark.parametrize(("body", "pointers"), WRONG_COMPLETIONS)
-async def test_each_field_of_a_completion_that_is_not_valid_is_named(
+async def test_each_invalid_field_of_a_completion_is_named(
     api: CalledApi, route: str, body: Any, pointers: list[str]
 ) -> None:
     """Its bounds are narrower than a job's."""
@@ -176,26 +176,26 @@ async def test_each_field_of_a_completion_that_is_not_valid_is_named(
 
 
 async def test_of_many_wrong_fields_the_first_are_named(api: CalledApi) -> None:
-    """The answer does not grow with the request."""
+    """The response does not grow with the request."""
     response = await api.submit({"messages": [CANARY] * 90_000})
     assert len(pointers_of(response)) == 20
     await _assert_no_trace(api, response.text)
 
 
-async def test_brackets_and_commas_in_texts_are_no_values(api: CalledApi) -> None:
-    """A prompt may be a table of a million cells, and quote."""
+async def test_brackets_and_commas_in_texts_do_not_count_as_values(api: CalledApi) -> None:
+    """A prompt may be a table of a million cells, with quotes."""
     await api.submitted({"prompt": '[{1,"\\' * 200_000})
 
 
 async def test_a_prompt_over_its_limit_is_refused(start_api: StartApi) -> None:
-    """In characters, not in bytes."""
+    """The limit is in characters, not in bytes."""
     api = await start_api(max_prompt_chars=3)
     assert (await api.submit({"prompt": "äöü"})).status_code == 202
     assert pointers_of(await api.submit({"prompt": "äöüß"})) == ["#/prompt"]
 
 
-async def test_what_is_nested_as_deep_as_allowed_is_taken(api: CalledApi) -> None:
-    """And can be stored and read again."""
+async def test_a_body_at_the_limit_of_nesting_is_accepted(api: CalledApi) -> None:
+    """It can be stored and read again."""
     nested: Any = []
     for _ in range(126):
         nested = [nested]
@@ -204,7 +204,7 @@ async def test_what_is_nested_as_deep_as_allowed_is_taken(api: CalledApi) -> Non
 
 @pytest.mark.parametrize("route", ROUTES)
 async def test_a_body_over_the_limit_is_413_before_it_is_read(start_api: StartApi, route: str) -> None:
-    """By what Content-Length says."""
+    """By its Content-Length."""
     api = await start_api(max_body_bytes=1024)
 
     was_read = False
@@ -221,8 +221,8 @@ async def test_a_body_over_the_limit_is_413_before_it_is_read(start_api: StartAp
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_a_body_over_the_limit_is_413_as_soon_as_it_is(start_api: StartApi, route: str) -> None:
-    """By the bytes that came, whatever was announced."""
+async def test_a_body_is_413_as_soon_as_it_exceeds_the_limit(start_api: StartApi, route: str) -> None:
+    """By the bytes received, whatever was announced."""
     api = await start_api(max_body_bytes=1024)
     sent = 0
 
@@ -237,16 +237,16 @@ async def test_a_body_over_the_limit_is_413_as_soon_as_it_is(start_api: StartApi
     assert await api.keys_count() == 0
 
 
-async def test_a_body_of_exactly_the_limit_is_taken(start_api: StartApi) -> None:
-    """One more byte is not."""
+async def test_a_body_of_exactly_the_limit_is_accepted(start_api: StartApi) -> None:
+    """One more byte is refused."""
     api = await start_api(max_body_bytes=1024)
     body = json.dumps(A_BODY).encode().ljust(1024)
     assert (await api.http.post("/v1/jobs", content=body, headers=JSON_TYPE)).status_code == 202
     assert (await api.http.post("/v1/jobs", content=body + b" ", headers=JSON_TYPE)).status_code == 413
 
 
-async def test_what_large_bodies_hold_together_is_bounded(start_api: StartApi) -> None:
-    """One more is refused, and small ones are not; what is over makes room again."""
+async def test_the_memory_of_all_large_bodies_is_bounded(start_api: StartApi) -> None:
+    """One more large body is refused, but small ones are not; a body that ends makes room again."""
     api = await start_api(max_bodies_bytes=1 << 20)
     last = asyncio.Event()
 
@@ -267,8 +267,8 @@ async def test_what_large_bodies_hold_together_is_bounded(start_api: StartApi) -
     await api.submitted({"prompt": "a" * 1_000_000})
 
 
-async def test_a_body_that_does_not_come_is_400(api: CalledApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that sends a byte a second does not hold its connection for a year."""
+async def test_a_body_that_comes_too_slowly_is_400(api: CalledApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends a byte a second cannot hold its connection for a year."""
     monkeypatch.setattr(body_module, "_SLOWEST_S", 0.05)
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -280,7 +280,7 @@ async def test_a_body_that_does_not_come_is_400(api: CalledApi, monkeypatch: pyt
 
 
 async def test_a_client_that_leaves_in_its_body_leaves_nothing_behind(served: Served) -> None:
-    """Neither in Redis nor, as an error, in the log."""
+    """Nothing in Redis, and no error in the log."""
     host, port = served.url.removeprefix("http://").split(":")
     with structlog.testing.capture_logs() as lines:
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -293,9 +293,9 @@ async def test_a_client_that_leaves_in_its_body_leaves_nothing_behind(served: Se
         await wait_until(lambda: not served.server.server_state.tasks, "the end of the request")
         assert served.api.bodies.bytes == 0
         del reader
-    # At its start the API says what it thinks of the tests' own Redis, which keeps no append-only file.
+    # At its start the API warns about the tests' Redis, which has no append-only file.
     assert {line["event"] for line in lines if line["log_level"] in ("warning", "error")} <= {"redis_problem"}
-    # But for what the process's own loops write.
+    # Without the keys that the process's own loops write.
     names = await all_keys(served.api.runtime._commands)
     assert {kind_of(name) for name in names} <= {"attendants", "spared"}
 
@@ -314,8 +314,8 @@ async def test_a_client_that_leaves_in_its_body_leaves_nothing_behind(served: Se
         {"Content-Type": "application/json", "Content-Encoding": "br"},
     ],
 )
-async def test_what_is_not_plain_json_is_415(api: CalledApi, route: str, headers: dict[str, str]) -> None:
-    """A browser on another site can send only types that are refused here."""
+async def test_a_body_that_is_not_plain_json_is_415(api: CalledApi, route: str, headers: dict[str, str]) -> None:
+    """A page of another site can send only types that are refused here."""
     response = await api.http.post(route, content=_prompt(b""), headers=headers)
     problem_of(response, 415, "unsupported_media_type")
     await _assert_no_trace(api, response.text)
@@ -325,7 +325,7 @@ async def test_what_is_not_plain_json_is_415(api: CalledApi, route: str, headers
     "content_type", ["application/json", 'Application/JSON ; charset="UTF-8"', "application/json;charset=utf8"]
 )
 async def test_json_may_say_that_it_is_utf_8(api: CalledApi, content_type: str) -> None:
-    """In any of the usual ways."""
+    """In any usual form."""
     response = await api.http.post("/v1/jobs", content=_prompt(b""), headers={"Content-Type": content_type})
     assert response.status_code == 202
 
@@ -352,7 +352,7 @@ _damaged = st.builds(
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.one_of(_bodies, _damaged, st.binary(max_size=60)), route=st.sampled_from(ROUTES[:1]))
 async def test_no_body_makes_a_5xx_or_is_repeated(api: CalledApi, body: bytes, route: str) -> None:
-    """Whatever it is: a job, or a problem that leaves nothing behind."""
+    """Every body makes a job, or a problem that leaves nothing."""
     before = await api.keys_count()
     response = await api.http.post(route, content=body, headers=JSON_TYPE)
     if response.status_code == 202:
@@ -361,7 +361,7 @@ async def test_no_body_makes_a_5xx_or_is_repeated(api: CalledApi, body: bytes, r
     problem_of(response, 400, "invalid_request")
     assert CANARY not in response.text.replace(f"/{CANARY}", "").replace(
         f"({CANARY})", ""
-    )  # a name that looks like one
+    )  # a member's name that looks like one
     assert await api.keys_count() == before
 
 

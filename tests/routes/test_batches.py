@@ -1,4 +1,4 @@
-"""What a caller reads of a batch, and does to it: everything but its submit and what streams."""
+"""Reading, listing, cancelling, retrying and erasing batches: everything but submits and streams."""
 
 import json
 from typing import Any
@@ -33,7 +33,7 @@ async def _results(api: CalledApi, batch: Batch, **query: Any) -> list[Any]:
 
 
 async def test_a_batch_is_shown_with_live_counts(api: CalledApi) -> None:
-    """In the job's words, from its start to its end."""
+    """With the states of jobs, from its start to its end."""
     batch = await a_batch(api.runtime, 3, invalid=[2], metadata={"run": "nightly"})
     response = await api.http.get(f"/v1/batches/{batch.id}")
     assert response.headers["retry-after"] == "1"
@@ -64,7 +64,7 @@ async def test_a_batch_is_shown_with_live_counts(api: CalledApi) -> None:
 
 
 async def test_batches_are_listed_newest_first(api: CalledApi) -> None:
-    """Page by page, and each tenant its own."""
+    """Page by page; each tenant sees its own."""
     batches = sorted([(await a_batch(api.runtime, 1)).id for _ in range(5)], reverse=True)
     await a_batch(api.runtime, 1, tenant="another")
     seen: list[str] = []
@@ -89,7 +89,7 @@ async def test_a_page_that_was_never_given_out_is_400(api: CalledApi) -> None:
 
 
 async def test_foreign_and_absent_batches_are_the_same_404(api: CalledApi) -> None:
-    """On every route, and nothing is done to them."""
+    """On every route, and the foreign batch does not change."""
     foreign = (await a_batch(api.runtime, 1, tenant="another")).id
     for batch_id in (foreign, new_id("batch"), "batch_1", new_id("job")):
         url = f"/v1/batches/{batch_id}"
@@ -107,8 +107,8 @@ async def test_foreign_and_absent_batches_are_the_same_404(api: CalledApi) -> No
     assert theirs.json()["counts"]["queued"] == 1
 
 
-async def test_results_are_lines_of_what_has_ended_so_far(api: CalledApi) -> None:
-    """Results are byte for byte what was stored."""
+async def test_results_are_the_lines_that_have_ended_so_far(api: CalledApi) -> None:
+    """They are byte for byte as stored."""
     batch = await a_batch(api.runtime, 4, invalid=[2])
     first, second, third = await claim(api.runtime, 3)
     await succeed(api.runtime, first, "Grüße\n👩‍🚀")
@@ -146,8 +146,8 @@ async def test_results_come_in_the_order_that_is_asked_for(api: CalledApi) -> No
     assert [line["line"] for line in await _results(api, batch, order="finished")] == [3, 4, 2, 1]
 
 
-async def test_results_go_on_behind_the_last_line_that_the_client_has(api: CalledApi) -> None:
-    """In either order; a line that has not ended is no place in the order of ends."""
+async def test_results_resume_after_the_clients_last_line(api: CalledApi) -> None:
+    """In either order; a line that has not ended is no cursor in the order of ends."""
     batch = await a_batch(api.runtime, 4, invalid=[3])
     for claimed in reversed((await claim(api.runtime, 3))[1:]):
         await succeed(api.runtime, claimed)
@@ -161,8 +161,8 @@ async def test_results_go_on_behind_the_last_line_that_the_client_has(api: Calle
         problem_of(await api.http.get(url, params={"after": wrong}), 400, "invalid_cursor")
 
 
-async def test_results_of_one_status_alone(api: CalledApi) -> None:
-    """Invalid lines are among the failed ones."""
+async def test_results_can_be_of_one_status(api: CalledApi) -> None:
+    """Invalid lines count as failed ones."""
     batch = await a_batch(api.runtime, 4, invalid=[3])
     first, second, _ = await claim(api.runtime, 3)
     await succeed(api.runtime, first)
@@ -176,7 +176,7 @@ async def test_results_of_one_status_alone(api: CalledApi) -> None:
 
 
 async def test_a_thousand_results_of_all_sizes_are_whole_and_in_order(api: CalledApi) -> None:
-    """More than one page, and some larger than a portion."""
+    """On more than one page, and some larger than a portion."""
     batch = await a_batch(api.runtime, 1000, invalid=[1, 500, 1000])
     sizes = {20: 3 << 20, 21: 1, 300: 2 << 20, 301: 2 << 20}
     while claims := await claim(api.runtime, 250):
@@ -202,8 +202,8 @@ async def test_a_batch_without_ends_has_no_lines(api: CalledApi) -> None:
     assert await _results(api, await a_batch(api.runtime, 2)) == []
 
 
-async def test_cancel_ends_what_has_not_ended(api: CalledApi) -> None:
-    """What is done stays; again, it changes nothing."""
+async def test_cancel_ends_the_items_that_have_not_ended(api: CalledApi) -> None:
+    """Ended items stay as they are; a second cancel changes nothing."""
     batch = await a_batch(api.runtime, 300)
     claims = await claim(api.runtime, 2)
     await succeed(api.runtime, claims[0])
@@ -216,8 +216,8 @@ async def test_cancel_ends_what_has_not_ended(api: CalledApi) -> None:
     assert (again.status_code, again.json()) == (200, view)
 
 
-async def test_retry_is_a_new_batch_of_what_did_not_succeed(api: CalledApi) -> None:
-    """With its options, metadata and custom ids; lines that cannot run are left out."""
+async def test_retry_is_a_new_batch_of_items_that_did_not_succeed(api: CalledApi) -> None:
+    """With the same options, metadata and custom ids; invalid lines are left out."""
     requests = [b'{"model":"a-model","number":%d}' % number for number in range(600)]
     options: dict[str, Any] = {
         "timeout_s": 77,
@@ -256,7 +256,7 @@ async def test_retry_is_a_new_batch_of_what_did_not_succeed(api: CalledApi) -> N
 
 
 async def test_a_batch_without_anything_to_retry_is_409(api: CalledApi) -> None:
-    """All succeeded, or could never run: and nothing is left of the try."""
+    """All items succeeded or were invalid; the attempt leaves nothing."""
     for invalid in ([], [1, 2]):
         batch = await a_batch(api.runtime, 3, invalid=invalid)
         await run_all(api.runtime)
@@ -271,7 +271,7 @@ async def test_a_batch_without_anything_to_retry_is_409(api: CalledApi) -> None:
 
 
 async def test_only_a_batch_that_has_ended_is_erased(api: CalledApi) -> None:
-    """With all its items: nothing of it is left."""
+    """With all its items; nothing of it is left."""
     batch = await a_batch(api.runtime, 3, invalid=[3])
     url = f"/v1/batches/{batch.id}"
     problem_of(await api.http.delete(url), 409, "not_ended")
@@ -285,15 +285,15 @@ async def test_only_a_batch_that_has_ended_is_erased(api: CalledApi) -> None:
 
 
 async def test_the_items_of_a_batch_are_jobs(api: CalledApi) -> None:
-    """Each says whose it is."""
+    """Each has its batch's id."""
     batch = await a_batch(api.runtime, 2)
     page = (await api.http.get("/v1/jobs", params={"batch_id": batch.id})).json()
     assert sorted(job["custom_id"] for job in page["data"]) == ["row-1", "row-2"]
     assert {(job["batch_id"], job["priority"]) for job in page["data"]} == {(batch.id, "low")}
 
 
-async def test_a_body_that_cannot_be_gone_on_with_never_looks_whole(served: Served) -> None:
-    """Redis goes in the middle: the connection breaks off, and what came before stands."""
+async def test_a_response_that_cannot_be_completed_never_looks_complete(served: Served) -> None:
+    """Redis dies in the middle: the connection is cut, and the lines before are valid."""
     runtime = served.api.runtime
     batch = await a_batch(runtime, 40)
     await run_all(runtime, "x" * (500 << 10))
@@ -307,8 +307,8 @@ async def test_a_body_that_cannot_be_gone_on_with_never_looks_whole(served: Serv
 
 
 @pytest.mark.parametrize("order", ["submitted", "finished"])
-async def test_results_of_a_batch_that_is_erased_meanwhile_never_look_whole(served: Served, order: str) -> None:
-    """They break off."""
+async def test_results_of_a_batch_that_is_erased_meanwhile_never_look_complete(served: Served, order: str) -> None:
+    """The connection is cut."""
     runtime = served.api.runtime
     batch = await a_batch(runtime, 300)
     await run_all(runtime, "x" * (64 << 10))
@@ -322,8 +322,8 @@ async def test_results_of_a_batch_that_is_erased_meanwhile_never_look_whole(serv
             await answer.read()
 
 
-async def test_a_client_that_goes_ends_the_reading(served: Served) -> None:
-    """Nothing more is asked of Redis for it."""
+async def test_a_client_that_disconnects_ends_the_reading(served: Served) -> None:
+    """The API reads no more from Redis for it."""
     runtime = served.api.runtime
     batch = await a_batch(runtime, 40)
     await run_all(runtime, "x" * (500 << 10))

@@ -1,4 +1,4 @@
-"""``/complete`` and ``/complete/stream``: a prompt in, its answer out, and every way in which that fails."""
+"""``/complete`` and ``/complete/stream``: a prompt in, its answer out, and every failure."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ _BODY = {"prompt": "Say hello."}
 
 
 async def _claimed(runtime: Runtime) -> Author:
-    """The job behind a call, once it waits."""
+    """Claims the job of a call as soon as it is queued."""
 
     async def waits() -> bool:
         return (await runtime.queue.depth())[JobState.QUEUED] > 0
@@ -38,8 +38,8 @@ async def _finish(api: CalledApi, author: Author, ending: Ending) -> None:
     await finish(api.runtime, author.claim, ending, seq=author.seq)
 
 
-async def test_complete_answers_result_model_and_tokens(api: CalledApi) -> None:
-    """The model that answered, and the output tokens as the LLM counted them."""
+async def test_complete_returns_result_model_and_tokens(api: CalledApi) -> None:
+    """The model that answered, and the output tokens that the LLM reported."""
     calling = asyncio.create_task(api.http.post("/complete", json=_BODY | {"max_tokens": 9}))
     author = await _claimed(api.runtime)
     assert json.loads(author.claim.request) == {
@@ -56,8 +56,8 @@ async def test_complete_answers_result_model_and_tokens(api: CalledApi) -> None:
     assert api.state.relay.follower_count == 0
 
 
-async def test_complete_asks_for_512_tokens_unless_told_otherwise(api: CalledApi) -> None:
-    """And its job lives no longer than its caller waits."""
+async def test_complete_asks_for_512_tokens_by_default(api: CalledApi) -> None:
+    """Its job expires when its caller stops waiting."""
     calling = asyncio.create_task(api.http.post("/complete", json=_BODY))
     author = await _claimed(api.runtime)
     assert json.loads(author.claim.request)["max_tokens"] == 512
@@ -80,7 +80,7 @@ _FAILURES = [
 
 @pytest.mark.parametrize(("code", "status"), _FAILURES)
 async def test_a_failure_of_the_llm_has_its_status(api: CalledApi, code: str, status: int) -> None:
-    """And the code of the job behind it."""
+    """And the code of its job."""
     calling = asyncio.create_task(api.http.post("/complete", json=_BODY))
     author = await _claimed(api.runtime)
     await _finish(api, author, Ending(Step.FAIL, error=JobError(code, "What happened.", retryable=True)))
@@ -105,7 +105,7 @@ async def test_a_failure_on_the_stream_is_an_error_event_and_no_done(api: Called
 
 
 async def test_a_job_that_never_starts_is_504(api: CalledApi) -> None:
-    """Its wait is part of the 30 s."""
+    """Waiting in the queue counts towards the 30 s."""
     calling = asyncio.create_task(api.http.post("/complete", json=_BODY))
     await make_overdue(api.runtime, await _waiting_job(api))
     await api.runtime.jobs.expire()
@@ -113,10 +113,10 @@ async def test_a_job_that_never_starts_is_504(api: CalledApi) -> None:
 
 
 @pytest.mark.parametrize("path", ["/complete", "/complete/stream"])
-async def test_after_30_s_the_job_is_cancelled_and_the_caller_told(
+async def test_after_30_s_the_job_is_cancelled_and_the_caller_gets_504(
     api: CalledApi, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    """Nobody waits for it any more."""
+    """Nobody waits for it after that."""
     monkeypatch.setattr(complete, "TIMEOUT_S", 1)
     calling = asyncio.create_task(api.http.post(path, json=_BODY))
     author = await _claimed(api.runtime)
@@ -145,7 +145,7 @@ async def test_a_job_that_another_call_cancels_is_502(api: CalledApi, path: str)
 
 @pytest.mark.parametrize("path", ["/complete", "/complete/stream"])
 async def test_a_full_queue_is_503(start_api: StartApi, path: str) -> None:
-    """A real status on the stream too, since nothing has been sent."""
+    """Also on the stream, since nothing has been sent yet."""
     api = await start_api(max_queued=1)
     await api.submitted()
     problem_of(await api.http.post(path, json=_BODY), 503, "queue_full")
@@ -153,8 +153,8 @@ async def test_a_full_queue_is_503(start_api: StartApi, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/complete", "/complete/stream"])
-async def test_a_server_that_stops_says_so_and_cancels(api: CalledApi, path: str) -> None:
-    """Another process may answer the next call."""
+async def test_a_stopping_server_responds_with_503_and_cancels(api: CalledApi, path: str) -> None:
+    """Another process may serve the next call."""
     calling = asyncio.create_task(api.http.post(path, json=_BODY))
     author = await _claimed(api.runtime)
     api.state.stop()
@@ -168,8 +168,8 @@ async def test_a_server_that_stops_says_so_and_cancels(api: CalledApi, path: str
 
 
 @pytest.mark.parametrize("path", ["/complete", "/complete/stream"])
-async def test_a_client_that_goes_cancels_its_job(served: Served, path: str) -> None:
-    """Noticed at once, while there is nothing to send."""
+async def test_a_client_that_disconnects_cancels_its_job(served: Served, path: str) -> None:
+    """The API notices it at once, even while there is nothing to send."""
     runtime = served.api.runtime
 
     async def call() -> None:
@@ -188,7 +188,7 @@ async def test_a_client_that_goes_cancels_its_job(served: Served, path: str) -> 
 
 
 async def test_the_stream_is_text_and_then_done(api: CalledApi) -> None:
-    """Text with any line breaks comes out of an SSE parser as it went in, with one kind of break."""
+    """Text with any line breaks passes an SSE parser unchanged, except that every break becomes a line feed."""
     calling = asyncio.create_task(api.http.post("/complete/stream", json=_BODY))
     author = await _claimed(api.runtime)
     await author.open()
@@ -205,8 +205,8 @@ async def test_the_stream_is_text_and_then_done(api: CalledApi) -> None:
     assert "".join(frame.data for frame in texts) == "Two\nlines\n\n data: x\na\nb\nc[DONE]\u2028end\x00"
 
 
-async def test_an_attempt_that_fails_before_any_text_is_not_seen(api: CalledApi) -> None:
-    """The next one may well answer."""
+async def test_an_attempt_that_fails_before_any_text_is_invisible(api: CalledApi) -> None:
+    """The next attempt may succeed."""
     calling = asyncio.create_task(api.http.post("/complete/stream", json=_BODY))
     author = await _claimed(api.runtime)
     await author.open()
@@ -216,8 +216,8 @@ async def test_an_attempt_that_fails_before_any_text_is_not_seen(api: CalledApi)
     assert [frame.data for frame in _frames(await calling)] == ["Hello.", "[DONE]"]
 
 
-async def test_text_that_another_attempt_takes_back_ends_the_stream_with_an_error(api: CalledApi) -> None:
-    """It cannot be unsaid here; and the job ends, since nobody reads on."""
+async def test_a_reset_after_text_ends_the_stream_with_an_error(api: CalledApi) -> None:
+    """The format cannot clear text. The job ends too, since nobody reads on."""
     calling = asyncio.create_task(api.http.post("/complete/stream", json=_BODY))
     author = await _claimed(api.runtime)
     await author.say("Hel")
@@ -229,7 +229,7 @@ async def test_text_that_another_attempt_takes_back_ends_the_stream_with_an_erro
 
 
 async def test_the_stream_is_a_stream_whatever_accept_says(api: CalledApi) -> None:
-    """The address has said it already, and ``curl --json`` accepts JSON alone."""
+    """The path decides, and ``curl --json`` accepts only JSON."""
     calling = asyncio.create_task(api.http.post("/complete/stream", json=_BODY, headers={"Accept": "application/json"}))
     await (await _claimed(api.runtime)).succeed()
     assert [frame.data for frame in _frames(await calling)] == ["[DONE]"]

@@ -1,4 +1,4 @@
-"""What every answer has, and what an error says: always a problem document, never content."""
+"""What every response has, and what an error says: always a problem document, and never content."""
 
 import json
 import re
@@ -36,14 +36,14 @@ _A_DELIVERY = "/v1/webhooks/deliveries/evt_01m84bdq4tyw9k2p0000000000"
     ],
 )
 async def test_an_unknown_path_is_404(api: CalledApi, path: str) -> None:
-    """No redirects either: they would change a POST into a GET."""
+    """There are no redirects, which would change a POST into a GET."""
     problem_of(await api.http.get(path), 404, "not_found")
     problem_of(await api.http.post(path, json=A_BODY), 404, "not_found")
 
 
 @pytest.mark.parametrize("path", ["/v1%2fkeys", "/v1/jobs%2F", "/%2Fv1/jobs"])
-async def test_a_slash_is_written_as_one(api: CalledApi, path: str) -> None:
-    """To a proxy's rules it is none, to a router it would be one. Ids of models have some."""
+async def test_an_encoded_slash_is_not_a_separator(api: CalledApi, path: str) -> None:
+    """A proxy's rules do not see it as a slash, but a router would. Ids of models may contain slashes."""
     problem_of(await api.http.get(path), 404, "not_found")
     assert (await api.http.get("/v1/models/vendor%2Fmodel")).status_code == 404
 

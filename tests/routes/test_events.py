@@ -1,4 +1,4 @@
-"""``GET /v1/jobs/{id}/events``: what it asks for, and the ends of a follow. What lies between is in tests/stream."""
+"""``GET /v1/jobs/{id}/events``: its parameters and its ends. The events themselves are tested in tests/stream."""
 
 import json
 from typing import Any

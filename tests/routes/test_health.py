@@ -1,4 +1,4 @@
-"""``/health``: what people, restarters and load balancers are told, with Redis there and away."""
+"""``/health``: what people, restart checks and load balancers see, with and without Redis."""
 
 import asyncio
 import json

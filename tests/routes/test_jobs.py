@@ -16,7 +16,7 @@ from tests.support.wait import wait_until
 
 
 async def _ended(api: CalledApi, how: str, **headers: str) -> Any:
-    """A job that ended in one of the four ways."""
+    """A job in one of the four terminal states."""
     job = await api.submitted(**headers)
     if how == "cancelled":
         await api.http.post(f"/v1/jobs/{job['id']}/cancel", headers=headers)
@@ -29,8 +29,8 @@ async def _ended(api: CalledApi, how: str, **headers: str) -> Any:
     return job
 
 
-async def test_a_job_that_succeeded_shows_its_result_and_its_spans(api: CalledApi) -> None:
-    """And no longer asks to come back."""
+async def test_a_job_that_succeeded_has_its_result_and_its_timing(api: CalledApi) -> None:
+    """The response has no Retry-After."""
     job = await _ended(api, "succeeded")
     response = await api.http.get(f"/v1/jobs/{job['id']}")
     assert "retry-after" not in response.headers
@@ -48,7 +48,7 @@ async def test_a_job_that_succeeded_shows_its_result_and_its_spans(api: CalledAp
 
 
 async def test_a_job_that_failed_says_why(api: CalledApi) -> None:
-    """In the four members of an error."""
+    """With the four members of an error."""
     job = await _ended(api, "failed")
     failed = await api.job(job["id"])
     assert failed["status"] == "failed"
@@ -59,20 +59,20 @@ async def test_a_job_that_failed_says_why(api: CalledApi) -> None:
 
 
 async def test_a_read_of_an_overdue_job_ends_it_first(api: CalledApi) -> None:
-    """No loop and no worker is needed for that."""
+    """It needs neither a loop nor a worker."""
     job = await _ended(api, "expired")
     assert (await api.job(job["id"]))["status"] == "expired"
 
 
 async def test_result_false_leaves_the_result_out(api: CalledApi) -> None:
-    """The member is absent: null would say that there is none."""
+    """The member is absent: null would mean that there is no result."""
     job = await _ended(api, "succeeded")
     assert "result" not in await api.job(job["id"], result="false")
     assert (await api.job(job["id"], result="true"))["result"]["text"] == "Hello."
 
 
-async def test_a_job_that_waits_has_its_place_and_asks_to_come_back(api: CalledApi) -> None:
-    """Places count from 1."""
+async def test_a_queued_job_has_its_position_and_retry_after(api: CalledApi) -> None:
+    """Positions count from 1."""
     first, second = await api.submitted(), await api.submitted()
     assert (await api.job(first["id"]))["queue_position"] == 1
     response = await api.http.get(f"/v1/jobs/{second['id']}")
@@ -81,8 +81,8 @@ async def test_a_job_that_waits_has_its_place_and_asks_to_come_back(api: CalledA
     assert response.headers["cache-control"] == "no-store"
 
 
-async def test_a_long_poll_answers_once_the_job_has_ended(api: CalledApi) -> None:
-    """Not before, and with the job as it ended."""
+async def test_a_long_poll_returns_when_the_job_ends(api: CalledApi) -> None:
+    """Not before, and with the ended job."""
     job = await api.submitted()
     polling = asyncio.create_task(api.http.get(f"/v1/jobs/{job['id']}", params={"wait": 1000}))
     await wait_until(lambda: api.state.relay.follower_count == 1, "the long poll")
@@ -96,15 +96,15 @@ async def test_a_long_poll_answers_once_the_job_has_ended(api: CalledApi) -> Non
     assert api.state.relay.follower_count == 0
 
 
-async def test_a_long_poll_of_an_ended_job_answers_at_once(api: CalledApi) -> None:
-    """Nothing is left to wait for."""
+async def test_a_long_poll_of_an_ended_job_returns_at_once(api: CalledApi) -> None:
+    """There is nothing to wait for."""
     job = await _ended(api, "cancelled")
     async with asyncio.timeout(5):
         assert (await api.job(job["id"], wait=60))["status"] == "cancelled"
 
 
 async def test_a_long_poll_ends_with_the_server(api: CalledApi) -> None:
-    """With the job as it stands: the caller asks again, and another process answers."""
+    """With the job's current state: the caller repeats the request, and another process serves it."""
     job = await api.submitted()
     polling = asyncio.create_task(api.http.get(f"/v1/jobs/{job['id']}", params={"wait": 60}))
     await wait_until(lambda: api.state.relay.follower_count == 1, "the long poll")
@@ -122,8 +122,8 @@ async def test_a_long_poll_ends_with_the_server(api: CalledApi) -> None:
         ("result=maybe", "result"),
     ],
 )
-async def test_a_query_that_is_not_valid_is_400(api: CalledApi, query: str, name: str) -> None:
-    """It is named, and not repeated."""
+async def test_an_invalid_query_is_400(api: CalledApi, query: str, name: str) -> None:
+    """The error names the parameter and does not quote its value."""
     job = await api.submitted()
     response = await api.http.get(f"/v1/jobs/{job['id']}?{query}")
     assert pointers_of(response) == [name]
@@ -135,7 +135,7 @@ _ON_A_JOB = [("GET", ""), ("DELETE", ""), ("GET", "/events"), ("POST", "/cancel"
 
 @pytest.mark.parametrize(("method", "what"), _ON_A_JOB)
 async def test_absent_and_foreign_jobs_are_the_same_404(api: CalledApi, method: str, what: str) -> None:
-    """Byte by byte, but for the request's id."""
+    """Byte for byte, except for the request's id."""
     job = await _ended(api, "failed", X_Tenant="theirs")
     before = await api.runtime._commands.call("HGETALL", redis_keys.job(job["id"]))
     answers = []
@@ -148,7 +148,7 @@ async def test_absent_and_foreign_jobs_are_the_same_404(api: CalledApi, method: 
     assert await api.runtime._commands.call("HGETALL", redis_keys.job(job["id"])) == before
 
 
-async def test_a_cancel_ends_the_job_and_answers_it(api: CalledApi) -> None:
+async def test_a_cancel_ends_the_job_and_returns_it(api: CalledApi) -> None:
     """Whether it waits or runs."""
     waiting = await api.submitted()
     response = await api.http.post(f"/v1/jobs/{waiting['id']}/cancel")
@@ -161,7 +161,7 @@ async def test_a_cancel_ends_the_job_and_answers_it(api: CalledApi) -> None:
 
 @pytest.mark.parametrize("how", ["succeeded", "failed", "cancelled", "expired"])
 async def test_a_cancel_of_an_ended_job_changes_nothing(api: CalledApi, how: str) -> None:
-    """It answers the job as it is, result and all."""
+    """It returns the job with its result."""
     job = await _ended(api, how)
     ended = await api.job(job["id"])
     response = await api.http.post(f"/v1/jobs/{job['id']}/cancel")
@@ -171,8 +171,8 @@ async def test_a_cancel_of_an_ended_job_changes_nothing(api: CalledApi, how: str
 
 
 @pytest.mark.parametrize("how", ["failed", "cancelled", "expired"])
-async def test_a_retry_is_a_new_job_that_asks_the_same(api: CalledApi, how: str) -> None:
-    """With the old one's options, and its name."""
+async def test_a_retry_is_a_new_job_with_the_same_request(api: CalledApi, how: str) -> None:
+    """With the old job's options, and its id in `retry_of`."""
     options = {"priority": "high", "timeout_s": 7, "expires_in_s": 99, "max_attempts": 2, "metadata": {"a": "b"}}
     job = await api.submitted(A_BODY | {"model": "a-model", "temperature": 1, "job": options})
     if how == "cancelled":
@@ -201,7 +201,7 @@ async def test_a_retry_is_a_new_job_that_asks_the_same(api: CalledApi, how: str)
 
 
 async def test_a_retry_keeps_what_its_caller_said_in_headers_and_its_own_timers(api: CalledApi) -> None:
-    """Or it would be another call, to a version of the API that may refuse it."""
+    """Otherwise it would be another call, to a version of the API that may refuse it."""
     options = {"connect_timeout_s": 3, "first_token_timeout_s": 5, "content_idle_timeout_s": 6}
     kept: dict[str, Any] = {"anthropic_beta": "one-1,two-2", "anthropic_version": "2031-01-01", **options}
     job = await submit(api.runtime, tenant="default", **kept)
@@ -214,7 +214,7 @@ async def test_a_retry_keeps_what_its_caller_said_in_headers_and_its_own_timers(
 
 
 async def test_a_count_of_tokens_is_not_retried(api: CalledApi) -> None:
-    """It costs nothing and is in no list; as an answer, without max_tokens, it would pass every limit."""
+    """It costs nothing and is not listed; retried as a message without max_tokens it would pass every limit."""
     job = await submit(api.runtime, tenant="default", kind=JobKind.COUNT_TOKENS)
     await (await Author.claim_next(api.runtime)).fail()
     problem_of(await api.http.post(f"/v1/jobs/{job.id}/retry"), 404, "not_found")
@@ -222,7 +222,7 @@ async def test_a_count_of_tokens_is_not_retried(api: CalledApi) -> None:
 
 
 async def test_a_retry_with_a_key_makes_one_job(api: CalledApi) -> None:
-    """However often it is sent; and the key is taken."""
+    """However often it is sent; the key cannot be used for anything else."""
     job = await _ended(api, "failed")
     responses = [await api.http.post(f"/v1/jobs/{job['id']}/retry", headers={"Idempotency-Key": "k"}) for _ in range(3)]
     assert len({response.json()["id"] for response in responses}) == 1
@@ -230,15 +230,15 @@ async def test_a_retry_with_a_key_makes_one_job(api: CalledApi) -> None:
     problem_of(await api.submit(Idempotency_Key="k"), 422, "idempotency_key_reused")
 
 
-async def test_only_what_ended_without_success_can_be_retried(api: CalledApi) -> None:
-    """A success has its answer, and what has not ended may have one yet."""
+async def test_only_a_job_that_ended_without_success_can_be_retried(api: CalledApi) -> None:
+    """A job that succeeded has its answer, and one that has not ended may still get one."""
     for job in (await _ended(api, "succeeded"), await api.submitted()):
         problem_of(await api.http.post(f"/v1/jobs/{job['id']}/retry"), 409, "not_ended")
     assert len((await api.http.get("/v1/jobs")).json()["data"]) == 2
 
 
 async def test_an_erased_job_is_gone(api: CalledApi) -> None:
-    """Prompt, events and result; its key still finds no second job."""
+    """Prompt, events and result are deleted; its Idempotency-Key still makes no second job."""
     job = await _ended(api, "succeeded", Idempotency_Key="k")
     response = await api.http.delete(f"/v1/jobs/{job['id']}")
     assert (response.status_code, response.content) == (204, b"")
@@ -251,7 +251,7 @@ async def test_an_erased_job_is_gone(api: CalledApi) -> None:
 
 
 async def test_a_job_that_has_not_ended_cannot_be_erased(api: CalledApi) -> None:
-    """Waiting or running."""
+    """Whether it waits or runs."""
     job = await api.submitted()
     problem_of(await api.http.delete(f"/v1/jobs/{job['id']}"), 409, "not_ended")
     await Author.claim_next(api.runtime)
@@ -278,7 +278,7 @@ async def test_a_list_shows_the_newest_first_page_by_page(api: CalledApi) -> Non
 
 
 async def test_a_list_shows_each_job_as_a_read_does(api: CalledApi) -> None:
-    """Its place in the queue included."""
+    """Including its position in the queue."""
     await _ended(api, "succeeded")
     await api.submitted()
     await api.submitted()
@@ -287,7 +287,7 @@ async def test_a_list_shows_each_job_as_a_read_does(api: CalledApi) -> None:
 
 
 async def test_a_list_can_be_of_one_status(api: CalledApi) -> None:
-    """In the words of a job."""
+    """By the states of a job."""
     ended = await _ended(api, "cancelled")
     waiting = await api.submitted()
     for status, expected in (("cancelled", [ended["id"]]), ("queued", [waiting["id"]]), ("running", [])):
@@ -331,19 +331,19 @@ async def test_a_list_is_of_one_tenant(api: CalledApi) -> None:
 @pytest.mark.parametrize(
     ("query", "name"), [("limit=0", "limit"), ("limit=101", "limit"), ("limit=x", "limit"), ("status=done", "status")]
 )
-async def test_a_list_query_that_is_not_valid_is_400(api: CalledApi, query: str, name: str) -> None:
+async def test_an_invalid_list_query_is_400(api: CalledApi, query: str, name: str) -> None:
     """It is named."""
     assert pointers_of(await api.http.get(f"/v1/jobs?{query}")) == [name]
 
 
 @pytest.mark.parametrize("after", ["x", "-", "+", "[a", "batch_01m84bdq4t7w9k2p5x8r3n6v0c", ""])
-async def test_a_list_cursor_that_is_none_of_ours_is_400(api: CalledApi, after: str) -> None:
-    """It is never handed to Redis."""
+async def test_an_invalid_list_cursor_is_400(api: CalledApi, after: str) -> None:
+    """It is never passed to Redis."""
     problem_of(await api.http.get("/v1/jobs", params={"after": after}), 400, "invalid_cursor")
 
 
 async def test_jobs_that_wait_too_long_expire_without_a_worker(start_api: StartApi) -> None:
-    """An API process alone sees to it, and no read is needed."""
+    """An API process ends them, without a read."""
     api = await start_api()
     job = await api.submitted(A_BODY | {"job": {"expires_in_s": 1}})
 

@@ -1,4 +1,4 @@
-"""What encoders write in more than one way and mean in one: whole numbers as floats, and null for what is not there."""
+"""Values that encoders write in several forms: whole numbers as floats, and null for an absent member."""
 
 import json
 from typing import Any
@@ -20,7 +20,7 @@ async def _request_of(api: CalledApi, job_id: str) -> Any:
 
 
 async def test_a_whole_number_may_come_as_a_float(api: CalledApi) -> None:
-    """1024.0 is 1024, and goes to the LLM so; also where it is an option of ours."""
+    """1024.0 is 1024, and is sent so to the LLM; also in our own options."""
     options = {"timeout_s": 60.0, "expires_in_s": 6e1, "max_attempts": 2.0, "first_token_timeout_s": 5.0}
     job = await api.submitted({"prompt": "x", "max_tokens": 1024.0, "job": options})
     assert (job["timeout_s"], job["max_attempts"]) == (60, 2)
@@ -33,7 +33,7 @@ async def test_a_whole_number_may_come_as_a_float(api: CalledApi) -> None:
 
 
 async def test_in_a_batch_too(api: CalledApi) -> None:
-    """On both surfaces, in what is each one's and in what is all items'."""
+    """On both surfaces, in each item and in the options for all items."""
     native = {"custom_id": "a", "params": {"prompt": "x", "max_tokens": 7.0}}
     theirs = {"custom_id": "a", "params": {"model": "m", "messages": _MESSAGES, "max_tokens": 7.0}}
     for path, body in (
@@ -48,7 +48,7 @@ async def test_in_a_batch_too(api: CalledApi) -> None:
 
 
 def test_in_a_call_that_waits_too() -> None:
-    """And null is no wish for a stream."""
+    """A null `stream` asks for no stream."""
     body: dict[str, Any] = {"messages": _MESSAGES, "max_tokens": 7.0, "stream": None}
     headers = CallHeaders(key=None, is_cancelled_by_leaving=True)
     draft, is_streamed = message_draft_of(body, headers, default_model="m")
@@ -57,8 +57,8 @@ def test_in_a_call_that_waits_too() -> None:
     assert b'"max_tokens":7,' in completion_draft_of({"prompt": "x", "max_tokens": 7.0}, model="m").request
 
 
-async def test_a_stream_that_is_null_is_none(api: CalledApi) -> None:
-    """As if it were not there, wherever it may be."""
+async def test_a_null_stream_counts_as_absent(api: CalledApi) -> None:
+    """In every body that may have it."""
     job = await api.submitted({"prompt": "x", "stream": None})
     assert "stream" not in await _request_of(api, job["id"])
     await claim_one(api.runtime)
@@ -71,7 +71,7 @@ async def test_a_stream_that_is_null_is_none(api: CalledApi) -> None:
 
 
 async def test_numbers_of_keys_may_be_floats_too(start_api: StartApi) -> None:
-    """Their ends, limits and graces; and the grace of the webhook secret."""
+    """Their expiry, limits and grace; and the grace of the webhook secret."""
     api = await start_api(auth="keys")
     made = await api.runtime.api_keys.create(
         "t", env="test", name="", scopes=ALL_SCOPES, limits=CallerLimits(), expires_in_s=None

@@ -1,4 +1,4 @@
-"""``/openapi.json``: what it says is what the routes do."""
+"""``/openapi.json`` describes what the routes do."""
 
 import re
 from typing import Any
@@ -28,14 +28,14 @@ def _references(node: Any) -> set[str]:
 
 
 def test_every_reference_leads_somewhere() -> None:
-    """And every schema is used."""
+    """Every schema is used."""
     document = _document()
     schemas = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
     assert _references(document) == schemas
 
 
-def test_every_operation_says_how_it_answers() -> None:
-    """Its success and its errors, and no 422 of FastAPI's."""
+def test_every_operation_declares_its_responses() -> None:
+    """Its success and its errors, but not FastAPI's 422."""
     for path, operations in _document()["paths"].items():
         for method, operation in operations.items():
             statuses = set(operation["responses"])
@@ -45,8 +45,8 @@ def test_every_operation_says_how_it_answers() -> None:
                 assert {"400", "401", "403", "503"} <= statuses, (method, path)
 
 
-def test_errors_are_declared_in_the_words_of_their_surface() -> None:
-    """The envelope of the Messages API under its paths, and problem documents everywhere else."""
+def test_errors_are_declared_in_the_form_of_their_surface() -> None:
+    """The envelope of the Messages API under its paths, and problem documents elsewhere."""
     surfaces = set()
     for path, operations in _document()["paths"].items():
         of_anthropic = is_on_surface(path)
@@ -61,8 +61,8 @@ def test_errors_are_declared_in_the_words_of_their_surface() -> None:
     assert surfaces == {True, False}
 
 
-def test_every_place_in_a_path_is_a_parameter() -> None:
-    """Also where FastAPI does not see the route."""
+def test_every_placeholder_in_a_path_is_a_parameter() -> None:
+    """Also for routes that FastAPI does not see."""
     for path, operations in _document()["paths"].items():
         for method, operation in operations.items():
             named = {parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "path"}
@@ -70,7 +70,7 @@ def test_every_place_in_a_path_is_a_parameter() -> None:
 
 
 def test_every_route_is_declared() -> None:
-    """With its methods, but for the document itself."""
+    """With its methods, except for the document itself."""
     app = create_app(load_settings(auth="off"))
     served = {
         (method.lower(), re.sub(r":\w+\}", "}", route.path))
@@ -84,7 +84,7 @@ def test_every_route_is_declared() -> None:
 
 
 def test_a_batch_may_come_in_both_forms() -> None:
-    """Where the options of lines are query parameters, with the bounds of the ``job`` member."""
+    """The options of a JSON-lines body are query parameters, with the bounds of the ``job`` member."""
     document = _document()
     operation = document["paths"]["/v1/batches"]["post"]
     assert set(operation["requestBody"]["content"]) == {"application/json", "application/jsonl"}
@@ -98,14 +98,14 @@ def test_a_batch_may_come_in_both_forms() -> None:
 
 
 def test_streams_are_declared() -> None:
-    """By hand: no framework sees them."""
+    """By hand, since the framework does not see them."""
     paths = _document()["paths"]
     for method, path in (("post", "/v1/jobs"), ("get", "/v1/jobs/{job_id}/events"), ("post", "/complete/stream")):
         assert "text/event-stream" in paths[path][method]["responses"]["200"]["content"]
 
 
 def test_every_parameter_is_named_once() -> None:
-    """What FastAPI finds and what we add do not overlap."""
+    """FastAPI's parameters and ours do not overlap."""
     for path, operations in _document()["paths"].items():
         for operation in operations.values():
             names = [(parameter["in"], parameter["name"]) for parameter in operation.get("parameters", [])]

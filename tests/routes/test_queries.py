@@ -1,4 +1,4 @@
-"""A query parameter that means nothing is refused, as a member of a body is: its sender takes it for a filter."""
+"""An unknown query parameter is refused, like an unknown member of a body: its sender expects it to filter."""
 
 from typing import Final
 
@@ -38,7 +38,7 @@ async def _path(api: CalledApi, template: str) -> str:
 
 @pytest.mark.parametrize("template", NATIVE)
 async def test_an_unknown_parameter_of_a_get_is_400_and_named(api: CalledApi, template: str) -> None:
-    """All of them, and those that look like content are not repeated."""
+    """All unknown ones are named, but those that look like content are not quoted."""
     path = await _path(api, template)
     response = await api.http.get(path, params={"tenant": "x", "filter": "failed", "<b>": ""})
     assert response.status_code == 400
@@ -49,7 +49,7 @@ async def test_an_unknown_parameter_of_a_get_is_400_and_named(api: CalledApi, te
 
 @pytest.mark.parametrize("template", MESSAGES)
 async def test_on_the_surface_of_the_messages_api_too(api: CalledApi, template: str) -> None:
-    """But for ``beta``, which the SDK's beta client added to each path for years."""
+    """Except ``beta``, which the SDK's beta client added to each path for years."""
     path = await _path(api, template)
     for name in ("status", "tenant", "after"):
         response = await api.http.get(path, params={"beta": "true", name: "x"})
@@ -58,16 +58,16 @@ async def test_on_the_surface_of_the_messages_api_too(api: CalledApi, template: 
     assert (await api.http.get(path, params={"beta": "true"})).status_code in (200, 404)
 
 
-async def test_what_a_path_takes_is_said(api: CalledApi) -> None:
-    """Whoever misspelt one sees it."""
+async def test_the_error_lists_the_paths_parameters(api: CalledApi) -> None:
+    """So that a misspelling is easy to find."""
     document = problem_of(await api.http.get("/v1/jobs?states=failed"), 400, "invalid_request")
     assert document["errors"] == [
         {"pointer": "states", "detail": "is not known: this path takes after, batch_id, limit, status, tag"}
     ]
 
 
-async def test_what_a_path_knows_is_taken(api: CalledApi) -> None:
-    """Each parameter there is, and as before."""
+async def test_every_known_parameter_is_accepted(api: CalledApi) -> None:
+    """Each parameter of each path."""
     job = (await api.submitted())["id"]
     batch = (await a_batch(api.runtime, 1, tenant="default")).id
     for path in (
@@ -87,8 +87,8 @@ async def test_what_a_path_knows_is_taken(api: CalledApi) -> None:
     assert pointers_of(wrong) == ["format"]
 
 
-async def test_health_takes_whatever_a_load_balancer_adds(start_api: StartApi) -> None:
-    """And tells a key all of it."""
+async def test_health_accepts_any_query_of_a_load_balancer(start_api: StartApi) -> None:
+    """A request with a key gets all details."""
     api = await start_api(auth="keys")
     made = await api.runtime.api_keys.create(
         "t", env="test", name="", scopes=ALL_SCOPES, limits=CallerLimits(), expires_in_s=None
@@ -99,7 +99,7 @@ async def test_health_takes_whatever_a_load_balancer_adds(start_api: StartApi) -
     assert (await api.http.get("/health/live?x=1")).status_code == 200
 
 
-async def test_a_key_comes_before_the_query(start_api: StartApi) -> None:
-    """A stranger learns nothing of what a path takes."""
+async def test_the_key_is_checked_before_the_query(start_api: StartApi) -> None:
+    """A request without a key does not learn a path's parameters."""
     api = await start_api(auth="keys")
     problem_of(await api.http.get("/v1/jobs?tenant=x"), 401, "unauthenticated")

@@ -1,4 +1,4 @@
-"""``POST /v1/jobs``: what a submit answers, what it stores, and what a repeated one finds."""
+"""``POST /v1/jobs``: the response, what a submit stores, and what a repeated one finds."""
 
 import asyncio
 import json
@@ -21,8 +21,8 @@ async def _stored_request(api: CalledApi, job_id: str) -> Any:
     return json.loads(await api.runtime._commands.call("HGET", redis_keys.job(job_id), "request"))
 
 
-async def test_a_submit_answers_202_with_the_job_and_where_it_is(api: CalledApi) -> None:
-    """The shape of the contract, member by member and in its order."""
+async def test_a_submit_returns_202_with_the_job_and_its_location(api: CalledApi) -> None:
+    """Every member of the contract, in order."""
     response = await api.submit({"prompt": "Say hello.", "job": {"metadata": {"order": "8841"}}})
     assert response.status_code == 202
     job = response.json()
@@ -47,8 +47,8 @@ async def test_a_submit_answers_202_with_the_job_and_where_it_is(api: CalledApi)
     }
 
 
-async def test_the_job_reads_as_its_submit_answered(api: CalledApi) -> None:
-    """The answer is made without reading the record back, and must not differ from it."""
+async def test_a_read_equals_the_response_of_the_submit(api: CalledApi) -> None:
+    """That response is made without reading the record, and must not differ from it."""
     body = {
         "messages": [{"role": "user", "content": "Say hello."}],
         "model": "a-model",
@@ -59,7 +59,7 @@ async def test_the_job_reads_as_its_submit_answered(api: CalledApi) -> None:
 
 
 async def test_a_prompt_is_short_for_one_user_message(api: CalledApi) -> None:
-    """The LLM is asked the same either way."""
+    """The request to the LLM is the same."""
     job = await api.submitted({"prompt": "Say hello."})
     assert await _stored_request(api, job["id"]) == {
         "model": "claude-sonnet-4-6",
@@ -68,8 +68,8 @@ async def test_a_prompt_is_short_for_one_user_message(api: CalledApi) -> None:
     }
 
 
-async def test_what_is_not_ours_is_passed_on_untouched(api: CalledApi) -> None:
-    """Parameters that we do not know, of any type and size, and in the sender's order."""
+async def test_unknown_parameters_are_passed_on_unchanged(api: CalledApi) -> None:
+    """Of any type and size, and in the sender's order."""
     parameters = {
         "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
         "messages": [{"role": "user", "content": [{"type": "text", "text": "é\u2028😀\t"}], "unknown": None}],
@@ -87,7 +87,7 @@ async def test_what_is_not_ours_is_passed_on_untouched(api: CalledApi) -> None:
     ]  # fmt: skip
 
 
-async def test_a_job_that_starts_later_has_no_place_in_the_queue_yet(api: CalledApi) -> None:
+async def test_a_deferred_job_has_no_position_in_the_queue(api: CalledApi) -> None:
     """``not_before`` moves the expiry too."""
     due = datetime.now(UTC).replace(microsecond=0) + timedelta(days=20)
     sent = due.astimezone(timezone(timedelta(hours=1))).isoformat()
@@ -99,7 +99,7 @@ async def test_a_job_that_starts_later_has_no_place_in_the_queue_yet(api: Called
 
 
 async def test_the_same_key_and_body_find_the_first_job(api: CalledApi) -> None:
-    """Spacing and the order of members do not make another body; quotes around the key not another key."""
+    """Spacing and the order of members make no other body; quotes around the key make no other key."""
     first = await api.submit({"prompt": "Say hello.", "max_tokens": 5}, Idempotency_Key='"a key"')
     again = await api.http.post(
         "/v1/jobs",
@@ -114,8 +114,8 @@ async def test_the_same_key_and_body_find_the_first_job(api: CalledApi) -> None:
     assert len((await api.http.get("/v1/jobs")).json()["data"]) == 1
 
 
-async def test_a_replay_tells_the_job_as_it_stands_now(api: CalledApi) -> None:
-    """Not as it stood when it was made."""
+async def test_a_replay_returns_the_jobs_current_state(api: CalledApi) -> None:
+    """Not its state at the submit."""
     job = await api.submitted(Idempotency_Key="k")
     author = await Author.claim_next(api.runtime)
     await author.say("Hello.")
@@ -129,7 +129,7 @@ async def test_a_replay_tells_the_job_as_it_stands_now(api: CalledApi) -> None:
 
 
 async def test_a_key_with_another_body_is_422_and_makes_no_job(api: CalledApi) -> None:
-    """The job of the first body is not touched either."""
+    """The job of the first body does not change."""
     job = await api.submitted(Idempotency_Key="k")
     count = await api.keys_count()
     problem_of(await api.submit({"prompt": "Say goodbye."}, Idempotency_Key="k"), 422, "idempotency_key_reused")
@@ -138,14 +138,14 @@ async def test_a_key_with_another_body_is_422_and_makes_no_job(api: CalledApi) -
 
 
 async def test_a_key_belongs_to_its_tenant(api: CalledApi) -> None:
-    """Another tenant's key of the same name is another key."""
+    """Another tenant's equal key is another key."""
     mine = await api.submitted(Idempotency_Key="k", X_Tenant="mine")
     theirs = await api.submitted({"prompt": "Other."}, Idempotency_Key="k", X_Tenant="theirs")
     assert mine["id"] != theirs["id"]
 
 
 async def test_fifty_submits_of_one_key_at_once_make_one_job(api: CalledApi) -> None:
-    """Each of them is told of it."""
+    """Each response has that job."""
     responses = await asyncio.gather(*[api.submit(Idempotency_Key="k") for _ in range(50)])
     assert {response.status_code for response in responses} == {202}
     assert len({response.json()["id"] for response in responses}) == 1
@@ -153,30 +153,30 @@ async def test_fifty_submits_of_one_key_at_once_make_one_job(api: CalledApi) -> 
 
 
 @pytest.mark.parametrize("key", ["", '""', '"open', "x" * 256, "tab\there", "ümlaut", '"a"b"', '"a\\b"'])
-async def test_a_key_that_is_none_is_refused(api: CalledApi, key: str) -> None:
-    """And no job is made for it."""
+async def test_an_invalid_key_is_refused(api: CalledApi, key: str) -> None:
+    """No job is made for it."""
     response = await api.http.post("/v1/jobs", json=A_BODY, headers=[(b"Idempotency-Key", key.encode("latin-1"))])
     assert pointers_of(response) == ["Idempotency-Key"]
     assert await api.keys_count() == 0
 
 
 @pytest.mark.parametrize("name", ["Idempotency-Key", "X-Tenant", "Content-Type"])
-async def test_a_header_that_stands_twice_is_refused(api: CalledApi, name: str) -> None:
-    """Which one was meant?"""
+async def test_a_repeated_header_is_refused(api: CalledApi, name: str) -> None:
+    """It is ambiguous."""
     response = await api.http.post(
         "/v1/jobs", content=b'{"prompt":"x"}', headers=[("Content-Type", "application/json"), (name, "a"), (name, "b")]
     )
     assert pointers_of(response) == [name]
 
 
-async def test_a_cursor_that_is_none_is_refused_by_a_submit_that_follows_nothing_too(api: CalledApi) -> None:
-    """An invalid header is a 400, whether or not it would have been heeded."""
+async def test_an_invalid_cursor_is_refused_even_if_the_submit_does_not_follow(api: CalledApi) -> None:
+    """An invalid header is a 400, whether or not it would be used."""
     problem_of(await api.submit(Last_Event_ID="rubbish"), 400, "invalid_cursor")
     assert await api.keys_count() == 0
 
 
-async def test_prefer_wait_answers_200_once_the_job_has_ended(api: CalledApi) -> None:
-    """In the time that was preferred; more than a minute counts as one."""
+async def test_prefer_wait_returns_200_if_the_job_ends_in_time(api: CalledApi) -> None:
+    """In the requested time; more than a minute counts as a minute."""
     waiting = asyncio.create_task(api.submit(Prefer="respond-async, wait=100"))
     author = await _first_claim(api)
     await author.say("Hello.")
@@ -188,8 +188,8 @@ async def test_prefer_wait_answers_200_once_the_job_has_ended(api: CalledApi) ->
     assert response.headers["location"] == f"/v1/jobs/{author.job_id}"
 
 
-async def test_prefer_wait_answers_202_when_the_time_is_over(api: CalledApi) -> None:
-    """With the job as it stands."""
+async def test_prefer_wait_returns_202_when_the_time_is_over(api: CalledApi) -> None:
+    """With the job's current state."""
     response = await api.submit(Prefer="wait=1")
     assert response.status_code == 202
     assert response.json()["status"] == "queued"
@@ -199,15 +199,15 @@ async def test_prefer_wait_answers_202_when_the_time_is_over(api: CalledApi) -> 
 @pytest.mark.parametrize(
     "preference", ["wait=0", "wait=soon", "wait", "return=minimal", "wait=-1", "wait=" + "9" * 5000]
 )
-async def test_a_preference_that_makes_no_sense_is_ignored(api: CalledApi, preference: str) -> None:
-    """RFC 7240 wants it so."""
+async def test_an_invalid_preference_is_ignored(api: CalledApi, preference: str) -> None:
+    """As RFC 7240 requires."""
     response = await api.submit(Prefer=preference)
     assert response.status_code == 202
     assert "preference-applied" not in response.headers
 
 
 async def test_a_full_queue_is_503_and_stores_nothing(start_api: StartApi) -> None:
-    """What waits already is not touched, and a replay still finds its job."""
+    """Waiting jobs are not affected, and a replay still finds its job."""
     api = await start_api(max_queued=2)
     first = await api.submitted(Idempotency_Key="k")
     await api.submitted()
@@ -220,7 +220,7 @@ async def test_a_full_queue_is_503_and_stores_nothing(start_api: StartApi) -> No
 
 
 async def test_a_redis_above_its_high_water_mark_is_503_and_stores_nothing(start_api: StartApi) -> None:
-    """So that the jobs that run keep the memory to finish. A replay needs none."""
+    """So that running jobs have the memory to finish. A replay needs none."""
     api = await start_api()
     first = await api.submitted(Idempotency_Key="k")
     count = await api.keys_count()
@@ -234,7 +234,7 @@ async def test_a_redis_above_its_high_water_mark_is_503_and_stores_nothing(start
 
 
 async def test_accept_event_stream_submits_and_follows_in_one_request(served: Served) -> None:
-    """From ``queued`` on, with the job's address in the head."""
+    """From ``queued`` on, with the job's Location in the head."""
     headers = {"Accept": "text/event-stream"}
     async with asking(served.url, "/v1/jobs", method="POST", headers=headers, body=A_BODY) as answer:
         assert answer.status == 200
@@ -249,8 +249,8 @@ async def test_accept_event_stream_submits_and_follows_in_one_request(served: Se
     assert json.loads(frames[-1].data)["result"]["text"] == "Hello."
 
 
-async def test_following_again_by_key_goes_on_behind_the_last_event(served: Served) -> None:
-    """As clients do that repeat their POST after a lost connection; behind the end it is 204."""
+async def test_a_repeated_submit_resumes_after_the_last_event(served: Served) -> None:
+    """Some clients repeat their POST after a lost connection; after the last event the response is a 204."""
     headers = {"Accept": "text/event-stream", "Idempotency-Key": "k"}
     async with asking(served.url, "/v1/jobs", method="POST", headers=headers, body=A_BODY):
         pass
@@ -282,15 +282,15 @@ async def test_following_again_by_key_goes_on_behind_the_last_event(served: Serv
         ("text/event-stream", "text/event-stream"),
     ],
 )
-async def test_accept_decides_between_an_answer_and_a_stream(served: Served, accept: str, type_: str) -> None:
-    """By its weights; a wildcard is not a wish."""
+async def test_accept_decides_between_json_and_a_stream(served: Served, accept: str, type_: str) -> None:
+    """By its weights; a wildcard does not ask for a stream."""
     async with asking(served.url, "/v1/jobs", method="POST", headers={"Accept": accept}, body=A_BODY) as answer:
         assert answer.headers["content-type"].startswith(type_)
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/json;q=0", "image/*, text/html"])
-async def test_accept_that_takes_neither_is_406_and_makes_no_job(api: CalledApi, accept: str) -> None:
-    """Before anything is stored."""
+async def test_an_accept_with_neither_is_406_and_makes_no_job(api: CalledApi, accept: str) -> None:
+    """It is refused before anything is stored."""
     problem_of(await api.submit(Accept=accept), 406, "not_acceptable")
     assert await api.keys_count() == 0
 

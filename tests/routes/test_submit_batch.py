@@ -1,4 +1,4 @@
-"""``POST /v1/batches``: what a batch answers, what it stores, and what a repeated one finds."""
+"""``POST /v1/batches``: the response, what a batch stores, and what a repeated one finds."""
 
 import asyncio
 import json
@@ -26,17 +26,17 @@ LINES = {"Content-Type": "application/jsonl"}
 
 
 def a_request(number: int, **params: Any) -> dict[str, Any]:
-    """One that can run."""
+    """A valid request."""
     return {"custom_id": f"row-{number}", "params": {"prompt": f"Say {number}.", **params}}
 
 
 def as_lines(count: int) -> bytes:
-    """So many, one a line."""
+    """``count`` valid requests, one per line."""
     return b"".join(json.dumps(a_request(number)).encode() + b"\n" for number in range(1, count + 1))
 
 
 async def stored(runtime: Runtime) -> int:
-    """How many keys of jobs, batches and idempotency records there are; others come and go with the API's loops."""
+    """The number of keys of jobs, batches and idempotency records; the API's loops write others."""
     names = (await runtime._commands.call("SCAN", 0, "COUNT", 100_000))[1]
     return sum(kind_of(name.decode()) in _OF_BATCHES for name in names)
 
@@ -59,8 +59,8 @@ async def _jobs_of(api: CalledApi, batch_id: str) -> list[Any]:
     return [await api.job(job_id) for job_id in ids]
 
 
-async def test_a_batch_answers_202_with_itself_and_where_it_is(api: CalledApi) -> None:
-    """Its items wait already, and have what the ``job`` member says of all of them."""
+async def test_a_batch_returns_202_with_the_batch_and_its_location(api: CalledApi) -> None:
+    """Its items are queued already, with the options of the ``job`` member."""
     response = await _submit_json(
         api,
         {
@@ -94,8 +94,8 @@ async def test_a_batch_answers_202_with_itself_and_where_it_is(api: CalledApi) -
 @pytest.mark.parametrize(
     "content_type", ["application/jsonl", "application/x-ndjson; charset=utf-8", "Application/X-JSONLines"]
 )
-async def test_lines_are_a_batch_whose_options_stand_in_the_query(api: CalledApi, content_type: str) -> None:
-    """Under each of the names that such bodies go by."""
+async def test_a_json_lines_batch_has_its_options_in_the_query(api: CalledApi, content_type: str) -> None:
+    """With every content type of JSON lines."""
     response = await api.http.post(
         "/v1/batches?timeout_s=60&metadata.run=nightly",
         content=as_lines(2),
@@ -107,8 +107,8 @@ async def test_lines_are_a_batch_whose_options_stand_in_the_query(api: CalledApi
     assert [job["timeout_s"] for job in await _jobs_of(api, batch["id"])] == [60, 60]
 
 
-async def test_a_line_that_cannot_run_is_a_failed_item_and_the_others_run(api: CalledApi) -> None:
-    """Numbered as in the body, blank lines included."""
+async def test_an_invalid_line_is_a_failed_item_and_the_others_run(api: CalledApi) -> None:
+    """Lines are numbered as in the body, including blank ones."""
     body = as_lines(1) + b"\nsecret\r\n" + json.dumps(a_request(2)).encode()
     batch = (await _submit_lines(api, body)).json()
     assert batch["counts"] == {
@@ -123,16 +123,16 @@ async def test_a_line_that_cannot_run_is_a_failed_item_and_the_others_run(api: C
     assert (await api.runtime.batches.get(batch["id"], TENANT)).has_ended
 
 
-async def test_a_batch_of_which_no_line_can_run_has_ended_at_once(api: CalledApi) -> None:
-    """A failed batch does not exist."""
+async def test_a_batch_of_only_invalid_lines_ends_at_once(api: CalledApi) -> None:
+    """There is no failed state of a batch."""
     batch = (await _submit_json(api, {"requests": [1, {}, {"custom_id": "a", "params": {}}]})).json()
     assert batch["status"] == "ended"
     assert (batch["counts"]["total"], batch["counts"]["failed"]) == (3, 3)
 
 
 @pytest.mark.parametrize("form", ["json", "lines"])
-async def test_a_batch_of_many_slices_is_whole_and_in_order(api: CalledApi, form: str) -> None:
-    """No line is lost or doubled where one slice ends and the next begins."""
+async def test_a_batch_of_many_slices_is_complete_and_in_order(api: CalledApi, form: str) -> None:
+    """No line is lost or doubled between two slices."""
     count = 3 * SLICE_ITEMS + 1
     body = as_lines(count)
     if form == "json":
@@ -150,7 +150,7 @@ async def test_a_batch_of_many_slices_is_whole_and_in_order(api: CalledApi, form
 
 
 async def test_the_same_batch_again_is_the_first_one(api: CalledApi) -> None:
-    """It is not stored a second time, and answers as it stands now."""
+    """It is not stored a second time, and the response has its current state."""
     body = {"requests": [a_request(1)], "job": {"timeout_s": 60}}
     first = await _submit_json(api, body, Idempotency_Key="a-key")
     keys_count = await stored(api.runtime)
@@ -172,7 +172,7 @@ async def test_the_same_batch_again_is_the_first_one(api: CalledApi) -> None:
 
 
 async def test_a_key_with_another_batch_or_a_jobs_key_is_422(api: CalledApi) -> None:
-    """A key stands for one body."""
+    """A key belongs to one body."""
     await _submit_json(api, {"requests": [a_request(1)]}, Idempotency_Key="a-key")
     await api.submitted(None, Idempotency_Key="a-jobs-key")
     keys_count = await stored(api.runtime)
@@ -183,7 +183,7 @@ async def test_a_key_with_another_batch_or_a_jobs_key_is_422(api: CalledApi) -> 
 
 
 async def test_two_of_the_same_key_at_once_make_one_batch(api: CalledApi) -> None:
-    """Neither knew of the other when it began; the later one is erased."""
+    """Both begin before either is stored; the later one is erased."""
     answers = await asyncio.gather(
         *[_submit_json(api, {"requests": [a_request(1), a_request(2)]}, Idempotency_Key="a-key") for _ in range(4)]
     )
@@ -195,15 +195,15 @@ async def test_two_of_the_same_key_at_once_make_one_batch(api: CalledApi) -> Non
 
 
 async def test_another_tenants_key_is_another_key(api: CalledApi) -> None:
-    """Nobody learns of another's batches by guessing keys."""
+    """Guessing keys does not reveal another tenant's batches."""
     body = {"requests": [a_request(1)]}
     first = await _submit_json(api, body, Idempotency_Key="a-key")
     other = await _submit_json(api, body, Idempotency_Key="a-key", X_Tenant="another")
     assert first.json()["id"] != other.json()["id"]
 
 
-async def test_nothing_of_a_batch_runs_before_its_body_was_whole(served: Served) -> None:
-    """Though slices of it are in Redis long before."""
+async def test_no_item_of_a_batch_runs_before_its_body_is_complete(served: Served) -> None:
+    """Although slices of it are in Redis long before."""
     going_on = asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
@@ -223,8 +223,8 @@ async def test_nothing_of_a_batch_runs_before_its_body_was_whole(served: Served)
         assert (await submitting).status_code == 202
 
 
-async def test_a_client_that_goes_away_leaves_nothing(served: Served) -> None:
-    """Half a batch is nobody's."""
+async def test_a_client_that_disconnects_leaves_nothing(served: Served) -> None:
+    """A part of a batch is erased."""
 
     async def keys_count() -> int:
         return await stored(served.api.runtime)
@@ -252,8 +252,8 @@ async def test_a_client_that_goes_away_leaves_nothing(served: Served) -> None:
 
 
 @pytest.mark.parametrize("lost", ["a slice", "all of it"])
-async def test_what_redis_lost_while_it_came_in_is_never_taken_for_blank_lines(served: Served, lost: str) -> None:
-    """A failover takes back the last moments: the batch is not started without them, and may be sent again."""
+async def test_lines_that_redis_lost_never_count_as_blank(served: Served, lost: str) -> None:
+    """A failover loses the last writes: the batch is not started without them, and may be sent again."""
     going_on = asyncio.Event()
     runtime = served.api.runtime
 
@@ -278,8 +278,8 @@ async def test_what_redis_lost_while_it_came_in_is_never_taken_for_blank_lines(s
         problem_of(await submitting, 503, "storage_unavailable")
 
 
-async def test_a_batch_that_is_more_than_may_wait_is_503_and_leaves_nothing(start_api: StartApi) -> None:
-    """Also when its first slices had room."""
+async def test_a_batch_larger_than_the_queue_is_503_and_leaves_nothing(start_api: StartApi) -> None:
+    """Even if its first slices had room."""
     api = await start_api(max_queued=2 * SLICE_ITEMS)
     before = await stored(api.runtime)
     problem_of(await _submit_lines(api, as_lines(2 * SLICE_ITEMS + 1)), QueueFull.status, QueueFull.code)
@@ -287,8 +287,8 @@ async def test_a_batch_that_is_more_than_may_wait_is_503_and_leaves_nothing(star
     assert (await _submit_lines(api, as_lines(2 * SLICE_ITEMS))).status_code == 202
 
 
-async def test_an_api_that_reads_a_batch_answers_others_meanwhile(served: Served) -> None:
-    """Parsing gives way every few milliseconds."""
+async def test_an_api_that_reads_a_batch_serves_others_meanwhile(served: Served) -> None:
+    """Parsing yields to the event loop every few milliseconds."""
     async with httpx2.AsyncClient(base_url=served.url) as client:
         submitting = asyncio.create_task(client.post("/v1/batches", content=as_lines(20_000), headers=LINES))
         answered = 0
@@ -299,10 +299,10 @@ async def test_an_api_that_reads_a_batch_answers_others_meanwhile(served: Served
     assert answered > 5
 
 
-async def test_a_batch_whose_start_was_not_heard_does_not_run_without_a_key(
+async def test_a_batch_whose_start_got_no_reply_does_not_run_without_a_key(
     api: CalledApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its caller hears of a failure and sends it again: it would be run and paid for twice."""
+    """Its caller gets an error and sends it again, so it would run and be paid for twice."""
     begin = Batches.start
 
     async def unheard(self: Batches, *arguments: Any, **named: Any) -> str:
@@ -323,7 +323,7 @@ async def test_a_batch_whose_start_was_not_heard_does_not_run_without_a_key(
 
 
 def _of_bytes(size: int) -> bytes:
-    """A batch of one request, and a little longer."""
+    """A batch of one request, a little longer than ``size``."""
     return json.dumps(a_request(1, prompt="x" * size)).encode()
 
 
@@ -332,17 +332,17 @@ _LARGE: Final = _of_bytes(submit_batch._SMALL_BYTES)
 
 @asynccontextmanager
 async def _all_places(api: CalledApi) -> AsyncIterator[AsyncExitStack]:
-    """Held by others."""
+    """All upload slots, held by others."""
     async with AsyncExitStack() as stack:
         for number in range(MOST_UPLOADS):
             await stack.enter_async_context(api.state.uploads.place_of(f"tenant-{number}"))
         yield stack
 
 
-async def test_more_uploads_than_may_be_held_are_refused_after_a_while(
+async def test_more_uploads_than_there_are_slots_are_refused_after_a_while(
     api: CalledApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each holds some MB."""
+    """Each upload needs some MB."""
     monkeypatch.setattr(uploads, "_PATIENCE_S", 0.2)
     async with _all_places(api):
         response = await _submit_lines(api, _LARGE)
@@ -352,8 +352,8 @@ async def test_more_uploads_than_may_be_held_are_refused_after_a_while(
 
 
 @pytest.mark.parametrize("key", [{}, {"Idempotency_Key": "known"}])
-async def test_an_upload_waits_for_its_place(api: CalledApi, key: dict[str, str]) -> None:
-    """Also that of a batch which its key has already."""
+async def test_an_upload_waits_for_its_slot(api: CalledApi, key: dict[str, str]) -> None:
+    """Even if its key already has a batch."""
     if key:
         await _submit_lines(api, _LARGE, **key)
     async with _all_places(api) as places:
@@ -364,8 +364,8 @@ async def test_an_upload_waits_for_its_place(api: CalledApi, key: dict[str, str]
         assert (await uploading).status_code == 202
 
 
-async def test_a_small_batch_needs_no_place(api: CalledApi) -> None:
-    """It is counted with all other bodies; one of unknown length may be large."""
+async def test_a_small_batch_needs_no_slot(api: CalledApi) -> None:
+    """It counts towards the bound of all bodies; one of unknown length may be large."""
     async with _all_places(api):
         assert (await _submit_lines(api, as_lines(100))).status_code == 202
         assert api.state.bodies.bytes == 0
@@ -380,15 +380,15 @@ async def test_a_small_batch_needs_no_place(api: CalledApi) -> None:
         await asyncio.wait((uploading,))
 
 
-async def test_a_tenants_batches_at_once_are_all_taken_in(api: CalledApi) -> None:
-    """Small or large: those for which there is no place yet wait for it."""
+async def test_a_tenants_batches_at_once_are_all_accepted(api: CalledApi) -> None:
+    """Small or large: those without a slot wait for one."""
     bodies = [as_lines(20)] * 12 + [_LARGE] * 6
     responses = await asyncio.gather(*[_submit_lines(api, body) for body in bodies])
     assert {response.status_code for response in responses} == {202}
 
 
-async def test_small_batches_hold_no_more_than_bodies_may(start_api: StartApi) -> None:
-    """Together with all that is read at once."""
+async def test_small_batches_count_towards_the_bound_of_bodies(start_api: StartApi) -> None:
+    """Together with all other bodies that are being read."""
     api = await start_api(max_bodies_bytes=1024)
     response = await _submit_lines(api, _of_bytes(100 << 10))
     assert (response.status_code, response.json()["code"]) == (503, "queue_full")
@@ -396,8 +396,8 @@ async def test_small_batches_hold_no_more_than_bodies_may(start_api: StartApi) -
     assert api.state.bodies.bytes == 0
 
 
-async def test_a_tenant_does_not_keep_the_others_from_uploading(api: CalledApi) -> None:
-    """However many it begins, there is a place left for the next tenant."""
+async def test_a_tenant_cannot_keep_others_from_uploading(api: CalledApi) -> None:
+    """However many uploads it begins, there is a slot for the next tenant."""
     async with AsyncExitStack() as stack:
         for others, places in (("evil", 4), ("as-evil", 2), ("evil-too", 1)):
             for _ in range(places):
@@ -406,8 +406,8 @@ async def test_a_tenant_does_not_keep_the_others_from_uploading(api: CalledApi) 
         assert (await _submit_lines(api, _LARGE)).status_code == 202
 
 
-async def test_a_body_of_a_batch_comes_at_a_least_rate(api: CalledApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that trickles in gives its place back."""
+async def test_a_batchs_body_must_arrive_at_a_least_rate(api: CalledApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slower one loses its slot."""
     monkeypatch.setattr(submit_batch, "_SILENCE_S", 0.3)
 
     async def trickling() -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""Text as frames of ``/complete/stream``: whatever a model says comes out of an SSE parser as it went in."""
+"""Text as frames of ``/complete/stream``: any text of a model passes an SSE parser unchanged."""
 
 import json
 
@@ -17,8 +17,8 @@ _pieces = st.lists(st.lists(_NASTY | st.text(max_size=4), max_size=6).map("".joi
 
 @settings(max_examples=300, deadline=None)
 @given(pieces=_pieces, cut=st.integers(1, 7))
-def test_any_text_in_any_pieces_comes_out_whole(pieces: list[str], cut: int) -> None:
-    """In one kind of line break, the only one that SSE has; and however the bytes are cut on their way."""
+def test_any_text_in_any_pieces_is_complete(pieces: list[str], cut: int) -> None:
+    """With SSE's only kind of line break, and however the bytes are cut on their way."""
     frames = TextFrames()
     sent = b"".join([frames.encode(piece) for piece in pieces])
     parser = SseFrames()

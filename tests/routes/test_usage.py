@@ -1,4 +1,4 @@
-"""``GET /v1/usage``: whose, of which days, split by what."""
+"""``GET /v1/usage``: by tenant, days and groups."""
 
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -38,8 +38,8 @@ async def used(api: CalledApi) -> CalledApi:
     return api
 
 
-async def test_usage_is_split_by_day_and_model(used: CalledApi) -> None:
-    """If nothing else is said; every metric stands in every row."""
+async def test_usage_is_grouped_by_day_and_model(used: CalledApi) -> None:
+    """By default; every row has every metric."""
     report = await _read(used)
     assert list(report) == ["from", "to", "group_by", "data", "total", "has_more", "next"]
     assert (report["from"], report["to"], report["group_by"]) == ("2026-11-21", "2026-11-23", ["day", "model"])
@@ -73,8 +73,8 @@ async def test_usage_is_split_by_day_and_model(used: CalledApi) -> None:
         ("", [], [(5,)]),
     ],
 )
-async def test_usage_can_be_split_otherwise(used: CalledApi, group_by: Any, by: list[str], rows: list[Any]) -> None:
-    """Only what it is split by is there, in one order."""
+async def test_usage_can_be_grouped_otherwise(used: CalledApi, group_by: Any, by: list[str], rows: list[Any]) -> None:
+    """Rows have only the members of their group, in a fixed order."""
     report = await _read(used, group_by=group_by)
     assert report["group_by"] == by
     assert [(*(row[name] for name in by), row["calls"]) for row in report["data"]] == rows
@@ -85,7 +85,7 @@ async def test_usage_can_be_split_otherwise(used: CalledApi, group_by: Any, by: 
 
 
 async def test_rows_come_in_pages(used: CalledApi) -> None:
-    """The total is of all of them, on each."""
+    """Each page has the total of all rows."""
     whole = await _read(used)
     assert (whole["has_more"], whole["next"]) == (False, None)
     first = await _read(used, limit=2)
@@ -97,21 +97,21 @@ async def test_rows_come_in_pages(used: CalledApi) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["x", "bnVsbA", "W10", "WzFd", "\u00e9"])
-async def test_a_cursor_that_we_never_gave_is_400(api: CalledApi, cursor: str) -> None:
+async def test_an_invalid_cursor_is_400(api: CalledApi, cursor: str) -> None:
     """Whatever it decodes to."""
     response = await api.http.get("/v1/usage", params={"after": cursor})
     assert (response.status_code, response.json()["code"]) == (400, "invalid_cursor")
 
 
 async def test_days_outside_do_not_count(used: CalledApi) -> None:
-    """Not in the total either."""
+    """Nor do they count in the total."""
     report = await _read(used, to="2026-11-22")
     assert report["total"]["calls"] == 3
     assert {row["day"] for row in report["data"]} == {"2026-11-21"}
 
 
 async def test_foreign_usage_is_not_seen(used: CalledApi) -> None:
-    """Each tenant has its own report, and one that never called an empty one."""
+    """Each tenant has its own report; a tenant without calls has an empty one."""
     assert (await _read(used, "theirs"))["total"]["calls"] == 99
     stranger = await _read(used, "stranger")
     assert stranger["data"] == []
@@ -119,7 +119,7 @@ async def test_foreign_usage_is_not_seen(used: CalledApi) -> None:
 
 
 async def test_the_last_seven_days_are_read_if_none_are_named(api: CalledApi) -> None:
-    """Today included, by UTC."""
+    """Including today, in UTC."""
     before = datetime.now(UTC).date()
     report = (await api.http.get("/v1/usage")).json()
     after = datetime.now(UTC).date()
@@ -129,7 +129,7 @@ async def test_the_last_seven_days_are_read_if_none_are_named(api: CalledApi) ->
 
 
 async def test_one_end_can_be_named_alone(api: CalledApi) -> None:
-    """Seven days up to the last; from the first up to today."""
+    """With only `to`: the seven days up to it; with only `from`: all days up to today."""
     report = (await api.http.get("/v1/usage", params={"to": "2026-03-01"})).json()
     assert (report["from"], report["to"]) == ("2026-02-23", "2026-03-01")
     assert (await api.http.get("/v1/usage", params={"to": "0001-01-03"})).json()["from"] == "0001-01-01"
@@ -139,7 +139,7 @@ async def test_one_end_can_be_named_alone(api: CalledApi) -> None:
 
 
 async def test_four_hundred_days_can_be_read_at_once(api: CalledApi) -> None:
-    """And not one more."""
+    """But not one more."""
     await count(api.runtime, date(2025, 1, 1), "m", UsageSums(calls=1), tenant=TENANT)
     query = {"from": "2025-01-01", "to": "2026-02-04"}
     assert (await _read(api, **query))["total"]["calls"] == 1
@@ -169,8 +169,8 @@ async def test_four_hundred_days_can_be_read_at_once(api: CalledApi) -> None:
         ("group_by=DAY", ["group_by"]),
     ],
 )
-async def test_a_query_that_is_not_valid_is_400(api: CalledApi, query: str, names: list[str]) -> None:
-    """It is named, and not repeated."""
+async def test_an_invalid_query_is_400(api: CalledApi, query: str, names: list[str]) -> None:
+    """The error names the parameter and does not quote its value."""
     response = await api.http.get(f"/v1/usage?{query}")
     assert pointers_of(response) == names
     for word in ("yesterday", "hour", "tenant", "20261121"):
@@ -178,7 +178,7 @@ async def test_a_query_that_is_not_valid_is_400(api: CalledApi, query: str, name
 
 
 async def test_usage_has_exactly_the_members_that_are_declared(used: CalledApi) -> None:
-    """In their order; a line has every metric, whichever are added."""
+    """In their order; a row has every metric."""
     document = (await used.http.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
     report = await _read(used, group_by="day,model,key")

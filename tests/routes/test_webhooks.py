@@ -1,4 +1,4 @@
-"""Webhooks as callers ask for them, and what they are told of their deliveries."""
+"""Webhooks that callers ask for, and what they can read about deliveries."""
 
 from typing import Any
 
@@ -76,7 +76,7 @@ async def test_a_batch_has_one_for_all_in_both_forms(api: CalledApi) -> None:
 
 
 async def a_delivery(runtime: Runtime, *, tenant: str = TENANT) -> str:
-    """Of a job that has ended. Returns the job's id."""
+    """A delivery of an ended job. Returns the job's id."""
     return (await succeed(runtime, tenant=tenant, webhook=a_webhook(URL, EventType.JOB_SUCCEEDED))).id
 
 
