@@ -113,9 +113,7 @@ async def test_each_way_to_fail_has_its_status_and_type(
         (b'{"max_tokens":1,"messages":[{"role":"user","content":"x"}],"stream":"yes"}', "stream: must be true or false"),
     ],
 )  # fmt: skip
-async def test_an_invalid_body_is_400_and_names_the_fields(
-    http: httpx2.AsyncClient, body: bytes, message: str
-) -> None:
+async def test_an_invalid_body_is_400_and_names_the_fields(http: httpx2.AsyncClient, body: bytes, message: str) -> None:
     """In the form of the Messages API, and never as FastAPI's 422."""
     response = await http.post("/v1/messages", content=body, headers={"Content-Type": "application/json"})
     assert envelope_of(response, 400, "invalid_request_error") == message

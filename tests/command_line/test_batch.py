@@ -117,9 +117,7 @@ def test_a_file_that_cannot_be_written_is_reported_before_anything_is_sent(
     assert api.requests == []
 
 
-def test_for_a_repeated_batch_only_invalid_lines_are_printed(
-    tokenspool: Tokenspool, file: Path
-) -> None:
+def test_for_a_repeated_batch_only_invalid_lines_are_printed(tokenspool: Tokenspool, file: Path) -> None:
     """Not lines that ran and failed meanwhile."""
     for invalid_lines, said in ((0, ""), (1, "tokenspool: 1 of 3 lines are not valid; their results say why\n")):
         batch = {**_batch(total=3, running=1, failed=2), "invalid_lines": invalid_lines}

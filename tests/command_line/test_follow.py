@@ -110,9 +110,7 @@ def test_a_reset_starts_the_text_again_on_a_new_line(tokenspool: Tokenspool) -> 
     assert (outcome.out, outcome.err) == ("Bl\nAir\n", "tokenspool: the text starts over (worker_lost)\n")
 
 
-def test_a_reset_without_an_id_keeps_the_last_event_id(
-    tokenspool: Tokenspool, patience: Patience
-) -> None:
+def test_a_reset_without_an_id_keeps_the_last_event_id(tokenspool: Tokenspool, patience: Patience) -> None:
     """The API sends one for a cursor that is not in its log; the same cursor gets the same reset again."""
     made = frame("reset", {"reason": "log_rolled_back"})
     with FakeApi(
@@ -267,9 +265,7 @@ def test_a_lone_surrogate_is_printed_as_a_question_mark(tokenspool: Tokenspool) 
         (frame("expired", {}), "The job expired before it started."),
     ],
 )
-def test_a_job_without_success_is_exit_code_1_and_a_sentence(
-    tokenspool: Tokenspool, end: bytes, sentence: str
-) -> None:
+def test_a_job_without_success_is_exit_code_1_and_a_sentence(tokenspool: Tokenspool, end: bytes, sentence: str) -> None:
     """For scripts, 0 means that the whole answer was printed."""
     with FakeApi(stream(delta("Bl", "1-1"), end)) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)

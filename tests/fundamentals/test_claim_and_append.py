@@ -1,7 +1,8 @@
 """A worker claims a job, calls the LLM and appends the answer's events to the job's log."""
 
+import msgspec
+
 from shared.events import text_of
-from shared.job import decode_result
 from tests.running.crew import FAST, Crew
 from tests.running.providers import on_each_provider
 
@@ -27,7 +28,7 @@ async def test_the_result_is_the_upstreams_own_message(crew: Crew) -> None:
     await crew.worker()
     job = await crew.ended(await crew.submit("blocks=thinking+text+citations+tool"))
     assert job.result is not None
-    message = decode_result(bytes(job.result))["message"]
+    message = msgspec.json.decode(bytes(job.result))["message"]
     assert message["model"] == FAST
     assert message["id"].startswith("msg_simulated_")
     assert [block["type"] for block in message["content"]] == ["thinking", "text", "text", "tool_use"]

@@ -98,9 +98,7 @@ async def test_thousands_of_parked_flows_block_nobody(real_redis: RedisUnderTest
         await runtime._commands.call("SET", f"{redis_keys.SHARD}clock:normal", 10_000)
         other = await submit(runtime, tenant="tenant-b")
         assert await asyncio.wait_for(_claimed_by(runtime, "tenant-b"), 10) == other.id
-        assert (
-            await runtime._commands.call("ZCARD", f"{redis_keys.SHARD}ready:normal") == 0
-        )  # CLAIM reads none of them
+        assert await runtime._commands.call("ZCARD", f"{redis_keys.SHARD}ready:normal") == 0  # CLAIM reads none of them
 
 
 async def _claimed_by(runtime: Runtime, tenant: str) -> str:
@@ -245,7 +243,9 @@ async def test_a_spent_budget_refuses_submits_and_parks_what_waits(runtime: Runt
         await submit(runtime, **members)
     longest_s = 86_400 if span == "day" else 31 * 86_400
     assert 0 < (refused.value.retry_after_s or 0) <= longest_s
-    assert await spent(runtime, KEY) == await spent(runtime, TENANT) == [2 * A_DOLLAR] * 2  # of the month and of the day
+    assert (
+        await spent(runtime, KEY) == await spent(runtime, TENANT) == [2 * A_DOLLAR] * 2
+    )  # of the month and of the day
     if whose == "tenant":
         await runtime.tenants.set("tenant-a", {name: 10 * A_DOLLAR})
         assert len(await claim(runtime, 10)) == 3

@@ -93,7 +93,9 @@ async def test_a_silent_upstream_is_noticed_without_redis(crew: Crew, own_redis:
     """
     hand = await crew.worker(content_idle_timeout_s=0.2)
     stalling = await crew.submit("stall=3x1 gap-ms=10")
-    deferring = await crew.submit("fail=429x1,retry-after=2.2 slow-head=300", model="sim-t6-g1-f2")  # a model with its own gate
+    deferring = await crew.submit(
+        "fail=429x1,retry-after=2.2 slow-head=300", model="sim-t6-g1-f2"
+    )  # a model with its own gate
     failing = await crew.submit("fail=400 slow-head=300")
     await crew.begun(stalling)
     await wait_until(lambda: len(hand.running) == 3, "three runs")

@@ -47,7 +47,7 @@ async def test_a_wait_is_not_cut_off_by_any_amount_of_text(serve: Serve, author:
     served = await serve(sse_buffer_bytes=1024)
     waiting = asyncio.create_task(ask(served.url, f"/v1/jobs/{author.job_id}?wait=20"))
     await wait_until(lambda: served.relay.follower_count == 1, "the watch")
-    await asyncio.gather(*[author.runtime.commands.call("PING")])
+    await asyncio.gather(*[author.runtime._commands.call("PING")])
     for _ in range(20):
         await author.say(*["0123456789abcdef" * 64] * 20)
     await author.succeed()

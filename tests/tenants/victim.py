@@ -186,8 +186,7 @@ class State(dict[str, tuple[bytes, int]]):
     """Every value in Redis with the time at which it expires, without what the API writes for itself."""
 
     def differences_to(self, other: "State") -> set[str]:
-        """The changed keys, without the attacker's own. Expiry times may differ by 10 ms; a renewed TTL ends later.
-        """
+        """The changed keys, without the attacker's own. Expiry times may differ by 10 ms; a renewed TTL ends later."""
         return {
             name
             for name in self.keys() | other.keys()
