@@ -6,6 +6,7 @@ the fence, the order and the SSE ``id:`` in one.
 """
 
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -85,6 +86,27 @@ def decode_published(message: bytes) -> list[Event]:
         Event(EventId(epoch, seq + index // 2), rest[index].decode(), rest[index + 1])
         for index in range(0, len(rest), 2)
     ]
+
+
+def following_on(events: Iterable[Event], position: EventId | None) -> tuple[list[Event], bool]:
+    """The events that follow on from ``position``, seq by seq, and whether none is missing between them.
+
+    ``position`` is the last event that a client has; None: it has none. Events that it has are left out. Where one is missing,
+    or another epoch begins, the events end: what comes next only the log can say.
+    """
+    following: list[Event] = []
+    for event in events:
+        assert event.id is not None
+        if position is None:
+            if event.id.seq != 0:
+                return following, False
+        elif event.id <= position:
+            continue
+        elif event.id.epoch != position.epoch or event.id.seq != position.seq + 1:
+            return following, False
+        position = event.id
+        following.append(event)
+    return following, True
 
 
 class _TextDelta(msgspec.Struct):

@@ -15,7 +15,8 @@ import msgspec
 from api.anthropic_compat.refusals import Refused, refusal_of_end
 from api.http.anthropic_errors import Refusal, refusal_of_problem, type_of
 from api.state.api_state import ApiState
-from api.state.relay import Closing, Gone, Watch
+from api.state.relay import Watch
+from api.state.watch import Closing, Gone
 from api.streams.retraction import reason_of, sentence_of
 from api.streams.sse import frame
 from shared.errors import NotFound, ServerStopping, StorageUnavailable

@@ -27,7 +27,8 @@ from api.jobs.submit import submit
 from api.openapi import body_of, json_of, operation, stream
 from api.state.api_state import ApiState
 from api.state.key_ring import not_valid
-from api.state.relay import Closing, Gone, Watch
+from api.state.relay import Watch
+from api.state.watch import Closing, Gone
 from api.streams.retraction import reason_of, sentence_of
 from api.streams.sse import PING, SseResponse
 from api.streams.sse import frame as sse_frame

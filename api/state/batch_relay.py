@@ -7,10 +7,10 @@ As with jobs, pub/sub is for latency and is never trusted: a watch says when it 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Final, NamedTuple, Self
 
-from api.state.relay import Closing, Gone, Listener, Relay
+from api.state.relay import Listener, Relay
+from api.state.watch import BufferedWatch, Gone, ping_all
 from shared.batch import Batch
 from shared.errors import NotFound, StorageFull, StorageUnavailable
 from shared.events import Event, decode_published
@@ -23,7 +23,6 @@ _log = get_logger("api")
 _LOOK_S: Final = 0.25
 _PACE_S: Final = 10.0
 _SHORTEST_PACE_S: Final = 1.0
-_CONFIRM_S: Final = 2.0
 _BUSY_SYNC_S: Final = 10.0
 _SLOWEST_SYNC_S: Final = 10.0
 
@@ -93,7 +92,7 @@ class BatchRelay:
     async def __aenter__(self) -> Self:
         self._tasks = [
             asyncio.create_task(self._look_loop(), name="batch relay looks"),
-            asyncio.create_task(self._ping_loop(), name="batch relay pings"),
+            asyncio.create_task(ping_all(self._watches, self._runtime.settings.sse_ping_s), name="batch relay pings"),
         ]
         return self
 
@@ -174,14 +173,6 @@ class BatchRelay:
         else:
             followed.note(batch, asyncio.get_running_loop().time())
 
-    async def _ping_loop(self) -> None:
-        """One ticker for all."""
-        every_s = self._runtime.settings.sse_ping_s
-        while True:
-            await asyncio.sleep(every_s)
-            for watch in self._watches():
-                watch.ping(every_s)
-
 
 def _on_message(followed: _Followed, message: bytes) -> None:
     head, _, rest = message.partition(b"\n")
@@ -194,7 +185,7 @@ def _on_message(followed: _Followed, message: bytes) -> None:
             if found is None:
                 watch.look()
             else:
-                watch.deliver(found, len(message))
+                watch.hear(found, len(message))
 
 
 def _on_confirmed(followed: _Followed) -> None:
@@ -204,53 +195,27 @@ def _on_confirmed(followed: _Followed) -> None:
             watch.look()
 
 
-def _nothing() -> None:
-    """Nobody to tell."""
-
-
-class BatchWatch:
-    """One listener to one batch. Its items' events wait in a bounded buffer until they are taken."""
+class BatchWatch(BufferedWatch[ItemEvents]):
+    """One listener to one batch, and to its items' events if it wants them."""
 
     def __init__(self, relay: BatchRelay, runtime: Runtime, followed: _Followed, *, with_items: bool) -> None:
+        super().__init__(runtime.settings.sse_buffer_bytes, is_resumable=True, is_behind=with_items)
         self.batch_id = followed.batch.id
-        self.is_resumable = True
         self.with_items = with_items
-        self.on_cut: Callable[[], None] = _nothing
-        self.is_cut = False
         self._relay = relay
         self._followed = followed
-        self._most_bytes = runtime.settings.sse_buffer_bytes
         self._shortest_silence_s = runtime.settings.sse_idle_probe_s
         self._silence_s = self._shortest_silence_s
-        self._buffer: deque[ItemEvents] = deque()
-        self._size = 0
-        self._told_version: int | None = None
-        self._is_behind = with_items
-        self._is_pinged = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._writing_since_s: float | None = None
+        self._taken_version: int | None = None
         self._heard_s = self._synced_s = asyncio.get_running_loop().time()
 
     # Called by the relay
 
-    def deliver(self, message: ItemEvents, size: int) -> None:
-        """Live events. Too many of them cut a follower that hangs in a write; one that had no turn yet reads the logs."""
+    def hear(self, message: ItemEvents, size: int) -> None:
+        """Live events of one item, ``size`` bytes: see ``deliver``."""
         self._heard_s = asyncio.get_running_loop().time()
         self._silence_s = self._shortest_silence_s
-        if self._size > self._most_bytes:
-            self._drop()
-            self._is_behind = True
-            if self._writing_since_s is not None:
-                self._cut()
-        if not self.is_cut:
-            self._size += size
-            self._buffer.append(message)
-        self.wake()
-
-    def look(self) -> None:
-        """Something may have been missed."""
-        self._is_behind = True
-        self.wake()
+        self.deliver((message,), size)
 
     def tick(self, now_s: float) -> None:
         """The batch was looked at. After some silence, or long enough, it is time to look into the items' logs too."""
@@ -260,37 +225,14 @@ class BatchWatch:
                 self._silence_s = min(self._silence_s * 2, _SLOWEST_SYNC_S)
             if is_silent or now_s - self._synced_s > _BUSY_SYNC_S:
                 self.look()
-        if self._followed.is_gone or self._followed.version != self._told_version:
+        if self._followed.is_gone or self._followed.version != self._taken_version:
             self.wake()
-
-    def ping(self, every_s: float) -> None:
-        """Time for a sign of life to the client. One that has read nothing since the last one is cut."""
-        since_s = self._writing_since_s
-        if since_s is not None and asyncio.get_running_loop().time() - since_s > every_s:
-            self._cut()
-        self._is_pinged = True
-        self.wake()
-
-    def wake(self) -> None:
-        """Whoever waits looks again."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _cut(self) -> None:
-        if not self.is_cut:
-            self.is_cut = True
-            self._drop()
-            self.on_cut()
 
     # Called by a follower
 
     def close(self) -> None:
-        """Stops listening. Again is harmless."""
+        """Stops listening. Calls after the first change nothing."""
         self._relay.forget(self)
-
-    def is_writing(self, now: bool) -> None:
-        """The follower says before a write to its client, and after it, where it is."""
-        self._writing_since_s = asyncio.get_running_loop().time() if now else None
 
     @property
     def is_behind(self) -> bool:
@@ -312,62 +254,32 @@ class BatchWatch:
 
     def take_change(self) -> Batch | None:
         """The batch, if it has changed since it was last taken."""
-        if self._told_version == self._followed.version:
+        if self._taken_version == self._followed.version:
             return None
-        self._told_version = self._followed.version
+        self._taken_version = self._followed.version
         return self._followed.batch
 
-    def tell_again(self) -> None:
-        """What was taken could not be told."""
-        self._told_version = None
-
-    def take_ping(self) -> bool:
-        """Whether it is time for one."""
-        is_pinged, self._is_pinged = self._is_pinged, False
-        return is_pinged
-
-    def take_items(self) -> list[ItemEvents]:
-        """What has arrived."""
-        messages = list(self._buffer)
-        self._drop()
-        return messages
+    def put_back_change(self) -> None:
+        """What was taken could not be sent: ``take_change`` gives it again."""
+        self._taken_version = None
 
     def begin_sync(self) -> None:
         """The logs are looked into now; what arrives meanwhile waits."""
         self._is_behind = False
         self._synced_s = asyncio.get_running_loop().time()
 
-    async def until_confirmed(self) -> None:
-        """Not for ever: with pub/sub away the logs still say what there is. Raises Closing."""
-        deadline_s = asyncio.get_running_loop().time() + _CONFIRM_S
-        while not self._followed.stands and (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
-            try:
-                async with asyncio.timeout(left_s):
-                    await self._wait()
-            except TimeoutError:
-                return
-
     async def wait(self) -> None:
         """Until there is something to do. Raises Closing, and Gone once the batch is erased."""
         if self._followed.is_gone:
             raise Gone
-        has_work = self._buffer or self._is_behind or self._is_pinged or self._told_version != self._followed.version
+        has_work = self._buffer or self._is_behind or self._is_pinged or self._taken_version != self._followed.version
         if not has_work:
             await self._wait()
 
-    def check_open(self) -> None:
-        """Raises Closing once the process is about to end."""
-        if self._relay.is_closing:
-            raise Closing
+    @property
+    def _is_subscribed(self) -> bool:
+        return self._followed.stands
 
-    async def _wait(self) -> None:
-        self.check_open()
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _drop(self) -> None:
-        self._buffer.clear()
-        self._size = 0
+    @property
+    def _is_dismissed(self) -> bool:
+        return self._relay.is_closing

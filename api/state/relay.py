@@ -6,34 +6,25 @@ makes every follower look into the log, and after some silence a probe does, for
 """
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Final, NamedTuple, Self
 
 import msgspec
 
+from api.state.watch import BufferedWatch, Closing, Gone, ping_all
 from shared.errors import StorageFull, StorageUnavailable
-from shared.events import Event, EventId, OurEvent, decode_published
+from shared.events import Event, EventId, OurEvent, decode_published, following_on
 from shared.job import Job, JobState
 from shared.store import redis_keys
 from shared.store.log import Reach
 from shared.store.runtime import Runtime
 
-_CONFIRM_S: Final = 2.0
 _LATE_S: Final = 0.05
 _PAGE: Final = 250
 _PROBED_AT_ONCE: Final = 500
 _SLOWEST_PROBE_S: Final = 12.0
 _AWAY: Final = (StorageUnavailable, StorageFull)
 _AGAIN_S: Final = 0.2
-
-
-class Closing(Exception):
-    """The process is about to end: followers are told to come back."""
-
-
-class Gone(Exception):
-    """The job was erased, or its retention ended, while it was followed."""
 
 
 class Listener(NamedTuple):
@@ -67,7 +58,7 @@ class Relay:
         self._subscriber.subscribe(redis_keys.plain("control"))
         self._tasks = [
             asyncio.create_task(self._probe_loop(), name="relay probe"),
-            asyncio.create_task(self._ping_loop(), name="relay ping"),
+            asyncio.create_task(ping_all(self._all_watches, self._ping_s), name="relay ping"),
         ]
         return self
 
@@ -135,9 +126,11 @@ class Relay:
         self._wake_all()
 
     def _wake_all(self) -> None:
-        for watches in self._watches.values():
-            for watch in watches:
-                watch.wake()
+        for watch in self._all_watches():
+            watch.wake()
+
+    def _all_watches(self) -> "list[Watch]":
+        return [watch for watches in self._watches.values() for watch in watches]
 
     def forget(self, watch: "Watch") -> None:
         """Called by ``Watch.close``."""
@@ -176,7 +169,7 @@ class Relay:
         while True:
             await asyncio.sleep(self._probe_s / 3)
             now_s = loop.time()
-            due = [watch for watches in self._watches.values() for watch in watches if watch.probe_due_s <= now_s]
+            due = [watch for watch in self._all_watches() if watch.probe_due_s <= now_s]
             for start in range(0, len(due), _PROBED_AT_ONCE):
                 part = due[start : start + _PROBED_AT_ONCE]
                 try:
@@ -186,94 +179,44 @@ class Relay:
                 for watch, reach in zip(part, reaches, strict=True):
                     watch.on_probe(reach, now_s)
 
-    async def _ping_loop(self) -> None:
-        """One ticker for all: a timer per client would wake the process ten thousand times."""
-        while True:
-            await asyncio.sleep(self._ping_s)
-            for number, watch in enumerate([watch for watches in self._watches.values() for watch in watches]):
-                watch.ping(self._ping_s)
-                if number % 200 == 199:
-                    await asyncio.sleep(0)
-
 
 _CHANNEL_PREFIX: Final = len(redis_keys.events(""))
 
 
-def _nothing() -> None:
-    """Nobody to tell."""
-
-
-class Watch:
-    """One listener to one job. What arrives waits in a bounded buffer until it is taken."""
+class Watch(BufferedWatch[Event]):
+    """One listener to one job."""
 
     __slots__ = (
-        "_buffer",
-        "_is_behind",
         "_is_confirmed",
-        "_is_pinged",
-        "_most_bytes",
         "_opened_s",
         "_position",
         "_probe_s",
         "_relay",
         "_runtime",
-        "_size",
         "_tenant",
-        "_waiter",
-        "_writing_since_s",
-        "is_cut",
-        "is_resumable",
         "job_id",
-        "on_cut",
         "probe_due_s",
     )
 
     def __init__(self, relay: Relay, runtime: Runtime, job_id: str, most_bytes: int, *, is_resumable: bool) -> None:
+        super().__init__(most_bytes, is_resumable=is_resumable)
         self.job_id = job_id
-        self.is_resumable = is_resumable
-        self.on_cut: Callable[[], None] = _nothing
-        """Called when the follower hangs in a write to a client that does not read. It resumes by its id."""
-        self.is_cut = False
         self._relay = relay
         self._runtime = runtime
-        self._most_bytes = most_bytes
-        self._buffer: deque[Event] = deque()
-        self._size = 0
         self._tenant: str | None = None
         self._position: EventId | None = None
         self._is_confirmed = False
-        self._is_behind = False
-        self._is_pinged = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._writing_since_s: float | None = None
         self._probe_s = runtime.settings.sse_idle_probe_s
         self._opened_s = asyncio.get_running_loop().time()
         self.probe_due_s = self._opened_s + self._probe_s
 
     # Called by the relay
 
-    def deliver(self, events: list[Event], size: int) -> None:
-        """Live events. Too many of them cut a follower that hangs in a write; one that had no turn yet reads the log."""
-        if self._size > self._most_bytes:
-            self._drop()
-            self._is_behind = True
-            if self._writing_since_s is not None:
-                self._cut()
-        if not self.is_cut:
-            self._size += size
-            self._buffer.extend(events)
-        self.wake()
-
     def confirm(self) -> None:
-        """The subscription stands. If that is again, or late, something may have been missed."""
+        """The subscription stands. If it did before, or comes late, something may have been missed."""
         if self._is_confirmed or asyncio.get_running_loop().time() - self._opened_s > _LATE_S:
             self._is_behind = True
         self._is_confirmed = True
-        self.wake()
-
-    def look(self) -> None:
-        """Something may have been missed."""
-        self._is_behind = True
         self.wake()
 
     def on_probe(self, reach: Reach | None, now_s: float) -> None:
@@ -284,39 +227,16 @@ class Watch:
         self._probe_s = min(self._probe_s * 2, _SLOWEST_PROBE_S)
         self.probe_due_s = now_s + self._probe_s
 
-    def ping(self, every_s: float) -> None:
-        """Time for a sign of life to the client. One that has read nothing since the last one is cut."""
-        since_s = self._writing_since_s
-        if since_s is not None and asyncio.get_running_loop().time() - since_s > every_s:
-            self._cut()
-        self._is_pinged = True
-        self.wake()
-
-    def _cut(self) -> None:
-        if not self.is_cut:
-            self.is_cut = True
-            self._drop()
-            self.on_cut()
-
-    def wake(self) -> None:
-        """Whoever waits looks again."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     # Called by a follower
 
     def close(self) -> None:
-        """Stops listening. Again is harmless."""
+        """Stops listening. Calls after the first change nothing."""
         self._relay.forget(self)
-
-    def is_writing(self, now: bool) -> None:
-        """The follower says before a write to its client, and after it, where it is."""
-        self._writing_since_s = asyncio.get_running_loop().time() if now else None
 
     async def ended(self, *, is_new: bool = False) -> None:
         """Returns once the job has ended, or is gone. ``is_new``: it was submitted after ``watch``. Raises Closing."""
         if not is_new:
-            await self._until_confirmed()
+            await self.until_confirmed()
             self._is_behind = True
         while True:
             if self._is_behind:
@@ -327,12 +247,11 @@ class Watch:
                         return
                     self._position = reach.top
                 except _AWAY:
-                    if self._is_dismissed:
-                        raise Closing from None
+                    self.check_open()
                     self._is_behind = True
                     await asyncio.sleep(_AGAIN_S)
                     continue
-            if any(event.is_terminal for event in self._take()):
+            if any(event.is_terminal for event in self.take()):
                 return
             if not self._is_behind:
                 await self._wait()
@@ -349,7 +268,7 @@ class Watch:
         self._position = cursor
         self._tenant = job.tenant
         if not is_new:
-            await self._until_confirmed()
+            await self.until_confirmed()
             async for batch in self._begin(job, cursor, from_now):
                 yield batch
                 if batch and batch[-1].is_terminal:
@@ -365,21 +284,10 @@ class Watch:
                 yield batch
                 if batch[-1].is_terminal:
                     return
-            if self._is_pinged:
-                self._is_pinged = False
+            if self.take_ping():
                 yield []
             if not self._is_behind and not self._buffer:
                 await self._wait()
-
-    async def _until_confirmed(self) -> None:
-        """Not for ever: with pub/sub away the probe still finds what is in the log."""
-        deadline_s = asyncio.get_running_loop().time() + _CONFIRM_S
-        while not self._is_confirmed and (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
-            try:
-                async with asyncio.timeout(left_s):
-                    await self._wait()
-            except TimeoutError:
-                return
 
     async def _begin(self, job: Job, cursor: EventId | None, from_now: bool) -> AsyncIterator[list[Event]]:
         """Finds the place to go on from; tells the client if there is none."""
@@ -437,8 +345,7 @@ class Watch:
                         events = [_terminal(reach.end_id, state or JobState.EXPIRED)]
             except _AWAY:
                 await asyncio.sleep(_AGAIN_S)
-                if self._is_dismissed:
-                    raise Closing from None
+                self.check_open()
                 self._is_behind = True
                 continue
             if events:
@@ -462,32 +369,12 @@ class Watch:
 
     def _contiguous(self) -> list[Event]:
         """The live events that follow on. Anything else, a new attempt too, is for the log to decide."""
-        batch: list[Event] = []
-        for event in self._take():
-            assert event.id is not None
-            if self._position is not None and event.id <= self._position:
-                continue
-            if self._position is None:
-                follows = event.id.seq == 0
-            else:
-                follows = event.id.epoch == self._position.epoch and event.id.seq == self._position.seq + 1
-            if not follows:
-                self._is_behind = True
-                break
-            batch.append(event)
-            self._position = event.id
-        if batch:
-            self._advance(batch[-1])
-        return batch
-
-    def _take(self) -> list[Event]:
-        events = list(self._buffer)
-        self._drop()
+        events, is_whole = following_on(self.take(), self._position)
+        if not is_whole:
+            self._is_behind = True
+        if events:
+            self._advance(events[-1])
         return events
-
-    def _drop(self) -> None:
-        self._buffer.clear()
-        self._size = 0
 
     def _advance(self, event: Event) -> None:
         self._position = event.id
@@ -495,17 +382,12 @@ class Watch:
         self.probe_due_s = asyncio.get_running_loop().time() + self._probe_s
 
     @property
+    def _is_subscribed(self) -> bool:
+        return self._is_confirmed
+
+    @property
     def _is_dismissed(self) -> bool:
         return self._relay.is_closing or (self.is_resumable and self._relay.is_draining)
-
-    async def _wait(self) -> None:
-        if self._is_dismissed:
-            raise Closing
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
 
 
 class _Text(msgspec.Struct):

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from api.state.batch_relay import BatchWatch, ItemEvents
-from api.state.relay import Closing, Gone
+from api.state.watch import Closing, Gone
 from api.streams.sse import OURS_IN_TEXT, PING, SseResponse, StreamFormat, frame, text_as_json
 from api.views.batch import render
 from api.views.job import view_of as job_view_of
 from shared.batch import Batch, BatchCounts, EndedItem
 from shared.clock import to_rfc3339
 from shared.errors import InvalidCursor, NotFound, StorageFull, StorageUnavailable
-from shared.events import Event, EventId, OurEvent, text_of
+from shared.events import Event, EventId, OurEvent, following_on, text_of
 from shared.job import Job
 from shared.store.batches import Order
 from shared.store.runtime import Runtime
@@ -95,12 +95,12 @@ async def _all_frames(watch: BatchWatch, stories: "ItemStories") -> AsyncIterato
                 watch.begin_sync()
                 async for piece in stories.catch_up():
                     yield piece
-            async for piece in stories.go_on(watch.take_items()):
+            async for piece in stories.go_on(watch.take()):
                 yield piece
         except _AWAY:
             watch.check_open()
             watch.look()
-            watch.tell_again()
+            watch.put_back_change()
             await asyncio.sleep(_AGAIN_S)
             continue
         if batch is not None:
@@ -209,23 +209,10 @@ class ItemStories:
         self._forget_some()
 
     async def _tell_live(self, story: _Story, events: Sequence[Event]) -> AsyncIterator[bytes]:
-        following: list[Event] = []
-        position = story.position
-        for event in events:
-            assert event.id is not None
-            if position is not None and event.id <= position:
-                continue
-            if position is None:
-                follows = event.id.seq == 0
-            else:
-                follows = event.id.epoch == position.epoch and event.id.seq == position.seq + 1
-            if not follows:
-                break
-            position = event.id
-            following.append(event)
+        following, is_whole = following_on(events, story.position)
         async for piece in self._tell(story, following):
             yield piece
-        if position != events[-1].id and not self._was_told(story.job_id):
+        if not is_whole and not self._was_told(story.job_id):
             async for piece in self._tell_from_log(story):
                 yield piece
 

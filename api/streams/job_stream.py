@@ -8,7 +8,8 @@ from typing import Final
 import msgspec
 
 from api.state.api_state import ApiState
-from api.state.relay import Closing, Gone, Watch
+from api.state.relay import Watch
+from api.state.watch import Closing, Gone
 from api.streams.sse import OURS_IN_TEXT, PING, SseResponse, StreamFormat, frame, text_as_json
 from api.views.job import render
 from shared.errors import NotFound, StorageUnavailable

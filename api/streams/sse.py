@@ -8,7 +8,7 @@ our log: nothing that a model says can break out of its frame.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Any, Final
 
 import msgspec
 from starlette.responses import Response
@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from api.http.disconnects import abort
 from api.http.responses import NO_TRANSFORM
 from api.state.key_ring import credential_of
+from api.state.watch import BufferedWatch
 from shared.events import Event, EventId, OurEvent, text_of
 
 PING: Final = b": ping\n\n"
@@ -41,22 +42,6 @@ class StreamFormat(StrEnum):
     """The upstream's events as they are, ours between them."""
 
 
-class Follower(Protocol):
-    """What a stream listens with, as far as the response has to know it."""
-
-    on_cut: Callable[[], None]
-    """Called when the follower hangs in a write to a client that does not read."""
-    is_cut: bool
-    is_resumable: bool
-    """Whether the client can come back and miss nothing: it is told to when the process drains, and not waited for."""
-
-    def is_writing(self, now: bool) -> None:
-        """Said before a write to the client, and after it."""
-
-    def close(self) -> None:
-        """Stops listening. Again is harmless."""
-
-
 class SseResponse(Response):
     """Sends frames as they come; ends when they end, when the client is gone, at shutdown, or with the API key.
 
@@ -69,7 +54,7 @@ class SseResponse(Response):
         self,
         frames: AsyncIterator[bytes],
         *,
-        watch: Follower,
+        watch: BufferedWatch[Any],
         on_close: Callable[[bool], Awaitable[None]] | None = None,
         key_ended: Callable[[], bytes] | None = None,
         headers: Mapping[str, str] | None = None,

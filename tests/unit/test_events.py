@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.events import TERMINAL_EVENTS, Event, EventId, OurEvent, decode_published, parse_cursor, text_of
+from shared.events import (
+    TERMINAL_EVENTS,
+    Event,
+    EventId,
+    OurEvent,
+    decode_published,
+    following_on,
+    parse_cursor,
+    text_of,
+)
 from shared.job import TERMINAL_STATES
 from tests.support.builders import a_text_delta, encoded
 
@@ -126,3 +135,31 @@ def test_a_text_delta_has_a_text() -> None:
 def test_other_events_have_no_text(name: str, data: dict[str, object]) -> None:
     """Also unknown kinds of deltas: the relay can read every event that the completion accepts."""
     assert text_of(Event(None, name, encoded(data))) is None
+
+
+def _events(*ids: tuple[int, int]) -> list[Event]:
+    return [Event(EventId(*one), "ping", b"{}") for one in ids]
+
+
+@pytest.mark.parametrize(
+    ("ids", "position", "following", "is_whole"),
+    [
+        ([], None, 0, True),
+        ([(5, 0), (5, 1)], None, 2, True),
+        ([(5, 1)], None, 0, False),
+        ([(5, 4), (5, 5)], EventId(5, 3), 2, True),
+        ([(5, 2), (5, 3), (5, 4)], EventId(5, 3), 1, True),
+        ([(5, 2), (5, 3)], EventId(5, 3), 0, True),
+        ([(5, 4), (5, 6), (5, 7)], EventId(5, 3), 1, False),
+        ([(6, 0)], EventId(5, 3), 0, False),
+        ([(6, 4)], EventId(5, 3), 0, False),
+        ([(4, 9)], EventId(5, 3), 0, True),
+    ],
+)
+def test_live_events_follow_on_seq_by_seq_within_one_epoch(
+    ids: list[tuple[int, int]], position: EventId | None, following: int, is_whole: bool
+) -> None:
+    """Those that the client has are left out; a hole, or another epoch, ends them, and the log is read."""
+    events = _events(*ids)
+    known = sum(position is not None and event.id is not None and event.id <= position for event in events)
+    assert following_on(events, position) == (events[known : known + following], is_whole)
