@@ -51,7 +51,11 @@ async def test_no_event_is_lost_while_the_subscription_is_cut_every_tenth_of_a_s
         await task
         assert_saw(follower, await author.log())
         assert len(follower.connections) == 1
+    last = await Author.start(runtime)
+    task = await following(follower_of(last.job_id))
     assert len(await pubsub_connections(runtime)) == 1
+    await last.succeed()
+    await task
 
 
 async def test_a_lost_last_message_is_found_by_the_probe(
@@ -127,10 +131,10 @@ async def test_garbage_on_the_channel_harms_nobody(
     await author.runtime._commands.call("PUBLISH", redis_keys.events(author.job_id), rubbish)
     await author.say(" light")
     await wait_until(lambda: follower.text == "Blue light", "live text", timeout_s=1)
+    assert len(await pubsub_connections(author.runtime)) == 1
     await author.succeed()
     await task
     assert_saw(follower, await author.log())
-    assert len(await pubsub_connections(author.runtime)) == 1
 
 
 async def test_a_follower_that_comes_while_pubsub_is_away_is_served_from_the_log(
