@@ -10,10 +10,8 @@ An attempt's events are kept until its end is acknowledged: whatever tail Redis 
 import asyncio
 from typing import Final, NamedTuple
 
-import msgspec
-
 from shared.errors import StorageFull, StorageUnavailable
-from shared.events import OurEvent
+from shared.events import OurEvent, encode_text_delta
 from shared.store.log import REFUSED
 from shared.store.queue import Claim, Cost, Ending, Finished
 from shared.store.runtime import Runtime
@@ -24,8 +22,6 @@ _BEAT_S: Final = 0.004
 _MOST_UNSENT_BYTES: Final = 1 << 20
 _MOST_EVENTS_PER_FLUSH: Final = 500
 _AGAIN_S: Final = 0.1
-
-_encode_text = msgspec.json.Encoder().encode
 
 
 class LogWriter:
@@ -242,10 +238,7 @@ class JobLog:
 
     def _close_texts(self) -> None:
         if self._texts:
-            data = b'{"type":"content_block_delta","index":%d,"delta":{"type":"text_delta","text":%b}}' % (
-                self._text_block,
-                _encode_text("".join(self._texts)),
-            )
+            data = encode_text_delta(self._text_block, "".join(self._texts))
             self._events.append(("content_block_delta", data))
             self._texts.clear()
         self._text_block = -1

@@ -13,13 +13,13 @@ import msgspec
 
 from api.state.batch_relay import BatchWatch, ItemEvents
 from api.state.watch import Closing, Gone
-from api.streams.sse import OURS_IN_TEXT, PING, SseResponse, StreamFormat, frame, text_as_json
+from api.streams.sse import OURS_IN_TEXT, PING, SseResponse, StreamFormat, frame
 from api.views.batch import render
 from api.views.job import view_of as job_view_of
 from shared.batch import Batch, BatchCounts, EndedItem
 from shared.clock import to_rfc3339
 from shared.errors import InvalidCursor, NotFound, StorageFull, StorageUnavailable
-from shared.events import Event, EventId, OurEvent, following_on, text_of
+from shared.events import Event, EventId, OurEvent, following_on, text_as_json, text_of
 from shared.job import Job
 from shared.store.batches import Order
 from shared.store.runtime import Runtime

@@ -10,10 +10,10 @@ import msgspec
 from api.state.api_state import ApiState
 from api.state.relay import Watch
 from api.state.watch import Closing, Gone
-from api.streams.sse import OURS_IN_TEXT, PING, SseResponse, StreamFormat, frame, text_as_json
+from api.streams.sse import OURS_IN_TEXT, PING, SseResponse, StreamFormat, frame
 from api.views.job import render
 from shared.errors import NotFound, StorageUnavailable
-from shared.events import Event, EventId, OurEvent
+from shared.events import Event, EventId, OurEvent, text_as_json
 from shared.job import Job
 from shared.store.runtime import Runtime
 

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
-import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -18,7 +17,7 @@ from api.http.disconnects import abort
 from api.http.responses import NO_TRANSFORM
 from api.state.key_ring import credential_of
 from api.state.watch import BufferedWatch
-from shared.events import Event, EventId, OurEvent, text_of
+from shared.events import EventId, OurEvent
 
 PING: Final = b": ping\n\n"
 _KEY_ENDED: Final = b": the api key is not valid any more\n\n"
@@ -168,13 +167,3 @@ def frame(name: str, data: bytes, event_id: EventId | None = None) -> bytes:
 
 
 OURS_IN_TEXT: Final = frozenset({OurEvent.STARTED, OurEvent.RETRY, OurEvent.RESET, OurEvent.SNAPSHOT})
-_TEXT_MARK: Final = b'"delta":{"type":"text_delta","text":'
-
-
-def text_as_json(event: Event) -> bytes | None:
-    """The text of a delta, still as JSON; None if it adds none. Text deltas were encoded by our own writer, whose form is known."""
-    _, mark, rest = event.data.partition(_TEXT_MARK)
-    if mark and rest.endswith(b"}}"):
-        return rest[:-2]
-    text = text_of(event)
-    return None if text is None else msgspec.json.encode(text)

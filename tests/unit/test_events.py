@@ -10,8 +10,12 @@ from shared.events import (
     EventId,
     OurEvent,
     decode_published,
+    delta_head,
+    encode_delta,
+    encode_text_delta,
     following_on,
     parse_cursor,
+    text_as_json,
     text_of,
 )
 from shared.job import TERMINAL_STATES
@@ -118,6 +122,22 @@ def test_a_text_delta_has_a_text() -> None:
     """Whatever the text is."""
     for text in ("Hello", "", "\n\n", "ünï \U0001f600"):
         assert text_of(Event(None, *a_text_delta(text))) == text
+
+
+@given(st.integers(0, 999), st.text())
+def test_the_text_that_a_delta_was_encoded_from_is_cut_out_of_it_again(index: int, text: str) -> None:
+    """Whoever writes a delta and whoever reads its text agree on its bytes, and both on what any JSON reader finds."""
+    event = Event(None, "content_block_delta", encode_delta(delta_head(index, "text"), text))
+    assert event.data == encode_text_delta(index, text) == a_text_delta(text, index=index)[1]
+    assert text_as_json(event) == encoded(text)
+    assert text_of(event) == text
+
+
+def test_the_text_of_a_delta_in_other_bytes_is_found_too() -> None:
+    """An upstream's own spelling passes into the log as it came."""
+    event = Event(None, "content_block_delta", b'{"index": 0, "delta": {"text": "a", "type": "text_delta"}}')
+    assert text_as_json(event) == b'"a"'
+    assert text_as_json(event._replace(data=encode_delta(delta_head(0, "thinking"), "Hm."))) is None
 
 
 @pytest.mark.parametrize(

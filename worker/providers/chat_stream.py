@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from shared.completion import GarbledStream
+from shared.events import delta_head, encode_delta
 from worker.outcome import Refusal, UpstreamError, classify
 from worker.providers.base import UpstreamEvent
 from worker.providers.chat_chunk import (
@@ -205,17 +206,16 @@ class ChatDecoder(StreamDecoder):
     def _say(self, kind: str, text: str) -> None:
         if self._open != kind:
             self._end_block()
-            head = {"text": '"text_delta","text":', "thinking": '"thinking_delta","thinking":'}[kind]
             empty = {"type": "text", "text": ""} if kind == "text" else _EMPTY_THINKING
-            self._begin_block(kind, empty, head)
+            self._begin_block(kind, empty, kind)
         said = (self._count - 1, text) if kind == "text" else None
-        self._events.append(UpstreamEvent("content_block_delta", self._delta_head + encode(text) + b"}}", said))
+        self._events.append(UpstreamEvent("content_block_delta", encode_delta(self._delta_head, text), said))
 
-    def _begin_block(self, kind: str, empty: dict[str, Any], delta_head: str) -> None:
+    def _begin_block(self, kind: str, empty: dict[str, Any], member: str) -> None:
         index = self._count
         self._count += 1
         self._open = kind
-        self._delta_head = b'{"type":"content_block_delta","index":%d,"delta":{"type":%b' % (index, delta_head.encode())
+        self._delta_head = delta_head(index, member)
         self._add("content_block_start", index=index, content_block=empty)
 
     def _end_block(self) -> None:
@@ -272,13 +272,13 @@ class ChatDecoder(StreamDecoder):
             "name": tool.name,
             "input": {},
         }
-        self._begin_block("tool_use", block, '"input_json_delta","partial_json":')
+        self._begin_block("tool_use", block, "partial_json")
         self._add_arguments("")  # Anthropic's API begins with an empty one
         if arguments := "".join(tool.arguments):
             self._add_arguments(arguments)
 
     def _add_arguments(self, arguments: str) -> None:
-        self._events.append(UpstreamEvent("content_block_delta", self._delta_head + encode(arguments) + b"}}"))
+        self._events.append(UpstreamEvent("content_block_delta", encode_delta(self._delta_head, arguments)))
 
     # --- the end ---
 

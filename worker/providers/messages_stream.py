@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from shared.completion import GarbledStream
+from shared.events import DELTA_TYPES, delta_head, encode_delta
 from worker.outcome import UpstreamError, classify
 from worker.providers.base import UpstreamEvent
 from worker.providers.event_stream import StreamDecoder, lines_of
@@ -61,10 +62,9 @@ _DELTA: Final = b"event: content_block_delta\ndata: "
 _MEMBERS: Final = {"text": "text", "thinking": "thinking"}
 """Block type → the member of its deltas that it grows by. All others that grow are tools' uses."""
 _INPUT: Final = "partial_json"
-_DELTA_TYPES: Final = {"text": "text_delta", "thinking": "thinking_delta", _INPUT: "input_json_delta"}
 _ADDED: Final = {"signature": ("signature_delta", "thinking"), "citation": ("citations_delta", "text")}
 """What else is added to a block: member → delta type, block type."""
-_KNOWN_DELTAS: Final = frozenset((*_DELTA_TYPES.values(), *(kind for kind, _ in _ADDED.values())))
+_KNOWN_DELTAS: Final = frozenset((*DELTA_TYPES.values(), *(kind for kind, _ in _ADDED.values())))
 _COUNTS: Final = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 _END: Final = ("stop_reason", "stop_sequence", "stop_details", "container")
 """What a message's end says of it."""
@@ -84,11 +84,7 @@ class _Block:
         self.kind = kind
         self.member = _MEMBERS.get(kind, _INPUT)
         self.delta: type[object] = {"text": _TextDelta, "thinking": _ThinkingDelta}.get(self.member, _InputJsonDelta)
-        self.head = b'{"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":' % (
-            number,
-            _DELTA_TYPES[self.member].encode(),
-            self.member.encode(),
-        )
+        self.head = delta_head(number, self.member)
         self.initial: Members | None = None
         """A tool's input that came with the block's beginning: told at its end, unless it comes in pieces."""
         self.has_grown = False
@@ -366,7 +362,7 @@ class MessagesDecoder(StreamDecoder):
             self._tell_delta(own, delta, event, data)
             return
         told = False
-        for member in _DELTA_TYPES:
+        for member in DELTA_TYPES:
             value = delta.get(member)
             if is_empty(value):
                 continue
@@ -406,7 +402,7 @@ class MessagesDecoder(StreamDecoder):
             self._text_in(own)
             text = (own.number, piece)
         own.has_grown = True
-        self._events.append(UpstreamEvent("content_block_delta", own.head + encode(piece) + b"}}", text))
+        self._events.append(UpstreamEvent("content_block_delta", encode_delta(own.head, piece), text))
 
     def _text_in(self, own: _Block) -> None:
         """Who follows the text alone reads it as it comes, and the result has it block by block."""
