@@ -1,12 +1,9 @@
-"""Server-sent events out of bytes, by the WHATWG rules; knows nothing of HTTP or of jobs.
+"""Server-sent events as the command line reads them: fields by the WHATWG rules, and what a reconnect needs."""
 
-Lines end at CR, LF or CRLF only. HTTP clients' own line readers also break at U+2028 and its like, which may stand raw
-in a model's text.
-"""
-
-import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from shared.event_stream import BYTE_ORDER_MARK, BlockDecoder, lines_of
 
 _MOST_RETRY_DIGITS = 9  # eleven days; Python refuses to read numbers of thousands of digits
 
@@ -24,48 +21,44 @@ class EventReader:
     """Feed it chunks as they come. An event that was cut off before its blank line is never given out."""
 
     def __init__(self) -> None:
-        self.retry_ms: int | None = None
-        """How long to wait before a reconnect, when the server said it."""
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
-        self._unread = ""
+        self._retry_ms: int | None = None
+        self._blocks = BlockDecoder()
+        self._has_begun = False
         self._last_event_id = ""
-        self._name = ""
-        self._data: list[str] = []
+
+    @property
+    def retry_ms(self) -> int | None:
+        """How long to wait before a reconnect, if the server said it: a ``retry`` counts as soon as its line is whole."""
+        self._note_retry(self._blocks.unfinished_lines)
+        return self._retry_ms
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        self._unread += self._decoder.decode(chunk)
-        while (line := self._take_line()) is not None:
-            if line:
-                self._field(line)
-                continue
-            if self._data:
-                yield Event(self._name or "message", "\n".join(self._data), self._last_event_id)
-            self._name, self._data = "", []
+        for block in self._blocks.feed(chunk):
+            event = self._event_in(block if self._has_begun else block.removeprefix(BYTE_ORDER_MARK))
+            self._has_begun = True
+            if event is not None:
+                yield event
 
-    def _take_line(self) -> str | None:
-        ends = [end for end in (self._unread.find("\n"), self._unread.find("\r")) if end >= 0]
-        if not ends:
-            return None
-        end = min(ends)
-        after = end + 1
-        if self._unread[end] == "\r":
-            if after == len(self._unread):
-                return None  # a line feed may still belong to it
-            after += self._unread[after] == "\n"
-        line, self._unread = self._unread[:end], self._unread[after:]
-        return line
+    def _event_in(self, block: bytes) -> Event | None:
+        """None if it has no data: then its id and its retry count all the same."""
+        self._note_retry(block)
+        event_name = ""
+        data: list[str] = []
+        for line in block.decode(errors="replace").split("\n"):
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            match name:
+                case "event":
+                    event_name = value
+                case "data":
+                    data.append(value)
+                case "id" if "\0" not in value:
+                    self._last_event_id = value
+                case _:
+                    pass  # a comment, or a field that we do not know
+        return Event(event_name or "message", "\n".join(data), self._last_event_id) if data else None
 
-    def _field(self, line: str) -> None:
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        match name:
-            case "event":
-                self._name = value
-            case "data":
-                self._data.append(value)
-            case "id" if "\0" not in value:
-                self._last_event_id = value
-            case "retry" if value.isascii() and value.isdigit() and len(value) <= _MOST_RETRY_DIGITS:
-                self.retry_ms = int(value)
-            case _:
-                pass  # a comment, or a field that we do not know
+    def _note_retry(self, lines: bytes) -> None:
+        for value in lines_of(lines, b"retry:"):
+            if value.isdigit() and len(value) <= _MOST_RETRY_DIGITS:
+                self._retry_ms = int(value)

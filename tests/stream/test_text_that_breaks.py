@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from api.native.complete import TextFrames
 from api.streams.job_stream import _as_messages, _as_text
 from cli.event_stream import EventReader
+from shared.event_stream import BlockDecoder, lines_of
 from shared.events import Event, EventId
 from shared.store.runtime import Runtime
 from simulator.words import SAMPLES
@@ -21,7 +22,6 @@ from tests.support.follower import ask, asking
 from tests.support.served import Served
 from tests.support.sse_frames import SseFrames
 from tests.support.story import assert_saw
-from worker.providers.event_stream import BlockDecoder, lines_of
 
 _TEXTS = [
     "\r",

@@ -5,21 +5,20 @@ So the body's first character says what it is, and the content type only what to
 """
 
 import asyncio
-from typing import Any, Final
+from typing import Any
 
 import httpx2
 
 from shared.completion import GarbledStream
+from shared.event_stream import BYTE_ORDER_MARK
 from worker.outcome import Breakage, Failure, How, Refusal, UpstreamError, classify
 from worker.providers.base import LAST_WORDS_S, PING, UpstreamEvent
-from worker.providers.event_stream import MOST_BYTES, StreamDecoder
 from worker.providers.members import any_json
 from worker.providers.refusal import is_refusal, page_refusal, refusal_of
+from worker.providers.stream_decoder import MOST_BYTES, StreamDecoder
 from worker.providers.transport import NETWORK_ERRORS, BodyStream, how_unheard, undecodable
 from worker.rate_limit_headers import Allowance
 from worker.retry_after import retry_after_s
-
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class AnswerStream:
@@ -99,9 +98,9 @@ class AnswerStream:
         stream begins like JSON or a page.
         """
         seen = self._head + piece
-        if seen.startswith(_BYTE_ORDER_MARK):
-            seen = seen[len(_BYTE_ORDER_MARK) :]
-        elif _BYTE_ORDER_MARK.startswith(seen):
+        if seen.startswith(BYTE_ORDER_MARK):
+            seen = seen[len(BYTE_ORDER_MARK) :]
+        elif BYTE_ORDER_MARK.startswith(seen):
             self._head = seen
             return b""
         self._head = b""

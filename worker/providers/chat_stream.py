@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from shared.completion import GarbledStream
+from shared.event_stream import lines_of
 from shared.events import delta_head, encode_delta
 from worker.outcome import Refusal, UpstreamError, classify
 from worker.providers.base import UpstreamEvent
@@ -25,9 +26,9 @@ from worker.providers.chat_chunk import (
     has_stand_in,
     odd_chunk,
 )
-from worker.providers.event_stream import StreamDecoder, lines_of
 from worker.providers.members import MISFITS, Members, any_json, encode, is_empty
 from worker.providers.refusal import page_refusal, refusal_of
+from worker.providers.stream_decoder import StreamDecoder
 
 _STOP_REASONS: Final = {
     "stop": "end_turn",  # a stop sequence too: which of the two it was, no chunk says

@@ -12,10 +12,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from shared.completion import GarbledStream
+from shared.event_stream import lines_of
 from shared.events import DELTA_TYPES, delta_head, encode_delta
 from worker.outcome import UpstreamError, classify
 from worker.providers.base import UpstreamEvent
-from worker.providers.event_stream import StreamDecoder, lines_of
 from worker.providers.members import (
     MISFITS,
     Members,
@@ -32,6 +32,7 @@ from worker.providers.members import (
     with_members,
 )
 from worker.providers.refusal import is_refusal, page_refusal, refusal_of
+from worker.providers.stream_decoder import StreamDecoder
 
 
 class _TextDelta(msgspec.Struct, tag_field="type", tag="text_delta", forbid_unknown_fields=True, gc=False):

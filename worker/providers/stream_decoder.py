@@ -1,19 +1,19 @@
-"""Server-sent events, decoded from bytes as they arrive (WHATWG HTML, section 9.2.6), however they are cut.
+"""What the decoders of all dialects share: the bytes of a response in, Messages events out.
 
-Bounded: an event of more than 32 MiB is rubbish. What the events mean is the matter of each dialect's own StreamDecoder.
+Bounded: an event of more than 32 MiB is rubbish. Each dialect's own StreamDecoder knows what its events mean.
 """
 
 from abc import ABC, abstractmethod
 from typing import Final
 
 from shared.completion import GarbledStream
+from shared.event_stream import BlockDecoder
 from worker.outcome import UpstreamError
 from worker.providers.base import UpstreamEvent
 from worker.providers.members import Members
 
 MOST_BYTES: Final = 32 << 20
 """Of one event, and of an answer that comes in one piece."""
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class StreamDecoder(ABC):
@@ -42,6 +42,8 @@ class StreamDecoder(ABC):
                 if self.is_over:
                     break
                 self._take(block)
+            if self._blocks.unfinished_bytes > MOST_BYTES:
+                raise GarbledStream("an event is over 32 MiB")
         except (GarbledStream, UpstreamError) as error:
             self._fail(error)
         events, self._events = self._events, []
@@ -88,50 +90,3 @@ class StreamDecoder(ABC):
     @abstractmethod
     def _finish(self) -> None:
         """Adds the end of the answer, if it is whole."""
-
-
-class BlockDecoder:
-    """Feed it pieces; it gives the blocks of lines that they complete, each an event's. Its lines end in LF."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._ends_in_cr = False
-        self._ends_in_lf = False
-
-    def feed(self, piece: bytes) -> list[bytes]:
-        """Blocks in order, none empty. Raises GarbledStream."""
-        if piece and (b"\r" in piece or self._ends_in_cr):
-            piece = self._with_line_feeds(piece)
-        if not piece:
-            return []
-        # Only an empty line ends an event: joining at every line would take quadratic time on one of many lines.
-        ends_event = b"\n\n" in piece or (self._ends_in_lf and piece.startswith(b"\n"))
-        self._ends_in_lf = piece.endswith(b"\n")
-        self._pieces.append(piece)
-        self._size += len(piece)
-        if self._size > MOST_BYTES:
-            raise GarbledStream("an event is over 32 MiB")
-        if not ends_event:
-            return []
-        buffer = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        *blocks, rest = buffer.split(b"\n\n")
-        self._pieces = [rest] if rest else []
-        self._size = len(rest)
-        return [block for block in blocks if block]
-
-    def _with_line_feeds(self, piece: bytes) -> bytes:
-        """CRLF and lone CR are line ends too; a CRLF may be cut in two."""
-        if self._ends_in_cr and piece.startswith(b"\n"):
-            piece = piece[1:]
-        self._ends_in_cr = piece.endswith(b"\r")
-        return piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-
-
-def lines_of(block: bytes, field: bytes = b"data:") -> list[bytes]:
-    """The values of a field in a block, in order."""
-    return [
-        line[len(field) :].removeprefix(b" ")
-        for line in block.removeprefix(_BYTE_ORDER_MARK).split(b"\n")
-        if line.startswith(field)
-    ]
