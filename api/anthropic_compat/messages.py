@@ -4,8 +4,6 @@ A client that goes cancels its job, unless it can come back for the answer: with
 ``x-on-disconnect: continue``.
 """
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Final
@@ -36,6 +34,7 @@ from api.http.errors import request_id_of
 from api.http.headers import JSON
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
+from api.jobs.cancel import give_up
 from api.jobs.request import Draft
 from api.jobs.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, submit
 from api.openapi import IDEMPOTENCY_KEY, Schema, body_of, content, header, named, operation, stream
@@ -146,7 +145,7 @@ async def _begun(
         watch.close()
         # Whether it was born is not known. Nobody will hear its answer, and the SDK is about to send another one.
         if is_cancelled_by_leaving and not (isinstance(error, Problem) and not isinstance(error, StorageUnavailable)):
-            await _give_up(api, caller.tenant, job_id)
+            await give_up(api, caller.tenant, job_id)
         raise
     if submitted.is_replayed:
         watch.close()
@@ -255,7 +254,7 @@ class _Call:
 
     async def _leave(self) -> None:
         if self._is_attended:
-            await _give_up(self._api, self._job.tenant, self._job.id)
+            await give_up(self._api, self._job.tenant, self._job.id)
 
     @property
     def _is_stopping(self) -> bool:
@@ -289,14 +288,3 @@ def _message_answer(job: Job, headers: dict[str, str]) -> Response:
 
 def _count_answer(job: Job, headers: dict[str, str]) -> Response:
     return json_answer(bytes(job.result or b""), headers=headers)
-
-
-async def _give_up(api: ApiState, tenant: str, job_id: str) -> None:
-    """Nobody waits any more: the upstream call ends too. Shielded, since the server may be ending this very task."""
-    await asyncio.shield(asyncio.ensure_future(_cancel(api, tenant, job_id)))
-
-
-async def _cancel(api: ApiState, tenant: str, job_id: str) -> None:
-    # Redis away: the job is attended, and ends with this process at the latest. Gone: so much the better.
-    with contextlib.suppress(Problem):
-        await api.runtime.jobs.cancel(job_id, tenant)

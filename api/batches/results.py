@@ -12,7 +12,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.http.disconnects import abort
+from api.http.disconnects import abort, until_gone
 from api.http.responses import NO_TRANSFORM
 from api.state.key_ring import credential_of
 from shared.batch import Batch, EndedItem, InvalidItem
@@ -165,7 +165,7 @@ class JsonLinesResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI side. Where nobody can be asked to close the connection, it raises what went wrong."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        leaving = asyncio.create_task(_until_gone(receive), name="results client leaves")
+        leaving = asyncio.create_task(until_gone(receive), name="results client leaves")
         credential = credential_of(scope)
         if credential is not None:
             credential.hold(leaving.cancel)
@@ -188,8 +188,3 @@ class JsonLinesResponse(Response):
             leaving.cancel()
             if credential is not None:
                 credential.release(leaving.cancel)
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -18,7 +18,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Unauthenticated if its key ends first.
     """
     working = asyncio.create_task(work, name="work for a client")
-    leaving = asyncio.create_task(_until_gone(request), name="client leaves")
+    leaving = asyncio.create_task(until_gone(request.receive), name="client leaves")
     credential = credential_of(request.scope)
     try:
         with nullcontext() if credential is None else credential.held(leaving.cancel):
@@ -34,8 +34,9 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait((working, leaving))
 
 
-async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def until_gone(receive: Receive) -> None:
+    """Returns once the client has closed its connection. The body must be read, or this reads it away."""
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 

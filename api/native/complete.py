@@ -22,6 +22,7 @@ from api.http.members import Body, Text, Whole, read
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_answer
 from api.http.strict_json import decode
+from api.jobs.cancel import give_up
 from api.jobs.request import Draft, JobOptions, drafted, user_message
 from api.jobs.submit import submit
 from api.openapi import body_of, json_of, operation, stream
@@ -97,7 +98,7 @@ async def complete(request: Request, api: Api, caller: Submitter) -> Response:
             has_ended = await while_connected(request, api.relay.wait_for_end(job_id, TIMEOUT_S, watch, is_new=True))
         finally:
             if not has_ended:
-                await _give_up(api, caller.tenant, job_id)
+                await give_up(api, caller.tenant, job_id)
     job = await api.runtime.jobs.get(job_id, caller.tenant, with_result=True)
     problem = problem_of(job, is_given_up=not has_ended)
     if problem is not None:
@@ -129,7 +130,7 @@ async def complete_stream(request: Request, api: Api, caller: Submitter) -> Resp
 
     async def on_close(finished: bool) -> None:
         if not finished:
-            await _give_up(api, caller.tenant, job_id)
+            await give_up(api, caller.tenant, job_id)
 
     frames = _frames(api, submitted.job, watch, request_id_of(request))
     return SseResponse(
@@ -189,17 +190,6 @@ def _too_late() -> UpstreamTimeout:
     return UpstreamTimeout(f"There was no complete answer within {TIMEOUT_S} s.")
 
 
-async def _give_up(api: ApiState, tenant: str, job_id: str) -> None:
-    """Nobody waits any more: the upstream call ends too. Shielded, since the server may be ending this very task."""
-    await asyncio.shield(asyncio.ensure_future(_cancel(api, tenant, job_id)))
-
-
-async def _cancel(api: ApiState, tenant: str, job_id: str) -> None:
-    # Redis away, or the job gone: then its own 30 s end it.
-    with contextlib.suppress(Problem):
-        await api.runtime.jobs.cancel(job_id, tenant)
-
-
 async def _frames(api: ApiState, job: Job, watch: Watch, request_id: str) -> AsyncIterator[bytes]:
     """All frames of a stream. It ends with ``[DONE]`` or with an error, never just so."""
     deadline_s = asyncio.get_running_loop().time() + TIMEOUT_S
@@ -215,7 +205,7 @@ async def _frames(api: ApiState, job: Job, watch: Watch, request_id: str) -> Asy
         problem = UpstreamFailed("The job was erased.")
     except Problem as error:
         problem = error
-    await _give_up(api, job.tenant, job.id)
+    await give_up(api, job.tenant, job.id)
     yield sse_frame("error", document(problem, request_id))
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.http.disconnects import abort
+from api.http.disconnects import abort, until_gone
 from api.http.responses import NO_TRANSFORM
 from api.state.key_ring import credential_of
 from api.state.watch import BufferedWatch
@@ -154,8 +154,7 @@ class _Owner:
 
 
 async def _end_when_left(receive: Receive, owner: _Owner) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    await until_gone(receive)
     owner.end()
 
 
