@@ -124,7 +124,7 @@ def _serve(settings: "Settings", listener: socket.socket, *, is_supervised: bool
     import uvicorn
 
     from api.app import create_app
-    from api.edge.connections import Door, bounds_of, open_files
+    from api.edge.connections import Connections, bounds_of, open_files
     from api.edge.server import Server
     from shared.gc_tuning import tune_gc
     from shared.settings import warn_of_unknown_variables
@@ -133,11 +133,11 @@ def _serve(settings: "Settings", listener: socket.socket, *, is_supervised: bool
     configure_logging(settings.log_level)
     warn_of_unknown_variables(get_logger("api"))
     allow_many_connections()
-    door = Door(bounds_of(settings.max_connections, settings.keep_alive_s, open_files()))
+    connections = Connections(bounds_of(settings.max_connections, settings.keep_alive_s, open_files()))
     config = uvicorn.Config(
         create_app(settings),
         loop="uvloop",
-        http=cast("type[asyncio.Protocol]", door.protocol),
+        http=cast("type[asyncio.Protocol]", connections.protocol),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -1,9 +1,10 @@
 """The connections of the API: what uvicorn's HTTP protocol leaves unbounded is bounded here.
 
-Invariant: no client, whatever it sends or does not send or read, holds a connection for longer than its deadline, more
-memory than its bound, or a file that others need. A :class:`Door` is what the connections of one server share;
-``cli/serve.py`` makes it. What is not HTTP, and what comes too slowly or too much, is answered by a small problem
-document where that can still be heard, counted, and told to the log once a minute at most.
+Invariant: no client, whatever it sends, does not send or does not read, holds a connection for longer than its deadline,
+more memory than its bound, or a file that others need. The connections of one server share a :class:`Connections`, which
+``cli/serve.py`` makes. Whoever sends no HTTP, or sends too slowly or too much, gets a small problem document if its
+connection can still carry one; it is counted, and logged once a minute at most. What is used of uvicorn for that, and why:
+docs/decisions/0020.
 """
 
 import asyncio
@@ -35,9 +36,9 @@ _MOST_PER_BODY_BYTE: Final = 16
 """A chunk of one byte is 6 bytes long, and 13 where its size is written in eight digits."""
 KEEP_ALIVE_S: Final = 75.0
 _HEAD_S: Final = 10.0
-"""A connection says what it wants within this, from its opening and from the first byte of each request."""
+"""How long a head may take, from the opening of the connection and from the first byte of each request."""
 _LINGER_S: Final = 5.0
-"""For so long a connection that is done may read what was sent to it. Closed at once, it would lose that to a reset."""
+"""How long a client may read its last response before we close. Closed at once, a reset could take it away."""
 _STALLED_S: Final = 30.0
 _LEAST_READ_BYTES: Final = 32 << 10
 """A client that reads less than this in _STALLED_S, though more waits for it, is cut."""
@@ -53,9 +54,9 @@ class Bounds:
     """How many connections a process takes, and for how long."""
 
     connections: int
-    """More than these are told 503, but for those that ask after the health of the process."""
+    """Connections beyond these get a 503, unless they ask for the health of the process."""
     spare: int
-    """So many more are held for the moment that this takes; beyond them one is closed unheard."""
+    """Extra connections, kept just long enough to be sent that 503; beyond these a connection is closed at once."""
     keep_alive_s: float
     head_s: float = _HEAD_S
     linger_s: float = _LINGER_S
@@ -70,14 +71,14 @@ def bounds_of(max_connections: int, keep_alive_s: float, open_files: int) -> Bou
     return Bounds(min(max_connections, most) if max_connections else most, spare, keep_alive_s)
 
 
-def standard(**given: Any) -> "FrontDoor":
-    """For ``uvicorn --factory api.app:create_app --http api.http_protocol:standard``: as many as there are files for."""
-    return _standard_door().protocol(**given)
+def standard(**given: Any) -> "BoundedConnection":
+    """For ``uvicorn --factory api.app:create_app --http api.edge.connections:standard``: as many as there are files for."""
+    return _standard_connections().protocol(**given)
 
 
 @functools.cache
-def _standard_door() -> "Door":
-    return Door(bounds_of(0, KEEP_ALIVE_S, open_files()))
+def _standard_connections() -> "Connections":
+    return Connections(bounds_of(0, KEEP_ALIVE_S, open_files()))
 
 
 def open_files() -> int:
@@ -87,27 +88,27 @@ def open_files() -> int:
 
 
 class _Waiting:
-    """Connections that wait for the same thing, equally long: the oldest first. Adding and leaving cost a dict's entry."""
+    """Connections with the same deadline, the oldest first. Adding and removing one costs a dict's entry."""
 
     __slots__ = ("_since_s", "act", "after_s")
 
-    def __init__(self, after_s: float, act: "Callable[[FrontDoor], None]") -> None:
+    def __init__(self, after_s: float, act: "Callable[[BoundedConnection], None]") -> None:
         self.after_s = after_s
         self.act = act
-        self._since_s: dict[FrontDoor, float] = {}
+        self._since_s: dict[BoundedConnection, float] = {}
 
     def __len__(self) -> int:
         return len(self._since_s)
 
-    def add(self, connection: "FrontDoor", now_s: float) -> None:
+    def add(self, connection: "BoundedConnection", now_s: float) -> None:
         self._since_s.pop(connection, None)
         self._since_s[connection] = now_s
 
-    def discard(self, connection: "FrontDoor") -> None:
+    def discard(self, connection: "BoundedConnection") -> None:
         self._since_s.pop(connection, None)
 
-    def oldest(self, now_s: float) -> "tuple[float, FrontDoor] | None":
-        """And how much of its time it has had, 0 to 1."""
+    def oldest(self, now_s: float) -> "tuple[float, BoundedConnection] | None":
+        """The oldest one, with the share of its time that it has used, 0 to 1."""
         first = next(iter(self._since_s.items()), None)
         return None if first is None else ((now_s - first[1]) / self.after_s, first[0])
 
@@ -117,7 +118,7 @@ class _Waiting:
             self.act(first[0])
 
 
-class Door:
+class Connections:
     """What the connections of a server share: their count, their deadlines, and what was refused."""
 
     def __init__(self, bounds: Bounds) -> None:
@@ -125,54 +126,54 @@ class Door:
         self.refused: Counter[str] = Counter()
         """By reason, since the start of the process."""
         self.count = 0
-        self.silent = _Waiting(bounds.head_s, FrontDoor.end_silent)
+        self.silent = _Waiting(bounds.head_s, BoundedConnection.end_silent)
         """Opened, and nothing heard."""
-        self.idle = _Waiting(bounds.keep_alive_s, FrontDoor.end_silent)
+        self.idle = _Waiting(bounds.keep_alive_s, BoundedConnection.end_silent)
         """Answered, and nothing heard since."""
-        self.hurried = _Waiting(min(1.0, bounds.head_s), FrontDoor.end_late_head)
-        """Over the bound: to be told so, or asking after our health."""
-        self.late = _Waiting(bounds.head_s, FrontDoor.end_late_head)
+        self.hurried = _Waiting(min(1.0, bounds.head_s), BoundedConnection.end_late_head)
+        """Over the bound: to be sent a 503, or asking for our health."""
+        self.late = _Waiting(bounds.head_s, BoundedConnection.end_late_head)
         """In the middle of a head."""
-        self.leaving = _Waiting(bounds.linger_s, FrontDoor.abort)
-        """Done, and with something to read yet."""
-        self.dismissed = _Waiting(bounds.linger_s, FrontDoor.abort)
-        """The same of those over the bound, whose going makes no room for others."""
-        self.stalled = _Waiting(bounds.stalled_s, FrontDoor.end_stalled)
-        """With more to read than they take."""
+        self.leaving = _Waiting(bounds.linger_s, BoundedConnection.abort)
+        """Done, but the client may still be reading."""
+        self.dismissed = _Waiting(bounds.linger_s, BoundedConnection.abort)
+        """The same of those over the bound: closing one makes no room for others."""
+        self.stalled = _Waiting(bounds.stalled_s, BoundedConnection.end_stalled)
+        """The client reads more slowly than we write."""
         self._all = (self.silent, self.idle, self.hurried, self.late, self.leaving, self.dismissed, self.stalled)
         self._tick: asyncio.TimerHandle | None = None
         self._told_s = float("-inf")
         self._told: Counter[str] = Counter()
         self._log = get_logger("front_door")
 
-    def protocol(self, **given: Any) -> "FrontDoor":
+    def protocol(self, **given: Any) -> "BoundedConnection":
         """What uvicorn's ``http`` wants: makes the protocol of one connection."""
-        return FrontDoor(door=self, **given)
+        return BoundedConnection(shared=self, **given)
 
-    def wait(self, waiting: _Waiting, connection: "FrontDoor") -> None:
+    def wait(self, waiting: _Waiting, connection: "BoundedConnection") -> None:
         """The connection's deadline runs from now."""
         loop = connection.loop
         waiting.add(connection, loop.time())
         if self._tick is None:
             self._tick = loop.call_later(_TICK_S, self._look, loop)
 
-    def settle(self, connection: "FrontDoor") -> None:
-        """It waits for nothing any more, but for its client to read."""
+    def stop_waiting(self, connection: "BoundedConnection") -> None:
+        """Its head has come: no deadline runs but that of a client that does not read."""
         self.silent.discard(connection)
         self.idle.discard(connection)
         self.hurried.discard(connection)
         self.late.discard(connection)
 
-    def forget(self, connection: "FrontDoor") -> None:
+    def forget(self, connection: "BoundedConnection") -> None:
         """It is gone."""
         for waiting in self._all:
             waiting.discard(connection)
 
-    def let_in(self, connection: "FrontDoor") -> _Waiting | None:
-        """Counts it, and says what it waits in: ``hurried`` if it is one too many, None if there is no room even to say so.
+    def count_in(self, connection: "BoundedConnection") -> _Waiting | None:
+        """Counts it and returns what it waits in: ``hurried`` if it is one too many, None if there is no room even to say so.
 
-        Where it is full, the one goes that says nothing, or is done, and has used up most of its time; never one that is
-        being answered.
+        When the process is full, it closes the silent or finished connection that has used most of its time, and never one
+        whose request is being worked on.
         """
         self.count += 1
         connection.is_counted = True
@@ -186,8 +187,8 @@ class Door:
             return self.hurried
         return None
 
-    def count_out(self, connection: "FrontDoor") -> None:
-        """It is gone, or will be in the loop's next turn."""
+    def count_out(self, connection: "BoundedConnection") -> None:
+        """It is closed, or will be in the loop's next turn."""
         if connection.is_counted:
             connection.is_counted = False
             self.count -= 1
@@ -206,14 +207,14 @@ class Door:
         return True
 
     def note(self, reason: str, loop: asyncio.AbstractEventLoop) -> None:
-        """One was refused. A line at most once a minute: who is attacked wants no full disk as well."""
+        """One was refused. Logs at most one line a minute, so that an attack does not fill the disk as well."""
         self.refused[reason] += 1
         now_s = loop.time()
         if now_s - self._told_s >= _LOG_EVERY_S:
             self._told_s = now_s
             new = self.refused - self._told
             self._told = self.refused.copy()
-            with contextlib.suppress(OSError):  # a full disk: told in a minute, and the connection goes its way
+            with contextlib.suppress(OSError):  # a full disk: logged a minute later, and the connection goes on
                 self._log.warning("connections_refused", connections=self.count, **new)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -226,8 +227,8 @@ class Door:
 
 
 class _Cycle(RequestResponseCycle):
-    """A request and its answer. One that is answered before its body was there closes its connection: what comes next
-    may be the body or another request, and nobody could tell.
+    """A request and its response. If it responds before the whole body has come, the connection closes afterwards: what
+    comes next may be the body or another request, and nobody could tell which.
     """
 
     lingers = False
@@ -239,7 +240,7 @@ class _Cycle(RequestResponseCycle):
         if self.more_body and not self.response_started:
             self.keep_alive = False
             await super().send(message)
-            # uvicorn would close behind the last byte, and its client, still sending, would never read the answer.
+            # uvicorn would close after the last byte, and its client, still sending, would never read the response.
             self.keep_alive = self.lingers = True
             return
         await super().send(message)
@@ -255,7 +256,7 @@ class _Cycle(RequestResponseCycle):
             self.expected_content_length = len(message.get("body", b""))
 
 
-class FrontDoor(HttpToolsProtocol):
+class BoundedConnection(HttpToolsProtocol):
     """One connection."""
 
     def __init__(
@@ -265,16 +266,16 @@ class FrontDoor(HttpToolsProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        door: Door,
+        shared: Connections,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._door = door
+        self._shared = shared
         self.is_counted = False
-        """Among the connections of the door."""
+        """Whether it is in the count of connections."""
         self._is_over = False
         """Over the bound of connections."""
         self._is_deaf = False
-        """Nothing that still comes is looked at."""
+        """Whether we ignore all that still comes."""
         self._in_head = False
         self._head_bytes = 0
         self._body_bytes = 0
@@ -282,11 +283,11 @@ class FrontDoor(HttpToolsProtocol):
         self._frame_bytes = 0
         """Of the body that is coming in: more than its own bytes explain."""
         self._begun = 0
-        """Requests that began in the piece that is being parsed."""
+        """How many requests began in the piece that is being parsed."""
         self._active: RequestResponseCycle | None = None
-        """Being answered; ``cycle`` is the newest that came."""
+        """The request that is being worked on; ``cycle`` is the newest that came."""
         self._unread_bytes = 0
-        """When it was last looked whether the client reads."""
+        """How much waited when we last checked whether the client reads."""
         self._is_leaving = False
         self.pipeline: deque[tuple[RequestResponseCycle, ASGI3Application]] = deque()
 
@@ -294,21 +295,21 @@ class FrontDoor(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
-        waiting = self._door.let_in(self)
-        self._is_over = waiting is not self._door.silent
+        waiting = self._shared.count_in(self)
+        self._is_over = waiting is not self._shared.silent
         if waiting is None:
             self._is_deaf = True
-            self._door.note(TooManyConnections.code, self.loop)
-            self.transport.write(_answer(TooManyConnections(), self.server_state.default_headers))
+            self._shared.note(TooManyConnections.code, self.loop)
+            self.transport.write(_response(TooManyConnections(), self.server_state.default_headers))
             self.transport.close()
             self._leave()
             return
-        self._door.wait(waiting, self)
+        self._shared.wait(waiting, self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._door.count_out(self)
-        self._door.forget(self)
-        # uvicorn tells the newest request alone that its client is gone.
+        self._shared.count_out(self)
+        self._shared.forget(self)
+        # uvicorn informs the newest request alone that its client is gone.
         for cycle in (self._active, *(cycle for cycle, _ in self.pipeline)):
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True
@@ -337,10 +338,10 @@ class FrontDoor(HttpToolsProtocol):
         if not self._begun:
             self._head_bytes += len(data)
         else:
-            # Of what came together with the end of another request, only later pieces are counted: it is one read at most.
+            # What came together with the end of another request is one read at most, and not counted; later pieces are.
             self._head_bytes = len(data) if self._begun == 1 and not was_in_body and not was_in_head else 0
-            self._door.settle(self)
-            self._door.wait(self._door.hurried if self._is_over else self._door.late, self)
+            self._shared.stop_waiting(self)
+            self._shared.wait(self._shared.hurried if self._is_over else self._shared.late, self)
         if self._head_bytes > MOST_HEAD_BYTES:
             self._break_off(HeadTooLarge())
 
@@ -356,9 +357,9 @@ class FrontDoor(HttpToolsProtocol):
                     self._ignore_upgrade()
 
     def _ignore_upgrade(self) -> None:
-        """No other protocol is spoken here, and a server may ignore the wish (RFC 9110, 7.8). But the parser stops at the end
-        of such a head, and would take the body for a next request. So a new parser reads the same head without the wish,
-        with all else that says where the body ends, and goes on behind it.
+        """No other protocol is spoken here, and a server may ignore Upgrade (RFC 9110, 7.8). But the parser stops at the end
+        of such a head, and would take the body for the next request. So a new parser reads the same head without Upgrade,
+        with all other headers that say where the body ends, and goes on from there.
         """
         lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
         version = self.parser.get_http_version().encode()
@@ -369,8 +370,8 @@ class FrontDoor(HttpToolsProtocol):
         self.parser.feed_data(head)
 
     def _count_frame(self, cycle: RequestResponseCycle, size: int) -> None:
-        """Sizes and extensions of chunks, and trailers, which the parser keeps. What came together with the head is not
-        counted, for it is one read at most; and a large body makes no room for what comes behind it.
+        """Counts sizes and extensions of chunks, and trailers, which the parser keeps. What came together with the head is
+        one read at most, and not counted; and a large body makes no room for what comes after it.
         """
         if not cycle.more_body:
             self._frame_bytes = 0
@@ -382,12 +383,12 @@ class FrontDoor(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._unread_bytes = self.transport.get_write_buffer_size()
-        self._door.wait(self._door.stalled, self)
+        self._shared.wait(self._shared.stalled, self)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self._is_leaving:
-            self._door.stalled.discard(self)
+            self._shared.stalled.discard(self)
 
     # What the parser calls.
 
@@ -398,7 +399,7 @@ class FrontDoor(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
-            return  # a trailer: it comes when the request is being answered, and must not become a header of it
+            return  # a trailer: it comes while the request is being worked on, and must not become a header of it
         if len(self.headers) >= MOST_HEADERS:
             raise HeadTooLarge
         super().on_header(name, value)
@@ -411,21 +412,21 @@ class FrontDoor(HttpToolsProtocol):
             raise HeadTooLarge
         self._check_head()
         if self.parser.should_upgrade():
-            return  # it is read once more, see _ignore_upgrade
-        self._door.settle(self)
+            return  # it is read again, see _ignore_upgrade
+        self._shared.stop_waiting(self)
         if self._is_over and not self.url.startswith(b"/health"):
             raise TooManyConnections
         if len(self.pipeline) >= _MOST_PIPELINED:
             self._is_deaf = True
             self.pipeline[0][0].keep_alive = False
-            self._door.note("pipelined", self.loop)
+            self._shared.note("pipelined", self.loop)
             return
         super().on_headers_complete()
         if self._is_over:
             self.cycle.keep_alive = False
 
     def _check_head(self) -> None:
-        """What the parser lets through and two readers could read in two ways."""
+        """Raises InvalidRequest for what the parser lets through though two readers could read it in two ways."""
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise InvalidRequest("The request is not HTTP/1.1.")
@@ -470,7 +471,7 @@ class FrontDoor(HttpToolsProtocol):
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
-        if self.transport.is_closing():  # also where the answer broke off
+        if self.transport.is_closing():  # also where the response broke off
             self._leave()
 
     def on_response_complete(self) -> None:
@@ -486,7 +487,7 @@ class FrontDoor(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif not self._in_head:
-            self._door.wait(self._door.idle, self)
+            self._shared.wait(self._shared.idle, self)
 
     def shutdown(self) -> None:
         """The server stops."""
@@ -499,7 +500,7 @@ class FrontDoor(HttpToolsProtocol):
     # How a connection ends.
 
     def end_silent(self) -> None:
-        """Nothing was asked in time."""
+        """No request came in time."""
         self.transport.close()
         self._leave()
 
@@ -508,32 +509,32 @@ class FrontDoor(HttpToolsProtocol):
         self._break_off(RequestTimeout())
 
     def end_stalled(self) -> None:
-        """Cut, unless it read something meanwhile. While this many bytes wait, nothing is added to them."""
+        """Cuts the client, unless it has read something meanwhile. While this much waits, nothing is added to it."""
         unread_bytes = self.transport.get_write_buffer_size()
         if unread_bytes and self._unread_bytes - unread_bytes < _LEAST_READ_BYTES:
-            self._door.note("did_not_read", self.loop)
+            self._shared.note("did_not_read", self.loop)
             self.abort()
         else:
             self._linger(unread_bytes)
 
     def abort(self) -> None:
-        """With whatever is unsent."""
+        """Closes at once, and drops what is unsent."""
         self.transport.abort()
 
     def _break_off(self, problem: Problem) -> None:
-        """Nothing more is heard. The problem is told if it is its turn; if not, what came before is answered yet."""
+        """Ignores all that still comes. Sends the problem if it is its turn; if not, earlier requests are finished first."""
         if self._is_deaf:  # pipelined requests beyond the bound, and then rubbish
             return
         self._is_deaf = True
-        self._door.settle(self)
-        self._door.note(problem.code, self.loop)
+        self._shared.stop_waiting(self)
+        self._shared.note(problem.code, self.loop)
         newest = cast("RequestResponseCycle | None", self.cycle)
         if newest is not None and newest.more_body and not newest.response_complete:  # its own body is what broke
             if newest.response_started:
                 self.abort()
                 return
             newest.disconnected = True
-            newest.waiting_for_100_continue = False  # or it would be asked for behind the end of what we write
+            newest.waiting_for_100_continue = False  # or it would be asked for after the end of what we write
             newest.message_event.set()
         outstanding = [cycle for cycle, _ in self.pipeline if not cycle.disconnected]
         self.pipeline = deque((cycle, app) for cycle, app in self.pipeline if not cycle.disconnected)
@@ -542,15 +543,15 @@ class FrontDoor(HttpToolsProtocol):
         if outstanding:
             outstanding[0].keep_alive = False
             return
-        self.transport.write(_answer(problem, self.server_state.default_headers))
+        self.transport.write(_response(problem, self.server_state.default_headers))
         self._hang_up()
 
     def _hang_up(self) -> None:
-        """Our side is closed, the other is read to its end or for a while: closed at once, a connection whose client still
-        sends is reset, and the answer lost.
+        """Closes our side, and reads the other to its end or for a while. Closed at once, a connection whose client still
+        sends would be reset, and the response lost.
         """
         self._is_deaf = True
-        self._door.settle(self)
+        self._shared.stop_waiting(self)
         self.flow.resume_reading()
         if not self.transport.is_closing() and self.transport.can_write_eof():
             self.transport.write_eof()
@@ -559,18 +560,18 @@ class FrontDoor(HttpToolsProtocol):
         self._leave()
 
     def _leave(self) -> None:
-        self._door.settle(self)
+        self._shared.stop_waiting(self)
         if self in self.connections and not self._is_leaving:
             self._is_leaving = True
             self._linger(self.transport.get_write_buffer_size())
 
     def _linger(self, unread_bytes: int) -> None:
         self._unread_bytes = unread_bytes
-        done = self._door.dismissed if self._is_over else self._door.leaving
-        self._door.wait(self._door.stalled if unread_bytes else done, self)
+        done = self._shared.dismissed if self._is_over else self._shared.leaving
+        self._shared.wait(self._shared.stalled if unread_bytes else done, self)
 
 
-def _answer(problem: Problem, default_headers: list[tuple[bytes, bytes]]) -> bytes:
+def _response(problem: Problem, default_headers: list[tuple[bytes, bytes]]) -> bytes:
     request_id = new_id("req")
     body = document(problem, request_id)
     headers = [

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.edge.connections import MOST_HEADERS, Bounds, FrontDoor, bounds_of
+from api.edge.connections import MOST_HEADERS, BoundedConnection, Bounds, bounds_of
 from cli.probe import http_status
 from tests.front_door.conftest import A_HEAD, NO_REDIS, connected, hear, port_of, say
 from tests.support.served import Served, serving
@@ -114,20 +114,20 @@ async def test_silent_connections_are_closed() -> None:
             writer.write(A_HEAD)
             heard = await hear(reader)
             assert (heard.statuses, heard.closed) == ([200], True)
-        await wait_until(lambda: door.door.count == 0, "their going")
+        await wait_until(lambda: door.connections.count == 0, "their going")
 
 
 async def test_deadlines_outlive_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of ours while one connection is closed does not keep the next ones from being closed in time."""
     errors: list[str] = []
 
-    def end_wrongly(_: FrontDoor) -> None:
+    def end_wrongly(_: BoundedConnection) -> None:
         errors.append("a bug")
         raise ValueError("a bug")
 
     async with serving(NO_REDIS, bounds=_SHORT) as door:
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-        monkeypatch.setattr(door.door.silent, "act", end_wrongly)
+        monkeypatch.setattr(door.connections.silent, "act", end_wrongly)
         async with connected(door):
             await wait_until(lambda: bool(errors), "the error")
         monkeypatch.undo()
@@ -141,7 +141,7 @@ async def test_a_log_that_cannot_be_written_harms_nobody(door: Served, monkeypat
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(door.door, "_log", SimpleNamespace(warning=fail))
+    monkeypatch.setattr(door.connections, "_log", SimpleNamespace(warning=fail))
     assert (await say(door, b"rubbish\r\n\r\n")).statuses == [400]
     assert (await say(door, A_HEAD)).statuses == [200]
 
@@ -162,7 +162,7 @@ async def test_a_connection_that_cannot_even_begin_is_not_counted(
     async with connected(door):
         await wait_until(lambda: bool(connections), "the connection")
     await wait_until(lambda: not connections, "its end")
-    assert door.door.count == 0
+    assert door.connections.count == 0
 
 
 async def test_a_head_that_drips_is_cut_with_408() -> None:
@@ -189,11 +189,11 @@ async def test_a_client_that_does_not_read_its_response_is_cut() -> None:
         connected(door, receive_buffer=4096) as (_, writer),
     ):
         ask = b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n"
-        while not door.door.refused["did_not_read"]:
+        while not door.connections.refused["did_not_read"]:
             if not writer.transport.is_closing():
                 writer.write(ask)
             await asyncio.sleep(0.01)
-        await wait_until(lambda: door.door.count == 0, "its going")
+        await wait_until(lambda: door.connections.count == 0, "its going")
 
 
 async def test_a_client_that_reads_slowly_is_not_cut() -> None:
@@ -208,7 +208,7 @@ async def test_a_client_that_reads_slowly_is_not_cut() -> None:
                 read += len(piece)
                 await asyncio.sleep(0.01)
         assert read == size
-        assert not door.door.refused["did_not_read"]
+        assert not door.connections.refused["did_not_read"]
 
 
 async def test_above_the_bound_503_but_not_for_health_probes() -> None:
@@ -225,7 +225,7 @@ async def test_above_the_bound_503_but_not_for_health_probes() -> None:
             assert b'"code":"too_many_connections"' in heard.raw
             heard = await say(door, A_HEAD)
             assert (heard.statuses, heard.closed) == ([200], True)
-        await wait_until(lambda: door.door.count == 0, "their going")
+        await wait_until(lambda: door.connections.count == 0, "their going")
         assert (await say(door, A_HEAD)).statuses == [200]
 
 
@@ -234,14 +234,14 @@ async def test_an_idle_connection_makes_room_for_a_new_one() -> None:
     async with serving(NO_REDIS, bounds=replace(_PATIENT, connections=4)) as door:
         held = [await asyncio.open_connection("127.0.0.1", port_of(door)) for _ in range(4)]
         held[3][1].write(b"GET / HTTP/1.1\r\nX: ")
-        await wait_until(lambda: door.door.count == 4, "all of them")
+        await wait_until(lambda: door.connections.count == 4, "all of them")
         came = [await asyncio.open_connection("127.0.0.1", port_of(door)) for _ in range(4)]
         for reader, writer in came:
             writer.write(A_HEAD)
             assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 200 ")
         for reader, _ in held:
             assert (await hear(reader)).closed
-        assert door.door.refused["made_room"] == 4
+        assert door.connections.refused["made_room"] == 4
         for _, writer in (*held, *came):
             writer.transport.abort()
 
@@ -253,7 +253,7 @@ async def test_a_client_that_stays_after_its_response_makes_room() -> None:
         for reader, writer in held:
             writer.write(b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")
             assert (await hear(reader)).statuses == [404]
-        assert (door.door.count, len(door.door.leaving)) == (4, 4)
+        assert (door.connections.count, len(door.connections.leaving)) == (4, 4)
         for _ in range(4):
             assert (await say(door, b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n")).statuses == [404]
         for _, writer in held:

@@ -91,7 +91,7 @@ async def test_the_log_has_one_line_of_a_thousand_bad_requests(door: Served) -> 
     refusals = [line for line in lines if line["event"] == "connections_refused"]
     assert len(refusals) == 1
     assert "canary" not in str(refusals)
-    assert door.door.refused["invalid_request"] == 1000
+    assert door.connections.refused["invalid_request"] == 1000
 
 
 VALID = {

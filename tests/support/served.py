@@ -10,7 +10,7 @@ from typing import Any, cast
 import uvicorn
 
 from api.app import create_app
-from api.edge.connections import KEEP_ALIVE_S, Bounds, Door, bounds_of, open_files
+from api.edge.connections import KEEP_ALIVE_S, Bounds, Connections, bounds_of, open_files
 from api.state.api_state import ApiState
 from api.state.relay import Relay
 from shared.settings import load_settings
@@ -33,7 +33,7 @@ class Served:
     url: str
     api: ApiState
     server: uvicorn.Server
-    door: Door
+    connections: Connections
 
     @property
     def relay(self) -> Relay:
@@ -49,11 +49,11 @@ async def serving(redis_url: str, *, bounds: Bounds | None = None, **settings: A
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     app = create_app(load_settings(**{"redis_url": redis_url, "auth": "off", "allowed_hosts": "*", **settings}))
-    door = Door(bounds or bounds_of(0, KEEP_ALIVE_S, open_files()))
+    connections = Connections(bounds or bounds_of(0, KEEP_ALIVE_S, open_files()))
     server = _Server(
         uvicorn.Config(
             app,
-            http=cast("type[asyncio.Protocol]", door.protocol),
+            http=cast("type[asyncio.Protocol]", connections.protocol),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -70,7 +70,7 @@ async def serving(redis_url: str, *, bounds: Bounds | None = None, **settings: A
         await running
     api: ApiState = server.lifespan.state["api"]
     try:
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", api, server, door)
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", api, server, connections)
     finally:
         api.stop()
         server.should_exit = True
