@@ -19,6 +19,7 @@ from api.edge.browser_guard import BrowserGuard
 from api.edge.connections import bounds_of, open_files
 from api.edge.middleware import Envelope
 from api.edge.proxies import TrustedProxies
+from api.edge.uvicorn_internals import abort
 from api.http import errors
 from api.native import batches, complete, jobs, usage, webhooks
 from api.ops import api_keys as keys
@@ -101,6 +102,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
                 ),
                 shutdown=asyncio.Event(),
                 log=log,
+                abort=abort,
             )
             async with asyncio.TaskGroup() as group:
                 loops = [group.create_task(loop, name=name) for name, loop in background.loops_of(api).items()]

@@ -3,11 +3,11 @@ notice its own stop.
 """
 
 import asyncio
-import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from api.edge.server import Server
+from api.edge.uvicorn_internals import running_server
 from api.state.api_state import ApiState
 from api.state.drain import Phase
 from shared.errors import Problem
@@ -78,16 +78,13 @@ async def _upkeep(runtime: Runtime) -> None:
 
 
 async def _stop_with_the_server(api: ApiState) -> None:
-    """Under uvicorn's own server: a lifespan learns of the stop when all connections have ended, and they end when they are
-    told. Ours (api/edge/server.py) drains by itself.
-
-    uvicorn's signal handler is a method of its server, which is how it can be asked (sse-starlette finds it so too). Under
-    another server the lifespan's end is all there is.
+    """Under uvicorn's own server: its lifespan learns of the stop when all connections have ended, and they end when we ask
+    them to. Our server (api/edge/server.py) drains by itself; under another one the lifespan's end is all there is.
     """
-    server: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    if isinstance(server, Server):
+    server = running_server()
+    if server is None or isinstance(server, Server):
         return
-    while hasattr(server, "should_exit"):
+    while True:
         if server.should_exit and api.wind_down(is_hurried=server.force_exit) is Phase.OVER:
             return
         await asyncio.sleep(_STOP_LOOK_S)

@@ -173,7 +173,7 @@ class JsonLinesResponse(Response):
             async for piece in self._pieces:
                 for start in range(0, len(piece), _MOST_AT_ONCE):
                     if credential is not None and credential.is_over:
-                        await abort(receive)
+                        await abort(scope, receive)
                         return
                     if leaving.done():
                         return
@@ -182,7 +182,7 @@ class JsonLinesResponse(Response):
                         await send({"type": "http.response.body", "body": body, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (StorageUnavailable, StorageFull, TimeoutError, NotFound, InvalidCursor):
-            if not await abort(receive):
+            if not await abort(scope, receive):
                 raise  # no server that we know how to ask: it closes as it can
         finally:
             leaving.cancel()

@@ -142,8 +142,8 @@ class Connections:
         """The client reads more slowly than we write."""
         self._all = (self.silent, self.idle, self.hurried, self.late, self.leaving, self.dismissed, self.stalled)
         self._tick: asyncio.TimerHandle | None = None
-        self._told_s = float("-inf")
-        self._told: Counter[str] = Counter()
+        self._logged_s = float("-inf")
+        self._logged: Counter[str] = Counter()
         self._log = get_logger("front_door")
 
     def protocol(self, **given: Any) -> "BoundedConnection":
@@ -210,10 +210,10 @@ class Connections:
         """One was refused. Logs at most one line a minute, so that an attack does not fill the disk as well."""
         self.refused[reason] += 1
         now_s = loop.time()
-        if now_s - self._told_s >= _LOG_EVERY_S:
-            self._told_s = now_s
-            new = self.refused - self._told
-            self._told = self.refused.copy()
+        if now_s - self._logged_s >= _LOG_EVERY_S:
+            self._logged_s = now_s
+            new = self.refused - self._logged
+            self._logged = self.refused.copy()
             with contextlib.suppress(OSError):  # a full disk: logged a minute later, and the connection goes on
                 self._log.warning("connections_refused", connections=self.count, **new)
 

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from api.state.key_ring import credential_of, not_valid
 
@@ -40,14 +40,9 @@ async def until_gone(receive: Receive) -> None:
         pass
 
 
-async def abort(receive: Receive) -> bool:
-    """Closes the connection with all that waits in it. An orderly close would wait until a client that does not read
-    has read it. ASGI has no word for this, so we ask uvicorn's request cycle; elsewhere the server closes as it can,
-    and it is False.
-    """
-    transport: Any = getattr(getattr(receive, "__self__", None), "transport", None)
-    if transport is None:
+async def abort(scope: Scope, receive: Receive) -> bool:
+    """Closes the connection with all that waits in it. False under a server that we do not know: it closes as it can."""
+    if not scope["state"]["api"].abort(receive):
         return False
-    transport.abort()
     await asyncio.sleep(0)  # the server learns of it before it looks for a missing end
     return True

@@ -1,11 +1,12 @@
 """The parts of an API process, as its lifespan opens them and each request finds them."""
 
 import asyncio
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from starlette.requests import Request
+from starlette.types import Receive
 
 from api.state.batch_relay import BatchRelay
 from api.state.drain import Drain, Phase
@@ -65,6 +66,8 @@ class ApiState:
     shutdown: asyncio.Event
     """Set when the drain is over: whatever still waits ends now."""
     log: Logger
+    abort: Callable[[Receive], bool]
+    """See api/edge/uvicorn_internals.py."""
     let_past: LetPast = field(default_factory=LetPast)
     bodies: BodyBudget = field(default_factory=BodyBudget)
     last_health: LastHealth = field(default_factory=LastHealth)

@@ -98,7 +98,7 @@ class SseResponse(Response):
                 raise
             owner.release()
             if credential is not None and credential.is_over and not left.done():
-                await self._part(receive, send, in_a_frame=is_writing)
+                await self._part(scope, receive, send, in_a_frame=is_writing)
         finally:
             drain.open_requests += watch.is_resumable
             owner.release()
@@ -107,21 +107,21 @@ class SseResponse(Response):
                 credential.release(owner.end)
             watch.close()
             if watch.is_cut:
-                await abort(receive)
+                await abort(scope, receive)
             if self._on_close is not None:
                 await self._on_close(finished)
 
-    async def _part(self, receive: Receive, send: Send, *, in_a_frame: bool) -> None:
+    async def _part(self, scope: Scope, receive: Receive, send: Send, *, in_a_frame: bool) -> None:
         """The key is good no more. A client that does not read, or has half a frame, is told nothing."""
         if in_a_frame:
-            await abort(receive)
+            await abort(scope, receive)
             return
         last = _KEY_ENDED if self._key_ended is None else self._key_ended()
         try:
             async with asyncio.timeout(_GRACE_S):
                 await send({"type": "http.response.body", "body": last, "more_body": False})
         except TimeoutError:
-            await abort(receive)
+            await abort(scope, receive)
 
 
 class _Owner:
