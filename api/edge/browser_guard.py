@@ -17,7 +17,7 @@ from shared.errors import Forbidden
 OWN_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 ANY: Final = "*"
 _OPEN: Final = frozenset({"/health/live", "/health/ready"})
-"""Asked by whoever looks after the process, under any name."""
+"""Probes ask these, under any name."""
 _SAFE: Final = frozenset({"GET", "HEAD"})
 _OWN_SITES: Final = frozenset({"same-origin", "same-site", "none"})
 """``same-site`` too: a frontend under development runs on another port of this machine."""

@@ -1,6 +1,10 @@
 """Which pages of other origins may call from a browser: none, unless the settings name them.
 
 Credentials are API keys in a header that a page's own script sets; no cookie is ever looked at, and so none is allowed.
+
+Starlette's CORSMiddleware (1.x) will not do: it says methods and headers to origins that may not call, with a status of 400
+and a text; it sends any requested header names back as they came, ``<script>`` included, where all headers are allowed; and
+its preflights would lack the request id and the security headers that every response of ours has.
 """
 
 import re
@@ -37,7 +41,7 @@ class Cors:
         self.is_off = not self._origins
 
     def headers_for(self, origin: bytes | None) -> Headers:
-        """What an answer to this origin carries; ``Vary`` also where it may not call, or a cache would mix them."""
+        """What a response to this origin carries; ``Vary`` also if the origin may not call, or a cache would mix them."""
         if self.is_off or origin is None:
             return [] if self.is_off else [_VARY]
         if b"*" in self._origins:
@@ -47,7 +51,9 @@ class Cors:
         return [(b"access-control-allow-origin", origin), _EXPOSED, _VARY]
 
     def preflight_for(self, origin: bytes | None, wanted_headers: bytes) -> Headers:
-        """What a preflight is told; nothing if the origin may not call. Any header may be sent: each is checked when it comes."""
+        """What the response to a preflight carries; no permission if the origin may not call. Any header may be sent: each is
+        checked when it comes.
+        """
         allowed = self.headers_for(origin)
         if len(allowed) < 2:
             return allowed

@@ -1,9 +1,8 @@
-"""What every answer has, whichever route it comes from: a request id, the headers that keep it safe, and an end.
+"""What every response has, whichever route it comes from: a request id, the headers that keep it safe, and an end.
 
 The outermost layer of ours: a pure ASGI middleware (Starlette's BaseHTTPMiddleware hides disconnects). A target that two
-readers could read in two ways goes no further, and a preflight is answered here, for it carries no key. What no route
-expected ends here, logged by its type and place alone: its message may quote what a user sent, and the server's own
-log would print it.
+readers could read in two ways goes no further. A preflight ends here, for it carries no key. So does an exception that no
+route expected: its type and place are logged, and not its message, which may quote what a user sent.
 """
 
 import re
@@ -29,7 +28,7 @@ _MODELS: Final = b"/v1/models/"
 _NO_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
-class _HeadAnswered(Exception):
+class _HeadSent(Exception):
     """The headers are out, and HEAD wants no more: ends the route."""
 
 
@@ -69,7 +68,7 @@ class Envelope:
                 await send(message)
                 if is_head:
                     await send({"type": "http.response.body", "body": b""})
-                    raise _HeadAnswered
+                    raise _HeadSent
                 return
             await send(message)
 
@@ -78,21 +77,21 @@ class Envelope:
             if (problem := _problem_of_target(scope)) is not None:
                 await error_answer(scope, problem)(scope, receive, send_on)
             elif scope["method"] == "OPTIONS" and not self._cors.is_off and _header(scope, _ASKED) is not None:
-                await self._answer_preflight(scope, send, added)
+                await self._respond_to_preflight(scope, send, added)
             else:
                 await self._app(scope, receive, send_on)
-        except (_HeadAnswered, ClientDisconnect):
+        except (_HeadSent, ClientDisconnect):
             pass
         except Exception as error:  # noqa: BLE001 - the last net: whatever it is, the process goes on
             self._log.error("request_failed", request_id=request_id, method=scope["method"], exc_info=error)
-            # Once it has begun, an answer can only break off: the server then closes the connection.
+            # Once it has begun, a response can only break off: the server then closes the connection.
             if not has_begun:
                 await error_answer(scope, InternalError())(scope, receive, send_on)
         finally:
             drain.open_requests -= 1
             api.occupancy.leave(scope)
 
-    async def _answer_preflight(self, scope: Scope, send: Send, added: list[tuple[bytes, bytes]]) -> None:
+    async def _respond_to_preflight(self, scope: Scope, send: Send, added: list[tuple[bytes, bytes]]) -> None:
         wanted = _header(scope, b"access-control-request-headers") or b""
         headers = self._cors.preflight_for(_header(scope, b"origin"), wanted)
         ids = [(name, value) for name, value in added if name.endswith(b"request-id")]
@@ -105,7 +104,7 @@ _ASKED: Final = b"access-control-request-method"
 
 
 def _problem_of_target(scope: Scope) -> Problem | None:
-    """A path or query with bytes that are no text. What a server decoded leniently is looked at as it was sent."""
+    """Of a path or query with bytes that are no text. Looks at the bytes as they were sent: the server decodes leniently."""
     path: bytes = scope.get("raw_path") or b""
     query: bytes = scope["query_string"]
     if b"%2f" in path.lower() and not path.startswith(_MODELS):
@@ -130,6 +129,6 @@ def _header(scope: Scope, wanted: bytes) -> bytes | None:
 
 
 def _request_id_of(scope: Scope) -> str:
-    """The client's own, if it sent one that can stand in any log and header; else a new one."""
+    """The client's own, if it can stand in any log and header; else a new one."""
     value = _header(scope, b"x-request-id")
     return value.decode() if value is not None and _ID.fullmatch(value) else new_id("req")

@@ -1,7 +1,11 @@
-"""Who the client is, behind reverse proxies that we were told of.
+"""Who the client is, behind the reverse proxies that the settings name.
 
 ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed if the connection comes from a trusted network, and from nobody
 else, this machine included: anybody can send them. The client is the rightmost address that no trusted proxy has.
+
+uvicorn's ProxyHeadersMiddleware (0.54) will not do: it takes whatever stands there for the client, so that ``rubbish`` or
+another spelling of an IPv6 address is a new client to the limit of addresses; it does not know a proxy by its IPv4 address
+where we listen on ``::``; and it reads a chain of any length.
 """
 
 import functools
@@ -41,7 +45,7 @@ class TrustedProxies:
         for hop in hops[: -_MOST_HOPS - 1 : -1]:
             address = address_of(hop)
             if address is None:
-                return  # rubbish: whatever stands before it was written by the client
+                return  # no address: whatever is left of it was written by the client
             scope["client"] = (address, 0)
             if not self._is_trusted(address):
                 return

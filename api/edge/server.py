@@ -1,4 +1,4 @@
-"""uvicorn's server, with an end that breaks no answer: told to stop, it drains (api/state/drain.py) before it shuts down.
+"""uvicorn's server, with an end that breaks no response: at a signal it drains (api/state/drain.py) before it shuts down.
 
 uvicorn by itself closes its listeners at the first signal, before any load balancer can have noticed.
 """
@@ -59,4 +59,4 @@ class Server(uvicorn.Server):
             listener.close()
         self.servers, self._listeners = [], []
         for connection in list(self.server_state.connections):
-            connection.shutdown()  # closes it if nothing is being answered, and after the response otherwise
+            connection.shutdown()  # closes an idle one at once, another after its response

@@ -1,7 +1,7 @@
 """How an API process ends after SIGTERM: which requests go on, until when new ones are taken, and when all of them end.
 
-Requests that wait for a job go on for the grace. Followers are told at once to reconnect elsewhere: they resume by their
-last event id and miss nothing. New requests are taken for the notice, which is the time that a load balancer needs to see
+Requests that wait for a job go on for the grace. Followers are asked at once to reconnect elsewhere: they resume by
+their last event id and miss nothing. New requests are taken for the notice, which is the time that a load balancer needs to see
 that ``/health/ready`` says 503; each response then closes its connection.
 """
 
@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Final
 
 _POLLED_WITHIN_S: Final = 60.0
-"""Whoever asked for the readiness within this before the stop is taken for a load balancer that will ask again."""
+"""Whoever asked for the readiness this long before the stop is taken for a load balancer that will ask again."""
 
 
 class Phase(IntEnum):
@@ -18,9 +18,9 @@ class Phase(IntEnum):
     LISTENING = 0
     """New connections and requests are taken."""
     CLOSED = 1
-    """None are; those at hand go on."""
+    """None are taken; those at hand go on."""
     OVER = 2
-    """What still waits is told to come again, and the process ends."""
+    """What still waits is asked to come again, and the process ends."""
 
 
 class Drain:
@@ -32,15 +32,15 @@ class Drain:
         self._begun_s: float | None = None
         self._polled_s: float | None = None
         self.open_requests = 0
-        """Requests that are being answered, without followers: those are told to reconnect, and not waited for."""
+        """Requests at work, without followers: those are asked to reconnect, and not waited for."""
 
     @property
     def is_begun(self) -> bool:
-        """Whether the process was told to stop."""
+        """Whether the process has been asked to stop."""
         return self._begun_s is not None
 
     def begin(self, now_s: float) -> None:
-        """The process is told to stop. Calls after the first change nothing."""
+        """The process is asked to stop. Calls after the first change nothing."""
         if self._begun_s is None:
             self._begun_s = now_s
 
