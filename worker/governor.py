@@ -2,7 +2,7 @@
 
 The truth is in Redis (shared/store/upstreams.py), shared by all workers. Here is a mirror of it, so that a shut route's jobs
 are not even claimed: CLAIM is given how many jobs of each route this worker may start. Where a route has no limit and
-nothing is wrong with it, the mirror costs a look a second, and a call two scripts: its reservation and its end.
+nothing is wrong with it, the mirror costs a look a second, and a call two scripts: one opens its row, one closes it.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ from worker.rate_limit_headers import Allowance
 from worker.redis_trouble import Outage
 
 _AGAIN_S: Final = 0.1
-_MOST_UNSETTLED: Final = 10_000
+_MOST_UNCLOSED: Final = 10_000
 _KNOWN_ROUTES: Final = 100
 
 
@@ -83,8 +83,8 @@ class Governor:
         self._now_s = now_s
         self._known: dict[str, Route] = {}
         self._open: dict[str, Permit] = {}
-        self._unsettled: dict[str, tuple[Permit, CallEnd]] = {}
-        """What Redis did not take when it was told."""
+        self._unclosed: dict[str, tuple[Permit, CallEnd]] = {}
+        """Calls that have ended, and whose rows Redis could not be asked to close."""
         self._learned: dict[str, Limits] = {}
         self._gates = Gates(
             now_s,
@@ -159,7 +159,7 @@ class Governor:
         if permit.is_probe:
             self._upstreams.probed(permit.route.name, permit.call_id)
 
-    def settle(
+    def close_call(
         self, permit: Permit, ended: str, spent: Spent, outcome: Outcome | None, allowance: Allowance | None
     ) -> int | None:
         """Closes the call's row, at once or when Redis is back. Returns its cost in nano-dollars, None if nobody knows."""
@@ -172,34 +172,34 @@ class Governor:
                 end = end._replace(learned=Limits())
             elif any(end.learned):
                 if len(self._learned) >= _KNOWN_ROUTES:
-                    self._learned.clear()  # they are told once more
+                    self._learned.clear()  # they are sent once more
                 self._learned[permit.route.name] = end.learned
         if end.shut_s > 0:
             self._logger.warning("route_shut", route=permit.route.name, code=end.code, shut_s=round(end.shut_s, 3))
-            # The next claim is not to wait until it hears of it
+            # The next claim must not wait until it hears of it
             self._gates.denied(permit.route.name, Denied(Obstacle.SHUT, end.shut_s, end.code))
         self._send(permit, end)
         return cost
 
     def charge(self, job_id: str, cost: int | str, *, tenant: str, key_id: str, epoch: int = 0) -> None:
-        """The job pays for calls that ended behind its back."""
+        """The job pays for calls that ended without it."""
         self._runtime.jobs.charge(job_id, cost, tenant=tenant, key_id=key_id, epoch=epoch)
 
     def _send(self, permit: Permit, end: CallEnd) -> None:
         reply = self._upstreams.close_call(permit.route.name, permit.call_id, permit.opened_ms, end)
-        reply.add_done_callback(lambda done: self._on_told(permit, end, done))
+        reply.add_done_callback(lambda done: self._on_closed(permit, end, done))
 
-    def _on_told(self, permit: Permit, end: CallEnd, reply: "asyncio.Future[int]") -> None:
+    def _on_closed(self, permit: Permit, end: CallEnd, reply: "asyncio.Future[int]") -> None:
         has_failed = reply.cancelled() or reply.exception() is not None
-        if has_failed and len(self._unsettled) < _MOST_UNSETTLED:  # past it, others will close the rows as lost
-            self._unsettled[permit.call_id] = permit, end
+        if has_failed and len(self._unclosed) < _MOST_UNCLOSED:  # past it, others will close the rows as lost
+            self._unclosed[permit.call_id] = permit, end
         elif not has_failed and reply.result() > 1:  # closed as lost meanwhile, and the job charged by an estimate
             self.charge(permit.job_id, 1 - reply.result(), tenant=permit.tenant, key_id=permit.key_id)
 
-    def tell_again(self) -> None:
-        """Redis is back, so that what it did not hear can be told before anybody takes the rows for lost."""
-        unsettled, self._unsettled = self._unsettled, {}
-        for permit, end in unsettled.values():
+    def retry_closing(self) -> None:
+        """Closes the rows that Redis could not be asked to close, before anybody takes them for lost."""
+        unclosed, self._unclosed = self._unclosed, {}
+        for permit, end in unclosed.values():
             self._send(permit, end)
 
     def _cost_of(self, model: str, usage: Usage, opened_ms: int) -> int | None:
@@ -233,8 +233,8 @@ class Governor:
         self._gates.forget()
 
     async def tick(self) -> None:
-        """Once a second or so: calls go on, what could not be settled is, and rows that nobody holds are closed."""
-        self.tell_again()
+        """Once a second or so: keeps our rows open, closes those that could not be closed, and those that nobody holds."""
+        self.retry_closing()
         calls = [(permit.route.name, call_id) for call_id, permit in self._open.items()]
         for row in await self._upstreams.hold(calls):
             await self._close_lost(row)
@@ -242,14 +242,14 @@ class Governor:
 
     async def _look(self) -> None:
         states = await self._upstreams.look(self._known.values())
-        self._tell_circuits(states)
+        self._log_circuits(states)
         limited = {state.name for state in states if state.room is not None}
-        for name in self._learned.keys() - limited:  # Redis knows of no limit, or lost what it was told
+        for name in self._learned.keys() - limited:  # Redis knows of no limit, or has lost it
             del self._learned[name]
         self._gates.looked(states, workers=self.workers)
 
-    def _tell_circuits(self, states: Iterable[RouteState]) -> None:
-        """Whoever runs it hears why a model's jobs do not move, and when they do again."""
+    def _log_circuits(self, states: Iterable[RouteState]) -> None:
+        """Logs why a model's jobs do not move, and when they do again."""
         is_open = {state.name: state for state in states if state.open_ms is not None}
         for name in is_open.keys() - self._open_circuits:
             self._logger.warning("circuit_opened", route=name, code=is_open[name].why)

@@ -1,6 +1,7 @@
 """Runs one claimed job to its end: the list of steps from the claim to FINISH.
 
-Every way it can end is a value (see outcome.py); what Redis is told is decided at one place, ``_settle``.
+Every way it can end is a value (see outcome.py). ``upstream_call.py`` makes a call; what becomes of the job is written to Redis
+by ``_Run.finish`` and ``_Run.defer`` alone.
 """
 
 import asyncio
@@ -8,13 +9,12 @@ import random
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
-from shared.completion import Completion, GarbledStream
-from shared.events import OUR_NAMES
-from shared.job import LONGEST_WAIT_IN_SLOT_S, JobKind, Step, Usage
+from shared.completion import Completion
+from shared.job import LONGEST_WAIT_IN_SLOT_S, JobKind, Step
 from shared.routes import ProviderName, Route, Routes
 from shared.settings import Settings, routes_of
 from shared.store.queue import UNPRICED, Claim, Cost, Ending, Finished
@@ -23,14 +23,14 @@ from shared.store.upstreams import Obstacle
 from shared.telemetry import Logger
 from shared.usage import UNMADE
 from worker.count_tokens import count_tokens
-from worker.governor import Governor, Permit, Spent, estimated
+from worker.governor import Governor, Permit
 from worker.llm_state import LlmState
 from worker.log_writer import JobLog, LogWriter
-from worker.outcome import CUT_SHORT, TIMED_OUT, Answered, Breakage, Failure, How, Outcome, UpstreamError, classify
-from worker.providers.base import LAST_WORDS_S, Provider, UpstreamStream
-from worker.rate_limit_headers import Allowance
+from worker.outcome import CUT_SHORT, TIMED_OUT, Answered, Breakage, Failure, How, Outcome, classify
+from worker.providers.base import LAST_WORDS_S, Provider
 from worker.redis_trouble import Outage
 from worker.retry import Deferred, RetryPolicy, retrying
+from worker.upstream_call import UpstreamCall
 
 _MARGIN_S: Final = 0.5
 _PROBED_S: Final = 6.0
@@ -82,7 +82,7 @@ def run_context(
 
 
 async def run_job(context: RunContext, claim: Claim) -> RunEnd:
-    """Call the LLM until its outcome is final, then settle the job. Cancelled: leaves the job as it is."""
+    """Call the LLM until its outcome is final, then finish the job. Cancelled: leaves the job as it is."""
     owner = asyncio.current_task()
     assert owner is not None
     job_log = context.writer.open(claim, owner)
@@ -90,7 +90,7 @@ async def run_job(context: RunContext, claim: Claim) -> RunEnd:
     run.report_start()
     try:
         outcome = await run.attempts()
-        return await run.settle(outcome)
+        return await run.finish(outcome)
     except Deferred as wait:
         return await run.defer(wait)
     except asyncio.CancelledError:
@@ -146,13 +146,23 @@ class _Run:
         """One call of the LLM, from its permit to its last event."""
         permit = await self._permit()
         self._begun += 1
-        call = _Call(permit, Completion())
+        call = UpstreamCall(permit, Completion())
         begun_s = self._loop.time()
         outcome: Outcome | None = None
         try:
-            outcome = await self._timed(self._call(call))
+            outcome = await self._timed(
+                call.run(
+                    self._context.providers[permit.route.provider],
+                    self._claim,
+                    self._settings,
+                    self._log,
+                    claimed_s=self._claimed_s,
+                    on_first_content=self._context.governor.answering,
+                    on_answered=self._await_last_words,
+                )
+            )
         finally:
-            self._settle(call, outcome)
+            self._close_call(call, outcome)
         self._context.llm_state.note(outcome)
         if isinstance(outcome, Answered):
             return outcome
@@ -162,7 +172,7 @@ class _Run:
         if outcome.is_last:
             return outcome
         if permit.is_probe and outcome.opens_circuit:
-            # It was the governor's question, not the job's; the next one may be another job's.
+            # A circuit-breaker probe: its failure does not count against this job's attempts. The next probe may be another's.
             raise Deferred(_PROBED_S, code=outcome.error.code, failures=0)
         self._failures += 1
         if outcome.error.code in _OVERLOAD:
@@ -184,24 +194,24 @@ class _Run:
         return outcome
 
     async def _permit(self) -> Permit:
-        """Waits a moment for some room, or a gate to open; for more the slot is too good. Raises Deferred."""
+        """Waits a moment for some room, or a gate to open; a longer wait would waste the slot. Raises Deferred."""
         ends_s = self._loop.time() + LONGEST_WAIT_IN_SLOT_S
         while True:
-            answer = await self._context.governor.permit(
+            decision = await self._context.governor.permit(
                 self._chain(), self._claim, attempt=self._attempt, is_retry=self._claim.failures + self._failures > 0
             )
-            if isinstance(answer, Permit):
-                self._route = answer.route.name
-                return answer
-            delay_s = answer.wait_s * random.uniform(1, 1.5)
-            if answer.why in (Obstacle.SPENT, Obstacle.OTHERS) or self._loop.time() + delay_s > ends_s:
+            if isinstance(decision, Permit):
+                self._route = decision.route.name
+                return decision
+            delay_s = decision.wait_s * random.uniform(1, 1.5)
+            if decision.why in (Obstacle.SPENT, Obstacle.OTHERS) or self._loop.time() + delay_s > ends_s:
                 # Soon back at its place, where CLAIM looks at the gates. Not at once: of a flow that was named by other
                 # routes than ours it knows no gate, and would give it back at once.
                 later_s = random.uniform(*_ASKED_AGAIN_S)
-                if answer.why is not Obstacle.SPENT:
-                    later_s = min(later_s, answer.wait_s)
-                code = answer.code or "upstream_rate_limited"
-                raise Deferred(later_s, code=code, failures=0, told_s=max(later_s, answer.wait_s))
+                if decision.why is not Obstacle.SPENT:
+                    later_s = min(later_s, decision.wait_s)
+                code = decision.code or "upstream_rate_limited"
+                raise Deferred(later_s, code=code, failures=0, told_s=max(later_s, decision.wait_s))
             await asyncio.sleep(delay_s)
 
     def _chain(self) -> list[Route]:
@@ -217,78 +227,14 @@ class _Run:
         except TimeoutError:
             return TIMED_OUT if total.expired() else classify(Breakage(How.UNANSWERED))
 
-    async def _call(self, call: "_Call") -> Outcome:
-        route, completion = call.permit.route, call.completion
-        spec = self._claim.spec
-        settings = self._settings
-        most_s = settings.pinged_idle_timeout_s
-        timers = _ContentTimers(
-            first=_Bounds.of(spec.first_token_timeout_s, settings.first_token_timeout_s, most_s),
-            idle=_Bounds.of(spec.content_idle_timeout_s, settings.content_idle_timeout_s, most_s),
-            loop=self._loop,
-        )
-        first_content_s: float | None = None
-        idle = asyncio.timeout(None)
-        try:
-            async with idle:
-                timers.start(idle)
-                async with self._context.providers[route.provider].stream(
-                    self._claim.request,
-                    model=route.model,
-                    beta=spec.anthropic_beta,
-                    version=spec.anthropic_version,
-                    connect_timeout_s=spec.connect_timeout_s or self._settings.connect_timeout_s,
-                ) as stream:
-                    call.stream = stream
-                    while events := await stream.read():
-                        told = False
-                        for event in events:
-                            if event.name == "ping" or event.name in OUR_NAMES:
-                                continue
-                            text = completion.add(event.name, event.data, event.text)
-                            self._log.add(event.name, event.data, text)
-                            told = True
-                        if not told or not completion.has_content:
-                            timers.on_life(idle)
-                        else:
-                            timers.on_content(idle)
-                            if first_content_s is None:
-                                first_content_s = self._loop.time() - self._claimed_s
-                                self._context.governor.answering(call.permit)
-                        if completion.is_stopped:
-                            await _read_to_end(stream)
-                            break
-                        if stream.is_answered:
-                            self._await_last_words(timers, idle)
-                        if self._log.is_full:
-                            timers.pause(idle)
-                            await self._log.room()
-                            timers.resume(idle)
-        except UpstreamError as error:
-            call.was_asked = error.was_asked
-            return error.failure
-        except GarbledStream as error:
-            return call.garbled(error)
-        except TimeoutError:
-            if not idle.expired():
-                raise
-            return timers.failure()
-        if not completion.is_whole:
-            return classify(Breakage(How.ENDED_EARLY, call.lacks))
-        try:
-            return Answered(completion.result(), completion.usage, first_content_s)
-        except GarbledStream as error:
-            return call.garbled(error)
-
-    def _await_last_words(self, timers: "_ContentTimers", idle: asyncio.Timeout) -> None:
-        """The answer is whole, and no timer may throw it away: the stream itself ends soon, by its own bound."""
-        timers.pause(idle)
+    def _await_last_words(self) -> None:
+        """The answer is whole, and the job's own time may not throw it away: the stream itself ends soon, by its own bound."""
         if self._total.when() == self._ends_s:  # once: a server that goes on and on gains no time
             self._total.reschedule(max(self._ends_s, self._loop.time() + LAST_WORDS_S + _MARGIN_S))
 
-    def _settle(self, call: "_Call", outcome: Outcome | None) -> None:
-        """The call's row in the ledger is closed; None: it was interrupted, since the job ended or went elsewhere."""
-        cost = self._context.governor.settle(
+    def _close_call(self, call: UpstreamCall, outcome: Outcome | None) -> None:
+        """Closes the call's row in the ledger. None: the call was interrupted, since the job ended or went elsewhere."""
+        cost = self._context.governor.close_call(
             call.permit, call.ended(outcome), call.spent(outcome), outcome, call.allowance
         )
         if call.was_asked:
@@ -298,7 +244,7 @@ class _Run:
         """Another attempt follows inside this claim."""
         self._attempt += 1
         if self._claim.spec.kind is JobKind.COUNT_TOKENS:
-            return  # it has no log to tell it in
+            return  # it has no log
         self._log.begin_attempt(
             attempts=self._attempt,
             failures=self._claim.failures + self._failures,
@@ -306,13 +252,13 @@ class _Run:
             reset_event=msgspec.json.encode({"attempt": self._attempt, "reason": "upstream_failed"}),
         )
 
-    async def settle(self, outcome: Outcome) -> RunEnd:
-        """Tells Redis how the job ended, with its terminal event."""
+    async def finish(self, outcome: Outcome) -> RunEnd:
+        """Writes how the job ended, with its terminal event."""
         ending = self._ending_of(outcome)
         if await self._log.finish(ending, cost=self._cost) is Finished.REFUSED:
             return self.lost()
         self._cost = None
-        self._context.governor.tell_again()
+        self._context.governor.retry_closing()
         end = RunEnd.SUCCEEDED if ending.step is Step.SUCCEED else RunEnd.FAILED
         self._report(end, ending)
         return end
@@ -342,12 +288,12 @@ class _Run:
         if not is_ours:
             return self.lost()
         self._cost = None
-        self._context.governor.tell_again()
+        self._context.governor.retry_closing()
         self._context.logger.info("job_deferred", **self._facts(), delay_s=round(wait.delay_s, 3), code=wait.code)
         return RunEnd.DEFERRED
 
     def charge(self) -> None:
-        """What the calls cost that no FINISH or RELEASE told: the job ended, or went elsewhere, without us."""
+        """What the calls cost that no FINISH or RELEASE has charged: the job ended, or went elsewhere, without us."""
         if self._cost is not None:
             claim = self._claim
             self._context.governor.charge(
@@ -355,7 +301,7 @@ class _Run:
             )
 
     def report_start(self) -> None:
-        """Which worker runs a job is asked as soon as one is stuck."""
+        """Says which worker runs a job: the first question when one is stuck."""
         self._context.logger.info(
             "job_started",
             job_id=self._claim.id,
@@ -404,137 +350,6 @@ class _Run:
             "model": self._claim.spec.model,
             "running_ms": int((self._loop.time() - self._claimed_s) * 1000),
         }
-
-
-@dataclass(slots=True)
-class _Call:
-    """One upstream call: what is known of it when its row is closed."""
-
-    permit: Permit
-    completion: Completion
-    stream: UpstreamStream | None = None
-    """Once its head was there."""
-    was_asked: bool = True
-
-    @property
-    def allowance(self) -> Allowance | None:
-        """What the head of its response says of limits."""
-        return None if self.stream is None else self.stream.allowance
-
-    @property
-    def lacks(self) -> str:
-        """See UpstreamStream."""
-        return "" if self.stream is None else self.stream.lacks
-
-    def garbled(self, error: GarbledStream) -> Failure:
-        """Why its answer cannot be read."""
-        return classify(Breakage(How.GARBLED, str(error) if self.stream is None else self.stream.explain(error)))
-
-    def ended(self, outcome: Outcome | None) -> str:
-        """As the ledger's row says it."""
-        if not self.was_asked:
-            return UNMADE
-        match outcome:
-            case None:
-                return "interrupted"
-            case Answered():
-                return "succeeded"
-            case Failure(error):
-                return error.code
-
-    def spent(self, outcome: Outcome | None) -> Spent:
-        """As the upstream reported it; what it did not report is estimated, and flagged. A refusal costs nothing, unless
-        it came inside the answer: then some of it was made.
-        """
-        if isinstance(outcome, Answered) and outcome.usage and outcome.usage != Usage():
-            return Spent(outcome.usage, is_estimated=False)
-        was_refused = isinstance(outcome, Failure) and (
-            outcome.error.upstream_status is not None or outcome.how in (How.UNREACHABLE, How.FAULTY)
-        )
-        if was_refused and not self.completion.has_content:
-            return Spent(Usage(), is_estimated=False)
-        return Spent(estimated(self.completion, self.permit.input_estimate), is_estimated=True)
-
-
-class _Bounds(NamedTuple):
-    """How long the next content may be away, in seconds."""
-
-    silence_s: float
-    """Without a sign of life."""
-    most_s: float
-    """With them."""
-    is_impatient: bool
-    """Whether the job itself asked for less time than the settings give to all: then it says nothing of the route."""
-
-    @classmethod
-    def of(cls, own_s: float | None, silence_s: float, most_s: float) -> "_Bounds":
-        """A limit of the job's own holds whatever pings come: it is when its caller wants to go on without."""
-        if own_s is not None:
-            return cls(own_s, own_s, is_impatient=own_s < silence_s)
-        return cls(silence_s, max(silence_s, most_s), is_impatient=False)
-
-
-class _ContentTimers:
-    """First token, then content idle."""
-
-    def __init__(self, *, first: _Bounds, idle: _Bounds, loop: asyncio.AbstractEventLoop) -> None:
-        self._bounds = first
-        self._idle = idle
-        self._loop = loop
-        self._content_s = loop.time()
-        """When the last content came, or the request began."""
-        self._moved_s = 0.0
-        self._has_content = False
-
-    def start(self, scope: asyncio.Timeout) -> None:
-        scope.reschedule(self._content_s + self._bounds.silence_s)
-
-    def on_content(self, scope: asyncio.Timeout) -> None:
-        """Moved at most once per slack, not per token; so it fires up to one slack late, never early."""
-        now_s = self._loop.time()
-        self._content_s = now_s
-        if not self._has_content or now_s - self._moved_s >= self._slack_s:
-            self._has_content = True
-            self._bounds = self._idle
-            self._moved_s = now_s
-            scope.reschedule(now_s + self._bounds.silence_s + self._slack_s)
-
-    def on_life(self, scope: asyncio.Timeout) -> None:
-        """Something came that adds nothing to the answer."""
-        now_s = self._loop.time()
-        if now_s - self._moved_s >= self._slack_s:
-            self._moved_s = now_s
-            alive_s = now_s + self._bounds.silence_s
-            scope.reschedule(min(alive_s, self._content_s + self._bounds.most_s) + self._slack_s)
-
-    @property
-    def _slack_s(self) -> float:
-        return min(1.0, self._bounds.silence_s / 10)
-
-    def pause(self, scope: asyncio.Timeout) -> None:
-        """Nothing is waited for now, until content comes again."""
-        self._moved_s = 0.0
-        scope.reschedule(None)
-
-    def resume(self, scope: asyncio.Timeout) -> None:
-        self.on_content(scope)
-
-    def failure(self) -> Failure:
-        silence_s, most_s, is_impatient = self._bounds
-        is_silence = self._loop.time() - self._content_s < most_s
-        waited = f"nothing came for {silence_s:g} s" if is_silence else f"no content came for {most_s:g} s"
-        if is_impatient:
-            return classify(Breakage(How.IMPATIENT, f"{waited}, the job's own limit"))
-        return classify(Breakage(How.STALLED if self._has_content else How.SILENT, waited))
-
-
-async def _read_to_end(stream: UpstreamStream) -> None:
-    """The answer is whole; reading the end of the body lets the connection be used again. Not worth waiting for."""
-    try:
-        async with asyncio.timeout(0.05):
-            await stream.read()
-    except (TimeoutError, UpstreamError):
-        pass
 
 
 def _retry_event(attempt: int, code: str, delay_s: float) -> bytes:

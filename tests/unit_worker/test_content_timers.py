@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 
+from worker.content_timers import ContentTimers, SilenceBounds
 from worker.outcome import How
-from worker.run_job import _Bounds, _ContentTimers
 
 FIRST_S, IDLE_S, PINGED_S = 120.0, 60.0, 600.0
 SLACK_S = 1.0
@@ -20,9 +20,9 @@ class Attempt:
         self.now_s = 1000.0
         self.ends_s: float | None = None
         self.scope = cast("asyncio.Timeout", SimpleNamespace(reschedule=self._reschedule))
-        self.timers = _ContentTimers(
-            first=_Bounds.of(first_s, FIRST_S, PINGED_S),
-            idle=_Bounds.of(idle_s, IDLE_S, PINGED_S),
+        self.timers = ContentTimers(
+            first=SilenceBounds.of(first_s, FIRST_S, PINGED_S),
+            idle=SilenceBounds.of(idle_s, IDLE_S, PINGED_S),
             loop=cast("asyncio.AbstractEventLoop", SimpleNamespace(time=lambda: self.now_s)),
         )
         self.timers.start(self.scope)

@@ -6,16 +6,16 @@ from shared.routes import ProviderName, Route
 from tests.support.builders import an_id
 from worker.governor import Permit, Spent
 from worker.outcome import Failure, Refusal, classify
-from worker.run_job import _Call
+from worker.upstream_call import UpstreamCall
 
 REFUSED: Failure = classify(Refusal(502, message="x"))
 
 
-def a_call(completion: Completion) -> _Call:
+def a_call(completion: Completion) -> UpstreamCall:
     """A permitted call with an input of about ten tokens."""
     route = Route(ProviderName.OPENAI, "m")
     permit = Permit("c", an_id(), "tenant-a", "", route, opened_ms=0, is_probe=False, input_estimate=10)
-    return _Call(permit, completion)
+    return UpstreamCall(permit, completion)
 
 
 def test_a_refusal_costs_nothing() -> None:
