@@ -1,7 +1,7 @@
-"""A batch as server-sent events: its progress, and if asked for every item's events on the one connection.
+"""A batch as server-sent events: its progress, and, if the client asks for them, all its items' events on one connection.
 
-An item's events carry its ``custom_id`` and ``job_id``, and no ids: whoever comes back is given a ``snapshot`` of each item
-that runs. In between each item's story is told as in its job's own stream: in order, without a hole, and with its end.
+An item's events carry its ``custom_id`` and ``job_id``, and no event ids: whoever comes back gets a ``snapshot`` of each item
+that runs. Apart from that each item's events come as in its job's own stream: in order, without a hole, and with its end.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ ENDED: Final = "ended"
 _PARTING: Final = b": the server is restarting, come back\n\n"
 _PAGE: Final = 250
 _REMEMBERED_S: Final = 15.0
-"""An item's end is not told again, should a late message tell of it."""
+"""An item's end is not sent twice, even if a message about it comes this late."""
 _AWAY: Final = (StorageUnavailable, StorageFull)
 _AGAIN_S: Final = 0.2
 
@@ -54,7 +54,7 @@ def batch_stream(api: "ApiState", batch: Batch, *, items_as: StreamFormat | None
     if items_as is None:
         frames = _progress_frames(watch)
     else:
-        frames = _all_frames(watch, ItemStories(api.runtime, batch, items_as))
+        frames = _all_frames(watch, ItemStreams(api.runtime, batch, items_as))
     return SseResponse(_parting(frames), watch=watch)
 
 
@@ -66,7 +66,7 @@ async def _parting(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     except Closing:
         yield _PARTING
     except (Gone, NotFound):
-        return  # erased: the client comes back, and is told
+        return  # erased: the client comes back, and gets a 404
 
 
 async def _progress_frames(watch: BatchWatch) -> AsyncIterator[bytes]:
@@ -81,7 +81,7 @@ async def _progress_frames(watch: BatchWatch) -> AsyncIterator[bytes]:
         await watch.wait()
 
 
-async def _all_frames(watch: BatchWatch, stories: "ItemStories") -> AsyncIterator[bytes]:
+async def _all_frames(watch: BatchWatch, items: "ItemStreams") -> AsyncIterator[bytes]:
     if (batch := watch.take_change()) is not None:
         yield _progress(watch, batch)
         if batch.has_ended:
@@ -93,9 +93,9 @@ async def _all_frames(watch: BatchWatch, stories: "ItemStories") -> AsyncIterato
             batch = watch.take_change()
             if watch.is_behind or (batch is not None and batch.has_ended):
                 watch.begin_sync()
-                async for piece in stories.catch_up():
+                async for piece in items.catch_up():
                     yield piece
-            async for piece in stories.go_on(watch.take()):
+            async for piece in items.go_on(watch.take()):
                 yield piece
         except _AWAY:
             watch.check_open()
@@ -128,7 +128,7 @@ def _progress(watch: BatchWatch, batch: Batch) -> bytes:
 
 
 def end_id_of(batch: Batch) -> EventId | None:
-    """Of ``ended``, the only event of a batch's own that has an id: who has seen it has seen all. None before the end."""
+    """The id of ``ended``, the only event of a batch's own that has one: who has seen it has seen all. None before the end."""
     return None if batch.ended_ms is None else EventId(batch.ended_ms, 0)
 
 
@@ -136,8 +136,8 @@ def _ended(batch: Batch) -> bytes:
     return frame(ENDED, render(batch), end_id_of(batch))
 
 
-class _Story:
-    """How far one item has been told."""
+class _ItemStream:
+    """One item, and how far its events have been sent."""
 
     __slots__ = ("job_id", "position", "prefix")
 
@@ -145,125 +145,125 @@ class _Story:
         self.job_id = job.id
         self.prefix = _encode({"custom_id": job.spec.custom_id, "job_id": job.id})[:-1]
         self.position = position
-        """Of the last event that was told; None before the first."""
+        """Of the last event that was sent; None before the first."""
 
     def frame(self, name: str, data: bytes) -> bytes:
         members = data.strip()[1:]
         return frame(name, self.prefix + (b"" if members == b"}" else b",") + members)
 
 
-class ItemStories:
-    """The items of a batch, as one follower has been told of them. It remembers those that run."""
+class ItemStreams:
+    """The items of a batch, as one follower has them. It remembers those that run."""
 
     def __init__(self, runtime: Runtime, batch: Batch, form: StreamFormat) -> None:
         self._runtime = runtime
         self._batch_id = batch.id
         self._tenant = batch.tenant
         self._form = form
-        self._stories: dict[str, _Story] = {}
+        self._items: dict[str, _ItemStream] = {}
         self._has_begun = False
         self._ended_line: int | None = None
-        """Of the items that had ended before, or were told to have, the last to end."""
-        self._told: set[str] = set()
-        self._told_before: set[str] = set()
-        """Items whose end was told lately, and a little earlier."""
+        """The line of the last item whose end the client has, or that had ended before it came."""
+        self._ended: set[str] = set()
+        self._ended_before: set[str] = set()
+        """Items whose end was sent lately, and a little earlier."""
         self._turned_s = asyncio.get_running_loop().time()
 
     async def go_on(self, messages: Sequence[ItemEvents]) -> AsyncIterator[bytes]:
-        """What has just happened. Events that follow on are told as they are; the log says what else there is."""
+        """Frames of what has just happened. Events that follow on are sent as they are; the log says what else there is."""
         jobs = await self._jobs_of([job_id for job_id, _ in messages if not self._is_known(job_id)])
         for job_id, events in messages:
-            if self._was_told(job_id) or not (job_id in self._stories or job_id in jobs):
+            if self._has_sent_end(job_id) or not (job_id in self._items or job_id in jobs):
                 continue
-            story = self._stories.get(job_id)
-            if story is None:
+            item = self._items.get(job_id)
+            if item is None:
                 if _seq_of(events[0]) != 0:
-                    async for piece in self._begin_late(jobs[job_id]):
+                    async for piece in self._frames_so_far(jobs[job_id]):
                         yield piece
                     continue
-                story = self._stories[job_id] = _Story(jobs[job_id], None)
-            async for piece in self._tell_live(story, events):
+                item = self._items[job_id] = _ItemStream(jobs[job_id], None)
+            async for piece in self._live_frames(item, events):
                 yield piece
 
     async def catch_up(self) -> AsyncIterator[bytes]:
-        """What the logs say beyond what was told, of all items that run or have ended since the last time."""
+        """Frames of what the logs hold beyond what was sent, of all items that run or have ended since the last time."""
         batches = self._runtime.batches
         await batches.follow(self._batch_id)
         if not self._has_begun:
             self._ended_line = await self._runtime.batches.last_ended_line(self._batch_id)
             self._has_begun = True
         running = await batches.running_items(self._batch_id)
-        known = list(self._stories)
+        known = list(self._items)
         for start in range(0, len(known), _PAGE):
             part = known[start : start + _PAGE]
             for job_id, reach in zip(part, await self._runtime.log.probe(part), strict=True):
-                story = self._stories.get(job_id)
-                if story is not None and (reach is None or _is_ahead(reach.top, story.position)):
-                    async for piece in self._tell_from_log(story):
+                item = self._items.get(job_id)
+                if item is not None and (reach is None or _is_ahead(reach.top, item.position)):
+                    async for piece in self._frames_from_log(item):
                         yield piece
         for job in (await self._jobs_of([job_id for job_id in running if not self._is_known(job_id)])).values():
-            async for piece in self._begin_late(job):
+            async for piece in self._frames_so_far(job):
                 yield piece
-        async for piece in self._tell_ended():
+        async for piece in self._frames_of_ended():
             yield piece
         self._forget_some()
 
-    async def _tell_live(self, story: _Story, events: Sequence[Event]) -> AsyncIterator[bytes]:
-        following, is_whole = following_on(events, story.position)
-        async for piece in self._tell(story, following):
+    async def _live_frames(self, item: _ItemStream, events: Sequence[Event]) -> AsyncIterator[bytes]:
+        following, is_whole = following_on(events, item.position)
+        async for piece in self._frames_of(item, following):
             yield piece
-        if not is_whole and not self._was_told(story.job_id):
-            async for piece in self._tell_from_log(story):
+        if not is_whole and not self._has_sent_end(item.job_id):
+            async for piece in self._frames_from_log(item):
                 yield piece
 
-    async def _tell(self, story: _Story, events: Sequence[Event]) -> AsyncIterator[bytes]:
-        """Says these events. Where Redis goes away, what was said is known."""
+    async def _frames_of(self, item: _ItemStream, events: Sequence[Event]) -> AsyncIterator[bytes]:
+        """Frames of these events. The position is moved first: should Redis go away, nothing is sent twice."""
         if not events:
             return
         *others, last = events
         if not last.is_terminal:
             others.append(last)
         if others:
-            story.position = others[-1].id
-            yield b"".join([self._told_as(story, event) for event in others])
+            item.position = others[-1].id
+            yield b"".join([self._frame_of(item, event) for event in others])
         if last.is_terminal:
             try:
-                job = await self._runtime.jobs.get(story.job_id, self._tenant, with_result=True)
+                job = await self._runtime.jobs.get(item.job_id, self._tenant, with_result=True)
             except NotFound:  # erased a moment after its end
-                self._close(story.job_id)
-                yield story.frame(last.name, last.data)
+                self._close(item.job_id)
+                yield item.frame(last.name, last.data)
             else:
-                yield self._end(story, job)
+                yield self._end_frame(item, job)
 
-    async def _tell_from_log(self, story: _Story) -> AsyncIterator[bytes]:
-        """What the log holds behind what was told."""
+    async def _frames_from_log(self, item: _ItemStream) -> AsyncIterator[bytes]:
+        """Frames of what the log holds after the position."""
         while True:
-            position = story.position
-            events = await self._runtime.log.read(story.job_id, after=position, count=_PAGE, tenant=self._tenant)
+            position = item.position
+            events = await self._runtime.log.read(item.job_id, after=position, count=_PAGE, tenant=self._tenant)
             if not events:
                 return
-            if position is not None and _epoch_of(events[0]) != position.epoch and not await self._holds(story):
-                # Redis has lost what the client was told: it is told anew what there is.
-                for job in (await self._jobs_of([story.job_id])).values():
-                    async for piece in self._begin_late(job):
+            if position is not None and _epoch_of(events[0]) != position.epoch and not await self._holds(item):
+                # Redis has lost what the client has: it gets anew what there is.
+                for job in (await self._jobs_of([item.job_id])).values():
+                    async for piece in self._frames_so_far(job):
                         yield piece
                 return
-            async for piece in self._tell(story, events):
+            async for piece in self._frames_of(item, events):
                 yield piece
             if len(events) < _PAGE or events[-1].is_terminal:
                 return
 
-    async def _holds(self, story: _Story) -> bool:
-        assert story.position is not None
-        entries = await self._runtime.log.read(story.job_id, start=story.position, count=1)
-        return bool(entries) and entries[0].id == story.position
+    async def _holds(self, item: _ItemStream) -> bool:
+        assert item.position is not None
+        entries = await self._runtime.log.read(item.job_id, start=item.position, count=1)
+        return bool(entries) and entries[0].id == item.position
 
-    async def _begin_late(self, job: Job) -> AsyncIterator[bytes]:
-        """An item that began unheard: its newest attempt's text so far, and its end if it has ended."""
+    async def _frames_so_far(self, job: Job) -> AsyncIterator[bytes]:
+        """Of an item that began unheard: its newest attempt's text so far, and its end if it has ended."""
         (reach,) = await self._runtime.log.probe([job.id])
         if reach is None:
             return
-        story = _Story(job, None)
+        item = _ItemStream(job, None)
         text: list[str] = []
         last: Event | None = None
         events: list[Event] = []
@@ -280,41 +280,41 @@ class ItemStories:
                 break
             events = await self._runtime.log.read(job.id, after=last.id, count=_PAGE, tenant=self._tenant)
         if last is not None:
-            story.position = last.id
-            self._stories[job.id] = story
-            yield story.frame(OurEvent.SNAPSHOT, _encode({"text": "".join(text)}))
+            item.position = last.id
+            self._items[job.id] = item
+            yield item.frame(OurEvent.SNAPSHOT, _encode({"text": "".join(text)}))
             if last.is_terminal:
-                async for piece in self._tell(story, [last]):
+                async for piece in self._frames_of(item, [last]):
                     yield piece
         elif reach.end_id is not None:
-            async for piece in self._tell_without_log(story):
+            async for piece in self._frames_without_log(item):
                 yield piece
 
-    async def _tell_without_log(self, story: _Story) -> AsyncIterator[bytes]:
-        """It has ended, and its log is gone, or there never was one: what the record still knows."""
+    async def _frames_without_log(self, item: _ItemStream) -> AsyncIterator[bytes]:
+        """Of an item that has ended, and whose log is gone, or never was: what the record still knows."""
         try:
-            job = await self._runtime.jobs.get(story.job_id, self._tenant, with_result=True)
+            job = await self._runtime.jobs.get(item.job_id, self._tenant, with_result=True)
         except NotFound:
-            self._close(story.job_id)
+            self._close(item.job_id)
             return
         if job.result is not None:
-            yield story.frame(OurEvent.SNAPSHOT, _encode(msgspec.json.decode(job.result, type=_Text)))
-        yield self._end(story, job)
+            yield item.frame(OurEvent.SNAPSHOT, _encode(msgspec.json.decode(job.result, type=_Text)))
+        yield self._end_frame(item, job)
 
-    async def _tell_ended(self) -> AsyncIterator[bytes]:
-        """Items that have ended since the last time, and whose end nobody has told."""
+    async def _frames_of_ended(self) -> AsyncIterator[bytes]:
+        """Of items that have ended since the last time, and whose end was not sent."""
         while items := await self._ended_items():
-            ids = [item.job_id for item in items if item.job_id is not None and not self._was_told(item.job_id)]
+            ids = [item.job_id for item in items if item.job_id is not None and not self._has_sent_end(item.job_id)]
             jobs = await self._jobs_of(ids)
             for job_id in ids:
-                if (story := self._stories.get(job_id)) is not None:
-                    async for piece in self._tell_from_log(story):
+                if (item := self._items.get(job_id)) is not None:
+                    async for piece in self._frames_from_log(item):
                         yield piece
-                    if not self._was_told(job_id):
-                        async for piece in self._tell_without_log(story):
+                    if not self._has_sent_end(job_id):
+                        async for piece in self._frames_without_log(item):
                             yield piece
                 elif job_id in jobs:
-                    async for piece in self._begin_late(jobs[job_id]):
+                    async for piece in self._frames_so_far(jobs[job_id]):
                         yield piece
             self._ended_line = items[-1].line
 
@@ -327,37 +327,37 @@ class ItemStories:
             self._ended_line = await self._runtime.batches.last_ended_line(self._batch_id)
             return []
 
-    def _told_as(self, story: _Story, event: Event) -> bytes:
+    def _frame_of(self, item: _ItemStream, event: Event) -> bytes:
         if self._form is StreamFormat.MESSAGES or event.name in OURS_IN_TEXT:
-            return story.frame(event.name, event.data)
+            return item.frame(event.name, event.data)
         text = text_as_json(event) if event.name == "content_block_delta" else None
-        return b"" if text is None else story.frame(OurEvent.DELTA, b'{"text":%b}' % text)
+        return b"" if text is None else item.frame(OurEvent.DELTA, b'{"text":%b}' % text)
 
-    def _end(self, story: _Story, job: Job) -> bytes:
+    def _end_frame(self, item: _ItemStream, job: Job) -> bytes:
         """The terminal event carries the job, whose own ``custom_id`` stands in front already."""
         self._close(job.id)
         view = msgspec.structs.replace(job_view_of(job, None, with_result=True), custom_id=msgspec.UNSET)
-        return story.frame(job.state, _encode(view))
+        return item.frame(job.state, _encode(view))
 
     def _close(self, job_id: str) -> None:
-        self._stories.pop(job_id, None)
-        self._told.add(job_id)
+        self._items.pop(job_id, None)
+        self._ended.add(job_id)
 
     async def _jobs_of(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
         ids = list(dict.fromkeys(job_ids))
         return {job.id: job for job in await self._runtime.jobs.get_many(ids, self._tenant) if job is not None}
 
     def _is_known(self, job_id: str) -> bool:
-        return job_id in self._stories or self._was_told(job_id)
+        return job_id in self._items or self._has_sent_end(job_id)
 
-    def _was_told(self, job_id: str) -> bool:
-        return job_id in self._told or job_id in self._told_before
+    def _has_sent_end(self, job_id: str) -> bool:
+        return job_id in self._ended or job_id in self._ended_before
 
     def _forget_some(self) -> None:
         now_s = asyncio.get_running_loop().time()
         if now_s - self._turned_s > _REMEMBERED_S:
             self._turned_s = now_s
-            self._told_before, self._told = self._told, set()
+            self._ended_before, self._ended = self._ended, set()
 
 
 class _Text(msgspec.Struct):
