@@ -118,7 +118,7 @@ async def authenticate(request: Request, settings: Settings, ring: KeyRing, scop
     """The caller, who may do what the scope says. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable."""
     if settings.auth is Auth.OFF:
         return _named_caller(request)
-    caller = await ring.admit(request.scope, _presented(request))
+    caller = await ring.authenticate(request.scope, _presented(request))
     if scope not in caller.scopes:
         raise Forbidden(f"The key lacks the scope {scope}.")
     if scope is Scope.ADMIN and caller.is_retiring:

@@ -1,4 +1,4 @@
-"""What an API process does beside its requests: end overdue jobs, watch Redis's memory, see that keys still stand, and
+"""What an API process does besides serving requests: end overdue jobs, watch Redis's memory, see that keys still stand, and
 notice its own stop.
 """
 
@@ -21,7 +21,7 @@ _ATTEND_S: Final = 2.0
 _UPKEEP_S: Final = 1.0
 _STOP_LOOK_S: Final = 0.1
 _AFTER_A_FAILURE_S: Final = 1.0
-_TOLD_EVERY_S: Final = 60.0
+_LOGGED_EVERY_S: Final = 60.0
 
 _log = get_logger("api")
 
@@ -29,25 +29,25 @@ _log = get_logger("api")
 def loops_of(api: ApiState) -> dict[str, Coroutine[Any, Any, None]]:
     """By name. None of them returns or raises before it is cancelled, but for the stop, which comes once."""
     return {
-        "expire": _for_ever("expire", lambda: _expire_jobs(api.runtime)),
-        "attend": _for_ever("attend", lambda: _attend(api)),
-        "upkeep": _for_ever("upkeep", lambda: _upkeep(api.runtime)),
-        "memory": _for_ever("memory", api.runtime.memory.watch),
-        **({"keys": _for_ever("keys", api.key_ring.attend)} if api.settings.auth is Auth.KEYS else {}),
+        "expire": _kept_going("expire", lambda: _expire_jobs(api.runtime)),
+        "attend": _kept_going("attend", lambda: _attend(api)),
+        "upkeep": _kept_going("upkeep", lambda: _upkeep(api.runtime)),
+        "memory": _kept_going("memory", api.runtime.memory.watch),
+        **({"keys": _kept_going("keys", api.key_ring.attend)} if api.settings.auth is Auth.KEYS else {}),
         "stop": _stop_with_the_server(api),
     }
 
 
-async def _for_ever(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Neither Redis nor a bug in one loop ends the process: it is begun again. An outage is told once a minute."""
+async def _kept_going(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Starts ``work`` again whatever ends it: Redis, or a bug. An outage is logged once a minute."""
     clock = asyncio.get_running_loop().time
-    told_s = -_TOLD_EVERY_S
+    logged_s = -_LOGGED_EVERY_S
     while True:
         try:
             await work()
         except Problem as problem:
-            if clock() - told_s >= _TOLD_EVERY_S:
-                told_s = clock()
+            if clock() - logged_s >= _LOGGED_EVERY_S:
+                logged_s = clock()
                 _log.warning("loop_interrupted", loop=name, code=problem.code, detail=problem.reason or problem.detail)
         except Exception as error:  # noqa: BLE001 - the loop's last net
             _log.error("loop_failed", loop=name, exc_info=error)
@@ -55,7 +55,7 @@ async def _for_ever(name: str, work: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _expire_jobs(runtime: Runtime) -> None:
-    """Ends what waited too long, on time even when no worker is up. For ever; raises what Redis says."""
+    """Ends what waited too long, on time even when no worker is up. Never returns; raises what Redis says."""
     while True:
         ended, next_s = await runtime.jobs.expire(_EXPIRED_AT_ONCE)
         if ended < _EXPIRED_AT_ONCE:
@@ -63,14 +63,14 @@ async def _expire_jobs(runtime: Runtime) -> None:
 
 
 async def _attend(api: ApiState) -> None:
-    """Says that this process lives, and with it the clients that wait here. For ever; raises what Redis says."""
+    """Says that this process lives, and with it the clients that wait here. Never returns; raises what Redis says."""
     while True:
         await api.runtime.jobs.attend(api.name)
         await asyncio.sleep(_ATTEND_S)
 
 
 async def _upkeep(runtime: Runtime) -> None:
-    """What other processes left when they died: jobs whose clients are gone, batches half begun. For ever, as above."""
+    """What other processes left when they died: jobs whose clients are gone, batches half begun. As above."""
     while True:
         await runtime.batches.advance_due()
         await runtime.jobs.abandon()

@@ -133,7 +133,7 @@ class Completion:
 
     @property
     def usage(self) -> Usage:
-        """As the upstream reported it so far, but for counts that no answer has: the books must bear them. Raises GarbledStream."""
+        """As the upstream reported it so far, with counts that no answer can have cut to what can be added up. Raises GarbledStream."""
         reported = self._message["usage"] if self._message else {}
         try:
             counts = {name: int(reported.get(name) or 0) for name in Usage.__struct_fields__}
@@ -143,7 +143,7 @@ class Completion:
 
     @property
     def tokens_heard(self) -> int:
-        """Of the answer so far, as the upstream has not told: at least one a delta, and one in four characters."""
+        """Of the answer so far, where the upstream has reported none: at least one a delta, and one in four characters."""
         parts = [part for block in self._blocks.values() for part in block.parts()]
         return max(len(parts), sum(map(len, parts)) // 4)
 
@@ -191,7 +191,7 @@ class _Block:
         return [*self.text, *self._partial_json, *self._thinking]
 
     def close(self) -> None:
-        """Its stop came. Whether input that is not JSON is a failure, only the stop reason tells."""
+        """Its stop came. Whether input that is not JSON is a failure depends on the stop reason."""
         with contextlib.suppress(ValueError):
             self.end(may_be_cut=False)
 

@@ -1,4 +1,4 @@
-"""What is written to a job's log and told to its followers: event names, ids, and the form on the pub/sub channel.
+"""What is written to a job's log and sent to its followers: event names, ids, and the form on the pub/sub channel.
 
 The log holds the upstream's own Messages events as they are, and ours between them. An event's id is
 ``<epoch>-<seq>``: the epoch is made at claim, seq counts from 0 without holes; it is the entry id of the Redis stream,

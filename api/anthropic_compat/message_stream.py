@@ -43,27 +43,27 @@ _ENDED_EARLY: Final = Refusal(500, "api_error", "The end of the answer is no lon
 async def frames_of(api: ApiState, job: Job, watch: Watch, *, is_new: bool) -> AsyncIterator[bytes]:
     """The frames of the answer; PING whenever it is time for one. Raises Refused.
 
-    ``is_new``: the job was submitted after ``watch``; else the newest attempt is told from its start.
+    ``is_new``: the job was submitted after ``watch``; else the newest attempt is sent from its start.
     """
-    teller = Teller()
+    editor = Editor()
     try:
         cursor = None if is_new else await _newest_attempt(api.runtime, job)
         following = watch.follow(job, cursor=cursor, is_new=is_new)
         async for events in following:
-            frames = teller.tell(events) if events else PING
+            frames = editor.frames_of(events) if events else PING
             ending = events[-1].name if events and events[-1].is_terminal else None
-            if teller.taken_back is not None:
+            if editor.taken_back is not None:
                 if ending is None and not job.spec.may_start_over and _is_claimed_again(events):
                     ending = await _end_of(following)
                 if ending in (None, JobState.SUCCEEDED):
-                    raise Refused(_anew(sentence_of(teller.taken_back)), has_ended=ending is not None)
-            if ending == JobState.SUCCEEDED and teller.stop:
-                yield frames + teller.stop
+                    raise Refused(_anew(sentence_of(editor.taken_back)), has_ended=ending is not None)
+            if ending == JobState.SUCCEEDED and editor.stop:
+                yield frames + editor.stop
                 return
             if frames:
                 yield frames
             if ending:
-                yield await _end(api, job, teller)
+                yield await _end(api, job, editor)
                 return
     except Closing:
         raise Refused(refusal_of_problem(ServerStopping())) from None
@@ -94,7 +94,7 @@ def _anew(message: str) -> Refusal:
 
 
 async def _newest_attempt(runtime: Runtime, job: Job) -> EventId | None:
-    """The event behind which the newest attempt begins: earlier ones of the same claim are behind the claim's start too."""
+    """The event after which the newest attempt begins: a claim's start is followed by its earlier attempts too."""
     found: EventId | None = None
     last: EventId | None = None
     while True:
@@ -107,16 +107,16 @@ async def _newest_attempt(runtime: Runtime, job: Job) -> EventId | None:
         last = events[-1].id
 
 
-async def _end(api: ApiState, job: Job, teller: "Teller") -> bytes:
+async def _end(api: ApiState, job: Job, editor: "Editor") -> bytes:
     """The answer of a job whose log is gone. Raises Refused, NotFound, StorageUnavailable."""
     ended = await ended_job(api, job)
     if ended.state is not JobState.SUCCEEDED:
-        if teller.has_content and ended.error is not None and ended.error.retryable:
+        if editor.has_content and ended.error is not None and ended.error.retryable:
             raise Refused(_anew(f"{ended.error.message} ({ended.error.code})"), has_ended=True)
         raise Refused(refusal_of_end(ended), has_ended=True)
-    if teller.has_content or ended.result is None:
+    if editor.has_content or ended.result is None:
         raise Refused(_ENDED_EARLY, has_ended=True)
-    return frames_of_message(message_of(ended), has_begun=teller.has_begun)
+    return frames_of_message(message_of(ended), has_begun=editor.has_begun)
 
 
 async def ended_job(api: ApiState, job: Job) -> Job:
@@ -130,8 +130,8 @@ async def ended_job(api: ApiState, job: Job) -> Job:
             await asyncio.sleep(_AGAIN_S)
 
 
-class Teller:
-    """Decides what of a job's events a client is told. Pure."""
+class Editor:
+    """Decides which of a job's events a client gets. Pure."""
 
     def __init__(self) -> None:
         self.has_begun = False
@@ -139,12 +139,12 @@ class Teller:
         self.has_content = False
         """Whether it has more than that."""
         self.stop = b""
-        """The end of the attempt, which is told when the job has succeeded."""
+        """The end of the attempt, which is sent when the job has succeeded."""
         self.taken_back: str | None = None
-        """Why content that the client has counts no more; nothing is told after that."""
+        """Why content that the client has is void; nothing is sent after that."""
 
-    def tell(self, events: list[Event]) -> bytes:
-        """The frames of a batch. What another attempt takes back inside of it is never told."""
+    def frames_of(self, events: list[Event]) -> bytes:
+        """The frames of a list of events. What another attempt takes back within it is never sent."""
         frames: list[bytes] = []
         had_begun, had_content = self.has_begun, self.has_content
         for number, event in enumerate(events):
@@ -206,7 +206,7 @@ class HeldFrames:
             yield frames
 
     async def close(self) -> None:
-        """Ends what is waited for. Again is harmless."""
+        """Ends what is waited for. Calls after the first change nothing."""
         if self._next is not None:
             self._next.cancel()
             await asyncio.wait((self._next,))

@@ -68,7 +68,7 @@ async def list_models(
     return json_answer(
         msgspec.json.encode(
             ModelPage(
-                data=[_told(model) for model in page],
+                data=[_model_of(model) for model in page],
                 has_more=has_more,
                 first_id=ids[0] if ids else None,
                 last_id=ids[-1] if ids else None,
@@ -83,12 +83,12 @@ async def read_model(api: Api, _: Reader, model_id: str) -> Response:
     """One of them."""
     for model in await _models(api):
         if model.id == model_id:
-            return json_answer(msgspec.json.encode(_told(model)))
+            return json_answer(msgspec.json.encode(_model_of(model)))
     raise NotFound("There is no such model.")
 
 
 async def _models(api: ApiState) -> list[ModelInfo]:
-    """What an upstream tells of a model is better than its name alone."""
+    """What an upstream says of a model is better than its name alone."""
     upstream = await api.runtime.workers.models()
     by_id = {model.id: model for model in upstream}
     names = [api.settings.model, *(name for name in api.settings.routes if not _PATTERN_MARKS & set(name))]
@@ -96,7 +96,7 @@ async def _models(api: ApiState) -> list[ModelInfo]:
     return distinct([*named, *upstream])
 
 
-def _told(model: ModelInfo) -> Model:
+def _model_of(model: ModelInfo) -> Model:
     details = msgspec.structs.asdict(model.details)
     return Model(type="model", id=model.id, display_name=model.display_name, created_at=model.created_at, **details)
 

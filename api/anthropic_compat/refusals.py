@@ -31,7 +31,7 @@ def refusal_of_failure(error: JobError) -> Refusal:
     """Why a job failed. Our own key being refused is our failure, and never the caller's 401.
 
     A job ends when its attempts or its time are used up. An SDK that repeated it would multiply our attempts by its own, and
-    what is meant to hold a storm back would open the circuit for everybody.
+    a guard against storms would open the circuit for everybody.
     """
     match error.code:
         case "upstream_rejected":

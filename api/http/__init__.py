@@ -1,1 +1,1 @@
-"""What a route reads with and answers with. Knows no job."""
+"""What a route reads with and responds with. Knows no job."""

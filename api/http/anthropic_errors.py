@@ -23,11 +23,11 @@ _PATHS: Final = ("/v1/messages", "/v1/models")
 _BELOW: Final = ("/v1/messages/", "/v1/models/")
 
 NO_RETRY: Final = {"x-should-retry": "false"}
-"""The SDK repeats 408, 409, 429 and 5xx by itself, unless it is told that this would be in vain."""
+"""The SDK repeats 408, 409, 429 and 5xx by itself, unless a header says that this would be in vain."""
 
 
 def is_on_surface(path: str) -> bool:
-    """Whether answers on this path are in the words of the Messages API."""
+    """Whether responses on this path are in the words of the Messages API."""
     return path.startswith(_BELOW) or path in _PATHS
 
 
@@ -89,7 +89,7 @@ def error_frame(refusal: Refusal, request_id: str) -> bytes:
 
 
 def refusal_answer(refusal: Refusal, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
-    """The refusal as an answer."""
+    """The refusal as a response."""
     answer = Response(envelope(refusal, request_id), refusal.status, headers, _JSON)
     answer.headers["Cache-Control"] = "no-store"
     if not refusal.may_retry:

@@ -16,7 +16,7 @@ from shared.errors import InvalidRequest, QueueFull, TooLarge, UnsupportedMediaT
 T = TypeVar("T")
 
 _SLOWEST_S: Final = 60.0
-"""Within this a body must be there: a client that sends a byte a second would hold its connection for a year."""
+"""A body must have come by then: a client that sends a byte a second would hold its connection for a year."""
 _PATIENCE_S: Final = 15.0
 _LEAST_BYTES_PER_S: Final = 1024
 """A body may be slower than this for _PATIENCE_S in all."""

@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problem documents, whoever raised them: our routes, FastAPI's validation or Starlette's router.
 
 A document never holds content of the request; ``type`` is a page that this API serves. On the paths of the Messages API
-the same errors are told in that API's own envelope.
+the same errors have that API's own envelope.
 """
 
 from collections.abc import Mapping
@@ -89,14 +89,14 @@ def _sdk_error_of(problem: Problem) -> SdkError:
 
 
 def request_id_of(request: Request) -> str:
-    """The id that this request goes by in answers and logs."""
+    """The id of this request in responses and logs."""
     return str(request.scope.get(REQUEST_ID, ""))
 
 
 def problem_answer(
     problem: Problem, request_id: str, headers: Mapping[str, str] | None = None, *, for_sdk: bool = False
 ) -> Response:
-    """The problem as an answer."""
+    """The problem as a response."""
     answer = Response(document(problem, request_id, for_sdk=for_sdk), problem.status, headers, PROBLEM_JSON)
     answer.headers["Cache-Control"] = "no-store"
     if problem.retry_after_s is not None:

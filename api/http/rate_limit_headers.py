@@ -1,4 +1,4 @@
-"""How limits are told: ``RateLimit`` and ``RateLimit-Policy`` (draft-ietf-httpapi-ratelimit-headers-10), on the surface of the
+"""How limits are sent: ``RateLimit`` and ``RateLimit-Policy`` (draft-ietf-httpapi-ratelimit-headers-10), on the surface of the
 Messages API also in its own words. Pure.
 """
 
@@ -12,7 +12,7 @@ _OF_THE_MESSAGES_API: Final = {Measured.REQUESTS: "requests", Measured.TOKENS: "
 
 
 def headers_of(limits: Sequence[LimitState], *, on_messages_surface: bool = False) -> dict[str, str]:
-    """The header fields of an answer behind which the limits stand so. None without limits."""
+    """RateLimit headers for a response, given the limits' current state. None without limits."""
     if not limits:
         return {}
     headers = {

@@ -10,7 +10,7 @@ from api.http.headers import JSON
 from api.state.api_state import ApiState, tenant_of
 
 NO_TRANSFORM: Final = "no-store, no-transform"
-"""Of what is streamed: a proxy that compresses holds a stream back until it has enough of it."""
+"""Of a stream: a proxy that compresses would hold it back until it has enough of it."""
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 _LARGE_BYTES: Final = 64 << 10
 """As much of a response waits in the connection at once; what is larger is counted until its client has read it."""

@@ -1,4 +1,4 @@
-"""The headers that every answer carries: nothing of ours is a document that a browser should run, frame, sniff or keep."""
+"""The headers that every response carries: nothing of ours is a document that a browser should run, frame, sniff or keep."""
 
 from typing import Final
 
@@ -13,11 +13,11 @@ ALWAYS: Final[Headers] = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 PRIVATE: Final[Headers] = [*ALWAYS, CONTENT_SECURITY_POLICY, NO_STORE]
-"""Of an answer that says nothing else about caches, and is no page."""
+"""Of a response that says nothing else about caches, and is no page."""
 
 
 def security_headers(headers: Headers) -> Headers:
-    """What an answer with these headers gets besides. A page brings a policy of its own, and may be kept if it says so."""
+    """The headers to add to a response with these. A page brings a policy of its own, and may be cached if it says so."""
     has_policy = has_cache = False
     for name, _ in headers:
         if name == b"cache-control":

@@ -2,7 +2,7 @@
 
 Strict is what interoperable JSON (RFC 8259, RFC 7493) leaves open or forbids: UTF-8 alone and no BOM, no NaN and no
 number beyond a double, no half of a surrogate pair, no NUL, no member twice, and nesting that nobody needs. What got
-through here can be encoded again. FastAPI's own reading takes all of these, answers 500 to some, and echoes the body of
+through here can be encoded again. FastAPI's own reading takes all of these, responds with 500 to some, and echoes the body of
 others (measured, 0.165).
 """
 

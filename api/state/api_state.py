@@ -26,21 +26,21 @@ _TENANT: Final = "tokenspool.tenant"
 
 @dataclass
 class LetPast:
-    """How many requests went past the limit of addresses because Redis did not answer."""
+    """How many requests passed the limit of addresses unchecked because Redis was away."""
 
     count: int = 0
 
 
 @dataclass
 class BodyBudget:
-    """What the bodies that are being read hold together."""
+    """How much memory all request bodies that are being read hold together."""
 
     bytes: int = 0
 
 
 @dataclass
 class LastHealth:
-    """The report that was worked out last, and when, by the loop's clock."""
+    """The last report, and when it was made, by the loop's clock."""
 
     report: Any = None
     at_s: float = 0.0
@@ -73,7 +73,7 @@ class ApiState:
     last_health: LastHealth = field(default_factory=LastHealth)
 
     def wind_down(self, *, is_hurried: bool) -> Phase:
-        """Asked a few times a second once the server was told to stop, until it is over. ``is_hurried``: it is over now."""
+        """Called a few times a second from the stop signal until it returns OVER. ``is_hurried``: it is over now."""
         now_s = asyncio.get_running_loop().time()
         self.drain.begin(now_s)
         self.relay.dismiss()
@@ -84,7 +84,7 @@ class ApiState:
         return phase
 
     def stop(self) -> None:
-        """Followers are told to come back, and what waits responds now. Calls after the first change nothing."""
+        """Followers are asked to come back, and what waits responds now. Calls after the first change nothing."""
         self.drain.begin(asyncio.get_running_loop().time())
         self.shutdown.set()
         self.relay.close()
@@ -103,6 +103,6 @@ def set_tenant(scope: MutableMapping[str, Any], tenant: str) -> None:
 
 
 def tenant_of(scope: MutableMapping[str, Any]) -> str:
-    """Whose request it is, once that was asked; the empty name if nobody's."""
+    """Whose request it is; the empty name before it is known."""
     tenant: str = scope.get(_TENANT, "")
     return tenant

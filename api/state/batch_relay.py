@@ -41,7 +41,7 @@ class Pace:
         self._looks: deque[tuple[float, int]] = deque()
 
     def note(self, now_s: float, ended: int) -> None:
-        """So many have ended by now."""
+        """``ended`` items have ended by now."""
         self._looks.append((now_s, ended))
         while len(self._looks) > 2 and self._looks[1][0] <= now_s - _PACE_S:
             self._looks.popleft()
@@ -106,11 +106,6 @@ class BatchRelay:
     def follower_count(self) -> int:
         """Open watches."""
         return sum(len(followed.watches) for followed in self._followed.values())
-
-    @property
-    def batch_count(self) -> int:
-        """Batches that are looked at."""
-        return len(self._followed)
 
     @property
     def is_closing(self) -> bool:
@@ -246,7 +241,7 @@ class BatchWatch(BufferedWatch[ItemEvents]):
 
     @property
     def estimated_end_ms(self) -> int | None:
-        """When it has ended, if it goes on like that; by this machine's clock."""
+        """When it will have ended at this rate, by this machine's clock."""
         rate_per_s = self.rate_per_s
         if not rate_per_s or self._followed.batch.has_ended:
             return None

@@ -3,9 +3,9 @@
 Kept by the SHA-256 of the whole key that was presented, never by its id: whoever has a wrong secret for a known id is
 unknown here. A caller is believed for 2 s and then looked up again, once for all of its requests; the revocation of a key is
 thus seen within 5 s, by its open streams too. While Redis is away a known caller is believed for TOKENSPOOL_AUTH_CACHE_S since
-Redis last said so: without Redis it can do nothing but hear that, and must not be told that its key is wrong. Redis is away
-where there is no connection to it. A look that is late is none that failed so: everything else still works, and whoever has a
-revoked key may be the one who makes it late.
+Redis last said so: without Redis it can only get a 503, which must not become a 401. Redis is away when there is no
+connection to it. A late look does not count as that: everything else still works, and whoever has a revoked key may be the one
+who makes it late.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from shared.store.runtime import Runtime
 from shared.telemetry import get_logger
 
 _BELIEVED_S: Final = 2.0
-"""Then it is looked up again, beside the request."""
+"""Then it is looked up again, while the request goes on."""
 _WAITED_FOR_S: Final = 3.0
 """And after this the request waits for the look. With the time that Redis may take it stays below 5 s."""
 _BELIEVED_AT_MOST_S: Final = 5.0
@@ -32,11 +32,11 @@ _BELIEVED_AT_MOST_S: Final = 5.0
 _AFTER_A_LATE_LOOK_S: Final = 0.5
 """For this long after a look that was late, requests of known callers do not wait for another one."""
 _WATCH_S: Final = 1.0
-_USE_TOLD_S: Final = 60.0
+_USE_NOTED_S: Final = 60.0
 _MOST_KNOWN: Final = 10_000
 _MOST_USES: Final = 10_000
 
-_FOR_EVER: Final = float("inf")
+_NEVER_S: Final = float("inf")
 _SCOPE_MEMBER: Final = "tokenspool.credential"
 
 _log = get_logger("api")
@@ -45,7 +45,7 @@ _log = get_logger("api")
 class Credential:
     """A key that Redis knows, as it was presented: who may call with it, and until when that is believed."""
 
-    __slots__ = ("_ring", "caller", "confirmed_s", "digest", "ends_ms", "ends_s", "fresh_until_s", "holders", "is_over", "presented", "use_told_s")  # fmt: skip
+    __slots__ = ("_ring", "caller", "confirmed_s", "digest", "ends_ms", "ends_s", "fresh_until_s", "holders", "is_over", "presented", "use_noted_s")  # fmt: skip
 
     def __init__(self, ring: "KeyRing", digest: bytes, presented: PresentedKey, key: ApiKey) -> None:
         self._ring = ring
@@ -54,11 +54,11 @@ class Credential:
         self.caller = key.caller
         self.ends_ms = key.expires_ms
         """When the key expires, by Redis's clock."""
-        self.ends_s = _FOR_EVER
-        """When this secret is taken no more, by the loop's clock."""
-        self.confirmed_s = -_FOR_EVER
-        self.fresh_until_s = -_FOR_EVER
-        self.use_told_s = -_FOR_EVER
+        self.ends_s = _NEVER_S
+        """When this secret expires, by the loop's clock."""
+        self.confirmed_s = -_NEVER_S
+        self.fresh_until_s = -_NEVER_S
+        self.use_noted_s = -_NEVER_S
         self.is_over = False
         self.holders: set[Callable[[], object]] = set()
         """What goes on as long as the key is good: called once it is not."""
@@ -66,7 +66,7 @@ class Credential:
     def confirm(self, asked_s: float, standing: Standing) -> None:
         """Redis was asked then, and said that it stands."""
         self.confirmed_s = asked_s
-        self.ends_s = _FOR_EVER if standing.left_ms is None else asked_s + standing.left_ms / 1000
+        self.ends_s = _NEVER_S if standing.left_ms is None else asked_s + standing.left_ms / 1000
         self.fresh_until_s = min(asked_s + _BELIEVED_S, self.ends_s)
         if standing.is_retiring is not self.caller.is_retiring:
             self.caller = msgspec.structs.replace(self.caller, is_retiring=standing.is_retiring)
@@ -79,7 +79,7 @@ class Credential:
             on_over()
 
     def release(self, on_over: Callable[[], object]) -> None:
-        """Again is harmless."""
+        """Calls after the first change nothing."""
         self.holders.discard(on_over)
         if not self.holders:
             self._ring.unwatch(self)
@@ -94,7 +94,7 @@ class Credential:
             self.release(on_over)
 
     def end(self) -> None:
-        """It is good no more."""
+        """It is not valid any more."""
         self.is_over = True
         for on_over in list(self.holders):
             on_over()
@@ -116,7 +116,7 @@ class KeyRing:
         self._watched: dict[bytes, Credential] = {}
         self._looks: dict[bytes, asyncio.Task[FoundKey | Problem | None]] = {}
         self._used: dict[bytes, PresentedKey] = {}
-        self._late_s = -_FOR_EVER
+        self._late_s = -_NEVER_S
         self._has_hinted = False
         self._clock = asyncio.get_running_loop().time
 
@@ -132,7 +132,7 @@ class KeyRing:
 
     # Called by requests
 
-    async def admit(self, scope: MutableMapping[str, Any], presented: bytes) -> Caller:
+    async def authenticate(self, scope: MutableMapping[str, Any], presented: bytes) -> Caller:
         """Who sends a request with that key. Raises Unauthenticated; StorageUnavailable for one that is not known here."""
         digest = hashlib.sha256(presented).digest()
         credential = self._known.get(digest)
@@ -141,8 +141,8 @@ class KeyRing:
             credential = await self._found(digest, presented, credential, now_s)
         else:
             self._known.move_to_end(digest)
-        if now_s >= credential.use_told_s + _USE_TOLD_S and len(self._used) < _MOST_USES:
-            credential.use_told_s = now_s
+        if now_s >= credential.use_noted_s + _USE_NOTED_S and len(self._used) < _MOST_USES:
+            credential.use_noted_s = now_s
             self._used[digest] = credential.presented
         scope[_SCOPE_MEMBER] = credential
         return credential.caller
@@ -241,23 +241,23 @@ class KeyRing:
             self._watched[credential.digest] = credential
 
     def unwatch(self, credential: Credential) -> None:
-        """Nothing does any more. Again is harmless."""
+        """Nothing goes on with it any more. Calls after the first change nothing."""
         if self._watched.get(credential.digest) is credential:
             del self._watched[credential.digest]
 
     # The loop
 
     async def attend(self) -> None:
-        """Ends what goes on with keys that are good no more, and writes down which were used. For ever; raises what Redis says."""
+        """Ends what goes on with keys that are not valid any more, and writes down which were used. Never returns; raises what Redis says."""
         if not self._has_hinted:
             await self._hint()
         while True:
             await self._check_watched()
-            await self._tell_uses()
+            await self._note_uses()
             await asyncio.sleep(_WATCH_S)
 
     async def _check_watched(self) -> None:
-        """All keys in few calls, however many streams they have. While Redis is away streams tell nothing, and may stay."""
+        """All keys in few calls, however many streams they have. While Redis is away open streams stay, for nothing new comes on them."""
         asked_s = self._clock()
         watched = list(self._watched.values())
         for credential in watched:
@@ -271,7 +271,7 @@ class KeyRing:
             else:
                 credential.confirm(asked_s, standing)
 
-    async def _tell_uses(self) -> None:
+    async def _note_uses(self) -> None:
         used, self._used = self._used, {}
         if used:
             await self._keys.note_use(list(used.values()))

@@ -7,7 +7,7 @@ from typing import Any, Final
 from shared.errors import TooManyConnections
 
 _SHARE: Final = 3
-"""A tenant may hold three times what is free: alone three quarters of all, beside others less."""
+"""A tenant may hold three times what is free: three quarters of all if it is alone, less together with others."""
 _HELD: Final = "tokenspool.occupancy"
 
 
@@ -30,7 +30,7 @@ class Occupancy:
         self._total += 1
 
     def leave(self, scope: MutableMapping[str, Any]) -> None:
-        """It was answered, or is gone; also for a request that never entered."""
+        """The request has ended. Harmless for one that never entered."""
         tenant = scope.pop(_HELD, None)
         if tenant is not None:
             self._total -= 1

@@ -22,11 +22,11 @@ from shared.telemetry import get_logger
 T = TypeVar("T")
 
 _MOST_BYTES: Final = 512 << 10
-"""Parsed on the event loop: 10 ms at the worst, of nothing but escapes or long numbers (measured)."""
+"""Up to this a body is parsed on the event loop: 10 ms at worst, if it is all escapes or long numbers (measured)."""
 _MOST_VALUES: Final = 4000
-"""Commas and brackets, in texts or not: 6 ms at the worst (measured)."""
+"""Commas and brackets, in texts or not: 6 ms at worst (measured)."""
 _FEW_BYTES: Final = 8 << 10
-"""Of so few even nothing but brackets takes 4 ms."""
+"""Below this even a body of nothing but brackets takes 4 ms."""
 _LONGEST_WAIT_S: Final = 20.0
 _RETRY_AFTER_S: Final = 5
 _NICE: Final = 5
@@ -82,7 +82,7 @@ class Parsers:
             except BaseException:
                 self._slot.release()
                 raise
-            # Whoever gives up waiting does not stop the process: the slot is free when the process is.
+            # A caller that gives up does not stop the process: the slot is free when the process is.
             outcome = asyncio.wrap_future(running)
             outcome.add_done_callback(self._on_parsed)
             return await asyncio.shield(outcome)

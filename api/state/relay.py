@@ -1,7 +1,7 @@
 """Relays the events of jobs to their followers: one pub/sub connection for all of a process.
 
-Follow = subscribe and wait for the confirmation, replay the log behind the client's cursor, then live; whatever is not
-contiguous is repaired from the log. Pub/sub is for latency and is never trusted for completeness: a re-subscription
+Follow = subscribe and wait for the confirmation, replay the log after the client's cursor, then live events; a hole
+is filled from the log. Pub/sub is for latency and is never trusted for completeness: a re-subscription
 makes every follower look into the log, and after some silence a probe does, for all silent followers in one command.
 """
 
@@ -28,11 +28,11 @@ _AGAIN_S: Final = 0.2
 
 
 class Listener(NamedTuple):
-    """Who hears a channel that is no job's."""
+    """Called for a channel that is no job's."""
 
     on_message: Callable[[bytes], None]
     on_confirmed: Callable[[], None]
-    """The subscription stands; if that is again, something may have been missed."""
+    """The subscription stands. If it did before, something may have been missed."""
 
 
 class Relay:
@@ -49,9 +49,9 @@ class Relay:
         self._listeners: dict[str, Listener] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.is_draining = False
-        """Whether clients that can come back are told to."""
+        """Whether clients that can come back are asked to."""
         self.is_closing = False
-        """Whether everybody is."""
+        """Whether all clients are."""
 
     async def __aenter__(self) -> Self:
         await self._subscriber.__aenter__()
@@ -76,7 +76,7 @@ class Relay:
     def watch(self, job_id: str, *, is_resumable: bool = False) -> "Watch":
         """Listens to a job from now on. Call it before a submit to miss nothing; ``close`` it in the end.
 
-        ``is_resumable``: the client can come back by its last event id, and is told to as soon as the process drains.
+        ``is_resumable``: the client can come back by its last event id, and is asked to as soon as the process drains.
         """
         watch = Watch(self, self._runtime, job_id, self._most_bytes, is_resumable=is_resumable)
         watches = self._watches.get(job_id)
@@ -94,7 +94,7 @@ class Relay:
         self._subscriber.subscribe(channel)
 
     def unlisten(self, channel: str) -> None:
-        """Lets it go. Again is harmless."""
+        """Stops hearing it. Calls after the first change nothing."""
         if self._listeners.pop(channel, None) is not None:
             self._subscriber.unsubscribe(channel)
 
@@ -289,7 +289,7 @@ class Watch(BufferedWatch[Event]):
                 await self._wait()
 
     async def _begin(self, job: Job, cursor: EventId | None, from_now: bool) -> AsyncIterator[list[Event]]:
-        """Finds the place to go on from; tells the client if there is none."""
+        """Finds the place to go on from; if there is none, the client gets a ``reset``."""
         (reach,) = await self._runtime.log.probe([self.job_id])
         if reach is None:
             raise Gone

@@ -1,4 +1,4 @@
-"""How many batches come in at once: what each holds of a process's memory is small, but not nothing."""
+"""How many batches are uploaded at once: each holds a little of a process's memory."""
 
 import asyncio
 from collections import Counter, deque
@@ -10,7 +10,7 @@ from shared.errors import QueueFull
 
 MOST_UPLOADS: Final = 8
 MOST_WAITING: Final = 64
-"""Uploads that wait for a place: of each no more is here than the server reads ahead, 64 KiB."""
+"""Uploads that wait for a place; each holds no more than the server reads ahead, 64 KiB."""
 _PATIENCE_S: Final = 10.0
 _UPLOAD_AGAIN_S: Final = 5
 
@@ -18,8 +18,8 @@ _UPLOAD_AGAIN_S: Final = 5
 class Uploads:
     """The batches that come in at once, MOST_UPLOADS at most: each holds two slices, a line and all its custom ids.
 
-    A tenant holds no more places than it leaves to others, and waits for no more: it cannot keep all of them out. What gets
-    free goes to the tenant that holds the fewest, and of these to the one that has waited longest.
+    A tenant holds no more places than it leaves to others, nor waits for more: it cannot keep the others out. A free place goes
+    to the tenant that holds the fewest, and among equals to the one that has waited longest.
     """
 
     def __init__(self) -> None:

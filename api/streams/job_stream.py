@@ -33,7 +33,7 @@ def job_stream(
     is_new: bool = False,
     headers: Mapping[str, str] | None = None,
 ) -> SseResponse:
-    """A job's events as SSE. ``watch``: that of the request that submitted the job, or found it; ``is_new``: submitted it."""
+    """A job's events as SSE. ``watch``: of the request that submitted the job, or found it; ``is_new``: it submitted it."""
     own = watch or api.relay.watch(job.id, is_resumable=True)
     frames = _job_frames(api.runtime, job, own, queue_position, form, cursor, from_now, is_new)
     return SseResponse(frames, watch=own, headers=headers)
@@ -68,11 +68,11 @@ async def _job_frames(
     except Closing:
         yield _PARTING
     except (Gone, NotFound, StorageUnavailable):
-        return  # the client comes back, and is told
+        return  # the client comes back, and gets a 404 or a 503
 
 
 async def _terminal_frame(runtime: Runtime, job: Job, event: Event) -> bytes:
-    """The terminal event carries the job as it ended. Redis away: the client is cut, and gets it when it comes back."""
+    """The terminal event carries the job as it ended. Waits while Redis is away."""
     while True:
         try:
             ended = await runtime.jobs.get(job.id, job.tenant, with_result=True)

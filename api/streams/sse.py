@@ -1,6 +1,6 @@
 """Server-sent events: one response class for every stream, and the frames that streams send.
 
-A plain ASGI response with one task per client beside the request's own, and no timer: sse-starlette costs 47 KB an idle
+A plain ASGI response with one task per client besides the request's own, and no timer: sse-starlette costs 47 KB an idle
 client, over our bound (docs/decisions). Data is always one line of JSON made by us, names come from our lists, ids from
 our log: nothing that a model says can break out of its frame.
 """
@@ -44,8 +44,8 @@ class StreamFormat(StrEnum):
 class SseResponse(Response):
     """Sends frames as they come; ends when they end, when the client is gone, at shutdown, or with the API key.
 
-    ``frames`` yields ready frames. ``key_ended`` makes the last one for a client whose key is good no more, a comment if it
-    is not given. ``on_close(finished)`` is awaited in the end, whatever happened: ``finished`` is False if the client left, or
+    ``frames`` yields ready frames. ``key_ended`` makes the last one for a client whose key is not valid any more; by default a
+    comment. ``on_close(finished)`` is awaited in the end, whatever happened: ``finished`` is False if the client left, or
     was cut, before the frames ended.
     """
 
@@ -112,7 +112,7 @@ class SseResponse(Response):
                 await self._on_close(finished)
 
     async def _part(self, scope: Scope, receive: Receive, send: Send, *, in_a_frame: bool) -> None:
-        """The key is good no more. A client that does not read, or has half a frame, is told nothing."""
+        """The key is not valid any more. A client that does not read, or has half a frame, is cut without a word."""
         if in_a_frame:
             await abort(scope, receive)
             return
@@ -125,8 +125,8 @@ class SseResponse(Response):
 
 
 class _Owner:
-    """The task of a response. It may be ended from outside, by the client's going or by a cut, once or twice: that is
-    the end of the response and not of the task, which the server may cancel too.
+    """The task of a response. The client's going, a cut or a key's end may end it, together too: that is the end of the
+    response and not of the task, which the server may cancel as well.
     """
 
     __slots__ = ("_cancels", "_task")
@@ -143,7 +143,7 @@ class _Owner:
             self._task.cancel()
 
     def ended_it(self) -> bool:
-        """Whether the cancellation was our own doing alone."""
+        """Whether nobody else has cancelled the task."""
         assert self._task is not None
         for _ in range(self._cancels):
             self._task.uncancel()

@@ -320,7 +320,7 @@ async def test_a_bug_on_the_way_is_an_error_too(surface: Surface, monkeypatch: p
     def fail(*_: object) -> bytes:
         raise ValueError("canary-4f1d")
 
-    monkeypatch.setattr(message_stream.Teller, "tell", fail)
+    monkeypatch.setattr(message_stream.Editor, "frames_of", fail)
     await author.say("lo")
     error = await _refused(calling, 200, "api_error")
     assert "canary" not in str(error.body)

@@ -43,7 +43,7 @@ def age(ring: KeyRing, by_s: float) -> None:
 
 async def authenticated(ring: KeyRing, text: str) -> Caller:
     """Authenticates a request with that key."""
-    return await ring.admit({}, text.encode())
+    return await ring.authenticate({}, text.encode())
 
 
 async def test_a_known_caller_costs_no_look_up_for_two_seconds(served: Served) -> None:
@@ -111,7 +111,7 @@ async def test_the_cache_of_callers_is_bounded(served: Served, monkeypatch: pyte
     runtime, ring = served.api.runtime, served.api.key_ring
     made = [await make_key(runtime) for _ in range(4)]
     scope: dict[str, Any] = {}
-    await ring.admit(scope, made[0].text.encode())
+    await ring.authenticate(scope, made[0].text.encode())
     for one in (made[1], made[2], made[0], made[3]):
         await authenticated(ring, one.text)
     assert [credential.caller.key_id for credential in ring._known.values()] == [made[i].key.id for i in (2, 0, 3)]
@@ -137,7 +137,7 @@ async def test_a_request_whose_key_left_the_cache_and_was_revoked_is_refused(
     runtime, ring = served.api.runtime, served.api.key_ring
     made, other = await make_key(runtime), await make_key(runtime)
     scope: dict[str, Any] = {}
-    await ring.admit(scope, made.text.encode())
+    await ring.authenticate(scope, made.text.encode())
     age(ring, 3.5)
     await authenticated(ring, other.text)
     await ring.still(scope)
