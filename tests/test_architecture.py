@@ -37,7 +37,8 @@ _AT_HOME: Final[dict[str, tuple[str, ...]]] = {
     "openai": ("worker/providers",),
     "fastapi": _WEB,
     "starlette": _WEB,
-    "uvicorn": _WEB,
+    "uvicorn": ("api/edge",),
+    "aiohttp": ("worker/providers",),
     "sse_starlette": _WEB,
 }
 """Library → the only places in _MAY_IMPORT's folders that may import it."""
