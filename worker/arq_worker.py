@@ -358,7 +358,8 @@ class ArqWorker(arq.Worker):
         await asyncio.wait(tasks)
         try:
             async with asyncio.timeout(_HAND_BACK_S):
-                back = await asyncio.gather(*[self._writer.release(claim, reason="drained") for claim in claims])
+                outlast, release = self._writer.outage.outlast, self._runtime.queue.release
+                back = await asyncio.gather(*[outlast(partial(release, claim, reason="drained")) for claim in claims])
             self._logger.info("handed_back", worker=self.name, jobs=sum(back))
         except TimeoutError:
             self._logger.warning("hand_back_failed", worker=self.name, jobs=len(claims))  # their leases will expire

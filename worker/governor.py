@@ -14,7 +14,6 @@ from typing import Final, NamedTuple
 import msgspec
 
 from shared.completion import Completion, GarbledStream
-from shared.errors import StorageFull, StorageUnavailable
 from shared.events import OUR_NAMES, EventId, OurEvent
 from shared.job import JobSpec, Usage, new_id
 from shared.limits import reservation_of
@@ -40,7 +39,6 @@ from worker.outcome import NO_VERDICT, Answered, Failure, Outcome
 from worker.rate_limit_headers import Allowance
 from worker.redis_trouble import Outage
 
-_AGAIN_S: Final = 0.1
 _MOST_UNCLOSED: Final = 10_000
 _KNOWN_ROUTES: Final = 100
 
@@ -143,12 +141,7 @@ class Governor:
     async def _reserve(self, route: Route, call: CallFacts) -> Reserved | Denied:
         """However long Redis is away. Asked with the same id each time: the first answer may have been lost."""
         try:
-            while True:
-                try:
-                    return await self._upstreams.reserve(route, call)
-                except (StorageUnavailable, StorageFull) as problem:
-                    self._outage.note(problem)
-                    await asyncio.sleep(_AGAIN_S)
+            return await self._outage.outlast(lambda: self._upstreams.reserve(route, call))
         except asyncio.CancelledError:  # whether the row stands is not known; the call will not be made
             permit = _permit_of(call, route, Reserved(0, is_probe=False))
             self._send(permit, CallEnd(UNMADE, Usage(), is_estimated=False, cost_nano_usd=0))

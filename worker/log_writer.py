@@ -15,13 +15,12 @@ from shared.events import OurEvent, encode_text_delta
 from shared.store.log import REFUSED
 from shared.store.queue import Claim, Cost, Ending, Finished
 from shared.store.runtime import Runtime
-from worker.redis_trouble import Outage
+from worker.redis_trouble import AGAIN_S, Outage
 
 MERGE_S: Final = 0.024
 _BEAT_S: Final = 0.004
 _MOST_UNSENT_BYTES: Final = 1 << 20
 _MOST_EVENTS_PER_FLUSH: Final = 500
-_AGAIN_S: Final = 0.1
 
 
 class LogWriter:
@@ -37,33 +36,6 @@ class LogWriter:
     def open(self, claim: Claim, owner: asyncio.Task[object]) -> "JobLog":
         """The log of a claim. ``owner`` is cancelled when Redis refuses it."""
         return JobLog(self, claim, owner)
-
-    async def release(
-        self,
-        claim: Claim,
-        *,
-        reason: str,
-        delay_s: float = 0,
-        failures: int = 0,
-        retry_event: bytes = b"",
-        cost: Cost = None,
-        attempts: int | None = None,
-    ) -> bool:
-        """Gives a job back, however long Redis is away. False if it is not this claim's any more."""
-        while True:
-            try:
-                return await self.queue.release(
-                    claim,
-                    reason=reason,
-                    delay_s=delay_s,
-                    failures=failures,
-                    retry_event=retry_event,
-                    cost=cost,
-                    attempts=attempts,
-                )
-            except (StorageUnavailable, StorageFull) as problem:
-                self.outage.note(problem)
-                await asyncio.sleep(_AGAIN_S)
 
     def flush_at(self, due_s: float, job_log: "JobLog") -> None:
         """On the first beat at or after ``due_s``."""
@@ -215,7 +187,7 @@ class JobLog:
                 )
             except (StorageUnavailable, StorageFull) as problem:
                 self._writer.outage.note(problem)
-                await asyncio.sleep(_AGAIN_S)
+                await asyncio.sleep(AGAIN_S)
                 continue
             if reply.outcome is not Finished.BEHIND:
                 self.close()
@@ -266,7 +238,7 @@ class JobLog:
             self._writer.outage.note(problem)
             self._sent = self._landed
             self._is_scheduled = True
-            self._writer.flush_at(self._writer.now_s() + _AGAIN_S, self)
+            self._writer.flush_at(self._writer.now_s() + AGAIN_S, self)
             return
         expected_seq = reply.result()
         if expected_seq == REFUSED:

@@ -1,15 +1,20 @@
-"""Tells that Redis does not answer or refuses a command: once in a while, not once for each of a thousand calls.
+"""What the worker does while Redis does not answer, or refuses a command: it waits, asks again, and logs why nothing moves.
 
-The worker itself bears it: it waits and asks again. Whoever runs it should hear why nothing moves.
+It logs once in a while, not once for each of a thousand calls.
 """
 
+import asyncio
 import time
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
-from shared.errors import Problem
+from shared.errors import Problem, StorageFull, StorageUnavailable
 from shared.telemetry import Logger
 
-_EVERY_S: Final = 10.0
+AGAIN_S: Final = 0.1
+_LOGGED_EVERY_S: Final = 10.0
+
+T = TypeVar("T")
 
 
 class Outage:
@@ -17,11 +22,20 @@ class Outage:
 
     def __init__(self, logger: Logger) -> None:
         self._logger = logger
-        self._told_s: dict[str, float] = {}
+        self._logged_s: dict[str, float] = {}
 
     def note(self, problem: Problem) -> None:
         """A call failed."""
         now_s, detail = time.monotonic(), problem.reason or problem.detail
-        if now_s - self._told_s.get(detail, -_EVERY_S) >= _EVERY_S:
-            self._told_s[detail] = now_s
+        if now_s - self._logged_s.get(detail, -_LOGGED_EVERY_S) >= _LOGGED_EVERY_S:
+            self._logged_s[detail] = now_s
             self._logger.warning("redis_trouble", code=problem.code, detail=detail)
+
+    async def outlast(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What ``ask`` returns, however long Redis is away; ``ask`` must be safe to repeat."""
+        while True:
+            try:
+                return await ask()
+            except (StorageUnavailable, StorageFull) as problem:
+                self.note(problem)
+                await asyncio.sleep(AGAIN_S)

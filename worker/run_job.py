@@ -9,6 +9,7 @@ import random
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -276,7 +277,8 @@ class _Run:
     async def defer(self, wait: Deferred) -> RunEnd:
         """The job goes back to the queue until its next attempt may be made."""
         await self._log.land()  # with it what earlier attempts of this claim add to the record
-        is_ours = await self._context.writer.release(
+        release = partial(
+            self._context.writer.queue.release,
             self._claim,
             reason="upstream_failed",
             delay_s=wait.delay_s,
@@ -285,7 +287,7 @@ class _Run:
             cost=self._cost,
             attempts=self._begun,
         )
-        if not is_ours:
+        if not await self._context.writer.outage.outlast(release):
             return self.lost()
         self._cost = None
         self._context.governor.retry_closing()
