@@ -50,7 +50,7 @@ async def complete(ctx: dict[str, Any], claim: Claim) -> RunEnd:
 
 
 class ArqWorker(arq.Worker):
-    """Runs jobs until told to stop. ``async_run`` returns when everything has ended or was handed back."""
+    """Runs jobs until it is asked to stop. ``async_run`` returns when everything has ended or was handed back."""
 
     def __init__(self, runtime: Runtime, context: RunContext, settings: Settings, logger: Logger) -> None:
         super().__init__(
@@ -138,7 +138,7 @@ class ArqWorker(arq.Worker):
             except _AWAY as problem:
                 self._writer.outage.note(problem)
                 await asyncio.sleep(_AGAIN_S)
-            except Exception:  # a bug of ours: told, and the other loops and the jobs go on
+            except Exception:  # a bug of ours: logged, and the other loops and the jobs go on
                 self._logger.exception("loop_failed", loop=name)
                 await asyncio.sleep(_TICK_S)
 
@@ -156,7 +156,7 @@ class ArqWorker(arq.Worker):
         self._wake.set()
 
     async def _claim(self) -> float:
-        """Fills the free slots; with ``low`` jobs only so many as leave the loop to the others."""
+        """Fills the free slots; with ``low`` jobs only as far as the loop has time for the others."""
         async with self._claiming:
             free = self.max_jobs - self.job_counter
             if not self.allow_pick_jobs or free <= 0:
@@ -202,7 +202,7 @@ class ArqWorker(arq.Worker):
             await self.start_jobs([claim.id.encode()], claim)
 
     async def _confirm(self, claims: list[Claim]) -> None:
-        """The first renewal; it also tells of a cancellation that was heard before its job was here to hear it."""
+        """The first renewal; it also brings a cancellation that came before its job was here to hear it."""
         try:
             await self._renew(claims)
         except _AWAY:
@@ -244,7 +244,7 @@ class ArqWorker(arq.Worker):
             del self._claims[job_id]
         self._wake.set()
 
-    # What goes on beside the jobs
+    # What goes on besides the jobs
 
     async def _renew_all(self, stands: Callable[[str], bool]) -> float:
         """Every quarter of a lease; more often while cancellations cannot be heard."""
@@ -262,7 +262,7 @@ class ArqWorker(arq.Worker):
                 self.tasks[claim.id].cancel()
 
     async def _reap(self) -> float:
-        """At the next expiry of a lease, and so often that REAP does not take its own silence for Redis's."""
+        """At the next expiry of a lease, and often enough that REAP does not take its own silence for Redis's."""
         reaped = await self._runtime.queue.reap()
         for job_id in reaped.back:
             self._logger.warning("job_taken_over", job_id=job_id)
@@ -306,7 +306,7 @@ class ArqWorker(arq.Worker):
         return _TICK_S
 
     async def _govern(self) -> float:
-        """The limits are shared by all that announce themselves; calls of the dead are settled by whoever sees it."""
+        """The limits are shared by all that announce themselves; whoever sees a dead worker closes its calls."""
         self._governor.workers = max(1, len(await self._runtime.workers.living()))
         await self._governor.tick()
         return _TICK_S

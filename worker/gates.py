@@ -1,6 +1,6 @@
 """What this worker knows of the routes' gates and limits, and how many jobs of each it may therefore start.
 
-Pure but for the clock: it is told what a look at Redis gave. A quota is this worker's share of what is left, so that all
+Pure but for the clock: it is given what a look at Redis found. A quota is this worker's share of what is left, so that all
 workers together do not claim more than may be called; when a gate opens, the share grows from nothing over 5 s.
 """
 
@@ -15,7 +15,7 @@ SHUT: Final = -1
 """A route's quota: its jobs stay where they are, unless a stand-in of theirs may be called."""
 
 SPREAD_S: Final = 5.0
-"""The jobs that waited for a gate start over so long a time, not all at once."""
+"""Jobs that waited for a gate start spread over this time, not all at once."""
 
 UNKNOWN: Final = ""
 """Stands in the quotas for every route that was not looked at yet."""
@@ -92,7 +92,7 @@ class Gates:
         match denial.why:
             case Obstacle.SHUT:
                 self._shut(name, again_s)
-            case Obstacle.FULL:  # maybe only for a call of so many tokens: a look cannot know
+            case Obstacle.FULL:  # maybe only for a call of that many tokens: a look cannot know
                 self._too_small_until_s[name] = again_s
                 self._set(name, 0, again_s)
             case Obstacle.SPENT:

@@ -1,4 +1,4 @@
-"""When an upstream may be called: what this worker knows of the gates, the permits that it asks for, and the ends it tells.
+"""When an upstream may be called: what this worker knows of the gates, the permits that it asks for, and the rows that it closes.
 
 The truth is in Redis (shared/store/upstreams.py), shared by all workers. Here is a mirror of it, so that a shut route's jobs
 are not even claimed: CLAIM is given how many jobs of each route this worker may start. Where a route has no limit and
@@ -283,7 +283,7 @@ def _permit_of(call: CallFacts, route: Route, answer: Reserved) -> Permit:
 
 
 def estimated(heard: Completion, input_estimate: int) -> Usage:
-    """What a call used whose end was not heard. Chat completions tell even the input only at the end."""
+    """What a call used whose end was not heard. Chat completions report even the input only at the end."""
     try:
         reported = heard.usage
     except GarbledStream:

@@ -21,7 +21,7 @@ class LlmState:
         """Set when it is another than before: ``/health`` is to know at once."""
 
     def is_idle(self, for_s: float) -> bool:
-        """Whether no call has ended for so long."""
+        """Whether no call has ended for that long."""
         return time.monotonic() - self._noted_s > for_s
 
     def note_check(self, failure: Failure | None) -> None:

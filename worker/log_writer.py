@@ -90,8 +90,8 @@ class JobLog:
         """Whether they may have seen one of this attempt: a later attempt, of this claim or the next, begins with `reset`."""
         self._reset_end = 0
         """How many of the events end with the newest `reset`."""
-        self._told: _Facts | None = None
-        """What the record says; told once, and again if Redis lost a tail, and maybe with it what the record said."""
+        self._recorded: _Facts | None = None
+        """What the record says. None: it is written with the next append, for Redis may have lost it together with a tail."""
         self.is_lost = False
         """Whether Redis refused a write: the job is somebody else's, or has ended."""
 
@@ -156,7 +156,7 @@ class JobLog:
         # Until the reset itself is sent, what it takes back is to be reset by whoever claims the job next.
         is_shown = self._needs_reset if self._sent >= self._reset_end else self.has_published
         facts = _Facts(is_shown, *self._attempt)
-        is_news = facts != self._told
+        is_news = facts != self._recorded
         self._flushed_s = self._writer.now_s()
         reply = self._writer.log.append(
             self._claim.id,
@@ -178,7 +178,7 @@ class JobLog:
         """
         while not self.is_lost:
             self.flush()
-            if self._texts or self._sent < len(self._events):  # behind a flush that is on its way
+            if self._texts or self._sent < len(self._events):  # after a flush that is on its way
                 await self._landing()
                 continue
             try:
@@ -247,7 +247,7 @@ class JobLog:
             self._go_back(expected_seq)
         else:
             self._landed = expected_seq - self._first_seq
-            self._told = facts
+            self._recorded = facts
         self._unsent_bytes = sum([len(data) for _, data in self._events[self._landed :]])
         self._has_landed.set()
         if self._texts or self._landed < len(self._events):
@@ -258,7 +258,7 @@ class JobLog:
         if expected_seq < self._first_seq:
             self._lose()
         self._landed = self._sent = max(0, min(self._landed, expected_seq - self._first_seq))
-        self._told = None
+        self._recorded = None
 
     def _lose(self) -> None:
         self.is_lost = True
@@ -268,7 +268,7 @@ class JobLog:
 
 
 class _Facts(NamedTuple):
-    """What APPEND writes to the record beside the log."""
+    """What APPEND writes to the record, together with the log."""
 
     is_shown: bool
     """Whether followers hold something that was not reset."""

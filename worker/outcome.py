@@ -40,7 +40,7 @@ class Failure(NamedTuple):
 
     @property
     def is_retryable(self) -> bool:
-        """Whether another attempt may help. The job's own time being over is told to callers as retryable, but not here."""
+        """Whether another attempt may help. Callers may retry a job whose own time is over; an attempt may not."""
         return self.error.retryable and self.error.code != "timeout" and not self.is_last
 
     @property
@@ -119,7 +119,7 @@ Evidence = Refusal | Breakage
 
 
 def classify(evidence: Evidence) -> Failure:
-    """What happened, as the job will tell it. Unknown types go by the status: 3xx and 4xx are final, all else is retried."""
+    """What happened, as the job's error will say it. Unknown types go by the status: 3xx and 4xx are final, all else is retried."""
     match evidence:
         case Refusal(status, error_type, message, retry_after_s, code):
             kind = _BY_TYPE.get(code or "") or _BY_TYPE.get(error_type or "") or _BY_STATUS.get(status or 0)
@@ -160,7 +160,7 @@ CUT_SHORT: Final = Failure(
     ),
     is_last=True,
 )
-"""An earlier claim told a part of the answer to somebody who has no word for starting over."""
+"""Followers have a part of the answer from an earlier claim, in a format that has no word for starting over."""
 
 
 class _Kind(NamedTuple):
@@ -229,6 +229,6 @@ _BY_BREAKAGE: Final[dict[How, _Kind]] = {
 }
 
 NO_VERDICT: Final = frozenset((How.GARBLED, How.IMPATIENT, How.FAULTY, How.OUT_OF_TIME))
-"""What says nothing of the upstream's health: it may be as well as ever for everybody else."""
+"""What says nothing of the upstream's health: it may be fine for everybody else."""
 
 _TROUBLE: Final = frozenset(kind.code for kind in (_OVERLOADED, _ERROR, _TRUNCATED))

@@ -1,7 +1,7 @@
 """How much work a turn of the event loop holds, and how many ``low`` jobs may therefore run at once.
 
 Jobs whose upstream answers at once fill the loop without a pause: a job that somebody waits for would be claimed, and its
-tokens told, behind all of them. So they begin few at a time, and more as long as the loop's turns stay short. With two
+tokens sent, after all of them. So they begin few at a time, and more as long as the loop's turns stay short. With two
 workers and an upstream at no delay on two cores, another job's p99 wait is 10 to 13 ms instead of 68 to 95, at the same
 rate of the batch; at 50 tokens 20 ms apart all slots are used (measured, bench and its machine).
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 LOOK_S: Final = 0.02
-"""So often it is looked at while ``low`` jobs run."""
+"""How often the loop's turn is measured while ``low`` jobs run."""
 
 _LONGEST_TURN_S: Final = 0.0015
 _FADES_BY: Final = 0.9
@@ -20,14 +20,14 @@ _LEAST: Final = 4
 
 
 def room_after(room: int, turn_s: float, most: int) -> int:
-    """How many may run, after a turn of the loop that took so long. Some always, so that a batch goes on."""
+    """How many may run, after a turn of the loop that took ``turn_s``. Never none, so that a batch goes on."""
     if turn_s > _LONGEST_TURN_S:
         return max(min(most, _LEAST), room * 3 // 4)
     return min(most, room + 1 + room // 8)
 
 
 class Lag:
-    """One for a worker process. ``cpu_s``: of the loop's thread. A machine that is busy with others is not our doing."""
+    """One for a worker process. ``cpu_s``: of the loop's thread. A machine that is busy with other work is not our doing."""
 
     def __init__(self, most: int, cpu_s: Callable[[], float]) -> None:
         self._most = most

@@ -18,7 +18,7 @@ class Allowance(NamedTuple):
     limits: Limits = Limits()
     """Those that it named."""
     exhausted_s: float = 0
-    """No request is left for so long."""
+    """No request is left for that long, in seconds."""
 
 
 _MOST: Final = 1 << 40
@@ -39,7 +39,7 @@ def anthropic_allowance(headers: Mapping[str, str], *, now_s: float | None = Non
 
 def openai_allowance(headers: Mapping[str, str]) -> Allowance | None:
     """``x-ratelimit-{limit,remaining,reset}-requests``; a reset is a span like ``6m0s``. Its token limit is of input and
-    output together, which no limit of ours is: a 429 tells of it.
+    output together, unlike any limit of ours: a 429 is how we learn of it.
     """
     if "x-ratelimit-limit-requests" not in headers:
         return None

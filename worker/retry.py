@@ -37,11 +37,11 @@ class Deferred(Exception):
     ``failures``: 1 if the attempt before it failed; 0 if the governor has the job wait, which uses up no attempt.
     """
 
-    def __init__(self, delay_s: float, *, code: str, failures: int = 1, told_s: float | None = None) -> None:
+    def __init__(self, delay_s: float, *, code: str, failures: int = 1, announced_s: float | None = None) -> None:
         super().__init__(delay_s)
         self.delay_s = delay_s
-        self.told_s = delay_s if told_s is None else told_s
-        """What followers are told: a job may be back in the queue sooner than its call may be made."""
+        self.announced_s = delay_s if announced_s is None else announced_s
+        """The wait in the ``retry`` event: a job may be back in the queue sooner than its call may be made."""
         self.code = code
         self.failures = failures
 

@@ -212,7 +212,7 @@ class _Run:
                 if decision.why is not Obstacle.SPENT:
                     later_s = min(later_s, decision.wait_s)
                 code = decision.code or "upstream_rate_limited"
-                raise Deferred(later_s, code=code, failures=0, told_s=max(later_s, decision.wait_s))
+                raise Deferred(later_s, code=code, failures=0, announced_s=max(later_s, decision.wait_s))
             await asyncio.sleep(delay_s)
 
     def _chain(self) -> list[Route]:
@@ -283,7 +283,7 @@ class _Run:
             reason="upstream_failed",
             delay_s=wait.delay_s,
             failures=wait.failures,
-            retry_event=_retry_event(self._begun + 1, wait.code, wait.told_s),
+            retry_event=_retry_event(self._begun + 1, wait.code, wait.announced_s),
             cost=self._cost,
             attempts=self._begun,
         )

@@ -67,7 +67,7 @@ class Provider(Protocol):
         """Sends a Messages request (JSON, without ``stream``), its model renamed to ``model``, and opens its streamed answer.
 
         ``beta`` and ``version`` are the caller's ``anthropic-beta`` and ``anthropic-version``; an upstream that has no such
-        headers is not told.
+        headers does not get them.
         Never retries. Leaving the context closes the upstream's socket unless the answer was read to its end.
         Raises UpstreamError.
         """

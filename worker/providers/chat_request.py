@@ -148,7 +148,7 @@ def _messages(members: _Members) -> Iterator[_ChatMessage]:
 
 
 def _user_messages(blocks: list[_Block]) -> Iterator[_ChatMessage]:
-    """The results of tools come first: they must follow the calls at once. What is an image in one follows behind all."""
+    """The results of tools come first: they must follow the calls at once. Images in them follow after all of these."""
     pictures: list[_Part] = []
     for block in blocks:
         if block.type == "tool_result":

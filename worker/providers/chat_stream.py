@@ -38,14 +38,14 @@ _STOP_REASONS: Final = {
     "function_call": "tool_use",
     "content_filter": "refusal",
 }
-"""finish_reason → stop_reason. One that is not here is told as it is."""
+"""finish_reason → stop_reason. One that is not here passes as it is."""
 
 _FAILED: Final = frozenset(("error", "abort", "insufficient_system_resource"))
 """What OpenRouter, SGLang, vLLM and DeepSeek call an answer that they gave up."""
 
 
 class ChatDecoder(StreamDecoder):
-    """See StreamDecoder. ``model`` is told where no chunk names one."""
+    """See StreamDecoder. ``model`` is used where no chunk names one."""
 
     def __init__(self, model: str) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class ChatDecoder(StreamDecoder):
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": self._usage_told(),
+            "usage": self._usage_members(),
         }
         self._add("message_start", message=message)
 
@@ -293,18 +293,18 @@ class ChatDecoder(StreamDecoder):
             self._next_tool()
         self._stop_block()
         delta = {"stop_reason": self._stop_reason(), "stop_sequence": None}
-        self._add("message_delta", delta=delta, usage=self._usage_told())
+        self._add("message_delta", delta=delta, usage=self._usage_members())
         self._add("message_stop")
         self.has_stopped = True
 
     def _stop_reason(self) -> str:
-        """With ``tool_choice`` a function, OpenAI itself says ``stop`` behind a call; other servers always do."""
+        """With ``tool_choice`` a function, OpenAI itself says ``stop`` after a call; other servers always do."""
         reason = _STOP_REASONS.get(self._finish_reason.lower(), self._finish_reason)
         if reason == "end_turn" and self._has_refused:
             return "refusal"
         return "tool_use" if reason == "end_turn" and self._tools.current else reason
 
-    def _usage_told(self) -> dict[str, int]:
+    def _usage_members(self) -> dict[str, int]:
         details = self._usage.prompt_tokens_details
         prompt_tokens = max(0, self._usage.prompt_tokens or 0)
         cached_tokens = min(prompt_tokens, max(0, (details and details.cached_tokens) or 0))

@@ -1,7 +1,7 @@
 """A Messages stream as it should be, made of what the upstream sends. Pure.
 
 What fits passes byte for byte. What is odd and clear is made normal, so that the log, every follower and the official SDKs
-hold the same answer: blocks are numbered as they begin, what a block begins with is told as its first delta, what is missing and
+hold the same answer: blocks are numbered as they begin, what a block begins with becomes its first delta, what is missing and
 not needed is filled in. What makes the text, a tool's input or the ending doubtful fails (docs/decisions/0012).
 """
 
@@ -87,12 +87,12 @@ class _Block:
         self.delta: type[object] = {"text": _TextDelta, "thinking": _ThinkingDelta}.get(self.member, _InputJsonDelta)
         self.head = delta_head(number, self.member)
         self.initial: Members | None = None
-        """A tool's input that came with the block's beginning: told at its end, unless it comes in pieces."""
+        """A tool's input that came with the block's beginning: given out at its end, unless it comes in pieces."""
         self.has_grown = False
 
 
 class MessagesDecoder(StreamDecoder):
-    """See StreamDecoder. ``model`` is told where the stream names none."""
+    """See StreamDecoder. ``model`` is used where the stream names none."""
 
     def __init__(self, model: str) -> None:
         super().__init__()
@@ -179,9 +179,9 @@ class MessagesDecoder(StreamDecoder):
         """An event that nobody knows yet. Its name goes into the log, on the channel and into SSE frames as it is."""
         if isinstance(name, str) and _WORD.fullmatch(name):
             is_typed = isinstance(event.get("type"), str)  # the official SDK crashes without
-            self._tell(name, event if is_typed else {**event, "type": name}, event, data)
+            self._emit(name, event if is_typed else {**event, "type": name}, event, data)
 
-    def _tell(self, name: str, normal: Members, event: Members, data: bytes) -> None:
+    def _emit(self, name: str, normal: Members, event: Members, data: bytes) -> None:
         """The bytes as they came, if nothing had to be changed."""
         self._events.append(UpstreamEvent(name, data if normal is event else encode(normal)))
 
@@ -215,7 +215,7 @@ class MessagesDecoder(StreamDecoder):
             stop_sequence=None,
             usage=usage,
         )
-        self._tell("message_start", with_members(event, type="message_start", message=normal), event, data)
+        self._emit("message_start", with_members(event, type="message_start", message=normal), event, data)
 
     def _message_delta(self, event: Members, data: bytes) -> None:
         self._must_have_begun("message_delta")
@@ -229,7 +229,7 @@ class MessagesDecoder(StreamDecoder):
             delta=with_members(delta, stop_reason=self._stop_reason, stop_sequence=self._stop_sequence),
             usage=self._usage_of(event.get("usage"), "output_tokens"),
         )
-        self._tell("message_delta", normal, event, data)
+        self._emit("message_delta", normal, event, data)
         self._look_whether_answered()
 
     def _message_stop(self, event: Members, data: bytes) -> None:
@@ -243,7 +243,7 @@ class MessagesDecoder(StreamDecoder):
             end: Members = {"delta": {"stop_reason": self._said_at_start}}
             self._message_delta(end, b"")
         self.has_stopped = True
-        self._tell("message_stop", with_members(event, type="message_stop"), event, data)
+        self._emit("message_stop", with_members(event, type="message_stop"), event, data)
         self.is_over = True
 
     @property
@@ -297,7 +297,7 @@ class MessagesDecoder(StreamDecoder):
             raise odd("message.content", content)
         for place, block in enumerate(content):
             if isinstance(block, dict) and block.get("type") == "text" and is_empty(block.get("text")):
-                continue  # an empty place for a block that is told of later
+                continue  # an empty place for a block that comes later
             if not isinstance(block, dict):
                 raise odd("message.content[]", block)
             self._content_block_start({"index": place, "content_block": block}, b"")
@@ -323,7 +323,7 @@ class MessagesDecoder(StreamDecoder):
         self._count += 1
         self.is_answered = False
         normal = with_members(event, type="content_block_start", index=own.number, content_block=normal)
-        self._tell("content_block_start", normal, event, data)
+        self._emit("content_block_start", normal, event, data)
         if first:
             self._grow(own, first)
 
@@ -360,9 +360,9 @@ class MessagesDecoder(StreamDecoder):
         said = delta.get("type")
         is_new = isinstance(said, str) and said not in _KNOWN_DELTAS
         if is_new and own.kind not in _MEMBERS and own.kind != "tool_use" and is_empty(delta.get(_INPUT)):
-            self._tell_delta(own, delta, event, data)
+            self._emit_delta(own, delta, event, data)
             return
-        told = False
+        is_emitted = False
         for member in DELTA_TYPES:
             value = delta.get(member)
             if is_empty(value):
@@ -370,20 +370,20 @@ class MessagesDecoder(StreamDecoder):
             if member != own.member:
                 raise GarbledStream(f"delta.{member} came in a block whose type is {_kind_named(own.kind)}")
             self._grow(own, _piece_of(member, value))
-            told = True
+            is_emitted = True
         for member, (kind, block_kind) in _ADDED.items():
             value = delta.get(member)
             is_good = isinstance(value, str) if member == "signature" else isinstance(value, dict)
             if is_good and own.kind == block_kind:
                 added = {"type": kind, member: value}
-                self._tell_delta(own, delta if delta == added else added, event, data)
-                told = True
-        if not told and is_new:
-            self._tell_delta(own, delta, event, data)
+                self._emit_delta(own, delta if delta == added else added, event, data)
+                is_emitted = True
+        if not is_emitted and is_new:
+            self._emit_delta(own, delta, event, data)
 
-    def _tell_delta(self, own: _Block, delta: Members, event: Members, data: bytes) -> None:
+    def _emit_delta(self, own: _Block, delta: Members, event: Members, data: bytes) -> None:
         normal = with_members(event, type="content_block_delta", index=own.number, delta=delta)
-        self._tell("content_block_delta", normal, event, data)
+        self._emit("content_block_delta", normal, event, data)
 
     def _block_of(self, event: Members) -> tuple[int | None, _Block | None]:
         """The open block that an event is of: without an index the only one."""
@@ -423,7 +423,7 @@ class MessagesDecoder(StreamDecoder):
         if own.initial and not own.has_grown:
             self._grow(own, exact_json(own.initial, "content_block.input"))
         event = {} if event is None else event
-        self._tell("content_block_stop", with_members(event, type="content_block_stop", index=own.number), event, data)
+        self._emit("content_block_stop", with_members(event, type="content_block_stop", index=own.number), event, data)
 
 
 def _refuse(event: Members, _: bytes) -> None:

@@ -18,7 +18,7 @@ class Page(NamedTuple):
 
     models: list[ModelInfo]
     after_id: str | None = None
-    """Ask again, for those behind this one. None: there are no more."""
+    """Ask again, for those after this one. None: there are no more."""
 
 
 _Row = TypeVar("_Row", bound=msgspec.Struct)

@@ -1,4 +1,4 @@
-"""Chat completions, of OpenAI or any server that speaks them, through the official SDK; told as Messages events.
+"""Chat completions, of OpenAI or any server that speaks them, through the official SDK; given out as Messages events.
 
 Always streaming, never retrying by itself (``max_retries=0``: the SDK's own retries would multiply ours). What goes out and
 what comes in is mapped by two pure modules; here are the call, its errors and its limits.

@@ -1,7 +1,7 @@
 """What an upstream says when it refuses: in a response, or in the place of an answer. Pure.
 
 Each server has its own shape: ``{"error": {…}}``, ``{"error": "text"}``, ``{"message": …}``, ``{"detail": …}`` (a text, or
-FastAPI's list), a plain text, or a page of a proxy. What it says in words is told to the caller, without markup.
+FastAPI's list), a plain text, or a page of a proxy. Its words reach the caller, without markup.
 """
 
 import re
@@ -12,7 +12,7 @@ from worker.outcome import Refusal
 from worker.providers.members import Members, any_json, is_empty, number_of
 
 _MOST_CHARS: Final = 2_000
-"""Of a page that is looked through; what is told of it is cut further."""
+"""Of a page that is looked through; what the caller gets of it is cut further."""
 _UNSEEN: Final = re.compile(r"<(script|style|head)\b.*?(</\1\s*>|$)|<[^>]*(>|$)", re.DOTALL | re.IGNORECASE)
 _TITLE: Final = re.compile(r"<title[^>]*>([^<]+)", re.IGNORECASE)
 

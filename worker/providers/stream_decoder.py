@@ -23,7 +23,7 @@ class StreamDecoder(ABC):
         self.is_over = False
         """Whether the stream said that it has ended. What comes after is passed over."""
         self.has_stopped = False
-        """Whether the answer's end was told: it is whole."""
+        """Whether the answer's end was given out: it is whole."""
         self.is_answered = False
         """Whether the answer is whole but for the words that end the stream: nothing that is needed is missing."""
         self.failure: GarbledStream | UpstreamError | None = None

@@ -109,7 +109,7 @@ class BodyStream(httpx2.AsyncByteStream):
                 return piece
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """No more than a page: an error is told in few words. Nothing of what cannot be read."""
+        """At most a page: an error has few words. Nothing of what cannot be read."""
         left = 0 if self.unreadable else _MOST_ERROR_BYTES
         while left > 0 and (piece := await self.read_some()):
             left -= len(piece)

@@ -1,8 +1,8 @@
-"""Tells webhooks: claims what is due, signs it, sends it once, and says what becomes of it.
+"""Delivers webhooks: claims what is due, signs it, sends it once, and says what becomes of it.
 
 Beside the jobs and not among their slots: a receiver that hangs holds up no job, nor, by the shares of lanes and tenants in
-shared/store/webhooks.py, anybody else's deliveries. Told at least once: a worker that dies behind an attempt, or cannot say
-how it ended, leaves a lease that expires, and another tells it again.
+shared/store/webhooks.py, anybody else's deliveries. Each is sent at least once: a worker that dies after an attempt, or cannot
+write how it ended, leaves a lease that expires, and another worker sends it again.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _SLOTS: Final = 64
 """Attempts of one worker at once."""
 _TICK_S: Final = 1.0
 _LEASE_MARGIN_S: Final = WAIT_S + 10.0
-"""What an attempt may take beside the sending: waiting for a look-up, reading the result, saying how it ended."""
+"""What an attempt may take besides the sending: waiting for a look-up, reading the result, saying how it ended."""
 _PUT_BACK: Final = Next(DeliveryState.PENDING, delay_s=5.0)
 """What could not be tried."""
 
@@ -84,7 +84,7 @@ class Deliverer:
         return _TICK_S if claimed.next_due_s is None else min(_TICK_S, claimed.next_due_s)
 
     async def drain(self, hurry: asyncio.Event) -> None:
-        """Claims no more, and lets what is under way end; in a ``hurry`` it is left to its leases. Never raises."""
+        """Stops claiming, and lets what is under way end; in a ``hurry`` it is left to its leases. Never raises."""
         self._is_draining = True
         deadline_s = time.monotonic() + self._lease_s
         while self._attempts and not hurry.is_set() and time.monotonic() < deadline_s:
@@ -103,13 +103,13 @@ class Deliverer:
 
     async def _attempt(self, claim: DeliveryClaim) -> None:
         try:
-            await self._tell(claim)
+            await self._deliver(claim)
         except _AWAY as problem:
             self._outage.note(problem)  # its lease will expire
         except Exception:  # a bug of ours: its lease will expire too
             self._logger.exception("delivery_crashed", delivery_id=claim.delivery.id)
 
-    async def _tell(self, claim: DeliveryClaim) -> None:
+    async def _deliver(self, claim: DeliveryClaim) -> None:
         delivery = claim.delivery
         secrets = await self._webhooks.secrets(delivery.tenant)
         result = await self._webhooks.result_of(delivery) if delivery.with_result else None

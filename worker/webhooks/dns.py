@@ -1,5 +1,5 @@
 """Look-ups of names, in threads that may outlive whoever asked: a name server that hangs holds its look-up for as long as the
-resolver's own patience, up to half a minute, which is longer than an attempt to tell a webhook takes.
+resolver's own patience, up to half a minute, which is longer than a delivery attempt takes.
 
 So a name is looked up once at a time, for all who ask meanwhile, and a tenant has a share of them: whose names hang waits,
 and nobody else does.
@@ -62,7 +62,7 @@ class LookUps:
         loop = asyncio.get_running_loop()
         found: asyncio.Future[Sequence[Address]] = loop.create_future()
 
-        def tell(addresses: Sequence[Address]) -> None:
+        def report(addresses: Sequence[Address]) -> None:
             del self._under_way[name]
             self._of_tenant -= Counter((tenant,))  # without those that have none
             found.set_result(addresses)
@@ -74,7 +74,7 @@ class LookUps:
             except Exception:  # noqa: BLE001,S110 its message holds the name; no address says it all
                 pass
             try:
-                loop.call_soon_threadsafe(tell, addresses)
+                loop.call_soon_threadsafe(report, addresses)
             except RuntimeError:  # the loop was closed meanwhile
                 pass
 
@@ -83,4 +83,4 @@ class LookUps:
         try:
             threading.Thread(target=look_up, name="webhook look-up", daemon=True).start()
         except RuntimeError:  # no more threads
-            loop.call_soon(tell, ())
+            loop.call_soon(report, ())

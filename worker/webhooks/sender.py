@@ -1,6 +1,6 @@
-"""One attempt to tell a webhook: a POST to an address that was looked up, checked and then connected to itself.
+"""One delivery attempt: a POST to an address that was looked up, checked and then connected to itself.
 
-There is one look-up before the check and none behind it, so a name cannot lead elsewhere in between (DNS rebinding). Below
+There is one look-up before the check and none after it, so a name cannot lead elsewhere in between (DNS rebinding). Below
 httpx2 there are no redirects, proxies, cookies or decompression to be switched off, so this stands on httpcore2. Nothing is
 logged here, and no error gets out: what happened is the Answer.
 """
@@ -126,7 +126,7 @@ class Sender:
         return found
 
     def _checked(self, target: Target, found: Sequence[Address]) -> Sequence[Address]:
-        """Where it may be told. One forbidden address among many refuses all: such a name means harm."""
+        """The addresses that it may be sent to. One forbidden address among many refuses all: such a name means harm."""
         if not found:
             raise _Unheard(Reason.UNRESOLVABLE)
         for address in found:
@@ -215,7 +215,7 @@ class _Checked(httpcore2.AsyncNetworkBackend):
 
 
 class _Stream(httpcore2.AsyncNetworkStream):
-    """Reads no more than is left; tells a failed TLS handshake from a failed connection."""
+    """Reads no more than is left; distinguishes a failed TLS handshake from a failed connection."""
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream, left_bytes: list[int]) -> None:
         self._stream = stream
