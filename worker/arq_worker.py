@@ -45,7 +45,7 @@ _AWAY = (StorageUnavailable, StorageFull)
 
 
 async def complete(ctx: dict[str, Any], claim: Claim) -> RunEnd:
-    """The one function of this worker: answer a completion job."""
+    """The one function of this worker: run one claimed job."""
     return await run_job(cast("RunContext", ctx["run"]), claim)
 
 

@@ -117,17 +117,17 @@ class Governor:
                 if self._gates.is_limited(route)
                 else 1,
             )
-            answer = await self._reserve(route, call)
-            if not isinstance(answer, Denied):
-                permit = _permit_of(call, route, answer)
+            decision = await self._reserve(route, call)
+            if not isinstance(decision, Denied):
+                permit = _permit_of(call, route, decision)
                 self._open[call.id] = permit
                 return permit
-            if answer.why is Obstacle.OTHERS:
-                return answer  # the route is not shut to those
-            denials.append(answer)
-            self._gates.denied(route.name, answer)
-            if answer.why is not Obstacle.SHUT:
-                return answer  # there is hope for this very model: its stand-ins are for when there is none
+            if decision.why is Obstacle.OTHERS:
+                return decision  # the route is not shut to those
+            denials.append(decision)
+            self._gates.denied(route.name, decision)
+            if decision.why is not Obstacle.SHUT:
+                return decision  # there is hope for this very model: its stand-ins are for when there is none
         return min(denials, key=lambda denial: denial.wait_s)
 
     def _is_impatient(self, spec: JobSpec) -> bool:
@@ -139,7 +139,7 @@ class Governor:
         )
 
     async def _reserve(self, route: Route, call: CallFacts) -> Reserved | Denied:
-        """However long Redis is away. Asked with the same id each time: the first answer may have been lost."""
+        """However long Redis is away. Asked with the same id each time: the first reply may have been lost."""
         try:
             return await self._outage.outlast(lambda: self._upstreams.reserve(route, call))
         except asyncio.CancelledError:  # whether the row stands is not known; the call will not be made
@@ -147,7 +147,7 @@ class Governor:
             self._send(permit, CallEnd(UNMADE, Usage(), is_estimated=False, cost_nano_usd=0))
             raise
 
-    def answering(self, permit: Permit) -> None:
+    def on_first_content(self, permit: Permit) -> None:
         """Its first content is here: a probe has shown enough."""
         if permit.is_probe:
             self._upstreams.probed(permit.route.name, permit.call_id)
@@ -276,9 +276,9 @@ class Governor:
             self._known[route.name] = route
 
 
-def _permit_of(call: CallFacts, route: Route, answer: Reserved) -> Permit:
+def _permit_of(call: CallFacts, route: Route, row: Reserved) -> Permit:
     return Permit(
-        call.id, call.job_id, call.tenant, call.key_id, route, answer.opened_ms, answer.is_probe, call.input_estimate
+        call.id, call.job_id, call.tenant, call.key_id, route, row.opened_ms, row.is_probe, call.input_estimate
     )
 
 

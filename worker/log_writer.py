@@ -172,7 +172,7 @@ class JobLog:
         reply.add_done_callback(lambda done: self._on_landed(done, facts))
 
     async def finish(self, ending: Ending, *, cost: Cost = None) -> Finished:
-        """Everything unsent, then the end, in one write; repeated until Redis answers.
+        """Everything unsent, then the end, in one write; repeated until Redis replies.
 
         Returns ENDED, ALREADY or REFUSED.
         """

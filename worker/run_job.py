@@ -158,7 +158,7 @@ class _Run:
                     self._settings,
                     self._log,
                     claimed_s=self._claimed_s,
-                    on_first_content=self._context.governor.answering,
+                    on_first_content=self._context.governor.on_first_content,
                     on_answered=self._await_last_words,
                 )
             )

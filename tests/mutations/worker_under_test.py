@@ -170,7 +170,7 @@ class _Governor:
             self._store.observed.opens_circuit = outcome.opens_circuit
         return 0
 
-    def answering(self, permit: Permit) -> None:
+    def on_first_content(self, permit: Permit) -> None:
         """See Governor."""
 
     def retry_closing(self) -> None:

@@ -27,7 +27,7 @@ from tests.webhook_addresses.conftest import (
     WatchedNetwork,
     a_sender,
 )
-from worker.webhooks.sender import UNTRIED, Answer
+from worker.webhooks.sender import UNTRIED, Receipt
 
 _MOST_READ_BYTES = 128 << 10
 _SHORT_S = 0.5
@@ -39,7 +39,7 @@ async def test_a_webhook_is_a_post_of_the_bytes_and_headers_that_it_was_given(st
     sender = a_sender(LOOPBACK)
     headers = {"webhook-id": "evt_1", "Content-Type": "application/json", "Host": "other", "Content-Length": "9"}
     for _ in range(2):
-        assert await sender.post(f"{receiver.url}?a=b%20c", headers, b'{"a":1}') == Answer(204)
+        assert await sender.post(f"{receiver.url}?a=b%20c", headers, b'{"a":1}') == Receipt(204)
     assert receiver.bodies == [b'{"a":1}'] * 2
     assert receiver.heads[0] == receiver.heads[1]  # no cookies
     lines = receiver.heads[0].lower().decode().split("\r\n")
@@ -60,7 +60,7 @@ async def test_https_goes_to_the_checked_address_under_the_name_of_the_url(
     network = WatchedNetwork(moved={PUBLIC: "127.0.0.1"}, ports={443: receiver.port})
     names = Names((PUBLIC,))
     sender = a_sender(network=network, resolve=names, ssl_context=certificates.trusting())
-    assert await sender.post(f"https://{HOST.upper()}/hook", {}, b"{}") == Answer(204)
+    assert await sender.post(f"https://{HOST.upper()}/hook", {}, b"{}") == Receipt(204)
     assert names_shown == [HOST]
     assert f"host: {HOST}\r\n".encode() in receiver.heads[0].lower()
     assert network.attempts == [PUBLIC]
@@ -75,8 +75,8 @@ async def test_a_certificate_of_another_name_or_of_an_unknown_authority_is_refus
     network = WatchedNetwork(moved={PUBLIC: "127.0.0.1"}, ports={443: receiver.port})
     trusting = a_sender(network=network, ssl_context=certificates.trusting())
     for url in ("https://other.example.com/", f"https://{PUBLIC}/"):
-        assert await trusting.post(url, {}, b"{}") == Answer(None, Reason.TLS)
-    assert await a_sender(network=network).post(f"https://{HOST}/", {}, b"{}") == Answer(None, Reason.TLS)
+        assert await trusting.post(url, {}, b"{}") == Receipt(None, Reason.TLS)
+    assert await a_sender(network=network).post(f"https://{HOST}/", {}, b"{}") == Receipt(None, Reason.TLS)
     assert receiver.heads == []
 
 
@@ -84,7 +84,7 @@ async def test_plain_text_on_an_https_port_is_a_tls_failure(start_receiver: Star
     """Its reason is TLS."""
     receiver = await start_receiver(reads=False)
     sender = a_sender(LOOPBACK)
-    assert await sender.post(f"https://127.0.0.1:{receiver.port}/", {}, b"{}") == Answer(None, Reason.TLS)
+    assert await sender.post(f"https://127.0.0.1:{receiver.port}/", {}, b"{}") == Receipt(None, Reason.TLS)
 
 
 async def test_a_name_that_leads_elsewhere_at_the_second_look_is_looked_up_once(
@@ -96,10 +96,10 @@ async def test_a_name_that_leads_elsewhere_at_the_second_look_is_looked_up_once(
     ports = {443: receiver.port}
     network = WatchedNetwork(moved={PUBLIC: "127.0.0.1"}, ports=ports)
     sender = a_sender(network=network, resolve=names, ssl_context=certificates.trusting())
-    assert await sender.post(f"https://{HOST}/", {}, b"{}") == Answer(204)
+    assert await sender.post(f"https://{HOST}/", {}, b"{}") == Receipt(204)
     assert names.asked == [HOST]
     ports[443] = canaries.port
-    assert await sender.post(f"https://{HOST}/", {}, b"{}") == Answer(None, Reason.FORBIDDEN_ADDRESS)
+    assert await sender.post(f"https://{HOST}/", {}, b"{}") == Receipt(None, Reason.FORBIDDEN_ADDRESS)
     assert network.attempts == [PUBLIC]
 
 
@@ -112,25 +112,25 @@ async def test_proxy_variables_are_ignored(
             monkeypatch.setenv(variable, f"http://127.0.0.1:{canaries.port}")
     receiver = await start_receiver()
     sender = a_sender(LOOPBACK, resolve=Names(("127.0.0.1",)))
-    assert await sender.post(receiver.url, {}, b"{}") == Answer(204)
-    assert await sender.post(f"http://named:{receiver.port}/", {}, b"{}") == Answer(204)
+    assert await sender.post(receiver.url, {}, b"{}") == Receipt(204)
+    assert await sender.post(f"http://named:{receiver.port}/", {}, b"{}") == Receipt(204)
 
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (b"", Answer(None, Reason.TIMEOUT)),
-        (b"HTTP/1.1 200 OK\r\nContent-", Answer(None, Reason.TIMEOUT)),
-        (b"HTTP/1.1 100 Continue\r\n\r\n", Answer(None, Reason.TIMEOUT)),
+        (b"", Receipt(None, Reason.TIMEOUT)),
+        (b"HTTP/1.1 200 OK\r\nContent-", Receipt(None, Reason.TIMEOUT)),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", Receipt(None, Reason.TIMEOUT)),
         (
             b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc",
-            Answer(200),
+            Receipt(200),
         ),  # it has the webhook; the body does not matter
-        (b"HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", Answer(500)),
+        (b"HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", Receipt(500)),
     ],
 )
 async def test_an_attempt_to_a_receiver_that_hangs_ends_in_time(
-    answer: bytes, expected: Answer, start_receiver: StartReceiver
+    answer: bytes, expected: Receipt, start_receiver: StartReceiver
 ) -> None:
     """Wherever it hangs; its connection is closed."""
     receiver = await start_receiver(answer, hangs=True)
@@ -142,7 +142,7 @@ async def test_an_attempt_to_a_receiver_that_hangs_in_its_handshake_ends_in_time
     """Its connection is closed too, although the HTTP client does not know it yet."""
     receiver = await start_receiver(b"", hangs=True, reads=False)
     sender = a_sender(LOOPBACK, timeout_s=_SHORT_S)
-    assert await sender.post(f"https://127.0.0.1:{receiver.port}/", {}, b"{}") == Answer(None, Reason.TIMEOUT)
+    assert await sender.post(f"https://127.0.0.1:{receiver.port}/", {}, b"{}") == Receipt(None, Reason.TIMEOUT)
     await asyncio.wait_for(receiver.closed.wait(), 10)
 
 
@@ -151,7 +151,7 @@ async def test_an_attempt_to_a_receiver_that_reads_nothing_ends_in_time() -> Non
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         sender = a_sender(LOOPBACK, timeout_s=_SHORT_S)
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}/"
-        assert await sender.post(url, {}, b"a" * (32 << 20)) == Answer(None, Reason.TIMEOUT)
+        assert await sender.post(url, {}, b"a" * (32 << 20)) == Receipt(None, Reason.TIMEOUT)
 
 
 async def test_an_attempt_that_is_cancelled_closes_its_connection(start_receiver: StartReceiver) -> None:
@@ -168,18 +168,18 @@ async def test_an_attempt_that_is_cancelled_closes_its_connection(start_receiver
 @pytest.mark.parametrize(
     ("answer", "again", "expected"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 10485760\r\n\r\n", b"a" * 65536, Answer(200)),
-        (b"HTTP/1.1 200 OK\r\n\r\n", b"a" * 65536, Answer(200)),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n" * 1000, Answer(200)),
-        (b"HTTP/1.1 200 OK\r\nA: ", b"a" * 65536, Answer(None, Reason.PROTOCOL)),
-        (b"HTTP/1.1 200 OK\r\n", b"a: b\r\n" * 1000, Answer(None, Reason.PROTOCOL)),
-        (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100, Answer(None, Reason.PROTOCOL)),
-        (b"", b"\x00\xff" * 1000, Answer(None, Reason.PROTOCOL)),
-        (b"", b"\r\n" * 1000, Answer(None, Reason.PROTOCOL)),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10485760\r\n\r\n", b"a" * 65536, Receipt(200)),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"a" * 65536, Receipt(200)),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n" * 1000, Receipt(200)),
+        (b"HTTP/1.1 200 OK\r\nA: ", b"a" * 65536, Receipt(None, Reason.PROTOCOL)),
+        (b"HTTP/1.1 200 OK\r\n", b"a: b\r\n" * 1000, Receipt(None, Reason.PROTOCOL)),
+        (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100, Receipt(None, Reason.PROTOCOL)),
+        (b"", b"\x00\xff" * 1000, Receipt(None, Reason.PROTOCOL)),
+        (b"", b"\r\n" * 1000, Receipt(None, Reason.PROTOCOL)),
     ],
 )
 async def test_an_endless_response_is_read_up_to_a_bound(
-    answer: bytes, again: bytes, expected: Answer, start_receiver: StartReceiver
+    answer: bytes, again: bytes, expected: Receipt, start_receiver: StartReceiver
 ) -> None:
     """64 KB of a head, and as much of a body."""
     receiver = await start_receiver(answer, again=again)
@@ -195,7 +195,7 @@ async def test_a_compressed_response_is_not_decompressed(start_receiver: StartRe
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
     receiver = await start_receiver(head + bomb)
     network = WatchedNetwork()
-    assert await a_sender(LOOPBACK, network=network).post(receiver.url, {}, b"{}") == Answer(200)
+    assert await a_sender(LOOPBACK, network=network).post(receiver.url, {}, b"{}") == Receipt(200)
     assert network.read_bytes <= _MOST_READ_BYTES
     assert b"accept-encoding: identity\r\n" in receiver.heads[0].lower()
 
@@ -217,7 +217,7 @@ async def test_a_compressed_response_is_not_decompressed(start_receiver: StartRe
 async def test_a_response_that_is_not_http_is_reported_as_such(answer: bytes, start_receiver: StartReceiver) -> None:
     """The receiver closes after it."""
     receiver = await start_receiver(answer)
-    assert await a_sender(LOOPBACK).post(receiver.url, {}, b"{}") == Answer(None, Reason.PROTOCOL)
+    assert await a_sender(LOOPBACK).post(receiver.url, {}, b"{}") == Receipt(None, Reason.PROTOCOL)
 
 
 async def test_a_closed_port_is_a_refused_connection(start_receiver: StartReceiver) -> None:
@@ -225,10 +225,10 @@ async def test_a_closed_port_is_a_refused_connection(start_receiver: StartReceiv
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     sender = a_sender(LOOPBACK)
-    assert await sender.post(f"http://127.0.0.1:{port}/", {}, b"{}") == Answer(None, Reason.REFUSED_CONNECTION)
+    assert await sender.post(f"http://127.0.0.1:{port}/", {}, b"{}") == Receipt(None, Reason.REFUSED_CONNECTION)
     receiver = await start_receiver()
     sender = a_sender(LOOPBACK, resolve=Names(("127.0.0.9", "127.0.0.1")))
-    assert await sender.post(f"http://anything:{receiver.port}/", {}, b"{}") == Answer(204)
+    assert await sender.post(f"http://anything:{receiver.port}/", {}, b"{}") == Receipt(204)
 
 
 async def test_a_name_without_addresses_is_unresolvable() -> None:
@@ -238,7 +238,7 @@ async def test_a_name_without_addresses_is_unresolvable() -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
     for resolve in (fails, Names(())):
-        assert await a_sender(resolve=resolve).post(f"https://{HOST}/", {}, b"{}") == Answer(None, Reason.UNRESOLVABLE)
+        assert await a_sender(resolve=resolve).post(f"https://{HOST}/", {}, b"{}") == Receipt(None, Reason.UNRESOLVABLE)
 
 
 class Hanging:
@@ -268,20 +268,20 @@ async def test_names_that_hang_delay_only_their_tenant(start_receiver: StartRece
     receiver = await start_receiver()
     sender = a_sender(LOOPBACK, timeout_s=_SHORT_S, look_up_wait_s=_SHORT_S / 10, resolve=hanging)
 
-    async def tell(host: str, tenant: str = "tenant-a") -> Answer:
+    async def tell(host: str, tenant: str = "tenant-a") -> Receipt:
         return await sender.post(f"http://{host}:{receiver.port}/", {}, b"{}", tenant=tenant)
 
     answers = await asyncio.gather(*(tell(f"hangs{number}") for number in range(TENANT_MOST + 3)))
-    assert Counter(answers) == {Answer(None, Reason.TIMEOUT): TENANT_MOST, UNTRIED: 3}
+    assert Counter(answers) == {Receipt(None, Reason.TIMEOUT): TENANT_MOST, UNTRIED: 3}
     assert len(hanging.asked) == TENANT_MOST
     assert await tell("answers") is UNTRIED
-    assert await tell("127.0.0.1") == Answer(204)
-    assert await tell("answers", "tenant-b") == Answer(204)
+    assert await tell("127.0.0.1") == Receipt(204)
+    assert await tell("answers", "tenant-b") == Receipt(204)
     assert await asyncio.to_thread(lambda: "the default executor is free") != ""
     hanging.goes_on.set()
 
     async def is_looked_up() -> bool:
-        return await tell("answers") == Answer(204)
+        return await tell("answers") == Receipt(204)
 
     await wait_until(is_looked_up, "names are looked up again")
 
@@ -293,9 +293,9 @@ async def test_a_name_that_hangs_is_looked_up_once(start_receiver: StartReceiver
     for _ in range(2):
         url = f"http://hangs:{receiver.port}/"
         answers = await asyncio.gather(*(sender.post(url, {}, b"{}") for _ in range(2 * TENANT_MOST)))
-        assert set(answers) == {Answer(None, Reason.TIMEOUT)}
+        assert set(answers) == {Receipt(None, Reason.TIMEOUT)}
     assert hanging.asked == ["hangs"]
-    assert await sender.post(f"http://answers:{receiver.port}/", {}, b"{}") == Answer(204)
+    assert await sender.post(f"http://answers:{receiver.port}/", {}, b"{}") == Receipt(204)
 
 
 async def test_there_is_an_end_to_threads_whoever_asks(hanging: Hanging) -> None:
@@ -306,7 +306,7 @@ async def test_there_is_an_end_to_threads_whoever_asks(hanging: Hanging) -> None
             for number in range(200)
         )
     )
-    assert Counter(answers) == {Answer(None, Reason.TIMEOUT): 128, UNTRIED: 72}
+    assert Counter(answers) == {Receipt(None, Reason.TIMEOUT): 128, UNTRIED: 72}
 
 
 async def test_an_attempts_time_does_not_run_while_it_waits_for_a_slot(
@@ -319,9 +319,9 @@ async def test_an_attempts_time_does_not_run_while_it_waits_for_a_slot(
     before = [asyncio.create_task(sender.post(url, {}, b"{}")) for url in urls]
     await wait_until(lambda: len(hanging.asked) == TENANT_MOST, "all room to be taken")
     waiting = asyncio.create_task(sender.post(f"http://answers:{receiver.port}/", {}, b"{}"))
-    assert set(await asyncio.gather(*before)) == {Answer(None, Reason.TIMEOUT)}
+    assert set(await asyncio.gather(*before)) == {Receipt(None, Reason.TIMEOUT)}
     hanging.goes_on.set()
-    assert await waiting == Answer(204)
+    assert await waiting == Receipt(204)
 
 
 @pytest.mark.parametrize(
@@ -350,13 +350,13 @@ async def test_an_invalid_pause_is_ignored(header: str, start_receiver: StartRec
     """The status is still reported."""
     head = f"HTTP/1.1 429 No\r\nRetry-After: {header}\r\nContent-Length: 0\r\n\r\n"
     receiver = await start_receiver(head.encode("latin-1"))
-    assert await a_sender(LOOPBACK).post(receiver.url, {}, b"{}") == Answer(429)
+    assert await a_sender(LOOPBACK).post(receiver.url, {}, b"{}") == Receipt(429)
 
 
 def test_all_of_it_holds_on_the_loop_of_a_worker(certificates: Certificates) -> None:
     """On uvloop: a response over TLS, a hang in the handshake, a closed port, and a look-up by the system."""
 
-    async def run() -> list[Answer]:
+    async def run() -> list[Receipt]:
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
             writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
@@ -372,4 +372,4 @@ def test_all_of_it_holds_on_the_loop_of_a_worker(certificates: Certificates) -> 
         server.close()
         return answers
 
-    assert uvloop.run(run()) == [Answer(204), Answer(None, Reason.TIMEOUT), Answer(None, Reason.REFUSED_CONNECTION)]
+    assert uvloop.run(run()) == [Receipt(204), Receipt(None, Reason.TIMEOUT), Receipt(None, Reason.REFUSED_CONNECTION)]

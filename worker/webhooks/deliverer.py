@@ -116,26 +116,26 @@ class Deliverer:
         body = body_of(delivery, result)
         began_s, at_ms = time.monotonic(), time.time_ns() // 1_000_000
         headers = headers_of(delivery.id, body, secrets)
-        answer = await self._sender.post(delivery.url, headers, body, tenant=delivery.tenant)
-        if answer is UNTRIED:
+        receipt = await self._sender.post(delivery.url, headers, body, tenant=delivery.tenant)
+        if receipt is UNTRIED:
             await self._webhooks.end(claim, _PUT_BACK, None)
             self._logger.info("webhook_put_back", delivery_id=delivery.id)
             return
         then = next_of(
-            status=answer.status,
-            reason=answer.reason,
-            retry_after_s=answer.retry_after_s,
+            status=receipt.status,
+            reason=receipt.reason,
+            retry_after_s=receipt.retry_after_s,
             failed_before=claim.failed_before,
             retry_s=self._retry_s,
             chance=self._chance,
         )
         took_ms = int((time.monotonic() - began_s) * 1000)
-        await self._webhooks.end(claim, then, Attempt(at_ms, took_ms, answer.status, then.reason))
+        await self._webhooks.end(claim, then, Attempt(at_ms, took_ms, receipt.status, then.reason))
         self._logger.info(
             "webhook_attempted",
             delivery_id=delivery.id,
             attempt=claim.failed_before + 1,
-            status=answer.status,
+            status=receipt.status,
             reason=then.reason,
             became=then.state,
             took_ms=took_ms,

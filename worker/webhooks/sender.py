@@ -2,7 +2,7 @@
 
 There is one look-up before the check and none after it, so a name cannot lead elsewhere in between (DNS rebinding). Below
 httpx2 there are no redirects, proxies, cookies or decompression to be switched off, so this stands on httpcore2. Nothing is
-logged here, and no error gets out: what happened is the Answer.
+logged here, and no error gets out: what happened is the Receipt.
 """
 
 import asyncio
@@ -30,18 +30,18 @@ _OURS: Final = frozenset(
 )
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Receipt(msgspec.Struct, frozen=True):
     """How one attempt ended."""
 
     status: int | None
-    """What the receiver answered, whatever it is; None: nothing."""
+    """The status of the receiver's response, whatever it is; None: there was none."""
     reason: Reason | None = None
     """Why there is no status."""
     retry_after_s: float | None = None
     """How long the receiver asks to be left alone."""
 
 
-UNTRIED: Final = Answer(None)
+UNTRIED: Final = Receipt(None)
 """No attempt was made, since there was no room to look the name up."""
 
 
@@ -83,7 +83,7 @@ class Sender:
     ) -> None:
         """Nothing is open between two attempts; look-ups that hang end with the process."""
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes, *, tenant: str = "") -> Answer:
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes, *, tenant: str = "") -> Receipt:
         """One attempt, within the sender's time; ``UNTRIED`` if it could not begin. Raises nothing but CancelledError.
 
         ``tenant``: whose share of the look-ups it takes.
@@ -91,31 +91,31 @@ class Sender:
         try:
             target = target_of(url)
         except RefusedUrl:
-            return Answer(None, Reason.FORBIDDEN_ADDRESS)
+            return Receipt(None, Reason.FORBIDDEN_ADDRESS)
         found = await self._found(target, tenant)
         if found is None:
             return UNTRIED
-        heard: Answer | None = None
+        heard: Receipt | None = None
         reason = Reason.PROTOCOL
         connections: _Checked | None = None
         try:
             async with asyncio.timeout(self._timeout_s):
                 connections = _Checked(self._network, self._checked(target, await found), self._timeout_s)
-                response = await self._head_of_answer(target, headers, body, connections)
-                heard = _answer_of(response)
+                response = await self._head_of_response(target, headers, body, connections)
+                heard = _receipt_of(response)
                 await connections.skip_body_of(response)
         except TimeoutError:
             reason = Reason.TIMEOUT
         except _Unheard as unheard:
             reason = unheard.reason
-        except ssl.SSLError:  # the receiver's alert may come as late as its answer
+        except ssl.SSLError:  # the receiver's alert may come as late as its response
             reason = Reason.TLS
         except Exception:  # noqa: BLE001,S110 whatever a stranger's bytes make a library raise
             pass
         finally:
             if connections is not None:
                 await connections.close()
-        return heard or Answer(None, reason)
+        return heard or Receipt(None, reason)
 
     async def _found(self, target: Target, tenant: str) -> "asyncio.Future[Sequence[Address]] | None":
         """The addresses of the host, to come if it is a name. None: there was no room for its look-up."""
@@ -134,7 +134,7 @@ class Sender:
                 raise _Unheard(Reason.FORBIDDEN_ADDRESS)
         return found
 
-    async def _head_of_answer(
+    async def _head_of_response(
         self, target: Target, headers: Mapping[str, str], body: bytes, connections: "_Checked"
     ) -> httpcore2.Response:
         host = target.host.encode()
@@ -160,9 +160,9 @@ class Sender:
         return await connection.handle_async_request(request)
 
 
-def _answer_of(response: httpcore2.Response) -> Answer:
+def _receipt_of(response: httpcore2.Response) -> Receipt:
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
-    return Answer(response.status, retry_after_s=_asked_pause_s(headers))
+    return Receipt(response.status, retry_after_s=_asked_pause_s(headers))
 
 
 def _asked_pause_s(headers: Mapping[str, str]) -> float | None:
