@@ -22,7 +22,6 @@ from shared.store.queue import UNPRICED, Claim, Cost, Ending, Finished
 from shared.store.runtime import Runtime
 from shared.store.upstreams import Obstacle
 from shared.telemetry import Logger
-from shared.usage import UNMADE
 from worker.count_tokens import count_tokens
 from worker.governor import Governor, Permit
 from worker.llm_state import LlmState

@@ -13,7 +13,7 @@ from shared.events import OUR_NAMES
 from shared.job import Usage
 from shared.settings import Settings
 from shared.store.queue import Claim
-from shared.store.upstreams import UNMADE
+from shared.usage import UNMADE
 from worker.content_timers import ContentTimers, SilenceBounds
 from worker.governor import Permit, Spent, estimated
 from worker.log_writer import JobLog

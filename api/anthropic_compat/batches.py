@@ -25,12 +25,12 @@ from api.anthropic_compat.message_request import (
     upstream_headers_of,
 )
 from api.anthropic_compat.models import DEFAULT_LIMIT, AfterId, BeforeId, Limit, refuse_both
-from api.batches.results import JSON_LINES, results_answer
+from api.batches.results import JSON_LINES, results_response
 from api.batches.submit import submit_batch
 from api.dependencies import BATCH_ID, Api, Canceller, Reader, Submitter
 from api.http.invalid import refuse
 from api.http.rate_limit_headers import headers_of
-from api.http.responses import json_answer
+from api.http.responses import json_response
 from api.openapi import IDEMPOTENCY_KEY, LISTS, READS, SUBMITS, body_of, content, json_of, operation
 from shared.errors import FieldError, NotFound
 
@@ -73,7 +73,7 @@ async def create_message_batch(request: Request, api: Api, caller: Submitter) ->
     headers = headers_of(submitted.limits, on_messages_surface=True)
     if submitted.is_replayed:
         headers["idempotency-replayed"] = "true"
-    return json_answer(render(submitted.batch), headers=headers)
+    return json_response(render(submitted.batch), headers=headers)
 
 
 @router.get("/v1/messages/batches", operation_id="list_message_batches")
@@ -91,14 +91,14 @@ async def list_message_batches(
     refuse_both(after, before)
     page = await api.runtime.batches.page(caller.tenant, after=after, before=before, limit=limit)
     await api.key_ring.still(request.scope)
-    return json_answer(render_page(page.batches, has_more=page.next_after is not None))
+    return json_response(render_page(page.batches, has_more=page.next_after is not None))
 
 
 @router.get("/v1/messages/batches/{batch_id}", operation_id="read_message_batch")
 @operation({200: json_of(MessageBatch, "Its current state, with live counts.")}, _READS)
 async def read_message_batch(api: Api, caller: Reader, batch_id: OurId) -> Response:
     """As it stands, with live counts."""
-    return json_answer(render(await api.runtime.batches.get(batch_id, caller.tenant)))
+    return json_response(render(await api.runtime.batches.get(batch_id, caller.tenant)))
 
 
 @router.get("/v1/messages/batches/{batch_id}/results", operation_id="read_message_batch_results")
@@ -106,7 +106,7 @@ async def read_message_batch(api: Api, caller: Reader, batch_id: OurId) -> Respo
 async def read_message_batch_results(api: Api, caller: Reader, batch_id: OurId) -> Response:
     """What has ended so far, one JSON object a line."""
     batch = await api.runtime.batches.get(batch_id, caller.tenant)
-    return await results_answer(api.runtime, batch, encode=render_line)
+    return await results_response(api.runtime, batch, encode=render_line)
 
 
 @router.post("/v1/messages/batches/{batch_id}/cancel", operation_id="cancel_message_batch")
@@ -115,7 +115,7 @@ async def cancel_message_batch(api: Api, caller: Canceller, batch_id: OurId) -> 
     """End what has not ended; what is done stays."""
     if await api.runtime.batches.cancel(batch_id, caller.tenant):
         await api.runtime.batches.advance_all(batch_id, most_s=_ADVANCED_S)
-    return json_answer(render(await api.runtime.batches.get(batch_id, caller.tenant)))
+    return json_response(render(await api.runtime.batches.get(batch_id, caller.tenant)))
 
 
 @router.delete("/v1/messages/batches/{batch_id}", operation_id="delete_message_batch")
@@ -124,7 +124,7 @@ async def delete_message_batch(api: Api, caller: Canceller, batch_id: OurId) -> 
     """Erase a batch that has ended, with all its results."""
     await api.runtime.batches.erase(batch_id, caller.tenant)
     await api.runtime.batches.advance_all(batch_id, most_s=_ADVANCED_S)
-    return json_answer(render_deleted(batch_id))
+    return json_response(render_deleted(batch_id))
 
 
 def _cursor_of(text: str | None, name: str) -> str | None:

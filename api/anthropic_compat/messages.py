@@ -27,13 +27,13 @@ from api.anthropic_compat.message_request import (
 from api.anthropic_compat.message_stream import ERASED, HeldFrames, ended_job, frames_of, message_of
 from api.anthropic_compat.refusals import Refused, refusal_of_end
 from api.dependencies import Api, Submitter, caller_of
-from api.http.anthropic_errors import Refusal, error_frame, refusal_answer, refusal_of_problem, type_of
+from api.http.anthropic_errors import Refusal, error_frame, refusal_of_problem, refusal_response, type_of
 from api.http.body import read_body
 from api.http.disconnects import while_connected
 from api.http.errors import request_id_of
 from api.http.headers import JSON
 from api.http.rate_limit_headers import headers_of
-from api.http.responses import json_answer
+from api.http.responses import json_response
 from api.jobs.cancel import give_up
 from api.jobs.request import Draft
 from api.jobs.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, submit
@@ -85,7 +85,7 @@ _COUNT: Final[Schema] = {
 async def create_message(request: Request) -> Response:
     """An answer, whole or as it is written."""
     call, is_streamed = await _message_call(request)  # which keeps nothing of the request while it waits
-    return await (call.stream() if is_streamed else call.whole(_message_answer, _LONGEST_WAIT_S))
+    return await (call.stream() if is_streamed else call.whole(_message_response, _LONGEST_WAIT_S))
 
 
 # As hot as a submit (docs/decisions/0018).
@@ -122,7 +122,7 @@ async def count_tokens(request: Request, api: Api, caller: Submitter) -> Respons
     parse = partial(parse_count, default_model=api.settings.model, headers=upstream_headers_of(request))
     draft = await read_body(request, caller, api.settings.max_body_bytes, parse)
     call = await _begun(request, api, caller, draft, idempotency=None, is_cancelled_by_leaving=True)
-    return await call.whole(_count_answer, COUNT_TIMEOUT_S)
+    return await call.whole(_count_response, COUNT_TIMEOUT_S)
 
 
 async def _begun(
@@ -176,25 +176,25 @@ class _Call:
             ended = await while_connected(self._request, self._ended(most_s))
             has_ended = ended is not None
         except Problem as problem:
-            return self._refusal_answer(refusal_of_problem(problem))
+            return self._refusal_response(refusal_of_problem(problem))
         except Refused as refused:
             has_ended = refused.has_ended
-            return self._refusal_answer(refused.refusal)
+            return self._refusal_response(refused.refusal)
         finally:
             self._watch.close()
             if not has_ended:
                 await self._leave()
         if ended is None:
-            return self._refusal_answer(refusal_of_problem(ServerStopping()) if self._is_stopping else _TOO_LATE)
+            return self._refusal_response(refusal_of_problem(ServerStopping()) if self._is_stopping else _TOO_LATE)
         if ended.state is not JobState.SUCCEEDED:
-            return self._refusal_answer(self._refusal_of_end(ended))
+            return self._refusal_response(self._refusal_of_end(ended))
         return answer(ended, self._headers)
 
     async def stream(self) -> Response:
         """Waits for the beginning, so that what fails before it has a status of its own; then the answer as it comes."""
         if self._job.has_ended and self._job.state is not JobState.SUCCEEDED:
             self._watch.close()
-            return self._refusal_answer(self._refusal_of_end(self._job))
+            return self._refusal_response(self._refusal_of_end(self._job))
         held = HeldFrames(frames_of(self._api, self._job, self._watch, is_new=not self._is_replayed))
         is_handed_on = has_ended = False
         try:
@@ -202,7 +202,7 @@ class _Call:
             is_handed_on = True
         except Refused as refused:
             has_ended = refused.has_ended
-            return self._refusal_answer(self._as_final(refused.refusal) if has_ended else refused.refusal)
+            return self._refusal_response(self._as_final(refused.refusal) if has_ended else refused.refusal)
         finally:
             if not is_handed_on:
                 await held.close()
@@ -267,8 +267,8 @@ class _Call:
         """A repeat with the same key would find the same end."""
         return refusal._replace(may_retry=False, retry_after_s=None) if self._has_key else refusal
 
-    def _refusal_answer(self, refusal: Refusal) -> Response:
-        return refusal_answer(refusal, request_id_of(self._request), self._headers)
+    def _refusal_response(self, refusal: Refusal) -> Response:
+        return refusal_response(refusal, request_id_of(self._request), self._headers)
 
 
 _TOO_LATE: Final = Refusal(504, type_of(504), "There was no answer in time.", may_retry=False)
@@ -282,9 +282,9 @@ def _headers_of(submitted: Submitted) -> dict[str, str]:
     return headers | _REPLAYED if submitted.is_replayed else headers
 
 
-def _message_answer(job: Job, headers: dict[str, str]) -> Response:
-    return json_answer(message_of(job), headers=headers)
+def _message_response(job: Job, headers: dict[str, str]) -> Response:
+    return json_response(message_of(job), headers=headers)
 
 
-def _count_answer(job: Job, headers: dict[str, str]) -> Response:
-    return json_answer(bytes(job.result or b""), headers=headers)
+def _count_response(job: Job, headers: dict[str, str]) -> Response:
+    return json_response(bytes(job.result or b""), headers=headers)

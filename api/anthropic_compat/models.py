@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from api.dependencies import Api, Reader
 from api.http.invalid import refuse
-from api.http.responses import json_answer
+from api.http.responses import json_response
 from api.openapi import json_of, operation
 from api.state.api_state import ApiState
 from shared.errors import FieldError, NotFound
@@ -65,7 +65,7 @@ async def list_models(
         start = _place_of(after_id, "after_id", models) + 1 if after_id else 0
         page, has_more = models[start : start + limit], start + limit < len(models)
     ids = [model.id for model in page]
-    return json_answer(
+    return json_response(
         msgspec.json.encode(
             ModelPage(
                 data=[_model_of(model) for model in page],
@@ -83,7 +83,7 @@ async def read_model(api: Api, _: Reader, model_id: str) -> Response:
     """One of them."""
     for model in await _models(api):
         if model.id == model_id:
-            return json_answer(msgspec.json.encode(_model_of(model)))
+            return json_response(msgspec.json.encode(_model_of(model)))
     raise NotFound("There is no such model.")
 
 

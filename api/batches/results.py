@@ -74,7 +74,7 @@ class _Found(NamedTuple):
 Encode = Callable[[ResultLine], bytes]
 
 
-async def results_answer(
+async def results_response(
     runtime: Runtime,
     batch: Batch,
     *,

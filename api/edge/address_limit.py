@@ -11,7 +11,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.http.errors import error_answer
+from api.http.errors import error_response
 from api.state.api_state import ApiState, api_of
 from shared.errors import Problem, RateLimited
 
@@ -33,7 +33,7 @@ class AddressLimit:
             try:
                 await self._count(scope)
             except RateLimited as problem:
-                await error_answer(scope, problem)(scope, receive, send)
+                await error_response(scope, problem)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

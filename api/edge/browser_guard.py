@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.http.errors import error_answer
+from api.http.errors import error_response
 from shared.errors import Forbidden
 
 OWN_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -35,7 +35,7 @@ class BrowserGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in _OPEN and (problem := self._problem_of(scope)) is not None:
-            await error_answer(scope, problem)(scope, receive, send)
+            await error_response(scope, problem)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.edge.cors import Cors
 from api.http import anthropic_errors
-from api.http.errors import REQUEST_ID, error_answer
+from api.http.errors import REQUEST_ID, error_response
 from api.http.security_headers import security_headers
 from api.state.api_state import ApiState
 from shared.errors import InternalError, InvalidRequest, NotFound, Problem
@@ -75,7 +75,7 @@ class Envelope:
         drain.open_requests += 1
         try:
             if (problem := _problem_of_target(scope)) is not None:
-                await error_answer(scope, problem)(scope, receive, send_on)
+                await error_response(scope, problem)(scope, receive, send_on)
             elif scope["method"] == "OPTIONS" and not self._cors.is_off and _header(scope, _ASKED) is not None:
                 await self._respond_to_preflight(scope, send, added)
             else:
@@ -86,7 +86,7 @@ class Envelope:
             self._log.error("request_failed", request_id=request_id, method=scope["method"], exc_info=error)
             # Once it has begun, a response can only break off: the server then closes the connection.
             if not has_begun:
-                await error_answer(scope, InternalError())(scope, receive, send_on)
+                await error_response(scope, InternalError())(scope, receive, send_on)
         finally:
             drain.open_requests -= 1
             api.occupancy.leave(scope)

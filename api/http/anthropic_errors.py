@@ -88,7 +88,7 @@ def error_frame(refusal: Refusal, request_id: str) -> bytes:
     return b"event: error\ndata: %b\n\n" % envelope(refusal, request_id)
 
 
-def refusal_answer(refusal: Refusal, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+def refusal_response(refusal: Refusal, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
     """The refusal as a response."""
     answer = Response(envelope(refusal, request_id), refusal.status, headers, _JSON)
     answer.headers["Cache-Control"] = "no-store"
@@ -99,9 +99,9 @@ def refusal_answer(refusal: Refusal, request_id: str, headers: Mapping[str, str]
     return answer
 
 
-def problem_answer(problem: Problem, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+def problem_response(problem: Problem, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
     """A problem, in the words of this surface."""
-    answer = refusal_answer(refusal_of_problem(problem), request_id, headers)
+    answer = refusal_response(refusal_of_problem(problem), request_id, headers)
     if isinstance(problem, Unauthenticated):
         answer.headers["WWW-Authenticate"] = "Bearer"
     return answer

@@ -93,7 +93,7 @@ def request_id_of(request: Request) -> str:
     return str(request.scope.get(REQUEST_ID, ""))
 
 
-def problem_answer(
+def problem_response(
     problem: Problem, request_id: str, headers: Mapping[str, str] | None = None, *, for_sdk: bool = False
 ) -> Response:
     """The problem as a response."""
@@ -106,15 +106,15 @@ def problem_answer(
     return answer
 
 
-def error_answer(scope: Scope, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+def error_response(scope: Scope, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The problem in the words of the surface that was called."""
     on_surface = anthropic_errors.is_on_surface(scope["path"])
     if isinstance(problem, RateLimited):
         headers = {**(headers or {}), **headers_of(problem.limits, on_messages_surface=on_surface)}
     request_id = str(scope.get(REQUEST_ID, ""))
     if on_surface:
-        return anthropic_errors.problem_answer(problem, request_id, headers)
-    return problem_answer(problem, request_id, headers, for_sdk=is_of_an_sdk(scope))
+        return anthropic_errors.problem_response(problem, request_id, headers)
+    return problem_response(problem, request_id, headers, for_sdk=is_of_an_sdk(scope))
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -125,12 +125,12 @@ def add_handlers(app: FastAPI) -> None:
 
 
 async def _on_problem(request: Request, problem: Any) -> Response:
-    return error_answer(request.scope, problem)
+    return error_response(request.scope, problem)
 
 
 async def _on_invalid_parameters(request: Request, error: Any) -> Response:
     fields = [FieldError(_name_of(found["loc"]), sentence_of(found)) for found in error.errors()]
-    return error_answer(request.scope, refuse(*fields))
+    return error_response(request.scope, refuse(*fields))
 
 
 def _name_of(location: tuple[Any, ...]) -> str:
@@ -144,11 +144,11 @@ async def _on_http_exception(request: Request, error: Any) -> Response:
         allow = {"Allow": ", ".join(_allowed_methods(request))}
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=allow)
-        return error_answer(request.scope, MethodNotAllowed(), allow)
+        return error_response(request.scope, MethodNotAllowed(), allow)
     if error.status_code == NotFound.status:  # the router's own: no route has raised it
-        return error_answer(request.scope, NotFound(_NO_PATH + _hint_of(request.scope["path"])))
+        return error_response(request.scope, NotFound(_NO_PATH + _hint_of(request.scope["path"])))
     problem = _PROBLEMS.get(error.status_code, InvalidRequest if error.status_code < 500 else InternalError)
-    return error_answer(request.scope, problem())
+    return error_response(request.scope, problem())
 
 
 def _hint_of(path: str) -> str:

@@ -16,7 +16,7 @@ _LARGE_BYTES: Final = 64 << 10
 """As much of a response waits in the connection at once; what is larger is counted until its client has read it."""
 
 
-def json_answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Not for caches: what a job is like is true for a moment only, and private."""
     kind = Response if len(body) <= _LARGE_BYTES else _LargeResponse
     return kind(body, status, {**_NO_STORE, **headers} if headers else _NO_STORE, JSON)

@@ -9,12 +9,12 @@ from starlette.responses import Response
 
 from api.batches import submit
 from api.batches.items import BatchLine, BatchOptions, BatchRequest, BatchWebhook, options_of_query, refuse_query
-from api.batches.results import JSON_LINES, ResultLine, results_answer
+from api.batches.results import JSON_LINES, ResultLine, results_response
 from api.batches.retry import retry
 from api.dependencies import BATCH_ID, Api, BatchId, Canceller, Reader, Submitter
 from api.http.headers import EVENT_STREAM, idempotency_key, must_accept, one
 from api.http.rate_limit_headers import headers_of
-from api.http.responses import json_answer
+from api.http.responses import json_response
 from api.jobs.request import bounds_of
 from api.native.jobs import RETRY_AFTER, cursor_of
 from api.openapi import (
@@ -106,7 +106,7 @@ async def submit_batch(request: Request, api: Api, caller: Submitter) -> Respons
     if not batch.has_ended:
         headers["Retry-After"] = "1"
     status = 200 if is_replayed and batch.has_ended else 202
-    return json_answer(render(batch), status, headers)
+    return json_response(render(batch), status, headers)
 
 
 @router.get("/v1/batches")
@@ -123,7 +123,7 @@ async def list_batches(
         raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
     page = await api.runtime.batches.page(caller.tenant, after=after, limit=limit)
     await api.key_ring.still(request.scope)
-    return json_answer(render_page(page.batches, page.next_after))
+    return json_response(render_page(page.batches, page.next_after))
 
 
 @router.get("/v1/batches/{batch_id}")
@@ -146,7 +146,7 @@ async def read_results(
     """What has ended so far, one JSON object a line."""
     batch = await api.runtime.batches.get(batch_id, caller.tenant)
     wanted = None if status is None else JobState(status)
-    return await results_answer(api.runtime, batch, order=Order(order), status=wanted, after=_line_of(after))
+    return await results_response(api.runtime, batch, order=Order(order), status=wanted, after=_line_of(after))
 
 
 def _line_of(text: str | None) -> int | None:
@@ -214,7 +214,7 @@ async def retry_batch(request: Request, api: Api, caller: Submitter, batch_id: B
         headers["Idempotency-Replayed"] = "true"
     if not again.has_ended:
         headers |= RETRY_AFTER
-    return json_answer(render(again), 200 if is_replayed and again.has_ended else 202, headers)
+    return json_response(render(again), 200 if is_replayed and again.has_ended else 202, headers)
 
 
 @router.delete("/v1/batches/{batch_id}", status_code=204)
@@ -228,4 +228,4 @@ async def erase_batch(api: Api, caller: Canceller, batch_id: BatchId) -> Respons
 
 async def _current(api: ApiState, tenant: str, batch_id: str) -> Response:
     batch = await api.runtime.batches.get(batch_id, tenant)
-    return json_answer(render(batch), headers=None if batch.has_ended else RETRY_AFTER)
+    return json_response(render(batch), headers=None if batch.has_ended else RETRY_AFTER)

@@ -20,7 +20,7 @@ from api.http.disconnects import while_connected
 from api.http.errors import document, request_id_of
 from api.http.members import Body, Text, Whole, read
 from api.http.rate_limit_headers import headers_of
-from api.http.responses import json_answer
+from api.http.responses import json_response
 from api.http.strict_json import decode
 from api.jobs.cancel import give_up
 from api.jobs.request import Draft, JobOptions, drafted, user_message
@@ -103,7 +103,7 @@ async def complete(request: Request, api: Api, caller: Submitter) -> Response:
     problem = problem_of(job, is_given_up=not has_ended)
     if problem is not None:
         raise ServerStopping if not has_ended and api.shutdown.is_set() else problem
-    return json_answer(msgspec.json.encode(answer_of(job)), headers=headers_of(submitted.limits))
+    return json_response(msgspec.json.encode(answer_of(job)), headers=headers_of(submitted.limits))
 
 
 @router.post("/complete/stream")

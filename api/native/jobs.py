@@ -22,7 +22,7 @@ from api.http.headers import (
 )
 from api.http.invalid import refuse
 from api.http.rate_limit_headers import headers_of
-from api.http.responses import json_answer
+from api.http.responses import json_response
 from api.http.strict_json import decode
 from api.jobs.request import (
     Bounds,
@@ -184,7 +184,7 @@ def _response_of(submitted: Submitted, caller: Caller, headers: dict[str, str] |
     if not job.has_ended:
         all_headers |= RETRY_AFTER
     body = render(job, submitted.queue_position, with_result=may_see_all_of_it, with_metadata=may_see_all_of_it)
-    return json_answer(body, 200 if job.has_ended else 202, all_headers)
+    return json_response(body, 200 if job.has_ended else 202, all_headers)
 
 
 @router.get("/v1/jobs/{job_id}")
@@ -212,7 +212,7 @@ async def read_job(
         headers |= RETRY_AFTER
     position = await position_of(api, job)
     await api.key_ring.still(request.scope)  # the reads may have waited for seconds, as in all lists
-    return json_answer(render(job, position, with_result=result), headers=headers)
+    return json_response(render(job, position, with_result=result), headers=headers)
 
 
 @router.get("/v1/jobs")
@@ -236,7 +236,7 @@ async def list_jobs(
     waiting = [job.id for job in page.jobs if job.state is JobState.QUEUED]
     places = dict(zip(waiting, await api.runtime.jobs.positions(waiting, caller.tenant), strict=True))
     await api.key_ring.still(request.scope)
-    return json_answer(render_page(page.jobs, [places.get(job.id) for job in page.jobs], page.next_after))
+    return json_response(render_page(page.jobs, [places.get(job.id) for job in page.jobs], page.next_after))
 
 
 @router.get("/v1/jobs/{job_id}/events")
@@ -319,7 +319,7 @@ async def cancel_job(api: Api, caller: Canceller, job_id: JobId) -> Response:
     await api.runtime.jobs.cancel(job_id, caller.tenant)
     may_read = Scope.READ in caller.scopes
     job = await api.runtime.jobs.get(job_id, caller.tenant, with_result=may_read)
-    return json_answer(render(job, None, with_result=may_read))
+    return json_response(render(job, None, with_result=may_read))
 
 
 @router.post("/v1/jobs/{job_id}/retry", status_code=202)

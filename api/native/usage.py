@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from api.dependencies import Api, Reader
 from api.http.invalid import refuse
-from api.http.responses import json_answer
+from api.http.responses import json_response
 from api.openapi import json_of, operation
 from shared.errors import FieldError, InvalidCursor
 from shared.usage import Group, Grouping, GroupName, Summary, UsageSums
@@ -115,7 +115,7 @@ async def read_usage(
         has_more=len(groups) > limit,
         next=_cursor_of(page[-1]) if len(groups) > limit else None,
     )
-    return json_answer(msgspec.json.encode(report))
+    return json_response(msgspec.json.encode(report))
 
 
 class _Place(msgspec.Struct, array_like=True):

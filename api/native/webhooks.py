@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.dependencies import BATCH_ID, JOB_ID, Admin, Api, Reader, Submitter, caller_of
-from api.http.responses import json_answer
+from api.http.responses import json_response
 from api.http.rotation import RotateRequest, grace_s_of
 from api.openapi import LISTS, READS, body_of, json_of, operation
 from shared.api_key import Scope
@@ -116,27 +116,27 @@ async def list_deliveries(
         batch_id is not None and not BATCH_ID.fullmatch(batch_id)
     )
     if is_none:
-        return json_answer(msgspec.json.encode(DeliveryPage([], has_more=False, next=None)))
+        return json_response(msgspec.json.encode(DeliveryPage([], has_more=False, next=None)))
     page = await api.runtime.webhooks.page(
         caller.tenant, after=after, limit=limit, state=status, job_id=job_id, batch_id=batch_id
     )
     await api.key_ring.still(request.scope)
     views = [view_of(delivery) for delivery in page.deliveries]
-    return json_answer(msgspec.json.encode(DeliveryPage(views, page.next_after is not None, page.next_after)))
+    return json_response(msgspec.json.encode(DeliveryPage(views, page.next_after is not None, page.next_after)))
 
 
 @router.get("/v1/webhooks/deliveries/{delivery_id}")
 @operation({200: json_of(DeliveryView, "The delivery's current state.")}, READS)
 async def read_delivery(api: Api, caller: Reader, delivery_id: DeliveryId) -> Response:
     """A delivery, and its attempts."""
-    return json_answer(render(await api.runtime.webhooks.get(delivery_id, caller.tenant)))
+    return json_response(render(await api.runtime.webhooks.get(delivery_id, caller.tenant)))
 
 
 @router.post("/v1/webhooks/deliveries/{delivery_id}/redeliver", status_code=202)
 @operation({202: json_of(DeliveryView, "The delivery's current state.")}, READS)
 async def redeliver(api: Api, caller: Submitter, delivery_id: DeliveryId) -> Response:
     """Send it again now, whatever became of it. One that is being sent does not change."""
-    return json_answer(render(await api.runtime.webhooks.redeliver(delivery_id, caller.tenant)), 202)
+    return json_response(render(await api.runtime.webhooks.redeliver(delivery_id, caller.tenant)), 202)
 
 
 def _secret(secrets: Secrets) -> Response:
@@ -144,7 +144,7 @@ def _secret(secrets: Secrets) -> Response:
     view = SecretView(
         "webhook_secret", secrets.current, to_rfc3339(secrets.created_ms), to_rfc3339(until_ms) if until_ms else None
     )
-    return json_answer(msgspec.json.encode(view), 200, {"Cache-Control": "no-store"})
+    return json_response(msgspec.json.encode(view), 200, {"Cache-Control": "no-store"})
 
 
 def render(delivery: Delivery) -> bytes:

@@ -21,7 +21,7 @@ from api.http.body import read_json
 from api.http.headers import one
 from api.http.invalid import refuse
 from api.http.members import Body, Expected, Text, Whole, read
-from api.http.responses import json_answer
+from api.http.responses import json_response
 from api.http.rotation import RotateRequest, grace_s_of
 from api.openapi import LISTS, body_of, json_of, operation
 from api.state.api_state import ApiState
@@ -194,7 +194,7 @@ async def create_key(request: Request, api: Api, caller: Manager) -> Response:
     if made is None:
         raise _gives_too_much()
     api.log.info("api_key_created", key_id=made.key.id, by=caller.key_id)
-    return json_answer(render(made.key, made.key.created_ms, made.text), 201, {"Location": f"/v1/keys/{made.key.id}"})
+    return json_response(render(made.key, made.key.created_ms, made.text), 201, {"Location": f"/v1/keys/{made.key.id}"})
 
 
 @router.get("/v1/keys")
@@ -213,7 +213,7 @@ async def list_keys(
     now_ms = await api.runtime.api_keys.now_ms()
     await api.key_ring.still(request.scope)
     views = [view_of(key, now_ms) for key in page.keys]
-    return json_answer(msgspec.json.encode(KeyPage(views, page.next_after is not None, page.next_after)))
+    return json_response(msgspec.json.encode(KeyPage(views, page.next_after is not None, page.next_after)))
 
 
 @router.get("/v1/keys/{key_id}")
@@ -241,7 +241,7 @@ async def rotate_key(request: Request, api: Api, caller: Manager, key_id: KeyId)
         key_id, caller.tenant, grace_s=grace_s, maker=None if own is None else own.presented
     )
     api.log.info("api_key_rotated", key_id=key_id, by=caller.key_id)
-    return json_answer(render(made.key, await api.runtime.api_keys.now_ms(), made.text))
+    return json_response(render(made.key, await api.runtime.api_keys.now_ms(), made.text))
 
 
 @router.post("/v1/keys/{key_id}/revoke")
@@ -259,7 +259,7 @@ async def revoke_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
 
 
 async def _current(api: ApiState, key: ApiKey) -> Response:
-    return json_answer(render(key, await api.runtime.api_keys.now_ms()))
+    return json_response(render(key, await api.runtime.api_keys.now_ms()))
 
 
 def _gives_too_much() -> Forbidden:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.dependencies import Api, caller_of
-from api.http.responses import json_answer
+from api.http.responses import json_response
 from api.openapi import json_of, nothing, operation
 from api.state.api_state import ApiState
 from shared.api_key import Scope
@@ -133,8 +133,8 @@ async def health(request: Request, api: Api) -> Response:
             caller = await caller_of(request, Scope.READ, query=request.query_params)
             report = await _as_told_to(caller.tenant, report, api)
         except Problem:
-            return json_answer(msgspec.json.encode(_State(report.status)), status, headers)
-    return json_answer(msgspec.json.encode(report), status, headers)
+            return json_response(msgspec.json.encode(_State(report.status)), status, headers)
+    return json_response(msgspec.json.encode(report), status, headers)
 
 
 async def _recent_report(api: ApiState) -> HealthReport:
@@ -194,7 +194,7 @@ async def _report_of(api: ApiState) -> HealthReport:
 @operation({200: nothing("The process runs.")})
 async def live() -> Response:
     """The process runs."""
-    return json_answer(_LIVE)
+    return json_response(_LIVE)
 
 
 @router.get("/health/ready")
@@ -203,10 +203,10 @@ async def ready(api: Api) -> Response:
     """Whether to send requests here: 503 without Redis, and while the process ends."""
     api.drain.note_poll(asyncio.get_running_loop().time())
     if api.drain.is_begun:
-        return json_answer(_DRAINING, 503, _RETRY)
+        return json_response(_DRAINING, 503, _RETRY)
     if not await api.runtime.ping():
-        return json_answer(_NO_REDIS, 503, _RETRY)
-    return json_answer(_READY)
+        return json_response(_NO_REDIS, 503, _RETRY)
+    return json_response(_READY)
 
 
 def _llm_note_of(worker: Mapping[str, str]) -> _LlmNote | None:
