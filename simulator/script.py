@@ -105,7 +105,7 @@ def refusal_script(dialect: Dialect, refused: Refused, request_id: str) -> Scrip
 
 
 def answer_script(dialect: Dialect, request: Request, words: Words, pace: Pace, occasion: Occasion) -> Script:
-    """The answer to a request, with the faults that its prompt asks for."""
+    """The response to a request, with the faults that its prompt asks for."""
     plan = _plan(dialect, words, pace, occasion, streamed=request.stream)
     if plan.ending is not None and plan.ending.name == "fail":
         return _failure(plan.ending, plan, occasion.now_s)

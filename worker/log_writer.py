@@ -189,7 +189,7 @@ class JobLog:
                 self._writer.outage.note(problem)
                 await asyncio.sleep(AGAIN_S)
                 continue
-            if reply.outcome is not Finished.BEHIND:
+            if reply.outcome is not Finished.INCOMPLETE:
                 self.close()
                 return reply.outcome
             if self._in_flight:

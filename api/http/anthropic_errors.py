@@ -90,21 +90,21 @@ def error_frame(refusal: Refusal, request_id: str) -> bytes:
 
 def refusal_response(refusal: Refusal, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
     """The refusal as a response."""
-    answer = Response(envelope(refusal, request_id), refusal.status, headers, _JSON)
-    answer.headers["Cache-Control"] = "no-store"
+    response = Response(envelope(refusal, request_id), refusal.status, headers, _JSON)
+    response.headers["Cache-Control"] = "no-store"
     if not refusal.may_retry:
-        answer.headers.update(NO_RETRY)
+        response.headers.update(NO_RETRY)
     if refusal.retry_after_s is not None:
-        answer.headers["Retry-After"] = str(refusal.retry_after_s)
-    return answer
+        response.headers["Retry-After"] = str(refusal.retry_after_s)
+    return response
 
 
 def problem_response(problem: Problem, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
     """A problem, in the words of this surface."""
-    answer = refusal_response(refusal_of_problem(problem), request_id, headers)
+    response = refusal_response(refusal_of_problem(problem), request_id, headers)
     if isinstance(problem, Unauthenticated):
-        answer.headers["WWW-Authenticate"] = "Bearer"
-    return answer
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 def refusal_of_problem(problem: Problem) -> Refusal:

@@ -97,13 +97,13 @@ def problem_response(
     problem: Problem, request_id: str, headers: Mapping[str, str] | None = None, *, for_sdk: bool = False
 ) -> Response:
     """The problem as a response."""
-    answer = Response(document(problem, request_id, for_sdk=for_sdk), problem.status, headers, PROBLEM_JSON)
-    answer.headers["Cache-Control"] = "no-store"
+    response = Response(document(problem, request_id, for_sdk=for_sdk), problem.status, headers, PROBLEM_JSON)
+    response.headers["Cache-Control"] = "no-store"
     if problem.retry_after_s is not None:
-        answer.headers["Retry-After"] = str(problem.retry_after_s)
+        response.headers["Retry-After"] = str(problem.retry_after_s)
     if isinstance(problem, Unauthenticated):
-        answer.headers["WWW-Authenticate"] = "Bearer"
-    return answer
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 def error_response(scope: Scope, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:

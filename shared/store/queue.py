@@ -73,12 +73,12 @@ class Finished(StrEnum):
     """This very claim ended it before: the first reply was lost."""
     REFUSED = "refused"
     """The claim is over, or somebody ended the job: the result is dropped."""
-    BEHIND = "behind"
+    INCOMPLETE = "incomplete"
     """The log lost a tail: append it again first."""
 
 
 class FinishReply(NamedTuple):
-    """With the seq that the log takes, if BEHIND."""
+    """With the seq that the log takes, if INCOMPLETE."""
 
     outcome: Finished
     expected_seq: int = 0
@@ -206,7 +206,7 @@ class Queue:
             fields=fields,
         )
         finished = Finished(outcome.decode())
-        return FinishReply(finished, int(rest[0]) if finished is Finished.BEHIND else 0)
+        return FinishReply(finished, int(rest[0]) if finished is Finished.INCOMPLETE else 0)
 
     async def depth(self) -> dict[JobState, int]:
         """How many jobs wait, and how many run."""

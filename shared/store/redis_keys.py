@@ -149,7 +149,7 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "tenant_sending": (("tenant",), "set of ids: the tenant's attempts under way. Gone when empty."),
     "webhook_gone": (
         ("tenant", "endpoint"),
-        "flag: the receiver answered 410, and is sent nothing more. 30 days TTL, or until a redelivery arrives.",
+        "flag: the receiver returned 410, and is sent nothing more. 30 days TTL, or until a redelivery arrives.",
     ),
     "webhook_secret": (
         ("tenant",),

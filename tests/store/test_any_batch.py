@@ -1,7 +1,7 @@
-"""Whatever happens to batches, in whatever order, among other jobs: every line has one outcome, and the sums agree.
+"""Any history of batches and other jobs: every line has exactly one outcome, and the sums agree.
 
-A state machine as in test_any_history: batches come in, start, are cancelled, dropped and erased piece by piece, between
-claims, ends, deaths and expiries of their items, beside a small model of what each batch and each line must be.
+A state machine as in test_any_history: batches arrive, start, are cancelled, dropped and erased in portions, between
+claims, ends, deaths and expiries of their items. A small model says what each batch and line must be.
 """
 
 import asyncio
@@ -65,20 +65,20 @@ MOST_BATCHES: Final = 8
 
 OF_A_JOB = st.sampled_from(["model-1", "model-2"])
 LINES = st.lists(st.tuples(st.sampled_from(["model-1", "model-1", "model-2", ""]), st.sampled_from([0, 0, 0, 2])), min_size=1, max_size=4)  # fmt: skip
-"""Of each line its model (none: it cannot run), and how many blank lines stand before it."""
+"""For each line its model (empty: it is invalid), and the number of blank lines before it."""
 COSTS = st.sampled_from([None, 0, 7, 1_000, UNPRICED])
 SUCCESS_USAGES = st.sampled_from([None, Usage(1, 2, 3, 4), Usage(input_tokens=10, output_tokens=5)])
 
 
 def _with_key(tenant: str) -> dict[str, Any]:
-    """One of the tenants has an API key, whose limits hold nobody back: all is counted, and it has flows of its own."""
+    """One tenant has an API key with limits too high to be reached, so that all is counted and it has its own flows."""
     wide = CallerLimits(10_000, 1_000_000, 10_000, 10_000, 10**15, 10**15)
     return {"key_id": "key-b", "key_limits": wide} if tenant == "tenant-b" else {}
 
 
 @dataclass(eq=False)
 class Job:
-    """What must be true of one job, be it an item of a batch or not."""
+    """What must be true of one job, which may be an item of a batch."""
 
     id: str
     tenant: str
@@ -86,7 +86,7 @@ class Job:
     batch: "Sent | None" = None
     state: JobState = JobState.QUEUED
     is_placed: bool = True
-    """Items: whether ADVANCE has started them."""
+    """For items: whether ADVANCE has queued them."""
     is_there: bool = True
     """Whether it has a record."""
     is_deferred: bool = False
@@ -94,9 +94,9 @@ class Job:
     """Whether the test moved its deadline into the past."""
     has_started: bool = False
     held: Claim | None = None
-    """The claim that may write, if any."""
+    """The claim that may write, if there is one."""
     over: list[Claim] = field(default_factory=list)
-    """Claims that may not, any more."""
+    """Claims that may no longer write."""
     next_seq: int = 0
     is_confirmed: bool = False
     takeovers: int = 0
@@ -126,7 +126,7 @@ class Job:
             self.batch.settle()
 
     def charge(self, cost: Cost) -> None:
-        """What is gone is not charged, nor is its batch then."""
+        """A deleted job is not charged, and neither is its batch."""
         if not self.is_there or cost is None:
             return
         charged_to: list[Job | Sent] = [self, self.batch] if self.batch else [self]
@@ -144,7 +144,7 @@ class Sent:
     id: str
     tenant: str
     state: BatchState | None = BatchState.RECEIVING
-    """None: nothing of it is left."""
+    """None: it is deleted."""
     lines: list[Job | InvalidItem | None] = field(default_factory=list)
     """By number, from 1; None is a blank line."""
     is_deferred: bool = False
@@ -156,7 +156,7 @@ class Sent:
     cost: int | None = None
     is_unpriced: bool = False
     ended_lines: list[int] = field(default_factory=list)
-    """In the order in which they were told as ended."""
+    """In the order of their ends."""
     at_end: Batch | None = None
 
     @property
@@ -165,12 +165,12 @@ class Sent:
 
     @property
     def is_seen(self) -> bool:
-        """Whether its tenant finds it."""
+        """Whether its tenant can see it."""
         return self.state in (BatchState.RUNNING, BatchState.CANCELLING, BatchState.ENDED)
 
     @property
     def outcomes(self) -> dict[int, JobState]:
-        """Of the lines that have ended."""
+        """The outcomes of the ended lines, by line number."""
         states = {
             number: line.state if isinstance(line, Job) else JobState.FAILED
             for number, line in enumerate(self.lines, 1)
@@ -185,17 +185,17 @@ class Sent:
         return {"total": sum(counts.values()), **{state: counts[state] for state in JobState}}
 
     def settle(self) -> None:
-        """With its last item it ends."""
+        """Ends the batch if its last item has ended."""
         if self.is_seen and all(job.has_ended for job in self.jobs):
             self.state = BatchState.ENDED
 
     def begin(self) -> None:
-        """It was started, by START."""
+        """START has started it."""
         self.state, self.was_started = BatchState.RUNNING, True
         self.settle()
 
     def advance(self) -> bool:
-        """What the next piece does. Returns whether something is left to do."""
+        """Does what the next portion must do. Returns whether more is left."""
         if self.state is BatchState.DROPPED:
             return self._erase_some()
         if self.state in (None, BatchState.RECEIVING):
@@ -247,7 +247,7 @@ class AnyBatch(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.jobs: dict[str, Job] = {}
-        """Items too."""
+        """All jobs by id, including items."""
         self.batches: list[Sent] = []
         self.keys: dict[tuple[str, str], Known] = {}
 
@@ -273,7 +273,7 @@ class AnyBatch(RuleBasedStateMachine):
 
         self.run(flush())
 
-    # How batches come in
+    # How batches arrive
 
     @precondition(lambda self: sum(batch.state is not None for batch in self.batches) < MOST_BATCHES)
     @rule(tenant=st.sampled_from(TENANTS))
@@ -351,7 +351,7 @@ class AnyBatch(RuleBasedStateMachine):
         pieces=st.integers(0, 3),
     )
     def a_batch_comes(self, tenant: str, slices: list[list[tuple[str, int]]], key: str | None, pieces: int) -> None:
-        """Whole, so that most histories have some of several pieces."""
+        """A complete batch, so that most histories have some with several portions."""
         self.open(tenant)
         batch = self.batches[-1]
         for given in slices:
@@ -363,7 +363,7 @@ class AnyBatch(RuleBasedStateMachine):
     @precondition(lambda self: self.batches)
     @rule(draw=st.data())
     def drop(self, draw: st.DataObject) -> None:
-        """Harmless once it has started."""
+        """A drop after the start changes nothing."""
         batch = draw.draw(st.sampled_from(self.batches_in(BatchState.RECEIVING) or self.batches))
         self.run(self.runtime.batches.drop(batch.id, batch.tenant))
         if batch.state is BatchState.RECEIVING:
@@ -372,7 +372,7 @@ class AnyBatch(RuleBasedStateMachine):
     @precondition(lambda self: any(batch.state is not BatchState.RECEIVING for batch in self.batches))
     @rule(draw=st.data())
     def a_receiver_is_late(self, draw: st.DataObject) -> None:
-        """Its batch was given up, or was started by a call whose answer was lost."""
+        """Its batch was dropped, or was started by a call whose reply was lost."""
         others = [batch for batch in self.batches if batch.state is not BatchState.RECEIVING]
         batch = draw.draw(st.sampled_from(others))
         with pytest.raises(NotFound):
@@ -380,7 +380,7 @@ class AnyBatch(RuleBasedStateMachine):
         with pytest.raises(NotFound):
             self.run(begin(self.runtime, Begun(batch.id, batch.tenant, ()), idempotency_key="key-3"))
 
-    # What is done in pieces
+    # What is done in portions
 
     @precondition(lambda self: self.batches)
     @rule(draw=st.data())
@@ -396,7 +396,7 @@ class AnyBatch(RuleBasedStateMachine):
     @precondition(lambda self: self.batches)
     @rule(draw=st.data(), does_all=st.booleans(), are_silent=st.sampled_from([False, False, True]))
     def another_process_looks(self, draw: st.DataObject, does_all: bool, are_silent: bool) -> None:
-        """Whoever was at some of the batches is gone: what came in is given up, the rest goes on."""
+        """The process that worked on some batches has died: received ones are dropped, started ones go on."""
         due = self.run(members(self.runtime, redis_keys.plain("due")))
         if not are_silent:
             receiving = [batch.id for batch in self.batches_in(BatchState.RECEIVING)]
@@ -461,7 +461,7 @@ class AnyBatch(RuleBasedStateMachine):
     @precondition(lambda self: self.batches)
     @rule(draw=st.data(), word=st.sampled_from(["start", "add and drop", "cancel", "erase"]))
     def a_stranger_tries(self, draw: st.DataObject, word: str) -> None:
-        """Whatever it knows of another tenant's batch."""
+        """With ids of another tenant's batch."""
         batch = draw.draw(st.sampled_from(self.batches))
         stranger = next(tenant for tenant in TENANTS if tenant != batch.tenant)
         if word == "add and drop":
@@ -523,7 +523,7 @@ class AnyBatch(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs_in(*TERMINAL_STATES))
     @rule(draw=st.data())
     def erase_job(self, draw: st.DataObject) -> None:
-        """Its line stays counted."""
+        """Its line is still counted."""
         job = self.some_job(draw, *TERMINAL_STATES)
         self.run(self.runtime.jobs.erase(job.id, job.tenant))
         job.is_there = False
@@ -550,7 +550,7 @@ class AnyBatch(RuleBasedStateMachine):
         assert len(claims) <= count
         assert lows <= low_count
         assert suspects_left >= 0
-        if len(claims) < count:  # nobody is left behind for no reason
+        if len(claims) < count:  # no job is passed over without a reason
             for job in self.jobs_in(JobState.QUEUED):
                 is_kept_back = job.priority is Priority.LOW and lows == low_count
                 is_suspect = job.takeovers >= SUSPECT_TAKEOVERS and suspects_left == 0
@@ -590,7 +590,7 @@ class AnyBatch(RuleBasedStateMachine):
         job.stop(JobState.SUCCEEDED if step is Step.SUCCEED else JobState.FAILED)
 
     def _finish_again(self, draw: st.DataObject, cost: Cost) -> None:
-        """A repeated call whose first answer was lost, maybe long ago."""
+        """A repeated call whose first reply was lost, maybe long ago."""
         job = draw.draw(st.sampled_from([job for job in self.jobs.values() if job.ended_by]))
         assert job.ended_by is not None
         ending = Ending(Step.SUCCEED, A_RESULT, Usage(9, 9, 9, 9))
@@ -600,7 +600,7 @@ class AnyBatch(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs_in(JobState.QUEUED))
     @rule(count=st.integers(1, 4), usage=SUCCESS_USAGES)
     def a_worker_works(self, count: int, usage: Usage | None) -> None:
-        """So that batches end: it finishes what it claims."""
+        """Finishes what it claims, so that batches end."""
         for found in self._claim(count, count):
             self._finish(self.jobs[found.id], Step.SUCCEED, usage, 100)
 
@@ -629,7 +629,7 @@ class AnyBatch(RuleBasedStateMachine):
     @precondition(lambda self: any(job.held or job.over for job in self.jobs.values()))
     @rule(draw=st.data(), cost=st.sampled_from([5, UNPRICED]), is_told=st.booleans())
     def charge_behind_the_end(self, draw: st.DataObject, cost: int | str, is_told: bool) -> None:
-        """A call's end is heard of late; what the claim's own FINISH or RELEASE told is not charged again."""
+        """A call's end arrives late; the cost in the claim's FINISH or RELEASE is not charged again."""
         job = draw.draw(st.sampled_from([job for job in self.jobs.values() if job.held or job.over]))
         claims = [*job.over, *filter(None, [job.held])]
         epoch = draw.draw(st.sampled_from(claims)).epoch if is_told else 0
@@ -640,7 +640,7 @@ class AnyBatch(RuleBasedStateMachine):
     @precondition(lambda self: any(job.over for job in self.jobs.values()))
     @rule(draw=st.data(), word=st.sampled_from(["append", "finish", "release", "renew"]))
     def a_claim_that_is_over_speaks(self, draw: st.DataObject, word: str) -> None:
-        """A zombie, or a repeated call; of items that were erased, too."""
+        """A zombie, or a repeated call; also for erased items."""
         job = draw.draw(st.sampled_from([job for job in self.jobs.values() if job.over]))
         stale = draw.draw(st.sampled_from(job.over))
         queue = self.runtime.queue
@@ -688,7 +688,7 @@ class AnyBatch(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs_in(JobState.RUNNING))
     @rule(draw=st.data())
     def a_job_kills_its_workers(self, draw: st.DataObject) -> None:
-        """Until it fails, if a worker can be had for it."""
+        """Until it fails, if a worker can claim it."""
         job = self.some_job(draw, JobState.RUNNING)
         while job.held:
             self._die([job], have_renewed=True)
@@ -704,7 +704,7 @@ class AnyBatch(RuleBasedStateMachine):
         self.run(make_due(self.runtime, *(job.id for job in jobs)))
         for job in jobs:
             job.is_deferred = False
-        self._claim(0, 0)  # any worker's next look promotes them
+        self._claim(0, 0)  # any worker's next claim promotes them
 
     @precondition(lambda self: self.jobs_in(JobState.QUEUED))
     @rule(draw=st.data())
@@ -722,7 +722,7 @@ class AnyBatch(RuleBasedStateMachine):
     @precondition(lambda self: self.batches_in(BatchState.RUNNING))
     @rule(draw=st.data())
     def a_batch_waits_too_long(self, draw: st.DataObject) -> None:
-        """Also what of it was not given its place in all that time."""
+        """Including items that were not queued yet."""
         batch = self.some_batch(draw, BatchState.RUNNING)
 
         async def age() -> None:
@@ -737,12 +737,12 @@ class AnyBatch(RuleBasedStateMachine):
 
     @invariant()
     def the_books_agree(self) -> None:
-        """Records, queue and counts; it reads every batch that it finds."""
+        """Records, queue and counts of every batch."""
         self.run(assert_consistent(self.runtime, self.jobs))
 
     @invariant()
     def all_is_what_its_history_says(self) -> None:
-        """Each job and batch; what has ended stays as it was; what is gone stays gone."""
+        """Each job and batch; ended ones do not change, deleted ones stay deleted."""
         self.run(self._look())
 
     async def _look(self) -> None:
@@ -774,7 +774,7 @@ class AnyBatch(RuleBasedStateMachine):
         if not job.has_ended:
             assert left_ms == -1
             return
-        record.pop(b"kept_until", None)  # no longer than its batch, whose end may come later
+        record.pop(b"kept_until", None)  # its TTL is set with its batch's, which may end later
         if job.record_at_end is None:
             job.record_at_end = record
         assert record == job.record_at_end
@@ -808,7 +808,7 @@ class AnyBatch(RuleBasedStateMachine):
             return None
 
     async def _look_at_outcomes(self, sent: Sent) -> None:
-        """Each line that has ended, once, in both orders, read whole or from somewhere on."""
+        """Each ended line once, in both orders, read from the start or from any line."""
         batches = self.runtime.batches
         finished, submitted = await asyncio.gather(
             *(batches.ended_items(sent.id, order) for order in (Order.FINISHED, Order.SUBMITTED))
@@ -828,7 +828,7 @@ class AnyBatch(RuleBasedStateMachine):
                 assert len(behind) >= min(2, len(all_) - middle - 1)
 
     async def _look_at_items(self, sent: Sent) -> None:
-        """Its jobs are found by its id, last line first; by nobody else."""
+        """Its tenant finds its jobs by the batch's id, last line first; other tenants do not."""
         there = [job for job in sent.jobs if job.is_placed and job.is_there][::-1]
         stranger = next(tenant for tenant in TENANTS if tenant != sent.tenant)
         listed, foreign, running, item_ids = await asyncio.gather(
@@ -854,8 +854,8 @@ class AnyBatch(RuleBasedStateMachine):
     # The end of a history
 
     def teardown(self) -> None:
-        """Everything is driven to its end: one outcome a line; and of what is erased no key is left."""
-        if sys.exception() is not None:  # it broke off: its own error is the one to see
+        """Ends everything: one outcome per line; erased jobs and batches leave no key."""
+        if sys.exception() is not None:  # the history failed: that error matters
             return
         self._drive_to_the_end()
         self.run(assert_consistent(self.runtime, self.jobs))
@@ -899,7 +899,7 @@ class AnyBatch(RuleBasedStateMachine):
         return batch.at_end is not None and batch.at_end.cancelled_ms is not None
 
     async def _assert_clean(self) -> None:
-        """Of batches only Idempotency-Keys; all else is the queue's, or an ordinary job's."""
+        """Of batches only Idempotency-Keys are left; other keys belong to the queue or to single jobs."""
         names = await all_keys(self.runtime._commands)
         assert {kind_of(name) for name in names} <= {
             "job", "result", "log", "index", "idempotency", "turns", "clock", "held_bytes", "kept_bytes", "kept_due", "places", "picks", "alive", "grace", "hungry",
@@ -934,11 +934,11 @@ async def _awaited(future: "asyncio.Future[Any]") -> Any:
     return await future
 
 
-@pytest.mark.timeout(420)  # some seconds; but hypothesis shrinks a failure for up to five minutes before it tells
+@pytest.mark.timeout(420)  # takes some seconds, but hypothesis shrinks a failure for up to five minutes
 def test_every_line_has_one_outcome_whatever_happens(
     redis_under_test: RedisUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counts, usage and cost are the sum of the lines; ends are for ever; what is dropped or erased leaves nothing."""
+    """Counts, usage and cost are sums over the lines; outcomes are final; dropped and erased batches leave nothing."""
     monkeypatch.setattr("shared.store.batches.SLICE_ITEMS", PIECE)
     configured = load_settings(redis_url=redis_under_test.url, lease_s=A_LONG_LEASE_S)
     with asyncio.Runner() as runner:

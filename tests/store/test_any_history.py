@@ -1,7 +1,7 @@
-"""Whatever happens to jobs, in whatever order: the promises hold after every step.
+"""Any history of jobs: the promises hold after every step.
 
-A state machine submits, claims, renews, appends, finishes, releases, loses workers, cancels and lets time pass, as
-hypothesis sees fit, beside a small model of what must be true; a failure is shrunk to the shortest history that shows it.
+Hypothesis drives a state machine that submits, claims, renews, appends, finishes, releases, loses workers, cancels and
+lets time pass. A small model says what must be true; a failure is shrunk to the shortest history that shows it.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ from tests.support.store import (
 TENANTS = ("tenant-a", "tenant-b")
 A_LONG_LEASE_S = 600
 WIDE = CallerLimits(10_000, 1_000_000, 10_000, 10_000, 10**15, 10**15)
-"""Holds nobody back: all the counting, and a flow of its own."""
+"""Limits too high to be reached: all is counted, and the key has its own flows."""
 ONE_AT_ONCE = CallerLimits(running_jobs=1)
 LIMITS_OF_KEYS = {"": NO_LIMITS, "key-a": NO_LIMITS, "key-b": WIDE, "key-c": ONE_AT_ONCE}
 
@@ -66,16 +66,16 @@ class Model:
     state: JobState = JobState.QUEUED
     is_deferred: bool = False
     held: Claim | None = None
-    """The claim that may write, if any."""
+    """The claim that may write, if there is one."""
     over: list[Claim] = field(default_factory=list)
-    """Claims that may not, any more."""
+    """Claims that may no longer write."""
     next_seq: int = 0
     is_confirmed: bool = False
     takeovers: int = 0
     attempts: int = 0
     failures: int = 0
     is_published: bool = False
-    """Whether followers have seen something since the newest claim began."""
+    """Whether followers have seen content since the newest claim began."""
     ended_by: Claim | None = None
     released_by: Claim | None = None
     record_at_end: dict[bytes, bytes] | None = None
@@ -99,7 +99,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.jobs: dict[str, Model] = {}
         self.keys: dict[tuple[str, str], str] = {}
         self.running_jobs = dict.fromkeys(TENANTS, 0)
-        """The tenants' limits; 0 is none."""
+        """The tenants' limits; 0 means no limit."""
         self.waiting_bytes = dict.fromkeys(TENANTS, 0)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -176,26 +176,26 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(tenant=st.sampled_from(TENANTS), running_jobs=st.sampled_from([0, 1, 2]))
     def limit(self, tenant: str, running_jobs: int) -> None:
-        """By an operator."""
+        """An operator sets it."""
         self.run(self.runtime.tenants.set(tenant, {"running_jobs": running_jobs}))
         self.running_jobs[tenant] = running_jobs
 
     @rule(tenant=st.sampled_from(TENANTS), waiting_bytes=st.sampled_from([0, 0, 5_000]))
     def limit_bytes(self, tenant: str, waiting_bytes: int) -> None:
-        """By an operator. What is there already stays."""
+        """An operator sets it. Existing jobs stay."""
         self.run(self.runtime.tenants.set(tenant, {"waiting_bytes": waiting_bytes}))
         self.waiting_bytes[tenant] = waiting_bytes
 
     @precondition(lambda self: self.has(*TERMINAL_STATES))
     @rule(draw=st.data())
     def erase(self, draw: st.DataObject) -> None:
-        """Its Idempotency-Key stays."""
+        """Its Idempotency-Key is kept."""
         job = self.some(draw, *TERMINAL_STATES)
         self.run(self.runtime.jobs.erase(job.id, job.tenant))
         del self.jobs[job.id]
 
     def is_full(self, job: Model) -> bool:
-        """Whether as many of its tenant, or of its key, run as may."""
+        """Whether its tenant or its key runs as many jobs as allowed."""
         running = [other for other in self.jobs.values() if other.state is JobState.RUNNING]
         most = self.running_jobs[job.tenant]
         is_tenant_full = 0 < most <= sum(other.tenant == job.tenant for other in running)
@@ -227,7 +227,7 @@ class AnyHistory(RuleBasedStateMachine):
         assert len(claims) <= count
         assert lows <= low_count
         assert suspects_left >= 0
-        if len(claims) < count:  # nobody is left behind for no reason
+        if len(claims) < count:  # no job is passed over without a reason
             for job in self.jobs.values():
                 if job.state is JobState.QUEUED and not job.is_deferred:
                     is_kept_back = job.priority is Priority.LOW and lows == low_count
@@ -237,7 +237,7 @@ class AnyHistory(RuleBasedStateMachine):
     @precondition(lambda self: any(job.held or job.over for job in self.jobs.values()))
     @rule(draw=st.data())
     def renew(self, draw: st.DataObject) -> None:
-        """A worker's running jobs in one call, some of them no longer its own."""
+        """Renews a worker's jobs in one call; some are no longer its own."""
         held = [job.held for job in self.jobs.values() if job.held]
         over = [each for job in self.jobs.values() for each in job.over]
         chosen = held[draw.draw(st.integers(0, 1)) :]
@@ -260,7 +260,7 @@ class AnyHistory(RuleBasedStateMachine):
         is_reset=st.booleans(),
     )
     def append(self, draw: st.DataObject, count: int, back: int, published: bool, is_reset: bool) -> None:
-        """New events, or some of the last ones again with new ones behind them; the last may be a reset."""
+        """New events, or some of the last ones again with new ones after them; the last may be a reset."""
         job = self.some(draw, JobState.RUNNING)
         assert job.held is not None
         first = max(job.held.next_seq, job.next_seq - back)
@@ -295,7 +295,7 @@ class AnyHistory(RuleBasedStateMachine):
         ending = Ending(step, A_RESULT if step is Step.SUCCEED else b"")
         reply = self.run(self.runtime.queue.finish(job.held, ending, seq=job.next_seq + ahead))
         if ahead > 0:
-            assert reply == (Finished.BEHIND, job.next_seq)
+            assert reply == (Finished.INCOMPLETE, job.next_seq)
             return
         assert reply.outcome is Finished.ENDED
         job.ended_by = job.held
@@ -323,7 +323,7 @@ class AnyHistory(RuleBasedStateMachine):
     @precondition(lambda self: any(job.over for job in self.jobs.values()))
     @rule(draw=st.data(), seq=st.integers(0, 4), word=st.sampled_from(["append", "finish", "release"]))
     def a_claim_that_is_over_speaks(self, draw: st.DataObject, seq: int, word: str) -> None:
-        """A zombie, or a repeated call whose first answer was lost."""
+        """A zombie, or a repeated call whose first reply was lost."""
         with_past = [job for job in self.jobs.values() if job.over]
         running = [job for job in with_past if job.held]
         job = draw.draw(st.sampled_from(running or with_past))
@@ -345,7 +345,7 @@ class AnyHistory(RuleBasedStateMachine):
     @precondition(lambda self: self.has(JobState.RUNNING))
     @rule(draw=st.data(), have_renewed=st.booleans())
     def workers_die(self, draw: st.DataObject, have_renewed: bool) -> None:
-        """Some leases run out, and whoever lives reaps."""
+        """Some leases run out, and a living worker reaps."""
         if have_renewed:
             self.renew(draw)
         running = [job for job in self.jobs.values() if job.state is JobState.RUNNING]
@@ -379,7 +379,7 @@ class AnyHistory(RuleBasedStateMachine):
         job = draw.draw(st.sampled_from([job for job in self.jobs.values() if job.is_deferred]))
         self.run(make_due(self.runtime, job.id))
         job.is_deferred = False
-        self.claim(0, 0, True)  # any worker's next look promotes it
+        self.claim(0, 0, True)  # any worker's next claim promotes it
 
     @precondition(lambda self: self.has(JobState.QUEUED))
     @rule(draw=st.data(), noticed_by=st.sampled_from(["expire", "get"]))
@@ -403,7 +403,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @invariant()
     def every_job_is_what_its_history_says(self) -> None:
-        """State, log and end of each; and a job that has ended never changes again."""
+        """State, log and end of each job; an ended job never changes."""
         self.run(self._look())
 
     async def _look(self) -> None:
@@ -440,7 +440,7 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 def _assert_contiguous(events: list[Event]) -> None:
-    """Each epoch begins at seq 0 and goes on without a hole; epochs only grow."""
+    """Each epoch begins at seq 0 and has no gap; epochs only grow."""
     ids = [event.id for event in events if event.id is not None]
     assert len(ids) == len(events)
     assert not ids or ids[0].seq == 0
@@ -456,9 +456,9 @@ async def _awaited(future: "asyncio.Future[int]") -> int:
     return await future
 
 
-@pytest.mark.timeout(120)  # some seconds; a busy machine is not a bug
+@pytest.mark.timeout(120)  # takes some seconds; a busy machine needs more
 def test_the_promises_hold_whatever_happens(redis_under_test: RedisUnderTest) -> None:
-    """Terminal is absorbing, with one terminal event; logs have no holes; what is over is refused; nothing gets lost."""
+    """Terminal states are final, with one terminal event; logs have no gaps; old claims are refused; no job is lost."""
     configured = load_settings(redis_url=redis_under_test.url, lease_s=A_LONG_LEASE_S)
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()

@@ -1,4 +1,4 @@
-"""Attended jobs end with the process whose client waits for them; quiet jobs leave next to nothing."""
+"""Attended jobs end with the API process whose client waits for them; quiet jobs leave next to nothing."""
 
 from typing import Any
 
@@ -30,13 +30,13 @@ async def attended(runtime: Runtime, name: str = "api-1", **members: Any) -> str
 
 
 async def silence(runtime: Runtime, name: str = "api-1") -> None:
-    """The process did not say for long that it lives, while others looked."""
+    """Makes the process look silent for long, while others were alive."""
     await runtime._commands.call("ZADD", redis_keys.plain("attendants"), 1, name)
     await runtime._commands.call("SET", redis_keys.plain("spared"), 1, "PX", 5_000)
 
 
 async def test_jobs_of_a_process_that_is_gone_are_cancelled(runtime: Runtime) -> None:
-    """Waiting, deferred or running, whose worker is told; those of the living go on."""
+    """Whether they wait, are deferred or run; a running job's worker gets a message. Jobs of living processes go on."""
     await runtime.jobs.attend("api-1")
     await runtime.jobs.attend("api-2")
     ids = [await attended(runtime), await attended(runtime)]
@@ -56,8 +56,8 @@ async def test_jobs_of_a_process_that_is_gone_are_cancelled(runtime: Runtime) ->
     assert await runtime._commands.call("ZRANGE", redis_keys.plain("attendants"), 0, -1) == [b"api-2"]
 
 
-async def test_after_a_silence_all_are_believed_once_more(runtime: Runtime) -> None:
-    """Redis was away: no process could say that it lives."""
+async def test_after_a_silence_all_processes_get_another_chance(runtime: Runtime) -> None:
+    """Redis was away, so no process could report."""
     job_id = await attended(runtime)
     await silence(runtime)
     await runtime._commands.call("DEL", redis_keys.plain("spared"))
@@ -72,7 +72,7 @@ async def test_after_a_silence_all_are_believed_once_more(runtime: Runtime) -> N
 
 @pytest.mark.parametrize("how", ["finish", "cancel"])
 async def test_an_attended_job_that_ended_is_attended_no_more(runtime: Runtime, how: str) -> None:
-    """The set holds only what may have to be cancelled."""
+    """The set holds only jobs that may have to be cancelled."""
     job_id = await attended(runtime)
     if how == "finish":
         await finish(runtime, await claim_one(runtime))
@@ -82,7 +82,7 @@ async def test_an_attended_job_that_ended_is_attended_no_more(runtime: Runtime, 
 
 
 async def test_a_quiet_job_has_no_log_and_is_in_no_list(runtime: Runtime) -> None:
-    """And is forgotten a minute after its end."""
+    """It is deleted a minute after its end."""
     submission = a_submission(kind=JobKind.COUNT_TOKENS)
     await runtime.jobs.submit(submission, expires_in_s=60)
     (claimed,) = await claim(runtime)

@@ -1,4 +1,4 @@
-"""Batches: received in slices, started once, counted with every end, cancelled and erased in pieces."""
+"""Batches: received in slices, started once, counted with every end, cancelled and erased in portions."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -58,17 +58,17 @@ A_USAGE = Usage(input_tokens=10, output_tokens=20, cache_creation_input_tokens=3
 
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two items a piece, so that other things come between."""
+    """Two items per portion, so that other things happen between them."""
     monkeypatch.setattr("shared.store.batches.SLICE_ITEMS", 2)
 
 
 async def ended_lines(runtime: Runtime, begun: Begun, order: Order = Order.FINISHED) -> list[int]:
-    """All of them."""
+    """All ended lines of the batch."""
     return [item.line for item in await runtime.batches.ended_items(begun.id, order)]
 
 
 async def finish_all(runtime: Runtime, ending: Ending = SUCCESS) -> list[Claim]:
-    """Whatever waits is run, one after the other."""
+    """Runs every queued job, one after the other."""
     claims = await claim(runtime, 100)
     for claimed in claims:
         assert (await finish(runtime, claimed, ending)).outcome is Finished.ENDED
@@ -79,7 +79,7 @@ async def finish_all(runtime: Runtime, ending: Ending = SUCCESS) -> list[Claim]:
 
 
 async def test_nothing_of_a_batch_is_seen_before_its_start(runtime: Runtime) -> None:
-    """Nor does anything of it run."""
+    """And none of its items runs."""
     begun = await receive(runtime, [a_line(1), a_bad_line(2), a_line(3)])
     with pytest.raises(NotFound):
         await batch_of(runtime, begun)
@@ -97,7 +97,7 @@ async def test_nothing_of_a_batch_is_seen_before_its_start(runtime: Runtime) -> 
 
 
 async def test_a_batch_that_came_in_slices_runs_in_order(runtime: Runtime, small_slices: None) -> None:
-    """However it was sliced, and however its start is."""
+    """However it and its start were cut into portions."""
     begun = await receive(runtime, 7, slice_items=3)
     assert await begin(runtime, begun) == begun.id
     assert await counts_of(runtime, begun) == {"queued": 7}
@@ -114,7 +114,7 @@ async def test_a_batch_that_came_in_slices_runs_in_order(runtime: Runtime, small
 
 
 async def test_an_item_is_the_job_that_its_line_and_its_batch_say(runtime: Runtime) -> None:
-    """What is its own, and what all have in common; an empty and a strange name come through."""
+    """Its own members and the common ones; an empty and an odd custom_id are kept."""
     request = b'{"model":"m","messages":[{"role":"user","content":"}\\",{"}]}'
     given = [a_line(1, custom_id='a "},{" ü', model="b-model", request=request), a_line(2)]
     common: dict[str, Any] = {
@@ -164,8 +164,8 @@ async def test_blank_lines_leave_gaps_in_the_numbers(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("tail", [0, 2])
-async def test_a_batch_of_which_no_line_can_run_has_ended_at_its_start(runtime: Runtime, tail: int) -> None:
-    """And ages away like any other."""
+async def test_a_batch_of_only_invalid_lines_ends_at_its_start(runtime: Runtime, tail: int) -> None:
+    """It expires like any other batch."""
     begun = await receive(runtime, [a_bad_line(line + tail) for line in (1, 2)])
     await begin(runtime, begun, idempotency_key="order 7")
     batch = await batch_of(runtime, begun)
@@ -181,8 +181,8 @@ async def test_a_batch_of_which_no_line_can_run_has_ended_at_its_start(runtime: 
     ]
 
 
-async def test_the_queues_limit_holds_for_what_is_received(start_runtime: StartRuntime) -> None:
-    """The lines before, and what waits already, count too; the refused slice stores nothing."""
+async def test_the_queues_limit_applies_to_received_lines(start_runtime: StartRuntime) -> None:
+    """Earlier lines and waiting jobs count too; a refused slice stores nothing."""
     runtime = await start_runtime(max_queued=5)
     await submit(runtime)
     begun = await receive(runtime, 3)
@@ -202,13 +202,13 @@ async def test_the_queues_limit_holds_for_what_is_received(start_runtime: StartR
 
 
 async def test_a_receiver_that_falls_silent_leaves_nothing(runtime: Runtime, small_slices: None) -> None:
-    """Its batch is given up by whoever looks next, and erased in pieces."""
+    """The next process to check drops its batch and erases it in portions."""
     before = await all_keys(runtime._commands)
     begun = await receive(runtime, [*lines(5), a_bad_line(6), a_line(9)])
     assert await runtime.batches.due() == []
     await make_batch_due(runtime, begun.id)
     assert await runtime.batches.due() == [begun.id]
-    assert await runtime.batches.due() == []  # somebody is at it
+    assert await runtime.batches.due() == []  # its receiver is alive
     for late in (
         runtime.batches.add(begun.id, begun.tenant, [a_line(10)]),
         begin(runtime, begun, idempotency_key="order 7"),
@@ -222,8 +222,8 @@ async def test_a_receiver_that_falls_silent_leaves_nothing(runtime: Runtime, sma
     assert await all_keys(runtime._commands) == before
 
 
-async def test_a_receiver_that_is_heard_is_not_given_up(runtime: Runtime) -> None:
-    """Each slice says that it lives."""
+async def test_a_receiver_that_sends_slices_is_not_dropped(runtime: Runtime) -> None:
+    """Each slice shows that it is alive."""
     begun = await receive(runtime, 1)
     await make_batch_due(runtime, begun.id)
     await runtime.batches.add(begun.id, begun.tenant, [a_line(2)])
@@ -233,8 +233,8 @@ async def test_a_receiver_that_is_heard_is_not_given_up(runtime: Runtime) -> Non
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
-async def test_what_was_received_can_be_dropped(runtime: Runtime, small_slices: None, count: int) -> None:
-    """Without a trace; again, and once it has started, it changes nothing."""
+async def test_a_received_batch_can_be_dropped(runtime: Runtime, small_slices: None, count: int) -> None:
+    """It leaves nothing. A second drop, or one after the start, changes nothing."""
     before = await all_keys(runtime._commands)
     begun = await receive(runtime, count)
     for _ in range(2):
@@ -250,7 +250,7 @@ async def test_what_was_received_can_be_dropped(runtime: Runtime, small_slices: 
 
 
 async def test_another_process_goes_on_with_a_start(runtime: Runtime, small_slices: None) -> None:
-    """Whoever began it may be dead: START was the promise."""
+    """The process that began it may be dead, but START has promised it."""
     begun = await receive(runtime, 7)
     await begin(runtime, begun)
     await runtime.batches.advance(begun.id)
@@ -261,8 +261,8 @@ async def test_another_process_goes_on_with_a_start(runtime: Runtime, small_slic
     assert await members(runtime, redis_keys.plain("due")) == []
 
 
-async def test_pieces_of_many_batches_may_be_done_by_many(runtime: Runtime, small_slices: None) -> None:
-    """All at once: each line starts once."""
+async def test_many_processes_may_advance_many_batches(runtime: Runtime, small_slices: None) -> None:
+    """All at once; each line still starts once."""
     many = [await receive(runtime, 5) for _ in range(3)]
     for begun in many:
         await begin(runtime, begun)
@@ -275,8 +275,8 @@ async def test_pieces_of_many_batches_may_be_done_by_many(runtime: Runtime, smal
 # Idempotency
 
 
-async def test_a_batch_is_born_once_per_key(runtime: Runtime, small_slices: None) -> None:
-    """The second that comes with the same body is the first; it leaves nothing of itself."""
+async def test_one_key_makes_one_batch(runtime: Runtime, small_slices: None) -> None:
+    """A second one with the same body returns the first, and leaves nothing of itself."""
     first = await start_batch(runtime, 3, idempotency_key="order 7")
     assert await runtime.batches.known("tenant-a", "order 7") == Known(first.id, fingerprint_of("the body"))
     before = await all_keys(runtime._commands)
@@ -288,7 +288,7 @@ async def test_a_batch_is_born_once_per_key(runtime: Runtime, small_slices: None
 
 
 async def test_a_key_that_was_used_for_another_body_is_refused(runtime: Runtime) -> None:
-    """And what came with it goes; another tenant's key is another key."""
+    """Its received lines are dropped; another tenant's key is another key."""
     first = await start_batch(runtime, 1, idempotency_key="order 7")
     before = await all_keys(runtime._commands)
     second = await receive(runtime, 3)
@@ -302,7 +302,7 @@ async def test_a_key_that_was_used_for_another_body_is_refused(runtime: Runtime)
 
 
 async def test_of_two_receivers_with_one_key_one_batch_remains(runtime: Runtime) -> None:
-    """They came at once; the body of the slower one is dropped."""
+    """They arrive at once; the body of the slower one is dropped."""
     both = [await receive(runtime, 4) for _ in range(2)]
     answers = await asyncio.gather(*(begin(runtime, begun, idempotency_key="order 7") for begun in both))
     assert len(set(answers)) == 1
@@ -317,7 +317,7 @@ async def test_of_two_receivers_with_one_key_one_batch_remains(runtime: Runtime)
 
 
 async def test_a_key_lives_as_long_as_its_batch(runtime: Runtime) -> None:
-    """And for a day at least behind its end."""
+    """And at least for a day after its end."""
     begun = await start_batch(runtime, 1, idempotency_key="order 7")
     (name,) = [name for name in await all_keys(runtime._commands) if ":idempotency:" in name]
     assert await ttl_ms(runtime, name) is None
@@ -331,7 +331,7 @@ async def test_a_key_lives_as_long_as_its_batch(runtime: Runtime) -> None:
 
 
 async def test_each_end_is_counted_once(runtime: Runtime) -> None:
-    """Success, failure, a FINISH that is repeated, a job given back, one that was lost, and a cancelled one."""
+    """A success, a failure, a repeated FINISH, a released job, a lost one and a cancelled one."""
     begun = await start_batch(runtime, 6)
     good, bad, back, lost, one, _ = claims = await claim(runtime, 6)
     assert await counts_of(runtime, begun) == {"running": 6}
@@ -364,7 +364,7 @@ async def test_each_end_is_counted_once(runtime: Runtime) -> None:
 
 
 async def test_a_batch_that_may_not_begin_yet_is_deferred(runtime: Runtime) -> None:
-    """All of it; and its time to expire runs from then."""
+    """All of it; its expiry counts from then."""
     due_ms = await now_ms(runtime) + 60_000
     begun = await start_batch(runtime, 2, not_before_ms=due_ms, expires_in_s=10)
     assert await claim(runtime, 5) == []
@@ -375,8 +375,8 @@ async def test_a_batch_that_may_not_begin_yet_is_deferred(runtime: Runtime) -> N
     assert [found.id for found in await claim(runtime, 5)] == begun.job_ids
 
 
-async def test_what_did_not_start_in_time_expires(runtime: Runtime) -> None:
-    """What runs goes on; the batch ends with the last of both."""
+async def test_items_that_did_not_start_in_time_expire(runtime: Runtime) -> None:
+    """Running items go on; the batch ends with its last item."""
     begun = await start_batch(runtime, 5)
     running = await claim_one(runtime)
     await make_overdue(runtime, *begun.job_ids)
@@ -388,7 +388,7 @@ async def test_what_did_not_start_in_time_expires(runtime: Runtime) -> None:
 
 
 async def test_usage_and_cost_are_added_up(runtime: Runtime) -> None:
-    """Usage of what succeeded; cost of every call, those that came back, failed, or ended behind their job included."""
+    """The usage of successes, and the cost of every call, even if it was released, failed or ended after its job."""
     begun = await start_batch(runtime, 3)
     assert (await batch_of(runtime, begun)).cost_usd is None
     first, second, third = await claim(runtime, 3)
@@ -408,8 +408,8 @@ async def test_usage_and_cost_are_added_up(runtime: Runtime) -> None:
     assert await ttl_ms(runtime, redis_keys.batch(begun.id)) is not None
 
 
-async def test_a_charge_brings_no_batch_back(runtime: Runtime) -> None:
-    """Its call ended when all else was gone."""
+async def test_a_charge_does_not_recreate_a_batch(runtime: Runtime) -> None:
+    """Its call ended after everything else was deleted."""
     begun = await start_batch(runtime, 1)
     (claimed,) = await finish_all(runtime)
     await runtime._commands.call("DEL", redis_keys.batch(begun.id))
@@ -419,8 +419,8 @@ async def test_a_charge_brings_no_batch_back(runtime: Runtime) -> None:
     assert await runtime._commands.call("EXISTS", redis_keys.batch(begun.id), redis_keys.job(claimed.id)) == 0
 
 
-async def test_which_items_run_right_now(runtime: Runtime) -> None:
-    """Those of this batch alone."""
+async def test_the_running_items_of_a_batch(runtime: Runtime) -> None:
+    """Only those of this batch."""
     begun, _ = await start_batch(runtime, 2), await start_batch(runtime, 2)
     claims = await claim(runtime, 4)
     assert sorted(await runtime.batches.running_items(begun.id)) == begun.job_ids
@@ -433,7 +433,7 @@ async def test_which_items_run_right_now(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("pieces", [0, 1, 2, 9])
-async def test_a_cancel_ends_all_that_has_not(runtime: Runtime, small_slices: None, pieces: int) -> None:
+async def test_a_cancel_ends_all_items_that_have_not_ended(runtime: Runtime, small_slices: None, pieces: int) -> None:
     """While it still starts, too; in pieces, whoever does them; none of it runs any more."""
     begun = await receive(runtime, 5)
     await begin(runtime, begun)

@@ -1,4 +1,4 @@
-"""CANCEL ends a job at once in every state; whoever comes second is told the state that won."""
+"""CANCEL ends a job at once in every state; the second of two commands gets the state that won."""
 
 import asyncio
 

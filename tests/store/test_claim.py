@@ -1,4 +1,4 @@
-"""CLAIM: what a worker is handed, and what stands in Redis from then on."""
+"""CLAIM: what a worker gets, and what Redis holds from then on."""
 
 import asyncio
 from itertools import pairwise
@@ -59,7 +59,7 @@ async def test_a_claim_carries_all_that_a_worker_needs(runtime: Runtime) -> None
 
 
 async def test_the_first_event_of_a_claim_is_started(runtime: Runtime) -> None:
-    """Stored at ``<epoch>-0``, and told to whoever follows already."""
+    """It is stored at ``<epoch>-0`` and published to followers."""
     submission = await submit(runtime)
     async with listening(runtime, redis_keys.events(submission.id)) as heard:
         found = await claim_one(runtime)
@@ -76,7 +76,7 @@ async def test_the_first_event_of_a_claim_is_started(runtime: Runtime) -> None:
 
 
 async def test_a_waiting_job_has_no_log(runtime: Runtime) -> None:
-    """An empty stream costs 4 KB: it is made by the first claim, and lives without a TTL until the end."""
+    """An empty stream costs 4 KB: the first claim creates it, without a TTL until the end."""
     submission = await submit(runtime)
     assert not await runtime._commands.call("EXISTS", redis_keys.log(submission.id))
     await claim_one(runtime)
@@ -84,7 +84,7 @@ async def test_a_waiting_job_has_no_log(runtime: Runtime) -> None:
 
 
 async def test_workers_that_race_never_get_the_same_job(start_runtime: StartRuntime) -> None:
-    """Each job goes to one of them, and none is left."""
+    """Each job goes to exactly one of them, and none is left."""
     processes = [await start_runtime() for _ in range(4)]
     ids = await submit_many(processes[0], 60)
     claims = await asyncio.gather(
@@ -95,14 +95,14 @@ async def test_workers_that_race_never_get_the_same_job(start_runtime: StartRunt
 
 
 async def test_a_claim_for_nothing_changes_nothing(runtime: Runtime) -> None:
-    """A worker without free slots may call it for its stamp alone."""
+    """A worker without free slots may call it only to show that it is alive."""
     ids = await submit_many(runtime, 2)
     assert await claim(runtime, 0) == []
     await assert_consistent(runtime, ids)
 
 
-async def test_due_jobs_are_promoted_before_anything_is_picked(runtime: Runtime) -> None:
-    """They stand at the place they were born with, and others that are not due stay away."""
+async def test_due_jobs_are_promoted_before_any_job_is_claimed(runtime: Runtime) -> None:
+    """They get the place of their submit; jobs that are not due stay deferred."""
     later_ms = await now_ms(runtime) + 3_600_000
     due = await submit(runtime, not_before_ms=later_ms)
     not_due = await submit(runtime, not_before_ms=later_ms)
@@ -126,7 +126,7 @@ async def test_a_worker_learns_when_the_next_deferred_job_is_due(runtime: Runtim
 
 @on_real_redis
 async def test_one_claim_touches_at_most_500_jobs(runtime: Runtime) -> None:
-    """Promoted and claimed ones together, so that nobody else waits long for Redis; the worker comes again at once."""
+    """Promoted and claimed ones together, so that others wait little for Redis; the worker claims again at once."""
     later_ms = await now_ms(runtime) + 3_600_000
     await make_due(runtime, *await submit_many(runtime, 150, not_before_ms=later_ms))
     await submit_many(runtime, 400)
@@ -138,7 +138,7 @@ async def test_one_claim_touches_at_most_500_jobs(runtime: Runtime) -> None:
 
 @on_real_redis
 async def test_jobs_that_come_due_together_are_promoted_in_portions(runtime: Runtime) -> None:
-    """200 a claim, and the worker is asked to come again at once, also if it has no room."""
+    """200 per claim; the worker must claim again at once, even without free slots."""
     await make_due(runtime, *await submit_many(runtime, 250, not_before_ms=await now_ms(runtime) + 3_600_000))
     for left, expected_s in ((50, 0), (0, None)):
         claims, due_s = await runtime.queue.claim("worker-1", count=0, low_count=0, takes_suspect=True)
@@ -147,8 +147,8 @@ async def test_jobs_that_come_due_together_are_promoted_in_portions(runtime: Run
 
 
 @on_real_redis
-async def test_a_claim_that_only_met_overdue_jobs_asks_to_come_again(runtime: Runtime) -> None:
-    """The jobs behind them do not wait for the next tick."""
+async def test_a_claim_that_found_only_overdue_jobs_must_be_repeated_at_once(runtime: Runtime) -> None:
+    """Later jobs do not wait for the next tick."""
     late = await submit_many(runtime, 550)
     await make_overdue(runtime, *late)
     next_one = await submit(runtime)
@@ -158,7 +158,7 @@ async def test_a_claim_that_only_met_overdue_jobs_asks_to_come_again(runtime: Ru
 
 
 async def test_an_overdue_job_ends_instead_of_starting(runtime: Runtime) -> None:
-    """Even when no EXPIRE came by before; the claim goes on to the next job."""
+    """Even if EXPIRE has not run before; the claim goes on to the next job."""
     late, next_one = await submit(runtime), await submit(runtime)
     await make_overdue(runtime, late.id)
     assert [found.id for found in await claim(runtime, 5)] == [next_one.id]
@@ -168,7 +168,7 @@ async def test_an_overdue_job_ends_instead_of_starting(runtime: Runtime) -> None
 
 
 async def test_a_started_job_that_is_overdue_at_its_next_claim_has_timed_out(runtime: Runtime) -> None:
-    """``timeout_s`` runs over all attempts and waits."""
+    """``timeout_s`` includes all attempts and waits."""
     claimed = await start(runtime)
     assert await runtime.queue.release(claimed, reason="drained")
     await make_overdue(runtime, claimed.id)
@@ -179,7 +179,7 @@ async def test_a_started_job_that_is_overdue_at_its_next_claim_has_timed_out(run
 
 
 async def test_epochs_of_a_job_only_grow(runtime: Runtime) -> None:
-    """Even when Redis's clock stands still or was set back."""
+    """Even if Redis's clock stops or is set back."""
     submission = await submit(runtime)
     ahead = await now_ms(runtime) + 60_000
     await runtime._commands.call("HSET", redis_keys.job(submission.id), "epoch", ahead)
@@ -192,8 +192,8 @@ async def test_epochs_of_a_job_only_grow(runtime: Runtime) -> None:
     assert all(later > earlier for earlier, later in pairwise(epochs))
 
 
-async def test_the_next_claim_voids_what_was_published(runtime: Runtime) -> None:
-    """``reset`` stands right behind ``started``, once, with the reason of whoever gave the job up."""
+async def test_the_next_claim_resets_published_content(runtime: Runtime) -> None:
+    """One ``reset`` directly after ``started``, with the reason why the job was released."""
     claimed = await start(runtime)
     await runtime.log.append(claimed.id, claimed.epoch, 1, [("content_block_delta", b"{}")], published=True)
     assert await runtime.queue.release(claimed, reason="drained")
@@ -209,7 +209,7 @@ async def test_the_next_claim_voids_what_was_published(runtime: Runtime) -> None
 
 
 async def test_a_claim_after_nothing_was_published_needs_no_reset(runtime: Runtime) -> None:
-    """Followers have nothing to throw away."""
+    """Followers have no text to clear."""
     claimed = await start(runtime)
     assert await runtime.queue.release(claimed, reason="drained")
     assert (await claim_one(runtime)).next_seq == 1
@@ -217,7 +217,7 @@ async def test_a_claim_after_nothing_was_published_needs_no_reset(runtime: Runti
 
 
 async def test_what_a_job_keeps_over_its_claims(runtime: Runtime) -> None:
-    """Its first start, and how often the LLM failed it."""
+    """Its first start, and the number of failures."""
     claimed = await start(runtime)
     assert await runtime.queue.release(claimed, reason="upstream_failed", failures=2)
     again = await claim_one(runtime)
@@ -225,7 +225,7 @@ async def test_what_a_job_keeps_over_its_claims(runtime: Runtime) -> None:
 
 
 async def test_an_ended_job_is_never_claimed(runtime: Runtime) -> None:
-    """Terminal is for ever, even if some leftover of the job stood in a queue."""
+    """Terminal states are final, even if an entry of the job were left in a queue."""
     claimed = await start(runtime)
     await finish(runtime, claimed)
     flow = redis_keys.flow_of("normal", "tenant-a", "a-model")
@@ -237,7 +237,7 @@ async def test_an_ended_job_is_never_claimed(runtime: Runtime) -> None:
 
 
 async def test_the_first_script_call_of_a_process_is_known_to_redis(runtime: Runtime) -> None:
-    """Scripts are loaded with the connection, not by the first request."""
+    """Scripts are loaded when the connection opens, not by the first request."""
     await runtime.ping()
     submission = a_submission()
     reply = await runtime._commands.call("SCRIPT", "EXISTS", *_shas())

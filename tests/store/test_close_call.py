@@ -1,4 +1,4 @@
-"""CLOSE_CALL and HOLD: each call is counted once, with the best that is known of it."""
+"""CLOSE_CALL and HOLD: each call is counted once, with the best known usage."""
 
 import asyncio
 from datetime import UTC, date, datetime, timedelta

@@ -1,4 +1,4 @@
-"""The one connection that all tasks of a process share: every reply belongs to its asker, and no outage ends anything."""
+"""The connection that all tasks of a process share: every caller gets its own reply, and no outage ends a task."""
 
 import asyncio
 import contextlib

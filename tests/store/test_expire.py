@@ -1,4 +1,4 @@
-"""EXPIRE ends what waited too long, with no worker up; what never started ``expired``, the rest by its timeout."""
+"""EXPIRE ends jobs that waited too long, without a worker: ``expired`` if they never started, else by their timeout."""
 
 import pytest
 

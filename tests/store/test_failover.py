@@ -1,4 +1,4 @@
-"""A Redis that is no primary any more, and keeps its connections: both of ours are made anew, until writes are taken."""
+"""A demoted Redis that keeps its connections: both of ours reconnect until a server accepts writes."""
 
 import asyncio
 import contextlib
@@ -54,7 +54,7 @@ def _connections(server: EmbeddedRedis) -> list[str]:
 
 
 async def test_writes_go_on_at_the_new_primary() -> None:
-    """Within three seconds, with every connection to the demoted one left open."""
+    """Within three seconds, although every connection to the demoted server stays open."""
     async with a_pair() as pair, runtime_at(pair.url) as runtime:
         assert await _writes(runtime)
         await pair.fail_over()
@@ -67,7 +67,7 @@ async def test_writes_go_on_at_the_new_primary() -> None:
 
 
 async def test_a_subscription_moves_too() -> None:
-    """The demoted Redis hears nothing of the new one here: whoever stays with it hears nothing either."""
+    """Here the demoted Redis does not replicate the new one, so a client that stays with it gets no messages."""
     async with a_pair() as pair, runtime_at(pair.url) as runtime, subscribed(runtime, "ts:x") as (subscriber, heard):
         await pair.fail_over(is_replicated_back=False)
         await wait_until(lambda: _writes(runtime), "a write", timeout_s=_BACK_S)
@@ -77,8 +77,8 @@ async def test_a_subscription_moves_too() -> None:
         await wait_until(lambda: heard == [b"heard"], "the message")
 
 
-async def test_an_address_that_leads_to_the_demoted_one_for_a_while_is_asked_again() -> None:
-    """Not in a tight loop; reads are answered meanwhile, and the subscription ends up with the new primary as well."""
+async def test_an_address_that_still_points_to_the_demoted_server_is_retried() -> None:
+    """Not in a tight loop; reads are served meanwhile, and the subscription moves to the new primary too."""
     async with a_pair() as pair, runtime_at(pair.url) as runtime, subscribed(runtime, "ts:x") as (subscriber, heard):
         await pair.fail_over(is_replicated_back=False)
         pair.target = pair.replica
@@ -102,14 +102,14 @@ async def test_an_address_that_leads_to_the_demoted_one_for_a_while_is_asked_aga
 
 
 async def test_a_primary_without_its_replicas_is_left_and_found_again(own_server: EmbeddedRedis) -> None:
-    """NOREPLICAS: it may be the one that a partition cut off. What was sent beside the refused write is answered."""
+    """NOREPLICAS: a partition may have cut it off. Commands sent together with the refused write get their replies."""
     async with runtime_at(own_server.url) as runtime:
         assert await _writes(runtime)
         with asking(own_server) as client:
             client.config_set("min-replicas-to-write", 1)
             calls = [
                 runtime._commands.call("ECHO", "before"),
-                runtime._commands.call("SET", "ts:x", 1),  # by a script, 6.2 would take it
+                runtime._commands.call("SET", "ts:x", 1),  # 6.2 would accept it from a script
                 runtime._commands.call("ECHO", "after"),
             ]
             before, refused, after = await asyncio.gather(*calls, return_exceptions=True)
@@ -120,7 +120,7 @@ async def test_a_primary_without_its_replicas_is_left_and_found_again(own_server
 
 
 async def test_a_replica_that_lost_its_primary_is_left(own_server: EmbeddedRedis) -> None:
-    """MASTERDOWN: it does not even read."""
+    """MASTERDOWN: it does not even serve reads."""
     async with runtime_at(own_server.url) as runtime:
         assert await _writes(runtime)
         with asking(own_server) as client:
@@ -161,6 +161,6 @@ async def test_a_replica_that_lost_its_primary_is_left(own_server: EmbeddedRedis
         (exceptions.NoPermissionError("No permissions to access a key"), False),
     ],
 )
-def test_who_says_that_it_is_no_primary(error: Exception, expected: bool) -> None:
-    """As each release words it, inside a script and outside."""
+def test_which_errors_mean_that_the_server_is_no_primary(error: Exception, expected: bool) -> None:
+    """In the words of each release, inside a script and outside."""
     assert is_not_primary(error) is expected

@@ -31,7 +31,7 @@ from tests.support.store import (
 
 
 async def test_a_success_is_whole_at_once(runtime: Runtime) -> None:
-    """Whoever sees the terminal event can read the result."""
+    """A client that sees the terminal event can read the result."""
     claimed = await start(runtime)
     await append(runtime, claimed, a_text_delta("Hello."))
     usage = Usage(input_tokens=3, output_tokens=4, cache_read_input_tokens=5)
@@ -55,7 +55,7 @@ async def test_a_success_is_whole_at_once(runtime: Runtime) -> None:
 
 
 async def test_a_failure_keeps_its_reason_and_has_no_result(runtime: Runtime) -> None:
-    """``error`` is what the worker says; nothing else is left of the attempt."""
+    """``error`` is the worker's; nothing else of the attempt is kept."""
     claimed = await start(runtime)
     error = JobError(
         "upstream_overloaded", "The LLM was overloaded on every attempt.", retryable=True, upstream_status=529
@@ -67,8 +67,8 @@ async def test_a_failure_keeps_its_reason_and_has_no_result(runtime: Runtime) ->
     assert await names_in_log(runtime, claimed.id) == ["started", "failed"]
 
 
-async def test_a_finish_sent_again_is_answered_already(runtime: Runtime) -> None:
-    """Its first answer was lost: it changes nothing, whatever it says now."""
+async def test_a_repeated_finish_replies_that_the_job_has_ended(runtime: Runtime) -> None:
+    """Its first reply was lost: it changes nothing, whatever its arguments."""
     claimed = await start(runtime)
     await finish(runtime, claimed)
     job = await job_of(runtime, claimed.id, with_result=True)
@@ -81,7 +81,7 @@ async def test_a_finish_sent_again_is_answered_already(runtime: Runtime) -> None
 
 @pytest.mark.parametrize("how", ["cancelled", "reaped", "released", "claimed again", "finished by another", "unknown"])
 async def test_a_finish_of_a_claim_that_is_over_is_refused(runtime: Runtime, how: str) -> None:
-    """The result is dropped; whoever was first has won, and the record and log stay as they were."""
+    """The result is dropped; the first ending has won, and record and log do not change."""
     claimed = await start(runtime)
     if how == "cancelled":
         await runtime.jobs.cancel(claimed.id, claimed.tenant)
@@ -103,13 +103,13 @@ async def test_a_finish_of_a_claim_that_is_over_is_refused(runtime: Runtime, how
     assert await runtime.log.read(claimed.id) == events
 
 
-async def test_a_finish_ahead_of_the_log_is_told_what_is_missing(runtime: Runtime) -> None:
-    """Promise 2: the end never hides a hole. The worker sends the tail again, then finishes."""
+async def test_a_finish_ahead_of_the_log_gets_the_missing_seq(runtime: Runtime) -> None:
+    """The terminal event never hides a gap. The worker sends the tail again, then finishes."""
     claimed = await start(runtime)
     hel, lo = a_text_delta("Hel"), a_text_delta("lo")
     await append(runtime, claimed, hel, lo)
     await roll_back_log(runtime, claimed.id, keep=2)
-    assert await finish(runtime, claimed, seq=3) == (Finished.BEHIND, 2)
+    assert await finish(runtime, claimed, seq=3) == (Finished.INCOMPLETE, 2)
     assert await state_of(runtime, claimed.id) is JobState.RUNNING
     assert await append(runtime, claimed, lo, seq=2) == 3
     assert (await finish(runtime, claimed, seq=3)).outcome is Finished.ENDED
@@ -119,22 +119,22 @@ async def test_a_finish_ahead_of_the_log_is_told_what_is_missing(runtime: Runtim
 
 
 async def test_a_finish_behind_the_log_ends_at_its_top(runtime: Runtime) -> None:
-    """An append landed whose answer was lost: the terminal event stands behind it."""
+    """The reply of an append was lost: the terminal event comes after its events."""
     claimed = await start(runtime)
     await append(runtime, claimed, a_text_delta("Hel"), a_text_delta("lo"))
     assert (await finish(runtime, claimed, seq=1)).outcome is Finished.ENDED
     assert (await job_of(runtime, claimed.id)).end_id == f"{claimed.epoch}-3"
 
 
-async def test_a_late_finish_of_an_expired_lease_counts_if_nobody_took_the_job(runtime: Runtime) -> None:
-    """The answer is there and paid for."""
+async def test_a_late_finish_of_an_expired_lease_counts_if_no_worker_took_the_job(runtime: Runtime) -> None:
+    """The answer is complete and paid for."""
     claimed = await start(runtime)
     await runtime._commands.call("ZADD", redis_keys.plain("running"), "XX", 1, claimed.id)
     assert (await finish(runtime, claimed)).outcome is Finished.ENDED
 
 
-async def test_the_end_sets_the_lifetime_of_all_that_is_the_jobs(start_runtime: StartRuntime) -> None:
-    """Log, record, result and idempotency record, each by its setting; the key at least as long as the record."""
+async def test_the_end_sets_the_ttl_of_all_keys_of_a_job(start_runtime: StartRuntime) -> None:
+    """Log, record, result and idempotency record by their settings; the latter at least as long as the record."""
     runtime = await start_runtime(log_retention_s=100, result_retention_s=1_000, idempotency_retention_s=2_000)
     claimed = await start(runtime, idempotency_key="order 7")
     (idempotency,) = [
@@ -151,7 +151,7 @@ async def test_the_end_sets_the_lifetime_of_all_that_is_the_jobs(start_runtime: 
 
 
 async def test_an_idempotency_key_outlives_no_sooner_than_its_job(start_runtime: StartRuntime) -> None:
-    """A short setting does not let the same key make a second job while the first can be read."""
+    """With a short setting, the same key must not make a second job while the first can be read."""
     runtime = await start_runtime(result_retention_s=1_000, idempotency_retention_s=10)
     submission = await submit(runtime, idempotency_key="order 7")
     await runtime.jobs.cancel(submission.id, submission.tenant)
@@ -162,7 +162,7 @@ async def test_an_idempotency_key_outlives_no_sooner_than_its_job(start_runtime:
 
 
 async def test_a_result_is_there_only_once_the_job_has_succeeded(runtime: Runtime) -> None:
-    """Read in the same moment as the record, and never beside a state that has none."""
+    """It is read at the same moment as the record, and never with a state that has no result."""
     claimed = await start(runtime)
     await runtime._commands.call(
         "SET", redis_keys.result(claimed.id), A_RESULT, "EX", 60

@@ -1,4 +1,4 @@
-"""Gates and circuits: when nobody may call a route, who may try it, and when it is as before."""
+"""Gates and circuits: when no worker may call a route, which call is the probe, and when the route opens again."""
 
 import pytest
 
@@ -23,20 +23,20 @@ ROUTE = a_route()
 
 
 async def fail(runtime: Runtime, times: int, route: Route = ROUTE) -> None:
-    """So many calls show trouble. They are reserved together: the circuit may open in their midst."""
+    """Lets ``times`` calls fail. They are reserved together, since the circuit may open in between."""
     calls = [(await permitted(runtime, route))[0] for _ in range(times)]
     for call_id in calls:
         await closed(runtime, route, call_id, Verdict.TROUBLE)
 
 
 async def open_circuit(runtime: Runtime, route: Route = ROUTE) -> None:
-    """10 failures."""
+    """Opens the circuit by 10 failures."""
     await fail(runtime, 10, route)
     assert (await state_of_route(runtime, route)).open_ms is not None
 
 
 async def a_probe(runtime: Runtime, route: Route = ROUTE) -> str:
-    """The cool-down is over, whoever probed last may do so again, and one call is let through."""
+    """Lets the cool-down pass, so that anybody may probe; returns the call that is let through."""
     await let_pass(runtime, 5.5)
     call_id, reserved = await permitted(runtime, route)
     assert reserved.is_probe
@@ -51,7 +51,7 @@ async def is_open(runtime: Runtime, route: Route = ROUTE) -> bool:
 
 
 async def test_a_retry_after_shuts_the_route_for_all(runtime: Runtime) -> None:
-    """For so long, with the reason; other routes are open."""
+    """For that time and with the reason; other routes stay open."""
     await called(runtime, ROUTE, shut_s=30, code="upstream_rate_limited")
     denial = await denied(runtime, ROUTE, Obstacle.SHUT)
     assert denial.wait_s == pytest.approx(30, abs=5)
@@ -65,8 +65,8 @@ async def test_a_retry_after_shuts_the_route_for_all(runtime: Runtime) -> None:
     assert (await state_of_route(runtime, ROUTE)).shut_s == 0
 
 
-async def test_the_longest_retry_after_wins(runtime: Runtime) -> None:
-    """With its reason; a shorter one never shortens."""
+async def test_the_longest_retry_after_applies(runtime: Runtime) -> None:
+    """With its reason; a shorter one never shortens the pause."""
     calls = [(await permitted(runtime, ROUTE))[0] for _ in range(4)]
     ends = ((20, "upstream_overloaded"), (5, "upstream_error"), (40, "upstream_rate_limited"), (0, ""))
     for call_id, (shut_s, code) in zip(calls, ends, strict=True):
@@ -77,7 +77,7 @@ async def test_the_longest_retry_after_wins(runtime: Runtime) -> None:
 
 
 async def test_a_success_opens_no_gate(runtime: Runtime) -> None:
-    """Nor does trouble shorten it: it says when to come again."""
+    """Nor does a failure shorten it: the upstream has said when to call again."""
     calls = [(await permitted(runtime, ROUTE))[0] for _ in range(12)]
     await closed(runtime, ROUTE, calls.pop(), shut_s=30, code="upstream_rate_limited")
     await closed(runtime, ROUTE, calls.pop())
@@ -88,8 +88,8 @@ async def test_a_success_opens_no_gate(runtime: Runtime) -> None:
     assert denial.code == "upstream_rate_limited"
 
 
-async def test_of_a_route_that_is_shut_and_full_the_gate_is_told(runtime: Runtime) -> None:
-    """It is what stand-ins are for. Until it is open *and* has room."""
+async def test_for_a_route_that_is_shut_and_full_the_gate_is_reported(runtime: Runtime) -> None:
+    """Stand-ins depend on it. The time is when the route is open and has room."""
     route = a_route(requests=1)
     await called(runtime, route, shut_s=10, code="upstream_rate_limited")
     state = await state_of_route(runtime, route)
@@ -100,8 +100,8 @@ async def test_of_a_route_that_is_shut_and_full_the_gate_is_told(runtime: Runtim
     await denied(runtime, route, Obstacle.FULL)
 
 
-async def test_all_workers_hear_of_a_gate(runtime: Runtime) -> None:
-    """And of a circuit; but not of every call that shows nothing new."""
+async def test_all_workers_get_a_message_about_a_gate(runtime: Runtime) -> None:
+    """And about a circuit, but not about every call that changes nothing."""
     async with listening(runtime, redis_keys.plain("gates")) as heard:
         await called(runtime, ROUTE)
         await fail(runtime, 1)
@@ -120,12 +120,12 @@ async def test_all_workers_hear_of_a_gate(runtime: Runtime) -> None:
 
 
 async def test_ten_failures_of_the_last_twenty_open_the_circuit(runtime: Runtime) -> None:
-    """Nobody may call for a second; not nine, and not ten of twenty-one."""
+    """No call is allowed for a second. Nine failures do not, and neither do ten of twenty-one."""
     await fail(runtime, 9)
     assert not await is_open(runtime)
     for _ in range(11):
         await called(runtime, ROUTE)
-    await fail(runtime, 1)  # the first of nine has left
+    await fail(runtime, 1)  # the first of the nine has left the window
     assert not await is_open(runtime)
     await permitted(runtime, ROUTE)
     await fail(runtime, 7)
@@ -137,20 +137,20 @@ async def test_ten_failures_of_the_last_twenty_open_the_circuit(runtime: Runtime
     assert denial.code == "upstream_overloaded"
 
 
-async def test_a_refusal_behind_a_retry_after_opens_the_circuit(runtime: Runtime) -> None:
-    """If nothing was answered in between: the next calls are probes, and use up no attempt of the job at the head of the queue."""
+async def test_a_refusal_after_a_retry_after_opens_the_circuit(runtime: Runtime) -> None:
+    """If no call was answered in between: the next calls are probes, and cost the first job in the queue no attempt."""
 
     async def refused() -> None:
         await called(runtime, ROUTE, Verdict.TROUBLE, shut_s=5, code="upstream_overloaded")
 
     calls = [(await permitted(runtime, ROUTE))[0] for _ in range(3)]
-    for call_id in calls:  # they were on their way together: that is one refusal
+    for call_id in calls:  # they were in progress together, which counts as one refusal
         await closed(runtime, ROUTE, call_id, Verdict.TROUBLE, shut_s=5, code="upstream_overloaded")
     assert not await is_open(runtime)
     await let_pass(runtime, 5)
     await called(runtime, ROUTE)
     await refused()
-    assert not await is_open(runtime)  # it has answered since
+    assert not await is_open(runtime)  # it has answered a call since then
     for _ in range(20):
         await let_pass(runtime, 5)
         await called(runtime, ROUTE)
@@ -161,8 +161,8 @@ async def test_a_refusal_behind_a_retry_after_opens_the_circuit(runtime: Runtime
     assert await is_open(runtime)
 
 
-async def test_what_says_nothing_of_the_route_is_not_counted(runtime: Runtime) -> None:
-    """Cancelled calls, timeouts, and those that were lost or never made."""
+async def test_outcomes_that_show_nothing_about_the_route_are_not_counted(runtime: Runtime) -> None:
+    """Cancelled calls, timeouts, and calls that were lost or never made."""
     await fail(runtime, 9)
     for ended in ("interrupted", "lost", "timeout"):
         await called(runtime, ROUTE, Verdict.NONE, ended=ended)
@@ -185,7 +185,7 @@ async def test_old_failures_are_forgotten(runtime: Runtime) -> None:
 
 
 async def test_a_route_that_does_well_remembers_no_failure(runtime: Runtime) -> None:
-    """20 good calls in a row."""
+    """After 20 good calls in a row."""
     await fail(runtime, 9)
     for _ in range(20):
         await called(runtime, ROUTE)
@@ -197,7 +197,7 @@ async def test_a_route_that_does_well_remembers_no_failure(runtime: Runtime) -> 
 
 
 async def test_one_call_at_a_time_tries_an_open_circuit(runtime: Runtime) -> None:
-    """Behind its cool-down; all others wait for what it shows."""
+    """After its cool-down; all other calls wait for its outcome."""
     await open_circuit(runtime)
     await let_pass(runtime, 1)
     assert (await state_of_route(runtime, ROUTE)).room == 1
@@ -211,7 +211,7 @@ async def test_one_call_at_a_time_tries_an_open_circuit(runtime: Runtime) -> Non
 
 
 async def test_a_probe_may_be_a_retry(runtime: Runtime) -> None:
-    """However many were made: it is one call, and maybe only retries wait."""
+    """However many retries were made: it is one call, and maybe only retries wait."""
     calls = [(await permitted(runtime, ROUTE, is_retry=True))[0] for _ in range(LEAST_RETRIES)]
     for call_id in calls[:9]:
         await closed(runtime, ROUTE, call_id, Verdict.TROUBLE)
@@ -223,8 +223,8 @@ async def test_a_probe_may_be_a_retry(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("by", ["probed", "settled"])
-async def test_a_probe_that_is_answered_closes_the_circuit(runtime: Runtime, by: str) -> None:
-    """With its first content, or at its end; and what was before is forgotten."""
+async def test_an_answered_probe_closes_the_circuit(runtime: Runtime, by: str) -> None:
+    """With its first content or at its end; earlier outcomes are forgotten."""
     await open_circuit(runtime)
     probe = await a_probe(runtime)
     if by == "probed":
@@ -242,7 +242,7 @@ async def test_a_probe_that_is_answered_closes_the_circuit(runtime: Runtime, by:
 
 
 async def test_a_probe_that_is_cut_after_its_first_content_opens_nothing(runtime: Runtime) -> None:
-    """It was begun before the circuit closed."""
+    """It began before the circuit closed."""
     await open_circuit(runtime)
     probe = await a_probe(runtime)
     await let_pass(runtime, 0.5)
@@ -253,7 +253,7 @@ async def test_a_probe_that_is_cut_after_its_first_content_opens_nothing(runtime
 
 
 async def test_a_probe_that_fails_doubles_the_cool_down(runtime: Runtime) -> None:
-    """1 s, 2 s, 4 s, then 5 s each time; and from 1 s again once the circuit was closed."""
+    """1 s, 2 s, 4 s, then always 5 s; from 1 s again after the circuit has closed."""
     for _ in range(2):
         await open_circuit(runtime)
         for longest_s in (2, 4, 5, 5):
@@ -267,7 +267,7 @@ async def test_a_probe_that_fails_doubles_the_cool_down(runtime: Runtime) -> Non
 
 
 async def test_a_probe_s_retry_after_outlasts_the_cool_down(runtime: Runtime) -> None:
-    """Of both, the longer one holds."""
+    """The longer of the two applies."""
     await open_circuit(runtime)
     await closed(runtime, ROUTE, await a_probe(runtime), Verdict.TROUBLE, shut_s=20)
     denial = await denied(runtime, ROUTE, Obstacle.SHUT)
@@ -278,7 +278,7 @@ async def test_a_probe_s_retry_after_outlasts_the_cool_down(runtime: Runtime) ->
 
 
 async def test_probes_are_spread_over_tenants(runtime: Runtime) -> None:
-    """Who probed last leaves the next one to others for half a second; then it may, if nobody else came."""
+    """The tenant of the last probe leaves the next one to others for half a second; after that it may probe."""
     await open_circuit(runtime)
     await closed(runtime, ROUTE, await a_probe(runtime), Verdict.TROUBLE)
     await let_pass(runtime, 2)
@@ -291,8 +291,8 @@ async def test_probes_are_spread_over_tenants(runtime: Runtime) -> None:
     assert (await permitted(runtime, ROUTE))[1].is_probe
 
 
-async def test_an_impatient_job_is_no_probe_while_others_may_be(runtime: Runtime) -> None:
-    """Its own timer would answer the question; it is better than none after five seconds."""
+async def test_a_job_with_short_limits_is_no_probe_while_others_may_be(runtime: Runtime) -> None:
+    """Its own limits might end the probe. After five seconds it is better than none."""
     await open_circuit(runtime)
     await let_pass(runtime, 2)
     assert (await denied(runtime, ROUTE, Obstacle.OTHERS, may_probe=False)).wait_s <= 5
@@ -304,8 +304,8 @@ async def test_an_impatient_job_is_no_probe_while_others_may_be(runtime: Runtime
 
 
 @pytest.mark.parametrize("ended", ["interrupted", "timeout", UNMADE])
-async def test_a_probe_that_shows_nothing_frees_its_place(runtime: Runtime, ended: str) -> None:
-    """For the next one, at once, of which all are told."""
+async def test_a_probe_that_shows_nothing_makes_room_for_the_next(runtime: Runtime, ended: str) -> None:
+    """At once, with a message to all workers."""
     await open_circuit(runtime)
     probe = await a_probe(runtime)
     async with listening(runtime, redis_keys.plain("gates")) as heard:
@@ -316,8 +316,8 @@ async def test_a_probe_that_shows_nothing_frees_its_place(runtime: Runtime, ende
     assert reserved.is_probe
 
 
-async def test_a_dead_probe_s_place_is_given_again(runtime: Runtime) -> None:
-    """When its lease ends; and should it live after all, it says nothing any more, nor does its loss."""
+async def test_a_dead_probe_is_replaced(runtime: Runtime) -> None:
+    """When its lease ends. If it lives after all, its outcome does not count, and neither does its loss."""
     await open_circuit(runtime)
     dead = await a_probe(runtime)
     await let_pass(runtime, runtime.settings.lease_s + 0.5)
@@ -332,8 +332,8 @@ async def test_a_dead_probe_s_place_is_given_again(runtime: Runtime) -> None:
     assert not await is_open(runtime)
 
 
-async def test_a_probe_that_is_held_keeps_its_place(runtime: Runtime) -> None:
-    """A slow one: as long as its worker lives."""
+async def test_a_slow_probe_stays_the_probe(runtime: Runtime) -> None:
+    """As long as its worker holds it."""
     await open_circuit(runtime)
     probe = await a_probe(runtime)
     for _ in range(4):
@@ -342,8 +342,8 @@ async def test_a_probe_that_is_held_keeps_its_place(runtime: Runtime) -> None:
         await denied(runtime, ROUTE, Obstacle.SHUT)
 
 
-async def test_calls_from_before_say_nothing_of_the_time_since(runtime: Runtime) -> None:
-    """Those that are still running when the circuit opens neither close it nor, when it has closed, open it again."""
+async def test_calls_begun_before_the_circuit_opened_do_not_count(runtime: Runtime) -> None:
+    """They neither close it nor, after it has closed, open it again."""
     old = [(await permitted(runtime, ROUTE))[0] for _ in range(12)]
     await open_circuit(runtime)
     await closed(runtime, ROUTE, old.pop())
@@ -356,8 +356,8 @@ async def test_calls_from_before_say_nothing_of_the_time_since(runtime: Runtime)
     assert all([(await row_of(runtime, call_id))["ended"] == "succeeded" for call_id in old])
 
 
-async def test_limits_hold_for_a_probe_too(runtime: Runtime) -> None:
-    """It waits for room like any call, and is not taken for made."""
+async def test_limits_apply_to_a_probe_too(runtime: Runtime) -> None:
+    """It waits for room like any call, and does not count as made meanwhile."""
     route = a_route(requests=10)
     await open_circuit(runtime, route)
     await let_pass(runtime, 5)
@@ -370,8 +370,8 @@ async def test_limits_hold_for_a_probe_too(runtime: Runtime) -> None:
 # LOOK
 
 
-async def test_a_look_tells_of_all_routes_that_were_called_within_the_hour(runtime: Runtime) -> None:
-    """The newest first; and what limits leave, if the asker knows them."""
+async def test_look_returns_all_routes_that_were_called_within_the_hour(runtime: Runtime) -> None:
+    """Newest first, with what their limits leave, if the caller knows the limits."""
     await called(runtime, a_route("old"))
     await let_pass(runtime, 3_601)
     await called(runtime, a_route("a"))
@@ -383,8 +383,8 @@ async def test_a_look_tells_of_all_routes_that_were_called_within_the_hour(runti
     assert await runtime.upstreams.look() != []
 
 
-async def test_a_route_in_trouble_is_not_hidden_by_those_that_are_called_after_it(runtime: Runtime) -> None:
-    """However many names a caller invents; and only as long as it is in trouble."""
+async def test_a_route_in_trouble_is_returned_even_after_many_newer_ones(runtime: Runtime) -> None:
+    """However many names callers invent, but only as long as it is in trouble."""
     troubled, shut = a_route("important"), a_route("limited")
     for _ in range(10):
         await called(runtime, troubled, Verdict.TROUBLE)
@@ -404,14 +404,14 @@ async def test_a_route_in_trouble_is_not_hidden_by_those_that_are_called_after_i
     assert shut.name not in seen
 
 
-async def test_a_look_at_nothing_is_empty(runtime: Runtime) -> None:
-    """And writes nothing."""
+async def test_look_without_routes_is_empty(runtime: Runtime) -> None:
+    """It writes nothing."""
     assert await runtime.upstreams.look([a_route(requests=1)]) == []
     assert await runtime._commands.call("DBSIZE") == 0
 
 
-async def test_a_look_tells_when_tokens_have_room_again(runtime: Runtime) -> None:
-    """None is left: nothing starts until then."""
+async def test_look_returns_when_tokens_are_free_again(runtime: Runtime) -> None:
+    """None are left, so no job starts until then."""
     route = a_route(input_tokens=10, output_tokens=10)
     await permitted(runtime, route, input_estimate=4, output_estimate=10)
     state = await state_of_route(runtime, route)
@@ -421,7 +421,7 @@ async def test_a_look_tells_when_tokens_have_room_again(runtime: Runtime) -> Non
     assert (await state_of_route(runtime, route)).room is None
 
 
-async def test_one_worker_asks_idle_upstreams(runtime: Runtime) -> None:
-    """In turn."""
+async def test_one_worker_at_a_time_checks_idle_upstreams(runtime: Runtime) -> None:
+    """The workers take turns."""
     assert await runtime.upstreams.is_checker(60)
     assert not await runtime.upstreams.is_checker(60)

@@ -1,4 +1,4 @@
-"""Leases: RENEW and REAP. Who is silent for a lease is dead, and his jobs run elsewhere; unless it was Redis that was."""
+"""Leases: RENEW and REAP. A worker that is silent for a lease is dead and its jobs move, unless Redis was away."""
 
 import pytest
 
@@ -37,7 +37,7 @@ async def _lease_end_ms(runtime: Runtime, claimed: Claim) -> int:
 
 
 async def test_a_claim_holds_a_lease_and_renew_extends_it(start_runtime: StartRuntime) -> None:
-    """By the setting, from Redis's now."""
+    """By the setting, from Redis's current time."""
     runtime = await start_runtime(lease_s=20)
     claimed = await start(runtime)
     assert await _lease_end_ms(runtime, claimed) == claimed.claimed_ms + 20_000
@@ -48,7 +48,7 @@ async def test_a_claim_holds_a_lease_and_renew_extends_it(start_runtime: StartRu
 
 
 async def test_one_renew_serves_all_of_a_workers_jobs(runtime: Runtime) -> None:
-    """And names those that are no longer its own: taken over, ended, cancelled, unknown."""
+    """It returns those that are no longer its own: taken over, ended, cancelled, unknown."""
     await submit_many(runtime, 5)
     kept, taken, ended, cancelled, other = await claim(runtime, 5)
     await lose(runtime, taken)
@@ -63,7 +63,7 @@ async def test_one_renew_serves_all_of_a_workers_jobs(runtime: Runtime) -> None:
 
 
 async def test_only_the_newest_claim_can_renew(runtime: Runtime) -> None:
-    """Promise 3: the epoch is the fence, also for the worker that has it again."""
+    """The epoch is the fence, even for a worker that has claimed the job again."""
     old = await start(runtime)
     await lose(runtime, old)
     new = await claim_one(runtime)
@@ -73,7 +73,7 @@ async def test_only_the_newest_claim_can_renew(runtime: Runtime) -> None:
 
 
 async def test_an_expired_lease_that_nobody_reaped_is_renewed_like_any_other(runtime: Runtime) -> None:
-    """A late worker is better than a second run."""
+    """A late renewal is better than a second run."""
     claimed = await start(runtime)
     await expire_leases(runtime, claimed.id)
     await confirm(runtime, claimed)
@@ -82,7 +82,7 @@ async def test_an_expired_lease_that_nobody_reaped_is_renewed_like_any_other(run
 
 
 async def test_a_job_of_a_dead_worker_is_back_at_its_old_place(runtime: Runtime) -> None:
-    """Before everything that came after it."""
+    """Before all later jobs."""
     first, second, third = await submit_many(runtime, 3)
     claimed = await claim_one(runtime)
     assert (await lose(runtime, claimed)).back == [first]
@@ -94,7 +94,7 @@ async def test_a_job_of_a_dead_worker_is_back_at_its_old_place(runtime: Runtime)
 
 
 async def test_a_reaped_job_may_wait_until_its_timeout(runtime: Runtime) -> None:
-    """From its first start; what is over by then ends as ``failed``."""
+    """Counted from its first start; a job whose time is over ends as ``failed``."""
     claimed = await start(runtime, timeout_s=77)
     started_ms = await start_earlier(runtime, claimed, by_ms=20_000)
     await lose(runtime, claimed)
@@ -103,7 +103,7 @@ async def test_a_reaped_job_may_wait_until_its_timeout(runtime: Runtime) -> None
 
 
 async def test_the_next_run_says_that_the_worker_was_lost(runtime: Runtime) -> None:
-    """If anything was published."""
+    """If content was published."""
     claimed = await start(runtime)
     await append(runtime, claimed, a_text_delta("Hel"))
     await lose(runtime, claimed)
@@ -114,7 +114,7 @@ async def test_the_next_run_says_that_the_worker_was_lost(runtime: Runtime) -> N
 
 
 async def test_the_reason_of_a_reset_is_that_of_the_last_loss(runtime: Runtime) -> None:
-    """An earlier release, after which there was nothing to throw away, does not speak for it."""
+    """An earlier release without published content does not count."""
     claimed = await start(runtime)
     assert await runtime.queue.release(claimed, reason="drained")
     claimed = await claim_one(runtime)
@@ -125,7 +125,7 @@ async def test_the_reason_of_a_reset_is_that_of_the_last_loss(runtime: Runtime) 
 
 
 async def test_a_living_lease_is_left_alone(runtime: Runtime) -> None:
-    """And the reaper learns when to come again."""
+    """The reaper gets the time of the next expiry."""
     await submit_many(runtime, 2)
     dead, living = await claim(runtime, 2)
     await expire_leases(runtime, dead.id)
@@ -136,13 +136,13 @@ async def test_a_living_lease_is_left_alone(runtime: Runtime) -> None:
 
 
 async def test_with_nothing_running_there_is_no_next_expiry(runtime: Runtime) -> None:
-    """The reaper then comes at its own tick."""
+    """The reaper then runs at its own tick."""
     assert (await runtime.queue.reap()).next_expiry_s is None
 
 
 @on_real_redis
 async def test_a_mass_death_is_reaped_in_portions(runtime: Runtime) -> None:
-    """A hundred at once, and the reaper is asked to come again at once."""
+    """A hundred at a time; the reaper must run again at once."""
     ids = await submit_many(runtime, 150)
     await claim(runtime, 150)
     await expire_leases(runtime, *ids)
@@ -162,11 +162,11 @@ async def test_a_takeover_wakes_a_hungry_worker(runtime: Runtime) -> None:
         assert await heard.all() == [b""]
 
 
-# The dead worker's own words
+# The dead worker's writes
 
 
-async def test_whatever_a_dead_worker_still_says_is_refused(runtime: Runtime) -> None:
-    """Promise 3, before and after somebody else has the job: nothing is written, nothing is published."""
+async def test_every_write_of_a_dead_worker_is_refused(runtime: Runtime) -> None:
+    """Before and after another worker has the job: nothing is written or published."""
     old = await start(runtime)
     await lose(runtime, old)
     for _ in ("waiting again", "running elsewhere"):
@@ -187,7 +187,7 @@ async def test_whatever_a_dead_worker_still_says_is_refused(runtime: Runtime) ->
 
 
 async def test_the_third_counted_takeover_fails_the_job(runtime: Runtime) -> None:
-    """It may be what kills its workers: ``worker_lost``, with its terminal event."""
+    """The job may be what kills its workers: ``worker_lost``, with its terminal event."""
     submission = await submit(runtime)
     for takeover in range(1, FATAL_TAKEOVERS + 1):
         claimed = await claim_one(runtime)
@@ -208,7 +208,7 @@ async def test_the_third_counted_takeover_fails_the_job(runtime: Runtime) -> Non
 
 
 async def test_a_takeover_before_the_start_was_confirmed_is_not_held_against_the_job(runtime: Runtime) -> None:
-    """The worker died for another reason: neither a takeover nor an attempt is counted, however often."""
+    """The worker died for another reason: neither a takeover nor an attempt is counted."""
     submission = await submit(runtime)
     for _ in range(FATAL_TAKEOVERS + 2):
         claimed = await claim_one(runtime)
@@ -218,15 +218,15 @@ async def test_a_takeover_before_the_start_was_confirmed_is_not_held_against_the
 
 
 async def test_each_claim_confirms_for_itself(runtime: Runtime) -> None:
-    """A confirmation of an earlier claim says nothing about this one."""
+    """A confirmation of an earlier claim does not count."""
     claimed = await start(runtime)
     await lose(runtime, claimed)
     await lose(runtime, await claim_one(runtime), confirmed=False)
     assert (await claim_one(runtime)).takeovers == 1
 
 
-async def test_being_handed_back_is_no_takeover(runtime: Runtime) -> None:
-    """A deploy is not a death."""
+async def test_a_released_job_does_not_count_as_taken_over(runtime: Runtime) -> None:
+    """A deploy is not a worker's death."""
     await submit(runtime)
     for _ in range(FATAL_TAKEOVERS + 1):
         claimed = await claim_one(runtime)
@@ -235,14 +235,14 @@ async def test_being_handed_back_is_no_takeover(runtime: Runtime) -> None:
     assert (await claim_one(runtime)).takeovers == 0
 
 
-# A silence of everybody
+# A silence of all workers
 
 
 @pytest.mark.parametrize("first_call", ["claim", "renew", "reap"])
-async def test_after_a_silence_of_everybody_nothing_is_reaped_for_one_more_lease(
+async def test_after_a_silence_of_all_workers_nothing_is_reaped_for_one_more_lease(
     runtime: Runtime, first_call: str
 ) -> None:
-    """Redis was away, not the workers: whoever calls first stamps, and all have a lease's time to renew."""
+    """Redis was away, not the workers: the first call updates the stamp, and all have one lease to renew."""
     claimed = await start(runtime)
     await age_alive(runtime, by_ms=5_000)
     await expire_leases(runtime, claimed.id)
@@ -261,7 +261,7 @@ async def test_after_a_silence_of_everybody_nothing_is_reaped_for_one_more_lease
 
 
 async def test_a_silence_of_less_than_half_a_lease_is_nothing(runtime: Runtime) -> None:
-    """One worker's death among others is seen at once."""
+    """One worker's death among others is noticed at once."""
     claimed = await start(runtime)
     await age_alive(runtime, by_ms=3_000)
     await expire_leases(runtime, claimed.id)
@@ -269,7 +269,7 @@ async def test_a_silence_of_less_than_half_a_lease_is_nothing(runtime: Runtime) 
 
 
 async def test_every_call_of_a_worker_stamps(runtime: Runtime) -> None:
-    """CLAIM, RENEW and REAP each show that somebody lives."""
+    """CLAIM, RENEW and REAP each update the stamp, which shows that a worker lives."""
     for call in (lambda: claim(runtime), lambda: runtime.queue.renew([]), runtime.queue.reap):
         await runtime._commands.call("DEL", redis_keys.plain("alive"))
         before_ms = await now_ms(runtime)
@@ -279,7 +279,7 @@ async def test_every_call_of_a_worker_stamps(runtime: Runtime) -> None:
 
 
 async def test_a_stamp_that_aged_away_counts_as_silence(runtime: Runtime) -> None:
-    """After more than an hour without Redis the stamp is gone, and still nobody is taken for dead."""
+    """After more than an hour without Redis the stamp has expired, but no worker counts as dead."""
     claimed = await start(runtime)
     await runtime._commands.call("DEL", redis_keys.plain("alive"))
     await expire_leases(runtime, claimed.id)
@@ -288,7 +288,7 @@ async def test_a_stamp_that_aged_away_counts_as_silence(runtime: Runtime) -> Non
 
 
 async def test_an_idle_system_needs_no_grace(runtime: Runtime) -> None:
-    """With no lease there is nobody to spare: a job started after a quiet night is reaped as usual."""
+    """Without leases there is nothing to protect: a job started after a quiet night is reaped as usual."""
     await claim(runtime)
     await age_alive(runtime, by_ms=3_000_000)
     claimed = await start(runtime)

@@ -1,4 +1,4 @@
-"""APPEND and the reading of logs: no holes, no doubles, and nothing from a claim that is over."""
+"""APPEND, and reading logs: no gaps, no doubles, and nothing from a claim that is over."""
 
 import pytest
 
@@ -30,8 +30,8 @@ async def _ids(runtime: Runtime, job_id: str) -> list[EventId | None]:
     return [event.id for event in await runtime.log.read(job_id)]
 
 
-async def test_events_follow_on_what_the_claim_wrote(runtime: Runtime) -> None:
-    """Contiguous from ``started``; stored and published alike, name and data untouched."""
+async def test_appended_events_are_contiguous_with_the_claims(runtime: Runtime) -> None:
+    """From ``started`` on; stored and published equally, with unchanged names and data."""
     claimed = await start(runtime)
     strange = ("content_block_delta", '{"text":"ünïcode | \\n \\u0000 -"}'.encode())
     async with listening(runtime, redis_keys.events(claimed.id)) as heard:
@@ -45,15 +45,15 @@ async def test_events_follow_on_what_the_claim_wrote(runtime: Runtime) -> None:
 
 
 async def test_one_append_is_one_message(runtime: Runtime) -> None:
-    """Publishing costs once a flush, not once an event."""
+    """There is one message per flush, not per event."""
     claimed = await start(runtime)
     async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         await append(runtime, claimed, HEL, LO, BANG)
         assert len(await heard.all()) == 1
 
 
-async def test_an_append_sent_again_adds_nothing(runtime: Runtime) -> None:
-    """Its first answer was lost: the same events are passed over, not doubled, not published again."""
+async def test_a_repeated_append_adds_nothing(runtime: Runtime) -> None:
+    """Its first reply was lost: the same events are skipped, not doubled or published again."""
     claimed = await start(runtime)
     async with listening(runtime, redis_keys.events(claimed.id)) as heard:
         assert await append(runtime, claimed, HEL, LO) == 3
@@ -63,7 +63,7 @@ async def test_an_append_sent_again_adds_nothing(runtime: Runtime) -> None:
 
 
 async def test_an_append_that_overlaps_adds_only_what_is_new(runtime: Runtime) -> None:
-    """Half of a flush was there already."""
+    """A part of the flush was there already."""
     claimed = await start(runtime)
     await append(runtime, claimed, HEL)
     async with listening(runtime, redis_keys.events(claimed.id)) as heard:
@@ -76,15 +76,15 @@ async def test_an_append_that_overlaps_adds_only_what_is_new(runtime: Runtime) -
     assert [(event.name, event.data) for event in (await runtime.log.read(claimed.id))[1:]] == [HEL, LO, BANG]
 
 
-async def test_an_append_far_behind_the_top_says_where_the_log_is(runtime: Runtime) -> None:
-    """A late duplicate of an early flush is answered like any other."""
+async def test_an_append_far_before_the_top_returns_the_next_seq(runtime: Runtime) -> None:
+    """A late duplicate of an early flush gets the same reply as any other."""
     claimed = await start(runtime)
     await append(runtime, claimed, HEL, LO, BANG)
     assert await append(runtime, claimed, HEL) == 4
 
 
-async def test_a_hole_is_refused_with_the_seq_that_is_missing(runtime: Runtime) -> None:
-    """The log lost a tail to a rollback: nothing is written until it was sent again from there."""
+async def test_a_gap_is_refused_with_the_missing_seq(runtime: Runtime) -> None:
+    """A rollback has cut the log: nothing is written until the tail was sent again from there."""
     claimed = await start(runtime)
     assert await append(runtime, claimed, HEL, LO, BANG) == 4
     await roll_back_log(runtime, claimed.id, keep=2)
@@ -97,7 +97,7 @@ async def test_a_hole_is_refused_with_the_seq_that_is_missing(runtime: Runtime) 
 
 
 async def test_nothing_to_append_changes_nothing(runtime: Runtime) -> None:
-    """And says where the log is."""
+    """It returns the next seq."""
     claimed = await start(runtime)
     assert await append(runtime, claimed, seq=1) == 1
     assert await append(runtime, claimed, seq=0) == 1
@@ -106,7 +106,7 @@ async def test_nothing_to_append_changes_nothing(runtime: Runtime) -> None:
 
 
 async def test_an_expired_lease_alone_refuses_nothing(runtime: Runtime) -> None:
-    """The fence is the claim: until somebody took the job, its worker may go on."""
+    """The fence is the claim: until another worker has the job, its worker may go on."""
     claimed = await start(runtime)
     await expire_leases(runtime, claimed.id)
     assert await append(runtime, claimed, HEL) == 2
@@ -114,7 +114,7 @@ async def test_an_expired_lease_alone_refuses_nothing(runtime: Runtime) -> None:
 
 @pytest.mark.parametrize("how", ["cancelled", "ended", "reaped", "released", "claimed again", "erased", "unknown"])
 async def test_an_append_of_a_claim_that_is_over_is_refused(runtime: Runtime, how: str) -> None:
-    """Nothing is written and nothing published, also when it resends what the log has."""
+    """Nothing is written or published, even if it repeats events that the log has."""
     claimed = await start(runtime)
     await append(runtime, claimed, HEL)
     if how == "cancelled":
@@ -140,7 +140,7 @@ async def test_an_append_of_a_claim_that_is_over_is_refused(runtime: Runtime, ho
 
 
 async def test_what_the_stream_refuses_is_not_published(runtime: Runtime) -> None:
-    """The second line of the fence: no log, no event, whatever the record says."""
+    """A second fence: without a log there is no event, whatever the record says."""
     claimed = await start(runtime)
     await runtime._commands.call("DEL", redis_keys.log(claimed.id))
     async with listening(runtime, redis_keys.events(claimed.id)) as heard:
@@ -150,14 +150,14 @@ async def test_what_the_stream_refuses_is_not_published(runtime: Runtime) -> Non
 
 
 async def test_a_claim_from_the_future_is_refused_too(runtime: Runtime) -> None:
-    """Only the very epoch of the lease may write: Redis may have forgotten a claim that a worker remembers."""
+    """Only the lease's own epoch may write: Redis may have lost a claim that a worker still has."""
     claimed = await start(runtime)
     ahead = claimed._replace(epoch=claimed.epoch + 1)
     assert await append(runtime, ahead, HEL) == REFUSED
 
 
 async def test_an_attempt_inside_a_claim_is_written_to_the_record(runtime: Runtime) -> None:
-    """With its first flush; other flushes leave the numbers alone."""
+    """With its first flush; other flushes do not change the numbers."""
     claimed = await start(runtime)
     await runtime.log.append(claimed.id, claimed.epoch, 1, [("retry", b"{}")], published=False, attempts=2, failures=1)
     await append(runtime, claimed, HEL, seq=2)
@@ -168,7 +168,7 @@ async def test_an_attempt_inside_a_claim_is_written_to_the_record(runtime: Runti
 
 
 async def test_only_published_content_makes_the_next_attempt_reset(runtime: Runtime) -> None:
-    """Our own events are no text of the answer."""
+    """Our own events are not content."""
     claimed = await start(runtime)
     await append(runtime, claimed, ("retry", b"{}"), published=False)
     await lose(runtime, claimed)
@@ -178,8 +178,8 @@ async def test_only_published_content_makes_the_next_attempt_reset(runtime: Runt
 # Reading
 
 
-async def test_a_log_is_read_from_anywhere_in_portions(runtime: Runtime) -> None:
-    """Behind an id, or from one on."""
+async def test_a_log_can_be_read_from_any_id_in_portions(runtime: Runtime) -> None:
+    """After an id, or from an id on."""
     claimed = await start(runtime)
     await append(runtime, claimed, *(a_text_delta(str(number)) for number in range(9)))
     everything = await runtime.log.read(claimed.id)
@@ -191,7 +191,7 @@ async def test_a_log_is_read_from_anywhere_in_portions(runtime: Runtime) -> None
     assert await runtime.log.read(an_id()) == []
 
 
-async def test_a_probe_tells_how_far_each_job_has_come(runtime: Runtime) -> None:
+async def test_a_probe_returns_the_reach_of_each_log(runtime: Runtime) -> None:
     """In one command, for jobs in every state."""
     ended = await succeed(runtime)
     running = await start(runtime)
@@ -214,7 +214,7 @@ async def test_a_probe_tells_how_far_each_job_has_come(runtime: Runtime) -> None
 
 
 async def test_a_probe_still_knows_the_end_of_a_job_whose_log_is_gone(runtime: Runtime) -> None:
-    """The record keeps it as long as the result."""
+    """The record keeps the end as long as the result."""
     ended = await succeed(runtime)
     await runtime._commands.call("DEL", redis_keys.log(ended.id))
     (reach,) = await runtime.log.probe([ended.id])

@@ -1,4 +1,4 @@
-"""Redis at its maxmemory: what runs can go on and end; nothing new comes in. Real servers only."""
+"""Redis at its maxmemory: running jobs can go on and end; new ones are refused. Real servers only."""
 
 from collections.abc import AsyncIterator
 
@@ -43,7 +43,7 @@ from tests.support.upstreams import a_route, called, closed, let_pass, permitted
 
 @pytest.fixture
 async def runtime(own_server: EmbeddedRedis) -> AsyncIterator[Runtime]:
-    """On a server of its own, to be filled."""
+    """A store on its own server, which the test fills."""
     async with open_runtime(load_settings(redis_url=own_server.url), process_name="tests", timeout_s=10) as opened:
         yield opened
         await _empty(opened)
@@ -63,8 +63,8 @@ async def _six_running(runtime: Runtime) -> list[Claim]:
     return await claim(runtime, 6)
 
 
-async def test_what_runs_can_go_on_and_end(runtime: Runtime) -> None:
-    """RENEW, APPEND, FINISH, RELEASE, CANCEL and REAP all get through, results and events included."""
+async def test_running_jobs_can_go_on_and_end(runtime: Runtime) -> None:
+    """RENEW, APPEND, FINISH, RELEASE, CANCEL and REAP all succeed, including results and events."""
     ended, released, deferred, cancelled, dead, lost = claims = await _six_running(runtime)
     await runtime._commands.call("HSET", redis_keys.job(lost.id), "takeovers", 2)
     await _fill(runtime)
@@ -90,8 +90,8 @@ async def test_what_runs_can_go_on_and_end(runtime: Runtime) -> None:
     await assert_consistent(runtime, [found.id for found in claims])
 
 
-async def test_what_is_over_can_end_and_go(runtime: Runtime) -> None:
-    """EXPIRE, a read of an overdue job, and ERASE: each makes room."""
+async def test_overdue_and_ended_jobs_can_be_ended_and_erased(runtime: Runtime) -> None:
+    """EXPIRE, a read of an overdue job, and ERASE all make room."""
     first, second, third = await submit_many(runtime, 3)
     await make_overdue(runtime, first, second)
     await _fill(runtime)
@@ -104,7 +104,7 @@ async def test_what_is_over_can_end_and_go(runtime: Runtime) -> None:
 
 
 async def test_a_dead_worker_is_noticed_by_the_stamp_of_the_others(runtime: Runtime) -> None:
-    """``alive`` and ``grace`` are written at maxmemory too: a full Redis is no silence."""
+    """``alive`` and ``grace`` are written at maxmemory too: a full Redis does not count as silence."""
     claimed = await start(runtime)
     await runtime._commands.call("DEL", redis_keys.plain("alive"))
     await expire_leases(runtime, claimed.id)
@@ -113,8 +113,8 @@ async def test_a_dead_worker_is_noticed_by_the_stamp_of_the_others(runtime: Runt
     assert await runtime._commands.call("EXISTS", redis_keys.plain("alive"), redis_keys.plain("grace")) == 2
 
 
-async def test_nothing_new_comes_in_and_nothing_is_stored_of_it(runtime: Runtime) -> None:
-    """SUBMIT is refused as a whole: no half of a job, no key that points to none."""
+async def test_new_jobs_are_refused_and_store_nothing(runtime: Runtime) -> None:
+    """SUBMIT is refused as a whole: there is no half of a job, and no Idempotency-Key without a job."""
     await submit(runtime)
     await _fill(runtime)
     before = await all_keys(runtime._commands)
@@ -131,7 +131,7 @@ async def test_nothing_new_comes_in_and_nothing_is_stored_of_it(runtime: Runtime
 
 
 async def test_a_replay_is_answered_from_a_full_redis(runtime: Runtime) -> None:
-    """Promise 5: it writes nothing, so it needs no room."""
+    """A replay writes nothing, so it needs no room."""
     first = await submit(runtime, idempotency_key="order 7")
     await _fill(runtime)
     again = a_submission(idempotency_key="order 7")
@@ -139,7 +139,7 @@ async def test_a_replay_is_answered_from_a_full_redis(runtime: Runtime) -> None:
 
 
 async def test_no_job_starts_in_a_full_redis_and_none_is_half_started(runtime: Runtime) -> None:
-    """A start is the promise of room for its answer: CLAIM is refused before it changes anything."""
+    """A start promises room for the answer: CLAIM is refused before it changes anything."""
     waiting = await submit(runtime)
     deferred = await submit(runtime, not_before_ms=await now_ms(runtime) + 60_000)
     await make_due(runtime, deferred.id)
@@ -181,7 +181,7 @@ async def test_calls_can_be_made_and_end(runtime: Runtime) -> None:
 
 
 async def test_submits_stop_before_running_jobs_lack_room(runtime: Runtime) -> None:
-    """At 80 % of maxmemory, by a look once a second; they go on when there is room again."""
+    """At 80 % of maxmemory, checked once a second; they are accepted again when there is room."""
     used = int(
         next(
             line.partition(b":")[2]
@@ -204,7 +204,7 @@ async def test_submits_stop_before_running_jobs_lack_room(runtime: Runtime) -> N
 
 
 async def test_a_redis_that_is_away_is_not_full(runtime: Runtime, own_server: EmbeddedRedis) -> None:
-    """Then the submit itself says what is wrong."""
+    """The submit itself then reports the error."""
     await _fill(runtime)
     assert await _is_full(runtime)
     own_server.kill()
@@ -217,8 +217,8 @@ async def _is_full(runtime: Runtime) -> bool:
     return runtime.memory.is_full
 
 
-async def test_what_concerns_a_batch_gets_through_a_full_redis(runtime: Runtime) -> None:
-    """Start of its items, their ends, cancel, drop and erase; only what comes in is refused."""
+async def test_commands_of_a_batch_work_on_a_full_redis(runtime: Runtime) -> None:
+    """Starting its items, their ends, cancel, drop and erase; only new lines are refused."""
     first, second, third = await receive(runtime, 2), await start_batch(runtime, 2), await receive(runtime, 2)
     fourth = await receive(runtime, 2)
     claimed, _ = await claim(runtime, 2)

@@ -30,26 +30,26 @@ from tests.support.store import (
 
 @pytest.fixture
 def many(redis_under_test: RedisUnderTest) -> int:
-    """A long queue: as long as each kind of Redis makes in a second."""
+    """The length of a long queue: as many jobs as each kind of Redis can store in a second."""
     return 2000 if redis_under_test.is_real else 150
 
 
 async def test_one_tenants_jobs_start_in_the_order_they_came(runtime: Runtime) -> None:
-    """However they are asked for."""
+    """However many are claimed at once."""
     ids = await submit_many(runtime, 20)
     started = [found.id for size in (1, 3, 7, 20) for found in await claim(runtime, size)]
     assert started == ids
 
 
 async def test_a_tenant_with_a_long_queue_delays_another_by_one_slot(runtime: Runtime, many: int) -> None:
-    """Thousands wait, one arrives: it is among the next two."""
+    """Thousands wait and one arrives: it is among the next two."""
     await submit_many(runtime, many, tenant="tenant-a")
     await claim(runtime, 5)
     late = await submit(runtime, tenant="tenant-b")
     assert late.id in [found.id for found in await claim(runtime, 2)]
 
 
-async def test_jobs_put_back_do_not_come_before_others_by_more_than_one_slot(runtime: Runtime, many: int) -> None:
+async def test_jobs_that_were_put_back_delay_others_by_at_most_one_slot(runtime: Runtime, many: int) -> None:
     """A worker drains and hands back all of one tenant's jobs."""
     await submit_many(runtime, many, tenant="tenant-a")
     for claimed in await claim(runtime, min(500, many)):
@@ -58,8 +58,8 @@ async def test_jobs_put_back_do_not_come_before_others_by_more_than_one_slot(run
     assert late.id in [found.id for found in await claim(runtime, 2)]
 
 
-async def test_jobs_of_the_dead_do_not_come_before_others_by_more_than_one_slot(runtime: Runtime) -> None:
-    """A worker dies with a hundred jobs of one tenant, and they all stand at their old places again."""
+async def test_jobs_of_a_dead_worker_delay_others_by_at_most_one_slot(runtime: Runtime) -> None:
+    """A worker dies with a hundred jobs of one tenant, which all return to their old places."""
     ids = await submit_many(runtime, 100, tenant="tenant-a")
     await claim(runtime, 100)
     await expire_leases(runtime, *ids)
@@ -68,8 +68,8 @@ async def test_jobs_of_the_dead_do_not_come_before_others_by_more_than_one_slot(
     assert late.id in [found.id for found in await claim(runtime, 2)]
 
 
-async def test_jobs_that_come_due_together_do_not_come_before_others_by_more_than_one_slot(runtime: Runtime) -> None:
-    """A hundred of one tenant's were deferred to the same moment."""
+async def test_jobs_that_become_due_together_delay_others_by_at_most_one_slot(runtime: Runtime) -> None:
+    """A hundred of one tenant's jobs were deferred to the same moment."""
     later_ms = await now_ms(runtime) + 3_600_000
     ids = await submit_many(runtime, 100, tenant="tenant-a", not_before_ms=later_ms)
     late = await submit(runtime, tenant="tenant-b")
@@ -78,15 +78,15 @@ async def test_jobs_that_come_due_together_do_not_come_before_others_by_more_tha
 
 
 async def test_tenants_with_work_take_turns(runtime: Runtime) -> None:
-    """Three tenants of very different appetite get the same share."""
+    """Three tenants with very different numbers of jobs get equal shares."""
     for tenant, count in (("tenant-a", 90), ("tenant-b", 45), ("tenant-c", 30)):
         await submit_many(runtime, count, tenant=tenant)
     shares = Counter(found.tenant for found in await claim(runtime, 60))
     assert shares == {"tenant-a": 20, "tenant-b": 20, "tenant-c": 20}
 
 
-async def test_a_tenant_that_was_away_has_saved_up_nothing(runtime: Runtime) -> None:
-    """It shares from now on; it does not catch up."""
+async def test_an_idle_tenant_does_not_save_turns(runtime: Runtime) -> None:
+    """It gets its share from now on, but does not catch up."""
     await submit_many(runtime, 80, tenant="tenant-a")
     await claim(runtime, 30)
     await submit_many(runtime, 40, tenant="tenant-b")
@@ -95,7 +95,7 @@ async def test_a_tenant_that_was_away_has_saved_up_nothing(runtime: Runtime) -> 
 
 
 async def test_a_queue_that_drains_and_refills_gains_nothing(runtime: Runtime) -> None:
-    """A tenant with one job at a time is not before one with many: its last tag is remembered."""
+    """A tenant with one job at a time does not overtake one with many: its last tag is kept."""
     await submit_many(runtime, 60, tenant="tenant-b")
     turns = []
     await submit(runtime, tenant="tenant-a")
@@ -108,7 +108,7 @@ async def test_a_queue_that_drains_and_refills_gains_nothing(runtime: Runtime) -
 
 
 async def test_cancelling_and_submitting_again_gains_nothing(runtime: Runtime) -> None:
-    """Leaving the queue does not wipe out what was used."""
+    """Leaving the queue does not clear the used turns."""
     await submit_many(runtime, 20, tenant="tenant-b")
     turns = []
     for _ in range(10):
@@ -119,8 +119,8 @@ async def test_cancelling_and_submitting_again_gains_nothing(runtime: Runtime) -
     assert Counter(turns) == {"tenant-a": 5, "tenant-b": 5}
 
 
-async def test_flows_that_were_never_served_leave_nothing_behind(runtime: Runtime) -> None:
-    """A thousand models asked for and cancelled while no worker is up: no turn needs remembering."""
+async def test_flows_that_were_never_served_leave_nothing(runtime: Runtime) -> None:
+    """Jobs of a thousand models are submitted and cancelled without a worker: no tag is kept."""
     for number in range(30):
         waiting = await submit(runtime, model=f"model-{number}")
         await runtime.jobs.cancel(waiting.id, "tenant-a")
@@ -128,8 +128,8 @@ async def test_flows_that_were_never_served_leave_nothing_behind(runtime: Runtim
     assert left == {"job": 30, "index": 1, "places": 1, "held_bytes": 1, "kept_bytes": 1, "kept_due": 1}
 
 
-async def test_turns_behind_the_clock_are_dropped(runtime: Runtime) -> None:
-    """The memory of tenants that have nothing waiting is as small as it can be."""
+async def test_tags_before_the_clock_are_dropped(runtime: Runtime) -> None:
+    """Tenants without waiting jobs need as little memory as possible."""
     for number in range(10):
         await submit(runtime, tenant=f"tenant-{number}")
     await claim(runtime, 10)
@@ -139,7 +139,7 @@ async def test_turns_behind_the_clock_are_dropped(runtime: Runtime) -> None:
 
 
 async def test_a_higher_band_starts_first(runtime: Runtime) -> None:
-    """Whoever came first."""
+    """Whichever job came first."""
     low = await submit(runtime, priority=Priority.LOW)
     normal = await submit(runtime, priority=Priority.NORMAL)
     high = await submit(runtime, priority=Priority.HIGH)
@@ -159,7 +159,7 @@ async def test_one_start_in_eight_is_of_the_next_lower_band(runtime: Runtime, up
 
 
 async def test_a_worker_keeps_slots_from_batch_items(runtime: Runtime) -> None:
-    """``low_count`` is how many low jobs it takes at most, also when nothing else waits."""
+    """``low_count`` bounds the low jobs that it claims, even if nothing else waits."""
     await submit_many(runtime, 10, priority=Priority.LOW)
     assert len(await claim(runtime, 5, low_count=2)) == 2
     assert await claim(runtime, 5, low_count=0) == []
@@ -169,7 +169,7 @@ async def test_a_worker_keeps_slots_from_batch_items(runtime: Runtime) -> None:
 
 
 async def test_a_tenant_at_its_limit_is_passed_over(start_runtime: StartRuntime) -> None:
-    """Over all workers and bands; each job that ends makes room for one; others go on untouched."""
+    """Over all workers and bands; each job that ends makes room for one; other tenants are not affected."""
     runtime = await start_runtime(tenant_running_jobs=3)
     await submit_many(runtime, 4, tenant="tenant-a", priority=Priority.HIGH)
     await submit_many(runtime, 4, tenant="tenant-a")
@@ -200,7 +200,7 @@ async def test_every_way_to_stop_running_makes_room_for_the_tenant(start_runtime
 
 
 async def test_being_passed_over_costs_no_turn(start_runtime: StartRuntime) -> None:
-    """A tenant at its limit keeps its place in the order of flows; taking it late does not turn back the clock."""
+    """A tenant at its limit keeps its place in the order of flows; serving it late does not set the clock back."""
     runtime = await start_runtime(tenant_running_jobs=1)
     await submit_many(runtime, 3, tenant="tenant-a")
     first = await claim_one(runtime)
@@ -214,7 +214,7 @@ async def test_being_passed_over_costs_no_turn(start_runtime: StartRuntime) -> N
 
 
 async def _suspects(runtime: Runtime, count: int) -> list[str]:
-    """Jobs whose workers died as often as makes them suspects."""
+    """Jobs whose workers have died often enough to make them suspects."""
     ids = await submit_many(runtime, count)
     for _ in range(SUSPECT_TAKEOVERS):
         for claimed in await claim(runtime, count):
@@ -224,8 +224,8 @@ async def _suspects(runtime: Runtime, count: int) -> list[str]:
     return ids
 
 
-async def test_a_suspect_runs_alone_among_its_kind(runtime: Runtime) -> None:
-    """Jobs whose workers died twice: at most one per worker, so that if one kills it, it is known which."""
+async def test_a_worker_runs_at_most_one_suspect(runtime: Runtime) -> None:
+    """A suspect's workers have died twice: if the worker dies again, the suspect is known to be the cause."""
     one, other = await _suspects(runtime, 2)
     harmless = await submit(runtime)
     assert [found.id for found in await claim(runtime, 10, takes_suspect=True)] == [one, harmless.id]
@@ -234,8 +234,8 @@ async def test_a_suspect_runs_alone_among_its_kind(runtime: Runtime) -> None:
     assert (found.id, found.takeovers) == (other, SUSPECT_TAKEOVERS)
 
 
-async def test_a_suspect_does_not_hold_up_those_behind_it(runtime: Runtime) -> None:
-    """A worker that may not take it looks past it, in the same flow and in others."""
+async def test_a_suspect_does_not_delay_jobs_after_it(runtime: Runtime) -> None:
+    """A worker that may not claim it skips it, in the same flow and in others."""
     (suspect,) = await _suspects(runtime, 1)
     same_flow = await submit(runtime)
     other_flow = await submit(runtime, tenant="tenant-b")
@@ -244,8 +244,8 @@ async def test_a_suspect_does_not_hold_up_those_behind_it(runtime: Runtime) -> N
     assert [found.id for found in await claim(runtime, 10, takes_suspect=True)] == [suspect]
 
 
-async def test_a_suspect_alone_in_its_flow_does_not_hold_up_other_flows(runtime: Runtime) -> None:
-    """Its flow is the next in turn, and has nothing else to give."""
+async def test_a_suspect_alone_in_its_flow_does_not_delay_other_flows(runtime: Runtime) -> None:
+    """Its flow is the next in turn, but has no other job."""
     await _suspects(runtime, 1)
     earlier, later = await submit_many(runtime, 2, tenant="tenant-z")
     assert [found.id for found in await claim(runtime, 1, takes_suspect=False)] == [earlier]
@@ -255,7 +255,7 @@ async def test_a_suspect_alone_in_its_flow_does_not_hold_up_other_flows(runtime:
 
 
 async def test_a_tenant_with_many_models_delays_another_by_one_slot(runtime: Runtime) -> None:
-    """Asking for more models should buy no more turns."""
+    """Using more models gives no more turns."""
     for number in range(30):
         await submit(runtime, tenant="tenant-a", model=f"model-{number}")
     await claim(runtime, 2)
@@ -273,7 +273,7 @@ async def test_a_tenant_with_many_models_is_not_set_back_either(runtime: Runtime
 
 
 async def test_turns_that_were_not_used_are_given_back(runtime: Runtime) -> None:
-    """Whoever cancels what waits does not wait longer for it."""
+    """A tenant that cancels waiting jobs does not wait longer because of them."""
     for number in range(20):
         gone = await submit(runtime, tenant="tenant-a", model=f"model-{number}")
         await runtime.jobs.cancel(gone.id, "tenant-a")

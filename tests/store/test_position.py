@@ -1,4 +1,4 @@
-"""Queue positions: what a caller is told about the wait."""
+"""Positions in the queue."""
 
 import pytest
 
@@ -10,15 +10,15 @@ from tests.support.store import claim_one, finish, now_ms, submit, submit_many
 
 
 async def test_the_position_is_exact_when_one_flow_waits(runtime: Runtime) -> None:
-    """1 starts next; each start moves everybody up."""
+    """1 starts next; each start moves all others up."""
     ids = await submit_many(runtime, 5)
     assert await runtime.jobs.positions(ids, "tenant-a") == [1, 2, 3, 4, 5]
     await claim_one(runtime)
     assert await runtime.jobs.positions(ids, "tenant-a") == [None, 1, 2, 3, 4]
 
 
-async def test_the_position_at_submit_is_the_one_that_is_read_later(runtime: Runtime) -> None:
-    """One rule in one place."""
+async def test_the_position_at_submit_equals_that_of_a_read(runtime: Runtime) -> None:
+    """Both use the same rule."""
     for number in range(4):
         await submit(runtime, tenant=f"tenant-{number % 2}")
     submission = a_submission()
@@ -28,7 +28,7 @@ async def test_the_position_at_submit_is_the_one_that_is_read_later(runtime: Run
 
 
 async def test_with_several_flows_it_is_the_sum_of_the_lesser_of_depth_and_rank(runtime: Runtime) -> None:
-    """The others' queues count only as far as turns are taken before ours."""
+    """Other flows count only with the turns that they get before this job."""
     await submit_many(runtime, 100, tenant="tenant-b")
     await submit_many(runtime, 2, tenant="tenant-c")
     ours = await submit_many(runtime, 4, tenant="tenant-a")
@@ -36,7 +36,7 @@ async def test_with_several_flows_it_is_the_sum_of_the_lesser_of_depth_and_rank(
 
 
 async def test_all_of_the_bands_above_count(runtime: Runtime) -> None:
-    """And nothing of the bands below."""
+    """Lower bands do not count."""
     await submit_many(runtime, 3, priority=Priority.HIGH)
     await submit_many(runtime, 5, priority=Priority.LOW)
     normal = await submit(runtime)
@@ -44,7 +44,7 @@ async def test_all_of_the_bands_above_count(runtime: Runtime) -> None:
 
 
 async def test_past_a_hundred_flows_the_sum_is_scaled_up(runtime: Runtime) -> None:
-    """It stays an estimate of the whole, not of the hundred that were counted."""
+    """It estimates all flows, not only the hundred that were counted."""
     for number in range(150):
         await submit(runtime, tenant=f"tenant-{number:03d}")
     last = await submit(runtime, tenant="tenant-zzz")
@@ -52,7 +52,7 @@ async def test_past_a_hundred_flows_the_sum_is_scaled_up(runtime: Runtime) -> No
 
 
 async def test_what_does_not_wait_in_a_flow_has_no_position(runtime: Runtime) -> None:
-    """Running, ended, not due, unknown."""
+    """Jobs that run, have ended, are not due or are unknown."""
     ended = await submit(runtime)
     await finish(runtime, await claim_one(runtime))
     running = await submit(runtime)

@@ -32,7 +32,7 @@ async def runtime(start_runtime: StartRuntime) -> Runtime:
 
 
 async def claim(runtime: Runtime, count: int = 20, **quotas: int) -> list[str]:
-    """The models of the jobs that start. Quotas by model."""
+    """Claims with quotas by model; returns the models of the jobs that start."""
     return [found.spec.model for found in await claims_of(runtime, count, **quotas)]
 
 
@@ -48,7 +48,7 @@ async def claims_of(runtime: Runtime, count: int = 20, **quotas: int) -> list[Cl
 
 
 async def test_a_shut_route_s_jobs_stay_where_they_are(runtime: Runtime) -> None:
-    """Untouched: nothing of them changes, not even their places in the fair order."""
+    """They do not change, and keep their places in the fair order."""
     ids = await submit_many(runtime, 3, model="m") + await submit_many(runtime, 2, model="n")
     ready = redis_keys.SHARD + "ready:normal"
     flow = redis_keys.flow_of("normal", "tenant-a", "anthropic/m")
@@ -63,7 +63,7 @@ async def test_a_shut_route_s_jobs_stay_where_they_are(runtime: Runtime) -> None
 
 
 async def test_a_quota_bounds_what_starts(runtime: Runtime) -> None:
-    """Of that route, over all tenants and bands; others fill the room that it leaves."""
+    """For that route, over all tenants and bands; other routes' jobs use the free slots."""
     for tenant in ("tenant-a", "tenant-b", "tenant-c"):
         await submit_many(runtime, 3, model="m", tenant=tenant)
         await submit_many(runtime, 2, model="m", tenant=tenant, priority=Priority.LOW)
@@ -90,10 +90,8 @@ async def test_a_quota_bounds_what_starts(runtime: Runtime) -> None:
         ({"c": SHUT}, 4),
     ],
 )
-async def test_a_stand_in_is_asked_where_the_route_is_shut(
-    runtime: Runtime, quotas: dict[str, int], expected: int
-) -> None:
-    """Not where it is only full: there is hope for the very model."""
+async def test_a_stand_in_is_used_if_the_route_is_shut(runtime: Runtime, quotas: dict[str, int], expected: int) -> None:
+    """Not if it is only full, since it will have room again."""
     ids = await submit_many(runtime, 4, model="a")
     assert len(await claim(runtime, **quotas)) == expected
     await assert_consistent(runtime, ids)
@@ -109,13 +107,13 @@ async def test_a_stand_in_is_asked_where_the_route_is_shut(
     ],
 )
 async def test_a_chain_is_followed_to_its_end(runtime: Runtime, quotas: dict[str, int], expected: int) -> None:
-    """The first that is not shut counts. A stand-in's own stand-ins do not."""
+    """The first route that is not shut counts; a stand-in's own stand-ins do not."""
     await submit_many(runtime, 2, model="long")
     assert len(await claim(runtime, **quotas)) == expected
 
 
 async def test_flows_that_share_a_route_share_its_quota(runtime: Runtime) -> None:
-    """Those that come to it as a stand-in, and its own."""
+    """Flows that use it as a stand-in, and its own."""
     await submit_many(runtime, 4, model="a")
     await submit_many(runtime, 4, model="b")
     started = await claim(runtime, a=SHUT, b=5)
@@ -123,7 +121,7 @@ async def test_flows_that_share_a_route_share_its_quota(runtime: Runtime) -> Non
 
 
 async def test_tenants_take_turns_within_a_quota(runtime: Runtime) -> None:
-    """Fair among what may start, as ever."""
+    """Among the jobs that may start, as without quotas."""
     for tenant in ("tenant-a", "tenant-b", "tenant-c"):
         await submit_many(runtime, 5, model="m", tenant=tenant)
     for _ in range(3):
@@ -131,7 +129,7 @@ async def test_tenants_take_turns_within_a_quota(runtime: Runtime) -> None:
 
 
 async def test_bands_keep_their_order_among_what_may_start(runtime: Runtime) -> None:
-    """A shut route's urgent jobs hold nobody up, and are first again when it opens."""
+    """A shut route's urgent jobs delay no others, and are first again when it opens."""
     await submit_many(runtime, 2, model="m", priority=Priority.HIGH)
     await submit_many(runtime, 2, model="n", priority=Priority.LOW)
     await submit_many(runtime, 2, model="n")
@@ -141,8 +139,8 @@ async def test_bands_keep_their_order_among_what_may_start(runtime: Runtime) -> 
     assert await claim(runtime) == ["m", "m", "n", "n"]
 
 
-async def test_jobs_that_come_due_or_are_late_do_so_behind_a_gate_too(runtime: Runtime) -> None:
-    """Deferred ones are promoted, and wait; one that waited for too long ends by EXPIRE, as CLAIM passes it over."""
+async def test_jobs_of_a_shut_route_become_due_and_expire_too(runtime: Runtime) -> None:
+    """Deferred jobs are promoted and wait. CLAIM skips an overdue job, which EXPIRE ends."""
     due = await submit(runtime, model="m", not_before_ms=await now_ms(runtime) + 60_000)
     late = await submit(runtime, model="m")
     await make_due(runtime, due.id)
@@ -155,7 +153,7 @@ async def test_jobs_that_come_due_or_are_late_do_so_behind_a_gate_too(runtime: R
 
 
 async def test_an_ended_job_uses_up_no_quota(runtime: Runtime) -> None:
-    """Only what starts counts."""
+    """Only jobs that start count."""
     late = await submit_many(runtime, 2, model="m")
     await submit_many(runtime, 2, model="m")
     await make_overdue(runtime, *late)
@@ -179,7 +177,7 @@ async def test_a_tenant_s_limit_and_a_quota_both_hold(start_runtime: StartRuntim
     "model", ["a>b", "x>y", "x>anthropic/n", "a:b", "::", ">", ">>", "'\"\\", "日本", "%d", "[^>]+", " "]
 )
 async def test_a_model_may_be_called_anything(runtime: Runtime, model: str) -> None:
-    """It starts, and neither uses up what others have nor is it stopped for good."""
+    """Its jobs start, do not use other routes' quotas, and are not blocked."""
     await submit_many(runtime, 2, model=model)
     await submit(runtime, model="n")
     assert sorted(await claim(runtime, other=SHUT)) == sorted([model, model, "n"])
@@ -189,22 +187,22 @@ async def test_a_model_may_be_called_anything(runtime: Runtime, model: str) -> N
 
 
 @on_real_redis
-@pytest.mark.timeout(120)  # seconds; a busy machine is not a bug
-async def test_thousands_that_wait_for_a_gate_hide_nobody(runtime: Runtime) -> None:
-    """The first 200 that may not start are looked past by each CLAIM; the others are parked, 500 by each, and come back."""
+@pytest.mark.timeout(120)  # takes seconds; a busy machine needs more
+async def test_thousands_of_flows_that_wait_for_a_gate_block_nobody(runtime: Runtime) -> None:
+    """Each CLAIM skips the first 200 flows that may not start and parks 500 others, which come back later."""
     waiting = [a_submission(tenant=f"tenant-{number}", model="m") for number in range(4_900)]
     for start in range(0, 4_900, 700):
         await asyncio.gather(*(runtime.jobs.submit(each, expires_in_s=3600) for each in waiting[start : start + 700]))
     ids = [each.id for each in waiting] + await submit_many(runtime, 3, model="n", tenant="tenant-last")
     found: list[str] = []
-    for _ in range(10):  # a worker that has room left comes again at once
+    for _ in range(10):  # a worker with free slots claims again at once
         found = found or await claim(runtime, m=SHUT)
     assert found == ["n"] * 3
     assert await runtime._commands.call("ZCARD", f"{redis_keys.SHARD}ready:normal") == 200
     ids.append((await submit(runtime, model="n", tenant="tenant-last")).id)
     assert sorted(await claim(runtime, m=2)) == ["m", "m", "n"]
     await assert_consistent(runtime, ids)
-    await runtime._commands.call("ZADD", redis_keys.plain("parked"), 1, "gated:")  # their moment has passed
+    await runtime._commands.call("ZADD", redis_keys.plain("parked"), 1, "gated:")  # the time to come back has passed
     for _ in range(30):
         await claim(runtime, 1)  # the gate is open
         await runtime._commands.call("ZADD", redis_keys.plain("parked"), "XX", 1, "gated:")
@@ -213,6 +211,6 @@ async def test_thousands_that_wait_for_a_gate_hide_nobody(runtime: Runtime) -> N
 
 
 async def test_a_model_s_name_forges_no_chain(runtime: Runtime) -> None:
-    """A full route's job does not start because a route that its name spells has room."""
+    """A job of a full route must not start because its model's name contains the name of a free route."""
     await submit(runtime, model="m>anthropic/n")
     assert await claim(runtime, **{"m>anthropic/n": SHUT, "n": 5}) == []

@@ -1,4 +1,4 @@
-"""Reading, listing, erasing and counting: a tenant sees its own jobs, and nothing of others."""
+"""Reading, listing, erasing and counting: a tenant sees only its own jobs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -66,7 +66,7 @@ async def _all_pages(runtime: Runtime, *, limit: int, **filters: JobState | str 
 
 
 async def test_foreign_and_absent_jobs_are_the_same(runtime: Runtime) -> None:
-    """Promise 7, for every call that names a job."""
+    """For every call with a job's id."""
     claimed = await succeed(runtime, tenant="tenant-a")
     for job_id, tenant in ((claimed.id, "tenant-b"), (claimed.id, ""), (an_id(), "tenant-a")):
         with pytest.raises(NotFound):
@@ -79,8 +79,8 @@ async def test_foreign_and_absent_jobs_are_the_same(runtime: Runtime) -> None:
     assert (await job_of(runtime, claimed.id)).state is JobState.SUCCEEDED
 
 
-async def test_many_are_read_in_the_order_asked_for(runtime: Runtime) -> None:
-    """Each at its place, with None for what is not there."""
+async def test_many_jobs_are_read_in_the_requested_order(runtime: Runtime) -> None:
+    """With None for absent ones."""
     ids = await submit_many(runtime, 3)
     asked = [ids[2], an_id(), ids[0], ids[0]]
     found = await runtime.jobs.get_many(asked, "tenant-a")
@@ -99,7 +99,7 @@ async def test_a_result_is_read_only_when_asked_for(runtime: Runtime) -> None:
 
 
 async def test_a_list_is_newest_first_and_ends(runtime: Runtime) -> None:
-    """An exactly full last page has no next."""
+    """A last page that is exactly full has no `next`."""
     ids = await submit_many(runtime, 6)
     newest_first = ids[::-1]
     assert await _listed(runtime, limit=10) == (newest_first, None)
@@ -110,7 +110,7 @@ async def test_a_list_is_newest_first_and_ends(runtime: Runtime) -> None:
 
 
 async def test_a_list_shows_one_tenants_jobs(runtime: Runtime) -> None:
-    """Whatever others have between them."""
+    """However many jobs of others are between them."""
     ours = []
     for _ in range(3):
         ours.append((await submit(runtime, tenant="tenant-a")).id)
@@ -129,7 +129,7 @@ async def test_jobs_submitted_meanwhile_do_not_move_the_pages(runtime: Runtime) 
 
 
 async def test_a_list_by_state(runtime: Runtime) -> None:
-    """Pages go on until all was seen."""
+    """Paging reaches all matching jobs."""
     ids = await submit_many(runtime, 8)
     for claimed in await claim(runtime, 4):
         await finish(runtime, claimed)
@@ -138,7 +138,7 @@ async def test_a_list_by_state(runtime: Runtime) -> None:
 
 
 async def test_a_list_by_batch(runtime: Runtime) -> None:
-    """Its items, last line first, whatever stands between them; they are in no other list."""
+    """Its items, last line first, whatever is between them; they are in no other list."""
     job = await submit(runtime)
     first = await start_batch(runtime, [a_line(1), a_bad_line(2), *lines(3, start=3), a_line(9)])
     second = await start_batch(runtime, 2)
@@ -164,7 +164,7 @@ async def test_a_list_by_state_and_batch(runtime: Runtime) -> None:
 
 
 async def test_items_that_are_received_are_in_no_list(runtime: Runtime) -> None:
-    """Nor can they be read, cancelled or erased: they are nobody's yet."""
+    """Nor can they be read, cancelled or erased before the start."""
     begun = await receive(runtime, 3)
     assert await _listed(runtime, batch_id=begun.id) == ([], None)
     assert await runtime.jobs.get_many(begun.job_ids, "tenant-a") == [None] * 3
@@ -176,7 +176,7 @@ async def test_items_that_are_received_are_in_no_list(runtime: Runtime) -> None:
 
 @on_real_redis
 async def test_a_rare_match_far_down_is_found(runtime: Runtime) -> None:
-    """However many others stand before it: pages may be short, but the list goes on until its end."""
+    """However many others are before it: pages may be short, but paging reaches the end."""
     rare = await submit(runtime)
     await runtime.jobs.cancel(rare.id, rare.tenant)
     await submit_many(runtime, 450)
@@ -185,15 +185,15 @@ async def test_a_rare_match_far_down_is_found(runtime: Runtime) -> None:
 
 @on_real_redis
 async def test_an_item_before_thousands_of_lines_that_could_not_run_is_found(runtime: Runtime) -> None:
-    """They have no job that a page could end with: its cursor would be the one before, for ever."""
+    """Invalid lines have no job for a cursor: without care, paging would repeat the same cursor without end."""
     begun = await receive(runtime, [a_line(1), *map(a_bad_line, range(2, 5_500)), a_line(5_500)])
     await begin(runtime, begun)
     await runtime.batches.advance_all(begun.id)
     assert await _all_pages(runtime, limit=1, batch_id=begun.id) == begun.job_ids[::-1]
 
 
-async def test_a_list_passes_over_jobs_that_are_gone(runtime: Runtime) -> None:
-    """Records age away under the index; pages stay whole."""
+async def test_a_list_skips_deleted_jobs(runtime: Runtime) -> None:
+    """Records expire before their index entries; pages are still full."""
     ids = await submit_many(runtime, 30)
     for job_id in ids[:25]:
         await runtime.jobs.cancel(job_id, "tenant-a")
@@ -205,7 +205,7 @@ async def test_a_list_passes_over_jobs_that_are_gone(runtime: Runtime) -> None:
 
 
 async def test_an_erased_job_leaves_nothing_but_its_key(runtime: Runtime) -> None:
-    """Prompt, log, result and record are gone; the Idempotency-Key still makes no second job."""
+    """Prompt, log, result and record are deleted; the Idempotency-Key still makes no second job."""
     claimed = await succeed(runtime, idempotency_key="order 7", request=b'{"prompt":"an unmistakable prompt"}')
     await runtime.jobs.erase(claimed.id, claimed.tenant)
     with pytest.raises(NotFound):
@@ -222,7 +222,7 @@ async def test_an_erased_job_leaves_nothing_but_its_key(runtime: Runtime) -> Non
 
 @pytest.mark.parametrize("how", ["waiting", "deferred", "running", "put back"])
 async def test_a_job_that_has_not_ended_cannot_be_erased(runtime: Runtime, how: str) -> None:
-    """Cancel it first."""
+    """It must be cancelled first."""
     if how == "deferred":
         job_id = (await submit(runtime, not_before_ms=await now_ms(runtime) + 60_000)).id
     else:
@@ -240,8 +240,8 @@ async def test_a_job_that_has_not_ended_cannot_be_erased(runtime: Runtime, how: 
 # Counting
 
 
-async def test_the_depth_counts_what_waits_and_what_runs(runtime: Runtime) -> None:
-    """Deferred jobs wait too."""
+async def test_the_depth_counts_waiting_and_running_jobs(runtime: Runtime) -> None:
+    """Deferred jobs count as waiting."""
     assert await runtime.queue.depth() == {JobState.QUEUED: 0, JobState.RUNNING: 0}
     await submit_many(runtime, 4)
     await claim_one(runtime)
@@ -250,7 +250,7 @@ async def test_the_depth_counts_what_waits_and_what_runs(runtime: Runtime) -> No
 
 
 async def test_a_sweep_finds_no_stray_in_a_healthy_store(runtime: Runtime) -> None:
-    """Jobs in every state, in as many steps as it takes."""
+    """With jobs in every state, over as many steps as needed."""
     await succeed(runtime)
     await lose(runtime, await start(runtime))
     await submit_many(runtime, 10)
@@ -259,8 +259,8 @@ async def test_a_sweep_finds_no_stray_in_a_healthy_store(runtime: Runtime) -> No
     assert await _swept(runtime) == 0
 
 
-async def test_a_sweep_counts_jobs_that_are_nowhere(runtime: Runtime) -> None:
-    """Neither waiting nor running, and not ended: nobody would ever look at them again."""
+async def test_a_sweep_counts_stray_jobs(runtime: Runtime) -> None:
+    """They have not ended, but are neither queued nor running, so nothing would ever process them."""
     ids = await submit_many(runtime, 4)
     for job_id in ids[:2]:
         await runtime._commands.call("ZREM", redis_keys.plain("waiting"), job_id)
@@ -271,7 +271,7 @@ async def test_a_sweep_counts_jobs_that_are_nowhere(runtime: Runtime) -> None:
 
 
 class _BetweenReads:
-    """Commands in whose midst something happens: behind the look whether a job waits, before the one whether it runs."""
+    """Commands with an event between the check whether a job waits and the check whether it runs."""
 
     def __init__(self, commands: Commands, happening: Callable[[], Awaitable[object]]) -> None:
         self._commands = commands
@@ -283,7 +283,7 @@ class _BetweenReads:
         return asyncio.ensure_future(self._call(arguments))
 
     async def _call(self, arguments: tuple[Argument, ...]) -> Any:
-        async with self._turn:  # in the order of the calls, as over one connection
+        async with self._turn:  # keeps the order of calls, as one connection does
             reply = await self._commands.call(*arguments)
             if arguments[:2] == ("ZSCORE", redis_keys.plain("waiting")) and not self._has_happened:
                 self._has_happened = True
@@ -293,7 +293,7 @@ class _BetweenReads:
 
 @pytest.mark.parametrize("how", ["released", "taken from the dead", "ended"])
 async def test_a_job_that_moves_while_it_is_looked_at_is_no_stray(runtime: Runtime, how: str) -> None:
-    """A sweep reads one thing after the other; what is expected to be 0 must not be 1 on a busy day."""
+    """A sweep reads several keys in turn; a busy queue must not make it count a stray."""
     claimed = await start(runtime)
     happenings: dict[str, Callable[[], Awaitable[object]]] = {
         "released": lambda: runtime.queue.release(claimed, reason="drained"),
@@ -319,7 +319,7 @@ async def _swept(runtime: Runtime) -> int:
 
 
 async def test_a_worker_is_seen_while_it_announces_itself(start_runtime: StartRuntime) -> None:
-    """And is forgotten a few leases after it fell silent, or at once when it leaves."""
+    """It disappears a few leases after its last announcement, or at once when it leaves."""
     runtime = await start_runtime(lease_s=10)
     await runtime.workers.announce("worker-1", {"name": "worker-1", "running": 3})
     await runtime.workers.announce("worker-2", {"name": "worker-2", "running": 0})
@@ -333,7 +333,7 @@ async def test_a_worker_is_seen_while_it_announces_itself(start_runtime: StartRu
 
 
 async def test_nothing_is_left_of_jobs_that_ended_but_what_ages_away(runtime: Runtime) -> None:
-    """After the last one the queue's own keys are as few as at the first."""
+    """After the last job the queue has as few keys as before the first."""
     ids = await submit_many(runtime, 6)
     first, second, third, *_ = await claim(runtime, 4)
     await finish(runtime, first)
@@ -349,5 +349,5 @@ async def test_nothing_is_left_of_jobs_that_ended_but_what_ages_away(runtime: Ru
         "held_bytes",
         "kept_bytes:tenant-a",
         "kept_due",
-    }  # EXPIRE ends them, once the requests of these jobs have aged away
+    }  # EXPIRE ends them after the requests of these jobs have expired
     assert for_ever <= {"index:tenant-a", "clock:normal", "places", "picks", "turns:normal", *kept}

@@ -1,4 +1,4 @@
-"""Reads of callers: a share for each tenant, in turn, and pages that end where they are large."""
+"""Reads of callers: each tenant has a share, tenants take turns, and large pages are shortened."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,12 +19,12 @@ from tests.support.store import claim, finish, submit
 
 TENANT = "tenant-a"
 LARGE = {f"name-{number:02}": "\U0001f600" * 512 for number in range(16)}
-"""33 KB: all the metadata that a caller may send."""
+"""33 KB, the most metadata that a caller may send."""
 FITTING = PAGE_BYTES // 33_000
 
 
 class Reader:
-    """Takes a turn, and reads until it is let go."""
+    """Takes a turn, and reads until the test ends it."""
 
     def __init__(self, turns: Turns, tenant: str, size: int = 50) -> None:
         self.is_reading = False
@@ -39,13 +39,13 @@ class Reader:
             self.is_reading = False
 
     async def end(self) -> None:
-        """It has read."""
+        """Ends the read."""
         self._end.set()
         await self.task
 
 
 async def turned() -> None:
-    """All that can happen without a wait has happened."""
+    """Lets every task run until it waits."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -54,7 +54,7 @@ def reading(readers: Sequence[Reader]) -> int:
     return sum(reader.is_reading for reader in readers)
 
 
-async def test_a_tenant_with_its_share_under_way_waits_and_nobody_else_does() -> None:
+async def test_only_a_tenant_that_uses_its_whole_share_waits() -> None:
     """However many of its reads wait."""
     turns = Turns(process_bytes=1000, tenant_bytes=100)
     many = [Reader(turns, "a") for _ in range(20)]
@@ -71,8 +71,8 @@ async def test_a_tenant_with_its_share_under_way_waits_and_nobody_else_does() ->
     assert (turns._held_bytes, dict(turns._held), dict(turns._waiting)) == (0, {}, {})
 
 
-async def test_where_all_is_under_way_the_tenants_take_turns() -> None:
-    """One that waits with many gets no more than one that waits with one."""
+async def test_when_the_bound_is_reached_tenants_take_turns() -> None:
+    """A tenant with many waiting reads gets no more turns than one with a single read."""
     turns = Turns(process_bytes=100, tenant_bytes=100)
     first, second = Reader(turns, "z"), Reader(turns, "z")
     await turned()
@@ -89,8 +89,8 @@ async def test_where_all_is_under_way_the_tenants_take_turns() -> None:
         await reader.end()
 
 
-async def test_a_read_larger_than_the_share_waits_until_it_is_alone_and_is_then_let_in() -> None:
-    """Of its tenant. Those behind it wait for it, and no longer."""
+async def test_a_read_larger_than_the_share_waits_until_it_is_alone() -> None:
+    """Alone among its tenant's reads. Later reads wait for it, but no longer."""
     turns = Turns(process_bytes=1000, tenant_bytes=100)
     small, large, behind = Reader(turns, "a", 10), Reader(turns, "a", 10_000), Reader(turns, "a", 10)
     await turned()
@@ -105,7 +105,7 @@ async def test_a_read_larger_than_the_share_waits_until_it_is_alone_and_is_then_
 
 
 async def test_a_wait_ends_in_time_and_leaves_nothing() -> None:
-    """With a problem of the tenant's own; whoever waits for Redis takes it for that."""
+    """With the tenant's own problem, which callers that wait for Redis can distinguish."""
     turns = Turns(tenant_bytes=100, wait_s=0.05)
     held = Reader(turns, "a", 100)
     await turned()
@@ -124,7 +124,7 @@ async def test_a_wait_ends_in_time_and_leaves_nothing() -> None:
     assert (turns._held_bytes, dict(turns._held)) == (0, {})
 
 
-async def test_one_whose_turn_comes_as_it_is_cancelled_gives_it_back() -> None:
+async def test_a_read_cancelled_as_its_turn_comes_gives_the_turn_back() -> None:
     """Otherwise it would be gone until the process ends."""
     turns = Turns(tenant_bytes=100)
     held, cancelled = Reader(turns, "a", 100), Reader(turns, "a", 100)

@@ -1,4 +1,4 @@
-"""What is wrong with Redis is named for whoever runs us: why it cannot be reached, what it refuses, how it may lose jobs."""
+"""Problems of Redis are named for the operator: why it cannot be reached, what it refuses, how it may lose jobs."""
 
 import asyncio
 import contextlib

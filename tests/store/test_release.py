@@ -1,4 +1,4 @@
-"""RELEASE: the holder of a claim gives its job back, now or for later."""
+"""RELEASE: the holder of a claim returns its job to the queue, due now or later."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""RESERVE: limits over all workers, in sliding minutes; and one row for each call, however often it is asked for."""
+"""RESERVE: limits over all workers in sliding minutes, and one row per call, however often it is repeated."""
 
 import asyncio
 import math
@@ -188,7 +188,7 @@ async def test_no_sliding_minute_holds_more_than_the_limits(
 
 
 async def test_tokens_are_reserved_as_estimated(runtime: Runtime) -> None:
-    """Those that go in and those that come out, each by its own limit."""
+    """Input and output tokens, each by its own limit."""
     route = a_route(input_tokens=100, output_tokens=50)
     await permitted(runtime, route, input_estimate=60, output_estimate=10)
     await denied(runtime, route, Obstacle.FULL, input_estimate=41, output_estimate=1)
@@ -199,8 +199,8 @@ async def test_tokens_are_reserved_as_estimated(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize(("used", "left"), [(0, 100), (10, 90), (60, 40), (99, 1), (100, 0), (500, -400)])
-async def test_what_was_reserved_makes_room_for_what_was_used(runtime: Runtime, used: int, left: int) -> None:
-    """Less or more."""
+async def test_used_tokens_replace_reserved_ones(runtime: Runtime, used: int, left: int) -> None:
+    """Whether fewer or more."""
     route = a_route(input_tokens=100, output_tokens=100)
     call_id, _ = await permitted(runtime, route, input_estimate=60, output_estimate=60)
     await closed(runtime, route, call_id, usage=Usage(input_tokens=used, output_tokens=used))
@@ -216,7 +216,7 @@ async def test_what_was_reserved_makes_room_for_what_was_used(runtime: Runtime, 
 
 
 async def test_input_from_a_cache_does_not_count(runtime: Runtime) -> None:
-    """What is written to one does, as the upstream counts."""
+    """Tokens written to a cache do count, as for the upstream."""
     route = a_route(input_tokens=100)
     call_id, _ = await permitted(runtime, route, input_estimate=100)
     usage = Usage(input_tokens=10, cache_creation_input_tokens=20, cache_read_input_tokens=70)
@@ -225,7 +225,7 @@ async def test_input_from_a_cache_does_not_count(runtime: Runtime) -> None:
 
 
 async def test_a_call_that_is_larger_than_the_limit_waits_for_an_empty_window(runtime: Runtime) -> None:
-    """And then goes through: else it would wait for ever."""
+    """Then it is permitted; otherwise it would wait without end."""
     route = a_route(input_tokens=100, output_tokens=100)
     await permitted(runtime, route, input_estimate=1, output_estimate=1)
     denial = await denied(runtime, route, Obstacle.FULL, input_estimate=5_000, output_estimate=7_000)
@@ -239,7 +239,7 @@ async def test_a_call_that_is_larger_than_the_limit_waits_for_an_empty_window(ru
 
 
 async def test_a_call_that_outlives_its_window_changes_no_later_one(runtime: Runtime) -> None:
-    """Its tokens left with their bucket."""
+    """Its tokens left the window with their bucket."""
     route = a_route(input_tokens=100)
     old, _ = await permitted(runtime, route, input_estimate=50)
     await let_pass(runtime, WINDOW_S)
@@ -252,11 +252,11 @@ async def test_a_call_that_outlives_its_window_changes_no_later_one(runtime: Run
     assert (await state_of_route(runtime, route)).room is None
 
 
-# What the upstream says of itself
+# What the upstream reports
 
 
 async def test_limits_are_learned(runtime: Runtime) -> None:
-    """From any call's end, for all who come later; only what it said."""
+    """From any call's end, for all later calls; only the reported limits."""
     route = a_route()
     await called(runtime, route, learned=Limits(requests=2, output_tokens=100))
     await permitted(runtime, route, output_estimate=60)
@@ -269,8 +269,8 @@ async def test_limits_are_learned(runtime: Runtime) -> None:
     assert record_ms is not None
 
 
-async def test_limits_of_the_settings_win(runtime: Runtime) -> None:
-    """Over learned ones, be they lower or higher."""
+async def test_limits_of_the_settings_override_learned_ones(runtime: Runtime) -> None:
+    """Whether those are lower or higher."""
     await called(runtime, a_route(), learned=Limits(requests=1, input_tokens=10))
     for _ in range(2):
         await permitted(runtime, a_route(requests=3), input_estimate=4)
@@ -279,8 +279,8 @@ async def test_limits_of_the_settings_win(runtime: Runtime) -> None:
     await denied(runtime, a_route(requests=100), Obstacle.FULL, input_estimate=3)
 
 
-async def test_what_was_learned_stays_while_the_route_is_called(runtime: Runtime) -> None:
-    """Workers tell of it once: each call lets it live for another day."""
+async def test_learned_limits_are_kept_while_the_route_is_called(runtime: Runtime) -> None:
+    """Workers report them once; each call extends their TTL by a day."""
     route = a_route()
     await called(runtime, route, learned=Limits(requests=10))
     key = f"{redis_keys.GLOBAL}route:{route.name}"
@@ -292,8 +292,8 @@ async def test_what_was_learned_stays_while_the_route_is_called(runtime: Runtime
 # Concurrency
 
 
-async def test_so_many_calls_run_at_once(runtime: Runtime) -> None:
-    """A call that has ended makes room, once."""
+async def test_the_limit_of_concurrent_calls(runtime: Runtime) -> None:
+    """A call that has ended makes room, but only once."""
     route = a_route(concurrency=2)
     first, _ = await permitted(runtime, route)
     second, _ = await permitted(runtime, route)
@@ -307,7 +307,7 @@ async def test_so_many_calls_run_at_once(runtime: Runtime) -> None:
 
 
 async def test_a_call_whose_worker_is_silent_makes_room(runtime: Runtime) -> None:
-    """After a lease; one that is held goes on counting."""
+    """After a lease; a held call still counts."""
     route = a_route(concurrency=2)
     lease_s = runtime.settings.lease_s
     held, _ = await permitted(runtime, route)
@@ -321,7 +321,7 @@ async def test_a_call_whose_worker_is_silent_makes_room(runtime: Runtime) -> Non
 
 
 async def test_a_closed_call_cannot_be_held(runtime: Runtime) -> None:
-    """A worker that closes and holds a call in one turn brings nothing back."""
+    """A worker that closes and holds a call at the same time does not recreate it."""
     route = a_route(concurrency=1)
     call_id, _ = await permitted(runtime, route)
     await closed(runtime, route, call_id)
@@ -330,11 +330,11 @@ async def test_a_closed_call_cannot_be_held(runtime: Runtime) -> None:
     await permitted(runtime, route)
 
 
-# Asked again
+# Repeated
 
 
-async def test_whoever_asks_again_gets_the_same_answer(runtime: Runtime) -> None:
-    """The first was lost. One row, one count, one holder; also when the limit is reached or the gate is shut since."""
+async def test_a_repeated_reserve_gets_the_same_reply(runtime: Runtime) -> None:
+    """The first reply was lost. One row, one count, one holder, even if the limit is reached or the gate shut now."""
     route = a_route(requests=1, input_tokens=10, concurrency=1)
     call_id, first = await permitted(runtime, route, input_estimate=5)
     await let_pass(runtime, 1)
@@ -350,8 +350,8 @@ async def test_whoever_asks_again_gets_the_same_answer(runtime: Runtime) -> None
     assert await holders_of(runtime, route) == [call_id]
 
 
-async def test_a_probe_that_is_asked_for_again_is_still_the_probe(runtime: Runtime) -> None:
-    """Else nobody would tell that it is answered."""
+async def test_a_repeated_reserve_of_a_probe_is_still_the_probe(runtime: Runtime) -> None:
+    """Otherwise its outcome would not be reported."""
     route = a_route()
     for _ in range(10):
         await called(runtime, route, Verdict.TROUBLE)
@@ -362,8 +362,8 @@ async def test_a_probe_that_is_asked_for_again_is_still_the_probe(runtime: Runti
     assert again == first
 
 
-async def test_a_call_that_is_asked_for_again_after_a_lease_is_held_again(runtime: Runtime) -> None:
-    """Redis was away for that long, and the call runs after all."""
+async def test_a_call_that_is_reserved_again_after_a_lease_is_held_again(runtime: Runtime) -> None:
+    """Redis was away that long, and the call still runs."""
     route = a_route(concurrency=1)
     call_id, _ = await permitted(runtime, route)
     await let_pass(runtime, runtime.settings.lease_s + 1)
@@ -378,8 +378,8 @@ async def test_a_call_that_is_asked_for_again_after_a_lease_is_held_again(runtim
 # Retries
 
 
-async def test_a_few_retries_a_minute_are_always_let_through(runtime: Runtime) -> None:
-    """However badly the route does; first calls are not asked."""
+async def test_a_few_retries_a_minute_are_always_permitted(runtime: Runtime) -> None:
+    """However many calls of the route fail; this limit does not apply to first calls."""
     route = a_route()
     await called(runtime, route, Verdict.TROUBLE)
     for _ in range(LEAST_RETRIES):
@@ -394,7 +394,7 @@ async def test_a_few_retries_a_minute_are_always_let_through(runtime: Runtime) -
 
 @on_real_redis
 async def test_retries_are_a_tenth_of_all_calls(runtime: Runtime) -> None:
-    """Of a busy route in trouble: a storm is not multiplied."""
+    """For a busy route in trouble, so that retries do not multiply a storm."""
     route = a_route()
     await called(runtime, route, Verdict.TROUBLE)
     await asyncio.gather(*(permitted(runtime, route) for _ in range(LEAST_RETRIES * 12)))
@@ -405,8 +405,8 @@ async def test_retries_are_a_tenth_of_all_calls(runtime: Runtime) -> None:
     assert counted == retries == math.ceil(calls / 10)
 
 
-async def test_retries_are_free_while_the_route_does_well(runtime: Runtime) -> None:
-    """At most a tenth of its last calls failed, or nothing is known of them."""
+async def test_retries_are_not_limited_while_the_route_is_well(runtime: Runtime) -> None:
+    """At most a tenth of its last calls failed, or there were none."""
     route = a_route()
     for _ in range(LEAST_RETRIES + 2):
         await permitted(runtime, route, is_retry=True)
@@ -419,8 +419,8 @@ async def test_retries_are_free_while_the_route_does_well(runtime: Runtime) -> N
     await permitted(runtime, route, is_retry=True)
 
 
-async def test_old_trouble_costs_no_retry(runtime: Runtime) -> None:
-    """What happened more than a minute ago says nothing."""
+async def test_old_failures_do_not_limit_retries(runtime: Runtime) -> None:
+    """Failures more than a minute ago do not count."""
     route = a_route()
     for _ in range(5):
         await called(runtime, route, Verdict.TROUBLE)
@@ -433,7 +433,7 @@ async def test_old_trouble_costs_no_retry(runtime: Runtime) -> None:
 
 
 async def test_the_row_says_what_the_call_is_for(runtime: Runtime) -> None:
-    """Before it is made: whatever becomes of its worker, somebody can close it."""
+    """Before the call is made, so that another worker can close the row if this one dies."""
     route = a_route()
     facts: dict[str, Any] = {
         "tenant": "tenant-b",
@@ -461,7 +461,7 @@ async def test_the_row_says_what_the_call_is_for(runtime: Runtime) -> None:
     ["a\nb", "a>b", "a:b", "'\"\\", "{0}", "日本 🙂", " ", "a\x00b", "%d%s", "-1", "x" * 256, ">", "anthropic/a"],
 )
 async def test_a_model_may_be_called_anything(runtime: Runtime, model: str) -> None:
-    """It is counted, gated, held, found and added up like any other, and touches no other."""
+    """It is counted, gated, held, found and summed like any other, and affects no other."""
     other, route = a_route("a", requests=1), a_route(model, requests=3)
     call_id, _ = await permitted(runtime, route, model=model)
     await closed(

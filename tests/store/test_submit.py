@@ -1,4 +1,4 @@
-"""SUBMIT: a job is born once, with its place in the queue."""
+"""SUBMIT: a job is created once, with its place in the queue."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ from tests.support.store import (
 
 
 async def test_a_submitted_job_waits_with_everything_that_it_was_given(runtime: Runtime) -> None:
-    """What is read back is what was submitted, by Redis's clock."""
+    """A read returns what was submitted, with times by Redis's clock."""
     submission = a_submission(
         tenant="tenant-a", model="a/model:v1", priority=Priority.HIGH, timeout_s=30, max_attempts=2, metadata={"k": "ü"}
     )
@@ -45,8 +45,8 @@ async def test_a_submitted_job_waits_with_everything_that_it_was_given(runtime: 
     await assert_consistent(runtime, [submission.id])
 
 
-async def test_the_prompt_is_stored_once_and_in_the_record_alone(runtime: Runtime) -> None:
-    """No other key holds any of it."""
+async def test_the_prompt_is_stored_only_in_the_record(runtime: Runtime) -> None:
+    """No other key contains any of it."""
     prompt = b'{"prompt":"an unmistakable prompt"}'
     await submit(runtime, request=prompt, idempotency_key="a key")
     holding = []
@@ -69,7 +69,7 @@ async def _everything_in(runtime: Runtime, name: str) -> list[bytes]:
 
 
 async def test_the_same_submit_with_the_same_key_finds_the_first_job(runtime: Runtime) -> None:
-    """Promise 5: sent again it makes no second job and changes nothing, whatever the job has become since."""
+    """A repetition makes no second job and changes nothing, whatever the job's state is now."""
     first = await submit(runtime, idempotency_key="order 7", body={"a": 1, "b": 2})
     again = a_submission(idempotency_key="order 7", body={"b": 2, "a": 1})
     assert await runtime.jobs.submit(again, expires_in_s=60) == Replayed(first.id)
@@ -84,7 +84,7 @@ async def test_the_same_submit_with_the_same_key_finds_the_first_job(runtime: Ru
 
 
 async def test_the_same_key_with_another_body_is_refused(runtime: Runtime) -> None:
-    """And stores nothing."""
+    """It stores nothing."""
     first = await submit(runtime, idempotency_key="order 7", body="one")
     names = await all_keys(runtime._commands)
     with pytest.raises(IdempotencyKeyReused):
@@ -93,15 +93,15 @@ async def test_the_same_key_with_another_body_is_refused(runtime: Runtime) -> No
     await assert_consistent(runtime, [first.id])
 
 
-async def test_keys_of_different_tenants_do_not_meet(runtime: Runtime) -> None:
-    """Promise 7: a key is its tenant's own."""
+async def test_equal_keys_of_different_tenants_are_different(runtime: Runtime) -> None:
+    """A key belongs to its tenant."""
     ours = await submit(runtime, tenant="tenant-a", idempotency_key="order 7", body="one")
     theirs = await submit(runtime, tenant="tenant-b", idempotency_key="order 7", body="two")
     assert {found.id for found in await claim(runtime, 5)} == {ours.id, theirs.id}
 
 
 async def test_fifty_at_once_with_one_key_make_one_job(start_runtime: StartRuntime) -> None:
-    """However they race, and from however many processes."""
+    """However they race, from several processes."""
     processes = [await start_runtime() for _ in range(5)]
     submissions = [a_submission(idempotency_key="order 7") for _ in range(50)]
     replies = await asyncio.gather(
@@ -118,7 +118,7 @@ async def test_fifty_at_once_with_one_key_make_one_job(start_runtime: StartRunti
 
 
 async def test_a_full_queue_refuses_and_stores_nothing(start_runtime: StartRuntime) -> None:
-    """Running jobs do not count; a job that leaves makes room."""
+    """Running jobs do not count; a job that leaves the queue makes room."""
     runtime = await start_runtime(max_queued=2)
     ids = [(await submit(runtime)).id, (await submit(runtime)).id]
     names = await all_keys(runtime._commands)
@@ -133,15 +133,15 @@ async def test_a_full_queue_refuses_and_stores_nothing(start_runtime: StartRunti
         await submit(runtime)
 
 
-async def test_a_replay_is_answered_even_when_the_queue_is_full(start_runtime: StartRuntime) -> None:
-    """The job is there already: refusing would make the caller think it is not."""
+async def test_a_replay_succeeds_even_if_the_queue_is_full(start_runtime: StartRuntime) -> None:
+    """The job exists: a refusal would make the caller think that it does not."""
     runtime = await start_runtime(max_queued=1)
     first = await submit(runtime, idempotency_key="order 7")
     assert await runtime.jobs.submit(a_submission(idempotency_key="order 7"), expires_in_s=60) == Replayed(first.id)
 
 
 async def test_deferred_jobs_count_towards_a_full_queue(start_runtime: StartRuntime) -> None:
-    """Whatever waits, waits."""
+    """They wait like any other job."""
     runtime = await start_runtime(max_queued=1)
     await submit(runtime, not_before_ms=await now_ms(runtime) + 60_000)
     with pytest.raises(QueueFull):
@@ -162,8 +162,8 @@ async def test_a_job_for_later_waits_outside_the_queue_and_expires_from_then(run
     await assert_consistent(runtime, [submission.id])
 
 
-async def test_a_not_before_in_the_past_is_now(runtime: Runtime) -> None:
-    """It waits like any other job, and its expiry counts from now."""
+async def test_a_not_before_in_the_past_means_now(runtime: Runtime) -> None:
+    """The job waits like any other, and its expiry counts from now."""
     submission = a_submission(not_before_ms=1)
     created = await runtime.jobs.submit(submission, expires_in_s=60)
     assert isinstance(created, Created)
@@ -172,21 +172,21 @@ async def test_a_not_before_in_the_past_is_now(runtime: Runtime) -> None:
 
 
 async def test_a_submit_wakes_workers_only_when_one_is_hungry(runtime: Runtime) -> None:
-    """One message for a sleeping fleet, none while all are busy."""
+    """One message while workers are idle, none while all are busy."""
     async with listening(runtime, redis_keys.plain("wake")) as heard:
         await submit(runtime)
         assert await heard.all() == []
         assert len(await claim(runtime, 1)) == 1  # full
         await submit(runtime)
         assert await heard.all() == []
-        assert len(await claim(runtime, 2)) == 1  # had room for one more
+        assert len(await claim(runtime, 2)) == 1  # had one more free slot
         await submit(runtime)
         await submit(runtime)
         assert await heard.all() == [b""]
 
 
 async def test_a_job_for_later_wakes_a_hungry_worker_too(runtime: Runtime) -> None:
-    """It sleeps until the next due time that it knows of, and must learn of an earlier one."""
+    """The worker sleeps until the next due time that it knows, and must learn of an earlier one."""
     await claim(runtime)
     async with listening(runtime, redis_keys.plain("wake")) as heard:
         await submit(runtime, not_before_ms=await now_ms(runtime) + 60_000)
@@ -194,7 +194,7 @@ async def test_a_job_for_later_wakes_a_hungry_worker_too(runtime: Runtime) -> No
 
 
 async def test_the_index_forgets_jobs_whose_record_is_gone(runtime: Runtime) -> None:
-    """It has no TTL, so each submit drops entries of the oldest jobs; more than it adds."""
+    """The index has no TTL, so each submit drops more entries of the oldest jobs than it adds."""
     gone = [(await submit(runtime)).id for _ in range(4)]
     for job_id in gone:
         await runtime.jobs.cancel(job_id, "tenant-a")

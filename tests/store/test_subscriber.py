@@ -1,4 +1,4 @@
-"""The one pub/sub connection of a process: it comes back by itself, and says so for every channel."""
+"""The pub/sub connection of a process: it reconnects by itself, and confirms every channel again."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from tests.support.wait import wait_until
 
 
 class Ear:
-    """Everything that a subscriber was told, in order."""
+    """Everything that a subscriber received, in order."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, bytes | None]] = []
@@ -67,8 +67,8 @@ async def ear_and_mouth(server: EmbeddedRedis) -> AsyncIterator[tuple[Ear, Comma
         yield ear, commands
 
 
-async def test_a_confirmed_channel_is_heard(redis_under_test: RedisUnderTest, commands: Commands) -> None:
-    """Confirmation first, then every message in order, of this channel and no other."""
+async def test_messages_of_a_confirmed_channel_arrive(redis_under_test: RedisUnderTest, commands: Commands) -> None:
+    """The confirmation first, then every message of this channel in order, and of no other."""
     async with Ear().open(redis_under_test.make_connection) as ear:
         await ear.subscribe("a")
         for number in range(3):
@@ -78,8 +78,8 @@ async def test_a_confirmed_channel_is_heard(redis_under_test: RedisUnderTest, co
         assert ear.told == [("a", None), ("a", b"0"), ("a", b"1"), ("a", b"2")]
 
 
-async def test_a_channel_asked_for_twice_is_confirmed_once(redis_under_test: RedisUnderTest) -> None:
-    """Again is harmless."""
+async def test_a_channel_subscribed_twice_is_confirmed_once(redis_under_test: RedisUnderTest) -> None:
+    """The second call changes nothing."""
     async with Ear().open(redis_under_test.make_connection) as ear:
         await ear.subscribe("a", "a")
         ear.subscriber.subscribe("a")
@@ -87,8 +87,10 @@ async def test_a_channel_asked_for_twice_is_confirmed_once(redis_under_test: Red
         assert ear.told == [("a", None), ("b", None)]
 
 
-async def test_a_channel_that_was_let_go_is_not_heard(redis_under_test: RedisUnderTest, commands: Commands) -> None:
-    """And can be asked for again."""
+async def test_messages_of_an_unsubscribed_channel_do_not_arrive(
+    redis_under_test: RedisUnderTest, commands: Commands
+) -> None:
+    """It can be subscribed again."""
     async with Ear().open(redis_under_test.make_connection) as ear:
         await ear.subscribe("a", "b")
         ear.subscriber.unsubscribe("a")
@@ -105,10 +107,10 @@ async def _has_no_subscriber(commands: Commands, channel: str) -> bool:
     return bool((await commands.call("PUBSUB", "NUMSUB", channel))[1] == 0)
 
 
-async def test_a_channel_let_go_and_asked_for_in_one_turn_stands_in_the_end(
+async def test_a_channel_unsubscribed_and_subscribed_in_one_turn_is_subscribed_at_the_end(
     redis_under_test: RedisUnderTest, commands: Commands
 ) -> None:
-    """A follower leaves in the moment in which another comes: whoever came last is told when it truly stands."""
+    """A follower leaves as another comes: the newer one gets the confirmation of the new subscription."""
     async with Ear().open(redis_under_test.make_connection) as ear:
         await ear.subscribe("a")
         ear.subscriber.unsubscribe("a")
@@ -119,8 +121,10 @@ async def test_a_channel_let_go_and_asked_for_in_one_turn_stands_in_the_end(
         await wait_until(lambda: ear.messages("a") == [b"heard"], "the message")
 
 
-async def test_a_callback_that_fails_makes_nobody_deaf(redis_under_test: RedisUnderTest, commands: Commands) -> None:
-    """Another release of ours may publish what this one cannot read."""
+async def test_a_failing_callback_does_not_stop_other_messages(
+    redis_under_test: RedisUnderTest, commands: Commands
+) -> None:
+    """Another release of ours may publish a message that this one cannot read."""
     heard: list[bytes] = []
 
     def on_message(_: str, message: bytes) -> None:
@@ -140,7 +144,7 @@ async def test_a_callback_that_fails_makes_nobody_deaf(redis_under_test: RedisUn
 async def test_a_subscriber_without_channels_keeps_its_connection(
     redis_under_test: RedisUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An API process without followers is idle, not half open: the next follower finds the connection up."""
+    """An API process without followers is idle, not half open: the connection is there for the next follower."""
     monkeypatch.setattr(module, "_PING_S", 0.01)
     monkeypatch.setattr(module, "_SILENCE_S", 0.5)
     seen = Counter[str]()
@@ -170,7 +174,7 @@ async def test_a_subscriber_without_channels_keeps_its_connection(
 
 
 async def test_many_subscribes_at_once_are_one_connection(own_server: EmbeddedRedis) -> None:
-    """redis-py's own PubSub checks out a connection for each, and hears one of them."""
+    """redis-py's own PubSub would take a connection for each, and read only one of them."""
     async with ear_and_mouth(own_server) as (ear, commands):
         channels = [f"channel-{number}" for number in range(1200)]
         await ear.subscribe(*channels)
@@ -182,7 +186,7 @@ async def test_many_subscribes_at_once_are_one_connection(own_server: EmbeddedRe
 
 
 async def test_every_channel_is_confirmed_again_after_a_drop(own_server: EmbeddedRedis) -> None:
-    """CLIENT KILL TYPE pubsub: what was published meanwhile is lost, and the new confirmations are the sign of it."""
+    """CLIENT KILL TYPE pubsub: messages published meanwhile are lost, which the new confirmations show."""
     async with ear_and_mouth(own_server) as (ear, commands):
         channels = [f"channel-{number}" for number in range(700)]
         await ear.subscribe(*channels)
@@ -193,8 +197,8 @@ async def test_every_channel_is_confirmed_again_after_a_drop(own_server: Embedde
             await wait_until(partial(ear.has_heard, "channel-0", times - 1), "the message")
 
 
-async def test_what_changed_during_an_outage_holds_after_it(own_server: EmbeddedRedis) -> None:
-    """Asked for or let go while Redis is away: the new connection has exactly what is wanted."""
+async def test_changes_during_an_outage_apply_after_it(own_server: EmbeddedRedis) -> None:
+    """The new connection has exactly the channels that are wanted now."""
     async with ear_and_mouth(own_server) as (ear, commands):
         await ear.subscribe("kept", "left")
         own_server.kill()
@@ -217,7 +221,7 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(own_server: Embedded
 
 
 async def test_a_half_open_connection_is_noticed(own_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server neither speaks nor closes: pings are not answered, and the channel no longer stands."""
+    """The server neither sends nor closes: pings get no reply, and the connection counts as lost."""
     monkeypatch.setattr(module, "_PING_S", 0.05)
     monkeypatch.setattr(module, "_SILENCE_S", 0.11)
     async with ear_and_mouth(own_server) as (ear, _):

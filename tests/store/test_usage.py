@@ -1,4 +1,4 @@
-"""Reading usage: a tenant's own days, and nothing of others."""
+"""Reading usage: a tenant sees only its own days."""
 
 from datetime import date, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ SUNDAY, MONDAY, TUESDAY = (date(2026, 11, 22) + timedelta(days=n) for n in range
 
 
 async def test_what_was_counted_is_read(runtime: Runtime) -> None:
-    """Every metric, whatever the numbers: int64 is what Redis counts in."""
+    """Every metric, with any number up to int64, in which Redis counts."""
     sums = UsageSums(*[9_007_199_254_740_993 + place for place, _ in enumerate(METRICS)])
     await count(runtime, MONDAY, "vendor/a model:1", sums, key="key_1")
     assert await read_usage(runtime, "tenant-a", MONDAY, MONDAY) == [
@@ -23,8 +23,8 @@ async def test_what_was_counted_is_read(runtime: Runtime) -> None:
     ]
 
 
-async def test_what_is_counted_twice_is_one_sum(runtime: Runtime) -> None:
-    """Metrics that nobody counted are 0."""
+async def test_two_counts_add_up(runtime: Runtime) -> None:
+    """Metrics without a count are 0."""
     for _ in range(2):
         await count(runtime, MONDAY, "m", UsageSums(calls=1, input_tokens=5))
     (row,) = await read_usage(runtime, "tenant-a", MONDAY, MONDAY)
@@ -32,7 +32,7 @@ async def test_what_is_counted_twice_is_one_sum(runtime: Runtime) -> None:
 
 
 async def test_rows_come_by_day_model_and_key(runtime: Runtime) -> None:
-    """However they were counted; the first day and the last are included, a day without calls has no row."""
+    """In whatever order they were counted; the first and last days are included; a day without calls has no row."""
     await count(runtime, TUESDAY, "a", UsageSums(calls=1))
     await count(runtime, SUNDAY, "b", UsageSums(calls=2), key="key_2")
     await count(runtime, SUNDAY, "b", UsageSums(calls=4))
@@ -49,7 +49,7 @@ async def test_rows_come_by_day_model_and_key(runtime: Runtime) -> None:
 
 
 async def test_days_outside_are_left_out(runtime: Runtime) -> None:
-    """Both ends count."""
+    """Both ends are included."""
     for day in (SUNDAY, MONDAY, TUESDAY):
         await count(runtime, day, "m", UsageSums(calls=1))
     assert [row.day for row in await read_usage(runtime, "tenant-a", MONDAY, MONDAY)] == [MONDAY]
@@ -57,7 +57,7 @@ async def test_days_outside_are_left_out(runtime: Runtime) -> None:
 
 
 async def test_a_tenant_sees_its_own_usage_alone(runtime: Runtime) -> None:
-    """A name that begins like another's, or looks like a pattern, is still another."""
+    """A name that begins like another tenant's, or looks like a pattern, is a different tenant."""
     for tenant in ("tenant-b", "tenant-a2", "tenant"):
         await count(runtime, MONDAY, "m", UsageSums(calls=1), tenant=tenant)
     assert await read_usage(runtime, "tenant-a", SUNDAY, TUESDAY) == []
@@ -65,13 +65,13 @@ async def test_a_tenant_sees_its_own_usage_alone(runtime: Runtime) -> None:
 
 
 async def test_a_read_writes_nothing(runtime: Runtime) -> None:
-    """And a tenant that never called has nothing."""
+    """A tenant without calls has no keys."""
     assert await read_usage(runtime, "tenant-a", SUNDAY, TUESDAY) == []
     assert await runtime._commands.call("DBSIZE") == 0
 
 
-async def test_days_are_asked_for_forty_at_once(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """400 round trips would take as long as a slow network makes them; 400 full days would take memory and time."""
+async def test_days_are_read_forty_at_a_time(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 round trips would be slow, and 400 full days at once would need much memory."""
     asked: list[list[str]] = [[]]
     ask, flush = Commands.call, Commands._flush
 

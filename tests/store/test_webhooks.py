@@ -1,4 +1,4 @@
-"""Deliveries: born with the end that they tell of, claimed in lanes, ended once, told again."""
+"""Deliveries of webhooks: created together with a job's end, claimed in lanes, ended once, repeated on request."""
 
 from typing import Any
 
@@ -36,12 +36,12 @@ async def delivery_of(runtime: Runtime, subject: str) -> Delivery:
 
 
 async def ended(runtime: Runtime, webhook: Webhook, *, tenant: str = TENANT) -> str:
-    """A job that has succeeded, and is to be told."""
+    """A job that has succeeded and has a webhook."""
     return (await succeed(runtime, webhook=webhook, tenant=tenant)).id
 
 
 async def at_its_share(runtime: Runtime) -> list[DeliveryClaim]:
-    """The tenant's attempts under way, as many as it may have, each to another origin."""
+    """Claims as many attempts as the tenant may have, each to another origin."""
     for number in range(TENANT_MOST):
         await ended(runtime, a_webhook(f"https://hangs{number}.example.com/"))
     hanging = (await claimed(runtime)).claims
@@ -50,7 +50,7 @@ async def at_its_share(runtime: Runtime) -> list[DeliveryClaim]:
 
 
 async def parked(runtime: Runtime, count: int) -> list[str]:
-    """Jobs that are to be told to origins of their own, and wait for the tenant to have room, in this order."""
+    """Jobs whose deliveries go to different origins, and wait in this order until the tenant has room."""
     jobs = []
     for number in range(count):
         jobs.append(job_id := await ended(runtime, a_webhook(f"https://waits{number}.example.com/")))
@@ -61,7 +61,7 @@ async def parked(runtime: Runtime, count: int) -> list[str]:
 
 
 async def make_due(runtime: Runtime, delivery: Delivery) -> None:
-    """Its next attempt, or the end of its lease, is now."""
+    """Makes its next attempt, or the end of its lease, due now."""
     call = runtime._commands.call
     lane = (await call("HGET", redis_keys.delivery(delivery.id), "lane")).decode()
     for kind in ("unsent", "sending"):
@@ -70,7 +70,7 @@ async def make_due(runtime: Runtime, delivery: Delivery) -> None:
 
 
 async def left(runtime: Runtime) -> list[str]:
-    """Lanes, and what waits in them or is being sent."""
+    """The lanes, and the deliveries that wait in them or are being sent."""
     found = [name.decode() for name in await runtime._commands.call("KEYS", f"{redis_keys.SHARD}*")]
     wanted = tuple(redis_keys.SHARD + kind for kind in ("lanes", "parked", "unsent", "sending", "tenant_sending"))
     return [name for name in found if name.startswith(wanted)]
@@ -247,7 +247,7 @@ async def test_a_lane_takes_no_more_than_its_share(runtime: Runtime) -> None:
 
 
 async def test_a_tenant_takes_no_more_than_its_share(runtime: Runtime) -> None:
-    """What is more waits for the room of another, and is not asked after meanwhile."""
+    """Further deliveries wait until another ends, and are not polled meanwhile."""
     hanging = await at_its_share(runtime)
     waiting = await parked(runtime, 3)
     theirs = await ended(runtime, a_webhook(), tenant="tenant-b")
@@ -320,7 +320,7 @@ async def test_lanes_that_wait_for_a_dead_worker_are_told_in_the_end(runtime: Ru
 
 
 async def test_a_lane_that_waits_and_is_called_for_waits_on(runtime: Runtime) -> None:
-    """By a new delivery, or one that is sent again."""
+    """By a new delivery, or a repeated one."""
     hanging = await at_its_share(runtime)
     (waiting,) = await parked(runtime, 1)
     (another,) = await parked(runtime, 1)
