@@ -55,6 +55,8 @@ class Relay:
 
     async def __aenter__(self) -> Self:
         await self._subscriber.__aenter__()
+        # Nothing here reads this channel: a Redis that forbids channels is thus named in /health before anybody follows.
+        self._subscriber.subscribe(redis_keys.plain("control"))
         self._tasks = [
             asyncio.create_task(self._probe_loop(), name="relay probe"),
             asyncio.create_task(ping_all(self._all_watches, self._ping_s), name="relay ping"),
