@@ -27,9 +27,9 @@ TokenspoolError
     │   └── TooManyReads    429 │
     ├── TooManyConnections  503 │
     ├── ServerStopping      503 ┘
-    ├── UpstreamRateLimited 429 ┐
-    ├── UpstreamFailed      502 │    how the job of a /complete ended; the code is the job's own
-    ├── UpstreamTimeout     504 ┘
+    ├── UpstreamFailed      502      how the job of a /complete ended; the code is the job's own
+    │   ├── UpstreamRateLimited 429
+    │   └── UpstreamTimeout 504
     └── InternalError       500
 
 How a job failed is not an exception but a value: ``JobError``, stored in the record.

@@ -22,9 +22,11 @@ class JobState(StrEnum):
     """Where a job is."""
 
     QUEUED = "queued"
-    """Waits for a worker, for its ``not_before``, or for its next attempt. CLAIM moves it on, CANCEL or EXPIRE end it."""
+    """Waits for a worker, for its ``not_before``, or for its next attempt. CLAIM moves it on;
+    CANCEL, EXPIRE or the end of its ``timeout_s`` ends it."""
     RUNNING = "running"
-    """A worker holds its lease. FINISH or CANCEL end it; RELEASE, or REAP when the worker died, put it back."""
+    """A worker holds its lease. FINISH or CANCEL ends it; RELEASE puts it back; so does REAP when the
+    worker died, or it fails the job at the third death."""
     SUCCEEDED = "succeeded"
     """The whole answer is in ``result``. Final."""
     FAILED = "failed"
