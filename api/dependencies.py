@@ -29,7 +29,7 @@ _IGNORED_BY_THE_MESSAGES_API: Final = ("beta",)
 _OWN_BATCHES: Final = "/v1/batches"
 _NOT_OPENAIS: Final = (
     "This path is tokenspool's own batch API, not OpenAI's, and OpenAI's SDK would misread its responses. "
-    "OpenAI's API is not served here yet: call this path with another HTTP client."
+    "OpenAI's API is not served here yet; its base URL will be /openai/v1. Until then call this path with another HTTP client."
 )
 """OpenAI has the same path with other objects: its SDK's list, retrieve and cancel would succeed, and a poll never end."""
 

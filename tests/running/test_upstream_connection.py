@@ -541,12 +541,16 @@ async def test_an_error_with_status_200_is_one(
 @pytest.mark.parametrize(
     ("body", "content_type", "words"),
     [
-        (b"<!doctype html><title>Log in</title>", "text/html; charset=utf-8", "text/html, which is no event stream"),
+        (
+            b"<!doctype html><title>Log in</title>",
+            "text/html; charset=utf-8",
+            "text/html, which is not an event stream",
+        ),
         (b"  \n<html>", "text/html", "check its base URL"),
         (b"All is well.", "text/plain", "text/plain holds no event"),
         (b'{"choices":', "application/json", "application/json is not JSON"),
-        (b"[1]", "application/json", "application/json is no answer"),
-        (b'{"hello":1}', "application/json", "application/json is no answer"),
+        (b"[1]", "application/json", "application/json is not an answer"),
+        (b'{"hello":1}', "application/json", "application/json is not an answer"),
         (b'{"content":"Hello"}', "application/json", "its"),
         (b'{"choices":[{"message":{"content":"Hello"}}]}', "application/json", "its"),
     ],
