@@ -83,7 +83,8 @@ class UpstreamCall:
                         if job_log.is_full:
                             timers.pause(idle)
                             await job_log.room()
-                            timers.resume(idle)
+                            if not stream.is_answered:
+                                timers.resume(idle)
         except UpstreamError as error:
             self.was_asked = error.was_asked
             return error.failure

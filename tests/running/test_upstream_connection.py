@@ -594,6 +594,14 @@ async def test_the_usage_may_come_after_the_reason() -> None:
     await answer_of(pieces(*sent, every_s=0.3, end=b""), ProviderName.OPENAI)
 
 
+async def test_content_may_go_on_after_a_finish_reason() -> None:
+    """Some servers send one with each piece: what ends the stream is a time without content."""
+    chunk = b'data: {"choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":"stop"}]}\n\n'
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":12,"completion_tokens":1}}\n\ndata: [DONE]\n\n'
+    sent = [chunk % letter for letter in (b"H", b"e", b"l", b"l", b"o")]
+    await answer_of(pieces(*sent, usage, every_s=0.6), ProviderName.OPENAI)
+
+
 @on_each_provider
 async def test_a_cut_after_the_whole_answer_loses_nothing(provider: ProviderName) -> None:
     async def answer(writer: asyncio.StreamWriter) -> None:

@@ -5,7 +5,7 @@ So the body's first character says what it is, and the content type only what to
 """
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 import httpx2
 
@@ -19,6 +19,8 @@ from worker.providers.stream_decoder import MOST_BYTES, StreamDecoder
 from worker.providers.transport import NETWORK_ERRORS, BodyStream, how_unheard, undecodable
 from worker.rate_limit_headers import Allowance
 from worker.retry_after import retry_after_s
+
+_CONTENT: Final = ("content_block_delta", "content_block_start")
 
 
 class AnswerStream:
@@ -69,8 +71,8 @@ class AnswerStream:
                     return [PING]
                 if events := decoder.feed(piece):
                     self._has_events = True
-                    if not decoder.is_answered:  # it went on
-                        self._last_s = None
+                    if any(event.name in _CONTENT for event in events):
+                        self._last_s = None  # it goes on: some servers send a finish_reason with each piece
                     return events
                 if not decoder.is_over:
                     return [PING]
@@ -131,10 +133,11 @@ class AnswerStream:
             raise GarbledStream(f"its content-encoding {self._body.encoding} ended before {self._decoder.missing}")
         if not events and not self._has_events and self._is_sniffed and self._type != "text/event-stream":
             raise GarbledStream(f"its {self._type} holds no event, and no {self._decoder.missing}: check its base URL")
-        if not self._decoder.has_stopped and self._decoder.oddity:
-            raise GarbledStream(f"it ended without {self._decoder.missing}")
         if not self._decoder.has_stopped:
-            self.lacks = f"it ended without {self._decoder.missing}"
+            lacks = GarbledStream(f"it ended without {self._decoder.missing}")
+            if self._decoder.oddity and self._decoder.missing == "content_block_stop":
+                raise lacks  # the end was said: a block is open since we had to guess which one was meant
+            self.lacks = self.explain(lacks)
         return events
 
     def _answer_in(self, body: bytes) -> dict[str, Any]:
