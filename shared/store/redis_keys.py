@@ -286,7 +286,8 @@ def lua_functions(kinds: Collection[str]) -> str:
     for function, kind in _LUA_FUNCTIONS.items():
         if kind in kinds:
             arguments, _ = _ALL[kind]
-            parts = " .. ':' .. ".join((f"KEYS[1] .. '{kind}'", *arguments))
+            own = f"KEYS[1] .. '{kind}:' .. " if arguments else f"KEYS[1] .. '{kind}'"
+            parts = own + " .. ':' .. ".join(arguments)
             lines.append(f"local function {function}({', '.join(arguments)}) return {parts} end\n")
     return "".join(lines)
 

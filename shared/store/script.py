@@ -14,10 +14,11 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, cast
 
 from shared.batch import BatchCounts, BatchState
@@ -63,16 +64,20 @@ class Script(NamedTuple):
     """The name of what follows these: any number of arguments. Empty: nothing does."""
     text: bytes
     sha: str
+    values_of: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    """The values of ``args``, in their order."""
 
     def in_order(self, given: Mapping[str, Argument | Iterable[Argument]]) -> tuple[Argument, ...]:
         """Its arguments as Redis takes them. Raises TypeError for a name too few or too many."""
         try:
-            arguments: tuple[Any, ...] = (*[given[name] for name in self.args], *cast("Any", given.get(self.rest, ())))
+            arguments = self.values_of(given)
         except KeyError as missing:
             raise TypeError(f"{self.name} needs {missing}") from None
-        if len(given) > len(self.args) + (self.rest in given):
+        if len(given) == len(arguments):
+            return arguments
+        if len(given) > len(arguments) + (self.rest in given):
             raise TypeError(f"{self.name} takes no {given.keys() - {*self.args, self.rest}}")
-        return arguments
+        return *arguments, *cast("Any", given[self.rest])
 
 
 @cache
@@ -88,7 +93,14 @@ def script(name: str) -> Script:
     kinds = redis_keys.kinds_in(body)
     text = (redis_keys.lua_functions(kinds) + body).encode()
     prefix = redis_keys.GLOBAL if redis_keys.GLOBAL_KEYS.keys() & kinds else redis_keys.SHARD
-    return Script(name, prefix, args, rest, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
+    sha = hashlib.sha1(text, usedforsecurity=False).hexdigest()
+    return Script(name, prefix, args, rest, text, sha, _getter_of(args))
+
+
+def _getter_of(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    if len(names) > 1:
+        return itemgetter(*names)  # made in C: half the time of a comprehension, for each command
+    return lambda given: tuple(given[name] for name in names)
 
 
 _USES: Final = re.compile(r"^-- uses: (.*)\n")

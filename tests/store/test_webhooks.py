@@ -13,7 +13,7 @@ from shared.store.runtime import Runtime
 from shared.store.webhooks import LANE_MOST, TENANT_MOST, Claimed, DeliveryClaim
 from shared.webhooks import Attempt, Delivery, DeliveryState, EventType, Next, Reason, Webhook, body_of, delivery_id_of
 from tests.support.builders import a_bad_line, a_line, a_webhook
-from tests.support.store import A_RESULT, claim, finish, members, start_batch, submit, succeed, ttl_ms
+from tests.support.store import A_RESULT, claim, finish, members, now_ms, start_batch, submit, succeed, ttl_ms
 
 TENANT = "tenant-a"
 DELIVERED = Next(DeliveryState.DELIVERED)
@@ -330,6 +330,18 @@ async def test_a_lane_that_waits_and_is_called_for_waits_on(runtime: Runtime) ->
         await runtime.webhooks.end(one, DELIVERED, Attempt(1, 2, 200))
     assert {one.delivery.subject for one in (await claimed(runtime)).claims} == {waiting, another}
     assert (await claimed(runtime)).claims == []
+
+
+async def test_a_lane_that_nobody_unparks_is_looked_at_after_a_minute(runtime: Runtime) -> None:
+    await at_its_share(runtime)
+    (waiting,) = await parked(runtime, 1)
+    call = runtime._commands.call
+    lane = (await call("HGET", redis_keys.delivery(delivery_id_of(waiting)), "lane")).decode()
+    look_ms = int(await call("ZSCORE", redis_keys.plain("lanes"), lane)) - await now_ms(runtime)
+    assert 50_000 < look_ms <= 60_000
+    await call("DEL", f"{redis_keys.SHARD}tenant_sending:{TENANT}")
+    await call("ZADD", redis_keys.plain("lanes"), 0, lane)
+    assert (await claim_delivery(runtime)).delivery.subject == waiting
 
 
 async def test_a_claim_of_few_leaves_the_rest_to_the_next(runtime: Runtime) -> None:

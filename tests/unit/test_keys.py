@@ -18,7 +18,10 @@ def test_python_and_lua_build_the_same_names() -> None:
     """The Lua functions are generated from the list, and must build the same names as Python."""
     lua = redis_keys.lua_functions({**redis_keys.KEYS, **redis_keys.GLOBAL_KEYS, **redis_keys.CHANNELS})
     for kind, (arguments, _) in (redis_keys.KEYS | redis_keys.GLOBAL_KEYS).items():
-        assert f"local function key_{kind}({', '.join(arguments)}) return KEYS[1] .. '{kind}'" in lua
+        assert (
+            f"local function key_{kind}({', '.join(arguments)}) return KEYS[1] .. '{kind}{':' * bool(arguments)}'"
+            in lua
+        )
     for kind in redis_keys.CHANNELS:
         assert f"local function channel_{kind}(" in lua
     assert redis_keys.job("job_1") == "ts:{0}:job:job_1"

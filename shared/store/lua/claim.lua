@@ -217,7 +217,8 @@ local function first_of(band)
       else
         at_front = false
         local id = call('ZRANGE', key_flow(flow), 0, 0)[1]
-        if suspects_left > 0 then return flow, id end
+        local takeovers = suspects_left > 0 and 0 or call('HGET', key_job(id), 'takeovers')
+        if tonumber(takeovers or 0) < suspect_at then return flow, id end
         for _, other in ipairs(call('ZRANGE', key_flow(flow), 0, 32)) do
           if tonumber(call('HGET', key_job(other), 'takeovers') or 0) < suspect_at then return flow, other end
         end

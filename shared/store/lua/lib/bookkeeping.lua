@@ -191,7 +191,7 @@ local function give_tokens_back(reserved, owners, usage, has_started)
   for amount in string.gmatch(amounts, '%d+') do
     at = at + 1
     if amount ~= '0' and owners[at] then
-      correct(PACE, key_pace(owners[at]), bucket, {0, used - amount})
+      correct(pace(), key_pace(owners[at]), bucket, {0, used - amount})
     end
   end
 end

@@ -2,7 +2,9 @@
 -- Lanes: the deliveries of one tenant to one origin, which wait for each other and for nobody else.
 
 -- When a lane should be looked at next: at its first due delivery if it has room for it, else when a lease expires. One
--- that is due while its tenant has no room is parked: whatever makes room unparks it.
+-- that is due while its tenant has no room is parked: whatever makes room unparks it. It is looked at after PARKED_MS
+-- in any case, so that a missed unpark delays it and loses nothing.
+local PARKED_MS = 60000
 local function place_lane(lane, tenant, lane_has_room, tenant_has_room)
   local due = call('ZRANGE', key_unsent(lane), 0, 0, 'WITHSCORES')[2]
   local expiry = call('ZRANGE', key_sending(lane), 0, 0, 'WITHSCORES')[2]
@@ -10,7 +12,7 @@ local function place_lane(lane, tenant, lane_has_room, tenant_has_room)
   if due and lane_has_room then look = math.max(tonumber(due), now) end
   if look == now and not tenant_has_room then
     call('ZADD', key_parked_lanes(tenant), 'NX', int(now), lane)
-    look = nil
+    look = now + PARKED_MS
   else
     call('ZREM', key_parked_lanes(tenant), lane)
   end

@@ -70,7 +70,7 @@ local function look_at_limits(owners, key, jobs, tokens, max_tokens, with_pace)
   for at, owner in ipairs(owners) do
     local has_tokens = owner.tokens > 0 and tokens > 0
     if with_pace and (owner.requests > 0 or has_tokens) then
-      local window = window_of(PACE, key_pace(owner.name))
+      local window = window_of(pace(), key_pace(owner.name))
       if owner.requests > 0 then look_at('requests', REQUESTS, window, owner.requests, 1) end
       local reserved = has_tokens and math.min(tokens, owner.tokens) or 0
       if has_tokens then
@@ -102,7 +102,7 @@ local function states_of(found)
       local limit, left, need, whole = unpack(state)
       if not found.code then
         left = left - need
-        if whole >= 0 then whole = PACE.buckets * BUCKET_MS end
+        if whole >= 0 then whole = pace().buckets * BUCKET_MS end
       end
       flat[#flat + 1] = measured
       for _, number in ipairs({limit, math.max(0, left), whole}) do flat[#flat + 1] = int(number) end

@@ -7,7 +7,10 @@ local BUCKET_MS = 500
 -- Of submits: requests, tokens. Its head is one field, which has the last bucket too.
 local REQUESTS = 1
 local TOKENS = 2
-local PACE = {buckets = WINDOW_MS / BUCKET_MS + 1, kept_ms = 120000, form = '%.0f %.0f', head = {'head'}}
+-- A function, so that a script that may need it pays for it only when it does.
+local function pace()
+  return {buckets = WINDOW_MS / BUCKET_MS + 1, kept_ms = 120000, form = '%.0f %.0f', head = {'head'}, has_last = true}
+end
 
 -- Two or four.
 local function numbers_in(text)
@@ -28,7 +31,7 @@ local function window_of(kind, key)
   if not found[2] then return window end
   local head = numbers_in(found[#found])
   local first, last = head[1], head[2]
-  if kind ~= PACE then -- every count drops what is older: no bucket is a window's length after the first
+  if not kind.has_last then -- every count drops what is older: no bucket is a window's length after the first
     first, last = tonumber(found[2]), found[2] + kind.buckets - 1
   end
   -- All of it is older; or the clock was set back by more than a window, and it would not age for as long.
@@ -38,7 +41,7 @@ local function window_of(kind, key)
   end
   window.here = found[1]
   window.first = first
-  if kind == PACE then window.last = math.max(last, bucket) end
+  if kind.has_last then window.last = math.max(last, bucket) end
   for at = 1, #window.sums do window.sums[at] = head[#head - #window.sums + at] end
   for old = first, bucket - kind.buckets do window.old[#window.old + 1] = int(old) end
   if #window.old > 0 then
@@ -57,7 +60,7 @@ local function count_in(window, amounts)
   add(window.sums, amounts, 1)
   window.first = math.min(window.first, window.bucket)
   local here, sums = string.format(kind.form, unpack(counted)), string.format(kind.form, unpack(window.sums))
-  if kind == PACE then
+  if kind.has_last then
     call('HSET', key, 'head', int(window.first) .. ' ' .. int(window.last) .. ' ' .. sums, int(window.bucket), here)
   else
     call('HSET', key, 'first', int(window.first), 'sums', sums, int(window.bucket), here)
@@ -72,7 +75,7 @@ local function correct(kind, key, bucket, amounts)
   local found = call('HMGET', key, bucket, field)
   if not found[1] or not found[2] then return end
   local before, sums = '', found[2]
-  if kind == PACE then before, sums = string.match(sums, '^(%S+ %S+ )(.*)$') end
+  if kind.has_last then before, sums = string.match(sums, '^(%S+ %S+ )(.*)$') end
   local counted, total = numbers_in(found[1]), numbers_in(sums)
   add(counted, amounts, 1)
   add(total, amounts, 1)
