@@ -1,10 +1,11 @@
 -- uses: bookkeeping
 -- args: #most, sources, cancelled, retention, believed_ms
--- ABANDON: jobs whose client waited at an API process that is gone are cancelled.
--- believed_ms: how long a process is believed to live.   Returns their ids
+-- ABANDON: cancels jobs whose client waited at an API process that is gone. most: how many at once. believed_ms: how
+-- long an API process is believed to live after its last ATTEND.
+-- Returns the ids of the cancelled jobs
 write_without_memory()
 local ended = {}
--- Nobody looked for a while, so Redis was away, and no process could say that it lives: all are believed once more.
+-- Nobody looked for 5 s: Redis was away, and no API process could call ATTEND. Cancel nothing until they had the time.
 local spared = call('GET', key_spared())
 call('SET', key_spared(), spared or int(now + believed_ms), 'PX', 5000)
 if not spared or now < tonumber(spared) then return ended end

@@ -1,11 +1,12 @@
 -- uses: limits
 -- args: id, receiving, silent_ms, #most_waiting, queued, failed, key_limits, tenant_bytes, items...
--- ADD_ITEMS: the next lines of a body. Their records are stored, but belong to nobody and wait nowhere until they
--- start.
--- silent_ms: how long the body may stay silent. queued, failed: the states. tenant_bytes: what a tenant may hold.
--- items: for each its line, job id or '' (it cannot run), flow, request, its own part of the spec (or why it cannot
--- run), what it may cost (nano-dollars)
--- Returns {'added'} | {'full'} | {'gone'} | {'limited' ...} | {'never' ...} as SUBMIT
+-- ADD_ITEMS: stores the next lines of a batch's body. Until the batch starts, their records have no tenant, and they
+-- wait in no flow.
+-- silent_ms: how long the body may stay silent before the batch is given up. queued, failed: names of the states.
+-- tenant_bytes: the most bytes that a tenant's requests may take.
+-- items: for each its line, job id ('' if it cannot run), flow, request, its own part of the spec (or why it cannot
+-- run, as JSON), and its estimated cost in nano-dollars.
+-- Returns {'added'} | {'full'} | {'gone'} | {'limited', ...} | {'never', ...}, the last two as in SUBMIT
 local ITEM = 6
 local record, lines = key_batch(id), key_batch_items(id)
 local batch = call('HMGET', record, 'state', 'live', 'tenant', 'key', 'bytes')
@@ -19,7 +20,7 @@ for at = 1, #items, ITEM do
   end
 end
 if call('ZCARD', key_waiting()) + jobs > most_waiting then return {'full'} end
--- START decides; but of what it would refuse no more need arrive.
+-- START_BATCH decides, but if it would refuse these lines, no more need to arrive.
 local key = batch[4] or ''
 local owners = owners_of(batch[3], key, key_limits)
 local refusal = refusal_of(look_at_limits(owners, key, jobs, 0, 0, false))

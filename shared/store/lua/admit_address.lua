@@ -1,7 +1,7 @@
 -- uses: window
 -- args: address, #limit
--- ADMIT_ADDRESS: one more request of an address. limit: requests a minute. What is refused is not counted.
--- Returns {ms to wait or 0, remaining, ms until all of it is there again}
+-- ADMIT_ADDRESS: counts one more request of an address, unless it is refused. limit: requests per minute.
+-- Returns {ms to wait (0: it may go ahead), remaining, ms until the whole limit is free again}
 write_without_memory()
 local window = window_of(pace(), key_address(address))
 local wait_ms = room_ms(window, REQUESTS, 1, limit)

@@ -1,8 +1,8 @@
 -- uses: bookkeeping, held, webhooks
 -- args: id, #most, receiving, cancelling, dropped, queued, sources, cancelled, retention
--- ADVANCE_BATCH: the next piece of what concerns all items of a batch: they start, are cancelled, are kept as long as
--- the batch, or are erased.
--- most: how many items.   Returns 1 if something is left to do, else 0
+-- ADVANCE_BATCH: does the next piece of work for a batch: starts, cancels or erases some of its items, or shortens
+-- their TTLs to that of the batch.
+-- most: how many items at once.   Returns 1 if something is left to do, else 0
 local record, items = key_batch(id), key_batch_items(id)
 write_without_memory()
 local batch = call('HMGET', record, 'state', 'tenant', 'started_to', 'cancelled_to', 'common', 'timeout_ms',
@@ -25,7 +25,7 @@ local function erase_some()
   return 0
 end
 
--- The common part of the spec goes after the item's own: two JSON objects become one.
+-- Joins the item's own part of the spec and the part that all items share: two JSON objects become one.
 local function start_item(job, place)
   local own = call('HMGET', key_job(job), 'flow', 'spec')
   local spec = string.sub(own[2], 1, -2) .. ',' .. string.sub(batch[5], 2)
@@ -60,7 +60,7 @@ local function cancel_some(from, to)
   call('HSET', record, 'cancelled_to', from + #jobs)
 end
 
--- When an item ended, nobody knew when its batch would: it goes with it, not later.
+-- When an item ended, the end of its batch was unknown, so its TTL is long. Now it shall not outlive the batch.
 local function keep_some(from)
   local jobs, left = call('LRANGE', items, from, from + most - 1), call('PTTL', record)
   local until_ms = kept_until(left)
@@ -90,7 +90,7 @@ elseif batch[1] == cancelling and cancelled_to < started_to then
   cancel_some(cancelled_to, started_to)
 elseif batch[1] and started_to < length then
   start_some(started_to)
-  -- In the same step: what is being cancelled never waits where a worker could take it.
+  -- In the same step, so that no worker can claim an item of a batch that is being cancelled.
   if batch[1] == cancelling then cancel_some(started_to, length) end
 else
   call('ZREM', key_due(), id)

@@ -1,10 +1,10 @@
 -- uses: log
 -- args: id, epoch, sources, #seq, published, attempts, failures, events...
--- APPEND: events of a claim's job, in order and without holes. seq: of the first. published: 1 if followers see
--- something of the answer, -1 if a reset took all of it back, 0: unchanged. attempts, failures: 0 for unchanged.
--- events: name, data, name, data, ...
--- Returns the next seq that the log takes: that after the last one given, or less if the log lost a tail (send again
--- from there). -1 if the claim is not the job's: refused, nothing written, nothing published.
+-- APPEND: appends events to the log of a claimed job, in order and without gaps. seq: of the first event. published: 1
+-- if followers now see some of the answer, -1 if a reset took all of it back, 0 for unchanged. attempts, failures: new
+-- values for the record, 0 for unchanged. events: name, data, name, data, ...
+-- Returns the next seq that the log takes: the one after the last event, or a lower one if the log lost its tail (send
+-- again from there). -1 if the claim no longer holds the job: then nothing was written or published.
 write_without_memory()
 local job = call('HMGET', key_job(id), 'state', 'epoch', 'batch')
 if not job[1] or not contains(sources, job[1]) or job[2] ~= epoch then return -1 end

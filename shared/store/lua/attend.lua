@@ -1,5 +1,5 @@
 -- uses: now
 -- args: name, believed_ms
--- ATTEND: an API process lives, and is believed to for so long.
+-- ATTEND: an API process is alive; others believe so for believed_ms.
 call('ZADD', key_attendants(), int(now + believed_ms), name)
 return 1

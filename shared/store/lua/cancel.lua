@@ -1,6 +1,6 @@
 -- uses: bookkeeping
 -- args: id, tenant, sources, cancelled, retention
--- CANCEL: ends the job at once, whatever it does; its worker is notified, and is refused from now on.
+-- CANCEL: ends a job at once, whatever it is doing. Its worker is notified, and what it sends from now on is refused.
 -- Returns 1 | 0 (it had ended) | -1 (no such job of this tenant)
 write_without_memory()
 local is_cancelled = cancel_job(id, tenant, sources, cancelled, retention)

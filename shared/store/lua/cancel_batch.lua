@@ -1,7 +1,8 @@
 -- uses: now
 -- args: id, tenant, sources, cancelling, unseen
--- CANCEL_BATCH: what has not ended is ended by ADVANCE_BATCH from now on. unseen: states that nobody sees.
--- Returns 1 | 0 (over already) | -1 (no such batch)
+-- CANCEL_BATCH: from now on ADVANCE_BATCH cancels the items that have not ended. unseen: the states in which callers do
+-- not see a batch.
+-- Returns 1 | 0 (it has ended, or is being cancelled) | -1 (no such batch of this tenant)
 write_without_memory()
 local record = key_batch(id)
 local batch = call('HMGET', record, 'state', 'tenant')

@@ -1,9 +1,10 @@
 -- uses: now
 -- args: keys...
--- CHECK_API_KEYS: whether keys that have been believed are still valid, for many in one call. The digests were proven
--- before: nobody guesses here, so time gives no secret away.   keys: id, digest, id, digest, ...
--- Returns for each {for how many ms yet at most; -1: without an end, 0: no more, whether it is the one before the
--- newest}
+-- CHECK_API_KEYS: whether keys that were looked up before are still valid, for many in one call. Their secrets were
+-- proven then: nobody guesses here, so the time of a comparison gives no secret away.   keys: id, digest, id, digest,
+-- ...
+-- Returns for each {for how many more ms it is valid at most (-1: it has no end, 0: it is no longer valid), 1 if its
+-- secret was replaced by a newer one, else 0}
 local reply = {}
 for at = 1, #keys, 2 do
   local id, digest = keys[at], keys[at + 1]

@@ -1,14 +1,15 @@
 -- uses: bookkeeping, overdue, spend
 -- args: worker, #lease_ms, #most, #low_left, #tenant_limit, #suspects_left, #suspect_at, sources, target,
 --   expire_sources, expired, time_out_sources, failed, timeout_error, retention, bounds...
--- CLAIM: gives a worker the next jobs, in the fair order, each with an epoch and its `started` event.
--- low_left: how many may be of the lowest band. tenant_limit: of running jobs, for a tenant without one of its own (0:
--- none).
--- suspects_left: how many suspects may start (1/0). suspect_at: takeovers that make a suspect. From expire_sources on
--- as in EXPIRE. bounds: for routes that have one: name, how many may start or -1 (shut), name, ... A bound for the name
--- '' is that of every route which is not named.
--- Returns {ms until something is due or -1, claim...}, claim = {id, tenant, epoch, now, attempt, next seq, started_ms,
---       timeout_ms, created_ms, failures, takeovers, request, spec}
+-- CLAIM: gives a worker its next jobs in the fair order, each with a new epoch and its `started` event.
+-- most: how many jobs. low_left: how many of them may be of the lowest band. tenant_limit: running jobs of a tenant
+-- that has no limit of its own (0: no limit).
+-- suspect_at: a job with so many takeovers is a suspect, which may be what kills its workers. suspects_left: how many
+-- suspects may start (1 or 0). expire_sources to retention: as in EXPIRE.
+-- bounds: name, bound, name, bound, ... of the routes that have one: how many of their jobs may start, or -1 (shut). A
+-- bound with the name '' holds for each route that is not named.
+-- Returns {ms until to call again, or -1, claim...}, claim = {id, tenant, epoch, now, attempt, next seq, started_ms,
+-- timeout_ms, created_ms, failures, takeovers, request, spec}
 stamp_alive(lease_ms)
 
 local promoted = call('ZRANGEBYSCORE', key_deferred(), '-inf', int(now), 'LIMIT', 0, 200)
@@ -27,7 +28,8 @@ for at = 1, #bounds, 2 do quotas[bounds[at]] = tonumber(bounds[at + 1]) end
 
 local function chain_of(flow) return string.match(flow, '^[^:]+:[^:]+:[^:]*:(.*)$') end
 
--- Which route of a flow's chain a job of it would take: the first that is not shut. Its quota, nil for no bound.
+-- A job of the flow takes the first route of its chain that is not shut. Returns the quota of that route (nil: no
+-- bound) and the route; 0 if all are shut.
 local function quota_of(flow)
   for route in string.gmatch(chain_of(flow), '[^\n]+') do
     if not quotas[route] and quotas[''] then quotas[route] = quotas[''] end
@@ -37,7 +39,7 @@ local function quota_of(flow)
   return 0
 end
 
--- Whether no job of the flow may start by the quotas. Asked of thousands of flows, which have few chains.
+-- Whether the quotas keep all jobs of the flow from starting. Kept by chain: thousands of flows share a few.
 local gated = {}
 local function is_gated(flow)
   local chain = chain_of(flow)
@@ -45,8 +47,8 @@ local function is_gated(flow)
   return gated[chain]
 end
 
--- What a tenant or an API key may run at once (0: any number), and what is left of its budget besides what its running
--- jobs may cost. Read once per script.
+-- For a tenant or an API key: how many jobs it may run at once (0: any number), and what is left of its budget after
+-- what it spent and what its running jobs may cost. Read once per script.
 local caps = {}
 local function cap_of(owner, running_limit, a_day, a_month)
   local left = math.huge
@@ -72,7 +74,7 @@ local function cap_of_key(key)
   return cap_of(owner, tonumber(running_limit), tonumber(a_day), tonumber(a_month))
 end
 
--- How many more of its jobs may start.
+-- How many more jobs of a tenant or an API key may start.
 local function room_of(cap, running)
   if cap[2] <= 0 then return 0 end
   return cap[1] > 0 and math.max(0, cap[1] - call('SCARD', running)) or math.huge
@@ -80,7 +82,7 @@ end
 local function room_of_tenant(tenant) return room_of(cap_of_tenant(tenant), key_tenant_running(tenant)) end
 local function room_of_key(key) return room_of(cap_of_key(key), key_key_running(key)) end
 
--- The job starts: it may cost that much.
+-- The job starts: where there is a budget, what it may cost (nano-dollars) is held of it.
 local function hold_budget_of(id, tenant, key, nano)
   local has_budget = false
   for _, cap in ipairs({cap_of_tenant(tenant), key ~= '' and cap_of_key(key) or nil}) do
@@ -92,10 +94,10 @@ local function hold_budget_of(id, tenant, key, nano)
   call('HSET', key_job(id), 'held', int(nano))
 end
 
--- A flow whose tenant or API key has no room is parked: out of the way of the others, since thousands may be, and each
--- CLAIM would look at all of them. It keeps its order among those that are parked with the same owner.
+-- A flow whose tenant or API key has no room is parked, out of the ready flows: there may be thousands, and each CLAIM
+-- would look at all of them. Flows that are parked with the same owner keep their order.
 local PARKED_LOOK_MS, UNPARKED_AT_ONCE, most_moved = 10000, 20, 500
--- leave() and the like look sooner.
+-- When to look at parked flows if nothing makes room before; leave() and others look sooner.
 local function later() return int(now + math.min(PARKED_LOOK_MS, ms_to_next_day())) end
 
 local function park_with(owner, flow, band, turn)
@@ -109,7 +111,7 @@ local function full_key_of(flow)
   return key ~= '' and room_of_key(key) == 0 and 'key:' .. key
 end
 
--- Returns whether it was parked.
+-- Parks the flow if its tenant or API key has no room. Returns whether it did.
 local function park(flow, band)
   local tenant = string.match(flow, '^[^:]+:([^:]+)')
   local is_tenant_full = room_of_tenant(tenant) == 0
@@ -118,14 +120,15 @@ local function park(flow, band)
   local turn = tonumber(call('ZSCORE', key_ready(band), flow))
   call('ZREM', key_ready(band), flow)
   park_with(owner, flow, band, turn)
-  -- A tenant without room takes none of its turns.
+  -- A tenant without room uses up no turns.
   local next_one = tonumber(call('ZSCORE', key_turns(band), tenant) or 0)
   if next_one == turn + 1 or (is_tenant_full and next_one > turn) then give_turn_back(band, tenant, turn) end
   return true
 end
 
--- Gated flows keep their place, and are looked past; beyond MOST_GATED of them, in a CLAIM, the others are parked for a
--- moment: a caller may name thousands of models of a full route, and each CLAIM would look at all of them.
+-- A gated flow, whose routes are shut or full, keeps its place and is skipped. Beyond MOST_GATED of them in one CLAIM,
+-- the others are parked for a moment: a caller may name thousands of models of a full route, and each CLAIM would look
+-- at all of them.
 local MOST_GATED, GATED_LOOK_MS, gated_left = 200, 1000, 200
 local function park_gated(flow, band)
   local tenant = string.match(flow, '^[^:]+:([^:]+)')
@@ -137,7 +140,7 @@ local function park_gated(flow, band)
   if tonumber(call('ZSCORE', key_turns(band), tenant) or 0) == turn + 1 then give_turn_back(band, tenant, turn) end
 end
 
--- All that is parked there comes back in pieces, each flow at its tenant's next turn.
+-- Brings the parked gated flows back, in pieces, each at its tenant's next turn.
 local function unpark_gated()
   local is_any_left = false
   for _, band in ipairs(bands) do
@@ -158,7 +161,7 @@ local function unpark_gated()
   end
 end
 
--- As many flows as there is room for come back, in their order, each at its tenant's next turn.
+-- Brings back as many flows of the owner as it has room for, in their order, each at its tenant's next turn.
 local function unpark(owner)
   local kind, name = string.match(owner, '^(%a+):(.*)$')
   local room, is_any_left, look = kind == 'tenant' and room_of_tenant(name) or room_of_key(name), false, later()
@@ -180,7 +183,7 @@ local function unpark(owner)
     end
     if call('EXISTS', parked) == 1 then
       is_any_left = true
-      -- Others may be first at those that came back.
+      -- Those that came back may not be the ones that start next: look again soon.
       if room > 0 then look = int(left > 0 and now or math.min(look, now + 1000)) end
     end
   end
@@ -192,8 +195,9 @@ for _, owner in ipairs(call('ZRANGEBYSCORE', key_parked(), '-inf', int(now), 'LI
   end
 end
 
--- The lowest flow of a band that may start a job, and that job. Suspects are looked past, 32 deep. Flows at the front
--- that may not start are looked at once per script: thousands may wait for a shut route.
+-- The flow with the lowest turn of a band that may start a job, and that job. If no suspect may start, up to 32 of them
+-- in a flow are skipped. Flows at the front that may not start are looked at only once per script: thousands may wait
+-- for a shut route.
 local skipped = {}
 local function first_of(band)
   if band == lowest and low_left <= 0 then return nil end
@@ -230,7 +234,7 @@ local function first_of(band)
   end
 end
 
--- Highest band first; one pick in eight starts at the next lower band that has work.
+-- Picks from the highest band that has work; one pick in eight from the next lower band that has work.
 local function pick()
   local flow, id, band
   local lower = call('INCR', key_picks()) % 8 == 0
@@ -245,7 +249,7 @@ local function pick()
   return flow, id, band
 end
 
--- The flow pays for the start: the band's clock is at its turn now, and it takes its tenant's next one.
+-- The flow uses up its turn: the band's clock moves to that turn, and the flow gets its tenant's next one.
 local function take_turn(flow, band, id)
   if next(quotas) then
     local quota, route = quota_of(flow)
@@ -296,7 +300,7 @@ local function start(id, was, flow)
     job[9] or '0', job[10] or '0', job[11], job[12]}
 end
 
--- A reply is whole or lost: hundreds of prompts of some MB would not arrive within any timeout, and be claimed again.
+-- A reply arrives whole or is lost. Hundreds of prompts of some MB would arrive after any timeout, again and again.
 local most_bytes = 8 * 1024 * 1024
 
 local reply, touched, bytes = {-1}, #promoted, 0

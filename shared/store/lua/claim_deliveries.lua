@@ -1,8 +1,10 @@
 -- uses: lanes
 -- args: #most, #lease_ms, #lane_most, #tenant_most, failed, disabled_note, retention_ms, fields...
--- CLAIM_DELIVERIES: what is due, for one attempt each; no lane and no tenant takes more than its share.
--- failed: the state. disabled_note: what is noted of a disabled endpoint. fields: of the record.
--- Returns {ms until the next is due or -1, id, epoch, failed before, {fields}, ...}
+-- CLAIM_DELIVERIES: gives a worker deliveries that are due, for one attempt each. lane_most, tenant_most: how many
+-- attempts a lane and a tenant may have under way.
+-- failed: name of the state. disabled_note: how the attempt's JSON goes on if the endpoint is disabled. fields: those
+-- of the record to return.
+-- Returns {ms until the next is due or -1, id, epoch, failed attempts so far, {fields}, ...}
 write_without_memory()
 local reply, taken, room_of = {-1}, 0, {}
 for _, lane in ipairs(call('ZRANGEBYSCORE', key_lanes(), '-inf', int(now), 'LIMIT', 0, 2 * most)) do
@@ -37,7 +39,7 @@ for _, lane in ipairs(call('ZRANGEBYSCORE', key_lanes(), '-inf', int(now), 'LIMI
   place_lane(lane, tenant, lane_room > 0, tenant_room > 0) -- after the other lanes that are due
   room_of[tenant] = tenant_room
 end
--- A lane that was unparked may have had nothing to send, and one whose leases expired leaves room to others.
+-- Give the room that is left to parked lanes: an unparked lane may have had nothing to send, and leases expired.
 for tenant, room in pairs(room_of) do
   if room > 0 then unpark_lanes(tenant, room) end
 end

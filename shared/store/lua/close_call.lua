@@ -1,20 +1,21 @@
 -- uses: upstream
 -- args: route, id, ended, #is_estimated, today, usage_ms, verdict, #shut_ms, code, learned_requests, learned_input,
 --   learned_output, #is_priced, amounts...
--- CLOSE_CALL: a call ended: its row is closed, its tokens counted for the tenant's day and for the route's limits, and
--- what it showed of the route is remembered. A row that was closed as lost is closed again by whoever made the call
--- after all; that of a call that was never made (UNMADE) is taken away.
+-- CLOSE_CALL: a call ended. Closes its row, adds its tokens to the tenant's day and to the route's limits, and stores
+-- what the call showed of the route. A row that was closed as LOST is closed again if the worker that made the call is
+-- alive after all. The row of a call that was never made (UNMADE) is deleted.
 -- usage_ms: how long the day's sums are kept. verdict: on the route (ok, trouble, none). shut_ms: how long nobody may
--- call it, and code says why. learned_*: limits, 0 for none. amounts: name, value of each token count and of the cost.
--- Returns 0 if it was closed before, else 1 more than what a row that was lost had counted as its cost.
+-- call the route; code: why. learned_*: limits that the upstream reported, 0 for none. amounts: name, value of each
+-- token count and of the cost.
+-- Returns 0 if it was closed before; else 1, plus the cost that was counted when the row was closed as LOST.
 call('ZREM', key_calls(route), id)
 local row = call('HMGET', key_call(id), 'opened_ms', 'ended', 'tenant', 'key', 'model', 'bucket', 'reserved_input',
   'reserved_output', 'estimated', 'unpriced', 'retry', 'day', 'counted')
 if not row[1] or (row[2] and row[2] ~= LOST) then return 0 end
 local first, unmade = not row[2], ended == UNMADE
 
--- The model that the call is counted for. Callers invent names, and a day's hash is read as a whole: a name of a call
--- that used nothing, or beyond the bound, is counted as USAGE_OTHER unless it has a row already.
+-- The model for which the call is counted. Callers can invent names, and a day's hash is read as a whole. So a name
+-- without a row gets none, and USAGE_OTHER is counted, if the call used nothing or the day has MOST_USAGE_ROWS.
 local function counted_as(usage)
   if call('HEXISTS', usage, row[5] .. '\n' .. row[4] .. '\ncalls') == 1 then return row[5] end
   local is_used = false
@@ -26,7 +27,7 @@ local function counted_as(usage)
   return row[5]
 end
 
--- The ledger. What a row that was lost has counted so far is taken back, on the day that it was counted for.
+-- The ledger. What was counted when the row was closed as LOST is taken back, on the day for which it was counted.
 local day = row[12] or today
 local estimated, unpriced = unmade and 0 or is_estimated, unmade and 0 or 1 - is_priced
 local usage = key_usage(row[3], day)
@@ -59,7 +60,7 @@ sum('estimated_calls', estimated, tonumber(row[9] or 0))
 sum('unpriced_calls', unpriced, tonumber(row[10] or 0))
 if call('PTTL', usage) < 0 then call('PEXPIRE', usage, usage_ms) end
 
--- The limits: what was reserved makes room for what was used. Nothing was reserved where there was no limit.
+-- The limits: what was used replaces what was reserved. Where there was no limit, nothing was reserved.
 if first then input, output = input - tonumber(row[7]), output - tonumber(row[8]) end
 if row[7] == '0' then input = 0 end
 if row[8] == '0' then output = 0 end
@@ -86,7 +87,7 @@ call('EXPIRE', record, 86400)
 
 local OPEN_FIRST = 1e13 -- ms: where too many routes are in trouble, those are kept whose circuit is open
 
--- The gate and the circuit. A call that began before the circuit closed says nothing of the time since.
+-- The gate and the circuit. A call that was opened before the circuit last closed says nothing about the time since.
 local known = call('HMGET', record, 'shut_ms', 'open_ms', 'probe', 'cooldown_ms', 'closed_ms')
 local shut, cooldown = tonumber(known[1] or 0), tonumber(known[4] or 0)
 local change, is_news, open_ms = {}, false, known[2]
@@ -124,9 +125,9 @@ if tonumber(row[1]) >= tonumber(known[5] or 0) then
       local _, failed = string.gsub(outcomes, 'F', '')
       set('outcomes', failed > 0 and outcomes or '')
       set('outcome_ms', int(now))
-      -- Begun after a Retry-After, with nothing but trouble before, and asked to wait again, for longer than a job
-      -- waits in its slot: each such call is a question to the upstream, and would use up the attempts of the jobs at
-      -- the head of the queue.
+      -- The call began after a Retry-After was over, all recent calls failed, and the upstream asks to wait again, for
+      -- longer than a job waits in its slot. More calls would only test the upstream, and use up the attempts of the
+      -- jobs at the head of the queue: the circuit opens, and lets one call through at a time.
       local is_refused_again = shut_ms > LONGEST_WAIT_IN_SLOT_MS and known[1]
         and tonumber(row[1]) >= tonumber(known[1]) and #outcomes > 1 and failed == #outcomes
       if failed >= 10 or is_refused_again then

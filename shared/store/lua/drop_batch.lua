@@ -1,7 +1,8 @@
 -- uses: now
 -- args: id, tenant, sources, dropped, unseen
--- DROP_BATCH: a batch that was not started, or has ended, is found no more; ADVANCE_BATCH erases it.
--- unseen: states that nobody sees.   Returns 1 | 0 (it is in no such state) | -1 (no such batch of this tenant)
+-- DROP_BATCH: a batch that has not started, or has ended, no longer exists for callers; ADVANCE_BATCH erases it.
+-- unseen: the states in which callers do not see a batch.   Returns 1 | 0 (its state does not allow it) | -1 (no such
+-- batch of this tenant)
 write_without_memory()
 local record = key_batch(id)
 local batch = call('HMGET', record, 'state', 'tenant')

@@ -1,6 +1,7 @@
 -- uses: now
 -- args: most, receiving, dropped
--- DUE_BATCHES: those that somebody should advance. One that came in and fell silent is given up.   Returns ids
+-- DUE_BATCHES: the batches that should be advanced now. A batch whose body stays silent for too long is given up.
+-- Returns ids
 write_without_memory()
 local ids = call('ZRANGEBYSCORE', key_due(), '-inf', int(now), 'LIMIT', 0, most)
 for _, id in ipairs(ids) do

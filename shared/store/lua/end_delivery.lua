@@ -1,8 +1,8 @@
 -- uses: lanes
 -- args: id, epoch, state, delay_ms, attempt, retention_ms, gone_ms, is_delivered
--- END_DELIVERY: what became of an attempt. delay_ms: until the next attempt. attempt: as JSON, or '' (none was made).
--- gone_ms: disable the endpoint for so long, or ''. is_delivered: 1 if that shows that the endpoint is there.
--- Returns 1 | 0 (the attempt is not this caller's any more)
+-- END_DELIVERY: records how an attempt ended. delay_ms: until the next attempt. attempt: as JSON, '' if none was made.
+-- gone_ms: how long the endpoint is disabled, or ''. is_delivered: 1 if it arrived, which enables the endpoint again.
+-- Returns 1 | 0 (the attempt no longer belongs to this worker)
 write_without_memory()
 local found = call('HMGET', key_delivery(id), 'epoch', 'lane', 'tenant', 'endpoint')
 if not found[1] or found[1] ~= epoch or not call('ZSCORE', key_sending(found[2]), id) then return 0 end

@@ -1,8 +1,8 @@
 -- args: id, is_in_order_of_end, after, #most
--- ENDED_ITEMS: the outcomes of a batch so far, after a line or '', in the order of their ends (1) or of the lines (0).
--- most: how many to look at.
--- Returns {the line looked up to or -1 after the last, line, job id or '', why it cannot run or '', line, ...}
---       | false if that line has not ended
+-- ENDED_ITEMS: the outcomes of a batch so far, those after the line `after`; '' for all. is_in_order_of_end: 1 for the
+-- order in which items ended, 0 for the order of the lines. most: how many lines to look at.
+-- Returns {the line to continue after, or -1 at the end, line, job id or '', why it cannot run or '', line, ...}
+--       | false if the line `after` has not ended
 local ended, items = key_batch_ended(id), key_batch_items(id)
 local reply = {-1}
 

@@ -1,7 +1,8 @@
 -- uses: held, webhooks
 -- args: id, tenant, terminal
--- ERASE: an ended job's prompt, log and result are gone. Its Idempotency-Key stays, so that no second job is created.
--- terminal: the states.   Returns 1 | 0 (it has not ended) | -1 (no such job of this tenant)
+-- ERASE: deletes an ended job: its prompt, log and result. Its Idempotency-Key stays, so that a repeated submit creates
+-- no second job.
+-- terminal: the final states.   Returns 1 | 0 (it has not ended) | -1 (no such job of this tenant)
 write_without_memory()
 local job = call('HMGET', key_job(id), 'state', 'tenant')
 if not job[1] or job[2] ~= tenant then return -1 end

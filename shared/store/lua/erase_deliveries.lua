@@ -1,7 +1,7 @@
 -- uses: webhooks
 -- args: tenant, #most
--- ERASE_DELIVERIES: the next deliveries of a tenant are gone, and sent to nobody any more.
--- Returns {how many were erased, 1 if there may be more}
+-- ERASE_DELIVERIES: deletes the next deliveries of a tenant. They are not sent any more.
+-- Returns {how many were deleted, 1 if there may be more}
 write_without_memory()
 local erased = 0
 local ids = call('ZRANGE', key_delivery_index(tenant), 0, most - 1)

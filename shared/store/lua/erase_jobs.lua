@@ -1,8 +1,8 @@
 -- uses: bookkeeping, held, webhooks
 -- args: tenant, #most, sources, cancelled, retention
--- ERASE_JOBS: the next jobs of a tenant are gone, whatever they do: those that have not ended are cancelled first, and
--- nobody is sent a webhook. Their Idempotency-Keys stay, as with ERASE.
--- Returns {how many were erased, how many of them were cancelled, 1 if there may be more}
+-- ERASE_JOBS: deletes the next jobs of a tenant, whatever they are doing. Those that have not ended are cancelled
+-- first, and no webhook is sent. Their Idempotency-Keys stay, as in ERASE.
+-- Returns {how many were deleted, how many of these were cancelled, 1 if there may be more}
 write_without_memory()
 local erased, stopped = 0, 0
 local ids = call('ZRANGE', key_index(tenant), 0, most - 1)

@@ -1,6 +1,7 @@
 -- uses: held, overdue
 -- args: most, expire_sources, expired, time_out_sources, failed, timeout_error, retention, ids...
--- EXPIRE: ends the queued jobs whose time is over; with ids only of those.
+-- EXPIRE: ends queued jobs whose time is over: those of `ids`, or at most `most` of all if there are no ids.
+-- expire_sources, expired: for jobs that never started. time_out_sources, failed, timeout_error: for jobs that did.
 -- Returns {how many ended, ms until the next is due or -1}
 write_without_memory()
 local ended, due = 0, {}

@@ -1,9 +1,9 @@
 -- uses: bookkeeping, log, spend
 -- args: id, epoch, sources, state, #seq, result, retention, cost, usage, fields...
--- FINISH: the claim's job ends: state, result, terminal event, in one step. seq: of the terminal event. result: or ''.
--- cost: as in charge(). usage: as JSON, or ''. fields: more of the record, with their values.
--- Returns {'ended'} | {'already'} (by this very claim) | {'refused', state}
---   | {'incomplete', the seq that the log takes}
+-- FINISH: ends the job of a claim: state, result and terminal event in one step. seq: of the terminal event. result: ''
+-- for none. cost: as in charge(). usage: as JSON, or ''. fields: more fields of the record, each with its value.
+-- Returns {'ended'} | {'already'} (by this claim: the first reply was lost) | {'refused', state}
+--       | {'incomplete', the seq that the log takes next}
 write_without_memory()
 local job = call('HMGET', key_job(id), 'state', 'epoch', 'tenant', 'flow', 'ended_epoch')
 if job[5] == epoch then return {'already'} end

@@ -1,13 +1,14 @@
 -- uses: now
 -- args: lease_ms, #most, calls...
--- HOLD: a worker's calls go on. Also finds calls whose worker is silent, at most so many: whoever asks closes their
--- rows.
--- calls: route, call, route, call, ...   Returns {call, route, tenant, API key or '', job, epoch, attempt, model, input
--- estimate, opened_ms} of each that was abandoned
+-- HOLD: renews the hold on a worker's running calls. Also finds calls whose worker is silent, at most `most`: the
+-- caller closes their rows. calls: route, call id, route, call id, ...
+-- Returns for each silent worker's call {call id, route, tenant, API key or '', job, epoch, attempt, model, input
+-- estimate, opened_ms}
 write_without_memory() -- a call that goes on is not to look abandoned at maxmemory
 for at = 1, #calls, 2 do call('ZADD', key_calls(calls[at]), 'XX', int(now + lease_ms), calls[at + 1]) end
 local abandoned = {}
--- The routes in use; and those not called for long, which LOOK forgets only when their last call is closed.
+-- The routes that were called last, and those that were not called for longest: LOOK keeps a route until its last call
+-- is closed.
 local routes = call('ZREVRANGE', key_routes(), 0, 99)
 for _, route in ipairs(call('ZRANGE', key_routes(), 0, 19)) do routes[#routes + 1] = route end
 for _, route in ipairs(routes) do

@@ -1,8 +1,9 @@
 -- args: id, tenant, #most, before_item, #before_line
--- LIST_ITEMS: some items of a batch, the last line first. The owner is checked before anything is read.
--- most: how many lines to look at. before_item: or ''; then before_line, or '' for all.
--- Returns {the first line looked at, job id, ...}, {1} at the end; there is nothing of an absent or foreign batch, nor
--- before what is no item of this one
+-- LIST_ITEMS: some items of a batch, the last line first. Checks the tenant before anything is read.
+-- most: how many lines to look at. They end before the line of the job before_item; if that is '', before before_line;
+-- if that is '' too, at the last line.
+-- Returns {the first line looked at, job id, ...}. {1} at the end, for an absent batch or another tenant's, and for a
+-- before_item that is in another batch
 local items = key_batch_items(id)
 if call('HGET', key_batch(id), 'tenant') ~= tenant then return {1} end
 local before

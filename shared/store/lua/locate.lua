@@ -1,7 +1,7 @@
 -- uses: position
 -- args: #most_flows, ids...
--- LOCATE: the queue positions of waiting jobs. most_flows: how many to count.
--- Returns a position for each, -1 where it is in no flow (running, ended, or not due yet).
+-- LOCATE: the queue positions of jobs. most_flows: how many flows of a band to count.
+-- Returns a position for each, -1 if it is in no flow (running, ended, or not due yet).
 local positions = {}
 for at, id in ipairs(ids) do
   local flow = call('HGET', key_job(id), 'flow')

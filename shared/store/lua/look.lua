@@ -1,18 +1,18 @@
 -- uses: upstream
 -- args: limited...
--- LOOK: the state of the routes that were called last, and of all that are shut or whose circuit is open. Reads, but
--- for what has aged.
+-- LOOK: the state of the routes that were called last, and of those that are shut or whose circuit is open. Writes only
+-- to drop what is too old.
 -- limited: for each route with limits its name, requests, input tokens, output tokens, concurrency ('' for none)
--- Returns for each {route, ms until it may be called (0: now), why, since when its circuit is open or 0, calls that it
--- has room for or -1 for any number}
+-- Returns for each {route, ms until it may be called (0: now), why, since when its circuit is open or 0, how many more
+-- calls its limits allow or -1 for any number}
 local limits = {}
 for at = 1, #limited, 5 do limits[limited[at]] = {unpack(limited, at + 1, at + 4)} end
 write_without_memory()
 for _, route in ipairs(call('ZRANGEBYSCORE', key_routes(), '-inf', int(now - 3600000), 'LIMIT', 0, 100)) do
-  -- While it has calls that nobody closed, HOLD must find it.
+  -- A route with calls that nobody has closed stays: HOLD must find it.
   if call('EXISTS', key_calls(route)) == 0 then call('ZREM', key_routes(), route) end
 end
--- A caller that names thousands of models hides no troubled route among them.
+-- Troubled routes are added: a caller who names thousands of models must not push them out of the list.
 local routes, is_there = call('ZREVRANGE', key_routes(), 0, 99), {}
 for _, route in ipairs(routes) do is_there[route] = true end
 for _, route in ipairs(call('ZREVRANGE', key_troubled(), 0, 99)) do

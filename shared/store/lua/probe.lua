@@ -1,7 +1,7 @@
 -- args: ids...
--- PROBE: how far the logs of some jobs go, for followers that have heard nothing for a while. Reads only.
--- Returns for each {claim epoch or '', id of the terminal event or '', id of the log's last event or ''},
--- or {} where there is no such job any more.
+-- PROBE: how far the logs of some jobs go, for followers that have received nothing for a while. Reads only.
+-- Returns for each {claim epoch or '', id of the terminal event or '', id of the log's last event or ''}, or {} if
+-- there is no such job any more.
 local facts = {}
 for at, id in ipairs(ids) do
   local job = call('HMGET', key_job(id), 'state', 'claim_epoch', 'end_id')

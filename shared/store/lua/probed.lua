@@ -1,6 +1,7 @@
 -- uses: now
 -- args: route, id
--- PROBED: the call that was let through an open circuit is being answered: the circuit closes, before the answer's end.
+-- PROBED: the upstream has begun to answer the probe of an open circuit. The circuit closes now, not at the answer's
+-- end.
 local record = key_route(route)
 if call('HGET', record, 'probe') ~= id then return 0 end
 call('HDEL', record, 'probe', 'open_ms', 'cooldown_ms', 'outcomes')

@@ -1,7 +1,7 @@
 -- uses: bookkeeping
 -- args: #lease_ms, most, sources, queued, #fatal_takeovers, failed, error, retention
--- REAP: jobs whose lease expired go back to their old place; at the last takeover they fail instead.
--- fatal_takeovers: how many fail a job.
+-- REAP: puts jobs whose lease expired back at their old places in the queue. A job that reaches fatal_takeovers fails
+-- instead.
 -- Returns {ms until the next lease expires or -1, id, what became of it ('back' or 'failed'), ...}
 write_without_memory()
 stamp_alive(lease_ms)

@@ -1,6 +1,7 @@
 -- uses: now
 -- args: id, tenant
--- REDELIVER: sent again, now, and by a schedule of its own; one that still waits for an attempt gets it now.
+-- REDELIVER: sends a delivery again, now, with a new schedule of attempts. One that waits for an attempt gets it now;
+-- one that is being sent stays as it is.
 -- Returns 1 | -1 (no such delivery of this tenant)
 write_without_memory()
 local found = call('HMGET', key_delivery(id), 'tenant', 'lane')

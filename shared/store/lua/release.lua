@@ -1,9 +1,10 @@
 -- uses: bookkeeping, spend
 -- args: id, epoch, sources, queued, #delay_ms, #failures, reason, retry_event, cost, attempts
--- RELEASE: the holder of a claim gives the job back: to its old place, or deferred with a `retry` event.
--- delay_ms: 0 for at once. failures: to add. reason: of the reset that will follow. retry_event: or ''. cost: as in
--- charge(). attempts: upstream calls begun, or '' (as CLAIM counted).
--- Returns 1, also if this very claim was given back before: its first reply was lost. 0 if the claim is not the job's.
+-- RELEASE: the holder of a claim puts the job back into the queue: at its old place, or deferred with a `retry` event.
+-- delay_ms: 0 for at once. failures: how many to add. reason: for the `reset` event of the next claim. retry_event: its
+-- data, or ''. cost: as in charge(). attempts: upstream calls begun so far, '' if CLAIM counted them right.
+-- Returns 1, also if this claim has released the job before and the first reply was lost. 0 if the claim no longer
+-- holds the job.
 write_without_memory()
 local job = call('HMGET', key_job(id), 'state', 'epoch', 'tenant', 'flow', 'place', 'started_ms', 'timeout_ms',
   'failures', 'expires_ms', 'released_epoch', 'batch')

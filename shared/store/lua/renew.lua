@@ -1,8 +1,8 @@
 -- uses: bookkeeping
 -- args: #lease_ms, sources, claims...
--- RENEW: a worker is alive; all of its leases at once. The first renewal of a claim confirms that its job started.
--- An expired lease that nobody reaped is renewed like any other.
--- claims: id, epoch, id, epoch, ...   Returns the ids that are no longer this claim's.
+-- RENEW: a worker is alive: renews all of its leases. The first renewal of a claim confirms that its job started. An
+-- expired lease that nobody has reaped is renewed like any other.
+-- claims: id, epoch, id, epoch, ...   Returns the ids of the jobs that their claims no longer hold.
 write_without_memory()
 stamp_alive(lease_ms)
 local lost = {}

@@ -1,10 +1,11 @@
 -- uses: upstream
 -- args: route, id, most_requests, most_input, most_output, #most_running, is_retry, #least_retries, #input_estimate,
 --   #output_estimate, #lease_ms, row_ms, may_probe, tenant, key, job, epoch, attempt, model
--- RESERVE: may this call be made now? If so it is counted, and its row in the ledger opened, before it is made.
--- most_*: the limits of the settings, '' for none. least_retries: so many a minute are always let through. lease_ms: of
--- its worker. row_ms: how long its row is kept. is_retry, may_probe: 1 or 0. The rest is for its row.
--- Returns {'go', now, probe (1/0)} | {'shut' | 'full' | 'spent' | 'others', ms to wait, reason}
+-- RESERVE: may this call be made now? If so, it is counted and its row in the ledger is opened, before it is made.
+-- most_*: the limits of the settings, '' for none. least_retries: how many retries a minute are always allowed.
+-- lease_ms: how long the call is held without renewal. row_ms: how long its row is kept. is_retry, may_probe: 1 or 0.
+-- The others are stored in the row.
+-- Returns {'go', opened_ms, probe (1 or 0)} | {'shut' | 'full' | 'spent' | 'others', ms to wait, reason}
 local SPARED_FOR_PATIENT_MS, SPARED_FOR_OTHERS_MS = 5000, 500
 local holders = key_calls(route)
 write_without_memory() -- a running job must get through at maxmemory
@@ -18,8 +19,8 @@ end
 local shut, reason, open = gate_of(route)
 if shut > 0 then return {'shut', int(shut), reason} end
 if open then
-  -- A probe is a question to the upstream. It is not left to a job whose own timer would answer it, nor to one tenant's
-  -- jobs again and again, unless nobody else asks.
+  -- A probe tests the upstream. A job whose own timers would decide the test (may_probe is 0), or of the tenant that
+  -- probed last, becomes the probe only if no other job asks for a moment.
   local known = call('HMGET', key_route(route), 'shut_ms', 'probe_tenant')
   local ready_ms = now - tonumber(known[1] or 0)
   local spared_ms = may_probe == '0' and SPARED_FOR_PATIENT_MS or known[2] == tenant and SPARED_FOR_OTHERS_MS or 0
@@ -36,8 +37,8 @@ if wait_ms == 0 and output then wait_ms = room_ms(window, OUTPUT, need_output, o
 if wait_ms > 0 then return {'full', int(wait_ms), ''} end
 if most_running and running_of(route) >= most_running then return {'full', 100, ''} end
 
--- Where many calls fail, retries are a tenth of all calls: a storm is not multiplied. An open circuit's probe is one
--- call.
+-- While more than a tenth of the calls fail, retries may be only a tenth of all calls, so that they do not multiply a
+-- storm. The probe of an open circuit is exempt: it is one call.
 local most_retries = math.ceil(math.max(least_retries, sums[CALLS] / 10))
 if is_retry == '1' and not open and sums[RETRIES] >= most_retries then
   local outcomes = outcomes_of(route)

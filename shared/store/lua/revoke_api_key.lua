@@ -1,7 +1,7 @@
 -- uses: api_key
 -- args: id, tenant, #kept_ms
--- REVOKE_API_KEY: nobody is let in with it any more. A second call changes nothing. tenant: or '' for any.
--- kept_ms: how long its record is kept.   Returns 1 | 0: it was revoked before | -1: there is none
+-- REVOKE_API_KEY: the key is refused from now on. A second call changes nothing. tenant: '' for any.
+-- kept_ms: how long its record is kept.   Returns 1 | 0 (it was revoked before) | -1 (no such key)
 write_without_memory() -- a leaked key can be revoked at maxmemory
 local key = standing(id, tenant)
 if not key[1] then return -1 end

@@ -1,10 +1,10 @@
 -- uses: api_key
 -- args: id, tenant, digest, #grace_ms, maker, maker_digest
--- ROTATE_API_KEY: a new secret, and two at most. The one before it is valid for a while yet, the one before that no
--- more; but a secret that nobody has used is thrown away instead: the response that held it was lost, and callers still
--- use the older. tenant: or '' for any. digest: of the new one. maker, maker_digest: of the key that asks for it, or ''
--- and ''.
--- Returns 'rotated' | 'ended': revoked or expired | 'absent' | 'maker_ended' | 'maker_replaced'
+-- ROTATE_API_KEY: gives a key a new secret. At most two secrets are valid: the new one, and for grace_ms the one before
+-- it. But if nobody has used the one before it, that one is dropped and the older stays valid: the response with the
+-- unused secret was lost, and callers still use the older. tenant: '' for any. digest: of the new secret. maker,
+-- maker_digest: of the key that asks for it, '' and '' for the command line.
+-- Returns 'rotated' | 'ended' (revoked or expired) | 'absent' | 'maker_ended' | 'maker_replaced'
 local why = refused(maker, maker_digest, tenant)
 if why then return why end
 local key = standing(id, tenant)

@@ -1,6 +1,7 @@
 -- args: #most_bytes, #field_count, fields_and_names...
--- ROWS: the first of some records, as many as fit. Whose they are is for the caller to check.
--- fields_and_names: the fields, then the names of the hashes.   Returns {{value or nil, ...}, ...}, one at least
+-- ROWS: reads some fields of several records: of the first ones, as many as fit in most_bytes, at least one. The caller
+-- must check whose they are.
+-- fields_and_names: the fields, then the names of the hashes.   Returns {{value or nil, ...}, ...}
 local fields, rows, size = {unpack(fields_and_names, 1, field_count)}, {}, 0
 for at = field_count + 1, #fields_and_names do
   local row = call('HMGET', fields_and_names[at], unpack(fields))

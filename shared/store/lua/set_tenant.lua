@@ -1,7 +1,7 @@
 -- uses: bookkeeping
 -- args: tenant, changes...
--- SET_TENANT: what an operator wants for a tenant. Jobs that were parked for its limits may start now.
--- changes: field, value (0: none), field, value, ...
+-- SET_TENANT: changes the settings of a tenant. Jobs that were parked because of its limits may start now.
+-- changes: field, value (0 removes it), field, value, ...
 write_without_memory() -- a flood is held back while it fills Redis
 local record = key_tenant(tenant)
 for at = 1, #changes, 2 do

@@ -1,10 +1,12 @@
 -- uses: bookkeeping, limits
 -- args: id, tenant, sources, running, dropped, spec, common, timeout_ms, #expires_in_ms, not_before_ms,
 --   idempotency_hash, fingerprint, retention, total, key, key_limits, webhook, has_webhook_of_items
--- START_BATCH: the body is whole, and the batch starts, once per Idempotency-Key. ADVANCE_BATCH starts its items.
+-- START_BATCH: the body has arrived completely: starts the batch, once per Idempotency-Key. ADVANCE_BATCH starts its
+-- items.
 -- '' for none: not_before_ms, idempotency_hash, total (how many lines were added), key (API key), webhook (JSON).
--- common: what the items' specs have in common. has_webhook_of_items: 1 if the webhook asks for events of items.
--- Returns {'started', states} | {'replayed', id} | {'reused'} | {'gone'} | {'limited' ...} | {'never' ...} as SUBMIT
+-- common: the part of the spec that all items share. has_webhook_of_items: 1 if the webhook asks for events of items.
+-- Returns {'started', states} | {'replayed', id} | {'reused'} | {'gone'} | {'limited', ...} | {'never', ...}, the last
+-- two as in SUBMIT
 local record = key_batch(id)
 local batch = call('HMGET', record, 'state', 'tenant', 'live', 'total')
 if not batch[1] or not contains(sources, batch[1]) or batch[2] ~= tenant then return {'gone'} end

@@ -2,11 +2,12 @@
 -- args: id, tenant, flow, state, request, spec, timeout_ms, #expires_in_ms, #not_before_ms, idempotency_hash,
 --   fingerprint, #most_waiting, #most_flows, attended_by, is_quiet, believed_ms, #tokens, #max_tokens, key, key_limits,
 --   webhook, estimate, tenant_bytes
--- SUBMIT: a new job, once per Idempotency-Key.
+-- SUBMIT: creates a job, once per Idempotency-Key.
 -- '' for none: not_before_ms, idempotency_hash, attended_by (an API process), key (API key), webhook (JSON).
--- most_flows: to count for the position. is_quiet: 1 for a job without a log, and in no list. believed_ms: how long an
--- API process is believed to live. tokens: to reserve, max_tokens of them by the caller's word. estimate: what it may
--- cost, in nano-dollars. tenant_bytes: what a tenant may hold.
+-- most_flows: how many flows to count for the position. is_quiet: 1 for a job without a log that is in no list.
+-- believed_ms: how long an API process is believed to live. tokens: how many to reserve; max_tokens of them are the
+-- caller's bound, the rest is an estimate. estimate: what it may cost, in nano-dollars. tenant_bytes: the most bytes
+-- that a tenant's requests may take.
 -- Returns {'created', created_ms, expires_ms, position, states} | {'replayed', job id} | {'reused'} | {'full'}
 --       | {'limited', code, ms to wait, states, the limit or nil} | {'never', what is limited, the limit}; states as in
 --       states_of()

@@ -1,6 +1,7 @@
 -- uses: now
 -- args: keys...
--- USE_API_KEYS: these keys were used within the minute. keys: id, digest, id, digest, ... One that is gone stays so.
+-- USE_API_KEYS: these keys were used within the last minute. keys: id, digest, id, digest, ... A key that is gone is
+-- not created again.
 for at = 1, #keys, 2 do
   local record = key_api_key(keys[at])
   local found = call('HMGET', record, 'tenant', 'digest')

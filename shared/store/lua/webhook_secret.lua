@@ -1,7 +1,8 @@
 -- uses: now
 -- args: tenant, fresh, #grace_ms
--- WEBHOOK_SECRET: what a tenant's webhooks are signed with; made when it is asked for first. fresh: a new one.
--- grace_ms: for how long the older signs as well, or '' to change nothing.
+-- WEBHOOK_SECRET: the secrets that sign a tenant's webhooks. The first one is created when it is first needed. fresh: a
+-- new secret, in case one is needed. grace_ms: replace the secret, and let the old one sign too for so long; '' to
+-- replace nothing.
 -- Returns {current, created_ms, previous or '', previous_until_ms or ''}
 local record = key_webhook_secret(tenant)
 local known = call('HGET', record, 'current')

@@ -1,14 +1,14 @@
 -- uses: now
 
--- Of a key: {tenant or nil, whether it can be used}. want: the tenant that may know of it, '' for all.
+-- Returns {the key's tenant, or nil if `want` has no such key, whether the key is valid}. want: a tenant, '' for any.
 local function standing(id, want)
   local found = call('HMGET', key_api_key(id), 'tenant', 'revoked_ms', 'expires_ms')
   if not found[1] or (want ~= '' and found[1] ~= want) then return {nil, false} end
   return {found[1], not found[2] and (not found[3] or tonumber(found[3]) > now)}
 end
 
--- Why a key of the tenant must not make a key, or give one a new secret, with the secret that it has; nil if it may. It
--- was believed when its request began, and may be revoked or replaced since. maker: '' for the command line, which
+-- Why a key of the tenant must not create or rotate a key with the secret that it sent; nil if it may. The secret was
+-- valid when the request began, and may have been revoked or replaced since. maker: '' for the command line, which
 -- always may.
 local function refused(maker, digest, tenant)
   if maker == '' then return nil end

@@ -1,9 +1,11 @@
 -- uses: now, log, held, webhooks, window
--- The bookkeeping that the life cycle's scripts share.
+-- What the scripts of the life cycle share: turns and flows, the counts of waiting jobs and of items, and the end of a
+-- job.
 local QUIET_KEPT_MS = 60000 -- of a job that only its own submitter asks for, and right away
 
--- A mass silence is Redis having been away, not a mass death: then nothing is reaped for one more lease. A stamp that
--- is not there has aged away, which is a long silence; with no lease about there is nobody to spare.
+-- Notes that a worker called. If none called for half a lease, Redis was away, rather than all workers dead: then
+-- nothing is reaped for one more lease. A missing stamp has expired, so the silence was long; without running jobs
+-- there is nothing to spare.
 local function stamp_alive(lease_ms)
   local alive = tonumber(call('GET', key_alive()) or 0)
   if now - alive > lease_ms / 2 and call('EXISTS', key_running()) == 1 then
@@ -16,8 +18,8 @@ local function wake()
   if call('DEL', key_hungry()) == 1 then call('PUBLISH', channel_wake(), '') end
 end
 
--- A flow's next turn. All flows of a tenant in a band share one sequence of turns, never before the band's clock:
--- however many models a tenant asks for, it delays another by one slot.
+-- A flow's next turn. All flows of a tenant in a band share one sequence of turns, so that a tenant that names many
+-- models delays another by one slot only. No turn is before the band's clock.
 local function next_turn(band, tenant)
   local clock = tonumber(call('GET', key_clock(band)) or 0)
   local turn = math.max(clock, tonumber(call('ZSCORE', key_turns(band), tenant) or 0))
@@ -25,10 +27,10 @@ local function next_turn(band, tenant)
   return int(turn)
 end
 
--- The API key in a flow's name: of those whose jobs may have to wait for more than their turn. '' for all others.
+-- The API key in a flow's name. Only a key whose limits CLAIM must check is in it; '' for all others.
 local function key_of_flow(flow) return string.match(flow, '^[^:]+:[^:]+:([^:]*):') or '' end
 
--- Where a flow may be parked: with its tenant, with its API key, or for its routes. See CLAIM.
+-- Where a flow may be parked: with its tenant, with its API key, or because its routes are gated. See CLAIM.
 local GATED = 'gated:'
 local function parked_places(flow, band, tenant)
   return {key_parked_flows('tenant:' .. tenant, band), key_parked_flows('key:' .. key_of_flow(flow), band),
@@ -41,7 +43,7 @@ local function is_parked(flow, band, tenant)
   return call('ZSCORE', places[1], flow) or call('ZSCORE', places[2], flow) or call('ZSCORE', places[3], flow)
 end
 
--- Puts a job in its flow at its place. A flow that becomes non-empty takes its tenant's next turn.
+-- Puts a job into its flow at its place. A flow that was empty gets its tenant's next turn.
 local function enqueue(id, flow, place)
   call('ZADD', key_flow(flow), place, id)
   local band, tenant = string.match(flow, '^([^:]+):([^:]+)')
@@ -49,13 +51,13 @@ local function enqueue(id, flow, place)
   call('ZADD', key_ready(band), next_turn(band, tenant), flow)
 end
 
--- A tenant's next turn in a band is that one again.
+-- A tenant's turn in a band was not used: it is the tenant's next one again.
 local function give_turn_back(band, tenant, turn)
   call('ZREM', key_turns(band), tenant)
   if turn > tonumber(call('GET', key_clock(band)) or 0) then call('ZADD', key_turns(band), int(turn), tenant) end
 end
 
--- Takes a job out of its flow. A flow that becomes empty gives its turn back, if it was its tenant's last.
+-- Takes a job out of its flow. A flow that becomes empty gives its turn back, unless its tenant has later turns.
 local function dequeue(id, flow)
   if call('ZREM', key_flow(flow), id) == 0 or call('EXISTS', key_flow(flow)) == 1 then return end
   local band, tenant = string.match(flow, '^([^:]+):([^:]+)')
@@ -68,13 +70,13 @@ local function dequeue(id, flow)
   end
 end
 
--- A tenant or an API key may have room again for what was parked: the next CLAIM looks.
+-- A tenant or an API key may have room again: the next CLAIM looks at its parked flows.
 local function look_at_parked(owner)
   if call('ZADD', key_parked(), 'XX', 'CH', int(now), owner) == 1 then wake() end
 end
 
--- How many jobs of a tenant, and of an API key, wait: exact, as nothing else puts a job among those that wait or takes
--- it out. Those of a batch are counted when it starts, and begin to wait in pieces.
+-- Adds to the number of waiting jobs of a tenant and of an API key (jobs may be negative). The number is exact: each
+-- job is counted in the script that makes it wait. Only the items of a batch are counted before, when it starts.
 local function count_queued(tenant, key, jobs)
   for _, owner in ipairs({'tenant:' .. tenant, key and 'key:' .. key or nil}) do
     if call('HINCRBY', key_queued_jobs(), owner, int(jobs)) <= 0 then call('HDEL', key_queued_jobs(), owner) end
@@ -89,7 +91,7 @@ local function stop_waiting(id, tenant)
   if call('ZREM', key_waiting(), id) == 1 then count_queued(tenant, call('HGET', key_job(id), 'key'), -1) end
 end
 
--- An item of a batch goes from one state to another: its batch counts with it. batch: its id, or false for other jobs.
+-- An item goes from one state to another: updates its batch's counts. batch: its id, or false for other jobs.
 local function count(batch, from, to)
   if batch then
     call('HINCRBY', key_batch(batch), from, -1)
@@ -97,19 +99,20 @@ local function count(batch, from, to)
   end
 end
 
--- A job's state, where it does not end.
+-- Sets a job's state, in a step that does not end it.
 local function enter(id, batch, from, to)
   call('HSET', key_job(id), 'state', to)
   count(batch, from, to)
 end
 
--- retention: how long log, result, idempotency record, and the log of an unheard item are kept, in ms, with commas.
+-- retention: how long log, result, idempotency record, and the log of an item without followers are kept, in ms,
+-- separated by commas.
 local function spans_ms(retention)
   local log, result, idempotency, item_log = string.match(retention, '^(%d+),(%d+),(%d+),(%d+)$')
   return tonumber(log), tonumber(result), tonumber(idempotency), tonumber(item_log)
 end
 
--- What a tenant wants otherwise goes before it. Returns as spans_ms.
+-- As spans_ms, with the tenant's own retentions in place of the defaults.
 local function kept_for(tenant, retention)
   local log_ms, result_ms, idempotency_ms, item_log_ms = spans_ms(retention)
   local own = call('HMGET', key_tenant(tenant), 'log_retention_ms', 'result_retention_ms')
@@ -141,14 +144,14 @@ local function end_item(batch, line, usage, retention)
   if call('HINCRBY', record, 'live', -1) == 0 then end_batch(batch, retention) end
 end
 
--- What a running job may cost is held of its owners' budgets, so that a budget is passed by one job at the most.
+-- Holds what a running job may cost of the budgets of its tenant and API key, so that at most one job exceeds a budget.
 local function hold_budget(tenant, key, nano)
   for _, owner in ipairs({'tenant:' .. tenant, key ~= '' and 'key:' .. key or nil}) do
     if call('HINCRBY', key_held_budgets(), owner, int(nano)) <= 0 then call('HDEL', key_held_budgets(), owner) end
   end
 end
 
--- All that says a job runs or waits. The caller says next where it is instead.
+-- Removes a job from everything that says that it runs or waits. The caller must then say where it is instead.
 local function leave(id, tenant, flow)
   call('ZREM', key_running(), id)
   if call('SREM', key_tenant_running(tenant), id) == 1 then look_at_parked('tenant:' .. tenant) end
@@ -162,7 +165,7 @@ local function leave(id, tenant, flow)
   call('HDEL', key_job(id), 'worker', 'confirmed', 'held')
 end
 
--- Back to the queue: at its old place now, or deferred until due_ms.
+-- Puts a job back into the queue: at its old place now, or deferred until due_ms.
 local function put_back(id, tenant, flow, place, deadline_ms, due_ms)
   leave(id, tenant, flow)
   begin_waiting(id, tenant, call('HGET', key_job(id), 'key'), deadline_ms)
@@ -174,8 +177,8 @@ local function put_back(id, tenant, flow, place, deadline_ms, due_ms)
   wake()
 end
 
--- What a submit reserved of the tokens a minute makes room for what was used. A job that never started used none; of
--- one that started and whose usage is not known, what was reserved stays.
+-- Replaces the tokens per minute that a submit reserved by those that were used. A job that never started used none; if
+-- it started and its usage is unknown, the reservation stays.
 local function give_tokens_back(reserved, owners, usage, has_started)
   local used
   if usage then
@@ -196,8 +199,8 @@ local function give_tokens_back(reserved, owners, usage, has_started)
   end
 end
 
--- The end of a job, the same for every way to end. retention: as in spans_ms. extra: more fields of the record. A job
--- that never ran has no log: then only the record and the channel say that it ended.
+-- Ends a job, in the same way for every step that ends one. retention: as in spans_ms. extra: more fields of the
+-- record. A job that never ran has no log: then only the record and the channel say that it ended.
 local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   local record = key_job(id)
   local end_id = int(epoch) .. '-' .. int(seq)
@@ -215,7 +218,7 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   local log_ms, result_ms, idempotency_ms, item_log_ms = kept_for(job[2], retention)
   if batch then
     if heard == 0 then log_ms = item_log_ms end
-    -- As long as the batch, which ends with its last item: at the latest when an item's time is over.
+    -- Kept as long as its batch, which ends with its last item: at the latest when the time of an item is over.
     result_ms = result_ms + math.max(0, tonumber(job[6]) + tonumber(job[7]) - now)
   elseif job[9] then
     result_ms = math.min(result_ms, QUIET_KEPT_MS)
@@ -240,11 +243,11 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   end
 end
 
--- An epoch for a script that writes without holding the claim, or for a new claim: above everything before it.
+-- An epoch for a new claim, or for a script that writes without a claim: greater than all before it.
 local function next_epoch(epoch) return math.max(now, (tonumber(epoch) or 0) + 1) end
 
--- Ends a job, whatever it does. tenant: whose it must be, or nil. Returns nil if there is no such job, false if it had
--- ended, true if it was cancelled.
+-- Cancels a job, whatever it is doing. tenant: its owner, or nil for any. Returns nil if there is no such job, false if
+-- it had ended, true if it was cancelled.
 local function cancel_job(id, tenant, sources, cancelled, retention)
   local job = call('HMGET', key_job(id), 'state', 'tenant', 'flow', 'epoch', 'worker')
   if not job[1] or (tenant and job[2] ~= tenant) then return nil end

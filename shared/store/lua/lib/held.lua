@@ -1,18 +1,18 @@
 -- uses: now
--- What a tenant holds of Redis: the bytes of its requests, from the step that stores them until they are given up. The
--- request of a job that succeeded is given up at its end, since nobody asks for it any more; those of the others are
--- kept for a retry as long as their records. A record goes by its TTL, which no script sees: so what is kept is summed
--- up by the hour in which it will be gone.
+-- The bytes of Redis that a tenant's requests hold, from the step that stores a request to the step that gives it up. A
+-- job that succeeds gives its request up at its end, since nobody needs it any more. Those of other ended jobs are kept
+-- for a retry as long as their records. No script notices when a record's TTL ends, so the bytes of kept requests are
+-- summed by the hour in which they will be gone.
 local HOUR_MS = 3600000
 
--- Returns what the tenant holds now.
+-- Adds to what the tenant holds (bytes may be negative). Returns what it holds now.
 local function hold_bytes(tenant, bytes)
   local held = call('HINCRBY', key_held_bytes(), tenant, int(bytes))
   if held <= 0 then call('HDEL', key_held_bytes(), tenant) end
   return held
 end
 
--- The end of the hour in which a record is gone; of the day, where there would be too many hours.
+-- The end of the hour in which a record will be gone; of the day, where there would be too many hours.
 local function kept_until(kept_ms)
   local width = kept_ms > 30 * DAY_MS and DAY_MS or HOUR_MS
   return int(math.ceil((now + kept_ms) / width) * width)
@@ -29,7 +29,7 @@ local function keep_no_more(tenant, bytes, until_ms)
   end
 end
 
--- Before a record is erased.
+-- To be called before a record is erased: its request is held no longer.
 local function give_up_request(id, tenant)
   local job = call('HMGET', key_job(id), 'bytes', 'kept_until')
   if not job[1] then return end
@@ -37,7 +37,7 @@ local function give_up_request(id, tenant)
   hold_bytes(tenant, -job[1])
 end
 
--- Requests whose records are gone, of one tenant.
+-- Takes out the kept requests whose records are gone by now, of one tenant.
 local function drop_kept()
   local tenant = call('ZRANGEBYSCORE', key_kept_due(), '-inf', int(now), 'LIMIT', 0, 1)[1]
   if not tenant then return end

@@ -1,9 +1,9 @@
 -- uses: now
--- Lanes: the deliveries of one tenant to one origin, which wait for each other and for nobody else.
+-- A lane holds the deliveries of one tenant to one origin: they wait for each other, and for no other lane's.
 
--- When a lane should be looked at next: at its first due delivery if it has room for it, else when a lease expires. One
--- that is due while its tenant has no room is parked: whatever makes room unparks it. It is looked at after PARKED_MS
--- in any case, so that a missed unpark delays it and loses nothing.
+-- Sets when to look at a lane next: when its first delivery is due, if it has room for one, else when a lease expires.
+-- A lane that is due while its tenant has no room is parked: whatever makes room unparks it. After PARKED_MS it is
+-- looked at in any case, so that a missed unpark delays it but loses nothing.
 local PARKED_MS = 60000
 local function place_lane(lane, tenant, lane_has_room, tenant_has_room)
   local due = call('ZRANGE', key_unsent(lane), 0, 0, 'WITHSCORES')[2]
@@ -20,20 +20,20 @@ local function place_lane(lane, tenant, lane_has_room, tenant_has_room)
   if look then call('ZADD', key_lanes(), int(look), lane) else call('ZREM', key_lanes(), lane) end
 end
 
--- For as many attempts as the tenant has room for. Those that have waited longest, so that a lane with many deliveries
--- does not keep the others waiting; and now, after other tenants' that are due.
+-- Unparks as many lanes as the tenant has room for attempts. Those that have waited longest are first, so that a lane
+-- with many deliveries does not hold up the others. They are due now, after the due lanes of other tenants.
 local function unpark_lanes(tenant, room)
   local parked = call('ZPOPMIN', key_parked_lanes(tenant), room)
   for i = 1, #parked, 2 do call('ZADD', key_lanes(), 'LT', int(now), parked[i]) end
 end
 
--- Whether it was under way: then its tenant has room for another.
+-- Ends an attempt. Returns whether it was under way: then its tenant has room for another.
 local function stop_sending(id, lane, tenant)
   call('ZREM', key_sending(lane), id)
   return call('SREM', key_tenant_sending(tenant), id) == 1
 end
 
--- The end of a delivery: delivered, or given up. A tenant's own retention goes before ours.
+-- The end of a delivery: delivered or failed. A tenant's own retention overrides retention_ms.
 local function finish_delivery(id, tenant, state, retention_ms)
   call('HSET', key_delivery(id), 'state', state, 'ended_ms', int(now))
   call('HDEL', key_delivery(id), 'due_ms')
@@ -41,7 +41,7 @@ local function finish_delivery(id, tenant, state, retention_ms)
   call('PEXPIRE', key_delivery(id), int(tonumber(own or retention_ms)))
 end
 
--- After the attempts of the newest schedule.
+-- Appends an attempt to the history, which holds those of the newest schedule.
 local function note_attempt(id, attempt_json)
   local history = call('HGET', key_delivery(id), 'history')
   call('HSET', key_delivery(id), 'history', history and history .. ',' .. attempt_json or attempt_json)

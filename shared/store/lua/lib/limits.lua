@@ -1,13 +1,13 @@
 -- uses: now, held, bookkeeping, window, spend
--- The limits of a tenant and of an API key, as SUBMIT and START_BATCH hold callers to them: all are looked at before
--- anything is written, so that what is refused was never counted.
+-- The limits of a tenant and of an API key, which submits must keep. All limits are checked before anything is written,
+-- so that nothing of a refused submit is counted.
 local QUEUED_AGAIN_MS = 5000
 local KEY_LIMITS_KEPT_MS = 45 * DAY_MS
 
--- Both in the order of LIMITS (shared/limits.py): those of the tenant are read here, so that a change holds at once.
--- key: its id or ''. key_limits: with blanks.
--- Returns {{name, requests, tokens, running, queued, a_day, a_month}, ...}, each limit 0 for none; the first has
--- `bytes` too.
+-- The tenant with its limits and, if there is one, the API key with its own. The tenant's are read here, so that a
+-- change holds at once. key: its id or ''. key_limits: in the order of LIMITS (shared/limits.py), separated by blanks.
+-- Returns {{name, requests, tokens, running, queued, a_day, a_month}, ...}, where 0 is no limit; the first, the tenant,
+-- has `bytes` too.
 local function owners_of(tenant, key, key_limits)
   local owners = {}
   local function add_owner(name, limits)
@@ -21,8 +21,9 @@ local function owners_of(tenant, key, key_limits)
   return owners
 end
 
--- What is stored of both, in two reads: how many of their jobs wait, what was spent, and the limits of the key that
--- CLAIM knows. Returns {[owner's place] = queued}, {[place] = {of the day, of the month}}, limits or false
+-- What is stored for these owners, in two reads: how many of their jobs wait, what they have spent, and the limits of
+-- the key as CLAIM knows them. Returns {[owner's index] = queued}, {[owner's index] = {in the day, in the month}},
+-- limits or false
 local function read_stored(owners, key)
   local names, keys, has_queued = {}, {}, false
   for at, owner in ipairs(owners) do
@@ -45,10 +46,11 @@ local function read_stored(owners, key)
   return queued, spent, found[next_found]
 end
 
--- How the limits stand for `jobs` more, and `tokens`: a guess, but for its last `max_tokens`. A guess that is more than
--- a whole minute's is one of a whole minute: it may be many times too large, of an image. with_pace: the windows too.
--- Returns {code or nil: why not, wait_ms, windows, states: what is limited → {limit, left, need, ms until it is whole
--- or -1}}
+-- The limits' states for `jobs` more jobs and `tokens` more tokens. `max_tokens` of the tokens are the caller's bound;
+-- the rest is an estimate, many times too large for an image, so tokens beyond a whole minute's limit count as just
+-- that limit. with_pace: look at the sliding windows too.
+-- Returns {code: why it is refused now, or nil, wait_ms, never: why it is refused in any case, or nil, windows,
+-- states: what is limited → {limit, left, need, ms until the whole limit is free or -1}}
 local function look_at_limits(owners, key, jobs, tokens, max_tokens, with_pace)
   local found = {wait_ms = 0, states = {}, windows = {}}
   local function hold_back(code, wait_ms)
@@ -93,7 +95,7 @@ local function look_at_limits(owners, key, jobs, tokens, max_tokens, with_pace)
   return found
 end
 
--- As a reply carries it: measured, limit, remaining, ms until it is whole or -1, ...
+-- The states as a reply carries them: measured, limit, remaining, ms until the whole limit is free or -1, ...
 local function states_of(found)
   local flat = {}
   for _, measured in ipairs({'requests', 'tokens', 'queued_jobs'}) do
@@ -111,14 +113,14 @@ local function states_of(found)
   return flat
 end
 
--- Why a submit is refused, or nil.
+-- The reply to a submit that is refused, or nil.
 local function refusal_of(found)
   if found.never then return {'never', found.never[1], int(found.never[2])} end
   if found.code then return {'limited', found.code, int(found.wait_ms), states_of(found)} end
 end
 
--- What was looked at may go ahead, and wait until then (ms). CLAIM knows the limits of a key as the last submit had
--- them; with the day, so that they are written once a day and live on.
+-- The submit goes ahead, and may wait until until_ms: counts it in its windows. CLAIM reads the limits of a key as its
+-- last submit stored them. The day is part of what is stored, so that it is written, and its TTL renewed, once a day.
 local function count_in_limits(found, owners, until_ms)
   for _, each in ipairs(found.windows) do count_in(each[1], {1, each[2]}) end
   local key = owners[2]
@@ -132,9 +134,9 @@ local function count_in_limits(found, owners, until_ms)
   end
 end
 
--- The tenant holds so many bytes more, or why it may not. default: its limit, if it has none of its own; 0 for none.
--- The only check that writes first, and takes it back: one command, where a look before it would be two. `stored`: of
--- the same batch.
+-- The tenant holds `bytes` more; if it may not, returns why. default: the limit of a tenant without one of its own; 0
+-- for none. stored: bytes that the same batch holds already. The only check that writes first, and takes it back if it
+-- refuses: that is one command instead of two.
 local function hold_or_refuse(owners, tenant, bytes, default, stored)
   local most = owners[1].bytes > 0 and owners[1].bytes or tonumber(default)
   if most > 0 and bytes + (stored or 0) > most then return {'never', 'waiting_bytes', int(most)} end

@@ -1,6 +1,7 @@
--- The event log of a job, and those who follow it.
+-- A job's event log and its followers.
 
--- To the followers of a job, and to those of its batch's tokens (batch: its id, or false). Returns how many there are.
+-- Publishes to the followers of a job, and to those of its batch's tokens (batch: its id, or false). Returns how many
+-- API processes received it.
 local function publish(id, batch, message)
   local heard = call('PUBLISH', channel_events(id), message)
   if batch and call('EXISTS', key_batch_followed(batch)) == 1 then
@@ -10,7 +11,7 @@ local function publish(id, batch, message)
 end
 
 -- Appends to a log and publishes. events: name, data, name, data, ... Only CLAIM creates a log.
--- Returns how many followers heard it; false if the stream refused, and then nothing is published.
+-- Returns how many API processes received it; false if the stream refused an event, and then nothing is published.
 local function append(id, batch, epoch, seq, create, events)
   local log = key_log(id)
   local message = {int(epoch) .. '-' .. int(seq)}
@@ -29,7 +30,7 @@ local function append(id, batch, epoch, seq, create, events)
   return publish(id, batch, table.concat(message, '\n'))
 end
 
--- The seq that a log takes next from the claim of that epoch (as text): 0 if it has nothing of it.
+-- The seq that a log takes next from the claim of that epoch (a text): 0 if it holds no event of that claim.
 local function next_seq(id, epoch)
   local top = call('XREVRANGE', key_log(id), '+', '-', 'COUNT', 1)[1]
   local top_epoch, top_seq = string.match(top and top[1] or '', '^(%d+)-(%d+)$')

@@ -1,5 +1,6 @@
 -- uses: bookkeeping
--- Ends a queued job whose time is over: expired if it never started, else failed by its timeout.
+-- Ends a queued job whose time is over: it expires if it never started, else it fails by its timeout. Returns whether
+-- it ended.
 local function end_overdue(id, expire_sources, expired, time_out_sources, failed, timeout_error, retention)
   local job = call('HMGET', key_job(id), 'state', 'tenant', 'flow', 'epoch', 'started_ms')
   local sources = job[5] and time_out_sources or expire_sources

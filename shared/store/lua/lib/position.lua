@@ -1,5 +1,6 @@
--- How many jobs start before this one, it included: exact for one flow; for several, the sum of min(depth, own rank)
--- over the flows of its band, and all of the bands above. Past `most` flows the sum is scaled up.
+-- The position of a job in the queue, counted from 1. Exact if its band has one flow. Else an estimate: for each flow
+-- of its band min(depth of the flow, the job's rank in its own flow), plus all jobs of the bands above. At most `most`
+-- flows of a band are counted, and their sum is scaled up.
 local depths = {} -- band → {depths of its flows, by how much their sum is scaled up}: the same for all jobs of a page
 local function depth_of(band, rank, most)
   if not depths[band] then
@@ -18,7 +19,7 @@ local function position(flow, rank, most)
   local sum = 0
   for band in string.gmatch(BANDS, '[^,]+') do
     if band == own_band then
-      -- If it is not ready, it is parked: those before it in its flow count all the same.
+      -- A flow that is not ready is parked: the jobs before this one in it count too.
       local is_ready = call('ZSCORE', key_ready(band), flow)
       return sum + depth_of(band, rank, most) + (is_ready and 0 or rank)
     end

@@ -1,6 +1,6 @@
 -- uses: now
--- What calls cost, added up for jobs, batches, tenants and API keys: in nano-dollars, '' for nothing, '?' for a model
--- whose price nobody knows.
+-- What calls cost, summed for jobs, batches, tenants and API keys. A cost is a number of nano-dollars, '' for no call,
+-- or '?' for a model whose price is unknown.
 local SPENT_DAY_KEPT_MS, SPENT_MONTH_KEPT_MS = 2 * DAY_MS, 62 * DAY_MS
 
 -- The date (UTC) of a day since 1970. Redis's Lua has no os.date. (Howard Hinnant, "chrono-compatible low-level date
@@ -45,7 +45,7 @@ local function charge_record(record, nano)
   end
 end
 
--- By a tenant, and by an API key or false.
+-- Adds to what a tenant, and an API key (false for none), has spent.
 local function spend(nano, tenant, key)
   if nano == '?' or nano == '0' then return end
   local day, month = day_name(), month_name()

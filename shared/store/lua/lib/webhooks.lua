@@ -1,8 +1,8 @@
 -- uses: now, lanes
--- Webhooks: a delivery is created in the step that ends the job or batch which it is about.
+-- Webhooks: the step that ends a job or a batch creates its delivery.
 local function delivery_of(subject) return 'evt_' .. string.match(subject, '_(.*)$') end
 
--- Whether such a webhook, as JSON, asks for such an event; if so, the webhook.
+-- The decoded webhook if it asks for the event, else nil. webhook: as JSON.
 local function wanted(webhook, event)
   local asked = cjson.decode(webhook)
   for _, one in ipairs(asked.events) do
@@ -11,7 +11,7 @@ local function wanted(webhook, event)
   return nil
 end
 
--- facts: more fields of the record. The subject may be gone when its delivery is sent, so all that is sent is there.
+-- facts: more fields of the record. All that is sent is in it: the subject may be gone when its delivery is sent.
 local function begin_delivery(asked, event, subject, tenant, status, facts)
   local id, lane = delivery_of(subject), tenant .. ':' .. asked.origin
   call('HSET', key_delivery(id), 'tenant', tenant, 'lane', lane, 'event', event, 'subject', subject, 'status', status,
@@ -23,7 +23,7 @@ local function begin_delivery(asked, event, subject, tenant, status, facts)
   call('PUBLISH', channel_deliveries(), '')
 end
 
--- webhook: of the job as JSON; 'batch' for an item whose batch asks for events of jobs.
+-- webhook: the job's own, as JSON; 'batch' for an item whose batch asks for events of jobs.
 local function deliver_end_of_job(webhook, id, tenant, state, batch, usage)
   if webhook == 'batch' then webhook = call('HGET', key_batch(batch), 'webhook') end
   local event = JOB_EVENT .. state
@@ -68,5 +68,5 @@ local function drop_delivery(id)
   call('DEL', key_delivery(id))
 end
 
--- What is erased is sent to nobody any more.
+-- The subject is erased: nobody is sent its delivery any more.
 local function forget_delivery(subject) drop_delivery(delivery_of(subject)) end

@@ -1,10 +1,11 @@
 -- uses: now
--- A sliding minute, exact: what was counted stays until all of its bucket is older, so that no minute, wherever it
--- begins, holds more than a limit. A window is one hash: a bucket of half a second → the amounts that were counted in
--- it, with blanks; and the first bucket and the sums of all, for which `kind` names the fields.
+-- An exact sliding minute: what was counted stays until all of its bucket is older than a minute, so that no minute,
+-- wherever it begins, holds more than a limit. A window is one hash. A field for each bucket of half a second holds the
+-- amounts that were counted in it, separated by blanks. One or two more fields, which `kind` names, hold the first
+-- bucket and the sums over all buckets.
 local BUCKET_MS = 500
 
--- Of submits: requests, tokens. Its head is one field, which has the last bucket too.
+-- The kind for submits: requests and tokens. One field, `head`, holds the first and the last bucket and the sums.
 local REQUESTS = 1
 local TOKENS = 2
 -- A function, so that a script that may need it pays for it only when it does.
@@ -12,7 +13,7 @@ local function pace()
   return {buckets = WINDOW_MS / BUCKET_MS + 1, kept_ms = 120000, form = '%.0f %.0f', head = {'head'}, has_last = true}
 end
 
--- Two or four.
+-- The two or four numbers in a text.
 local function numbers_in(text)
   local a, b, c, d = string.match(text, '^(%S+) (%S+) ?(%S*) ?(%S*)$')
   return {tonumber(a), tonumber(b), tonumber(c), tonumber(d)}
@@ -22,7 +23,7 @@ local function add(sums, amounts, sign)
   for at, amount in ipairs(amounts) do sums[at] = sums[at] + sign * amount end
 end
 
--- A window as it is now, what is older left out. Reads only.
+-- A window as it is now, without the buckets that are too old. Reads only.
 local function window_of(kind, key)
   local bucket = math.floor(now / BUCKET_MS)
   local window = {kind = kind, key = key, bucket = bucket, first = bucket, last = bucket, old = {}}
@@ -34,7 +35,7 @@ local function window_of(kind, key)
   if not kind.has_last then -- every count drops what is older: no bucket is a window's length after the first
     first, last = tonumber(found[2]), found[2] + kind.buckets - 1
   end
-  -- All of it is older; or the clock was set back by more than a window, and it would not age for as long.
+  -- All buckets are too old. Or the clock was set back by more than a window, and they would not age for that long.
   if bucket - last >= kind.buckets or first - bucket >= kind.buckets then
     for old = first, last do window.old[#window.old + 1] = int(old) end
     return window
@@ -69,7 +70,7 @@ local function count_in(window, amounts)
   if not window.here then call('PEXPIRE', key, kind.kept_ms) end -- once a bucket
 end
 
--- Adds to what an earlier count added. A bucket that was dropped since is not made again.
+-- Corrects what an earlier count added. A bucket that was dropped since is not created again.
 local function correct(kind, key, bucket, amounts)
   local field = kind.head[#kind.head]
   local found = call('HMGET', key, bucket, field)
@@ -83,7 +84,7 @@ local function correct(kind, key, bucket, amounts)
     field, before .. string.format(kind.form, unpack(total)))
 end
 
--- ms until `need` more of the amount at that place fit the limit, if nothing else comes; 0: now.
+-- ms until `need` more fit within the limit for the amount at `place`, if nothing else is counted; 0: now.
 local function room_ms(window, place, need, limit)
   local left = window.sums[place] + need - limit
   if left <= 0 then return 0 end
@@ -100,7 +101,7 @@ local function room_ms(window, place, need, limit)
   return math.max(1, (leaves + window.kind.buckets) * BUCKET_MS - now)
 end
 
--- ms until all of the limit is there again, if nothing more comes.
+-- ms until the whole limit is free again, if nothing more is counted.
 local function whole_ms(window, place)
   return window.sums[place] > 0 and math.max(1, (window.last + window.kind.buckets) * BUCKET_MS - now) or 0
 end
