@@ -1,4 +1,4 @@
-"""How many requests come from an address. Of no tenant, and counted before anybody knows of which."""
+"""Counts the requests of an address, before the key is checked and the tenant is known."""
 
 import ipaddress
 
@@ -15,11 +15,11 @@ class Addresses:
 
     @property
     def can_count(self) -> bool:
-        """Whether Redis is there and replies, as far as we know."""
+        """Whether Redis is connected and replies, as far as we know."""
         return self._commands.is_answering
 
     async def admit(self, address: str, requests_per_minute: int) -> None:
-        """Counts one more. Raises RateLimited, and counts nothing; StorageUnavailable as soon as Redis is silent."""
+        """Counts one more request. Raises RateLimited, without counting it; StorageUnavailable as soon as Redis is silent."""
         reply = await self._commands.run_impatiently(
             "admit_address", address=subnet_of(address), limit=requests_per_minute
         )
@@ -33,7 +33,7 @@ class Addresses:
 
 
 def subnet_of(address: str) -> str:
-    """What counts as one address: of IPv6 the network that a household has. What is no IP address counts as it is."""
+    """What counts as one address: of an IPv6 address its /64, which one household has. Any other text counts as it is."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""API keys as records: made, looked up, listed, rotated, revoked. A secret is kept as its SHA-256 alone."""
+"""API keys as records: created, looked up, listed, rotated, revoked. Only the SHA-256 of a secret is stored."""
 
 import hmac
 from collections.abc import Iterable, Sequence
@@ -24,13 +24,13 @@ from shared.store.page import Sized, read_page, sized, stretches_of
 from shared.store.reads import Reads
 
 MOST_KEYS: Final = 10_000
-"""Of a tenant, those that have ended lately included. The command line makes more."""
+"""Keys of one tenant, including those that ended within 90 days. Only the command line may create more."""
 
 _KEPT_MS: Final = 90 * 86_400_000
 """How long a key that has ended can still be listed."""
 _CHECKED_AT_ONCE: Final = 250
 _NO_DIGEST: Final = b"0" * 64
-"""Of no key: what an unknown id is compared with, so that it takes the time of a known one."""
+"""No key has this digest. It stands in for that of an unknown id, so that the look-up takes as long as for a known one."""
 
 _FIELDS: Final = (
     "tenant", "env", "name", "scopes", "limits", "created_ms", "expires_ms", "revoked_ms", "last_used_ms", "rotated_ms", "old_until_ms",
@@ -39,7 +39,7 @@ _FIELDS: Final = (
 
 
 class NewKey(NamedTuple):
-    """A key and its text, which nobody can ask for again."""
+    """A key and its text, which cannot be read again."""
 
     key: ApiKey
     text: str
@@ -53,13 +53,13 @@ class Standing(NamedTuple):
     """How long a valid text stays valid."""
 
     left_ms: int | None
-    """For how long yet, as things are. None: without an end."""
+    """For how many more milliseconds, if nobody revokes or rotates the key. None: it has no end."""
     is_retiring: bool
-    """It is the one before the key's last rotation."""
+    """Whether its secret is the one before the key's last rotation."""
 
 
 class FoundKey(NamedTuple):
-    """A key that somebody has, text and all."""
+    """The key of a valid text."""
 
     key: ApiKey
     standing: Standing
@@ -73,7 +73,7 @@ class KeyPage(NamedTuple):
 
 
 class ApiKeys:
-    """All keys of all tenants. With ``tenant`` a call sees that tenant's alone, and None is for the command line."""
+    """All keys of all tenants. With ``tenant`` a call sees only that tenant's keys; None, for the command line, sees all."""
 
     def __init__(self, urgent: Commands, reads: Reads) -> None:
         self._commands = urgent
@@ -96,14 +96,14 @@ class ApiKeys:
         latest_end_ms: int | None = None,
         maker: PresentedKey | None = None,
     ) -> NewKey | None:
-        """A new key. ``maker`` is the key that makes it; None is the command line. ``latest_end_ms`` is the maker's end:
-        without an end of its own the new one has that, and None is returned for one that would outlive it.
+        """Creates a key. ``maker`` is the key that creates it; None is the command line. ``latest_end_ms`` is the maker's end:
+        a key without an end of its own gets it, and for a key that would outlive it None is returned.
 
-        Raises TooManyKeys, StorageFull, StorageUnavailable; after the last one there may be a key that nobody has. Raises
+        Raises TooManyKeys, StorageFull, StorageUnavailable; after the last, a key may exist whose text nobody has. Raises
         Unauthenticated if the maker ended meanwhile, Forbidden if its secret was replaced.
         """
         key_id, text, reply = "", "", [b"taken"]
-        while reply == [b"taken"]:  # a second key with that id: 30 bits of chance within one millisecond
+        while reply == [b"taken"]:  # another key has that id: only 30 bits of it are random within a millisecond
             key_id = new_key_id()
             text = new_key_text(key_id, env)
             reply = await self._commands.run(
@@ -136,12 +136,12 @@ class ApiKeys:
         return NewKey(msgspec.structs.replace(key, made_by=maker.id if maker else None), text)
 
     async def look_up(self, presented: PresentedKey) -> FoundKey | None:
-        """The key of that text; None for an unknown id, a wrong secret, a revoked and an expired one, at the same cost."""
+        """The key of that text. None for an unknown id, a wrong secret, or a revoked or expired key, all in the same time."""
         found = self._commands.call("HMGET", redis_keys.api_key(presented.id), "digest", "old_digest", *_FIELDS)
         time = self._commands.call("TIME")
         digest, old_digest, *record = await found
         seconds, microseconds = await time
-        # Both comparisons are always made, and take as long whatever they compare.
+        # Both comparisons are always made, and each takes the same time whatever it compares.
         own = presented.digest.encode()
         is_newest = hmac.compare_digest(own, digest or _NO_DIGEST)
         is_old = hmac.compare_digest(own, old_digest or _NO_DIGEST)
@@ -156,7 +156,7 @@ class ApiKeys:
         return FoundKey(key, Standing(left_ms, is_retiring=not is_newest))
 
     async def check(self, believed: Sequence[PresentedKey]) -> list[Standing | None]:
-        """The same for keys that were looked up before. None: not valid any more."""
+        """How long keys that were looked up before stay valid; None for each that is no longer valid."""
         calls = [
             self._commands.run("check_api_keys", keys=[part for pair in some for part in pair])
             for some in _portions(believed)
@@ -165,7 +165,7 @@ class ApiKeys:
         return [None if left == 0 else Standing(None if left < 0 else left, bool(old)) for left, old in pairs]
 
     async def note_use(self, used: Sequence[PresentedKey]) -> None:
-        """They were used within the minute."""
+        """Notes that these keys were used within the last minute."""
         calls = [
             self._commands.run("use_api_keys", keys=[part for pair in some for part in pair])
             for some in _portions(used)
@@ -174,14 +174,14 @@ class ApiKeys:
             await call
 
     async def get(self, key_id: str, tenant: str | None) -> ApiKey:
-        """As its record has it. Raises NotFound, for foreign ids too."""
+        """The key, read from its record. Raises NotFound, also for another tenant's key."""
         record = await self._commands.call("HMGET", redis_keys.api_key(key_id), *_FIELDS)
         if record[0] is None or tenant not in (None, record[0].decode()):
             raise NotFound
         return _key_of(key_id, record)
 
     async def page(self, tenant: str, *, after: str | None, limit: int) -> KeyPage:
-        """The tenant's keys, newest first, those that ended within 90 days included."""
+        """The tenant's keys, newest first, including those that ended within 90 days."""
         index = redis_keys.api_keys(tenant)
 
         async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
@@ -195,7 +195,7 @@ class ApiKeys:
         return KeyPage(*await read_page(stretches, read, after=after, limit=limit, most_stretches=MOST_KEYS))
 
     async def tenants(self) -> list[str]:
-        """Those that have keys."""
+        """The tenants that have keys."""
         found = [name.decode() for name in await self._commands.call("SMEMBERS", redis_keys.plain("api_key_tenants"))]
         sizes = [self._commands.call("ZCARD", redis_keys.api_keys(tenant)) for tenant in found]
         having = []
@@ -207,13 +207,15 @@ class ApiKeys:
         return sorted(having)
 
     async def is_empty(self) -> bool:
-        """Whether nobody ever made a key."""
+        """Whether no tenant has a key."""
         return not await self._commands.call("EXISTS", redis_keys.plain("api_key_tenants"))
 
     async def rotate(
         self, key_id: str, tenant: str | None, *, grace_s: float, maker: PresentedKey | None = None
     ) -> NewKey:
-        """A new secret; the older is taken for ``grace_s`` yet. ``maker`` is the key that asks for it; None is the command line.
+        """Gives the key a new secret; the old one stays valid for ``grace_s`` more.
+
+        ``maker`` is the key that asks for it; None is the command line.
 
         Raises NotFound, KeyEnded; Unauthenticated and Forbidden as ``create``.
         """
@@ -240,13 +242,13 @@ class ApiKeys:
         return NewKey(await self.get(key_id, tenant), text)
 
     async def revoke(self, key_id: str, tenant: str | None) -> ApiKey:
-        """Lets nobody in any more, within 5 s. Again changes nothing. Raises NotFound."""
+        """Revokes the key: it is refused within 5 s. A second call changes nothing. Raises NotFound."""
         if await self._commands.run("revoke_api_key", id=key_id, tenant=tenant or "", kept_ms=_KEPT_MS) < 0:
             raise NotFound
         return await self.get(key_id, tenant)
 
     async def now_ms(self) -> int:
-        """By the clock that decides what has expired."""
+        """Redis's time, which decides what has expired."""
         seconds, microseconds = await self._commands.call("TIME")
         return int(seconds) * 1000 + int(microseconds) // 1000
 
@@ -261,7 +263,7 @@ def _scopes_text(scopes: frozenset[Scope]) -> str:
 
 def _key_of(key_id: str, record: Sequence[Any]) -> ApiKey:
     tenant, env, name, scopes, limits, created_ms, expires_ms, revoked_ms, used_ms, rotated_ms, old_ms, maker = record
-    words = scopes.decode().split(",")  # a newer version may know more of them
+    words = scopes.decode().split(",")  # a newer version may have stored a scope that we do not know
     return ApiKey(
         id=key_id,
         tenant=tenant.decode(),

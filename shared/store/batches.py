@@ -1,7 +1,7 @@
 """Batches as records: received in slices, started, counted, cancelled, read, erased. Every call names the tenant.
 
-No script touches more than some hundred items, so what concerns all of a batch is done in pieces: the record says how far
-it has come, and ``due`` names the batches that have something left to do, for whichever process looks next.
+No script touches more than a few hundred items, so what concerns a whole batch is done in pieces. The record says how far
+that has come. ``due`` names the batches that have something left to do; whichever process looks next goes on with them.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from shared.store.reads import Reads, Record
 from shared.webhooks import JOB_EVENTS, stored_form
 
 SLICE_ITEMS: Final = 250
-"""Requests of one ``add``, and items of one ``advance``: some milliseconds of Redis."""
+"""Requests of one ``add``, and items of one ``advance``: they take Redis a few milliseconds."""
 SLICE_BYTES: Final = 4 << 20
 
 _RECEIVING_MS: Final = 20_000
@@ -53,10 +53,10 @@ _FIELDS: Final = (
 )  # fmt: skip
 _ERASED_AT_ONCE: Final = 100
 _STRETCHES: Final = 25
-"""A list passes over so many pages of batches whose records are gone; then it is short and its next goes on."""
+"""A list skips so many pages of batches whose records are gone; then its page is short and its ``next`` goes on."""
 _FOLLOWED_MS: Final = 30_000
 _UNSEEN: Final = frozenset({BatchState.RECEIVING, BatchState.DROPPED})
-"""States in which a batch is nobody's yet, or any more."""
+"""States in which callers do not see a batch."""
 
 
 class Order(StrEnum):
@@ -70,7 +70,7 @@ class Started(NamedTuple):
     """A batch is accepted."""
 
     id: str
-    """Another's, if the Idempotency-Key has one already."""
+    """That of an earlier batch if the Idempotency-Key was used for it."""
     limits: tuple[LimitState, ...] = ()
     """State of each configured limit after this start."""
 
@@ -104,14 +104,14 @@ class Batches:
     # Receiving
 
     async def known(self, tenant: str, idempotency_key: str) -> Known | None:
-        """What the key was used for, so that a repeat need not be stored to be recognised."""
+        """What the Idempotency-Key was used for, so that a repeated body is recognised before it is stored."""
         found = await self._commands.call(
             "HMGET", redis_keys.idempotency(tenant, key_hash(idempotency_key)), "job", "fingerprint"
         )
         return Known(found[0].decode(), found[1].decode()) if found[0] else None
 
     async def open(self, batch_id: str, tenant: str, *, key_id: str = "", key_limits: CallerLimits = NO_LIMITS) -> None:
-        """A body begins to arrive. ``add`` its slices, ``start`` it, or ``drop`` it; left alone it is dropped.
+        """A body begins to arrive: ``add`` its slices, then ``start`` or ``drop`` it. After 20 s of silence it is dropped.
 
         Nothing is counted yet. Raises what ``start`` would raise now: RateLimited, TooManyQueued, BudgetExceeded.
         """
@@ -136,10 +136,10 @@ class Batches:
         key_id: str = "",
         key_limits: CallerLimits = NO_LIMITS,
     ) -> None:
-        """The next lines, at most SLICE_ITEMS of at most SLICE_BYTES together (one line may be longer).
+        """Adds the next lines, at most SLICE_ITEMS of at most SLICE_BYTES together (one line may be longer).
 
-        Raises QueueFull, StorageFull, StorageUnavailable; TooManyQueued, BudgetExceeded, and InvalidRequest if so many can
-        never wait; NotFound if it was given up meanwhile.
+        Raises QueueFull, StorageFull, StorageUnavailable; TooManyQueued, BudgetExceeded, and InvalidRequest if the limits
+        never allow so many; NotFound if the batch was given up meanwhile.
         """
         held_back = key_id if key_limits.hold_back_claims else ""
         arguments: list[str | bytes | int] = []
@@ -192,13 +192,14 @@ class Batches:
         fingerprint: str = "",
         key_limits: CallerLimits = NO_LIMITS,
     ) -> Started:
-        """The body is whole: from here on the batch runs, whatever process dies.
+        """Starts the batch: its body has arrived, and from here on it runs, whatever process dies.
 
-        It is another batch if the key has one with the same body; this one is being dropped then. Its items begin
-        to wait with each ``advance``. ``total``: how many were added; a Redis that was rolled back meanwhile has fewer.
+        If the Idempotency-Key was used with the same body, that earlier batch is returned and this one is dropped. Each
+        ``advance`` puts some more items into the queue. ``total``: how many lines were added, since a Redis that was rolled
+        back meanwhile has fewer.
 
         Raises IdempotencyKeyReused, StorageFull, StorageUnavailable; RateLimited, TooManyQueued, BudgetExceeded, and
-        InvalidRequest if so many can never wait; NotFound if it, or a part of it, is gone.
+        InvalidRequest if the limits never allow so many; NotFound if the batch, or a part of it, is gone.
         """
         allowed, running = BATCH_TRANSITIONS[BatchStep.START]
         common = msgspec.to_builtins(msgspec.structs.replace(spec.items, batch_id=batch_id))
@@ -237,13 +238,13 @@ class Batches:
                 raise limits.problem_of(reply)
 
     async def drop(self, batch_id: str, tenant: str) -> None:
-        """What was received is erased, piece by piece, by whoever calls ``advance``. Harmless once it has started."""
+        """Drops what was received; ``advance`` erases it in pieces. Changes nothing once the batch has started."""
         await self._drop(batch_id, tenant, BatchStep.DROP)
 
     # In pieces
 
     async def due(self) -> list[str]:
-        """Batches that have something left to do and that nobody is at."""
+        """Batches that have something left to do, and on which no process is at work."""
         ids = await self._commands.run(
             "due_batches", most=10, receiving=BatchState.RECEIVING, dropped=BatchState.DROPPED
         )
@@ -264,7 +265,7 @@ class Batches:
         return bool(reply)
 
     async def advance_all(self, batch_id: str, *, most_s: float | None = None) -> None:
-        """Advances until nothing is left to do, or the time is over: then the loops go on."""
+        """Advances until nothing is left to do, or ``most_s`` seconds are over: then the background loops do the rest."""
         loop = asyncio.get_running_loop()
         ends_s = None if most_s is None else loop.time() + most_s
         while await self.advance(batch_id):
@@ -272,14 +273,14 @@ class Batches:
                 return
 
     async def advance_due(self) -> None:
-        """All that somebody left, or is slow at. For the loops of API processes and workers."""
+        """Advances what another process left undone, or is slow at. For the loops of API processes and workers."""
         for batch_id in await self.due():
             await self.advance_all(batch_id)
 
     # What callers ask
 
     async def get(self, batch_id: str, tenant: str) -> Batch:
-        """The batch now. Raises NotFound, for foreign ids too."""
+        """The batch as it is now. Raises NotFound, also for another tenant's batch."""
         found = _batch_of(batch_id, await self._reads.one(tenant, redis_keys.batch(batch_id), _FIELDS), tenant)
         if found is None:
             raise NotFound
@@ -301,7 +302,7 @@ class Batches:
         return BatchPage(batches[::-1] if before is not None else batches, next_after)
 
     async def cancel(self, batch_id: str, tenant: str) -> bool:
-        """What has not ended will be ended, by ``advance``; what is done stays. False if it was over already.
+        """From now on ``advance`` cancels the items that have not ended. False if the batch has ended or is being cancelled.
 
         Raises NotFound.
         """
@@ -319,7 +320,7 @@ class Batches:
         return bool(reply)
 
     async def erase(self, batch_id: str, tenant: str) -> None:
-        """It and its items are gone. Raises NotFound, NotEnded."""
+        """Erases the batch and its items. Raises NotFound, NotEnded."""
         reply = await self._drop(batch_id, tenant, BatchStep.ERASE)
         if reply < 0:
             raise NotFound
@@ -333,7 +334,10 @@ class Batches:
         )
 
     async def erase_all_of(self, tenant: str) -> AsyncIterator[str]:
-        """Each batch of the tenant once it is gone, with its items; those that are running, or still coming in, too. Safe to repeat."""
+        """Erases all batches of the tenant with their items, even those that run or still arrive. Safe to repeat.
+
+        Yields the id of each batch when it is gone.
+        """
         for batch_id in await self._coming_in_of(tenant):
             await self.drop(batch_id, tenant)
             await self.advance_all(batch_id)
@@ -349,7 +353,7 @@ class Batches:
                 yield batch_id
 
     async def _coming_in_of(self, tenant: str) -> list[str]:
-        """They are in no index yet; so are those that are being dropped."""
+        """The tenant's batches that arrive or are being dropped: they are in no index."""
         ids = [raw_id.decode() for raw_id in await self._commands.call("ZRANGE", redis_keys.plain("due"), 0, -1)]
         replies = [self._commands.call("HMGET", redis_keys.batch(batch_id), "tenant", "state") for batch_id in ids]
         records = [await reply for reply in replies]
@@ -365,8 +369,8 @@ class Batches:
     ) -> list[EndedItem]:
         """The outcomes so far, after the line ``after``. Raises InvalidCursor if that line has not ended.
 
-        At least ``count``, unless there are no more. In the order SUBMITTED a line that ends later than one after it is
-        passed over by whoever reads on from there.
+        Returns at least ``count``, unless there are no more. In the order SUBMITTED, a reader that continues after a line
+        misses the lines before it that end later.
         """
         found: list[EndedItem] = []
         at: int | None = after
@@ -394,19 +398,19 @@ class Batches:
         return int(lines[0]) if lines else None
 
     async def running_items(self, batch_id: str) -> list[str]:
-        """The ids of the items that a worker has right now."""
+        """The job ids of the items that run now."""
         ids = [member.decode() for member in await self._commands.call("ZRANGE", redis_keys.plain("running"), 0, -1)]
         replies = [self._commands.call("HGET", redis_keys.job(job_id), "batch") for job_id in ids]
         wanted = batch_id.encode()
         return [job_id for job_id, reply in zip(ids, replies, strict=True) if await reply == wanted]
 
     async def item_ids(self, batch_id: str, start: int, count: int) -> list[str | None]:
-        """The job ids of the lines from ``start`` (0 is line 1) on; None for a line that never was a job."""
+        """The job ids of the lines from ``start`` (0 is line 1) on; None for a line that never became a job."""
         ids = await self._commands.call("LRANGE", redis_keys.batch_items(batch_id), start, start + count - 1)
         return [job_id.decode() or None for job_id in ids]
 
     def follow(self, batch_id: str) -> "asyncio.Future[Any]":
-        """For half a minute what is appended to an item's log is published on the batch's channel too."""
+        """For half a minute, what is appended to an item's log is also published on the batch's channel."""
         return self._commands.call("SET", redis_keys.batch_followed(batch_id), 1, "PX", _FOLLOWED_MS)
 
 

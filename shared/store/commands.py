@@ -1,13 +1,14 @@
 """Commands to Redis, over one connection that all tasks of a process share.
 
-Whatever is asked for in one turn of the event loop travels in one write, and the replies come back in order. A command
-costs about 100 µs of client CPU through redis-py's pool and 11 µs in a batch of 100 (measured): under load, this makes
-every command one of a batch. The order of calls is the order at Redis.
+All commands of one turn of the event loop are sent in one write, and the replies come back in order. A command costs
+about 100 µs of client CPU through redis-py's pool and 11 µs in a batch of 100 (measured): under load, every command is
+one of such a batch. Redis runs commands in the order of the calls.
 
-``run`` owns the connection. A call whose reply is late fails; Redis being away ends nothing. Time alone is no
-proof of that: where a turn of the event loop takes a second, the reply lies in the socket when the deadline comes, and it is
-us who are late. So looks are counted as well, of which there is one in a turn at most. Nor is a late reply: while others
-arrive before it, Redis is busy with what we asked for. The connection is dropped only once Redis is late and silent.
+One task owns the connection, and goes on while Redis is away. A call whose reply is late fails. Time alone does not prove
+that a reply is late: if a turn of the event loop takes a second, the reply may already be in the socket at the deadline,
+and we are late. So the looks of ``_watch`` are counted too, of which there is at most one per turn. A late reply does not
+prove that Redis is away: while replies to other calls arrive, Redis is busy with our commands. The connection is dropped
+only when Redis is both late and silent.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ _TICK_S = 0.05
 _SILENT_LOOKS = 6
 """After so many looks without a reply Redis is silent: a quarter of a second, if the loop is idle."""
 _MOST_UNSENT_BYTES = 64 << 20
-"""What may wait while Redis takes nothing; beyond it a call fails at once. In time it is bounded by the deadline of each."""
+"""How much may wait while Redis takes nothing; beyond it a call fails at once. Its deadline bounds how long a call waits."""
 _RECONNECT_S = (0.02, 0.05, 0.1, 0.25, 0.5)
 
 
@@ -69,7 +70,7 @@ class _Call:
 
 
 class Commands:
-    """Awaitable commands. Each raises StorageUnavailable or StorageFull; what was sent may have happened all the same."""
+    """Awaitable commands. Each raises StorageUnavailable or StorageFull; Redis may have run such a command all the same."""
 
     def __init__(
         self,
@@ -80,15 +81,15 @@ class Commands:
         problems: RedisProblems | None = None,
         follows: "Commands | None" = None,
     ) -> None:
-        """``follows``: whenever these others find another primary, this connection is made anew: a demoted Redis keeps it open,
-        and replies to reads with what was true before.
+        """``follows``: when those commands find another primary, this connection is replaced too, since a demoted Redis keeps
+        it open and replies to reads with old data.
         """
         self._follows = follows
         self._followed_moves = 0
         self._make_connection = make_connection
         self._problems = problems or RedisProblems()
         self._unreached = ""
-        """Why there is no connection, where that is known."""
+        """Why there is no connection, if that is known."""
         self._timeout_s = timeout_s
         self._scripts = tuple(scripts)
         self._loop = asyncio.get_running_loop()
@@ -98,13 +99,13 @@ class Commands:
         self._will_flush = False
         self._looks = 0
         self._silent_looks = 0
-        """Since the last reply, while a reply was due."""
+        """Looks since the last reply, while a reply was due."""
         self._connection: AbstractConnection | None = None
         self._is_retired = False
-        """Its Redis said that it is no primary: it replies to what it was sent, and is sent nothing more."""
+        """Whether its Redis said that it is no primary: nothing more is sent to it, but its replies are still read."""
         self._seeks_primary = False
         self.moves = 0
-        """How often a primary was found again. What else is connected may be with the one before: see Subscriber."""
+        """How often a primary was found again. Other connections may still lead to the one before: see Subscriber."""
         self._owner: asyncio.Task[None] | None = None
         self._is_over = False
         self._logger = get_logger("commands")
@@ -127,7 +128,7 @@ class Commands:
 
     @property
     def is_answering(self) -> bool:
-        """Whether the connection is up, and Redis is not silent where it was asked."""
+        """Whether the connection is up, and Redis is not silent while replies are due."""
         return self._connection is not None and self._silent_looks < _SILENT_LOOKS
 
     def call(self, *arguments: Argument) -> asyncio.Future[Any]:
@@ -138,11 +139,11 @@ class Commands:
         return self._ask(arguments, None)
 
     def run(self, name: str, /, **given: Argument | Iterable[Argument]) -> asyncio.Future[Any]:
-        """The script of that name, with its arguments by name. Raises TypeError for a name too few or too many."""
+        """Runs the script of that name, with its arguments by name. Raises TypeError for a missing or unknown argument."""
         return self._run_script(name, given, is_impatient=False)
 
     def run_impatiently(self, name: str, /, **given: Argument | Iterable[Argument]) -> asyncio.Future[Any]:
-        """As ``run``; fails as soon as Redis is away or silent. What was sent happens all the same if it wakes."""
+        """As ``run``, but fails as soon as Redis is away or silent. A script that was sent may still run later."""
         return self._run_script(name, given, is_impatient=True)
 
     def _run_script(
@@ -156,8 +157,8 @@ class Commands:
         self, arguments: tuple[Argument, ...], script: Script | None, *, is_impatient: bool = False
     ) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
-        # Encoded here, so that what cannot be sent fails its caller, and not the connection. By hiredis: 6 µs, where
-        # redis-py's own encoder takes 31 for an APPEND (measured).
+        # Encoded here, so that an argument that cannot be sent fails its caller and not the connection. hiredis encodes an
+        # APPEND in 6 µs, redis-py's own encoder in 31 (measured).
         deadline_s, deadline_look = self._loop.time() + self._timeout_s, self._looks + _SILENT_LOOKS
         call = _Call(_packed(arguments), arguments, script, future, deadline_s, deadline_look, is_impatient)
         if self._is_over or self._is_full_for(call):
@@ -190,13 +191,13 @@ class Commands:
             self._sent.extend(calls)
             write(self._connection, [call.packed for call in calls])
             for call in calls:
-                call.packed = b""  # sent: no second copy of a prompt waits for the reply
+                call.packed = b""  # keep no second copy of a prompt until the reply
 
     async def _run(self) -> None:
         try:
             await self._serve()
         finally:
-            self._end()  # by a bug of ours, if not by __aexit__: then too nobody waits without an end
+            self._end()  # also after a bug of ours, so that no caller waits without end
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -209,7 +210,7 @@ class Commands:
                     pass
                 except Exception:
                     self._logger.exception("commands_failed")  # a bug of ours: logged, and the next connection is made
-                if self._is_over:  # ended in the very moment in which the connection broke
+                if self._is_over:  # the connection broke in the moment in which __aexit__ cancelled us
                     raise asyncio.CancelledError
                 failures = 0 if self._sent else failures + 1
                 self._fail(self._sent)
@@ -232,7 +233,7 @@ class Commands:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await connection.connect()  # type: ignore[no-untyped-call]
-                # In one write: a round trip for each would take longer than we wait, where Redis is far away.
+                # In one write: if Redis is far away, a round trip for each script would take longer than the timeout.
                 loads = [_packed(("SCRIPT", "LOAD", script.text)) for script in self._scripts]
                 await connection.send_packed_command(loads, check_health=False)
                 for _ in loads:
@@ -246,7 +247,7 @@ class Commands:
         self._problems.connected()
 
     async def _read(self, connection: AbstractConnection) -> None:
-        """Until the connection breaks, or its Redis is found to be no primary and has replied to what it was sent."""
+        """Reads until the connection breaks, or until a Redis that is no primary has replied to everything."""
         while not (self._is_retired and not self._sent):
             reply: Any
             try:
@@ -257,7 +258,7 @@ class Commands:
             if not self._sent:
                 raise InvalidResponse("a reply that nobody asked for")
             self._answer(self._sent[0], reply)
-            self._sent.popleft()  # only now: whatever breaks here, nobody is left without a reply
+            self._sent.popleft()  # only now: a call whose reply could not be handled is still there to be failed
             del reply  # a local name would keep the last one in memory until the next comes
 
     def _answer(self, call: _Call, reply: Any) -> None:
@@ -273,7 +274,7 @@ class Commands:
 
     def _refused(self, call: _Call, error: Exception) -> None:
         if isinstance(error, NoScriptError) and call.script is not None:
-            # Somebody flushed the scripts. Sent again with its text, which Redis then keeps.
+            # Redis has lost its scripts. Send this one again with its text, which Redis then keeps.
             if not call.future.done():
                 call.packed = _packed(("EVAL", call.script.text, *call.arguments[2:]))
                 self._send_soon(call)
@@ -282,13 +283,13 @@ class Commands:
         if isinstance(problem, StorageUnavailable):
             self._problems.note(refusal_of(error))
         if is_not_primary(error):
-            # A failover may leave us with the demoted one, whose connections stay open: whoever it is that our URL leads
-            # to is asked anew, until one takes writes.
+            # A failover may leave us connected to the demoted Redis, which keeps connections open. So we connect to our
+            # URL again, until the server that it leads to accepts writes.
             self._is_retired = self._seeks_primary = True
         self._fail_one(call, problem)
 
     async def _watch(self) -> None:
-        """Fails what has waited too long. An overdue call and no reply to any other means a half-open connection: drop it."""
+        """Fails calls that have waited too long. If one is overdue and Redis is silent, drops the half-open connection."""
         while True:
             await asyncio.sleep(_TICK_S)
             self._looks += 1
@@ -316,14 +317,14 @@ class Commands:
         return call.deadline_look <= self._looks and call.deadline_s <= self._loop.time()
 
     def _fail_late(self) -> None:
-        """They keep their places, as below."""
+        """Fails overdue calls. They keep their places, as in ``_fail_impatient``."""
         for call in self._sent:
             if not self._is_overdue(call):
                 return
             self._fail_one(call)
 
     def _fail_impatient(self) -> None:
-        """They keep their places: replies come in order."""
+        """Fails impatient calls. They keep their places, because replies come in order."""
         for call in (*self._sent, *self._unsent):
             if call.is_impatient:
                 self._fail_one(call)
@@ -341,7 +342,7 @@ class Commands:
     def _fail_one(self, call: _Call, problem: Problem | None = None) -> None:
         if not call.future.done():
             call.future.set_exception(problem or StorageUnavailable(reason=self._unreached))
-            call.future.exception()  # its asker may be gone: not a thing to warn about
+            call.future.exception()  # its caller may be gone: asyncio shall not warn of an exception that nobody read
 
 
 def _packed(arguments: tuple[Argument, ...]) -> bytes:

@@ -41,7 +41,7 @@ CONNECT_TIMEOUT_S = 1.0
 _MOST_BUFFERED_BYTES = 8 << 20
 
 _OUT_OF_MEMORY = "OOM command not allowed when used memory"
-# As a command gets it, and as Redis 6.2 gives it to a script: "Error running script (call to f_…): @user_script:1: … -READONLY …".
+# What a command gets, and what a script gets from Redis 6.2: "Error running script (call to f_…): @user_script:1: … -READONLY …".
 _NOT_PRIMARY: Final = re.compile(r"(?:Error running script [^\n]*: -)?(?:READONLY|MASTERDOWN|NOREPLICAS|LOADING) ")
 _INFO: Final = re.compile(r"run the 'info' command|unknown command ['`]info\b", re.IGNORECASE)
 _COMMAND: Final = re.compile(r"run the '([a-z]{1,20}(?:\|[a-z-]{1,20})?)' command", re.IGNORECASE)
@@ -65,7 +65,7 @@ def connection_maker(url: str, *, name: str) -> MakeConnection:
 
 
 def write(connection: AbstractConnection, parts: list[bytes]) -> None:
-    """Sends, in one write; what the socket does not take at once is buffered. A broken connection shows when it is read."""
+    """Sends in one write, and buffers what the socket does not take. Only a read notices that the connection is broken."""
     writer = getattr(connection, "_writer", None)  # redis-py's own sending is a coroutine with two checks
     if writer is not None:
         writer.writelines(parts)
@@ -85,7 +85,7 @@ def takes_more(connection: AbstractConnection) -> bool:
 async def send(connection: AbstractConnection, packed: list[bytes]) -> None:
     """Sends, and waits while the socket's buffer is full. Raises what FOREIGN_ERRORS names.
 
-    uvloop raises RuntimeError for a transport that is closing, a turn before its reader hears of it.
+    A closing transport is checked for here: uvloop raises RuntimeError for it, a turn before the reader notices.
     """
     transport = getattr(getattr(connection, "_writer", None), "transport", None)
     if transport is not None and transport.is_closing():
@@ -94,10 +94,10 @@ async def send(connection: AbstractConnection, packed: list[bytes]) -> None:
 
 
 async def drop(connection: AbstractConnection) -> None:
-    """Closes at once, with whatever is unsent: an orderly close waits until the other side has read it, and a half-open
-    connection would never end.
+    """Closes at once and discards what is unsent: an orderly close waits until the other side has read it, which never
+    happens on a half-open connection.
     """
-    transport = getattr(getattr(connection, "_writer", None), "transport", None)  # redis-py has no name for it
+    transport = getattr(getattr(connection, "_writer", None), "transport", None)  # redis-py does not expose it
     if transport is not None:
         transport.abort()
     try:
@@ -107,7 +107,7 @@ async def drop(connection: AbstractConnection) -> None:
 
 
 def is_not_primary(error: BaseException) -> bool:
-    """Whether this server takes no writes, as one that a failover has demoted: the primary is elsewhere by now."""
+    """Whether the error says that this server accepts no writes, like one that a failover has demoted."""
     if isinstance(error, (ReadOnlyError, BusyLoadingError)):
         return True
     return isinstance(error, ResponseError) and _NOT_PRIMARY.match(str(error)) is not None
@@ -115,7 +115,7 @@ def is_not_primary(error: BaseException) -> bool:
 
 def problem_of(error: BaseException) -> Problem:
     """Our error for one of redis-py's. The message never quotes a command: it may hold a prompt."""
-    # Redis 6.2 wraps what a script ran into: "Error running script (call to …): … -OOM command not allowed …".
+    # Redis 6.2 wraps the error of a script: "Error running script (call to …): … -OOM command not allowed …".
     if isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and _OUT_OF_MEMORY in str(error)):
         return StorageFull("Redis has reached its maxmemory.")
     reason = refusal_of(error).detail
@@ -127,7 +127,7 @@ def problem_of(error: BaseException) -> Problem:
 
 
 def refusal_of(error: BaseException) -> RedisProblem:
-    """What Redis said no to, for operators."""
+    """What Redis refused, for operators."""
     text = str(error)
     if is_not_primary(error):
         return RedisProblem(
@@ -177,7 +177,7 @@ def connect_problem_of(error: BaseException, connection: AbstractConnection) -> 
 
 
 def _chain_of(error: BaseException | None) -> Iterator[BaseException]:
-    """It, and what it was raised for: redis-py wraps what broke."""
+    """The error and its causes: redis-py wraps the original one."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -193,7 +193,7 @@ def _tls_reason_of(error: ssl.SSLError) -> str:
 
 
 def _place_of(connection: AbstractConnection) -> str:
-    """For people. Neither part is a secret."""
+    """Where the server is, for a message. No part of it is a secret."""
     if path := getattr(connection, "path", ""):
         return f" at {path}"
     host, port = getattr(connection, "host", ""), getattr(connection, "port", "")
@@ -201,14 +201,14 @@ def _place_of(connection: AbstractConnection) -> str:
 
 
 def _right_in(text: str) -> str:
-    """Which right is missing. Redis names no key and no channel, only a command, and that may be quoted."""
+    """Which right is missing. Redis names no key and no channel, only a command, which is safe to quote."""
     if found := _COMMAND.search(text):
         return f"the command {found[1]}"
     return "channels (&ts:*)" if "channel" in text else "keys (~ts:*)" if "key" in text else "some command"
 
 
 def _code_of(error: BaseException) -> str:
-    """``WRONGTYPE``, ``MISCONF``, …; redis-py takes it off where it knows it."""
+    """``WRONGTYPE``, ``MISCONF``, …; redis-py removes the codes that it knows from the message."""
     if isinstance(error, NoPermissionError):
         return "NOPERM"
     word = str(error).split(" ", 1)[0]

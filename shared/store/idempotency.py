@@ -1,4 +1,4 @@
-"""Idempotency keys: how a key and a body are named in Redis. The record itself is written by SUBMIT, with its job."""
+"""How an Idempotency-Key and a body are identified in Redis. SUBMIT and START_BATCH write the record."""
 
 import hashlib
 from typing import Any
@@ -7,10 +7,10 @@ import msgspec
 
 
 def key_hash(idempotency_key: str) -> str:
-    """Keys of callers may be long, or secrets: Redis sees their hash."""
+    """Hash of an Idempotency-Key. Redis sees only the hash, because the text may be long or a secret."""
     return hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]
 
 
 def fingerprint_of(body: Any) -> str:
-    """Of a parsed body: equal JSON is the same body, whatever its spacing and the order of its members."""
+    """Hash of a parsed body: equal JSON has the same one, whatever its spacing and the order of its members."""
     return hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Jobs as records: born, read, listed, cancelled, expired, erased. Every call names the tenant, and sees nobody else's."""
+"""Jobs as records: created, read, listed, cancelled, expired, erased. Every call names the tenant, and sees only its jobs."""
 
 import asyncio
 import time
@@ -29,10 +29,10 @@ _FIELDS: Final = (
 _FIELDS_OF_STATE: Final = ("state", "expires_ms", "started_ms", "timeout_ms")
 
 _FLOWS_COUNTED: Final = 100
-"""Flows that a queue position looks at before it scales up: 1 µs of Redis each."""
+"""Flows that are counted for a queue position before it is scaled up. Each takes Redis 1 µs."""
 
 _OF_BATCH: Final = b"batch"
-"""For the webhook of an item: its batch has it."""
+"""What an item's record holds in place of a webhook: the batch's record has it."""
 
 _PAGE_SCANNED: Final = 200
 _PAGES_SCANNED: Final = 25
@@ -41,12 +41,12 @@ _PAGES_SCANNED: Final = 25
 _CLOCK_SLACK_MS: Final = 5_000
 
 _BELIEVED_MS: Final = 10_000
-"""An API process that has been silent for this long is gone, and its clients with it."""
+"""An API process that has been silent for this long counts as gone, and its clients with it."""
 _ABANDONED_AT_ONCE: Final = 100
 _ERASED_AT_ONCE: Final = 100
 
 Content = Literal["request", "result"]
-"""What of a job may be large."""
+"""The parts of a job that may be large."""
 
 TIMEOUT_ERROR: Final = JobError("timeout", "The job was not done within its timeout_s.", retryable=True)
 
@@ -62,17 +62,17 @@ class Created(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """The Idempotency-Key has its job already."""
+    """The Idempotency-Key was used before, for this job."""
 
     job_id: str
 
 
 class ErasedJobs(NamedTuple):
-    """A piece of what a tenant has."""
+    """What one ``erase_some`` did."""
 
     erased: int
     cancelled: int
-    """Of these."""
+    """How many of the erased jobs had not ended."""
     is_more: bool
 
 
@@ -84,7 +84,7 @@ class Page(NamedTuple):
 
 
 def retention(settings: Settings) -> str:
-    """In milliseconds: log, result, idempotency record, log of a batch's item; as every script that ends a job takes them."""
+    """The retentions in milliseconds, as the scripts that end jobs take them: log, result, idempotency record, log of an item."""
     spans_s = (
         settings.log_retention_s,
         settings.result_retention_s,
@@ -95,7 +95,7 @@ def retention(settings: Settings) -> str:
 
 
 def overdue_arguments(settings: Settings) -> dict[str, Argument]:
-    """How CLAIM and EXPIRE end what waited too long."""
+    """The arguments by which CLAIM and EXPIRE end jobs that waited too long."""
     return {
         "expire_sources": sources(Step.EXPIRE),
         "expired": target(Step.EXPIRE),
@@ -107,7 +107,7 @@ def overdue_arguments(settings: Settings) -> dict[str, Argument]:
 
 
 def cancel_arguments(settings: Settings) -> dict[str, Argument]:
-    """How scripts cancel a job."""
+    """The arguments by which scripts cancel a job."""
     return {
         "sources": sources(Step.CANCEL),
         "cancelled": target(Step.CANCEL),
@@ -128,11 +128,11 @@ class Jobs:
         self._estimates = Estimates(settings)
 
     async def submit(self, submission: Submission, *, expires_in_s: int) -> Created | Replayed:
-        """A job is born, in one step with its idempotency record and its place in the queue.
+        """Creates a job, in one step with its idempotency record and its place in the queue.
 
-        Called again with the same key and body it finds the first job, and changes nothing.
+        Called again with the same Idempotency-Key and body, it finds the first job and changes nothing.
         Raises IdempotencyKeyReused, QueueFull, StorageFull, StorageUnavailable; RateLimited, TooManyQueued, BudgetExceeded,
-        and InvalidRequest for what no limit will ever let in. What is refused was counted nowhere.
+        and InvalidRequest for what the limits never allow. A refused submit counts towards no limit.
         """
         spec = submission.spec
         reserved = Reservation() if spec.kind is JobKind.COUNT_TOKENS else submission.reservation
@@ -182,9 +182,9 @@ class Jobs:
                 raise limits.problem_of(reply)
 
     async def get(self, job_id: str, tenant: str, *, with_result: bool = False) -> Job:
-        """The job now; an overdue one ends first. Raises NotFound, for foreign ids too, and TooManyReads."""
-        # The owner and the rest of a record come in one command, and a record is small. What may be large is asked for by
-        # a script that looks whose it is first: a foreign id takes as long as an absent one.
+        """The job as it is now; an overdue one ends first. Raises NotFound, also for another tenant's job, and TooManyReads."""
+        # One command reads the record with its tenant, and a record is small. The result may be large: a script reads it,
+        # which checks the tenant first, so that another tenant's id takes as long as an absent one.
         async with self._reads.turn(tenant, ROW_BYTES + RESULT_BYTES if with_result else ROW_BYTES):
             reply = self._commands.call("HMGET", redis_keys.job(job_id), *_FIELDS)
             result = self._content(job_id, tenant, "result") if with_result else None
@@ -205,7 +205,7 @@ class Jobs:
         return found
 
     async def _some(self, job_ids: Sequence[str], tenant: str) -> Sequence[Sized | None]:
-        """The first of these jobs, as many as are read at once; and how large they are."""
+        """The first of these jobs, as many as one read takes, with their sizes."""
         records = await self._reads.some(tenant, [redis_keys.job(job_id) for job_id in job_ids], _FIELDS)
         found = sized(job_ids, records, lambda job_id, record: _own_job_of(job_id, record, tenant))
         overdue = [one.item.id for one in found if one is not None and _may_be_overdue(one.item)]
@@ -214,7 +214,7 @@ class Jobs:
         return found
 
     async def _end_overdue(self, job_ids: Sequence[str]) -> bool:
-        """Whether one of them was."""
+        """Ends those that are overdue. Returns whether any was."""
         ended, _ = await self._expire(0, job_ids)
         return bool(ended)
 
@@ -224,7 +224,7 @@ class Jobs:
         async with self._reads.turn(tenant, self._settings.max_body_bytes):
             return job, await self._content(job_id, tenant, "request") or b"{}"
 
-    # Of jobs that were read with their owner before: nobody asks whose they are.
+    # For jobs whose tenant was checked before: none of these checks it.
 
     async def state(self, job_id: str) -> JobState | None:
         """None if there is no such job any more."""
@@ -232,16 +232,16 @@ class Jobs:
         return JobState(found.decode()) if found else None
 
     async def attempts(self, job_id: str) -> int:
-        """Upstream calls begun; 0 too if there is no such job any more."""
+        """Upstream calls begun; also 0 if there is no such job any more."""
         return int(await self._commands.call("HGET", redis_keys.job(job_id), "attempts") or 0)
 
     async def contents(self, kind: Content, job_ids: Sequence[str]) -> list[bytes | None]:
-        """As stored, None for each that is not there. Ask for a turn first, of their ``sizes``."""
+        """Their requests or results as stored; None for each that is not there. First take a turn for their ``sizes``."""
         read = ("HGET", redis_keys.job, "request") if kind == "request" else ("GET", redis_keys.result)
         return await self._each(job_ids, *read)
 
     async def sizes(self, kind: Content, job_ids: Sequence[str]) -> list[int]:
-        """In bytes."""
+        """The sizes of their requests or results in bytes; 0 for each that is not there."""
         read = ("HSTRLEN", redis_keys.job, "request") if kind == "request" else ("STRLEN", redis_keys.result)
         return await self._each(job_ids, *read)
 
@@ -270,8 +270,8 @@ class Jobs:
         batch_id: str | None,
         tag: str | None = None,
     ) -> Page:
-        """The tenant's jobs, newest first. A page may be short of ``limit`` and still have a next: where its jobs are large,
-        and with a filter. Raises TooManyReads.
+        """The tenant's jobs, newest first. A page may have fewer than ``limit`` jobs and still have a next: if its jobs are
+        large, or with a filter. Raises TooManyReads.
         """
         count = limit + 1 if state is None else _PAGE_SCANNED
 
@@ -310,7 +310,7 @@ class Jobs:
             nonlocal before
             ids: list[str] = []
             first = 0
-            while not ids and first != 1:  # a page needs a job to go on from; lines that never were have none
+            while not ids and first != 1:  # the next page goes on from a job, and lines that never became one have none
                 first, *raw_ids = await self._commands.run(
                     "list_items",
                     id=batch_id,
@@ -326,7 +326,7 @@ class Jobs:
         return stretch_after
 
     async def _in_state(self, job_ids: Sequence[str], tenant: str, state: JobState | None) -> Sequence[str]:
-        """Those that may be in that state: a record with all its metadata is read for no other."""
+        """The jobs that may be in that state: only their records are read as a whole."""
         if state is None or not job_ids:
             return job_ids
         records = await self._reads.small(tenant, [redis_keys.job(job_id) for job_id in job_ids], _FIELDS_OF_STATE)
@@ -335,10 +335,10 @@ class Jobs:
     def charge(
         self, job_id: str, cost: int | str, *, tenant: str, key_id: str = "", epoch: int = 0
     ) -> "asyncio.Future[int]":
-        """Adds what a call cost (nano-dollars, or UNPRICED) that ended after its claim did. A job that is gone stays so; its
-        tenant and its API key pay all the same.
+        """Adds the cost (nano-dollars, or UNPRICED) of a call that ended after its claim. If the job is gone, its tenant and
+        its API key still pay.
 
-        With the ``epoch`` of a claim nothing is added if that claim's FINISH or RELEASE arrived, which added it.
+        With the ``epoch`` of a claim, nothing is added if that claim's FINISH or RELEASE has already added it.
         """
         return self._commands.run("charge", id=job_id, cost=cost, epoch=epoch, tenant=tenant, key=key_id)
 
@@ -350,7 +350,7 @@ class Jobs:
         return bool(reply)
 
     async def attend(self, name: str) -> None:
-        """The API process of that name lives: its clients still wait for the jobs that carry it."""
+        """The API process of that name is alive: its clients still wait for the jobs that name it."""
         await self._urgent.run("attend", name=name, believed_ms=_BELIEVED_MS)
 
     async def abandon(self) -> Sequence[str]:
@@ -361,7 +361,7 @@ class Jobs:
         return [job_id.decode() for job_id in ids]
 
     async def erase(self, job_id: str, tenant: str) -> None:
-        """Prompt, log and result are gone. Raises NotFound, NotEnded."""
+        """Erases the job: its prompt, log and result. Raises NotFound, NotEnded."""
         terminal = ",".join(sorted(TERMINAL_STATES))
         reply = await self._commands.run("erase", id=job_id, tenant=tenant, terminal=terminal)
         if reply < 0:
@@ -370,14 +370,14 @@ class Jobs:
             raise NotEnded
 
     async def erase_some(self, tenant: str) -> ErasedJobs:
-        """The next of the tenant's jobs are gone, whatever they do; not the items of its batches. Safe to repeat."""
+        """Erases the tenant's next jobs, whatever they are doing, but not the items of its batches. Safe to repeat."""
         erased, cancelled, is_more = await self._commands.run(
             "erase_jobs", tenant=tenant, most=_ERASED_AT_ONCE, **cancel_arguments(self._settings)
         )
         return ErasedJobs(erased, cancelled, bool(is_more))
 
     async def expire(self, most: int = 200) -> tuple[int, float | None]:
-        """Ends queued jobs whose time is over. Returns how many, and the seconds until the next."""
+        """Ends queued jobs whose time is over. Returns how many, and the seconds until the next; None if no job waits."""
         ended, next_ms = await self._expire(most)
         return ended, None if int(next_ms) < 0 else int(next_ms) / 1000
 
@@ -385,9 +385,9 @@ class Jobs:
         return self._commands.run("expire", most=most, **overdue_arguments(self._settings), ids=job_ids)
 
     async def sweep(self, cursor: int, *, steps: int = 20) -> tuple[int, int]:
-        """Looks at some thousand records for strays: not ended, and neither waiting nor running. Expected: 0.
+        """Looks for strays among a few thousand records: jobs that have not ended, and neither wait nor run. Expected: 0.
 
-        Returns (how many, the cursor to go on from; 0 after the last record).
+        Returns (how many strays, the cursor to go on from; 0 after the last record).
         """
         strays = 0
         for _ in range(steps):
@@ -414,7 +414,7 @@ class Jobs:
 
 
 def _may_be_overdue(job: Job) -> bool:
-    """By our clock and some slack, to spare most reads the question; Redis's clock decides."""
+    """By our clock with some slack, so that most reads need not ask Redis, whose clock decides."""
     deadline_ms = job.expires_ms if job.started_ms is None else job.started_ms + job.spec.timeout_s * 1000
     return job.state is JobState.QUEUED and _is_about_over(deadline_ms)
 
@@ -424,7 +424,7 @@ def _is_about_over(deadline_ms: int) -> bool:
 
 
 def _may_be_in(wanted: JobState, record: Record) -> bool:
-    """By _FIELDS_OF_STATE. A read ends an overdue job first."""
+    """By the fields in _FIELDS_OF_STATE. An overdue job may be, because a read ends it first."""
     state, expires_ms, started_ms, timeout_ms = record
     if state is None or state.decode() == wanted:
         return state is not None
@@ -457,13 +457,13 @@ def _job_of(job_id: str, record: Record, raw_result: bytes | None) -> Job:
         usage=msgspec.json.decode(fields["usage"], type=Usage) if fields["usage"] else None,
         cost_usd=cost_usd_of(fields),
         webhook=webhook_of(webhook) if webhook and webhook != _OF_BATCH else None,
-        # Read after the record: FINISH may have come between, and then the state read is still an earlier one.
+        # The result is read after the record. If FINISH ran in between, the state in the record is still the one before.
         result=msgspec.Raw(raw_result) if raw_result and state is JobState.SUCCEEDED else None,
     )
 
 
 def cost_usd_of(fields: Mapping[str, Any]) -> float | None:
-    """What the calls of a job's or a batch's record cost; None if the price of one is not known, and until one has ended."""
+    """The cost in a job's or a batch's record; None if a call's price is unknown, and until the first call has ended."""
     cost = fields["cost_nano_usd"]
     return int(cost) / 1_000_000_000 if cost and not fields["unpriced"] else None
 

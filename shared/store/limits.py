@@ -1,4 +1,4 @@
-"""What the scripts say of limits, in our words."""
+"""Turns what the scripts reply about limits into states and problems."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -10,7 +10,7 @@ _PARTS: Final = 4
 
 
 def states_of(flat: Sequence[bytes]) -> tuple[LimitState, ...]:
-    """The limits' states as a script's reply has them."""
+    """The limits' states in a script's reply."""
     states = []
     for at in range(0, len(flat), _PARTS):
         measured, limit, remaining, reset_ms = flat[at : at + _PARTS]
@@ -22,7 +22,7 @@ def states_of(flat: Sequence[bytes]) -> tuple[LimitState, ...]:
 
 
 def problem_of(reply: Sequence[Any]) -> Problem:
-    """What ``{'limited', ...}`` or ``{'never', ...}`` says: RateLimited, TooManyQueued, BudgetExceeded or InvalidRequest."""
+    """For ``{'limited', ...}`` or ``{'never', ...}``: RateLimited, TooManyQueued, BudgetExceeded or InvalidRequest."""
     if reply[0] == b"never":
         return _never(reply[1], int(reply[2]))
     _, code, wait_ms, states, *limit = reply
@@ -53,7 +53,7 @@ _REFUSALS: Final[dict[bytes, tuple[type[RateLimited], str]]] = {
 
 
 def _never(measured: bytes, limit: int) -> InvalidRequest:
-    """A 429 would say that it fits later."""
+    """A 400, because a 429 would say that the request fits later."""
     if measured == b"waiting_bytes":
         return InvalidRequest(
             f"The request can never be accepted: a tenant's requests may take {limit} bytes of Redis. {_SET_BY}"

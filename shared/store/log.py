@@ -22,7 +22,7 @@ class Reach(NamedTuple):
     """How far a job has come."""
 
     newest_claim: EventId | None
-    """Where the newest attempt begins."""
+    """The id of the first event of the newest claim."""
     end_id: EventId | None
     """The terminal event's id, once the job has ended; the log may be gone by then."""
     top: EventId | None
@@ -49,13 +49,13 @@ class Log:
         attempts: int = 0,
         failures: int = 0,
     ) -> "asyncio.Future[int]":
-        """Adds (name, data) events from ``first_seq`` on; those that the log holds already are passed over.
+        """Appends (name, data) events from ``first_seq`` on; those that the log already holds are skipped.
 
-        Gives the seq that the log takes next: less than expected if it lost a tail, REFUSED if the claim is over.
-        ``published``: followers see something of the answer, which a later claim has to reset; ``is_reset``: all that they
-        saw was reset by these events or before. ``attempts`` and ``failures`` are written to the record when an attempt
-        begins inside the claim. Sent in the order of the calls; not a coroutine, since a task per flush would cost more
-        than the flush.
+        The future gives the seq that the log takes next: less than expected if the log lost its last events, REFUSED if
+        the claim is over. ``published``: followers now see some of the answer, which a later claim must reset;
+        ``is_reset``: these events, or earlier ones, reset all that they saw. ``attempts`` and ``failures`` are written to
+        the record when another attempt begins within the claim. Commands are sent in the order of the calls. Not a
+        coroutine, because a task per flush would cost more than the flush.
         """
         arguments = [part for event in events for part in event]
         shown = 1 if published else -1 if is_reset else 0
@@ -80,8 +80,8 @@ class Log:
         count: int = 1000,
         tenant: str | None = None,
     ) -> list[Event]:
-        """Events in order: those after ``after``, or those from ``start`` on. ``tenant``: whose caller reads them, if one
-        does; then it raises TooManyReads.
+        """Events in order: those after ``after``, or those from ``start`` on. If a caller reads them, ``tenant`` is the
+        caller's; then it may raise TooManyReads.
         """
         first = f"({after}" if after else str(start)
         async with self._reads.turn(tenant, RESULT_BYTES) if tenant is not None else nullcontext():

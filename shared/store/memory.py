@@ -1,4 +1,4 @@
-"""How much Redis holds, and may hold."""
+"""How much memory Redis uses, and how much it may use."""
 
 import asyncio
 from typing import Final
@@ -11,8 +11,8 @@ _LOOK_S: Final = 1.0
 
 
 class Memory:
-    """How full Redis is, looked at once a second: submits stop before running jobs would lack memory. The same look finds
-    out whether Redis may lose jobs.
+    """Looks once a second how full Redis is, so that submits are refused before running jobs lack memory. The same look
+    finds out whether Redis may lose jobs.
     """
 
     def __init__(self, commands: Commands, *, high_water: float, tenant_share: float, problems: RedisProblems) -> None:
@@ -22,7 +22,7 @@ class Memory:
         self._problems = problems
         self.is_full = False
         self.tenant_bytes = 0
-        """What the requests of one tenant may take, by default; 0 is no limit: none is set, or Redis does not say how much it may hold."""
+        """What the requests of one tenant may take by default. 0 is no limit: none is set, or Redis has no ``maxmemory``."""
 
     def check(self) -> None:
         """Raises StorageFull above the high-water mark."""
@@ -30,7 +30,7 @@ class Memory:
             raise StorageFull("Redis is nearly full: retry later. Ended jobs make room when their retention ends.")
 
     async def look(self) -> None:
-        """Reads two parts of INFO. A server that does not say (fakeredis), or is away, counts as not full."""
+        """Reads two parts of INFO. A server that does not report its memory (fakeredis), or is away, counts as not full."""
         parts = [self._commands.call("INFO", part) for part in ("memory", "persistence")]  # 6.2 takes one at a time
         try:
             facts = _facts_in(*[await part for part in parts])
@@ -46,7 +46,7 @@ class Memory:
             self._problems.note(NOT_PERSISTENT)
 
     async def watch(self) -> None:
-        """Without an end."""
+        """Looks once a second, until it is cancelled."""
         while True:
             await self.look()
             await asyncio.sleep(_LOOK_S)

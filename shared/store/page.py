@@ -7,21 +7,21 @@ from shared.store.commands import Commands
 from shared.store.reads import Record
 
 PAGE_BYTES: Final = 512 << 10
-"""A page of a list ends early beyond it."""
+"""A page ends early when its records have more than this."""
 
 
 class Stretch(NamedTuple):
-    """What comes next in a list."""
+    """The next ids of a list."""
 
     ids: Sequence[str]
     """Those that may be wanted."""
     end: str | None
-    """Its last id, wanted or not: where the next stretch goes on. None if it has none."""
+    """Its last id, wanted or not, after which the next stretch begins. None if it has no ids."""
     is_last: bool
 
 
 class Sized(NamedTuple):
-    """An item of a page, and how many bytes of it there are."""
+    """An item of a page, and its size in bytes."""
 
     item: Any
     size: int
@@ -30,7 +30,7 @@ class Sized(NamedTuple):
 Stretches = Callable[[str | None], Awaitable[Stretch]]
 """Gives the stretch after an id; None: the first one."""
 Read = Callable[[Sequence[str]], Awaitable[Sequence[Sized | None]]]
-"""Gives as many of the first as it likes, None for each that is not wanted."""
+"""Reads the first of these ids, as many as it likes; None for each that is not wanted."""
 
 
 def stretches_of(
@@ -62,7 +62,7 @@ def sized(
 
 
 def size_of(record: Record) -> int:
-    """In bytes, about."""
+    """The approximate size in bytes."""
     return sum(len(value) for value in record if value is not None)
 
 
@@ -71,8 +71,8 @@ async def read_page(
 ) -> tuple[list[Any], str | None]:
     """The items after that id, and the id after which the next page begins; None if there are no more.
 
-    A page holds fewer than ``limit`` where PAGE_BYTES are reached, or where so many stretches hold no more of what is
-    wanted; one item is always whole.
+    A page has fewer than ``limit`` items if they reach PAGE_BYTES, or if ``most_stretches`` hold no more that are wanted.
+    The first item is read however large it is.
     """
     items: list[Any] = []
     size = 0

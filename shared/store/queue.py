@@ -1,6 +1,6 @@
-"""The queue as a worker sees it: claims, leases, the dead, and the end.
+"""The queue as a worker sees it: claims, leases, the jobs of dead workers, and the end of a job.
 
-A claim is fenced by its epoch: whatever a worker says of a job carries it, and Redis refuses all but the newest.
+A claim's epoch is its fence: everything that a worker writes for a job carries it, and Redis refuses all but the newest.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,9 +20,9 @@ from shared.store.script import sources, target
 from shared.telemetry import get_logger
 
 SUSPECT_TAKEOVERS: Final = 2
-"""A job whose workers died this often runs alone among such jobs on its worker."""
+"""A job whose workers died this often is a suspect: a worker runs at most one of them at a time."""
 FATAL_TAKEOVERS: Final = 3
-"""One more, and it fails: it may be what kills them."""
+"""A job whose workers died this often fails: it may be what kills them."""
 
 WORKER_LOST: Final = JobError("worker_lost", "The workers that ran the job died repeatedly.", retryable=False)
 
@@ -46,7 +46,7 @@ class Claim(NamedTuple):
     attempt: int
     """Upstream calls begun, this one included."""
     next_seq: int
-    """Behind the events that CLAIM wrote."""
+    """The seq after the events that CLAIM wrote."""
     started_ms: int
     timeout_ms: int
     created_ms: int
@@ -66,7 +66,7 @@ class Reaped(NamedTuple):
 
 
 class Finished(StrEnum):
-    """What Redis says to a FINISH."""
+    """How FINISH ended."""
 
     ENDED = "ended"
     ALREADY = "already"
@@ -74,11 +74,11 @@ class Finished(StrEnum):
     REFUSED = "refused"
     """The claim is over, or somebody ended the job: the result is dropped."""
     INCOMPLETE = "incomplete"
-    """The log lost a tail: append it again first."""
+    """The log lost its last events: append them again first."""
 
 
 class FinishReply(NamedTuple):
-    """With the seq that the log takes, if INCOMPLETE."""
+    """The reply to FINISH. If INCOMPLETE, ``expected_seq`` is what the log takes next."""
 
     outcome: Finished
     expected_seq: int = 0
@@ -107,9 +107,10 @@ class Queue:
     async def claim(
         self, worker: str, *, count: int, low_count: int, takes_suspect: bool, quotas: Mapping[str, int] = NO_QUOTAS
     ) -> tuple[list[Claim], float | None]:
-        """Up to ``count`` jobs, ``low_count`` of them from the lowest band. Also: seconds until a deferred or parked one may be due.
+        """Claims up to ``count`` jobs, at most ``low_count`` of them from the lowest band.
 
-        ``quotas``: by route, how many of its jobs may start; -1 says that it is shut, and that stand-ins may be asked.
+        Also returns the seconds until a deferred or parked job may be due, or None. ``quotas``: by route, how many of its
+        jobs may start; -1 means that it is shut, and that its jobs may start on a fallback.
         """
         due_ms, *claims = await self._commands.run(
             "claim",
@@ -134,7 +135,7 @@ class Queue:
         return [job_id.decode() for job_id in lost]
 
     async def reap(self) -> Reaped:
-        """Takes jobs from the dead: back to their places, or failed at the last takeover."""
+        """Takes jobs from dead workers: puts them back at their places, or fails them at the last takeover."""
         next_ms, *became = await self._commands.run(
             "reap",
             lease_ms=self._lease_ms,
@@ -164,10 +165,10 @@ class Queue:
         cost: Cost = None,
         attempts: int | None = None,
     ) -> bool:
-        """Gives the job back, now or in ``delay_s``. ``reason`` is what a later ``reset`` will say. False: not ours.
-        Safe to repeat.
+        """Puts the job back into the queue, due now or in ``delay_s``. ``reason`` is for the ``reset`` of a later claim.
+        False if the claim is over. Safe to repeat.
 
-        ``attempts``: calls begun so far, where it is not as CLAIM counted. With 0 its time has not begun to run.
+        ``attempts``: calls begun so far, if CLAIM counted otherwise. With 0, the job counts as never started.
         """
         assert reason in RESET_REASONS
         reply = await self._commands.run(
@@ -216,7 +217,7 @@ class Queue:
 
 
 def _readable(fields: list[Any]) -> Claim | None:
-    """None if the record is not one of ours, or of a newer release: its lease will end, and maybe another can read it."""
+    """None if we cannot read the record, for example a newer release's: when its lease expires, another worker may take it."""
     try:
         return _claim_of(fields)
     except (ValueError, TypeError):
@@ -225,7 +226,7 @@ def _readable(fields: list[Any]) -> Claim | None:
 
 
 def _claim_of(fields: list[Any]) -> Claim:
-    """CLAIM gives them in the order of Claim."""
+    """CLAIM returns the fields in the order of Claim."""
     job_id, tenant, *numbers, request, spec = fields
     parsed_spec = msgspec.json.decode(spec, type=JobSpec)
     return Claim._make((job_id.decode(), tenant.decode(), *map(int, numbers), request, parsed_spec))

@@ -1,4 +1,4 @@
-"""What is read for callers: some bytes at a time, and for each tenant a share of what is under way.
+"""Reads for callers: so many bytes at a time, and of these a share for each tenant.
 
 The replies to all commands of a process come in order over one connection. Without a share, a tenant that asks for many large
 pages at once makes everybody's commands wait for them.
@@ -19,19 +19,19 @@ Record = Sequence[Any]
 ROW_BYTES: Final = 4 << 10
 """What a read of one record counts as. Most are smaller; one with all the metadata that a caller may send has 40 KB."""
 RESULT_BYTES: Final = 8 << 10
-"""The same for the result of a job, and for a page of a log. Larger ones are rare, and cost the LLM's time."""
+"""The same for the result of a job, and for a page of a log. Larger ones are rare, because the LLM takes long to make them."""
 PIECE_BYTES: Final = 128 << 10
-"""Records that are read in one command, unless the first is larger by itself: half a millisecond of Redis, and of ours."""
+"""What one command reads, unless its first record is larger: half a millisecond for Redis, and as long for us."""
 
 _PROCESS_BYTES: Final = 1 << 20
 _TENANT_BYTES: Final = 128 << 10
 _WAIT_S: Final = 10.0
 _MOST_WAITING: Final = 4_000
-"""Of a tenant: a request waits on though its client has gone."""
+"""Reads of one tenant. A read goes on waiting even if its client has disconnected."""
 
 
 class Turns:
-    """Who may read now. A tenant whose share is under way waits, and only for its own reads; the others take turns."""
+    """Who may read now. A tenant that uses its whole share waits for its own reads only; the other tenants take turns."""
 
     def __init__(
         self,
@@ -50,14 +50,14 @@ class Turns:
         self._waiting: OrderedDict[str, deque[_Waiting]] = OrderedDict()
 
     def turn(self, tenant: str, size: int) -> "Turn":
-        """For ``async with``: about ``size`` bytes may be under way inside. Never take one inside of another.
+        """For ``async with``: about ``size`` bytes may be read inside. Never take a turn inside another.
 
         Raises TooManyReads after 10 s without a turn, and at once where thousands wait.
         """
         return Turn(self, tenant, min(size, self._tenant_bytes))
 
     async def take(self, tenant: str, size: int) -> None:
-        """As ``turn``; ``give`` back as much."""
+        """As ``turn``; afterwards ``give`` the same size back."""
         if tenant not in self._waiting and self._has_room(tenant, size):
             self._hold(tenant, size)
             return
@@ -71,7 +71,7 @@ class Turns:
             async with asyncio.timeout(self._wait_s):
                 await granted
         except BaseException as error:
-            if granted.done() and not granted.cancelled():  # in the very moment in which the time was over
+            if granted.done() and not granted.cancelled():  # granted in the moment in which the time was over
                 self.give(tenant, size)
             else:
                 self._forget(tenant, waiting)
@@ -80,7 +80,7 @@ class Turns:
             raise
 
     def give(self, tenant: str, size: int) -> None:
-        """It is not under way any more."""
+        """Gives back what ``take`` took: the read has ended."""
         self._held_bytes -= size
         self._held[tenant] -= size
         if not self._held[tenant]:
@@ -98,7 +98,7 @@ class Turns:
         self._held[tenant] += size
 
     def _grant(self) -> None:
-        """One each, in turn, until nobody can be let in."""
+        """Lets the waiting tenants read, one read each in turn, until no more has room."""
         passed = 0
         while passed < len(self._waiting):
             tenant, queue = next(iter(self._waiting.items()))
@@ -146,24 +146,24 @@ class Turn:
 
 
 class Reads:
-    """Records, by their names in Redis. Who owns them is for the caller to look at: ask for that field too."""
+    """Reads records by their names in Redis. The caller must check the tenant, so it must ask for that field too."""
 
     def __init__(self, commands: Commands, turns: Turns) -> None:
         self._commands = commands
         self._turns = turns
 
     def turn(self, tenant: str, size: int) -> Turn:
-        """For reads that are not of records. Raises TooManyReads."""
+        """A turn for a read that is not of a record. Raises TooManyReads."""
         return self._turns.turn(tenant, size)
 
     async def one(self, tenant: str, name: str, fields: Sequence[str]) -> Record:
-        """A record. Raises TooManyReads."""
+        """The fields of one record. Raises TooManyReads."""
         async with self._turns.turn(tenant, ROW_BYTES):
             record: Record = await self._commands.call("HMGET", name, *fields)
             return record
 
     async def some(self, tenant: str, names: Sequence[str], fields: Sequence[str]) -> list[Record]:
-        """The first of these records, as many as PIECE_BYTES hold; one at least. All are of the shard.
+        """The first of these records, as many as fit in PIECE_BYTES, at least one. All must be of the shard.
 
         Raises TooManyReads.
         """

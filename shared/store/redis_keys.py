@@ -1,9 +1,9 @@
 """Every key and channel: its name, what it holds, and its TTL or why it has none.
 
-KEYS, GLOBAL_KEYS and CHANNELS are the one list, and no name is in two of them. The Python functions and the Lua functions
-of the scripts are both made from it. What belongs to a tenant's jobs carries the tenant's shard tag (``{0}``, the only one
-built now), what belongs to no shard carries ``{g}``; a script is given one of the two prefixes, so that it stays in one
-slot.
+KEYS, GLOBAL_KEYS and CHANNELS are the only list, and no name is in two of them. The Python functions and the Lua functions
+of the scripts are both made from it. What belongs to a tenant's jobs has the hash tag of the tenant's shard (``{0}``: there
+is only one shard so far), what belongs to no shard has ``{g}``. A script gets one of the two prefixes, so that it stays in
+one slot.
 """
 
 import re
@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 SHARD: Final = "ts:{0}:"
-"""Prefix of every key of the shard; handed to the scripts as KEYS[1]."""
+"""Prefix of every key of the shard; the scripts get it as KEYS[1]."""
 
 GLOBAL: Final = "ts:{g}:"
-"""Prefix of what is not one shard's; handed as KEYS[1] to the scripts that keep it. Never in one script with a job."""
+"""Prefix of what belongs to no shard; the scripts that use it get it as KEYS[1]. Such a script cannot touch a job."""
 
 KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     # name: (arguments, what it is and how long it lives)
@@ -233,7 +233,7 @@ def _by_two(kind: str) -> Callable[[str, str], str]:
     return lambda first, second: f"{begin}{first}:{second}"
 
 
-# What each is made from, and what it holds, stands in the tables above.
+# The tables above say what each is made from, and what it holds.
 job = _by_one("job")
 result = _by_one("result")
 log = _by_one("log")
@@ -270,18 +270,18 @@ def plain(kind: str) -> str:
 def flow_of(band: str, tenant: str, chain: str, *, key_id: str = "") -> str:
     """The name of a flow. Only a chain of routes may have a colon in it.
 
-    ``key_id``: the API key, if CLAIM may have to hold its jobs back. Those of all others share the tenant's flow.
+    ``key_id``: the API key, if its limits may make CLAIM hold its jobs back. The jobs of all other keys share a flow.
     """
     return f"{band}:{tenant}:{key_id}:{chain}"
 
 
 def kinds_in(lua: str) -> set[str]:
-    """The keys and channels that a text makes names of, by ``key_job(id)``, ``channel_events(id)`` and so on."""
+    """The keys and channels that a Lua text names, by ``key_job(id)``, ``channel_events(id)`` and so on."""
     return {kind for function, kind in _LUA_FUNCTIONS.items() if re.search(rf"\b{function}\b", lua)}
 
 
 def lua_functions(kinds: Collection[str]) -> str:
-    """These functions, for the head of a script. All names begin with KEYS[1], which is the prefix that it is given."""
+    """These functions, for the head of a script. All names that they make begin with KEYS[1], the script's prefix."""
     lines = []
     for function, kind in _LUA_FUNCTIONS.items():
         if kind in kinds:

@@ -12,7 +12,7 @@ import msgspec
 from shared.telemetry import Logger
 
 _HELD_S: Final = 15.0
-"""What still holds is noted again long before: connections are tried twice a second, claims and looks are made each second."""
+"""A problem that was not noted for this long is over: connections, claims and looks note one at least once a second."""
 _LOGGED_AGAIN_S: Final = 60.0
 
 
@@ -24,7 +24,7 @@ class RedisProblem(msgspec.Struct, frozen=True):
 
     @property
     def is_warning(self) -> bool:
-        """Whether everything works all the same, for now."""
+        """Whether everything still works, for now."""
         return self.code in _WARNINGS
 
 
@@ -56,12 +56,12 @@ _WARNINGS: Final = frozenset({INFO_REFUSED.code, MAY_EVICT.code, NOT_PERSISTENT.
 
 
 def logging_to(logger: Logger) -> Callable[[RedisProblem], None]:
-    """What hears of problems in a process that has a log."""
+    """An ``on_news`` that logs each problem."""
     return lambda problem: logger.warning("redis_problem", code=problem.code, detail=problem.detail)
 
 
 class RedisProblems:
-    """What is wrong now, as one process sees it. ``on_news`` hears each problem when it begins, at most once a minute."""
+    """What is wrong now, as one process sees it. ``on_news`` is called when a problem begins, at most once a minute for each."""
 
     def __init__(
         self, on_news: Callable[[RedisProblem], None] | None = None, now_s: Callable[[], float] = time.monotonic
@@ -72,7 +72,7 @@ class RedisProblems:
         self._logged_s: dict[RedisProblem, float] = {}
 
     def note(self, problem: RedisProblem) -> None:
-        """It holds now, and for a few seconds more."""
+        """The problem exists now; it counts as current for 15 s more."""
         now_s = self._now_s()
         is_news = problem not in self._current(now_s)
         self._seen_s[problem] = now_s
@@ -82,16 +82,16 @@ class RedisProblems:
                 self._on_news(problem)
 
     def connected(self) -> None:
-        """There is a connection: whatever kept us from having one is over."""
+        """There is a connection: the problems that prevented one are over."""
         self._end(_OF_A_CONNECTION)
 
     def wrote(self) -> None:
-        """Redis takes writes."""
+        """Redis accepted a write: it is the primary."""
         self._end({NOT_PRIMARY})
 
     @property
     def current(self) -> list[RedisProblem]:
-        """Those that hold now."""
+        """The problems that exist now."""
         return self._current(self._now_s())
 
     def _current(self, now_s: float) -> list[RedisProblem]:

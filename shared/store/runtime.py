@@ -1,4 +1,4 @@
-"""What a process needs of Redis, opened by one context manager: the same for API, worker, command line and tests."""
+"""All that a process needs from Redis, opened by one context manager: the same for API, worker, command line and tests."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -26,7 +26,7 @@ from shared.store.webhooks import Webhooks
 from shared.store.workers import Workers
 
 _MOST_URGENT_S = 1.5
-"""However long an API call may wait for Redis: a revoked key is refused within 5 s, 3 of which a caller is believed."""
+"""Bound of an urgent command, however long other calls may wait: a revoked key is refused within 5 s, 3 of which it is cached."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Runtime:
     settings: Settings
     _commands: Commands
     _urgent: Commands
-    """A connection of its own for what must not wait for the large replies that callers ask for: whether a key is valid and
-    that it is revoked, how the service is, who lives, how far logs go. Small commands with small replies only.
+    """A separate connection for what must not wait for the large replies that callers ask for: checking and revoking keys,
+    health, which processes live, how far logs go. For small commands with small replies only.
     """
     reads: Reads
     jobs: Jobs
@@ -84,9 +84,9 @@ async def open_runtime(
     make_connection: MakeConnection | None = None,
     on_problem: Callable[[RedisProblem], None] | None = None,
 ) -> AsyncIterator[Runtime]:
-    """Opens; never fails because Redis is away. ``timeout_s`` is how long a command may take, by default as the API waits.
+    """Opens a runtime, even if Redis is away. ``timeout_s`` is how long a command may take, by default as in the API.
 
-    ``on_problem`` hears what is wrong with Redis, when it begins.
+    ``on_problem`` is called when something begins to be wrong with Redis.
     """
     problems = RedisProblems(on_problem)
     connect = make_connection or connection_maker(settings.redis_url, name=process_name)

@@ -1,12 +1,12 @@
-"""The Lua scripts: each is one change that must be true as a whole. Their texts lie in ``lua/``.
+"""The Lua scripts: each makes one change that must happen as a whole. Their texts are in ``lua/``.
 
 A script begins with two lines for this module:
 
 - ``-- uses: now, log``: the parts of ``lua/lib/`` that its text needs; a part may use others.
 - ``-- args: id, #seq, events...``: the names of its arguments, in Lua and in Python. With ``#`` Lua gets a number, or nil
-  where the text is none; ``...`` is a table of all that follow.
+  if the text is not a number; with ``...`` it gets a table of all further arguments.
 
-Keys come from redis_keys.py. Names of states are never spelled in Lua: they are arguments, from the table of the life cycle.
+Keys come from redis_keys.py. Lua names no state: states are arguments, taken from the table of the life cycle.
 """
 
 import argparse
@@ -47,28 +47,28 @@ _CONSTANTS: Final = {
     "UNMADE": UNMADE,
     "WINDOW_MS": WINDOW_S * 1000,
 }
-"""What the scripts know by name, too."""
+"""Constants that the scripts use by these names."""
 
 
 Argument = bytes | str | int | float
 
 
 class Script(NamedTuple):
-    """A script as Redis is given it."""
+    """A script as Redis gets it."""
 
     name: str
     prefix: str
     """Its KEYS[1]: what all keys that it touches begin with."""
     args: tuple[str, ...]
     rest: str
-    """The name of what follows these: any number of arguments. Empty: nothing does."""
+    """The name of all further arguments, of any number. Empty: there are none."""
     text: bytes
     sha: str
     values_of: Callable[[Mapping[str, Any]], tuple[Any, ...]]
     """The values of ``args``, in their order."""
 
     def in_order(self, given: Mapping[str, Argument | Iterable[Argument]]) -> tuple[Argument, ...]:
-        """Its arguments as Redis takes them. Raises TypeError for a name too few or too many."""
+        """Its arguments in the order in which Redis gets them. Raises TypeError for a missing or unknown name."""
         try:
             arguments = self.values_of(given)
         except KeyError as missing:
@@ -107,7 +107,7 @@ _USES: Final = re.compile(r"^-- uses: (.*)\n")
 _ARGS: Final = re.compile(r"^-- args: (.*(?:\n--   .*)*)", re.MULTILINE)
 _COMMENT: Final = re.compile(r"^\s*--.*\n", re.MULTILINE)
 _FUNCTION: Final = re.compile(r"^local function (\w+)\((?:[^\n]* end\n|.*?\nend\n)", re.MULTILINE | re.DOTALL)
-"""One that begins a line: it is that line, or goes on to the first line that is its `end`."""
+"""A function that begins at the start of a line: it ends on that line, or with the first line that is just `end`."""
 _WORDS_OF_OTHERS: Final = re.compile(r"'[^'\n]*'|--[^\n]*")
 _LOCALS: Final = re.compile(r"^local ((?!function )[\w, ]+) = .*\n", re.MULTILINE)
 
@@ -130,7 +130,7 @@ def _arguments_of(own: str) -> tuple[tuple[str, ...], str, str]:
 
 
 def _add_parts(text: str, parts: list[str]) -> None:
-    """What a text uses, each after what it uses itself."""
+    """Adds the library's parts that a text uses, each after those that it uses itself."""
     used = _USES.match(text)
     for part in used[1].split(", ") if used else ():
         if part not in parts:
@@ -139,7 +139,7 @@ def _add_parts(text: str, parts: list[str]) -> None:
 
 
 def _used_of(library: str, own: str) -> str:
-    """Without what nobody uses: each function costs every call some 0.3 µs, and SUBMIT needs a third of them."""
+    """Both without the unused parts of the library: each function costs every call 0.3 µs, and SUBMIT needs a third of them."""
     while True:
         words = Counter(re.findall(r"\w+", _WORDS_OF_OTHERS.sub("", library + own)))
         found = [*_FUNCTION.finditer(library), *_LOCALS.finditer(library)]

@@ -1,11 +1,10 @@
 """One pub/sub connection for a process, owned by one task.
 
-Pub/sub is for latency and is never trusted: a dropped connection loses what was published meanwhile, without a sign.
-The sign is made here: ``on_confirmed`` is called for a channel whenever its subscription stands (again), and whoever
-reads the channel then looks into the log.
+Pub/sub is only there for latency: a dropped connection silently loses what is published meanwhile. So ``on_confirmed`` is
+called whenever a channel's subscription is confirmed, also after a reconnect, and the channel's reader then reads the log.
 
 redis-py's PubSub class is not used: concurrent first subscribes each check out a connection and orphan all but one
-(measured on 5.3.1 and 8.1.0), and ``get_message`` costs a timeout object and several tasks' switches per message.
+(measured on 5.3.1 and 8.1.0), and ``get_message`` costs a timeout object and several task switches per message.
 """
 
 import asyncio
@@ -33,7 +32,7 @@ _PING_S = 5.0
 _SILENCE_S = 11.0
 _RECONNECT_S = (0.02, 0.05, 0.1, 0.25, 0.5)
 _CHANNELS_PER_COMMAND = 500
-"""After a drop all channels come back, in portions: each portion's followers repair before the next floods in."""
+"""After a reconnect all channels are subscribed in portions, so that the followers of one catch up before the next arrives."""
 
 
 class Subscriber:
@@ -48,8 +47,8 @@ class Subscriber:
         moves: Callable[[], int] = lambda: 0,
         problems: RedisProblems | None = None,
     ) -> None:
-        """``moves``: how often the primary was found to be another. Each time the connection is made anew: a demoted Redis
-        keeps it open, and says nothing, or repeats late what it hears of its primary.
+        """``moves``: how often another primary was found. Each time the connection is replaced, since a demoted Redis keeps it
+        open, and publishes nothing, or only late what its primary publishes.
         """
         self._moves = moves
         self._problems = problems or RedisProblems()
@@ -77,14 +76,14 @@ class Subscriber:
             await asyncio.wait([self._owner])
 
     def subscribe(self, channel: str) -> None:
-        """Asks for a channel; ``on_confirmed`` says when it stands. A second call changes nothing."""
+        """Subscribes to a channel; ``on_confirmed`` is called when it is confirmed. A second call changes nothing."""
         if channel not in self._wanted:
             self._wanted[channel] = None
             self._unsent.append(("SUBSCRIBE", channel))
             self._asked.set()
 
     def unsubscribe(self, channel: str) -> None:
-        """Lets a channel go. A second call changes nothing."""
+        """Unsubscribes from a channel. A second call changes nothing."""
         if channel in self._wanted:
             del self._wanted[channel]
             self._standing.discard(channel)
@@ -99,15 +98,15 @@ class Subscriber:
         failures = 0
         while True:
             try:
-                # A task of its own: a TaskGroup whose child fails while it waits leaves its task counted as being
-                # cancelled, and on CPython 3.11.2 every later timeout in that task then ends it (seen there).
+                # In a task of its own: if a child fails while its TaskGroup waits, the group's task still counts as being
+                # cancelled, and on CPython 3.11.2 the next timeout in that task then ends it (seen there).
                 await asyncio.create_task(self._serve_one_connection(), name="redis channel")
             except FOREIGN_ERRORS:
                 pass
             except BaseExceptionGroup as errors:
                 if errors.split(FOREIGN_ERRORS)[1] is not None:
                     self._logger.exception("subscriber_failed")  # a bug of ours: logged, and the channels come back
-            # Cancelled in the very moment in which a child fails, a TaskGroup raises the failure alone.
+            # A TaskGroup that is cancelled in the moment in which a child fails raises only the failure.
             if self._is_over:
                 return
             failures = 0 if self._standing else failures + 1
@@ -164,7 +163,7 @@ class Subscriber:
             try:
                 self._tell(frame[0], frame[1].decode(), frame[2])
             except Exception:
-                # What one channel's reader cannot read, maybe from another release of ours, makes no other one deaf.
+                # A message that its reader cannot read, maybe of another release, must not stop the other channels.
                 self._logger.exception("message_dropped")
 
     def _tell(self, kind: bytes, channel: str, message: bytes) -> None:
@@ -175,7 +174,7 @@ class Subscriber:
             self._on_confirmed(channel)
 
     async def _watch(self, connection: AbstractConnection, moves: int) -> None:
-        """A half-open connection stays silent: ping it, and drop it when nothing is heard, or the primary moved."""
+        """Pings, and drops the connection if it stays silent, as a half-open one does, or if the primary moved."""
         loop = asyncio.get_running_loop()
         pinged_s = loop.time()
         while True:
@@ -187,12 +186,12 @@ class Subscriber:
             pinged_s = loop.time()
             if pinged_s - self._heard_s > _SILENCE_S:
                 raise TimeoutError
-            # Without channels too: silence must not be taken for a half-open connection.
+            # Also without channels, so that an idle connection is not taken for a half-open one.
             await send(connection, connection.pack_command("PING"))
 
 
 def _grouped(requests: Iterable[tuple[str, str]]) -> Iterable[tuple[str, ...]]:
-    """Neighbours of the same verb in one command."""
+    """Joins neighbouring requests with the same verb into one command."""
     verb, channels = "", list[str]()
     for next_verb, channel in requests:
         if next_verb != verb or len(channels) == _CHANNELS_PER_COMMAND:

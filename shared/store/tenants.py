@@ -1,4 +1,4 @@
-"""What is set for tenants: limits, and how long what they leave is kept. The scripts read it, so a change holds at once."""
+"""The settings of tenants: limits and retentions. The scripts read them from Redis, so a change holds at once."""
 
 from collections.abc import Mapping
 
@@ -16,12 +16,12 @@ class Tenants:
         self._commands = commands
 
     async def get(self, tenant: str) -> TenantSettings:
-        """What is set; all 0 for a tenant without settings, known or not. Raises StorageUnavailable."""
+        """The tenant's settings; all 0 if nothing is set for it. Raises StorageUnavailable."""
         found = await self._commands.call("HMGET", redis_keys.tenant(tenant), *_FIELDS)
         return TenantSettings(**{name: int(value or 0) for name, value in zip(_FIELDS, found, strict=True)})
 
     async def set(self, tenant: str, changes: Mapping[str, int]) -> TenantSettings:
-        """Changes the named members of TenantSettings, 0 takes one away. Returns what is set now. Safe to repeat.
+        """Changes the named members of TenantSettings; 0 removes one. Returns what is set now. Safe to repeat.
 
         Raises StorageUnavailable, StorageFull.
         """
@@ -31,7 +31,7 @@ class Tenants:
         return await self.get(tenant)
 
     async def clear(self, tenant: str) -> None:
-        """As if nothing had ever been set for it."""
+        """Removes all settings of the tenant."""
         await self.set(tenant, dict.fromkeys(_FIELDS, 0))
 
     async def list(self) -> dict[str, TenantSettings]:

@@ -1,7 +1,7 @@
 """The state of the upstreams, shared by all workers, and the ledger of their calls.
 
-A call is reserved before it is made and closed after it, each in one script: what limits bear, what a gate or a circuit
-allows, and the call's row in the ledger change together. None of it is in one script with a job.
+A call is reserved before it is made and closed after it has ended, each in one script: limits, gate, circuit and the call's
+row in the ledger change together. Such a script never touches a job.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from shared.store import redis_keys
 from shared.store.commands import Commands
 
 LEAST_RETRIES: Final = 60
-"""A minute, of a route: so many are let through however few calls there are. Beyond them, a tenth of all calls."""
+"""Retries a minute that a route always allows, however few calls there are. More may be a tenth of all calls."""
 
 _FOUND_AT_ONCE: Final = 20
 
@@ -29,7 +29,7 @@ class Verdict(StrEnum):
 
     OK = "ok"
     TROUBLE = "trouble"
-    """What opens its circuit."""
+    """Enough of these open its circuit."""
     NONE = "none"
 
 
@@ -57,12 +57,12 @@ class CallFacts(NamedTuple):
     epoch: int
     attempt: int
     model: str
-    """As the upstream knows it: what it is priced by."""
+    """The upstream's name for it, by which the call is priced."""
     is_retry: bool
     input_estimate: int
     output_estimate: int
     may_probe: bool = True
-    """Whether its end would say something about the route: not if the job has timers of its own, shorter than all others'."""
+    """Whether its end would say something about the route. Not if the job's own timers are shorter than the settings'."""
 
 
 class Reserved(NamedTuple):
@@ -74,7 +74,7 @@ class Reserved(NamedTuple):
 
 
 class Denied(NamedTuple):
-    """Not now."""
+    """The call may not be made now."""
 
     why: Obstacle
     wait_s: float
@@ -91,7 +91,7 @@ class CallEnd(NamedTuple):
     """
     usage: Usage
     is_estimated: bool
-    """Whether a part of the usage is a guess of ours."""
+    """Whether part of the usage is our estimate."""
     cost_nano_usd: int | None
     """None: nobody knows the model's price."""
     verdict: Verdict = Verdict.NONE
@@ -100,7 +100,7 @@ class CallEnd(NamedTuple):
     code: str = ""
     """Why, one of JOB_ERROR_CODES."""
     learned: Limits = Limits()
-    """What the upstream said of its limits."""
+    """The limits that the upstream reported."""
 
 
 class RouteState(NamedTuple):
@@ -108,17 +108,17 @@ class RouteState(NamedTuple):
 
     name: str
     shut_s: float
-    """Until it may be called, or has room again; 0: now."""
+    """Seconds until it may be called and has room; 0: now."""
     why: str
-    """``full``, or one of JOB_ERROR_CODES; of the last gate, if it is not shut."""
+    """``full``, or one of JOB_ERROR_CODES. If it is not shut, why it last was."""
     open_ms: int | None
     """Since when its circuit is open."""
     room: int | None
-    """How many more calls its limits bear now; None: any number."""
+    """How many more calls its limits allow now; None: any number."""
 
 
 class Abandoned(NamedTuple):
-    """A row whose worker is silent."""
+    """The row of a call whose worker is silent."""
 
     call_id: str
     route: str
@@ -172,9 +172,10 @@ class Upstreams:
         return Denied(Obstacle(what.decode()), int(number) / 1000, rest.decode())
 
     def close_call(self, route: str, call_id: str, opened_ms: int, end: CallEnd) -> "asyncio.Future[int]":
-        """Closes the row. Not a coroutine: a run that is cancelled has no time to wait. Safe to repeat.
+        """Closes the row. Not a coroutine, because a cancelled run cannot wait. Safe to repeat.
 
-        Gives 0 if it was closed before; else 1, and what it was charged when somebody closed it as lost (nano-dollars).
+        The future gives 0 if the row was closed before; else 1, plus the cost (nano-dollars) that was counted when another
+        worker closed it as lost.
         """
         amounts = [*msgspec.structs.asdict(end.usage).items(), ("cost_nano_usd", end.cost_nano_usd or 0)]
         return self._commands.run(
@@ -196,22 +197,22 @@ class Upstreams:
         )
 
     def probed(self, route: str, call_id: str) -> "asyncio.Future[int]":
-        """The probe is being answered: the circuit closes."""
+        """The upstream has begun to answer the probe: the circuit closes."""
         return self._commands.run("probed", route=route, id=call_id)
 
     async def hold(self, calls: Iterable[tuple[str, str]]) -> list[Abandoned]:
-        """These (route, call id) go on. Also gives rows that nobody holds any more: close them."""
+        """Renews the hold on these (route, call id). Also returns the rows that no worker holds any more: close them."""
         flat = [part for call in calls for part in call]
         rows = await self._commands.run("hold", lease_ms=self._hold_ms, most=_FOUND_AT_ONCE, calls=flat)
         return [_abandoned_of(row) for row in rows]
 
     async def look(self, routes: Iterable[Route] = ()) -> list[RouteState]:
-        """Every route's state. ``routes`` carry the limits that the settings give them."""
+        """The state of the routes. Those in ``routes`` have limits in the settings."""
         limited = [part for route in routes for part in (route.name, *_arguments(route.limits))]
         return [_state_of(*state) for state in await self._urgent.run("look", limited=limited)]
 
     async def is_checker(self, every_s: float) -> bool:
-        """Whether this worker is the one that asks idle upstreams this time."""
+        """Whether this worker is the one that checks idle upstreams this time."""
         return bool(await self._commands.call("SET", redis_keys.plain("check"), 1, "NX", "PX", int(every_s * 1000)))
 
 

@@ -1,4 +1,4 @@
-"""Usage as it is read: what a tenant's calls add up to, day by day. The ledger counts it up; here nothing is written."""
+"""Reads the sums of a tenant's calls, day by day. The ledger adds to them; nothing is written here."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ _DAYS_AT_ONCE = 40
 
 
 class UsageBook:
-    """The sums of all tenants. They lie outside of the shards: no read of them sees a job."""
+    """The sums of all tenants. They are outside of the shards, and reading them touches no job."""
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
@@ -20,7 +20,7 @@ class UsageBook:
     async def days(self, tenant: str, first_day: date, last_day: date) -> AsyncIterator[list[UsageRow]]:
         """The tenant's rows of each of these days (UTC, both included) that has any, sorted by model and key.
 
-        Others have their turn after each day: one has up to MOST_ROWS_PER_DAY rows, and some. Raises StorageUnavailable.
+        Lets other tasks run after each day, which may have MOST_ROWS_PER_DAY rows and some more. Raises StorageUnavailable.
         """
         days = [first_day + timedelta(days=count) for count in range((last_day - first_day).days + 1)]
         for begin in range(0, len(days), _DAYS_AT_ONCE):

@@ -1,8 +1,8 @@
 """Deliveries of webhooks as records and as a queue: claimed under a lease, ended, sent again, listed.
 
-The jobs' queue in small: a lease instead of a worker's word, an epoch as fence, Redis's clock. A delivery waits in its lane,
-which is one tenant's way to one origin, so that a receiver that hangs delays nobody but itself. Deliveries are born by the
-scripts that end jobs and batches.
+It works like the queue of jobs: leases, an epoch as fence, Redis's clock. A delivery waits in its lane, which is for one
+tenant and one origin, so that a receiver that hangs delays only its own deliveries. The scripts that end jobs and batches
+create the deliveries.
 """
 
 import base64
@@ -23,7 +23,7 @@ from shared.webhooks import Attempt, Delivery, DeliveryState, EventType, Next, R
 LANE_MOST: Final = 8
 """Attempts at once from a tenant to an origin."""
 TENANT_MOST: Final = 16
-"""As above, to all origins of a tenant."""
+"""Attempts at once from a tenant to all origins."""
 _GONE_MS: Final = 30 * 86_400_000
 
 _ERASED_AT_ONCE: Final = 100
@@ -46,7 +46,7 @@ class DeliveryClaim(NamedTuple):
     delivery: Delivery
     epoch: int
     failed_before: int
-    """Attempts of this schedule."""
+    """Failed attempts of this schedule."""
 
 
 class Claimed(NamedTuple):
@@ -54,7 +54,7 @@ class Claimed(NamedTuple):
 
     claims: list[DeliveryClaim]
     next_due_s: float | None
-    """Until there may be more; None if there is none."""
+    """Seconds until more may be due; None if no delivery waits."""
 
 
 class DeliveryPage(NamedTuple):
@@ -75,7 +75,7 @@ class Webhooks:
     # For workers
 
     async def claim(self, *, count: int, lease_s: float) -> Claimed:
-        """What is due, at most ``count``; whoever does not end one within the lease has lost it."""
+        """Claims at most ``count`` deliveries that are due. A worker that does not end one within the lease loses it."""
         next_ms, *flat = await self._commands.run(
             "claim_deliveries",
             most=count,
@@ -94,7 +94,7 @@ class Webhooks:
         return Claimed(claims, None if int(next_ms) < 0 else int(next_ms) / 1000)
 
     async def end(self, claim: DeliveryClaim, then: Next, attempt: Attempt | None) -> bool:
-        """What became of it; without an ``attempt`` none was made, and none is counted. False: the claim was over."""
+        """Records how the claim ended. Without an ``attempt`` none was made, and none is counted. False: the claim was over."""
         reply = await self._commands.run(
             "end_delivery",
             id=claim.delivery.id,
@@ -109,22 +109,22 @@ class Webhooks:
         return bool(reply)
 
     async def result_of(self, delivery: Delivery) -> bytes | None:
-        """The result of the job that it is about, as stored; None if it has none, or none any more."""
+        """The result of the delivery's job, as stored; None if it has none, or no longer has one."""
         found: bytes | None = await self._commands.call("GET", redis_keys.result(delivery.subject))
         return found
 
     async def secrets(self, tenant: str) -> Secrets:
-        """What the tenant's deliveries are signed with; made when they are asked for first."""
+        """The secrets that sign the tenant's deliveries. The first is created when it is first needed."""
         return await self._secrets(tenant, "")
 
     # For callers
 
     async def rotate(self, tenant: str, *, grace_s: float) -> Secrets:
-        """A new secret; the one before signs as well for ``grace_s``. A tenant without one gets its first."""
+        """Creates a new secret; the one before signs too for ``grace_s``. A tenant without one gets its first."""
         return await self._secrets(tenant, int(grace_s * 1000))
 
     async def get(self, delivery_id: str, tenant: str) -> Delivery:
-        """Raises NotFound, for foreign ids too."""
+        """The delivery as it is now. Raises NotFound, also for another tenant's delivery."""
         record = await self._reads.one(tenant, redis_keys.delivery(delivery_id), _FIELDS)
         found = _own_delivery_of(delivery_id, record, tenant)
         if found is None:
@@ -132,13 +132,13 @@ class Webhooks:
         return found
 
     async def redeliver(self, delivery_id: str, tenant: str) -> Delivery:
-        """Sent again, now, whatever became of it; one that is being sent stays as it is. Raises NotFound."""
+        """Sends it again, now, whatever became of it; one that is being sent stays as it is. Raises NotFound."""
         if await self._commands.run("redeliver", id=delivery_id, tenant=tenant) < 0:
             raise NotFound
         return await self.get(delivery_id, tenant)
 
     async def erase_some(self, tenant: str) -> tuple[int, bool]:
-        """The next of the tenant's deliveries are gone, sent or not. How many, and whether there may be more. Safe to repeat."""
+        """Erases the tenant's next deliveries, sent or not. Returns how many, and whether there may be more. Safe to repeat."""
         erased, is_more = await self._commands.run("erase_deliveries", tenant=tenant, most=_ERASED_AT_ONCE)
         return erased, bool(is_more)
 
@@ -152,8 +152,8 @@ class Webhooks:
         job_id: str | None = None,
         batch_id: str | None = None,
     ) -> DeliveryPage:
-        """Newest job or batch first. ``batch_id``: of the batch and of its items. With a filter a page may be short of
-        ``limit`` and still have a next.
+        """The tenant's deliveries, newest job or batch first. ``batch_id``: only those of that batch and of its items. With a
+        filter, a page may have fewer than ``limit`` and still have a next.
         """
         if job_id is not None:
             return await self._page_of_job(tenant, job_id, state, batch_id)
@@ -228,7 +228,7 @@ def _delivery_of(delivery_id: str, record: Sequence[Any]) -> Delivery:
 
 
 def _is_wanted(record: Record, state: DeliveryState | None, batch_id: str | None) -> bool:
-    """By _FILTERED_BY."""
+    """Whether a record passes the filter. It has the fields in _FILTERED_BY."""
     own_state, *batches = record
     if own_state is None:
         return False

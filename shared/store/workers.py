@@ -1,4 +1,4 @@
-"""The workers that live, what they say of themselves, and the models that the upstreams offer."""
+"""The workers that live, the facts that they announce, and the models that the upstreams offer."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ class Workers:
         self._kept_ms = int(settings.lease_s * 3000)
 
     async def announce(self, worker: str, facts: Mapping[str, str | int]) -> None:
-        """The worker lives, and says what it does. Its facts are kept for three leases."""
+        """The worker is alive, and announces these facts. They are kept for three leases."""
         key = redis_keys.worker(worker)
         names = redis_keys.plain("workers")
         calls = [
@@ -38,7 +38,7 @@ class Workers:
         await forgotten
 
     async def living(self) -> list[dict[str, str]]:
-        """What each living worker says of itself."""
+        """The facts that each living worker announces."""
         names = [name.decode() for name in await self._urgent.call("SMEMBERS", redis_keys.plain("workers"))]
         replies = [self._urgent.call("HGETALL", redis_keys.worker(name)) for name in names]
         found = [await reply for reply in replies]
@@ -65,7 +65,7 @@ class Workers:
 
 
 def _models_of(raw: bytes) -> list[ModelInfo]:
-    """None, if a newer release wrote it in another way."""
+    """Empty if a newer release wrote the list in another form."""
     try:
         return msgspec.json.decode(raw, type=list[ModelInfo])
     except msgspec.DecodeError:
