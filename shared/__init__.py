@@ -1,1 +1,1 @@
-"""What a job is: pure modules that the API, the workers and the command line share."""
+"""What the API, the workers and the command line share: pure modules, and ``store/``, the only code that touches Redis."""

@@ -25,9 +25,9 @@ class Scope(StrEnum):
     READ = "read"
     """Read and follow jobs, batches, usage and webhook deliveries; read the details of ``/health``."""
     CANCEL = "cancel"
-    """Cancel and erase."""
+    """Cancel and erase jobs and batches."""
     ADMIN = "admin"
-    """Manage the tenant's keys and its webhook secret; not with a replaced secret, or a thief could extend its life."""
+    """Manage the tenant's keys and its webhook secret. A secret that was replaced cannot: a thief could extend its life."""
 
 
 ALL_SCOPES: Final = frozenset(Scope)
@@ -46,7 +46,7 @@ class Caller(msgspec.Struct, frozen=True):
     limits: CallerLimits = CallerLimits()
     """The key's own limits; the tenant's apply as well."""
     is_retiring: bool = False
-    """The request carries the secret from before the key's last rotation, which stays valid during the grace."""
+    """The request carries the secret from before the key's last rotation, which stays valid for a grace period."""
 
 
 class ApiKey(msgspec.Struct, frozen=True):
@@ -64,7 +64,7 @@ class ApiKey(msgspec.Struct, frozen=True):
     expires_ms: int | None = None
     revoked_ms: int | None = None
     last_used_ms: int | None = None
-    """To about a minute."""
+    """Accurate to about a minute."""
     rotated_ms: int | None = None
     """When it got its current secret, if that is not its first."""
     retiring_ms: int | None = None
@@ -90,7 +90,7 @@ KEY_ID: Final = re.compile(r"key_[0-9a-hjkmnp-tv-z]{16}", re.ASCII)
 DEFAULT_ENV: Final = "live"
 
 KEY_PREFIX: Final = "ts_"
-"""Begins every key of ours: other texts are other vendors' keys."""
+"""Every tokenspool key begins with it: a text without it is another vendor's key."""
 _TEXT: Final = re.compile(rb"ts_([a-z0-9]{1,16})_([0-9a-hjkmnp-tv-z]{16})_[0-9A-Za-z]{33}")
 _MOST_CHARS: Final = 128
 _BASE_32: Final = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -108,7 +108,7 @@ class PresentedKey(NamedTuple):
 
 
 def new_key_id() -> str:
-    """Sorts by creation time (50 bits of milliseconds). 30 random bits make it unique; it is no secret."""
+    """Ids sort by creation time (50 bits of milliseconds). 30 random bits make them unique; they are no secret."""
     number = time.time_ns() // 1_000_000 << 30 | secrets.randbits(30)
     return "key_" + "".join([_BASE_32[number >> shift & 31] for shift in range(75, -1, -5)])
 
@@ -148,6 +148,6 @@ def _checksum_of(text: bytes) -> str:
 
 
 def is_within(limits: CallerLimits, own: CallerLimits) -> bool:
-    """Whether no limit is wider than the key's own. 0 is no limit."""
+    """Whether each limit in ``limits`` is at most the same limit in ``own``. 0 means no limit."""
     pairs = zip(msgspec.structs.astuple(limits), msgspec.structs.astuple(own), strict=True)
     return all(not most or 0 < limit <= most for limit, most in pairs)

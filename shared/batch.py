@@ -1,7 +1,7 @@
 """A batch: many requests under one id, its states, the table of its life cycle, its counts.
 
-Its items are jobs like any other, of the lowest band; what is the batch's own is how they come in, how they are counted,
-and how their results are read. BATCH_TRANSITIONS is the only place that says which state may follow which.
+Its items are ordinary jobs in the lowest band. Only three things are special to a batch: how its items arrive, how they
+are counted, and how their results are read. BATCH_TRANSITIONS is the only place that says which state may follow which.
 """
 
 from enum import StrEnum
@@ -17,15 +17,15 @@ class BatchState(StrEnum):
     """Where a batch is."""
 
     RECEIVING = "receiving"
-    """Its requests come in; none of them runs. START begins it, DROP leaves nothing of it."""
+    """Its body is arriving, and none of its items runs. START starts it, DROP erases it."""
     RUNNING = "running"
-    """Its body was whole; its items wait, run and end. The last one's end ends it."""
+    """Its body has arrived; its items wait, run and end. It ends when its last item ends."""
     CANCELLING = "cancelling"
-    """The caller cancelled it; what has not ended is being ended."""
+    """A caller cancelled it; the items that have not ended are being cancelled."""
     ENDED = "ended"
     """Every item has ended. Final."""
     DROPPED = "dropped"
-    """Is being erased, piece by piece, and not found any more."""
+    """It is being erased in pieces; for callers it no longer exists."""
 
 
 class BatchStep(StrEnum):
@@ -51,10 +51,10 @@ ITEM_PRIORITY: Final = Priority.LOW
 
 
 class BatchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What never changes after submit. One JSON field of the record."""
+    """What never changes after the submit. One field of the record, as JSON."""
 
     items: JobSpec
-    """What all items have in common: their limits. ``model``, ``custom_id`` and ``prompt_hash`` are each one's own."""
+    """The options that all items share. ``model``, ``custom_id`` and ``prompt_hash`` in it are unused: each item has its own."""
     metadata: dict[str, str] = {}
     retry_of: str | None = None
     webhook: Webhook | None = None
@@ -62,20 +62,20 @@ class BatchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BatchCounts(msgspec.Struct, frozen=True):
-    """How many items are where, in the job's words. ``total`` is always the sum of the others."""
+    """How many items are in each state of a job. ``total`` is always the sum of the others."""
 
     total: int = 0
     queued: int = 0
     running: int = 0
     succeeded: int = 0
     failed: int = 0
-    """Lines that could not run are among them."""
+    """Includes the lines that could not run."""
     cancelled: int = 0
     expired: int = 0
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """A batch as its record stands. Times are milliseconds since 1970 by Redis's clock."""
+    """A batch, read from its record. Times are milliseconds since 1970 by Redis's clock."""
 
     id: str
     tenant: str
@@ -83,18 +83,18 @@ class Batch(msgspec.Struct, frozen=True):
     spec: BatchSpec
     counts: BatchCounts
     invalid_lines: int
-    """Lines that could not run: the failed items that never were a job."""
+    """How many lines could not run: these failed items never became jobs."""
     usage: Usage
-    """Of the answers of the items that succeeded, added up."""
+    """The sum over the answers of the items that succeeded."""
     created_ms: int
-    """When its body was whole."""
+    """When its body had arrived completely."""
     expires_ms: int
-    """When what has not started ends as ``expired``."""
+    """When the items that have not started end as ``expired``."""
     cancelled_ms: int | None = None
     """When a caller cancelled it."""
     ended_ms: int | None = None
     cost_usd: float | None = None
-    """Of all calls of all items. None if the price of one is not known, and until one has ended."""
+    """The cost of all calls for all items. None if the price of one is unknown, and until the first call has ended."""
 
     @property
     def has_ended(self) -> bool:
@@ -103,10 +103,10 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class NewItem(msgspec.Struct, frozen=True):
-    """A line that can run, about to be a job."""
+    """A line that can run: it becomes a job."""
 
     line: int
-    """Its number in the body, from 1; of a JSON body, of the request in its list."""
+    """Its line number in the body, from 1; in a JSON body, the request's position in the list."""
     job_id: str
     custom_id: str
     model: str
@@ -119,13 +119,13 @@ class InvalidItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
     line: int
     message: str
-    """Why, without a word of its content."""
+    """Why it cannot run. Never quotes the request."""
     custom_id: str | None = None
-    """If it had one, and it is not another line's."""
+    """None if the line has none, or has the same one as another line."""
 
 
 class EndedItem(msgspec.Struct, frozen=True):
-    """Where a line's outcome is found: in its job, or here if it never was one."""
+    """Where to find a line's outcome: in its job, or in ``invalid`` if it never became a job."""
 
     line: int
     job_id: str | None

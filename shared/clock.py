@@ -1,6 +1,6 @@
 """Converts times: clients see RFC 3339 in UTC with milliseconds; our code counts whole milliseconds since 1970.
 
-Redis's TIME is the clock of the life cycle; a process's own clock only measures durations.
+The times of jobs and batches come from Redis's TIME; a process's own clock only measures durations.
 """
 
 import re

@@ -1,7 +1,7 @@
 """A completion: the answer that one attempt's Messages events add up to.
 
-Pure. The worker feeds it each event that the upstream sent; only a stream that ended with ``message_stop`` and a stop
-reason is a whole answer (the official SDK reports a broken-off one as a success, measured on 0.75 and 2.12).
+Pure. The worker adds each event that the upstream sends. An answer is whole only if its stream ended with ``message_stop``
+and gave a stop reason: the official SDK reports a stream that broke off as a success (measured on 0.75 and 2.12).
 """
 
 import contextlib
@@ -20,7 +20,7 @@ class GarbledStream(Exception):
 _T = TypeVar("_T")
 
 _MISFITS: Final = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
-"""What decoding, and looking for a member where there is none, can raise. Every DecodeError is a ValueError."""
+"""What decoding an event, or reading a member that it lacks, can raise. Every DecodeError is a ValueError."""
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -41,14 +41,14 @@ _content_block_delta: Final = msgspec.json.Decoder(_ContentBlockDelta)
 _any_object: Final = msgspec.json.Decoder(dict[str, Any])
 
 _CUTS: Final = frozenset({"max_tokens", "model_context_window_exceeded", "refusal"})
-"""Stop reasons that end an answer wherever it is, be it in the middle of a tool's input."""
+"""Stop reasons that can cut an answer anywhere, even in the middle of a tool's input."""
 
 _MOST_TOKENS: Final = 1 << 31
-"""Redis refuses to add what is beyond 64 bits, after it has added the counts before it."""
+"""Larger counts are cut to this. Redis fails at a sum beyond 64 bits, and then its script has added only some of the counts."""
 
 
 class Completion:
-    """Grows event by event; ``result`` is what the job will show."""
+    """The answer so far, which grows event by event."""
 
     def __init__(self) -> None:
         self.has_content = False
@@ -67,9 +67,10 @@ class Completion:
         return self.is_stopped and self.stop_reason is not None
 
     def add(self, name: str, data: bytes, text: tuple[int, str] | None = None) -> tuple[int, str] | None:
-        """Take one event in. Returns (block index, text) if it is a text delta; whoever has decoded that hands it in.
+        """Adds one event. Returns (block index, text) for a text delta, else None.
 
-        Raises GarbledStream if the event does not fit.
+        A caller that has decoded the text delta already passes that pair as ``text``. Raises GarbledStream for an event
+        that cannot follow those before it.
         """
         try:
             if text is not None:
@@ -98,7 +99,7 @@ class Completion:
         event = _any_object.decode(data)
         if name == "message_start":
             if self._message is not None:
-                raise GarbledStream("a second message_start")  # followers would hold both beginnings, the result one
+                raise GarbledStream("a second message_start")  # followers would see both beginnings, the result one
             message = dict(event["message"])
             message["usage"] = dict(message.get("usage") or {})
             self._message = message
@@ -117,7 +118,7 @@ class Completion:
         elif name == "message_stop":
             self._started()
             last = max(self._blocks, default=None)
-            for index, block in self._blocks.items():  # one that was never stopped would lose its input, and look whole
+            for index, block in self._blocks.items():  # without its stop event a block would lose its input
                 try:
                     block.end(may_be_cut=index == last and self.stop_reason in _CUTS)
                 except ValueError as error:
@@ -133,7 +134,7 @@ class Completion:
 
     @property
     def usage(self) -> Usage:
-        """As the upstream reported it so far, with counts that no answer can have cut to what can be added up. Raises GarbledStream."""
+        """Tokens as the upstream has reported them so far, each from 0 to _MOST_TOKENS. Raises GarbledStream."""
         reported = self._message["usage"] if self._message else {}
         try:
             counts = {name: int(reported.get(name) or 0) for name in Usage.__struct_fields__}
@@ -143,12 +144,15 @@ class Completion:
 
     @property
     def tokens_heard(self) -> int:
-        """Of the answer so far, where the upstream has reported none: at least one a delta, and one in four characters."""
+        """Estimated tokens of the answer so far, where the upstream has reported none.
+
+        One per delta, or one per four characters, whichever is more.
+        """
         parts = [part for block in self._blocks.values() for part in block.parts()]
         return max(len(parts), sum(map(len, parts)) // 4)
 
     def message(self) -> dict[str, Any]:
-        """The Messages API's own object, whole."""
+        """The whole answer as the Messages API's Message object."""
         message = self._started()
         return {**message, "content": [block.whole() for _, block in sorted(self._blocks.items())]}
 
@@ -163,7 +167,7 @@ class Completion:
 
 
 class _Block:
-    """One content block. Unknown kinds survive as their start event gave them."""
+    """One content block. A block of an unknown type is kept as its start event gave it."""
 
     def __init__(self, start: dict[str, Any]) -> None:
         self.start = start
@@ -172,7 +176,7 @@ class _Block:
         self._partial_json: list[str] = []
         self._citations: list[Any] = []
         self._is_read = False
-        """Whether the input is what the pieces add up to."""
+        """Whether ``start["input"]`` contains all pieces of ``_partial_json``."""
 
     def add(self, delta: _Delta) -> None:
         match delta.type:
@@ -182,7 +186,7 @@ class _Block:
                 self._partial_json.append(_needed(delta.partial_json))
                 self._is_read = False
             case "signature_delta":
-                self.start["signature"] = _needed(delta.signature)  # each is whole, as the official SDKs take it
+                self.start["signature"] = _needed(delta.signature)  # replaces the one before, as in the official SDKs
             case "citations_delta":
                 self._citations.append(_needed(delta.citation))
 
@@ -191,14 +195,14 @@ class _Block:
         return [*self.text, *self._partial_json, *self._thinking]
 
     def close(self) -> None:
-        """Its stop came. Whether input that is not JSON is a failure depends on the stop reason."""
+        """Its stop event arrived. Input that is not JSON is no failure yet: that depends on the stop reason."""
         with contextlib.suppress(ValueError):
             self.end(may_be_cut=False)
 
     def end(self, *, may_be_cut: bool) -> None:
-        """No more of it will come. Input that was cut is what the official SDK makes of it: the members that are whole.
+        """Parses the input: no more of it will arrive. If it was cut, its whole members are kept, as in the official SDK.
 
-        Raises a ValueError if a tool's input is no JSON object (null is none), or no beginning of one.
+        Raises ValueError if a tool's input is not a JSON object or null; if it was cut, not the beginning of an object.
         """
         if self._is_read:
             return

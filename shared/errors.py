@@ -10,7 +10,7 @@ TokenspoolError
     ├── NotFound            404      the same for absent ids and for another tenant's
     ├── MethodNotAllowed    405
     ├── NotAcceptable       406
-    ├── RequestTimeout      408      the head did not come in time
+    ├── RequestTimeout      408      the head did not arrive in time
     ├── NotEnded            409      only an ended job can be erased or retried
     ├── KeyEnded            409      a revoked or expired key cannot be rotated
     ├── TooManyKeys         409
@@ -27,7 +27,7 @@ TokenspoolError
     │   └── TooManyReads    429 │
     ├── TooManyConnections  503 │
     ├── ServerStopping      503 ┘
-    ├── UpstreamFailed      502      how the job of a /complete ended; the code is the job's own
+    ├── UpstreamFailed      502      how the job of a /complete ended; the code is that of the job's error
     │   ├── UpstreamRateLimited 429
     │   └── UpstreamTimeout 504
     └── InternalError       500
@@ -47,7 +47,7 @@ class TokenspoolError(Exception):
 
 
 class SettingsError(TokenspoolError):
-    """One sentence: the variable, what was expected, what it was."""
+    """The message is one sentence: the variable, what was expected, what it was."""
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -260,7 +260,7 @@ class InternalError(Problem):
 
 
 class JobError(msgspec.Struct, frozen=True):
-    """Why a job did not succeed: ``job.error``, and a value in the worker. Never holds prompt or answer."""
+    """Why a job did not succeed: the ``error`` of its record. Never holds a prompt or an answer."""
 
     code: str
     """One of JOB_ERROR_CODES."""

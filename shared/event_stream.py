@@ -1,7 +1,7 @@
-"""Server-sent events out of bytes as they arrive (WHATWG HTML, section 9.2.6), however they are cut.
+"""Decodes server-sent events from bytes as they arrive, wherever they are cut (WHATWG HTML, section 9.2.6).
 
-Knows nothing of HTTP or of jobs. Lines end at LF, CR or CRLF only: HTTP clients' own line readers also break at U+2028
-and its like, which may stand raw in a model's text.
+Knows nothing of HTTP or of jobs. Lines end at LF, CR or CRLF only. The line readers of HTTP clients also break at U+2028
+and the like, which a model's text may contain unescaped.
 """
 
 from typing import Final
@@ -10,27 +10,27 @@ BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class BlockDecoder:
-    """Feed it pieces; it gives the blocks of lines that they complete, each an event's. The lines of a block end in LF."""
+    """Feed it pieces of bytes; it returns the blocks of lines that they complete, one block per event, with LF line ends."""
 
     def __init__(self) -> None:
         self.unfinished_bytes = 0
-        """Of the event that has begun. Whoever reads from strangers bounds it."""
+        """Size of the event that has begun. A caller that does not trust the sender must bound it."""
         self._pieces: list[bytes] = []
         self._ends_in_cr = False
         self._ends_in_lf = False
 
     @property
     def unfinished_lines(self) -> bytes:
-        """The lines of the event that has begun, as far as they are whole."""
+        """The whole lines of the event that has begun."""
         return b"".join(self._pieces).rpartition(b"\n")[0]
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """Blocks in order, none empty. An event that was cut off before its blank line is never given."""
+        """Returns the completed blocks in order, none empty. An event that is cut off before its blank line is never returned."""
         if piece and (b"\r" in piece or self._ends_in_cr):
             piece = self._with_line_feeds(piece)
         if not piece:
             return []
-        # Only an empty line ends an event: joining at every line would take quadratic time on one of many lines.
+        # Join only when an empty line ends an event: joining at every line would take quadratic time for a long event.
         ends_event = b"\n\n" in piece or (self._ends_in_lf and piece.startswith(b"\n"))
         self._ends_in_lf = piece.endswith(b"\n")
         self._pieces.append(piece)
@@ -44,7 +44,7 @@ class BlockDecoder:
         return [block for block in blocks if block]
 
     def _with_line_feeds(self, piece: bytes) -> bytes:
-        """CRLF and lone CR are line ends too; a CRLF may be cut in two."""
+        """Turns CRLF and a lone CR into LF. A CRLF may be cut in two."""
         if self._ends_in_cr and piece.startswith(b"\n"):
             piece = piece[1:]
         self._ends_in_cr = piece.endswith(b"\r")

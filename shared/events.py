@@ -1,8 +1,8 @@
 """What is written to a job's log and sent to its followers: event names, ids, and the form on the pub/sub channel.
 
-The log holds the upstream's own Messages events as they are, and ours between them. An event's id is
-``<epoch>-<seq>``: the epoch is made at claim, seq counts from 0 without holes; it is the entry id of the Redis stream,
-the fence, the order and the SSE ``id:`` in one.
+The log holds the upstream's own Messages events unchanged, and our events between them. An event's id is
+``<epoch>-<seq>``: a claim makes the epoch, and seq counts from 0 without gaps. This one id is the entry id of the Redis
+stream, the fence, the order, and the ``id:`` of the server-sent event.
 """
 
 import re
@@ -35,7 +35,7 @@ class OurEvent(StrEnum):
 TERMINAL_EVENTS: Final = frozenset(state.value for state in TERMINAL_STATES)
 
 OUR_NAMES: Final = TERMINAL_EVENTS | {event.value for event in OurEvent}
-"""What an upstream's event may not be called: it is passed over."""
+"""Reserved names: an upstream's event that has one of them is skipped."""
 
 RESET_REASONS: Final = ("worker_lost", "upstream_failed", "drained", "cursor_trimmed", "log_rolled_back")
 
@@ -54,14 +54,14 @@ class Event(NamedTuple):
     """One entry of a log."""
 
     id: EventId | None
-    """None for what the relay makes itself."""
+    """None for an event that the relay makes itself."""
     name: str
     data: bytes
     """One line of JSON."""
 
     @property
     def is_terminal(self) -> bool:
-        """Whether nothing follows."""
+        """Whether it is the job's last event."""
         return self.name in TERMINAL_EVENTS
 
 
@@ -77,7 +77,8 @@ def parse_cursor(text: str) -> EventId | None:
 def decode_published(message: bytes) -> list[Event]:
     """The events of one message on a job's channel.
 
-    ``<epoch>-<seq>`` of the first, then name and data of each, all separated by line feeds (data is one line of JSON).
+    A message is the id of its first event, then the name and the data of each event, all separated by line feeds (data is
+    one line of JSON).
     """
     first, *rest = message.split(b"\n")
     epoch_text, _, seq_text = first.partition(b"-")
@@ -89,10 +90,10 @@ def decode_published(message: bytes) -> list[Event]:
 
 
 def following_on(events: Iterable[Event], position: EventId | None) -> tuple[list[Event], bool]:
-    """The events that follow on from ``position``, seq by seq, and whether none is missing between them.
+    """The events that follow ``position`` without a gap, and whether that is all of them.
 
-    ``position`` is the last event that a client has; None: it has none. Events that it has are left out. Where one is missing,
-    or another epoch begins, the events end: what comes next only the log can say.
+    ``position`` is the last event that a client has; None: it has none. Events that it has are left out. The list ends at a
+    gap, or where another epoch begins: only the log says what comes next.
     """
     following: list[Event] = []
     for event in events:
@@ -122,7 +123,7 @@ _delta_decoder: Final = msgspec.json.Decoder(_ContentBlockDelta)
 _encode: Final = msgspec.json.Encoder().encode
 
 DELTA_TYPES: Final = {"text": "text_delta", "thinking": "thinking_delta", "partial_json": "input_json_delta"}
-"""The member by which a block grows → the type of the deltas that carry it."""
+"""Member of a content block that grows → the type of the deltas that extend it."""
 
 
 _HEADS: Final = {
@@ -134,7 +135,7 @@ _TEXT_MARK: Final = _HEADS["text"].partition(b"%d,")[2]
 
 
 def delta_head(index: int, member: str) -> bytes:
-    """What all deltas of block ``index`` begin with, up to the value of ``member``; ``encode_delta`` completes it."""
+    """The beginning of all deltas of block ``index``, up to the value of ``member``; ``encode_delta`` completes it."""
     return _HEADS[member] % index
 
 
@@ -144,14 +145,14 @@ def encode_delta(head: bytes, value: str) -> bytes:
 
 
 def encode_text_delta(index: int, text: str) -> bytes:
-    """The same of a text block, where no head is at hand."""
+    """The data of one text delta, for a caller that has no ``delta_head``."""
     return _TEXT_DELTA % (index, _encode(text))
 
 
 def text_as_json(event: Event) -> bytes | None:
     """The text that a ``content_block_delta`` adds, still as JSON; None if it adds none.
 
-    Cut out of the bytes where ``encode_delta`` made them, as it made nearly all: decoding costs several times as much.
+    ``encode_delta`` made nearly all deltas, and from these the text is cut out: decoding costs several times as much.
     """
     _, mark, rest = event.data.partition(_TEXT_MARK)
     if mark and rest.endswith(b"}}"):

@@ -1,7 +1,7 @@
 """A job: its states, the table of its life cycle, its record, its id.
 
-TRANSITIONS is the only place that says which state may follow which. The Redis scripts are given the allowed source
-states from it and spell none themselves; the picture in the documentation is drawn from it.
+TRANSITIONS is the only place that says which state may follow which. The Redis scripts get the allowed states from it as
+arguments and name none themselves; the diagram in the documentation is drawn from it.
 """
 
 import functools
@@ -80,7 +80,7 @@ BANDS: Final = tuple(Priority)
 
 
 LONGEST_WAIT_IN_SLOT_S: Final = 2.0
-"""A retry that waits for longer is not slept in a worker's slot: the job goes back to the queue."""
+"""A job that must wait longer than this for its retry does not keep its worker's slot: it goes back to the queue."""
 
 
 class JobKind(StrEnum):
@@ -89,21 +89,21 @@ class JobKind(StrEnum):
     MESSAGES = "messages"
     """An answer, streamed."""
     COUNT_TOKENS = "count_tokens"
-    """How many tokens a request has. No log, no place in lists; forgotten a minute after its end."""
+    """The number of a request's tokens. Such a job has no log, is in no list, and is erased a minute after its end."""
 
 
 class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What never changes after submit, but for the request itself. Written by SUBMIT; one JSON field of the record."""
+    """What never changes after the submit, without the request itself. SUBMIT writes it as one field of the record, as JSON."""
 
     model: str
-    """As asked; ``result.message.model`` is the one that answered."""
+    """The model that the caller asked for; ``result.message.model`` is the one that answered."""
     priority: Priority = Priority.NORMAL
     timeout_s: int = 600
-    """From the first start, over all attempts and waits."""
+    """Counted from the first start, over all attempts and waits."""
     max_attempts: int = 3
     """Upstream failures that are allowed, plus one. Takeovers and drains are not counted."""
     connect_timeout_s: int | None = None
-    """This and the next two: None is the worker's setting."""
+    """For this and the next two, None means the worker's setting."""
     first_token_timeout_s: int | None = None
     content_idle_timeout_s: int | None = None
     not_before_ms: int | None = None
@@ -116,14 +116,14 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """sha-256 of the request, first 12 hex digits: what logs carry in place of a prompt."""
     kind: JobKind = JobKind.MESSAGES
     may_start_over: bool = True
-    """Whether a failed attempt whose content is out may be followed by another. False: its only follower has no word for
-    ``reset``."""
+    """Whether another attempt may follow one that failed after followers saw some of its content. False where the protocol of
+    the only follower has no ``reset``."""
     anthropic_beta: str = ""
     """The caller's ``anthropic-beta`` header, for an upstream that knows it."""
     anthropic_version: str = ""
     """The caller's ``anthropic-version`` header, for an upstream that knows it. Empty: as the worker's settings."""
     key_id: str = ""
-    """The API key that it was submitted with; what its calls cost is counted for it. Empty: none."""
+    """The id of the API key that submitted it; the cost of its calls counts towards that key's budget. Empty: none."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -136,7 +136,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A job as its record has it. Times are milliseconds since 1970 by Redis's clock."""
+    """A job, read from its record. Times are milliseconds since 1970 by Redis's clock."""
 
     id: str
     tenant: str
@@ -148,22 +148,22 @@ class Job(msgspec.Struct, frozen=True):
     attempts: int = 0
     """Upstream calls begun."""
     epoch: int = 0
-    """Of the newest claim, or of the script that wrote last without one."""
+    """The epoch of the newest claim, or of a later script that wrote without a claim."""
     started_ms: int | None = None
-    """First claim."""
+    """When it was first claimed."""
     first_token_ms: int | None = None
-    """When the first content of the attempt that gave the result was there."""
+    """When the first content arrived, in the attempt that gave the result."""
     ended_ms: int | None = None
     end_id: str | None = None
     """The id of the terminal event; a follower whose cursor this is has seen everything."""
     error: JobError | None = None
     usage: Usage | None = None
     cost_usd: float | None = None
-    """Of all its calls. None if the price of one is not known, and until one has ended."""
+    """The cost of all its calls. None if the price of one is unknown, and until the first call has ended."""
     webhook: Webhook | None = None
-    """Its own; an item's is its batch's."""
+    """The job's own webhook. None for an item: its batch has the webhook."""
     result: msgspec.Raw | None = None
-    """``{"text", "stop_reason", "message"}`` as stored by FINISH; None unless succeeded and asked for."""
+    """``{"text", "stop_reason", "message"}`` as stored by FINISH; None unless the job succeeded and the reader asked for it."""
 
     @property
     def has_ended(self) -> bool:
@@ -172,7 +172,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Submission(msgspec.Struct, frozen=True):
-    """A job about to be born."""
+    """A job to be created."""
 
     id: str
     tenant: str
@@ -181,13 +181,13 @@ class Submission(msgspec.Struct, frozen=True):
     """The upstream request as JSON, without ``stream``. The prompt is stored here, and nowhere else."""
     idempotency_key: str | None = None
     fingerprint: str = ""
-    """Of the parsed body: equal JSON is the same body."""
+    """Hash of the parsed body: bodies of equal JSON have the same one."""
     limits: CallerLimits = CallerLimits()
-    """Of the API key; those of the tenant are in Redis."""
+    """The API key's limits; the tenant's are in Redis."""
     reservation: Reservation = Reservation()
     webhook: Webhook | None = None
     attended_by: str = ""
-    """The API process whose client waits for it: with neither it is cancelled. Empty: nobody has to wait."""
+    """The API process whose client waits for the job: if either is gone, the job is cancelled. Empty: not attended."""
 
 
 _ALPHABET: Final = b"0123456789abcdefghjkmnpqrstvwxyz"
@@ -198,9 +198,9 @@ _ANY_BYTE_TO_ALPHABET: Final = _ALPHABET * 8
 def new_id(prefix: str) -> str:
     """``job_01m84bdq4t7w9k2p5x8r3n6v0c``: 48 bits of milliseconds, then 80 random bits, in Crockford's base 32.
 
-    Sorts by time of birth, and cannot be guessed.
+    Ids sort by creation time, and cannot be guessed.
     """
-    # A byte a character, and the moment once per millisecond: a submit makes two ids, and each took 8 µs; now 2.
+    # One random byte per character, and the time's part cached for its millisecond: 2 µs an id instead of 8 (measured).
     chance = secrets.token_bytes(16).translate(_ANY_BYTE_TO_ALPHABET).decode()
     return f"{prefix}_{_moment(time.time_ns() // 1_000_000)}{chance}"
 

@@ -1,4 +1,4 @@
-"""How much a key or a tenant may do. Written down once; the scripts of ``shared/store`` hold callers to it."""
+"""How much an API key or a tenant may do. The scripts in ``shared/store/lua/`` enforce it."""
 
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -7,26 +7,26 @@ import msgspec
 
 
 class CallerLimits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Each 0 is no limit. The names are those of the records' fields in Redis too."""
+    """The limits of a key or a tenant. 0 means no limit. The fields in Redis have the same names."""
 
     requests_per_minute: int = 0
-    """Submits admitted in any 60 s. A batch is one."""
+    """Submits that are accepted in any 60 s. A batch counts as one."""
     tokens_per_minute: int = 0
-    """Tokens of submits in any 60 s: reserved as ``max_tokens`` and an estimate of the input, then
-    replaced by the real usage. Those of batches are not counted: their pace is bounded by the next three."""
+    """Tokens of submits in any 60 s. A submit reserves ``max_tokens`` and an estimate of its input; at the job's end, the real
+    usage replaces that. Batches do not count: the next three limits bound their pace."""
     running_jobs: int = 0
-    """At once, over all workers; more wait, none fails."""
+    """Jobs that run at once, over all workers. More jobs wait; none fails."""
     queued_jobs: int = 0
-    """That may wait, items of batches included."""
+    """Jobs that may wait, items of batches included."""
     nano_usd_per_day: int = 0
-    """Billionths of a dollar that calls may cost in a day (UTC). Once spent, submits are refused and what waits is parked; what
-    runs goes on, and holds what it may cost: so this is passed by one job at the most."""
+    """Billionths of a dollar that calls may cost in a day (UTC). Once they are spent, submits are refused and waiting jobs are
+    parked. Running jobs go on. Each holds its estimated cost in reserve, so that at most one job exceeds the budget."""
     nano_usd_per_month: int = 0
     """The same for a calendar month (UTC)."""
 
     @property
     def hold_back_claims(self) -> bool:
-        """Whether a job that waits may have to wait for more than its turn."""
+        """Whether CLAIM may have to pass over a job although it is its turn."""
         return bool(self.running_jobs or self.nano_usd_per_day or self.nano_usd_per_month)
 
 
@@ -37,14 +37,14 @@ LIMITS: Final = CallerLimits.__struct_fields__
 
 
 class TenantSettings(CallerLimits, frozen=True, omit_defaults=True):
-    """What is set for one tenant; each 0 is what holds for everybody."""
+    """One tenant's settings. 0 means what holds for all tenants."""
 
     waiting_bytes: int = 0
-    """Of its requests that wait or run, or are kept for a retry, in place of the TOKENSPOOL_TENANT_WAITING_SHARE of Redis's memory."""
+    """Bytes of its requests that wait, run, or are kept for a retry; overrides TOKENSPOOL_TENANT_WAITING_SHARE."""
     log_retention_ms: int = 0
-    """How long the events of an ended job are kept, in place of TOKENSPOOL_LOG_RETENTION_S."""
+    """How long the events of an ended job are kept; overrides TOKENSPOOL_LOG_RETENTION_S."""
     result_retention_ms: int = 0
-    """How long an ended job or batch and its results are kept, in place of TOKENSPOOL_RESULT_RETENTION_S."""
+    """How long an ended job or batch and its results are kept; overrides TOKENSPOOL_RESULT_RETENTION_S."""
 
 
 WINDOW_S: Final = 60
@@ -65,21 +65,21 @@ class LimitState(NamedTuple):
     limit: int
     remaining: int
     reset_ms: int | None
-    """Until all of it is there again, if nothing more comes. None for what no time gives back."""
+    """Milliseconds until the whole limit is free again if no more is submitted. None if time alone does not free it."""
 
 
 class Reservation(NamedTuple):
-    """What a request is reserved as where tokens a minute are limited, until its usage is known."""
+    """The tokens that a submit reserves where tokens per minute are limited, until its usage is known."""
 
     tokens: int = 0
-    """``max_tokens``, and a guess at its input."""
+    """``max_tokens`` plus an estimate of the input."""
     max_tokens: int = 0
-    """All that the LLM may say: of every answer, if several are asked for."""
+    """The most tokens that the LLM may generate, over all answers if the request asks for several."""
 
 
 class _Sized(msgspec.Struct):
-    """The members that bound an answer, and those that ask for several: of the Messages API, of chat completions, of vLLM,
-    llama.cpp and Ollama. What is passed on to an upstream is what is reserved, by whichever name.
+    """The members that bound an answer, and those that ask for several answers, by their names in the Messages API, chat
+    completions, vLLM, llama.cpp and Ollama. All are passed on and an upstream may obey any, so the largest is reserved.
     """
 
     max_tokens: int | None = None
@@ -98,10 +98,10 @@ OUTPUT_BOUNDS: Final = tuple(name for name in _Sized.__struct_fields__ if name n
 
 
 def reservation_of(request: bytes) -> Reservation:
-    """Four bytes of input are taken for a token. Of an image that is far too much."""
+    """Counts four bytes of input as one token, which is far too much for an image."""
     try:
         sized = msgspec.json.decode(request, type=_Sized)
-    except msgspec.DecodeError:  # never one that we took in
+    except msgspec.DecodeError:  # cannot happen: such a request is refused at its submit
         sized = _Sized()
     most = max([getattr(sized, name) or 0 for name in OUTPUT_BOUNDS])
     max_tokens = most * max([getattr(sized, name) or 1 for name in MULTIPLIERS])
@@ -109,5 +109,5 @@ def reservation_of(request: bytes) -> Reservation:
 
 
 def argument_of(limits: CallerLimits) -> str:
-    """As the scripts take them."""
+    """The limits as the scripts take them: in the order of LIMITS, separated by blanks."""
     return " ".join([str(getattr(limits, name)) for name in LIMITS])

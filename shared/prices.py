@@ -1,6 +1,6 @@
 """What a call to the LLM costs: a table of prices as data, and exact arithmetic on it.
 
-No price is guessed: each row has the day it holds from and the vendor's page. A model without a row has no price,
+No price is guessed: each row has the day from which it is valid, and the vendor's page. A model without a row has no price,
 and its calls are counted as unpriced. TOKENSPOOL_PRICES overrides the table. All are list prices of the vendor's own API
 in its standard tier: no batch, fast or regional rates, no tools that are billed by the call. Pure.
 """
@@ -23,19 +23,19 @@ _PICO_PER_NANO: Final = 1000
 
 
 class Rates(NamedTuple):
-    """Pico-dollars (USD * 10^-12) a token. None: no price is known, and a call with such tokens has none."""
+    """Pico-dollars (USD * 10^-12) per token. None: the price is unknown, and so is that of every call with such tokens."""
 
     input: int
     output: int
     cache_write: int | None
-    """Tokens written to the cache for the vendor's default time: 5 minutes, with OpenAI 30."""
+    """Tokens written to the cache for the vendor's default time: 5 minutes, or 30 with OpenAI."""
     cache_write_long: int | None
-    """Tokens written to the cache for longer: an hour, with OpenAI 12."""
+    """Tokens written to the cache for longer: 1 hour, or 12 with OpenAI."""
     cache_read: int | None
 
 
 class LongPrompts(NamedTuple):
-    """Other rates, for the whole call if its prompt is longer than that. Cached tokens are part of the prompt."""
+    """The rates of a whole call if its prompt has more than ``over_tokens``. Cached tokens are part of the prompt."""
 
     over_tokens: int
     rates: Rates
@@ -47,7 +47,7 @@ class Price(NamedTuple):
     models: tuple[str, ...]
     """Exact names, and patterns with ``*``."""
     since: date
-    """The first UTC day that it is known to hold: the vendor's change or release, else when its page was read."""
+    """The first UTC day on which it is known to be valid: that of the vendor's change or release, else when its page was read."""
     rates: Rates
     source: str
     """The vendor's page."""
@@ -58,7 +58,7 @@ _Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=6)]
 
 
 class OwnPrice(BaseModel):
-    """One entry of TOKENSPOOL_PRICES: USD for a million tokens. Holds for every day, and for prompts of any length."""
+    """One entry of TOKENSPOOL_PRICES: USD per million tokens, on every day and for prompts of any length."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -135,13 +135,13 @@ def _gpt(
     long_rates: Rates | None = None,
     source: str = _OPENAI,
 ) -> Price:
-    """A model and its snapshots, whose names end in their day."""
+    """The price of a model and of its snapshots, whose names end in a date."""
     long_prompts = None if long_rates is None else LongPrompts(_OPENAI_LONG_TOKENS, long_rates)
     return Price((name, f"{name}-20*"), since, rates, source, long_prompts)
 
 
-# gpt-5.6-sol is not here: its price of 4 and 20 dollars was promised until 2026-11-21, and what came then is not known.
-# The models up to 5.5 have no price for what is written to the cache, because it is not billed apart, nor reported.
+# gpt-5.6-sol is missing: its price of 4 and 20 dollars was promised until 2026-11-21, and its price since then is unknown.
+# The models up to 5.5 have no price for cache writes: OpenAI neither bills nor reports them separately.
 _OF_OPENAI: Final = (
     _gpt(
         "gpt-6-astra",
@@ -212,7 +212,7 @@ TABLE: Final[tuple[Price, ...]] = (*_OF_ANTHROPIC, *_OF_OPENAI)
 
 
 class Prices:
-    """The prices of a process: its own, then the table's."""
+    """The prices of a process: first those of TOKENSPOOL_PRICES, then the table's."""
 
     def __init__(self, own: Mapping[str, OwnPrice] | None = None, table: Sequence[Price] = TABLE) -> None:
         self._own = [_price_of(model, price) for model, price in (own or {}).items()]
@@ -220,9 +220,9 @@ class Prices:
         self.price_of = lru_cache(maxsize=1000)(self._price_of)
 
     def _price_of(self, model: str, day: date) -> Price | None:
-        """The row that holds for a model on a UTC day, or None. An exact name wins, else the first pattern that matches.
+        """The row for a model on a UTC day, or None. An exact name wins, else the first pattern that matches.
 
-        Among the rows of that name or pattern, the newest that is in force.
+        Of the rows with that name or pattern, it is the newest that is valid by then.
         """
         for prices in (self._own, self._table):
             name = _name_in(prices, model)
@@ -233,11 +233,11 @@ class Prices:
 
 
 _MOST_INPUT_ESTIMATE: Final = 200_000
-"""The estimate for an image is many times too large, and would hold a whole budget."""
+"""In tokens. An image is estimated many times too large, and would reserve a whole budget."""
 
 
 def estimate_nano_usd(model: str, reservation: Reservation, prices: "Prices", day: date) -> int:
-    """The most a call may cost: its estimated input, and all the output it may have. 0 if no price is known."""
+    """What a call may cost at most, in nano-dollars: its estimated input and its longest output. 0 if no price is known."""
     input_tokens = min(reservation.tokens - reservation.max_tokens, _MOST_INPUT_ESTIMATE)
     return cost_nano_usd(model, Usage(input_tokens, reservation.max_tokens), prices, day) or 0
 
@@ -245,10 +245,10 @@ def estimate_nano_usd(model: str, reservation: Reservation, prices: "Prices", da
 def cost_nano_usd(
     model: str, usage: Usage, prices: Prices, day: date, *, long_cache_write_tokens: int = 0
 ) -> int | None:
-    """What a call of that UTC day cost, in billionths of a dollar, rounded to the nearest. None: no price is known.
+    """The cost of a call on that UTC day, in billionths of a dollar, rounded to the nearest. None: no price is known.
 
     ``model`` is the one that answered. ``long_cache_write_tokens`` are those of ``cache_creation_input_tokens`` that are
-    kept longer than the default. Whole numbers throughout, so that a million calls cost a million times one.
+    kept longer than the default. All numbers are integers, so that a million equal calls cost a million times one call.
     """
     price = prices.price_of(model, day)
     if price is None:

@@ -54,12 +54,13 @@ class Limits(NamedTuple):
     """What a route can take; None: no limit is known."""
 
     requests: int | None = None
-    """A minute."""
+    """Per minute."""
     input_tokens: int | None = None
-    """A minute."""
+    """Per minute."""
     output_tokens: int | None = None
-    """A minute."""
+    """Per minute."""
     concurrency: int | None = None
+    """Calls at once."""
 
 
 class Route(NamedTuple):
@@ -71,7 +72,7 @@ class Route(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name in keys, logs and ``/health``."""
+        """Its name in Redis keys, logs and ``/health``."""
         return f"{self.provider}/{self.model}"
 
 
@@ -93,7 +94,7 @@ class Routes:
         return {self._default, *(rule.provider for rule in self._rules.values() if rule.provider)}
 
     def _chain_of(self, model: str) -> tuple[Route, ...]:
-        """The route of a model, then those of its fallbacks. A fallback's own fallbacks do not count."""
+        """The route of a model, then those of its fallbacks. A fallback's own fallbacks are ignored."""
         rule = self._rule_of(model)
         chain = [self._route_of(name) for name in (model, *rule.fallback)]
         return tuple({route.name: route for route in chain}.values())

@@ -27,7 +27,7 @@ _PREFIX = "TOKENSPOOL_"
 
 Seconds = Annotated[float, Field(gt=0, le=604_800)]
 Retention = Annotated[float, Field(ge=86_400, le=315_360_000)]
-"""Seconds, of what is kept by the day: up to ten years."""
+"""In seconds, for what is kept per day: one day to ten years."""
 Bytes = Annotated[int, Field(ge=1024, le=4 << 30)]
 
 
@@ -41,7 +41,7 @@ _DATABASE = re.compile(r"/?[0-9]{0,9}", re.ASCII)
 _READ_ELSEWHERE: Final = frozenset(
     f"{_PREFIX}{name}" for name in ("URL", "API_KEY", "REDIS_BINARY", "PORT", "MEMORY", "SERVE_FLAGS", "WEBHOOK_SECRET")
 )
-"""By the command line, docker-compose.yml and the examples."""
+"""Variables that the command line, docker-compose.yml and the examples read."""
 _OF_KUBERNETES: Final = re.compile(
     r"_SERVICE_HOST$|_SERVICE_PORT(_[A-Z0-9_]+)?$|_PORT(_\d+_[A-Z]+(_[A-Z]+)?)?$", re.ASCII
 )
@@ -64,7 +64,7 @@ class Settings(BaseSettings):
         frozen=True,
         populate_by_name=True,
         env_ignore_empty=True,
-        str_strip_whitespace=True,  # the line end of a file that a value was read from
+        str_strip_whitespace=True,  # a value that was read from a file may end with a line break
     )
 
     # Not in the repr: it may hold a password.
@@ -251,7 +251,7 @@ class Settings(BaseSettings):
     @field_validator("anthropic_api_key", "openai_api_key", mode="before")
     @classmethod
     def _vendor_key(cls, value: object) -> object:
-        """Strips the line end that a secret's file or a Windows editor adds. A line end inside would break the request's head."""
+        """Strips the line break that a secret's file or a Windows editor adds. One inside would break the head of each call."""
         if not isinstance(value, str):
             return value
         if not (value.strip().isascii() and value.strip().isprintable()):
@@ -263,7 +263,7 @@ class Settings(BaseSettings):
     def _origins(cls, value: object, info: ValidationInfo) -> object:
         origins = _listed(value)
         if "*" in origins and (len(origins) > 1 or info.data.get("auth") is Auth.OFF):
-            # Every page that somebody at this machine opens could act as any tenant.
+            # Otherwise every web page that somebody on this machine opens could act as any tenant.
             raise PydanticCustomError("origins", "a list of origins (without *) when TOKENSPOOL_AUTH=off")
         if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
             raise PydanticCustomError("origins", "origins like https://app.example.com, separated by commas")
@@ -297,13 +297,13 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         raise SettingsError(_sentence(error)) from None
-    except EnvSettingsError as error:  # a variable that holds JSON, and does not; the message ends in the field's name
+    except EnvSettingsError as error:  # a variable's JSON is not valid; the message ends in the field's name
         name = str(error).partition('field "')[2].partition('"')[0]
         raise SettingsError(f"{variable_of(name)} must be valid JSON.") from None
 
 
 def routes_of(settings: Settings) -> Routes:
-    """What the settings say of models and upstreams."""
+    """The routes that the settings define."""
     return Routes(settings.routes, settings.provider)
 
 
@@ -314,7 +314,7 @@ def variable_of(field_name: str) -> str:
 
 
 def unknown_variables() -> dict[str, str | None]:
-    """The environment's variables with our prefix that are no settings, each with the nearest setting's name."""
+    """Environment variables with our prefix that name no setting, each with the setting of the nearest name, if any."""
     known = {variable_of(name) for name in Settings.model_fields} | _READ_ELSEWHERE
     ours = [name for name in map(str.upper, os.environ) if name.startswith(_PREFIX) and not _OF_KUBERNETES.search(name)]
     return {name: _nearest(name, known) for name in sorted({*ours} - known)}
@@ -327,7 +327,7 @@ def _nearest(name: str, known: set[str]) -> str | None:
 
 
 def warn_of_unknown_variables(logger: Logger) -> None:
-    """A misspelt variable has no effect, which nobody would notice."""
+    """Logs each misspelt variable: it has no effect, and nobody would notice."""
     for name, nearest in unknown_variables().items():
         logger.warning("unknown_variable", variable=name, nearest=nearest)
 
@@ -349,7 +349,7 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _schemes(context: dict[str, Any]) -> list[str]:
-    """``^(redis|rediss|unix)://`` for people."""
+    """``^(redis|rediss|unix)://`` as a list of schemes."""
     pattern = str(context.get("pattern", "")).removeprefix("^").removesuffix("://").strip("()")
     return [f"{scheme}://" for scheme in pattern.replace("https?", "http|https").split("|")]
 

@@ -1,7 +1,7 @@
-"""What calls to the LLM add up to: the metrics, written down once, and how sums are split and put together.
+"""Usage: the metrics of calls to the LLM, and how their sums are grouped.
 
-A tenant's calls of one day (UTC) lie in one hash of Redis, whose fields ``field_of`` names. Pure; the ledger in
-shared/store/ counts up, ``/v1/usage`` reads.
+One Redis hash holds the sums of a tenant's calls of one day (UTC); ``field_of`` names its fields. Pure: the ledger in
+shared/store/ adds to the sums, and ``/v1/usage`` reads them.
 """
 
 from bisect import bisect_right
@@ -14,46 +14,46 @@ import msgspec
 
 
 class UsageSums(msgspec.Struct, frozen=True):
-    """The metrics. Each is a sum over calls, and counted up when a call has ended, whatever became of its job."""
+    """The metrics. Each is a sum over calls. A call is added when it has ended, whatever happened to its job."""
 
     calls: int = 0
-    """Calls to the LLM, those of retries and takeovers included."""
+    """Calls to the LLM, including those of retries and takeovers."""
     estimated_calls: int = 0
-    """Those of them whose tokens are partly our estimate, since the LLM did not report them: cut, cancelled, superseded."""
+    """Calls whose tokens are partly our estimate: the call broke off, or was cancelled or superseded, before the LLM's report."""
     input_tokens: int = 0
-    """Neither written to the LLM's cache nor read from it."""
+    """Tokens that were neither written to the LLM's cache nor read from it."""
     output_tokens: int = 0
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int = 0
     cost_nano_usd: int = 0
-    """Billionths of a dollar, at the prices of the day of the call; the calls whose price nobody knew add nothing."""
+    """Billionths of a dollar, at the prices of the call's day. Calls whose price is unknown add nothing."""
     unpriced_calls: int = 0
-    """Calls of a model that the price table does not know: they are missing in the cost."""
+    """Calls of models without a known price: the cost does not include them."""
 
     def __add__(self, other: "UsageSums") -> "UsageSums":
         return UsageSums(*[getattr(self, metric) + getattr(other, metric) for metric in METRICS])
 
     @property
     def cost_usd(self) -> float | None:
-        """What is known of the cost; None if nothing is, as 0 would say that it was free."""
+        """The cost as far as it is known, in dollars; None if nothing is known, because 0 would mean free."""
         return None if self.unpriced_calls == self.calls > 0 else self.cost_nano_usd / 1_000_000_000
 
 
 LOST: Final = "lost"
-"""How a call ended whose worker is dead."""
+"""How a call ended if its worker died."""
 UNMADE: Final = "unmade"
-"""How a call ended that was reserved, and never made: its row is taken away."""
+"""How a call ended that was reserved but never made: its row is deleted."""
 
 METRICS: Final = UsageSums.__struct_fields__
 
 MOST_ROWS_PER_DAY: Final = 500
-"""Models times API keys. Callers invent the names of models: what comes beyond this in a tenant's day is counted as OTHER."""
+"""Pairs of model and API key in a tenant's day. Callers can invent names of models: pairs beyond this are counted as OTHER."""
 OTHER: Final = "other"
-"""Of each API key one: the models beyond the bound, and those of calls that used nothing before their model used anything."""
+"""One row per API key, for models beyond the bound, and for calls that used nothing if their model has no row yet."""
 
 
 class UsageRow(NamedTuple):
-    """What a tenant's calls of one day, model and API key add up to."""
+    """The sums of a tenant's calls of one day, model and API key."""
 
     day: date
     model: str
@@ -63,7 +63,7 @@ class UsageRow(NamedTuple):
 
 
 class Grouping(StrEnum):
-    """What sums can be split by. Their order is that of the rows."""
+    """What rows can be grouped by. Groups are sorted in this order."""
 
     DAY = "day"
     MODEL = "model"
@@ -71,7 +71,7 @@ class Grouping(StrEnum):
 
 
 class Group(NamedTuple):
-    """Rows put together: those that agree in all that they were split by. The rest is None."""
+    """The sum of the rows that agree in each chosen Grouping. The members that were not chosen are None."""
 
     day: date | None
     model: str | None
@@ -80,12 +80,12 @@ class Group(NamedTuple):
 
 
 def field_of(model: str, key_id: str | None, metric: str) -> str:
-    """The field of the day's hash. Neither an API key's id nor a metric has a line break in it."""
+    """The name of a field of the day's hash. Split it from the right: neither a key's id nor a metric has a line break."""
     return f"{model}\n{key_id or ''}\n{metric}"
 
 
 def rows_of(day: date, fields: Iterable[tuple[str, int]]) -> list[UsageRow]:
-    """The rows that a day's hash holds, sorted. A metric that a newer version counts is left out, and a row of nothing."""
+    """The rows of a day's hash, sorted by model and key. Leaves out a newer version's metrics, and rows of nothing but 0."""
     found: dict[tuple[str, str], dict[str, int]] = {}
     for field, amount in fields:
         model, key_id, metric = field.rsplit("\n", 2)
@@ -99,7 +99,7 @@ GroupName = tuple[date | None, str | None, str | None]
 
 
 class Summary:
-    """Rows put together as they come, and all of them in one."""
+    """Adds up rows: by group, and in total."""
 
     def __init__(self, by: frozenset[Grouping]) -> None:
         self._by = by
@@ -107,7 +107,6 @@ class Summary:
         self.total = UsageSums()
 
     def add(self, rows: Iterable[UsageRow]) -> None:
-        """Some more."""
         for row in rows:
             name = (
                 row.day if Grouping.DAY in self._by else None,
@@ -119,7 +118,7 @@ class Summary:
             self.total += row.sums
 
     def groups(self, *, after: GroupName | None = None, limit: int | None = None) -> list[Group]:
-        """Sorted by day, model and key; those after that one, and no more than that."""
+        """The groups after ``after``, at most ``limit`` of them, sorted by day, model and key."""
         names = sorted(self._found, key=_order_of)
         begin = 0 if after is None else bisect_right(names, _order_of(after), key=_order_of)
         end = None if limit is None else begin + limit

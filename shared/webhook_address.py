@@ -72,7 +72,7 @@ _MOST_HOST_CHARS: Final = 253
 
 
 class RefusedUrl(ValueError):
-    """The message says why, continues "the URL ...", and never quotes the URL."""
+    """The message completes a sentence that begins with "the URL", and never quotes the URL."""
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -124,7 +124,7 @@ def target_of(url: str) -> Target:
 
 
 def refusal_of_url(url: str, allowed: Networks) -> str | None:
-    """Why a submit with this URL is refused, in words that continue "the URL ..."; None if it is accepted.
+    """Why a submit with this URL is refused, as the end of a sentence that begins with "the URL"; None if it is accepted.
 
     If the operator allows any networks, every name is accepted: only a delivery knows its address.
     """
@@ -155,7 +155,7 @@ def may_connect(address: Address, *, scheme: str, port: int, allowed: Networks) 
 
 
 def is_public(address: Address) -> bool:
-    """Whether the address is on the internet, as well as the IPv4 address embedded in it, if any."""
+    """Whether the address is public, and so is the IPv4 address embedded in it, if any."""
     address = unmapped(address)
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_V4)

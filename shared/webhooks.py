@@ -37,12 +37,12 @@ _JITTER: Final = 0.1
 
 
 class Webhook(msgspec.Struct, frozen=True):
-    """What a submit asks for."""
+    """The webhook that a submit names."""
 
     url: str
     events: tuple[EventType, ...]
     result: bool = False
-    """Whether the body holds the result of the job."""
+    """Whether the body includes the job's result."""
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ class _Stored(msgspec.Struct, frozen=True):
     origin: str
     """Hash of the URL's origin: deliveries to one origin share a lane."""
     endpoint: str
-    """Hash of the URL, which a 410 disables."""
+    """Hash of the URL: a 410 disables the endpoint that it names."""
 
 
 _STANDARD_PORTS = {"http": 80, "https": 443}
@@ -81,7 +81,7 @@ def _short_hash(text: str) -> str:
 
 
 def delivery_id_of(subject: str) -> str:
-    """Derived from its job or batch, which ends once."""
+    """The id of the delivery for a job or batch: it ends once, so it has one delivery."""
     return "evt_" + subject.partition("_")[2]
 
 
@@ -127,7 +127,7 @@ class Attempt(msgspec.Struct, frozen=True):
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """A delivery as its record stands. Times are milliseconds since 1970 by Redis's clock."""
+    """A delivery, read from its record. Times are milliseconds since 1970 by Redis's clock."""
 
     id: str
     tenant: str
@@ -135,7 +135,7 @@ class Delivery(msgspec.Struct, frozen=True):
     subject: str
     """The job or batch that has ended."""
     status: str
-    """Its state."""
+    """The state in which the subject ended."""
     url: str
     state: DeliveryState
     created_ms: int
@@ -147,10 +147,10 @@ class Delivery(msgspec.Struct, frozen=True):
     counts: msgspec.Raw | None = None
     error: msgspec.Raw | None = None
     due_ms: int | None = None
-    """The next attempt; None if none is to come, or one is under way."""
+    """When the next attempt is due; None if no attempt is left, or one is under way."""
     ended_ms: int | None = None
     attempts: tuple[Attempt, ...] = ()
-    """Those of the newest schedule."""
+    """The attempts of the newest schedule: a redelivery begins a new one."""
 
     @property
     def is_of_batch(self) -> bool:
@@ -235,5 +235,5 @@ class Secrets(msgspec.Struct, frozen=True):
 
     @property
     def live(self) -> tuple[str, ...]:
-        """Newest first."""
+        """The secrets to sign with, newest first."""
         return (self.current,) if self.previous is None else (self.current, self.previous)
