@@ -32,7 +32,7 @@ def run_worker(settings: Settings) -> None:
 
 
 def refuse_without_key(settings: Settings) -> None:
-    """Raises SettingsError: without a key every job would fail without a retry, a whole backlog in a minute."""
+    """Raises SettingsError if a key is missing: every job would fail without a retry, a whole backlog in a minute."""
     providers = routes_of(settings).providers
     if ProviderName.ANTHROPIC in providers and settings.anthropic_api_key is None:
         raise SettingsError(

@@ -1,10 +1,10 @@
 """arq's Worker with our queue in it: the only file that knows arq's internals (0.28, maintenance-only, pinned).
 
-arq keeps the functions, ctx, the slots (``tasks``, ``job_counter``) and its entry points. Claim, lease, wake-up, run,
-abort and finish are ours, and there are no ``arq:*`` keys: vanilla arq polls, has no fence, recovers a killed worker's
-jobs after the longest timeout, and dies when Redis does (all measured on 0.28).
+arq provides the functions, ctx, the slots (``tasks``, ``job_counter``) and its entry points. Claim, lease, wake-up, run,
+abort and finish are ours, and there are no ``arq:*`` keys: plain arq polls, has no fence, recovers a killed worker's jobs
+only after the longest timeout, and ends when Redis is away (all measured on 0.28).
 
-Redis being away never ends the process; every loop here goes on by itself.
+The process never ends because Redis is away: every loop here goes on when Redis is back.
 """
 
 import asyncio
@@ -93,7 +93,7 @@ class ArqWorker(arq.Worker):
     # The loop
 
     async def main(self) -> None:
-        """Claims and runs until drained. Cancelled: ends the runs, and hands nothing back."""
+        """Claims and runs until drained. If it is cancelled, it ends the runs and hands nothing back."""
         subscriber = self._runtime.subscriber(on_message=self._on_message, on_confirmed=lambda _: self._wake.set())
         async with subscriber, self._deliverer, self._group as group:
             subscriber.subscribe(redis_keys.plain("wake"))
@@ -128,7 +128,7 @@ class ArqWorker(arq.Worker):
         woken_by: asyncio.Event | None = None,
         first_s: float = 0,
     ) -> None:
-        """Takes the step again and again; it returns how many seconds to wait. Nothing but its cancellation ends it."""
+        """Repeats ``step``, which returns how many seconds to wait. Only a cancellation ends the loop."""
         wake = woken_by or asyncio.Event()
         await asyncio.sleep(first_s)
         while True:
@@ -156,7 +156,7 @@ class ArqWorker(arq.Worker):
         self._wake.set()
 
     async def _claim(self) -> float:
-        """Fills the free slots; with ``low`` jobs only as far as the loop has time for the others."""
+        """Fills the free slots, with no more ``low`` jobs than the event loop has time for."""
         async with self._claiming:
             free = self.max_jobs - self.job_counter
             if not self.allow_pick_jobs or free <= 0:
@@ -181,7 +181,7 @@ class ArqWorker(arq.Worker):
         return sum(claim.spec.priority == "low" for claim in self._claims.values())
 
     async def _pace(self) -> float:
-        """While ``low`` jobs run: whether more of them may."""
+        """While ``low`` jobs run, checks whether more of them may."""
         if not self._low_running():
             self._lag.rest()
             return _PACE_IDLE_S
@@ -192,17 +192,17 @@ class ArqWorker(arq.Worker):
     async def _start(self, claims: list[Claim]) -> None:
         if not claims:
             return
-        # Confirmed before the first job runs: the bytes are in the socket before anything that may kill the process.
+        # Confirm before the first job runs: the bytes must be in the socket before a job can kill the process.
         self._group.create_task(self._confirm(claims), name="confirm")
         await asyncio.sleep(0)
         for claim in claims:
-            if old := self.tasks.get(claim.id):  # its claim is over, and its worker is us
+            if old := self.tasks.get(claim.id):  # we still run an earlier claim of this job, which is over
                 old.cancel()
                 await asyncio.wait([old])
             await self.start_jobs([claim.id.encode()], claim)
 
     async def _confirm(self, claims: list[Claim]) -> None:
-        """The first renewal; it also brings a cancellation that came before its job was here to hear it."""
+        """The first renewal. It also finds a cancellation that was published before we had the job."""
         try:
             await self._renew(claims)
         except _AWAY:
@@ -211,7 +211,7 @@ class ArqWorker(arq.Worker):
             self._logger.exception("confirm_failed")
 
     async def start_jobs(self, job_ids: list[bytes], claim: Claim | None = None) -> None:
-        """arq's slots, filled from a claim."""
+        """Puts a claim into one of arq's slots."""
         assert claim is not None
         (raw_id,) = job_ids
         job_id = raw_id.decode()
@@ -222,12 +222,12 @@ class ArqWorker(arq.Worker):
         task.add_done_callback(lambda done: self._on_end(job_id, done))
 
     async def run_job(self, job_id: str, score: int) -> None:
-        """arq's name for it; ``score`` is the claim's epoch. The payload came with the claim."""
+        """Overrides arq's method. ``score`` is the claim's epoch; the request came with the claim."""
         claim = self._claims[job_id]
         try:
             end = await self.functions["complete"].coroutine(self.ctx, claim)
         except Exception:
-            # A bug of ours. The lease is not renewed any more: the job runs again, and fails after its last takeover.
+            # A bug of ours. The lease is no longer renewed: the job runs again, and fails after its last takeover.
             self._logger.exception("run_failed", job_id=job_id, attempt=claim.attempt)
             return
         if end is RunEnd.SUCCEEDED:
@@ -244,16 +244,16 @@ class ArqWorker(arq.Worker):
             del self._claims[job_id]
         self._wake.set()
 
-    # What goes on besides the jobs
+    # While jobs run
 
     async def _renew_all(self, stands: Callable[[str], bool]) -> float:
-        """Every quarter of a lease; more often while cancellations cannot be heard."""
+        """Runs every quarter of a lease; more often while the channel with the cancellations is not subscribed."""
         await self._renew(list(self._claims.values()))
         every_s = self._settings.lease_s / 4
         return every_s if stands(redis_keys.plain("control")) else min(every_s, _UNHEARD_S)
 
     async def _renew(self, claims: list[Claim]) -> None:
-        """Ends the runs of claims that are over."""
+        """Renews the leases, and ends the runs of claims that are over."""
         if not claims:
             return
         lost = set(await self._runtime.queue.renew([(claim.id, claim.epoch) for claim in claims]))
@@ -262,7 +262,7 @@ class ArqWorker(arq.Worker):
                 self.tasks[claim.id].cancel()
 
     async def _reap(self) -> float:
-        """At the next expiry of a lease, and often enough that REAP does not take its own silence for Redis's."""
+        """Runs when the next lease expires, and often enough that REAP does not take a pause of ours for an outage of Redis."""
         reaped = await self._runtime.queue.reap()
         for job_id in reaped.back:
             self._logger.warning("job_taken_over", job_id=job_id)
@@ -277,14 +277,14 @@ class ArqWorker(arq.Worker):
         return _soon(next_due_s)
 
     async def _upkeep(self) -> float:
-        """What others left: batches half begun, jobs whose clients waited at an API process that died."""
+        """Finishes what others left: batches that started halfway, and jobs whose clients waited at an API process that died."""
         await self._runtime.batches.advance_due()
         for job_id in await self._runtime.jobs.abandon():
             self._logger.info("job_abandoned", job_id=job_id)
         return _TICK_S
 
     async def _sweep(self) -> float:
-        """Once a minute: records that have not ended and are nowhere. Expected 0; anything else is a bug of ours."""
+        """Once a minute, looks for jobs that have not ended, and neither wait nor run. Any such job is a bug of ours."""
         self._strays, self._swept_to = await self._runtime.jobs.sweep(self._swept_to)
         if self._strays:
             self._logger.error("stray_jobs", count=self._strays)
@@ -306,14 +306,14 @@ class ArqWorker(arq.Worker):
         return _TICK_S
 
     async def _govern(self) -> float:
-        """The limits are shared by all that announce themselves; whoever sees a dead worker closes its calls."""
+        """All workers that announce themselves share the limits. Any worker closes the calls of a dead one."""
         self._governor.workers = max(1, len(await self._runtime.workers.living()))
         await self._governor.tick()
         return _TICK_S
 
     async def _check(self) -> float:
-        """Asks the upstreams for their models, which costs nothing and says whether they answer: each worker at its start and
-        now and then, and one of them where nobody called for a while.
+        """Reads the upstreams' model lists, which is free and shows whether they can be reached. Each worker does so at its
+        start and once an hour. If there was no call for a while, one of the workers does.
         """
         idle_s = self._settings.idle_check_s
         if not idle_s:
@@ -329,8 +329,8 @@ class ArqWorker(arq.Worker):
     # The end
 
     async def _drain(self) -> None:
-        """Lets running jobs end; then hands back what is left, its try not counted."""
-        async with self._claiming:  # what a claim on its way brings is ours too
+        """Lets running jobs end; then hands back those that are left, without counting their attempt."""
+        async with self._claiming:  # a CLAIM that is under way may still bring jobs
             pass
         timeouts_s = [claim.timeout_ms / 1000 for claim in self._claims.values()]
         drain_s = self._settings.drain_s
@@ -366,7 +366,7 @@ class ArqWorker(arq.Worker):
 
 
 class _NoPool:
-    """arq wants a pool; with our queue in place it is never used."""
+    """arq requires a pool, but never uses it with our queue in place."""
 
     default_queue_name = redis_keys.SHARD
 
@@ -383,5 +383,5 @@ async def _wait(event: asyncio.Event, most_s: float) -> None:
 
 
 def _soon(next_s: float | None) -> float:
-    """When something is due next, within the tick; never so soon that the loop spins."""
+    """Seconds until something is due, at most a tick; never so few that the loop spins."""
     return _TICK_S if next_s is None else max(0.02, min(_TICK_S, next_s))

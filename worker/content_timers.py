@@ -1,4 +1,4 @@
-"""How long a call of the LLM waits for content: for the first token, then for each next one. Pings give it more time, to a bound."""
+"""How long a call to the LLM waits for the first content, and then for each next piece. Pings extend that, up to a bound."""
 
 import asyncio
 from typing import NamedTuple
@@ -10,29 +10,32 @@ class SilenceBounds(NamedTuple):
     """How long the next content may take, in seconds."""
 
     silence_s: float
-    """If nothing comes at all."""
+    """If nothing arrives at all."""
     most_s: float
-    """If pings come."""
+    """If pings arrive."""
     is_impatient: bool
-    """Whether the job itself asked for less time than the settings give to all: then a failure says nothing of the route."""
+    """Whether the job's own limit is shorter than the settings': then a failure says nothing about the route."""
 
     @classmethod
     def of(cls, own_s: float | None, silence_s: float, most_s: float) -> "SilenceBounds":
-        """``own_s``: the job's own limit, which pings do not extend: its caller wants to go on without the answer."""
+        """``own_s``: the job's own limit. Pings do not extend it: after it, the caller wants to go on without the answer."""
         if own_s is not None:
             return cls(own_s, own_s, is_impatient=own_s < silence_s)
         return cls(silence_s, max(silence_s, most_s), is_impatient=False)
 
 
 class ContentTimers:
-    """Of one call. ``scope`` is the timeout that they move: at most once per slack, so it fires up to one slack late, never early."""
+    """The timers of one call. ``scope`` is the timeout that they move, at most once per slack.
+
+    So it fires up to one slack late, never early.
+    """
 
     def __init__(self, *, first: SilenceBounds, idle: SilenceBounds, loop: asyncio.AbstractEventLoop) -> None:
         self._bounds = first
         self._idle = idle
         self._loop = loop
         self._content_s = loop.time()
-        """When the last content came, or the request began."""
+        """When the last content arrived, or the request began."""
         self._moved_s = 0.0
         self._has_content = False
 
@@ -40,7 +43,7 @@ class ContentTimers:
         scope.reschedule(self._content_s + self._bounds.silence_s)
 
     def on_content(self, scope: asyncio.Timeout) -> None:
-        """Something came that adds to the answer."""
+        """Something arrived that adds to the answer."""
         now_s = self._loop.time()
         self._content_s = now_s
         if not self._has_content or now_s - self._moved_s >= self._slack_s:
@@ -50,7 +53,7 @@ class ContentTimers:
             scope.reschedule(now_s + self._bounds.silence_s + self._slack_s)
 
     def on_life(self, scope: asyncio.Timeout) -> None:
-        """Something came that adds nothing to the answer."""
+        """Something arrived that adds nothing to the answer."""
         now_s = self._loop.time()
         if now_s - self._moved_s >= self._slack_s:
             self._moved_s = now_s
@@ -62,7 +65,7 @@ class ContentTimers:
         return min(1.0, self._bounds.silence_s / 10)
 
     def pause(self, scope: asyncio.Timeout) -> None:
-        """Nothing is waited for now, until content comes again."""
+        """Stops the timers until content arrives again."""
         self._moved_s = 0.0
         scope.reschedule(None)
 

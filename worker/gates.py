@@ -1,7 +1,7 @@
-"""What this worker knows of the routes' gates and limits, and how many jobs of each it may therefore start.
+"""What this worker knows of the routes' gates and limits, and how many jobs of each route it may therefore start.
 
-Pure but for the clock: it is given what a look at Redis found. A quota is this worker's share of what is left, so that all
-workers together do not claim more than may be called; when a gate opens, the share grows from nothing over 5 s.
+Pure except for the clock: the governor passes in what Redis said. A quota is this worker's share of what is left, so that
+all workers together do not claim more jobs than may be called. When a gate opens, the share grows from 0 over 5 s.
 """
 
 import random
@@ -12,17 +12,17 @@ from shared.routes import Route
 from shared.store.upstreams import Denied, Obstacle, RouteState
 
 SHUT: Final = -1
-"""A route's quota: its jobs stay where they are, unless a stand-in of theirs may be called."""
+"""The quota of a shut route: its jobs stay in the queue, unless one of their fallbacks may be called."""
 
 SPREAD_S: Final = 5.0
 """Jobs that waited for a gate start spread over this time, not all at once."""
 
 UNKNOWN: Final = ""
-"""Stands in the quotas for every route that was not looked at yet."""
+"""The name in the quotas that stands for every route that was not looked at yet."""
 
 _FRESH_S: Final = 0.25
 _FIRST_FEW: Final = 4
-"""Jobs of a route that nobody called yet, where the settings name limits: the first permit shows whether it has one."""
+"""The quota of a route that nobody has called yet, if the settings limit any: its first permit shows whether it has limits."""
 _UNBOUNDED: Final = 1 << 30
 _SOON_S: Final = 0.05
 
@@ -40,7 +40,7 @@ class Gates:
         self._again_s: dict[str, float] = {}
         """When to look again at a route whose quota is used up."""
         self._too_small_until_s: dict[str, float] = {}
-        """Until when the room is known to be too small for a call that asked."""
+        """Until when a route's room is known to be too small for a call that was denied."""
         self._troubled: set[str] = set()
         """Routes that were shut, or whose circuit was open, at the last look."""
         self._opened_s: dict[str, float] = {}
@@ -49,12 +49,12 @@ class Gates:
         self._looked_s: float | None = None
 
     def is_limited(self, route: Route) -> bool:
-        """Whether its tokens must be reckoned with."""
+        """Whether the route may have limits, so that a call must estimate its output tokens."""
         state = self._states.get(route.name)
         return any(route.limits) or (state is not None and state.room is not None)
 
     def must_look(self) -> bool:
-        """Whether to ask Redis before a claim: only where something is bounded, and what is known of it not fresh."""
+        """Whether to ask Redis before a claim: only if a route is bounded, and what we know of it is not fresh."""
         if self._looked_s is None:
             return True
         is_bounded = bool(self._quotas or self._opened_s)
@@ -65,10 +65,10 @@ class Gates:
         self._looked_s = None
 
     def looked(self, states: Iterable[RouteState], *, workers: int) -> None:
-        """What Redis said, and how many workers share it."""
+        """Takes in what Redis said. ``workers`` is how many share the room."""
         now_s = self._looked_s = self._now_s()
         self._states = {state.name: state for state in states}
-        # Callers name the models: what is said of routes that nobody looks at any more would add up.
+        # Callers can invent names of models: what is known of routes that Redis no longer reports must not pile up.
         self._troubled &= self._states.keys()
         self._too_small_until_s = {name: at_s for name, at_s in self._too_small_until_s.items() if at_s > now_s}
         self._quotas.clear()
@@ -92,11 +92,11 @@ class Gates:
         match denial.why:
             case Obstacle.SHUT:
                 self._shut(name, again_s)
-            case Obstacle.FULL:  # maybe only for a call of that many tokens: a look cannot know
+            case Obstacle.FULL:  # maybe only for a call of that many tokens, which a look cannot show
                 self._too_small_until_s[name] = again_s
                 self._set(name, 0, again_s)
             case Obstacle.SPENT:
-                pass  # a first call would be
+                pass  # a first call would be permitted
 
     def claimed(self, name: str) -> None:
         """A job that will ask for a permit was started."""
@@ -123,14 +123,14 @@ class Gates:
         return quotas
 
     def next_s(self) -> float | None:
-        """Seconds until a quota may be more than now; None if none is bounded."""
+        """Seconds until a quota may be larger than now; None if none is bounded."""
         now_s = self._now_s()
         waits = [max(_SOON_S, again_s - now_s) for again_s in self._again_s.values()]
         waits += [max(0.01, SPREAD_S / self._slots) for _ in self._opened_s]
         return min(waits, default=None)
 
     def _set(self, name: str, quota: int, again_s: float) -> None:
-        """A quota that is left needs no looking after."""
+        """Only a quota of 0 must be looked at again."""
         self._quotas[name] = quota
         if quota == 0:
             self._again_s[name] = again_s
@@ -144,7 +144,7 @@ class Gates:
 
 
 def _share(room: int, workers: int) -> int:
-    """Of what is left; the last few go to whoever has the luck."""
+    """This worker's share of what is left. If that is less than one for each worker, chance decides."""
     if room >= workers:
         return room // workers
     return int(random.random() * workers < room)

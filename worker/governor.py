@@ -1,8 +1,8 @@
-"""When an upstream may be called: what this worker knows of the gates, the permits that it asks for, and the rows that it closes.
+"""Decides when an upstream may be called: mirrors the gates, asks for permits, and closes the rows of calls.
 
-The truth is in Redis (shared/store/upstreams.py), shared by all workers. Here is a mirror of it, so that a shut route's jobs
-are not even claimed: CLAIM is given how many jobs of each route this worker may start. Where a route has no limit and
-nothing is wrong with it, the mirror costs a look a second, and a call two scripts: one opens its row, one closes it.
+The truth is in Redis (shared/store/upstreams.py), shared by all workers. This mirror of it keeps the jobs of a shut route
+from being claimed at all: it says to CLAIM how many jobs of each route this worker may start. If a route has no limit and
+no trouble, the mirror costs one look a second, and a call costs two scripts: one opens its row, one closes it.
 """
 
 import asyncio
@@ -82,7 +82,7 @@ class Governor:
         self._known: dict[str, Route] = {}
         self._open: dict[str, Permit] = {}
         self._unclosed: dict[str, tuple[Permit, CallEnd]] = {}
-        """Calls that have ended, and whose rows Redis could not be asked to close."""
+        """Calls that have ended, but whose rows could not be closed because Redis was away."""
         self._learned: dict[str, Limits] = {}
         self._gates = Gates(
             now_s,
@@ -90,14 +90,14 @@ class Governor:
             has_limits=any(any(rule.limits) for rule in settings.routes.values()),
         )
         self.workers = 1
-        """How many share the limits; whoever announces this worker sets it."""
+        """How many workers share the limits. ArqWorker sets it."""
 
     # One call
 
     async def permit(self, chain: Sequence[Route], claim: Claim, *, attempt: int, is_retry: bool) -> Permit | Denied:
-        """A permit for the first route of the chain that may be called; its row in the ledger stands.
+        """A permit for the first route of the chain that may be called; its row in the ledger is open.
 
-        Denied: how long to wait, if only for some room. Waits for as long as Redis is away.
+        Denied says how long to wait, be it only for room. Waits as long as Redis is away.
         """
         denials: list[Denied] = []
         for route in chain:
@@ -123,15 +123,15 @@ class Governor:
                 self._open[call.id] = permit
                 return permit
             if decision.why is Obstacle.OTHERS:
-                return decision  # the route is not shut to those
+                return decision  # the route is not shut for other jobs
             denials.append(decision)
             self._gates.denied(route.name, decision)
             if decision.why is not Obstacle.SHUT:
-                return decision  # there is hope for this very model: its stand-ins are for when there is none
+                return decision  # this model can be called soon: fallbacks are for a route that is shut
         return min(denials, key=lambda denial: denial.wait_s)
 
     def _is_impatient(self, spec: JobSpec) -> bool:
-        """Whether the job gives up sooner than all others: then its giving up says nothing of the upstream."""
+        """Whether the job's own timers are shorter than the settings': then its timeout says nothing about the upstream."""
         first_token_s, idle_s = self._settings.first_token_timeout_s, self._settings.content_idle_timeout_s
         return (
             min(spec.first_token_timeout_s or first_token_s, spec.timeout_s) < first_token_s
@@ -139,23 +139,23 @@ class Governor:
         )
 
     async def _reserve(self, route: Route, call: CallFacts) -> Reserved | Denied:
-        """However long Redis is away. Asked with the same id each time: the first reply may have been lost."""
+        """Reserves the call, however long Redis is away. Repeats with the same id: maybe only the first reply was lost."""
         try:
             return await self._outage.outlast(lambda: self._upstreams.reserve(route, call))
-        except asyncio.CancelledError:  # whether the row stands is not known; the call will not be made
+        except asyncio.CancelledError:  # the row may be open, but the call will not be made
             permit = _permit_of(call, route, Reserved(0, is_probe=False))
             self._send(permit, CallEnd(UNMADE, Usage(), is_estimated=False, cost_nano_usd=0))
             raise
 
     def on_first_content(self, permit: Permit) -> None:
-        """Its first content is here: a probe has shown enough."""
+        """The call's first content has arrived. If it is a probe, that is enough to close the circuit."""
         if permit.is_probe:
             self._upstreams.probed(permit.route.name, permit.call_id)
 
     def close_call(
         self, permit: Permit, ended: str, spent: Spent, outcome: Outcome | None, allowance: Allowance | None
     ) -> int | None:
-        """Closes the call's row, at once or when Redis is back. Returns its cost in nano-dollars, None if nobody knows."""
+        """Closes the call's row, at once or when Redis is back. Returns its cost in nano-dollars, None if that is unknown."""
         del self._open[permit.call_id]
         cost = self._cost_of(permit.route.model, spent.usage, permit.opened_ms)
         end = CallEnd(ended, spent.usage, spent.is_estimated, cost)
@@ -169,13 +169,13 @@ class Governor:
                 self._learned[permit.route.name] = end.learned
         if end.shut_s > 0:
             self._logger.warning("route_shut", route=permit.route.name, code=end.code, shut_s=round(end.shut_s, 3))
-            # The next claim must not wait until it hears of it
+            # Noted at once: the next claim may come before Redis publishes it.
             self._gates.denied(permit.route.name, Denied(Obstacle.SHUT, end.shut_s, end.code))
         self._send(permit, end)
         return cost
 
     def charge(self, job_id: str, cost: int | str, *, tenant: str, key_id: str, epoch: int = 0) -> None:
-        """The job pays for calls that ended without it."""
+        """Charges a job for calls that no FINISH or RELEASE has charged."""
         self._runtime.jobs.charge(job_id, cost, tenant=tenant, key_id=key_id, epoch=epoch)
 
     def _send(self, permit: Permit, end: CallEnd) -> None:
@@ -184,20 +184,20 @@ class Governor:
 
     def _on_closed(self, permit: Permit, end: CallEnd, reply: "asyncio.Future[int]") -> None:
         has_failed = reply.cancelled() or reply.exception() is not None
-        if has_failed and len(self._unclosed) < _MOST_UNCLOSED:  # past it, others will close the rows as lost
+        if has_failed and len(self._unclosed) < _MOST_UNCLOSED:  # beyond it, other workers close the rows as lost
             self._unclosed[permit.call_id] = permit, end
-        elif not has_failed and reply.result() > 1:  # closed as lost meanwhile, and the job charged by an estimate
+        elif not has_failed and reply.result() > 1:  # another worker closed it as lost, and charged an estimate
             self.charge(permit.job_id, 1 - reply.result(), tenant=permit.tenant, key_id=permit.key_id)
 
     def retry_closing(self) -> None:
-        """Closes the rows that Redis could not be asked to close, before anybody takes them for lost."""
+        """Closes the rows that could not be closed before, so that no other worker closes them as lost."""
         unclosed, self._unclosed = self._unclosed, {}
         for permit, end in unclosed.values():
             self._send(permit, end)
 
     def _cost_of(self, model: str, usage: Usage, opened_ms: int) -> int | None:
         if usage == Usage():
-            return 0  # a refusal: whatever the price
+            return 0  # a refusal is free, whatever the price
         return cost_nano_usd(model, usage, self._prices, datetime.fromtimestamp(opened_ms / 1000, UTC).date())
 
     # All calls
@@ -209,7 +209,7 @@ class Governor:
         return self._gates.quotas()
 
     def claimed(self, claims: Iterable[Claim], quotas: Mapping[str, int]) -> None:
-        """These were started within the quotas."""
+        """These jobs were started within the quotas."""
         if quotas:
             for claim in claims:
                 chain = self._routes.chain_of(claim.spec.model)
@@ -218,7 +218,7 @@ class Governor:
                 )
 
     def next_s(self) -> float | None:
-        """When a quota will be more than now; None if none is bounded."""
+        """Seconds until a quota may be larger than now; None if none is bounded."""
         return self._gates.next_s()
 
     def heard(self) -> None:
@@ -226,7 +226,7 @@ class Governor:
         self._gates.forget()
 
     async def tick(self) -> None:
-        """Once a second or so: keeps our rows open, closes those that could not be closed, and those that nobody holds."""
+        """About once a second: holds our open rows, and closes those that could not be closed or whose worker is dead."""
         self.retry_closing()
         calls = [(permit.route.name, call_id) for call_id, permit in self._open.items()]
         for row in await self._upstreams.hold(calls):
@@ -251,7 +251,7 @@ class Governor:
         self._open_circuits = set(is_open)
 
     async def _close_lost(self, row: Abandoned) -> None:
-        """The row of a worker that died: what its answer had cost by then is estimated from the job's log."""
+        """Closes the row of a dead worker's call. Its cost until then is estimated from the job's log."""
         events = await self._runtime.log.read(row.job_id, start=EventId(row.epoch, 0), count=20_000)
         heard = Completion()
         attempt = None
@@ -283,7 +283,7 @@ def _permit_of(call: CallFacts, route: Route, row: Reserved) -> Permit:
 
 
 def estimated(heard: Completion, input_estimate: int) -> Usage:
-    """What a call used whose end was not heard. Chat completions report even the input only at the end."""
+    """Estimates what a call used whose end did not arrive. Chat completions report even the input only at the end."""
     try:
         reported = heard.usage
     except GarbledStream:
@@ -297,7 +297,7 @@ def estimated(heard: Completion, input_estimate: int) -> Usage:
 
 
 def _with_verdict(end: CallEnd, outcome: Outcome, allowance: Allowance | None, cap_s: float) -> CallEnd:
-    """What an outcome shows of its route."""
+    """Adds what the outcome shows of the route."""
     match outcome:
         case Answered():
             exhausted_s = min(allowance.exhausted_s, cap_s) if allowance else 0

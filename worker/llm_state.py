@@ -1,4 +1,4 @@
-"""What this worker last saw of the LLM, for ``GET /health``: from real traffic first, a free call second."""
+"""What this worker last saw of the LLM, for ``GET /health``: from real traffic, or from a free call if there is none."""
 
 import asyncio
 import time
@@ -18,19 +18,19 @@ class LlmState:
         self._since_ms = 0
         self._noted_s = float("-inf")
         self.changed = asyncio.Event()
-        """Set when it is another than before: ``/health`` is to know at once."""
+        """Set when the state changes, so that the worker announces it to ``/health`` at once."""
 
     def is_idle(self, for_s: float) -> bool:
         """Whether no call has ended for that long."""
         return time.monotonic() - self._noted_s > for_s
 
     def note_check(self, failure: Failure | None) -> None:
-        """What a free call showed. It is asked while there is no traffic, so it says all that is known."""
+        """Notes a free call's outcome. Such a call is made only without traffic, so it replaces what was known."""
         self._failed.clear()
         self._add(has_failed=failure is not None and failure.is_of_route)
 
     def note(self, outcome: Outcome) -> None:
-        """One call's outcome. What concerns that call alone shows that the LLM can be reached."""
+        """Notes a call's outcome. A failure that concerns only that call shows that the LLM can be reached."""
         self._add(has_failed=isinstance(outcome, Failure) and outcome.is_of_route)
 
     def _add(self, has_failed: bool) -> None:
@@ -43,7 +43,7 @@ class LlmState:
 
     @property
     def facts(self) -> dict[str, str | int]:
-        """A part of what the worker says of itself; nothing before the first call. ``llm_age_s``: since the newest call."""
+        """Facts for the worker to announce; none before the first call. ``llm_age_s``: seconds since the newest call."""
         if not self._failed:
             return {}
         age_s = int(time.monotonic() - self._noted_s)

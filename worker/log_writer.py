@@ -1,10 +1,10 @@
 """Writes the events of this process's jobs to their logs, many jobs in one flush.
 
-A delta goes out at once if its job has been silent, else 24 ms after the oldest unsent one and when the job's previous
-flush has landed; adjacent text deltas of a block become one event, and only then get their seq. Flushes of all jobs
-fall on a common beat, and so travel in one write.
+A delta is sent at once if its job has been silent; else 24 ms after the oldest unsent one, and not before the job's
+previous flush has landed. Adjacent text deltas of a block become one event, which gets its seq only then. The flushes of
+all jobs share a beat, so that they are sent in one write.
 
-An attempt's events are kept until its end is acknowledged: whatever tail Redis lost is sent again from there.
+A claim's events are kept until its end is acknowledged: if Redis loses the last ones, they are sent again.
 """
 
 import asyncio
@@ -34,11 +34,11 @@ class LogWriter:
         self._beats: dict[int, list[JobLog]] = {}
 
     def open(self, claim: Claim, owner: asyncio.Task[object]) -> "JobLog":
-        """The log of a claim. ``owner`` is cancelled when Redis refuses it."""
+        """Opens the log of a claim. The task ``owner`` is cancelled if Redis refuses the claim's writes."""
         return JobLog(self, claim, owner)
 
     def flush_at(self, due_s: float, job_log: "JobLog") -> None:
-        """On the first beat at or after ``due_s``."""
+        """Flushes on the first beat after ``due_s``."""
         beat = int(due_s / _BEAT_S) + 1
         if beat in self._beats:
             self._beats[beat].append(job_log)
@@ -47,7 +47,7 @@ class LogWriter:
             self._loop.call_at(beat * _BEAT_S, self._on_beat, beat)
 
     def flush_soon(self, job_log: "JobLog") -> None:
-        """When everything that is being read right now was read."""
+        """Flushes when everything that is being read right now has been read."""
         self._loop.call_soon(job_log.flush)
 
     def now_s(self) -> float:
@@ -71,7 +71,7 @@ class JobLog:
         self._landed = 0
         """How many of the events Redis has acknowledged."""
         self._sent = 0
-        """How many it was sent."""
+        """How many of the events were sent to Redis."""
         self._unsent_bytes = 0
         self._text_block = -1
         self._texts: list[str] = []
@@ -85,13 +85,13 @@ class JobLog:
         self.has_published = False
         """Whether followers may have seen an upstream event of this claim."""
         self._held: bytes | None = None
-        """The beginning of an answer that has no content yet, where followers have no word for another beginning."""
+        """The `message_start` of an answer without content yet. It is held back where the followers' protocol has no `reset`."""
         self._needs_reset = False
-        """Whether they may have seen one of this attempt: a later attempt, of this claim or the next, begins with `reset`."""
+        """Whether followers may have seen events of this attempt: then the next, in this claim or another, begins with `reset`."""
         self._reset_end = 0
         """How many of the events end with the newest `reset`."""
         self._recorded: _Facts | None = None
-        """What the record says. None: it is written with the next append, for Redis may have lost it together with a tail."""
+        """What the record holds. None: the next append writes it, since Redis may have lost it with the log's last events."""
         self.is_lost = False
         """Whether Redis refused a write: the job is somebody else's, or has ended."""
 
@@ -115,7 +115,7 @@ class JobLog:
             self._add(name, data)
 
     def begin_attempt(self, attempts: int, failures: int, retry_event: bytes, reset_event: bytes) -> None:
-        """Another attempt inside the claim: its `retry`, and `reset` if followers saw something of the one before."""
+        """Begins another attempt within the claim: with `retry`, and with `reset` if followers saw some of the one before."""
         self._held = None
         self._add(OurEvent.RETRY, retry_event)
         if self._needs_reset:
@@ -126,7 +126,7 @@ class JobLog:
 
     @property
     def is_full(self) -> bool:
-        """Whether more than 1 MiB is unsent: a Redis outage stops the reading, and costs bounded memory."""
+        """Whether more than 1 MiB is unsent: reading stops then, so that an outage of Redis costs bounded memory."""
         return self._unsent_bytes > _MOST_UNSENT_BYTES and not self.is_lost
 
     async def room(self) -> None:
@@ -135,7 +135,7 @@ class JobLog:
             await self._landing()
 
     async def land(self) -> None:
-        """Returns once everything is in the log, however long Redis is away; or was refused."""
+        """Waits until everything is in the log, however long Redis is away, or until it is refused."""
         while not self.is_lost and (self._in_flight or self._texts or self._landed < len(self._events)):
             self.flush()
             await self._landing()
@@ -145,7 +145,7 @@ class JobLog:
         await self._has_landed.wait()
 
     def flush(self) -> None:
-        """Sends what is unsent, unless a flush is on its way: then when that has landed."""
+        """Sends what is unsent. If a flush is under way, that happens when it has landed."""
         self._is_scheduled = False
         if self._in_flight or self._is_closed:
             return
@@ -153,7 +153,7 @@ class JobLog:
         if self._landed == len(self._events):
             return
         self._sent = min(len(self._events), self._landed + _MOST_EVENTS_PER_FLUSH)
-        # Until the reset itself is sent, what it takes back is to be reset by whoever claims the job next.
+        # Until the reset itself is sent, the next claim of the job must reset what this one takes back.
         is_shown = self._needs_reset if self._sent >= self._reset_end else self.has_published
         facts = _Facts(is_shown, *self._attempt)
         is_news = facts != self._recorded
@@ -172,13 +172,13 @@ class JobLog:
         reply.add_done_callback(lambda done: self._on_landed(done, facts))
 
     async def finish(self, ending: Ending, *, cost: Cost = None) -> Finished:
-        """Everything unsent, then the end, in one write; repeated until Redis replies.
+        """Sends what is unsent and then the end, in one write, and repeats that until Redis replies.
 
         Returns ENDED, ALREADY or REFUSED.
         """
         while not self.is_lost:
             self.flush()
-            if self._texts or self._sent < len(self._events):  # after a flush that is on its way
+            if self._texts or self._sent < len(self._events):  # a flush is under way
                 await self._landing()
                 continue
             try:
@@ -254,7 +254,7 @@ class JobLog:
             self._schedule()
 
     def _go_back(self, expected_seq: int) -> None:
-        """Redis lost a tail: it is sent again from there. Without our claim's own beginning there is no log to go on with."""
+        """Redis lost the log's last events: sends them again. Without the events of CLAIM, the log cannot be continued."""
         if expected_seq < self._first_seq:
             self._lose()
         self._landed = self._sent = max(0, min(self._landed, expected_seq - self._first_seq))
@@ -271,6 +271,6 @@ class _Facts(NamedTuple):
     """What APPEND writes to the record, together with the log."""
 
     is_shown: bool
-    """Whether followers hold something that was not reset."""
+    """Whether followers saw something that was not reset."""
     attempts: int
     failures: int

@@ -1,6 +1,6 @@
-"""What the upstreams serve, asked by each worker at its start and once an hour, and published in Redis for ``GET /v1/models``.
+"""Reads the upstreams' model lists, at the worker's start and once an hour, and publishes them for ``GET /v1/models``.
 
-What cannot be read changes nothing.
+A list that cannot be read leaves the published one unchanged.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,15 +27,15 @@ class ModelLists:
         self._read_s = float("-inf")
         self._unpublished: dict[str, bytes] = {}
         self._unread: set[str] = set()
-        """Providers whose failure was logged: it is said once."""
+        """Providers whose failure was logged, so that it is logged only once."""
 
     @property
     def are_old(self) -> bool:
-        """Whether nobody has asked for an hour."""
+        """Whether this worker has not read them for an hour."""
         return self._now_s() - self._read_s > _EVERY_S
 
     async def read(self) -> Failure | None:
-        """Asks every upstream. Returns the first failure: it says whether they can be reached."""
+        """Reads every upstream's list. Returns the first failure, or None: it shows whether they can be reached."""
         self._read_s = self._now_s()
         failures = [await self._read(name, provider) for name, provider in self._providers.items()]
         return next(filter(None, failures), None)

@@ -16,11 +16,11 @@ class Answered(NamedTuple):
     """The whole answer is there."""
 
     result: bytes
-    """As the job will show it, JSON."""
+    """The job's ``result``, as JSON."""
     usage: Usage | None
-    """None: it was no answer that uses any."""
+    """None for a count of tokens, which uses none."""
     first_content_s: float | None
-    """Since the claim."""
+    """Seconds from the claim to the first content."""
 
 
 class Failure(NamedTuple):
@@ -32,33 +32,33 @@ class Failure(NamedTuple):
     allowance: Allowance | None = None
     """What the response said of limits."""
     how: "How | None" = None
-    """What broke, where the upstream said nothing."""
+    """What broke, if the upstream itself reported no error."""
     has_stand_in: bool = False
-    """Whether another route is asked next, at once."""
+    """Whether a fallback is called next, at once."""
     is_last: bool = False
-    """Whether what followers hold of the answer forbids another attempt."""
+    """Whether another attempt is forbidden, because followers have output that cannot be retracted."""
 
     @property
     def is_retryable(self) -> bool:
-        """Whether another attempt may help. Callers may retry a job whose own time is over; an attempt may not."""
+        """Whether another attempt may help. After a timeout it cannot, although the caller may retry with a new job."""
         return self.error.retryable and self.error.code != "timeout" and not self.is_last
 
     @property
     def is_trouble(self) -> bool:
-        """Whether it speaks against the upstream as such, and not only against this call."""
+        """Whether it shows trouble of the upstream itself, not just of this call."""
         return self.error.code in _TROUBLE and self.how not in NO_VERDICT
 
     @property
     def is_of_route(self) -> bool:
-        """Whether all who use the route are concerned: trouble, its limits, our key, a base URL that leads elsewhere.
-        A refusal is of what one caller asked.
+        """Whether it concerns all who use the route: trouble, its limits, our API key, or a base URL that redirects.
+        Another refusal concerns one caller's request.
         """
         status = self.error.upstream_status or 0
         return self.is_trouble or self.error.code == "upstream_rate_limited" or status == 401 or 300 <= status < 400
 
     @property
     def opens_circuit(self) -> bool:
-        """Trouble; and a rate limit without a time to come again, which only asking can find out: by one at a time."""
+        """True for trouble, and for a rate limit without a Retry-After: only calls, one at a time, show when it is over."""
         return self.is_trouble or (self.error.code == "upstream_rate_limited" and not self.retry_after_s)
 
 
@@ -75,7 +75,7 @@ class UpstreamError(Exception):
 
 
 class Refusal(NamedTuple):
-    """The upstream said no: with a response, or with an event inside a stream."""
+    """The upstream reported an error: with a response, or with an event inside a stream."""
 
     status: int | None = None
     """None: it came inside a stream."""
@@ -83,11 +83,11 @@ class Refusal(NamedTuple):
     message: str = ""
     retry_after_s: float | None = None
     code: str | None = None
-    """OpenAI's finer word. It comes before the type: ``invalid_api_key`` is an ``invalid_request_error``."""
+    """OpenAI's more exact code. It wins over the type: ``invalid_api_key`` has the type ``invalid_request_error``."""
 
 
 class How(Enum):
-    """The ways to fail without a word of the upstream."""
+    """The ways to fail without an error from the upstream."""
 
     UNREACHABLE = "no connection to it"
     UNHEARD = "it closed the connection without an answer"
@@ -97,11 +97,11 @@ class How(Enum):
     STALLED = "its content stopped"
     """The content-idle timer."""
     IMPATIENT = "no content within the job's own limit"
-    """One of these timers, which the job itself had set shorter than the settings do."""
+    """One of these two timers, which the job had set shorter than the settings do."""
     CUT = "the connection was cut"
     ENDED_EARLY = "it ended before the answer was complete"
     GARBLED = "it sent what no answer contains"
-    """A habit of the server: no doubt about what it sent, but about what it means."""
+    """A habit of the server: its bytes arrived intact, but their meaning is in doubt."""
     FAULTY = "calling it failed"
     """On our side, in an SDK or below it."""
     OUT_OF_TIME = "the job's time is over"
@@ -112,14 +112,14 @@ class Breakage(NamedTuple):
 
     how: How
     detail: str = ""
-    """More exact than ``how`` says it; never content."""
+    """More exact than ``how``. Never holds content."""
 
 
 Evidence = Refusal | Breakage
 
 
 def classify(evidence: Evidence) -> Failure:
-    """What happened, as the job's error will say it. Unknown types go by the status: 3xx and 4xx are final, all else is retried."""
+    """Turns what happened into the job's error. For an unknown type the status decides: 3xx and 4xx are final, others retried."""
     match evidence:
         case Refusal(status, error_type, message, retry_after_s, code):
             kind = _BY_TYPE.get(code or "") or _BY_TYPE.get(error_type or "") or _BY_STATUS.get(status or 0)
@@ -143,14 +143,14 @@ def _error_of(kind: "_Kind", message: str, status: int | None = None) -> JobErro
 
 
 def _readable(text: str, most: int) -> str:
-    """Cut, and without lone surrogates: no encoder of ours takes one."""
+    """The text, cut to ``most`` characters and without lone surrogates, which our encoders refuse."""
     return text[:most].encode(errors="replace").decode()
 
 
 TIMED_OUT: Final = Failure(
     JobError("timeout", "The job was not done within its timeout_s.", retryable=True), how=How.OUT_OF_TIME
 )
-"""The job's own time is over. Not tried again: there is no time left to do it in."""
+"""The job's own time is over. No other attempt is made: there is no time left for it."""
 
 CUT_SHORT: Final = Failure(
     JobError(
@@ -160,7 +160,7 @@ CUT_SHORT: Final = Failure(
     ),
     is_last=True,
 )
-"""Followers have a part of the answer from an earlier claim, in a format that has no word for starting over."""
+"""Followers have a part of the answer from an earlier claim, and their protocol has no ``reset``."""
 
 
 class _Kind(NamedTuple):
@@ -192,7 +192,7 @@ _BY_TYPE: Final[dict[str, _Kind]] = {
     "context_length_exceeded": _REJECTED,
     "content_policy_violation": _REJECTED,
     "exceed_context_size_error": _REJECTED,
-    "insufficient_quota": _REJECTED,  # a 429 that no waiting helps
+    "insufficient_quota": _REJECTED,  # a 429, but waiting does not help
     "billing_hard_limit_reached": _REJECTED,
     "billing_not_active": _REJECTED,
     "model_not_found": _REJECTED,
@@ -229,6 +229,6 @@ _BY_BREAKAGE: Final[dict[How, _Kind]] = {
 }
 
 NO_VERDICT: Final = frozenset((How.GARBLED, How.IMPATIENT, How.FAULTY, How.OUT_OF_TIME))
-"""What says nothing of the upstream's health: it may be fine for everybody else."""
+"""Failures that say nothing about the upstream's health: it may be fine for all other calls."""
 
 _TROUBLE: Final = frozenset(kind.code for kind in (_OVERLOADED, _ERROR, _TRUNCATED))

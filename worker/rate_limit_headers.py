@@ -1,6 +1,6 @@
-"""What an upstream's head says of its limits: Anthropic's ``anthropic-ratelimit-*`` and OpenAI's ``x-ratelimit-*``.
+"""Reads an upstream's limits from its headers: Anthropic's ``anthropic-ratelimit-*`` and OpenAI's ``x-ratelimit-*``.
 
-Every number is somebody else's: what cannot be understood says nothing.
+The upstream may send anything: what cannot be understood is ignored.
 """
 
 import re
@@ -13,12 +13,12 @@ from shared.routes import Limits
 
 
 class Allowance(NamedTuple):
-    """What the head of a response said of the route's limits."""
+    """What the headers of a response say about the route's limits."""
 
     limits: Limits = Limits()
-    """Those that it named."""
+    """Those that they name."""
     exhausted_s: float = 0
-    """No request is left for that long, in seconds."""
+    """For how many seconds no request is left."""
 
 
 _MOST: Final = 1 << 40
@@ -38,8 +38,8 @@ def anthropic_allowance(headers: Mapping[str, str], *, now_s: float | None = Non
 
 
 def openai_allowance(headers: Mapping[str, str]) -> Allowance | None:
-    """``x-ratelimit-{limit,remaining,reset}-requests``; a reset is a span like ``6m0s``. Its token limit is of input and
-    output together, unlike any limit of ours: a 429 is how we learn of it.
+    """``x-ratelimit-{limit,remaining,reset}-requests``; a reset is a span like ``6m0s``. The limit of tokens is ignored: it
+    counts input and output together, unlike ours. A 429 shows when it is reached.
     """
     if "x-ratelimit-limit-requests" not in headers:
         return None
@@ -51,7 +51,7 @@ def openai_allowance(headers: Mapping[str, str]) -> Allowance | None:
 
 
 def _until_one(remaining: int | None, limit: int | None, reset_s: float) -> float:
-    """A reset is when all of the limit is there again, bit by bit: the first bit comes sooner."""
+    """Seconds until one request is free. ``reset_s`` is until all are: the limit refills evenly, so the first comes sooner."""
     return reset_s / limit if remaining == 0 and limit else 0
 
 

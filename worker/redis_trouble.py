@@ -1,6 +1,6 @@
-"""What the worker does while Redis does not answer, or refuses a command: it waits, asks again, and logs why nothing moves.
+"""What the worker does while Redis does not reply or refuses commands: it waits, tries again, and logs why nothing moves.
 
-It logs once in a while, not once for each of a thousand calls.
+It logs each problem at most once in 10 s, not once for each of a thousand calls.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ class Outage:
         self._logged_s: dict[str, float] = {}
 
     def note(self, problem: Problem) -> None:
-        """A call failed."""
+        """A call to Redis failed."""
         now_s, detail = time.monotonic(), problem.reason or problem.detail
         if now_s - self._logged_s.get(detail, -_LOGGED_EVERY_S) >= _LOGGED_EVERY_S:
             self._logged_s[detail] = now_s
             self._logger.warning("redis_trouble", code=problem.code, detail=detail)
 
     async def outlast(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """What ``ask`` returns, however long Redis is away; ``ask`` must be safe to repeat."""
+        """Returns what ``ask`` returns, however long Redis is away; ``ask`` must be safe to repeat."""
         while True:
             try:
                 return await ask()

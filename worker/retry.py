@@ -1,8 +1,8 @@
 """Whether, and when, a failed attempt is tried again. tenacity drives it; the decisions are pure functions.
 
 Full jitter: the n-th wait is uniform in [0, base · 2^(n-1)], at most the cap (2 s and 60 s by default). A Retry-After
-of the upstream is a floor, honoured up to a cap of its own (an hour). A wait of more than 2 s is not slept in a worker's
-slot: the job goes back to the queue, deferred. A stand-in is asked at once.
+of the upstream is a floor, honoured up to a cap of its own (an hour). For a wait of more than 2 s the job does not keep its
+worker's slot: it goes back to the queue, deferred. A fallback is called at once.
 """
 
 import random
@@ -32,16 +32,16 @@ Attempt = Callable[[], Awaitable[Outcome]]
 
 
 class Deferred(Exception):
-    """The wait is too long to be slept in a slot.
+    """The wait is too long to keep the worker's slot.
 
-    ``failures``: 1 if the attempt before it failed; 0 if the governor has the job wait, which uses up no attempt.
+    ``failures``: 1 if the attempt before it failed; 0 if the governor makes the job wait, which uses up no attempt.
     """
 
     def __init__(self, delay_s: float, *, code: str, failures: int = 1, announced_s: float | None = None) -> None:
         super().__init__(delay_s)
         self.delay_s = delay_s
         self.announced_s = delay_s if announced_s is None else announced_s
-        """The wait in the ``retry`` event: a job may be back in the queue sooner than its call may be made."""
+        """The wait in the ``retry`` event: a job may be back in the queue before its call may be made."""
         self.code = code
         self.failures = failures
 
@@ -67,9 +67,9 @@ def retrying(
     sleep: Callable[[float], Awaitable[None]],
     jitter: Callable[[float, float], float] = random.uniform,
 ) -> Callable[[Attempt], Awaitable[Outcome]]:
-    """Calls an attempt until its outcome is final. Gives the last outcome; raises Deferred.
+    """Repeats an attempt until its outcome is final. Returns the last outcome; raises Deferred.
 
-    ``before_wait(failure, delay_s)`` is called only for a wait that is then slept.
+    ``before_wait(failure, delay_s)`` is called only before a wait in the slot.
     """
 
     def stop(state: RetryCallState) -> bool:

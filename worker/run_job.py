@@ -1,7 +1,7 @@
 """Runs one claimed job to its end: the list of steps from the claim to FINISH.
 
-Every way it can end is a value (see outcome.py). ``upstream_call.py`` makes a call; what becomes of the job is written to Redis
-by ``_Run.finish`` and ``_Run.defer`` alone.
+Every way it can end is a value (see outcome.py). ``upstream_call.py`` makes a call; only ``_Run.finish`` and ``_Run.defer``
+write to Redis what becomes of the job.
 """
 
 import asyncio
@@ -37,10 +37,10 @@ _PROBED_S: Final = 6.0
 """Longer than the longest pause between two probes (5 s, in upstream.lua)."""
 
 _OVERLOAD: Final = frozenset({"upstream_overloaded", "upstream_rate_limited"})
-"""For which a stand-in is asked."""
+"""Errors after which a fallback is called."""
 
 _ASKED_AGAIN_S: Final = (1.0, 5.0)
-"""When a job that got no permit may be claimed again."""
+"""After how many seconds a job that got no permit may be claimed again: at random between these."""
 
 
 class RunEnd(StrEnum):
@@ -82,7 +82,7 @@ def run_context(
 
 
 async def run_job(context: RunContext, claim: Claim) -> RunEnd:
-    """Call the LLM until its outcome is final, then finish the job. Cancelled: leaves the job as it is."""
+    """Calls the LLM until its outcome is final, then finishes the job. If it is cancelled, it leaves the job as it is."""
     owner = asyncio.current_task()
     assert owner is not None
     job_log = context.writer.open(claim, owner)
@@ -119,15 +119,15 @@ class _Run:
         self._failures = 0
         self._overloaded: set[str] = set()
         self._route: str | None = None
-        """Of the newest call."""
+        """The name of the newest call's route."""
         self._cost: Cost = None
         self._total = asyncio.timeout(None)
-        """Of the newest call: the job's own time."""
+        """The timeout of the newest call at the end of the job's own time."""
 
     async def attempts(self) -> Outcome:
-        """The final outcome. Raises Deferred if the next attempt is too far off to wait for here."""
+        """The final outcome. Raises Deferred if the next attempt is too far away to wait for it here."""
         spec = self._claim.spec
-        if not spec.may_start_over and self._claim.next_seq > 1:  # CLAIM wrote `reset`: some of the answer is out
+        if not spec.may_start_over and self._claim.next_seq > 1:  # CLAIM wrote `reset`: followers have a part of it
             return CUT_SHORT
         policy = RetryPolicy(
             max_attempts=spec.max_attempts,
@@ -172,7 +172,7 @@ class _Run:
         if outcome.is_last:
             return outcome
         if permit.is_probe and outcome.opens_circuit:
-            # A circuit-breaker probe: its failure does not count against this job's attempts. The next probe may be another's.
+            # A circuit-breaker probe: its failure does not count against this job's attempts. Another job may probe next.
             raise Deferred(_PROBED_S, code=outcome.error.code, failures=0)
         self._failures += 1
         if outcome.error.code in _OVERLOAD:
@@ -181,7 +181,7 @@ class _Run:
         return outcome
 
     async def _one_count(self) -> Outcome:
-        """One count of the request's tokens. Another model's would be another number: no stand-in is asked."""
+        """One count of the request's tokens. No fallback is called: another model's count would be another number."""
         route = self._context.routes.chain_of(self._claim.spec.model)[0]
         self._route = route.name
         self._begun += 1
@@ -194,7 +194,7 @@ class _Run:
         return outcome
 
     async def _permit(self) -> Permit:
-        """Waits a moment for some room, or a gate to open; a longer wait would waste the slot. Raises Deferred."""
+        """Waits up to 2 s for room, or for a gate to open; a longer wait would waste the slot. Raises Deferred."""
         ends_s = self._loop.time() + LONGEST_WAIT_IN_SLOT_S
         while True:
             decision = await self._context.governor.permit(
@@ -205,8 +205,8 @@ class _Run:
                 return decision
             delay_s = decision.wait_s * random.uniform(1, 1.5)
             if decision.why in (Obstacle.SPENT, Obstacle.OTHERS) or self._loop.time() + delay_s > ends_s:
-                # Soon back at its place, where CLAIM looks at the gates. Not at once: of a flow that was named by other
-                # routes than ours it knows no gate, and would give it back at once.
+                # The job goes back to its place in the queue, where CLAIM looks at the gates. Not at once: if its flow was
+                # named with other routes than our settings have, CLAIM knows no gate and would return the job at once.
                 later_s = random.uniform(*_ASKED_AGAIN_S)
                 if decision.why is not Obstacle.SPENT:
                     later_s = min(later_s, decision.wait_s)
@@ -215,7 +215,7 @@ class _Run:
             await asyncio.sleep(delay_s)
 
     def _chain(self) -> list[Route]:
-        """The routes that may be asked, those first that this run has not seen overloaded."""
+        """The routes to try: those that this run has not seen overloaded, or all if there is no such route."""
         chain = self._context.routes.chain_of(self._claim.spec.model)
         return [route for route in chain if route.name not in self._overloaded] or list(chain)
 
@@ -228,12 +228,12 @@ class _Run:
             return TIMED_OUT if total.expired() else classify(Breakage(How.UNANSWERED))
 
     def _await_last_words(self) -> None:
-        """The answer is whole, and the job's own time may not throw it away: the stream itself ends soon, by its own bound."""
-        if self._total.when() == self._ends_s:  # once: a server that goes on and on gains no time
+        """The answer is whole: the end of the job's own time must not discard it. The stream's own bound ends it soon."""
+        if self._total.when() == self._ends_s:  # only once: a server that goes on sending gains no more time
             self._total.reschedule(max(self._ends_s, self._loop.time() + LAST_WORDS_S + _MARGIN_S))
 
     def _close_call(self, call: UpstreamCall, outcome: Outcome | None) -> None:
-        """Closes the call's row in the ledger. None: the call was interrupted, since the job ended or went elsewhere."""
+        """Closes the call's row in the ledger. No outcome: it was interrupted, since the job ended or another worker has it."""
         cost = self._context.governor.close_call(
             call.permit, call.ended(outcome), call.spent(outcome), outcome, call.allowance
         )
@@ -275,7 +275,7 @@ class _Run:
 
     async def defer(self, wait: Deferred) -> RunEnd:
         """The job goes back to the queue until its next attempt may be made."""
-        await self._log.land()  # with it what earlier attempts of this claim add to the record
+        await self._log.land()  # this also writes what earlier attempts of this claim add to the record
         release = partial(
             self._context.writer.queue.release,
             self._claim,
@@ -294,7 +294,7 @@ class _Run:
         return RunEnd.DEFERRED
 
     def charge(self) -> None:
-        """What the calls cost that no FINISH or RELEASE has charged: the job ended, or went elsewhere, without us."""
+        """Charges the calls that no FINISH or RELEASE of ours has charged: the job has ended, or another worker has it."""
         if self._cost is not None:
             claim = self._claim
             self._context.governor.charge(
@@ -302,7 +302,7 @@ class _Run:
             )
 
     def report_start(self) -> None:
-        """Says which worker runs a job: the first question when one is stuck."""
+        """Logs which worker runs a job: the first question when one is stuck."""
         self._context.logger.info(
             "job_started",
             job_id=self._claim.id,
@@ -313,7 +313,7 @@ class _Run:
         )
 
     def _report_failure(self, failure: Failure, begun_s: float) -> None:
-        """Why this attempt failed: the job may succeed with the next. Without the upstream's words, which may quote the prompt."""
+        """Logs why this attempt failed, since the job may still succeed. Not the upstream's message: it may quote the prompt."""
         self._context.logger.info(
             "attempt_failed",
             **self._facts(),
@@ -326,7 +326,7 @@ class _Run:
         )
 
     def lost(self) -> RunEnd:
-        """Somebody else has the job, or ended it: this run's writes were refused."""
+        """This run's writes were refused: another worker has the job, or it has ended."""
         self._context.logger.info("claim_lost", **self._facts())
         return RunEnd.LOST
 

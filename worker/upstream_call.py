@@ -1,6 +1,6 @@
-"""One call of the LLM: its events go into the job's log and add up to an answer. Every way it can end is an Outcome.
+"""One call to the LLM: its events go into the job's log and add up to an answer. Every way it can end is an Outcome.
 
-A call has a row in the ledger, which ``run_job.py`` opens and closes; what the row says at the end is known here.
+``run_job.py`` opens and closes the call's row in the ledger; what the closed row says comes from here.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class UpstreamCall:
     permit: Permit
     completion: Completion
     stream: UpstreamStream | None = None
-    """Once its head was there."""
+    """Set when the head of the response has arrived."""
     was_asked: bool = True
     """False if the request never left us."""
     first_content_s: float | None = None
@@ -48,9 +48,10 @@ class UpstreamCall:
         on_first_content: Callable[[Permit], None],
         on_answered: Callable[[], None],
     ) -> Outcome:
-        """Asks, and writes the answer's events into ``job_log``. ``claimed_s``: when the job was claimed, by the loop's clock.
+        """Makes the call, and writes the answer's events to ``job_log``.
 
-        ``on_answered`` is called once the answer is whole but for the words that end the stream.
+        ``claimed_s``: when the job was claimed, by the loop's clock. ``on_answered`` is called when the answer is whole and
+        only the end of the stream is missing.
         """
         spec = claim.spec
         timers = _timers_of(claim, settings)
@@ -97,7 +98,7 @@ class UpstreamCall:
         return self._outcome(claimed_s)
 
     def _take(self, events: Sequence[UpstreamEvent], job_log: JobLog) -> bool:
-        """Whether any of them is more than a sign of life. Raises GarbledStream."""
+        """Adds events to the answer and the log. Returns whether any is more than a sign of life. Raises GarbledStream."""
         is_news = False
         for event in events:
             if event.name == "ping" or event.name in OUR_NAMES:
@@ -117,16 +118,16 @@ class UpstreamCall:
             return self._garbled(error)
 
     def _garbled(self, error: GarbledStream) -> Failure:
-        """Why its answer cannot be read."""
+        """The failure of a call whose answer cannot be read."""
         return classify(Breakage(How.GARBLED, str(error) if self.stream is None else self.stream.explain(error)))
 
     @property
     def allowance(self) -> Allowance | None:
-        """What the head of its response says of limits."""
+        """What its response's headers say about limits."""
         return None if self.stream is None else self.stream.allowance
 
     def ended(self, outcome: Outcome | None) -> str:
-        """As the ledger's row says it. None: it was interrupted."""
+        """How the call ended, as its row in the ledger says it. No outcome: it was interrupted."""
         if not self.was_asked:
             return UNMADE
         match outcome:
@@ -138,8 +139,8 @@ class UpstreamCall:
                 return error.code
 
     def spent(self, outcome: Outcome | None) -> Spent:
-        """As the upstream reported it; what it did not report is estimated, and flagged. A refusal costs nothing, unless
-        it came inside the answer: then some of it was made.
+        """What the call used: as the upstream reported it, else estimated and flagged so. A refusal costs nothing, unless it
+        came after the beginning of an answer.
         """
         if isinstance(outcome, Answered) and outcome.usage and outcome.usage != Usage():
             return Spent(outcome.usage, is_estimated=False)
@@ -161,7 +162,7 @@ def _timers_of(claim: Claim, settings: Settings) -> ContentTimers:
 
 
 async def _read_to_end(stream: UpstreamStream) -> None:
-    """The answer is whole; reading the end of the body lets the connection be used again. Not worth waiting for."""
+    """The answer is whole. Reads the end of the body, so that the connection can be reused, but hardly waits for it."""
     try:
         async with asyncio.timeout(_LAST_READ_S):
             await stream.read()
