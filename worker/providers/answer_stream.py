@@ -1,7 +1,7 @@
-"""A response to a request for a streamed answer: what it turns out to be, its events, its failures.
+"""Reads the response to a request for a streamed answer: finds out what it is, and gives its events or its failure.
 
-Servers that do not stream send the whole answer as JSON, and those that fail may do so with status 200; a proxy sends a page.
-So the body's first character says what it is, and the content type only what to call it.
+A server that does not stream sends the whole answer as JSON, one that fails may send an error with status 200, and a proxy
+may send a page. So the first character of the body decides what it is. The content type is only named in messages.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ class AnswerStream:
         self._decoder = decoder
         self._is_sniffed = False
         self._head = b""
-        """What may be the beginning of a byte order mark."""
+        """Bytes that may be the beginning of a byte order mark."""
         self._has_events = False
         self._whole: list[bytes] | None = None
-        """The pieces of an answer that is no stream."""
+        """The pieces of an answer that is not a stream."""
         self._size = 0
         self._last_s: float | None = None
-        """When waiting for the end of the response is over."""
+        """Until when to wait for the end of the response, by the loop's clock."""
 
     def explain(self, error: GarbledStream) -> str:
         """See UpstreamStream."""
@@ -72,7 +72,7 @@ class AnswerStream:
                 if events := decoder.feed(piece):
                     self._has_events = True
                     if any(event.name in _CONTENT for event in events):
-                        self._last_s = None  # it goes on: some servers send a finish_reason with each piece
+                        self._last_s = None  # the answer goes on: some servers send a finish_reason with each piece
                     return events
                 if not decoder.is_over:
                     return [PING]
@@ -86,7 +86,7 @@ class AnswerStream:
             raise UpstreamError(_broken(error)) from error
 
     async def _last_piece(self) -> bytes:
-        """Some servers hold the connection open after their last word: that is the end too."""
+        """Reads on for at most LAST_WORDS_S: some servers keep the connection open after the end of their answer."""
         if self._last_s is None:
             self._last_s = asyncio.get_running_loop().time() + LAST_WORDS_S
         try:
@@ -96,8 +96,8 @@ class AnswerStream:
             return b""
 
     def _sniffed(self, piece: bytes) -> bytes:
-        """Decides what the body is, once something of it can be seen: what there is by then, or nothing. No line of an event
-        stream begins like JSON or a page.
+        """Decides what the body is, by its first character that is no white space. Returns the bytes so far, or none if that
+        character is still to come. No line of an event stream begins like JSON or a page.
         """
         seen = self._head + piece
         if seen.startswith(BYTE_ORDER_MARK):
@@ -136,7 +136,7 @@ class AnswerStream:
         if not self._decoder.has_stopped:
             lacks = GarbledStream(f"it ended without {self._decoder.missing}")
             if self._decoder.oddity and self._decoder.missing == "content_block_stop":
-                raise lacks  # the end was said: a block is open since we had to guess which one was meant
+                raise lacks  # a stop reason came, and a block is still open: we had to guess which one was meant
             self.lacks = self.explain(lacks)
         return events
 
@@ -153,7 +153,7 @@ class AnswerStream:
 
 
 def failure_of_call(error: Exception) -> Failure:
-    """Why a call has no answer: of either SDK what it raises, of the transport anything at all."""
+    """Why a call got no answer. ``error`` is what either SDK raises, or anything that the transport raises."""
     response = getattr(error, "response", None)
     if isinstance(response, httpx2.Response):
         return classify(refusal_in(response))
@@ -166,7 +166,7 @@ def failure_of_call(error: Exception) -> Failure:
 
 
 def refusal_in(response: httpx2.Response) -> Refusal:
-    """What a response with a status that is no success says. The SDK has read its body."""
+    """The refusal in a response whose status is not 2xx. The SDK has read its body."""
     if response.is_redirect:
         return Refusal(response.status_code, message=f"it redirects to {_place_of(response)}: check its base URL")
     try:
@@ -177,7 +177,7 @@ def refusal_in(response: httpx2.Response) -> Refusal:
 
 
 def _place_of(response: httpx2.Response) -> str:
-    """Where a redirect leads: what is wrong with the base URL. Not the host, nor what may be secret in it: callers read this."""
+    """Where a redirect leads, which shows what is wrong with the base URL. Names no host and no query: callers read this."""
     asked = response.request.url
     try:
         url = asked.join(response.headers.get("location", ""))

@@ -1,4 +1,4 @@
-"""The seam between a job and whatever LLM answers it: a request in, Messages events out, errors as ours."""
+"""The interface between a job and any LLM: a Messages request goes in, Messages events and our own errors come out."""
 
 from contextlib import AbstractAsyncContextManager
 from typing import Final, NamedTuple, Protocol
@@ -11,49 +11,49 @@ from worker.rate_limit_headers import Allowance
 
 
 class UpstreamEvent(NamedTuple):
-    """One Messages event as Anthropic's API would send it, whatever the upstream's habits: an SDK can add them up."""
+    """One Messages event as Anthropic's API would send it, whatever the upstream sends: an SDK can accumulate them."""
 
     name: str
     data: bytes
     """One line of JSON."""
     text: tuple[int, str] | None = None
-    """(block index, text) if it is a text delta. It was decoded anyway: whoever adds it up need not do so again."""
+    """(block index, text) if it is a text delta, so that nobody must decode it again."""
 
 
 PING: Final = UpstreamEvent("ping", b'{"type":"ping"}')
 
 
 LAST_WORDS_S: Final = 1.5
-"""How long the end of the response is waited for after the answer's. What comes then, if anything, is its usage."""
+"""How long to wait for the end of the response after the end of the answer. At most the usage still arrives."""
 
 
 class UpstreamStream(Protocol):
-    """An answer on its way."""
+    """An answer that is arriving."""
 
     @property
     def allowance(self) -> Allowance | None:
-        """What the head said of limits; None if nothing."""
+        """What the headers say about limits; None if nothing."""
         ...
 
     @property
     def lacks(self) -> str:
-        """What an answer that has ended without being whole lacks, for a sentence; empty if nothing."""
+        """What is missing in an answer that has ended without being whole, for a message; empty if nothing is."""
         ...
 
     @property
     def is_answered(self) -> bool:
-        """Whether the answer is whole but for the words that end the stream, which are waited for LAST_WORDS_S at most."""
+        """Whether the answer is whole and only the end of the stream is missing, for which ``read`` waits LAST_WORDS_S at most."""
         ...
 
     def explain(self, error: GarbledStream) -> str:
-        """Why the answer cannot be read, with what was odd before that and may have led to it."""
+        """Why the answer cannot be read, with an earlier oddity that may be the cause."""
         ...
 
     async def read(self) -> list[UpstreamEvent]:
-        """The next events; waits for them. Empty at the clean end of the stream.
+        """Waits for the next events and returns them. Empty at the clean end of the stream.
 
         A ping among them is a sign of life: the upstream's own, or PING for bytes that made no event (comments, empty frames,
-        a part of one). What came before a failure is given first. Raises UpstreamError. Being cancelled is safe.
+        a part of an event). Events before a failure are returned first. Raises UpstreamError. Can be cancelled safely.
         """
         ...
 
@@ -64,7 +64,7 @@ class Provider(Protocol):
     def stream(
         self, request: bytes, *, model: str, beta: str = "", version: str = "", connect_timeout_s: float
     ) -> AbstractAsyncContextManager[UpstreamStream]:
-        """Sends a Messages request (JSON, without ``stream``), its model renamed to ``model``, and opens its streamed answer.
+        """Sends a Messages request (JSON, without ``stream``) with ``model`` as its model, and opens the streamed answer.
 
         ``beta`` and ``version`` are the caller's ``anthropic-beta`` and ``anthropic-version``; an upstream that has no such
         headers does not get them.
@@ -76,11 +76,11 @@ class Provider(Protocol):
     async def count_tokens(
         self, request: bytes, *, model: str, beta: str = "", version: str = "", connect_timeout_s: float
     ) -> int:
-        """How many tokens a Messages request has as input. Costs nothing. Never retries. Raises UpstreamError."""
+        """How many input tokens a Messages request has. Costs nothing. Never retries. Raises UpstreamError."""
         ...
 
     async def models(self) -> list[ModelInfo]:
-        """What the upstream serves, in its order; a call that costs nothing. Takes 10 s at most. Raises UpstreamError."""
+        """The models that the upstream serves, in its order. Costs nothing. Takes 10 s at most. Raises UpstreamError."""
         ...
 
     async def close(self) -> None:
@@ -89,7 +89,7 @@ class Provider(Protocol):
 
 
 def named(request: bytes, model: str) -> bytes:
-    """The request with that model. Byte for byte as it was if it names it already."""
+    """The request with that model; unchanged, byte for byte, if it names that model already."""
     if msgspec.json.decode(request, type=_Named).model == model:
         return request
     members = msgspec.json.decode(request, type=dict[str, msgspec.Raw])

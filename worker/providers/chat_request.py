@@ -1,8 +1,8 @@
-"""A Messages request as a chat-completions request. Pure.
+"""Turns a Messages request into a chat-completions request. Pure.
 
-What both APIs know is renamed, what only Messages knows is left out, and what neither does passes untouched: a server's own
-sampling parameters, ``response_format``, ``seed``. What would change the answer by being left out (a document, a tool
-that Anthropic runs) is refused before any call. docs/decisions has the reasons.
+Members that both APIs have are renamed, members that only Messages has are left out, and all others pass unchanged: a
+server's own sampling parameters, ``response_format``, ``seed``. What would change the answer if it were left out (a
+document, a tool that Anthropic runs) is refused before any call. docs/decisions has the reasons.
 """
 
 import re
@@ -26,19 +26,19 @@ _LEFT_OUT: Final = (
     "thinking",
     "top_k",
 )
-"""Members that have no counterpart, or that we set."""
+"""Members that have no counterpart, or that we set ourselves."""
 
 _RENAMED: Final = {"temperature": "temperature", "top_p": "top_p", "stop_sequences": "stop"}
 
 _NOT_SAID: Final = ("thinking", "redacted_thinking")
-"""Blocks of an earlier answer that no chat message has a place for, and that say nothing to another model."""
+"""Blocks of an earlier answer that are left out: chat messages have no place for them, and another model cannot use them."""
 
 _NULL: Final = msgspec.Raw(b"null")
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 
 def chat_request(request: bytes, *, model: str, takes_max_completion_tokens: bool) -> bytes:
-    """The body to send, streaming. Raises UpstreamError, final, for what cannot be said; it never holds content."""
+    """The body of a streaming request. For what chat completions cannot express, raises a final UpstreamError without content."""
     members = _decoded("the request", msgspec.Raw(request), dict[str, msgspec.Raw])
     for name in _LEFT_OUT:
         members.pop(name, None)
@@ -60,7 +60,7 @@ _T = TypeVar("_T")
 
 
 class _Members:
-    """The request's members; what is taken out does not pass on."""
+    """The request's members. Those that are popped are not passed on."""
 
     def __init__(self, members: dict[str, msgspec.Raw]) -> None:
         self._members = members
@@ -69,7 +69,7 @@ class _Members:
         return name in self._members
 
     def pop(self, name: str, kind: type[_T], default: _T) -> _T:
-        """``default`` if it is absent or null."""
+        """Removes a member and decodes it; ``default`` if it is absent or null."""
         value = self._members.pop(name, _NULL)
         return default if value == _NULL else _decoded(name, value, kind)
 
@@ -101,7 +101,7 @@ class _Source(msgspec.Struct):
 
 
 class _Block(msgspec.Struct):
-    """Any content block, as far as it can be said."""
+    """Any content block: those of its members that chat completions can express."""
 
     type: str
     text: str = ""
@@ -148,7 +148,7 @@ def _messages(members: _Members) -> Iterator[_ChatMessage]:
 
 
 def _user_messages(blocks: list[_Block]) -> Iterator[_ChatMessage]:
-    """The results of tools come first: they must follow the calls at once. Images in them follow after all of these."""
+    """Tool results come first, since they must directly follow the calls. The images in them follow after all results."""
     pictures: list[_Part] = []
     for block in blocks:
         if block.type == "tool_result":
@@ -162,7 +162,7 @@ def _user_messages(blocks: list[_Block]) -> Iterator[_ChatMessage]:
             yield {
                 "role": "tool",
                 "tool_call_id": block.tool_use_id,
-                "content": f"Error: {text}" if block.is_error else text,  # there is no member for it
+                "content": f"Error: {text}" if block.is_error else text,  # there is no member for an error
             }
     rest = [block for block in blocks if block.type != "tool_result"]
     if pictures:
@@ -191,7 +191,7 @@ def _assistant_messages(blocks: list[_Block]) -> Iterator[_ChatMessage]:
 
 
 def _said(where: str, content: _Content) -> str | list[_Part]:
-    """Texts as one text, in lines of their own: some servers know no parts."""
+    """Joins texts into one, each on its own lines, because some servers do not know parts."""
     if isinstance(content, str):
         return content
     if all(block.type == "text" for block in content):
@@ -217,8 +217,8 @@ def _part(where: str, block: _Block) -> _Part:
 
 
 def _max_tokens(members: _Members, *, takes_max_completion_tokens: bool) -> dict[str, Any]:
-    """OpenAI's newer models refuse ``max_tokens``; of the other servers some know nothing else, and would pass over
-    ``max_completion_tokens`` without a word (abetlen/llama-cpp-python#1907). A caller's own goes before ours.
+    """OpenAI's newer models refuse ``max_tokens``; some other servers know only that, and silently ignore
+    ``max_completion_tokens`` (abetlen/llama-cpp-python#1907). A caller's own ``max_completion_tokens`` wins.
     """
     most = members.pop("max_tokens", msgspec.Raw, _NULL)
     if most == _NULL or "max_completion_tokens" in members:
@@ -247,7 +247,7 @@ def _tools(members: _Members) -> dict[str, Any]:
     tools = [_chat_tool(tool) for tool in members.pop("tools", list[_Tool], [])]
     choice = members.pop("tool_choice", _ToolChoice, _ToolChoice("auto"))
     if not tools:
-        return {}  # a choice without tools is refused
+        return {}  # servers refuse a choice without tools
     said: dict[str, Any] = {"tools": tools}
     if choice.type == "tool":
         said["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
@@ -261,7 +261,7 @@ def _tools(members: _Members) -> dict[str, Any]:
 
 
 def _chat_tool(tool: _Tool) -> dict[str, Any]:
-    """Left out, a tool that Anthropic runs would not be missed by any check: the answer would be made up instead."""
+    """Refuses a tool that Anthropic runs. If it were left out, no check would notice, and the model would make up an answer."""
     if tool.type not in {None, "custom"}:
         raise _cannot_say("tools", "tool of type", tool.type or "")
     function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
@@ -288,7 +288,7 @@ class _OutputConfig(msgspec.Struct):
 
 
 def _response_format(members: _Members) -> dict[str, Any]:
-    """A caller's own ``response_format`` goes before."""
+    """A caller's own ``response_format`` wins."""
     wanted = members.pop("output_config", _OutputConfig, _OutputConfig()).format
     if wanted is None or "response_format" in members:
         return {}

@@ -1,8 +1,8 @@
-"""Chat-completion chunks as the Messages events that the Anthropic API would send for the same answer. Pure.
+"""Turns chat-completion chunks into the Messages events that Anthropic's API would send for the same answer. Pure.
 
-A chat stream has no blocks and no order of its own: text, reasoning and tool calls come as members of deltas. Here they
-become blocks, one after the other, each begun by its first piece and ended by the next block's. The answer is ended by
-``[DONE]`` or the clean end of the stream, and only if a ``finish_reason`` came before; else no ``message_stop`` is made.
+A chat stream has no blocks and no order: text, reasoning and tool calls come as members of deltas. Here they become blocks,
+one after the other. A block begins with its first piece and ends when the next block begins. ``[DONE]`` or the clean end of
+the stream ends the answer, if a ``finish_reason`` came before; otherwise there is no ``message_stop``.
 """
 
 from typing import Any, Final
@@ -31,17 +31,17 @@ from worker.providers.refusal import page_refusal, refusal_of
 from worker.providers.stream_decoder import StreamDecoder
 
 _STOP_REASONS: Final = {
-    "stop": "end_turn",  # a stop sequence too: which of the two it was, no chunk says
+    "stop": "end_turn",  # also for a stop sequence: no chunk says which of the two it was
     "eos": "end_turn",
     "length": "max_tokens",
     "tool_calls": "tool_use",
     "function_call": "tool_use",
     "content_filter": "refusal",
 }
-"""finish_reason → stop_reason. One that is not here passes as it is."""
+"""finish_reason → stop_reason. Any other passes unchanged."""
 
 _FAILED: Final = frozenset(("error", "abort", "insufficient_system_resource"))
-"""What OpenRouter, SGLang, vLLM and DeepSeek call an answer that they gave up."""
+"""The finish_reasons of answers that OpenRouter, SGLang, vLLM and DeepSeek gave up."""
 
 
 class ChatDecoder(StreamDecoder):
@@ -57,16 +57,16 @@ class ChatDecoder(StreamDecoder):
         self._open = ""
         """The type of the open block."""
         self._delta_head = b""
-        """Of the open block's deltas, up to their text."""
+        """The beginning of the open block's deltas, up to their text."""
         self._tools = _Tools()
         self._has_refused = False
         self._texts: list[str] = []
         self._is_by_message = False
-        """Whether the answer began in messages. Else a ``message`` can only repeat the deltas before it."""
+        """Whether the answer began with a ``message``, not with deltas. Else a ``message`` can only repeat earlier deltas."""
         self._message = ""
-        """The text of the last one of those."""
+        """The text of the last ``message``."""
         self._is_cumulative: bool | None = None
-        """Whether each of them began with the one before; None before the second."""
+        """Whether each ``message`` began with the text of the one before; None before the second."""
         self._finish_reason = ""
         self._usage = Usage()
 
@@ -77,7 +77,7 @@ class ChatDecoder(StreamDecoder):
 
     def _take(self, block: bytes) -> None:
         if block.startswith(b"data: ") and b"\n" not in block:
-            self._take_line(block[6:])  # as nearly every chunk comes
+            self._take_line(block[6:])  # the form of nearly every chunk
             return
         if lines_of(block, b"event:")[-1:] == [b"ping"]:  # a sign of life, whatever its data
             return
@@ -85,7 +85,7 @@ class ChatDecoder(StreamDecoder):
             raise UpstreamError(classify(page_refusal(error[0])))
         if lines := lines_of(block):
             line = b"\n".join(lines)
-            if lines_of(block, b"event:")[-1:] == [b"error"]:  # a gateway's; its JSON may name no error
+            if lines_of(block, b"event:")[-1:] == [b"error"]:  # from a gateway, whose JSON may have no error member
                 raise UpstreamError(classify(page_refusal(line)))
             self._take_line(line)
 
@@ -98,16 +98,16 @@ class ChatDecoder(StreamDecoder):
         if chunk.error:
             raise UpstreamError(classify(refusal_of(chunk.error)))
         if chunk.usage:
-            self._usage = chunk.usage  # each is of the whole answer so far
+            self._usage = chunk.usage  # each counts the whole answer so far
         if not chunk.choices:
             self._look_for_error(chunk, line)
             return
         for choice in chunk.choices:
-            if not choice.index:  # of several answers, the first
+            if not choice.index:  # of several answers, only the first
                 self._take_choice(choice, line)
 
     def _take_odd(self, line: bytes) -> None:
-        """A line that is no chunk as it should be."""
+        """A line that is not a valid chunk."""
         if line.strip() == b"[DONE]":
             self._finish()
             self.is_over = True
@@ -133,7 +133,7 @@ class ChatDecoder(StreamDecoder):
                 self._take_finish_reason(choice.finish_reason)
 
     def _is_new(self, message: list[Delta]) -> bool:
-        """Whether a message adds to the answer. Raises GarbledStream if it neither does nor repeats what was said."""
+        """Whether a message adds to the answer. Raises GarbledStream if it neither does nor repeats earlier deltas."""
         text = "".join([part.content for part in message if part.content])
         if self._count and not self._is_by_message:
             has_calls = any(part.tool_calls or part.function_call for part in message)
@@ -153,7 +153,7 @@ class ChatDecoder(StreamDecoder):
         self._take_members(body)
 
     def _look_for_error(self, chunk: Chunk, line: bytes) -> None:
-        """vLLM's older form of one: ``{"object": "error", "message": …}``."""
+        """Raises for an error in the form of older vLLM: ``{"object": "error", "message": …}``."""
         if chunk.choices is None and b'"error"' in line:
             members = any_json(line, "a chunk")
             if members.get("object") == "error":
@@ -168,7 +168,7 @@ class ChatDecoder(StreamDecoder):
             self._take_finish_reason(choice.finish_reason)
 
     def _take_delta(self, delta: Delta) -> bool:
-        """Whether it says anything."""
+        """Adds a delta to the answer. Returns whether it had any content."""
         if reasoning := delta.reasoning_content or delta.reasoning:
             self._say("thinking", reasoning)
         if content := delta.content:
@@ -188,7 +188,7 @@ class ChatDecoder(StreamDecoder):
         self.is_answered = True
 
     def _start(self, chunk: Any) -> None:
-        """All chunks repeat who answers; it is read from the first."""
+        """Begins the message. All chunks repeat its id and model, which are read from the first."""
         self._has_begun = True
         chunk_id, model = chunk.get("id"), chunk.get("model")
         self._id = chunk_id if isinstance(chunk_id, str) else ""
@@ -220,7 +220,7 @@ class ChatDecoder(StreamDecoder):
         self._add("content_block_start", index=index, content_block=empty)
 
     def _end_block(self) -> None:
-        """Tool calls that wait for the open one to end come first."""
+        """Ends the open block. If it is a tool call, the calls that wait for its end come first."""
         if self._open == "tool_use":
             while self._tools.waiting:
                 self._next_tool()
@@ -244,7 +244,7 @@ class ChatDecoder(StreamDecoder):
             self._take_tool_call(piece, named)
 
     def _take_tool_call(self, piece: ToolCall, named: list["_Tool"]) -> None:
-        """``named``: the calls that this very chunk has named already. It names none twice."""
+        """``named``: the calls that this chunk has named already. A chunk names no call twice."""
         if piece.function is None and not piece.id:
             return
         if piece.odd_index:
@@ -274,7 +274,7 @@ class ChatDecoder(StreamDecoder):
             "input": {},
         }
         self._begin_block("tool_use", block, "partial_json")
-        self._add_arguments("")  # Anthropic's API begins with an empty one
+        self._add_arguments("")  # Anthropic's API begins with an empty delta
         if arguments := "".join(tool.arguments):
             self._add_arguments(arguments)
 
@@ -298,7 +298,7 @@ class ChatDecoder(StreamDecoder):
         self.has_stopped = True
 
     def _stop_reason(self) -> str:
-        """With ``tool_choice`` a function, OpenAI itself says ``stop`` after a call; other servers always do."""
+        """If ``tool_choice`` names a function, OpenAI itself sends ``stop`` after a call; some servers always do."""
         reason = _STOP_REASONS.get(self._finish_reason.lower(), self._finish_reason)
         if reason == "end_turn" and self._has_refused:
             return "refusal"
@@ -326,20 +326,20 @@ class _Tool:
 
 
 class _Tools:
-    """Which call a piece is of, and which calls must wait: a block cannot be begun before the one before it is whole."""
+    """Finds the call of each piece. Calls wait in turn, because a block cannot begin before the one before it is whole."""
 
     def __init__(self) -> None:
         self.current: _Tool | None = None
-        """The one whose block was begun last."""
+        """The call whose block was begun last."""
         self.waiting: list[_Tool] = []
         self._by_index: dict[int, _Tool] = {}
         self._last: _Tool | None = None
         self._all: list[_Tool] = []
         self._repeats_names = False
-        """Whether the server says the name with each piece: then it begins a call only together with some input."""
+        """Whether the server repeats the name with each piece: then a name begins another call only if some input comes too."""
 
     def of(self, piece: ToolCall, named: list[_Tool]) -> _Tool:
-        """The call that a piece is of; a new one waits."""
+        """The call to which a piece belongs. A new call waits."""
         name = (piece.function and piece.function.name) or ""
         known = self._last if piece.index is None else self._by_index.get(piece.index)
         if not name and not piece.id:
@@ -360,7 +360,7 @@ class _Tools:
         return known
 
     def _continued(self, known: _Tool | None, index: int | None, odd_index: str) -> _Tool | None:
-        """The call that a piece without a name and an id goes on with. Such a piece begins none."""
+        """The call that a piece without a name and an id continues. Such a piece begins no call."""
         if known is None:
             begun_without = [tool for tool in self._all if tool not in self._by_index.values()]
             if len(begun_without) == 1:
@@ -370,8 +370,9 @@ class _Tools:
         return known
 
     def _is_another(self, known: _Tool, piece: ToolCall, name: str, *, is_named: bool) -> bool:
-        """A call is begun by its name. Some servers give each an index of 0, or none; some give each piece an id of its own,
-        others none: then the next call begins once the input of this one is whole.
+        """Whether a piece begins another call than ``known``. A name begins a call. But some servers give every call the
+        index 0 or none, and some give each piece its own id or none: then the next call begins when the input of this one is
+        whole.
         """
         if not name or not known.name:
             return bool(name and piece.index is None and piece.id and known.id and piece.id != known.id)
@@ -386,24 +387,24 @@ class _Tools:
 
     @property
     def has_any(self) -> bool:
-        """Whether anything was called."""
+        """Whether there is any call."""
         return self._last is not None
 
     def may_go_on(self, *, is_open: bool) -> bool:
-        """Whether the next one can be begun: it has a name, and what is open is whole."""
+        """Whether the next waiting call can begin: it has a name, and the open one is whole."""
         if not self.waiting or not self.waiting[0].name:
             return False
         return not is_open or self.current is None or _is_whole(self.current.arguments)
 
     def next(self) -> _Tool:
-        """The one to begin."""
+        """Takes the next waiting call, which begins now."""
         self.current = self.waiting.pop(0)
         return self.current
 
 
 def _is_whole(pieces: list[str]) -> bool:
     if not pieces or not pieces[-1].rstrip().endswith("}"):
-        return False  # else each piece would cost a look at all of them
+        return False  # without this check, each piece would cost a decoding of all of them
     try:
         msgspec.json.decode("".join(pieces), type=dict[str, msgspec.Raw])
     except MISFITS:

@@ -1,8 +1,9 @@
-"""A Messages stream as it should be, made of what the upstream sends. Pure.
+"""Turns what an upstream sends into a valid Messages stream. Pure.
 
-What fits passes byte for byte. What is odd and clear is made normal, so that the log, every follower and the official SDKs
-hold the same answer: blocks are numbered as they begin, what a block begins with becomes its first delta, what is missing and
-not needed is filled in. What makes the text, a tool's input or the ending doubtful fails (docs/decisions/0012).
+Valid events pass byte for byte. Odd events with a clear meaning are made valid, so that the log, every follower and the
+official SDKs get the same answer: blocks are numbered in the order in which they begin, content at the beginning of a block
+becomes its first delta, and missing members that nobody needs are filled in. If the text, a tool's input or the ending is in
+doubt, the call fails (docs/decisions/0012).
 """
 
 import re
@@ -48,8 +49,8 @@ class _InputJsonDelta(msgspec.Struct, tag_field="type", tag="input_json_delta", 
 
 
 class _ContentBlockDelta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """As nearly every event comes. What does not fit is read member by member; so is what has others: they pass on, and only
-    what was decoded is known to be JSON.
+    """The form of nearly every event. An event that does not fit is read member by member. So is one with other members:
+    they are passed on, and only what was decoded is known to be JSON.
     """
 
     type: Literal["content_block_delta"]
@@ -61,16 +62,16 @@ _decode_delta: Final = msgspec.json.Decoder(_ContentBlockDelta).decode
 _DELTA: Final = b"event: content_block_delta\ndata: "
 
 _MEMBERS: Final = {"text": "text", "thinking": "thinking"}
-"""Block type → the member of its deltas that it grows by. All others that grow are tools' uses."""
+"""Block type → the member of its deltas that extends it. Of all other types, only tool uses grow."""
 _INPUT: Final = "partial_json"
 _ADDED: Final = {"signature": ("signature_delta", "thinking"), "citation": ("citations_delta", "text")}
 """What else is added to a block: member → delta type, block type."""
 _KNOWN_DELTAS: Final = frozenset((*DELTA_TYPES.values(), *(kind for kind, _ in _ADDED.values())))
 _COUNTS: Final = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 _END: Final = ("stop_reason", "stop_sequence", "stop_details", "container")
-"""What a message's end says of it."""
+"""The members that the end of a message has."""
 _KINDS: Final = frozenset({*_MEMBERS, "tool_use", "server_tool_use", "mcp_tool_use", "redacted_thinking"})
-"""Types of blocks whose names a sentence may hold."""
+"""Types of blocks that a message may name."""
 _WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 
@@ -81,13 +82,13 @@ class _Block:
 
     def __init__(self, number: int, kind: str) -> None:
         self.number = number
-        """As we count it."""
+        """Its index in the stream that we make."""
         self.kind = kind
         self.member = _MEMBERS.get(kind, _INPUT)
         self.delta: type[object] = {"text": _TextDelta, "thinking": _ThinkingDelta}.get(self.member, _InputJsonDelta)
         self.head = delta_head(number, self.member)
         self.initial: Members | None = None
-        """A tool's input that came with the block's beginning: given out at its end, unless it comes in pieces."""
+        """A tool's input that came with the block's beginning. It is added at the block's end, unless it comes in pieces."""
         self.has_grown = False
 
 
@@ -100,17 +101,17 @@ class MessagesDecoder(StreamDecoder):
         self._has_begun = False
         self._id = ""
         self._open: dict[int, _Block] = {}
-        """By the upstream's index."""
+        """The open blocks by the upstream's index."""
         self._count = 0
         """Blocks begun."""
         self._came_whole: set[int] = set()
-        """The indices of blocks that came inside the message's beginning."""
+        """The indices of blocks that came inside ``message_start``."""
         self._texting = 0
         """The number of the block whose text came last."""
         self._stop_reason: str | None = None
         self._stop_sequence: str | None = None
         self._said_at_start: str | None = None
-        """A stop reason in the message's beginning: no end, unless the stream ends with ``message_stop``."""
+        """A stop reason in ``message_start``. It counts only if the stream ends with ``message_stop``."""
         self._output_tokens = 0
         self._readers: dict[str, Callable[[Members, bytes], None]] = {
             "message_start": self._message_start,
@@ -145,7 +146,7 @@ class MessagesDecoder(StreamDecoder):
             self._take_odd(block)
 
     def _take_odd(self, block: bytes) -> None:
-        """Any event, in any spelling. The data's ``type`` says what it is; without one that is known, the event's name."""
+        """Any event, in any form. The ``type`` in its data says what it is; if that is unknown, the event's name does."""
         lines = lines_of(block)
         data = b"\n".join(lines)
         name = b"".join(lines_of(block, b"event:")[-1:]).strip().decode(errors="replace")
@@ -171,18 +172,18 @@ class MessagesDecoder(StreamDecoder):
         if reader := self._readers.get(name):
             reader(event, data)
         elif not isinstance(said, str) and is_refusal(event):
-            _refuse(event, data)  # a gateway's own
+            _refuse(event, data)  # an error of a gateway
         else:
             self._pass(name or said, event, data)
 
     def _pass(self, name: object, event: Members, data: bytes) -> None:
-        """An event that nobody knows yet. Its name goes into the log, on the channel and into SSE frames as it is."""
+        """Passes an unknown event on. Its name must be a plain word: the log, the channel and the SSE frames have it as it is."""
         if isinstance(name, str) and _WORD.fullmatch(name):
-            is_typed = isinstance(event.get("type"), str)  # the official SDK crashes without
+            is_typed = isinstance(event.get("type"), str)  # the official SDK crashes without a type
             self._emit(name, event if is_typed else {**event, "type": name}, event, data)
 
     def _emit(self, name: str, normal: Members, event: Members, data: bytes) -> None:
-        """The bytes as they came, if nothing had to be changed."""
+        """Adds an event: the bytes as they came, if nothing had to be changed."""
         self._events.append(UpstreamEvent(name, data if normal is event else encode(normal)))
 
     # --- the message ---
@@ -192,7 +193,7 @@ class MessagesDecoder(StreamDecoder):
         if not isinstance(message, dict):
             message = {}
         if self._count:
-            raise GarbledStream("a second message_start")  # followers would hold both beginnings, the result one
+            raise GarbledStream("a second message_start")  # followers would see both beginnings, the result one
         if self._has_begun:
             return
         self._begin(message, event, data)
@@ -270,7 +271,7 @@ class MessagesDecoder(StreamDecoder):
         self.is_answered = self._stop_reason is not None and not self._open
 
     def _usage_of(self, reported: object, *needed: str) -> Members:
-        """Its counts as numbers; those that SDKs look for are there. What is no number is left out."""
+        """The usage with its counts as numbers. A count that is no number is left out; those in ``needed`` are filled in."""
         usage: Members = reported if isinstance(reported, dict) else {}
         for name in _COUNTS:
             if (value := usage.get(name)) is not None and type(value) is not int:
@@ -288,7 +289,7 @@ class MessagesDecoder(StreamDecoder):
     # --- its blocks ---
 
     def _take_blocks(self, content: object) -> None:
-        """Blocks that came whole, inside the message itself."""
+        """Takes blocks that came whole, inside the message itself."""
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
         elif is_empty(content):
@@ -297,7 +298,7 @@ class MessagesDecoder(StreamDecoder):
             raise odd("message.content", content)
         for place, block in enumerate(content):
             if isinstance(block, dict) and block.get("type") == "text" and is_empty(block.get("text")):
-                continue  # an empty place for a block that comes later
+                continue  # a placeholder for a block that comes later
             if not isinstance(block, dict):
                 raise odd("message.content[]", block)
             self._content_block_start({"index": place, "content_block": block}, b"")
@@ -328,7 +329,7 @@ class MessagesDecoder(StreamDecoder):
             self._grow(own, first)
 
     def _started(self, own: _Block, block: Members) -> tuple[Members, str]:
-        """The block as it begins, without what it holds already, and that. A kind that we do not know is left as it is."""
+        """The block's beginning without its content, and that content. A block of an unknown type is left as it is."""
         match own.kind:
             case "text" | "thinking":
                 first = text_in(block, own.kind, f"content_block.{own.kind}")
@@ -386,7 +387,7 @@ class MessagesDecoder(StreamDecoder):
         self._emit("content_block_delta", normal, event, data)
 
     def _block_of(self, event: Members) -> tuple[int | None, _Block | None]:
-        """The open block that an event is of: without an index the only one."""
+        """The index and the open block of an event. If it has no index, that is the only open block."""
         index = number_of(event.get("index"))
         if index is None and len(self._open) == 1:
             self._note_odd_index(event)
@@ -406,7 +407,7 @@ class MessagesDecoder(StreamDecoder):
         self._events.append(UpstreamEvent("content_block_delta", encode_delta(own.head, piece), text))
 
     def _text_in(self, own: _Block) -> None:
-        """Who follows the text alone reads it as it comes, and the result has it block by block."""
+        """Text must come in the order of its blocks: some followers read only the text, and the result joins it by block."""
         if own.number < self._texting:
             raise GarbledStream("text goes on in an earlier block")
         self._texting = own.number
@@ -431,17 +432,17 @@ def _refuse(event: Members, _: bytes) -> None:
 
 
 def _name_of(value: object) -> str:
-    """An id, or a name that nobody reads: a number is one too."""
+    """An id or a name, as a text. A number is accepted too."""
     return value if isinstance(value, str) else str(value) if type(value) is int else ""
 
 
 def _kind_named(kind: str) -> str:
-    """For a sentence that names no content: what the upstream made up is content."""
+    """The block's type for a message. An unknown type counts as content, which a message must not quote."""
     return kind if kind in _KINDS else "an unknown text"
 
 
 def _piece_of(member: str, value: object) -> str:
-    """A piece of text; of an input also the whole of it as an object."""
+    """A piece of text. An input may also come whole, as an object."""
     if isinstance(value, str):
         return value
     if member == _INPUT and isinstance(value, dict):
@@ -450,7 +451,7 @@ def _piece_of(member: str, value: object) -> str:
 
 
 def _input_of(value: Any) -> Members | None:
-    """The input that a block begins with, be it spelled as a text."""
+    """The input that a block begins with: an object, or a text that holds one."""
     if is_empty(value):
         return None
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Upstreams' lists of their models, read. What is no model is passed over; a body that is no list has none."""
+"""Reads the upstreams' lists of their models. Entries that are no models are skipped; a body that is no list has none."""
 
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, TypeVar
@@ -8,17 +8,17 @@ import msgspec
 from shared.model_info import NO_DETAILS, UNKNOWN_TIME, ModelDetails, ModelInfo, is_name
 
 MOST_BYTES: Final = 8 << 20
-"""Of a page."""
+"""The largest page."""
 _MOST_DETAILS_BYTES: Final = 8 << 10
-"""Of a model: all models of an upstream are one value in Redis. Anthropic's own take a quarter of it."""
+"""The most details of a model: all models of an upstream are one value in Redis. Anthropic's own take a quarter of it."""
 
 
 class Page(NamedTuple):
-    """Some of the models."""
+    """One page of a list."""
 
     models: list[ModelInfo]
     after_id: str | None = None
-    """Ask again, for those after this one. None: there are no more."""
+    """The id after which the next page begins. None: there are no more."""
 
 
 _Row = TypeVar("_Row", bound=msgspec.Struct)
@@ -42,7 +42,7 @@ class _Chat(msgspec.Struct):
 
 
 def anthropic_page(body: bytes) -> Page:
-    """Of ``GET /v1/models`` of the Messages API."""
+    """Reads a page of ``GET /v1/models`` of the Messages API."""
     page = _list_of(body)
     rows = _rows(page, _Message)
     models = [
@@ -63,7 +63,7 @@ def _details_of(row: _Message) -> ModelDetails:
 
 
 def openai_models(body: bytes) -> list[ModelInfo]:
-    """Of ``GET /models`` of an OpenAI-compatible server: all are in it."""
+    """Reads ``GET /models`` of an OpenAI-compatible server, which has all models in one page."""
     return [ModelInfo(row.id, row.id, _time_of(row.created)) for row in _rows(_list_of(body), _Chat)]
 
 

@@ -1,7 +1,7 @@
-"""Chat completions, of OpenAI or any server that speaks them, through the official SDK; given out as Messages events.
+"""Chat completions, of OpenAI or any server that speaks them, through the official SDK; the answers become Messages events.
 
-Always streaming, never retrying by itself (``max_retries=0``: the SDK's own retries would multiply ours). What goes out and
-what comes in is mapped by two pure modules; here are the call, its errors and its limits.
+It always streams. ``max_retries=0``, because the SDK's retries would multiply ours. Two pure modules convert the request
+(chat_request.py) and the answer (chat_stream.py); this one makes the call and reads its errors and limits.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ _NO_COUNT: Final = Refusal(
 
 _HEADERS: Final[dict[str, str | openai.Omit]] = {
     "content-type": "application/json",
-    "accept-encoding": "identity",  # what comes is read as it is; the SDK would ask for gzip
-    # What ``with_streaming_response`` sets: without it the SDK reads the whole body before it gives the response back.
+    "accept-encoding": "identity",  # bytes are read as they come; the SDK would ask for gzip
+    # As ``with_streaming_response`` does: otherwise the SDK reads the whole body before it returns the response.
     "X-Stainless-Raw-Response": "stream",
 }
 
@@ -42,7 +42,7 @@ class OpenAIProvider:
 
     def __init__(self, settings: Settings) -> None:
         key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else ""
-        # A server of one's own wants no key, and the SDK no client without one: then it has one that is never sent.
+        # A self-hosted server may need no key, but the SDK does: then it gets one that is never sent.
         self._headers = _HEADERS if key else {**_HEADERS, "Authorization": openai.Omit()}
         self._takes_max_completion_tokens = _is_openai(settings.openai_base_url)
         self._client = openai.AsyncOpenAI(
@@ -57,7 +57,7 @@ class OpenAIProvider:
         self, request: bytes, *, model: str, beta: str = "", version: str = "", connect_timeout_s: float
     ) -> AsyncIterator[AnswerStream]:
         """See Provider."""
-        del beta, version  # they are Anthropic's
+        del beta, version  # headers of Anthropic's API only
         try:
             body = chat_request(request, model=model, takes_max_completion_tokens=self._takes_max_completion_tokens)
             response = await self._client.post(
@@ -110,12 +110,12 @@ _OPENAI_HOSTS: Final = (".openai.com", ".openai.azure.com")
 
 
 def _is_openai(base_url: str) -> bool:
-    """Whether it is OpenAI's own: its newer models refuse ``max_tokens``, which is the one name that all others know."""
+    """Whether it is OpenAI's own API: its newer models refuse ``max_tokens``, the only name that all other servers know."""
     return f".{httpx2.URL(base_url).host}".endswith(_OPENAI_HOSTS)
 
 
 def _failure_of(error: Exception) -> Failure:
-    """What a call raises before its stream begins."""
+    """The failure for an exception before the stream begins."""
     failure = failure_of_call(error)
     if isinstance(error, openai.APIStatusError):
         failure = failure._replace(allowance=openai_allowance(error.response.headers))

@@ -1,7 +1,7 @@
-"""What an upstream says when it refuses: in a response, or in the place of an answer. Pure.
+"""Reads what an upstream says when it refuses: in an error response, or in place of an answer. Pure.
 
-Each server has its own shape: ``{"error": {…}}``, ``{"error": "text"}``, ``{"message": …}``, ``{"detail": …}`` (a text, or
-FastAPI's list), a plain text, or a page of a proxy. Its words reach the caller, without markup.
+Each server has its own form: ``{"error": {…}}``, ``{"error": "text"}``, ``{"message": …}``, ``{"detail": …}`` (a text, or
+FastAPI's list), a plain text, or a page of a proxy. The message reaches the caller, without markup.
 """
 
 import re
@@ -12,13 +12,13 @@ from worker.outcome import Refusal
 from worker.providers.members import Members, any_json, is_empty, number_of
 
 _MOST_CHARS: Final = 2_000
-"""Of a page that is looked through; what the caller gets of it is cut further."""
+"""How much of a page is searched for a message; what the caller gets is cut further."""
 _UNSEEN: Final = re.compile(r"<(script|style|head)\b.*?(</\1\s*>|$)|<[^>]*(>|$)", re.DOTALL | re.IGNORECASE)
 _TITLE: Final = re.compile(r"<title[^>]*>([^<]+)", re.IGNORECASE)
 
 
 def page_refusal(body: bytes, *, status: int | None = None, retry_after_s: float | None = None) -> Refusal:
-    """From the body of a response that refuses, or the data of an error event: whatever it is."""
+    """The refusal in the body of an error response, or in the data of an error event, in whatever form."""
     try:
         page: object = any_json(body, "a page")
     except GarbledStream:
@@ -27,15 +27,15 @@ def page_refusal(body: bytes, *, status: int | None = None, retry_after_s: float
 
 
 def is_refusal(value: Members) -> bool:
-    """Whether what came in the place of an answer is an error: by its ``error`` member, or because it calls itself one."""
+    """Whether what came in place of an answer is an error: it has an ``error`` member, or its type is ``error``."""
     return not is_empty(value.get("error")) or "error" in (value.get("type"), value.get("object"))
 
 
 def refusal_of(said: object, *, status: int | None = None, retry_after_s: float | None = None) -> Refusal:
-    """From a decoded body, an event's data, or the ``error`` member of a chunk.
+    """The refusal in a decoded body, an event's data, or the ``error`` member of a chunk.
 
-    Without a status of its own (inside a stream, or with 200), a ``code`` that is a number is one, as vLLM, llama.cpp and
-    OpenRouter send it.
+    If there is no error status (inside a stream, or with 200), a ``code`` that is a number is the status: vLLM, llama.cpp
+    and OpenRouter send it so.
     """
     if isinstance(said, list) and said and isinstance(said[0], dict):  # Google's
         said = said[0]
@@ -56,13 +56,13 @@ def refusal_of(said: object, *, status: int | None = None, retry_after_s: float 
 
 
 def _type_of(error: Members) -> str | None:
-    """Its own word for what went wrong. ``error`` is only what all of them are called."""
+    """The error's own type. ``error`` says nothing, since all of them have that."""
     value = error.get("type")
     return value if isinstance(value, str) and value != "error" else None
 
 
 def _words(said: Any) -> str:
-    """As people read it: of a page its title, or what it shows; of FastAPI's list each place and what is wrong there."""
+    """The message as a text: a page's title or what it shows; for FastAPI's list each place and what is wrong there."""
     match said:
         case str():
             return _shown(said)

@@ -1,6 +1,6 @@
-"""What the decoders of all dialects share: the bytes of a response in, Messages events out.
+"""What the decoders of all upstream formats share: the bytes of a response go in, Messages events come out.
 
-Bounded: an event of more than 32 MiB is rubbish. Each dialect's own StreamDecoder knows what its events mean.
+An event of more than 32 MiB is refused. Each format has its own StreamDecoder, which knows what its events mean.
 """
 
 from abc import ABC, abstractmethod
@@ -13,28 +13,28 @@ from worker.providers.base import UpstreamEvent
 from worker.providers.members import Members
 
 MOST_BYTES: Final = 32 << 20
-"""Of one event, and of an answer that comes in one piece."""
+"""The largest event, and the largest answer that comes in one piece."""
 
 
 class StreamDecoder(ABC):
-    """Feed it the pieces of a response; it gives the Messages events that they complete, the same however they are cut."""
+    """Feed it the pieces of a response; it returns the Messages events that they complete, the same however they are cut."""
 
     def __init__(self) -> None:
         self.is_over = False
-        """Whether the stream said that it has ended. What comes after is passed over."""
+        """Whether the stream said that it has ended. What comes after is ignored."""
         self.has_stopped = False
-        """Whether the answer's end was given out: it is whole."""
+        """Whether ``message_stop`` was returned: the answer is whole."""
         self.is_answered = False
-        """Whether the answer is whole but for the words that end the stream: nothing that is needed is missing."""
+        """Whether the answer is whole and only the end of the stream is missing."""
         self.failure: GarbledStream | UpstreamError | None = None
-        """What the next call raises: the events before it were given first."""
+        """What the next call raises. The events before it were returned first."""
         self.oddity = ""
-        """What was odd, and read as well as it can be: a later failure may come of it, and its sentence names it."""
+        """Something odd that was read as well as possible. It may cause a later failure, whose message then names it."""
         self._events: list[UpstreamEvent] = []
         self._blocks = BlockDecoder()
 
     def feed(self, piece: bytes) -> list[UpstreamEvent]:
-        """Events in order. Raises GarbledStream, and UpstreamError for an error inside the stream."""
+        """Returns the events in order. Raises GarbledStream, and UpstreamError for an error inside the stream."""
         if self.failure is not None:
             raise self.failure
         try:
@@ -58,7 +58,7 @@ class StreamDecoder(ABC):
         return events
 
     def end(self) -> list[UpstreamEvent]:
-        """What the end of the response adds: the end of an answer that is whole without its own, else nothing."""
+        """What the end of the response adds: the end of an answer that is whole but has none yet, else nothing."""
         if self.failure is not None:
             raise self.failure
         try:
@@ -72,7 +72,7 @@ class StreamDecoder(ABC):
     @property
     @abstractmethod
     def missing(self) -> str:
-        """Which member or event an answer that is not whole lacks."""
+        """Which member or event is missing in an answer that is not whole."""
 
     def _fail(self, error: GarbledStream | UpstreamError) -> None:
         self.failure = error
@@ -81,11 +81,11 @@ class StreamDecoder(ABC):
 
     @abstractmethod
     def _take(self, block: bytes) -> None:
-        """Adds to the events what a block of lines says."""
+        """Adds the events in a block of lines."""
 
     @abstractmethod
     def _take_whole(self, body: Members) -> None:
-        """Adds the events of a whole answer, but for its end. Raises GarbledStream if it is none."""
+        """Adds the events of a whole answer, without its end. Raises GarbledStream if ``body`` is no answer."""
 
     @abstractmethod
     def _finish(self) -> None:

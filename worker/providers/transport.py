@@ -1,8 +1,8 @@
 """The SDK's HTTP client, over aiohttp, with direct access to the body as it arrives.
 
-The SDK brings an aiohttp transport of its own, but between it and us lie four generators and a context manager for
-each piece of the body, and httpx2's cookies, redirects and auth flows for each request (docs/decisions has what they
-cost). Everything else of the SDK (authentication, headers, errors) stays as it is.
+The SDK has an aiohttp transport of its own, but with it each piece of the body passes through four generators and a context
+manager, and each request through httpx2's cookies, redirects and auth flows (docs/decisions has what they cost). Everything
+else of the SDK (authentication, headers, errors) stays as it is.
 """
 
 import functools
@@ -27,12 +27,12 @@ _MOST_ERROR_BYTES = 1 << 20
 _WORD: Final = re.compile(r"[a-z0-9-]{1,32}", re.ASCII)
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _ENCODINGS: Final = frozenset({"", "identity", "gzip", "x-gzip", "deflate", "br", "zstd"})
-"""aiohttp itself says so where a library for one of them is missing."""
+"""Those that aiohttp or we decode. If the library for one is missing, aiohttp raises an error that says so."""
 
 
 @functools.lru_cache(maxsize=64)
 def connecting_within(connect_timeout_s: float) -> httpx2.Timeout:
-    """A request's ``timeout`` for the SDK: only connecting has one here, all other timers are the job's."""
+    """A request's ``timeout`` for the SDK: it limits only connecting; all other timers are the job's."""
     return httpx2.Timeout(None, connect=connect_timeout_s)
 
 
@@ -46,7 +46,9 @@ NETWORK_ERRORS: Final = (aiohttp.ClientError, httpx2.HTTPError, OSError)
 
 
 def how_unheard(error: BaseException) -> tuple[How, BaseException]:
-    """Why there was no answer, and its root: no connection, one that was closed when the request may have been heard, or us."""
+    """Why there was no answer, and the root error: no connection, one that closed when the request may have arrived, or a
+    fault of ours.
+    """
     how = How.FAULTY
     while True:
         if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
@@ -77,9 +79,9 @@ class BodyStream(httpx2.AsyncByteStream):
     """The body of a response. ``read_some`` is for us, the iterator is for the SDK's error messages."""
 
     unreadable = ""
-    """Its encoding, if nobody here can decode it."""
+    """Its content-encoding, if neither aiohttp nor we can decode it."""
     encoding = ""
-    """What it was decoded from; empty if it came as it is."""
+    """The content-encoding that was decoded; empty if there was none."""
     _unzip: "zlib._Decompress | None" = None
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
@@ -98,7 +100,7 @@ class BodyStream(httpx2.AsyncByteStream):
         return await self._read_unzipped(self._unzip)
 
     async def _read_unzipped(self, unzip: "zlib._Decompress") -> bytes:
-        """aiohttp knows gzip by its one name; RFC 9110 (8.4.1.3) has another, for old servers."""
+        """Decodes ``x-gzip``, the old name of gzip (RFC 9110, 8.4.1.3), which aiohttp does not know."""
         while True:
             packed = unzip.unconsumed_tail or await self._response.content.readany()
             try:
@@ -109,14 +111,14 @@ class BodyStream(httpx2.AsyncByteStream):
                 return piece
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """At most a page: an error has few words. Nothing of what cannot be read."""
+        """At most 1 MiB, which is enough for any error message. Nothing if the body cannot be decoded."""
         left = 0 if self.unreadable else _MOST_ERROR_BYTES
         while left > 0 and (piece := await self.read_some()):
             left -= len(piece)
             yield piece
 
     async def read_whole(self, most_bytes: int) -> bytes:
-        """All of it. Raises GarbledStream if that is more, aiohttp.ClientError, OSError."""
+        """The whole body. Raises GarbledStream if it is larger, aiohttp.ClientError, OSError."""
         pieces, size = [], 0
         while piece := await self.read_some():
             pieces.append(piece)
@@ -131,9 +133,9 @@ class BodyStream(httpx2.AsyncByteStream):
 
 
 def _proxy_of(url: httpx2.URL) -> str | None:
-    """From the usual variables, once: aiohttp's own ``trust_env`` reads them, and ~/.netrc in a thread, per request.
+    """The proxy in the usual variables. It is read once: aiohttp's ``trust_env`` reads them, and ~/.netrc in a thread, per request.
 
-    No proxy reaches what listens on this machine alone, as the LLM does that ``dev`` starts: few set NO_PROXY for it.
+    A loopback address, like that of the LLM that ``dev`` starts, is called without a proxy: few people set NO_PROXY for it.
     """
     if is_loopback(url.host) or urllib.request.proxy_bypass(url.host):
         return None
@@ -141,7 +143,9 @@ def _proxy_of(url: httpx2.URL) -> str | None:
 
 
 class _ResponseHandler(ResponseHandler):
-    """When the bytes of a body are no HTTP, aiohttp 3.14 closes the connection, and lets the body's reader wait on."""
+    """If the bytes of a body are not valid HTTP, aiohttp 3.14 closes the connection but lets the body's reader wait without end.
+    Here the reader gets an error.
+    """
 
     def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
         super().set_exception(exc, *cause)
@@ -166,7 +170,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         self._proxy: str | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Sends the request, and answers once the head of the response is here."""
+        """Sends the request, and returns when the head of the response has arrived."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=_Connector(limit=self._connections),
@@ -197,12 +201,12 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
 
 
 class DirectClient(httpx2.AsyncClient):
-    """An httpx2 client that hands a request straight to its transport: an LLM API sets no cookies and redirects nobody."""
+    """An httpx2 client that passes a request straight to its transport: an LLM's API needs no cookies and no redirects."""
 
     def __init__(self, transport: AiohttpTransport) -> None:
         super().__init__(transport=transport, trust_env=False)
         self._direct = transport
 
     async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
-        """The response once its head is here; its body is not read."""
+        """Returns the response when its head has arrived. Its body is not read yet."""
         return await self._direct.handle_async_request(request)

@@ -1,8 +1,8 @@
-"""Delivers webhooks: claims what is due, signs it, sends it once, and says what becomes of it.
+"""Delivers webhooks: claims what is due, signs it, sends it once, and records how that ended.
 
-Beside the jobs and not among their slots: a receiver that hangs holds up no job, nor, by the shares of lanes and tenants in
-shared/store/webhooks.py, anybody else's deliveries. Each is sent at least once: a worker that dies after an attempt, or cannot
-write how it ended, leaves a lease that expires, and another worker sends it again.
+Deliveries take no slots of jobs, so a receiver that hangs delays no job. The shares of lanes and tenants in
+shared/store/webhooks.py keep it from delaying the deliveries of others. Each delivery is sent at least once: if a worker dies
+after an attempt, or cannot record how it ended, the lease expires and another worker sends it again.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ _SLOTS: Final = 64
 """Attempts of one worker at once."""
 _TICK_S: Final = 1.0
 _LEASE_MARGIN_S: Final = WAIT_S + 10.0
-"""What an attempt may take besides the sending: waiting for a look-up, reading the result, saying how it ended."""
+"""What an attempt may take in addition to the sending: waiting for a look-up, reading the result, recording how it ended."""
 _PUT_BACK: Final = Next(DeliveryState.PENDING, delay_s=5.0)
-"""What could not be tried."""
+"""For a delivery that could not be attempted."""
 
 _AWAY: Final = (StorageUnavailable, StorageFull)
 
@@ -67,7 +67,7 @@ class Deliverer:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        """What is under way is left to its leases."""
+        """Cancels the attempts under way. Their leases expire, and another worker sends them."""
         await self._stop()
         await self._sender.__aexit__(None, None, None)
 
@@ -84,7 +84,7 @@ class Deliverer:
         return _TICK_S if claimed.next_due_s is None else min(_TICK_S, claimed.next_due_s)
 
     async def drain(self, hurry: asyncio.Event) -> None:
-        """Stops claiming, and lets what is under way end; in a ``hurry`` it is left to its leases. Never raises."""
+        """Stops claiming, and lets the attempts under way end; in a ``hurry`` it cancels them. Never raises."""
         self._is_draining = True
         deadline_s = time.monotonic() + self._lease_s
         while self._attempts and not hurry.is_set() and time.monotonic() < deadline_s:
@@ -143,7 +143,7 @@ class Deliverer:
 
 
 def headers_of(delivery_id: str, body: bytes, secrets: Secrets, *, now: datetime | None = None) -> dict[str, str]:
-    """Of Standard Webhooks: one signature for each secret that is live."""
+    """The headers of Standard Webhooks, with one signature for each live secret."""
     moment = now or datetime.now(UTC)
     text = body.decode()
     signatures = [Signer(secret).sign(msg_id=delivery_id, timestamp=moment, data=text) for secret in secrets.live]

@@ -1,8 +1,8 @@
-"""Look-ups of names, in threads that may outlive whoever asked: a name server that hangs holds its look-up for as long as the
-resolver's own patience, up to half a minute, which is longer than a delivery attempt takes.
+"""Looks names up, in threads that may outlive the attempt that asked: if a name server hangs, the look-up takes as long as
+the resolver waits, up to half a minute, which is longer than a delivery attempt takes.
 
-So a name is looked up once at a time, for all who ask meanwhile, and a tenant has a share of them: whose names hang waits,
-and nobody else does.
+So there is only one look-up of a name at a time, for all attempts that need it, and each tenant has a share of the look-ups:
+if a tenant's names hang, only that tenant waits.
 """
 
 import asyncio
@@ -17,34 +17,39 @@ from shared.store.webhooks import TENANT_MOST
 from shared.webhook_address import Address
 
 _MOST: Final = 128
-"""At once, and TENANT_MOST of a tenant, as many as it may have attempts. Each is a name, however many attempts wait for it and
-however often it is tried. So 16 names must hang until their tenant's others wait, and names of eight tenants until anybody's
-do; four such tenants fill a worker's slots already. A thread that waits is cheap."""
+"""Look-ups at once. A tenant may have TENANT_MOST of them, as many as it may have attempts. Each is of one name, however many
+attempts wait for it and however often it is tried. So a tenant's other names wait only while 16 of its names hang, and other
+tenants' names only while eight tenants' names hang so; four such tenants fill a worker's slots already. A thread that waits
+is cheap."""
 WAIT_S: Final = 5.0
-"""For room. Also what keeps a tenant without any from being claimed, and put back, as fast as Redis can."""
+"""How long to wait for room. This also keeps the deliveries of a tenant without room from being claimed and put back without
+a pause."""
 
 Resolve = Callable[[str], Sequence[Address]]
 """All addresses of a name; blocks. Raises OSError or UnicodeError if there are none."""
 
 
 def addresses_of(name: str) -> Sequence[Address]:
-    """By the system's resolver, A and AAAA."""
+    """All addresses of a name, IPv4 and IPv6, by the system's resolver."""
     found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(ipaddress.ip_address(address[0]) for *_, address in found))
 
 
 class LookUps:
-    """Those of a process. What hangs ends with it."""
+    """The look-ups of a process. Those that hang end with it."""
 
     def __init__(self, resolve: Resolve, *, wait_s: float) -> None:
         self._resolve = resolve
         self._wait_s = wait_s
         self._under_way: dict[str, asyncio.Future[Sequence[Address]]] = {}
         self._of_tenant: Counter[str] = Counter()
-        """Whoever asked first."""
+        """How many look-ups each tenant began."""
 
     async def begin(self, name: str, tenant: str) -> "asyncio.Future[Sequence[Address]] | None":
-        """The addresses to come, none if there are none; it may be cancelled. None: there was no room for it in time."""
+        """Begins the look-up of a name, or joins the one under way. None: there was no room for it in time.
+
+        The future gives the addresses, which may be none, and may be cancelled.
+        """
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._wait_s
         while name not in self._under_way:
@@ -58,20 +63,20 @@ class LookUps:
         return asyncio.shield(self._under_way[name])
 
     def _start(self, name: str, tenant: str) -> None:
-        """In a thread of its own, which no other work waits for, and which ends with the process."""
+        """Looks up in a thread of its own: no other work waits for it, and it ends with the process."""
         loop = asyncio.get_running_loop()
         found: asyncio.Future[Sequence[Address]] = loop.create_future()
 
         def report(addresses: Sequence[Address]) -> None:
             del self._under_way[name]
-            self._of_tenant -= Counter((tenant,))  # without those that have none
+            self._of_tenant -= Counter((tenant,))  # this also drops the tenants that have none
             found.set_result(addresses)
 
         def look_up() -> None:
             addresses: Sequence[Address] = ()
             try:
                 addresses = self._resolve(name)
-            except Exception:  # noqa: BLE001,S110 its message holds the name; no address says it all
+            except Exception:  # noqa: BLE001,S110 its message holds the name; that there is no address is enough
                 pass
             try:
                 loop.call_soon_threadsafe(report, addresses)

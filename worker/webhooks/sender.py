@@ -1,8 +1,8 @@
-"""One delivery attempt: a POST to an address that was looked up, checked and then connected to itself.
+"""One delivery attempt: looks the address up, checks it, and sends a POST to that very address.
 
-There is one look-up before the check and none after it, so a name cannot lead elsewhere in between (DNS rebinding). Below
-httpx2 there are no redirects, proxies, cookies or decompression to be switched off, so this stands on httpcore2. Nothing is
-logged here, and no error gets out: what happened is the Receipt.
+There is one look-up before the check and none after it, so a name cannot lead elsewhere in between (DNS rebinding). This uses
+httpcore2, because httpx2 has redirects, proxies, cookies and decompression that would have to be switched off. Nothing is
+logged here, and no error is raised: the Receipt says what happened.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from worker.webhooks.dns import WAIT_S, LookUps, Resolve, addresses_of
 _MOST_HEAD_BYTES: Final = 64 << 10
 _MOST_BODY_BYTES: Final = 64 << 10
 _MOST_ADDRESSES: Final = 4
-"""Tried of one name, one after the other, each for its share of the time."""
+"""How many addresses of a name are tried, one after the other, each for its share of the time."""
 _OURS: Final = frozenset(
     {"host", "user-agent", "content-length", "transfer-encoding", "connection", "accept", "accept-encoding"}
 )
@@ -34,7 +34,7 @@ class Receipt(msgspec.Struct, frozen=True):
     """How one attempt ended."""
 
     status: int | None
-    """The status of the receiver's response, whatever it is; None: there was none."""
+    """The receiver's HTTP status, whatever it is; None: there was none."""
     reason: Reason | None = None
     """Why there is no status."""
     retry_after_s: float | None = None
@@ -52,7 +52,7 @@ class _Unheard(Exception):
 
 
 class Sender:
-    """Sends what is signed already. Each attempt has a connection of its own, and holds nothing when it has ended."""
+    """Sends what is signed already. Each attempt has a connection of its own, which is closed when it ends."""
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class Sender:
         resolve: Resolve = addresses_of,
         network: httpcore2.AsyncNetworkBackend | None = None,
     ) -> None:
-        """``timeout_s`` is for all of an attempt, and does not run while it waits for room to look a name up. ``network``
-        connects to what ``resolve`` found and the check let pass.
+        """``timeout_s`` is for a whole attempt, without the wait for room to look a name up. ``network`` connects to the
+        addresses that ``resolve`` found and the check allowed.
         """
         self._allowed = allowed
         self._user_agent = user_agent
@@ -84,7 +84,7 @@ class Sender:
         """Nothing is open between two attempts; look-ups that hang end with the process."""
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes, *, tenant: str = "") -> Receipt:
-        """One attempt, within the sender's time; ``UNTRIED`` if it could not begin. Raises nothing but CancelledError.
+        """Makes one attempt, within ``timeout_s``; ``UNTRIED`` if it could not begin. Raises nothing but CancelledError.
 
         ``tenant``: whose share of the look-ups it takes.
         """
@@ -108,7 +108,7 @@ class Sender:
             reason = Reason.TIMEOUT
         except _Unheard as unheard:
             reason = unheard.reason
-        except ssl.SSLError:  # the receiver's alert may come as late as its response
+        except ssl.SSLError:  # the receiver may send its TLS alert as late as its response
             reason = Reason.TLS
         except Exception:  # noqa: BLE001,S110 whatever a stranger's bytes make a library raise
             pass
@@ -118,7 +118,7 @@ class Sender:
         return heard or Receipt(None, reason)
 
     async def _found(self, target: Target, tenant: str) -> "asyncio.Future[Sequence[Address]] | None":
-        """The addresses of the host, to come if it is a name. None: there was no room for its look-up."""
+        """A future of the host's addresses, which has ended if the host is one. None: there was no room for its look-up."""
         if target.address is None:
             return await self._look_ups.begin(target.host, tenant)
         found: asyncio.Future[Sequence[Address]] = asyncio.get_running_loop().create_future()
@@ -126,7 +126,7 @@ class Sender:
         return found
 
     def _checked(self, target: Target, found: Sequence[Address]) -> Sequence[Address]:
-        """The addresses that it may be sent to. One forbidden address among many refuses all: such a name means harm."""
+        """The addresses, if it may be sent to all of them. A single forbidden one refuses all: such a name means harm."""
         if not found:
             raise _Unheard(Reason.UNRESOLVABLE)
         for address in found:
@@ -168,13 +168,13 @@ def _receipt_of(response: httpcore2.Response) -> Receipt:
 def _asked_pause_s(headers: Mapping[str, str]) -> float | None:
     try:
         return retry_after_s(headers)
-    except Exception:  # noqa: BLE001 a date by a stranger, read by a parser made for letters
+    except Exception:  # noqa: BLE001 anybody may have written the date, and the parser was made for e-mail
         return None
 
 
 class _Checked(httpcore2.AsyncNetworkBackend):
-    """Connects to the addresses that it was given, whatever host it is asked for. Owns what it opened, and bounds what is
-    read from it.
+    """Connects to the addresses that it was given, whatever host it is asked for. Closes the connection that it opened, and
+    bounds what is read from it.
     """
 
     def __init__(self, network: httpcore2.AsyncNetworkBackend, addresses: Sequence[Address], timeout_s: float) -> None:
@@ -193,7 +193,7 @@ class _Checked(httpcore2.AsyncNetworkBackend):
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         for number, address in enumerate(self._addresses, start=1):
-            share_s = self._share_s if number < len(self._addresses) else None  # the last one has what is left
+            share_s = self._share_s if number < len(self._addresses) else None  # the last one gets what is left
             try:
                 self._raw = await self._network.connect_tcp(str(unmapped(address)), port, timeout=share_s)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
@@ -202,13 +202,13 @@ class _Checked(httpcore2.AsyncNetworkBackend):
         raise _Unheard(Reason.REFUSED_CONNECTION)
 
     async def skip_body_of(self, response: httpcore2.Response) -> None:
-        """Reads some of it, since a receiver may take a connection closed in its face for a failure of its own."""
+        """Reads some of the body: a receiver may log an error if the connection is closed while it still sends."""
         self._left_bytes[0] = _MOST_BODY_BYTES
         async for _ in response.aiter_stream():
             pass
 
     async def close(self) -> None:
-        """httpcore2 forgets a connection that is cancelled in its TLS handshake."""
+        """Closes the connection itself: httpcore2 forgets one that is cancelled during its TLS handshake."""
         if self._raw is not None:
             with contextlib.suppress(Exception):
                 await self._raw.aclose()
