@@ -165,7 +165,7 @@ class Governor:
                 end = end._replace(learned=Limits())
             elif any(end.learned):
                 if len(self._learned) >= _KNOWN_ROUTES:
-                    self._learned.clear()  # they are sent once more
+                    self._learned.clear()  # those of the other routes are sent once more
                 self._learned[permit.route.name] = end.learned
         if end.shut_s > 0:
             self._logger.warning("route_shut", route=permit.route.name, code=end.code, shut_s=round(end.shut_s, 3))

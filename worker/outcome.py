@@ -13,7 +13,7 @@ from worker.rate_limit_headers import Allowance
 
 
 class Answered(NamedTuple):
-    """The whole answer is there."""
+    """The answer is complete, or the tokens are counted."""
 
     result: bytes
     """The job's ``result``, as JSON."""
@@ -28,9 +28,9 @@ class Failure(NamedTuple):
 
     error: JobError
     retry_after_s: float | None = None
-    """What the upstream asked for, uncapped."""
+    """What the upstream's Retry-After asks for, uncapped."""
     allowance: Allowance | None = None
-    """What the response said of limits."""
+    """What the response's headers say about limits."""
     how: "How | None" = None
     """What broke, if the upstream itself reported no error."""
     has_stand_in: bool = False

@@ -81,7 +81,7 @@ class ApiKeys:
 
     @property
     def is_connected(self) -> bool:
-        """Whether Redis can be asked now."""
+        """Whether Redis is connected now."""
         return self._commands.is_connected
 
     async def create(

@@ -116,7 +116,7 @@ def cancel_arguments(settings: Settings) -> dict[str, Argument]:
 
 
 class Jobs:
-    """The records of a shard."""
+    """The jobs of a shard."""
 
     def __init__(self, commands: Commands, settings: Settings, reads: Reads, urgent: Commands, memory: Memory) -> None:
         self._commands = commands

@@ -93,12 +93,12 @@ class CallEnd(NamedTuple):
     is_estimated: bool
     """Whether part of the usage is our estimate."""
     cost_nano_usd: int | None
-    """None: nobody knows the model's price."""
+    """None: the model's price is unknown."""
     verdict: Verdict = Verdict.NONE
     shut_s: float = 0
     """How long nobody may call the route now."""
     code: str = ""
-    """Why, one of JOB_ERROR_CODES."""
+    """Why nobody may call it, one of JOB_ERROR_CODES."""
     learned: Limits = Limits()
     """The limits that the upstream reported."""
 

@@ -37,7 +37,7 @@ def refusal_of(said: object, *, status: int | None = None, retry_after_s: float 
     If there is no error status (inside a stream, or with 200), a ``code`` that is a number is the status: vLLM, llama.cpp
     and OpenRouter send it so.
     """
-    if isinstance(said, list) and said and isinstance(said[0], dict):  # Google's
+    if isinstance(said, list) and said and isinstance(said[0], dict):  # Google sends a list
         said = said[0]
     if not isinstance(said, dict):
         return Refusal(status, None, _words(said), retry_after_s)
@@ -49,7 +49,7 @@ def refusal_of(said: object, *, status: int | None = None, retry_after_s: float 
         status = number
     message = _words(
         error.get("message") or error.get("detail") or inner
-    )  # of Spring's, ``error`` is only the status's name
+    )  # in Spring's format, ``error`` is only the status's name
     return Refusal(
         status, _type_of(error), message, retry_after_s, code if isinstance(code, str) and number is None else None
     )

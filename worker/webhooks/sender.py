@@ -110,7 +110,7 @@ class Sender:
             reason = unheard.reason
         except ssl.SSLError:  # the receiver may send its TLS alert as late as its response
             reason = Reason.TLS
-        except Exception:  # noqa: BLE001,S110 whatever a stranger's bytes make a library raise
+        except Exception:  # noqa: BLE001,S110 a library may raise anything for a stranger's bytes
             pass
         finally:
             if connections is not None:
