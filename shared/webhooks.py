@@ -86,8 +86,6 @@ def delivery_id_of(subject: str) -> str:
 
 
 class DeliveryState(StrEnum):
-    """State of a delivery."""
-
     PENDING = "pending"
     """It waits for its next attempt, or is being sent."""
     DELIVERED = "delivered"

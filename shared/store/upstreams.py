@@ -104,8 +104,6 @@ class CallEnd(NamedTuple):
 
 
 class RouteState(NamedTuple):
-    """The state of a route."""
-
     name: str
     shut_s: float
     """Seconds until it may be called and has room; 0: now."""

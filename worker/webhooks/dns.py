@@ -43,7 +43,7 @@ class LookUps:
         self._wait_s = wait_s
         self._under_way: dict[str, asyncio.Future[Sequence[Address]]] = {}
         self._of_tenant: Counter[str] = Counter()
-        """How many look-ups each tenant began."""
+        """How many of the look-ups under way each tenant began."""
 
     async def begin(self, name: str, tenant: str) -> "asyncio.Future[Sequence[Address]] | None":
         """Begins the look-up of a name, or joins the one under way. None: there was no room for it in time.

@@ -8,8 +8,8 @@
 -- suspects may start (1 or 0). expire_sources to retention: as in EXPIRE.
 -- bounds: name, bound, name, bound, ... of the routes that have one: how many of their jobs may start, or -1 (shut). A
 -- bound with the name '' holds for each route that is not named.
--- Returns {ms until to call again, or -1, claim...}, claim = {id, tenant, epoch, now, attempt, next seq, started_ms,
--- timeout_ms, created_ms, failures, takeovers, request, spec}
+-- Returns {ms until CLAIM should run again or -1, claim...}, claim = {id, tenant, epoch, now, attempt, next seq,
+--       started_ms, timeout_ms, created_ms, failures, takeovers, request, spec}
 stamp_alive(lease_ms)
 
 local promoted = call('ZRANGEBYSCORE', key_deferred(), '-inf', int(now), 'LIMIT', 0, 200)
@@ -39,7 +39,7 @@ local function quota_of(flow)
   return 0
 end
 
--- Whether the quotas keep all jobs of the flow from starting. Kept by chain: thousands of flows share a few.
+-- Whether the quotas keep all jobs of the flow from starting. Cached by chain: thousands of flows share a few chains.
 local gated = {}
 local function is_gated(flow)
   local chain = chain_of(flow)
@@ -82,7 +82,7 @@ end
 local function room_of_tenant(tenant) return room_of(cap_of_tenant(tenant), key_tenant_running(tenant)) end
 local function room_of_key(key) return room_of(cap_of_key(key), key_key_running(key)) end
 
--- The job starts: where there is a budget, what it may cost (nano-dollars) is held of it.
+-- The job starts: holds what it may cost (nano-dollars) in the budgets of its tenant and API key, if they have any.
 local function hold_budget_of(id, tenant, key, nano)
   local has_budget = false
   for _, cap in ipairs({cap_of_tenant(tenant), key ~= '' and cap_of_key(key) or nil}) do
@@ -300,7 +300,8 @@ local function start(id, was, flow)
     job[9] or '0', job[10] or '0', job[11], job[12]}
 end
 
--- A reply arrives whole or is lost. Hundreds of prompts of some MB would arrive after any timeout, again and again.
+-- A reply arrives whole or is lost. Hundreds of prompts of some MB would arrive after any timeout, and the jobs would
+-- be claimed again and again.
 local most_bytes = 8 * 1024 * 1024
 
 local reply, touched, bytes = {-1}, #promoted, 0
