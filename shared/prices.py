@@ -76,9 +76,8 @@ def _pico(usd_per_million: str | Decimal) -> int:
     return int(pico)
 
 
-def _rates(
-    price_in: str, price_out: str, *, read: str, write: str | None = None, write_long: str | None = None
-) -> Rates:
+def _rates(price_in: str, price_out: str, read: str, write: str | None = None, write_long: str | None = None) -> Rates:
+    """USD per million tokens: input, output, cache read, cache write, cache write for an hour."""
     return Rates(
         input=_pico(price_in),
         output=_pico(price_out),
@@ -93,16 +92,16 @@ def _rates(
 _ANTHROPIC: Final = "https://platform.claude.com/docs/en/about-claude/pricing"
 _ANTHROPIC_READ: Final = date(2026, 10, 24)
 
-_FABLE_5: Final = _rates("10", "50", write="12.50", write_long="20", read="1")
-_FABLE_5_1: Final = _rates("10", "50", write="12.50", write_long="20", read="0.25")
-_OPUS_5_5: Final = _rates("4", "20", write="5", write_long="8", read="0.20")
-_OPUS: Final = _rates("5", "25", write="6.25", write_long="10", read="0.50")
-_SONNET_5: Final = _rates("2", "10", write="2.50", write_long="4", read="0.20")
-_SONNET_5_5: Final = _rates("2", "10", write="2.50", write_long="4", read="0.10")
-_SONNET_4: Final = _rates("3", "15", write="3.75", write_long="6", read="0.30")
-_HAIKU_5_5: Final = _rates("0.10", "0.50", write="0.125", write_long="0.20", read="0.01")
-_HAIKU_5_5_LONG: Final = _rates("0.50", "2.50", write="0.625", write_long="1", read="0.05")
-_HAIKU_4_5: Final = _rates("1", "5", write="1.25", write_long="2", read="0.10")
+_FABLE_5: Final = _rates("10", "50", "1", "12.50", "20")
+_FABLE_5_1: Final = _rates("10", "50", "0.25", "12.50", "20")
+_OPUS_5_5: Final = _rates("4", "20", "0.20", "5", "8")
+_OPUS: Final = _rates("5", "25", "0.50", "6.25", "10")
+_SONNET_5: Final = _rates("2", "10", "0.20", "2.50", "4")
+_SONNET_5_5: Final = _rates("2", "10", "0.10", "2.50", "4")
+_SONNET_4: Final = _rates("3", "15", "0.30", "3.75", "6")
+_HAIKU_5_5: Final = _rates("0.10", "0.50", "0.01", "0.125", "0.20")
+_HAIKU_5_5_LONG: Final = _rates("0.50", "2.50", "0.05", "0.625", "1")
+_HAIKU_4_5: Final = _rates("1", "5", "0.10", "1.25", "2")
 
 _OF_ANTHROPIC: Final = (
     Price(("claude-fable-5-1", "claude-mythos-5-1"), date(2026, 9, 1), _FABLE_5_1, _ANTHROPIC),
@@ -128,12 +127,7 @@ _OPENAI_LONG_TOKENS: Final = 272_000
 
 
 def _gpt(
-    name: str,
-    rates: Rates,
-    *,
-    since: date = _OPENAI_READ,
-    long_rates: Rates | None = None,
-    source: str = _OPENAI,
+    name: str, rates: Rates, long_rates: Rates | None = None, since: date = _OPENAI_READ, source: str = _OPENAI
 ) -> Price:
     """The price of a model and of its snapshots, whose names end in a date."""
     long_prompts = None if long_rates is None else LongPrompts(_OPENAI_LONG_TOKENS, long_rates)
@@ -143,66 +137,41 @@ def _gpt(
 # gpt-5.6-sol is missing: its price of 4 and 20 dollars was promised until 2026-11-21, and its price since then is unknown.
 # The models up to 5.5 have no price for cache writes: OpenAI neither bills nor reports them separately.
 _OF_OPENAI: Final = (
-    _gpt(
-        "gpt-6-astra",
-        _rates("10", "50", write="12.50", read="1"),
-        since=date(2026, 9, 3),
-        long_rates=_rates("20", "75", write="25", read="2"),
-    ),
-    _gpt(
-        "gpt-6.1-sol",
-        _rates("2", "10", write="2.50", read="0.10"),
-        since=date(2026, 9, 29),
-        long_rates=_rates("4", "15", write="5", read="0.20"),
-    ),
+    _gpt("gpt-6-astra", _rates("10", "50", "1", "12.50"), _rates("20", "75", "2", "25"), date(2026, 9, 3)),
+    _gpt("gpt-6.1-sol", _rates("2", "10", "0.10", "2.50"), _rates("4", "15", "0.20", "5"), date(2026, 9, 29)),
     _gpt(
         "gpt-6.1-terra",
-        _rates("1", "5", write="1.25", write_long="2.50", read="0.05"),
-        since=date(2026, 10, 26),
-        long_rates=_rates("2", "7.50", write="2.50", write_long="5", read="0.10"),
-        source=_OPENAI_TERRA,
+        _rates("1", "5", "0.05", "1.25", "2.50"),
+        _rates("2", "7.50", "0.10", "2.50", "5"),
+        date(2026, 10, 26),
+        _OPENAI_TERRA,
     ),
+    _gpt("gpt-6-sol", _rates("2", "10", "0.20", "2.50"), _rates("4", "15", "0.40", "5"), date(2026, 9, 22)),
     _gpt(
-        "gpt-6-sol",
-        _rates("2", "10", write="2.50", read="0.20"),
-        since=date(2026, 9, 22),
-        long_rates=_rates("4", "15", write="5", read="0.40"),
+        "gpt-6-luna", _rates("0.10", "0.50", "0.01", "0.125"), _rates("0.20", "0.75", "0.02", "0.25"), date(2026, 9, 22)
     ),
-    _gpt(
-        "gpt-6-luna",
-        _rates("0.10", "0.50", write="0.125", read="0.01"),
-        since=date(2026, 9, 22),
-        long_rates=_rates("0.20", "0.75", write="0.25", read="0.02"),
-    ),
-    _gpt(
-        "gpt-5.6-terra",
-        _rates("2", "12", write="2.50", read="0.20"),
-        since=date(2026, 7, 30),
-        long_rates=_rates("4", "18", write="5", read="0.40"),
-    ),
+    _gpt("gpt-5.6-terra", _rates("2", "12", "0.20", "2.50"), _rates("4", "18", "0.40", "5"), date(2026, 7, 30)),
     _gpt(
         "gpt-5.6-luna",
-        _rates("0.20", "1.20", write="0.25", read="0.02"),
-        since=date(2026, 7, 30),
-        long_rates=_rates("0.40", "1.80", write="0.50", read="0.04"),
+        _rates("0.20", "1.20", "0.02", "0.25"),
+        _rates("0.40", "1.80", "0.04", "0.50"),
+        date(2026, 7, 30),
     ),
-    _gpt("gpt-5.5", _rates("5", "30", read="0.50"), long_rates=_rates("10", "45", read="1")),
-    _gpt("gpt-5.4", _rates("2.50", "15", read="0.25"), long_rates=_rates("5", "22.50", read="0.50")),
-    _gpt("gpt-5.4-mini", _rates("0.75", "4.50", read="0.075")),
-    _gpt("gpt-5.4-nano", _rates("0.20", "1.25", read="0.02")),
-    _gpt("gpt-5.2", _rates("1.75", "14", read="0.175")),
-    _gpt("gpt-5.1", _rates("1.25", "10", read="0.125")),
-    _gpt("gpt-5", _rates("1.25", "10", read="0.125")),
-    _gpt("gpt-5-mini", _rates("0.25", "2", read="0.025")),
-    _gpt("gpt-5-nano", _rates("0.05", "0.40", read="0.005")),
-    _gpt("gpt-4.1", _rates("2", "8", read="0.50")),
-    _gpt("gpt-4.1-mini", _rates("0.40", "1.60", read="0.10")),
-    _gpt("gpt-4.1-nano", _rates("0.10", "0.40", read="0.025")),
+    _gpt("gpt-5.5", _rates("5", "30", "0.50"), _rates("10", "45", "1")),
+    _gpt("gpt-5.4", _rates("2.50", "15", "0.25"), _rates("5", "22.50", "0.50")),
+    _gpt("gpt-5.4-mini", _rates("0.75", "4.50", "0.075")),
+    _gpt("gpt-5.4-nano", _rates("0.20", "1.25", "0.02")),
+    _gpt("gpt-5.2", _rates("1.75", "14", "0.175")),
+    _gpt("gpt-5.1", _rates("1.25", "10", "0.125")),
+    _gpt("gpt-5", _rates("1.25", "10", "0.125")),
+    _gpt("gpt-5-mini", _rates("0.25", "2", "0.025")),
+    _gpt("gpt-5-nano", _rates("0.05", "0.40", "0.005")),
+    _gpt("gpt-4.1", _rates("2", "8", "0.50")),
+    _gpt("gpt-4.1-mini", _rates("0.40", "1.60", "0.10")),
+    _gpt("gpt-4.1-nano", _rates("0.10", "0.40", "0.025")),
     # Not gpt-4o-20*: its oldest snapshot costs twice as much.
-    Price(
-        ("gpt-4o", "gpt-4o-2024-08-06", "gpt-4o-2024-11-20"), _OPENAI_READ, _rates("2.50", "10", read="1.25"), _OPENAI
-    ),
-    _gpt("gpt-4o-mini", _rates("0.15", "0.60", read="0.075")),
+    Price(("gpt-4o", "gpt-4o-2024-08-06", "gpt-4o-2024-11-20"), _OPENAI_READ, _rates("2.50", "10", "1.25"), _OPENAI),
+    _gpt("gpt-4o-mini", _rates("0.15", "0.60", "0.075")),
 )
 
 TABLE: Final[tuple[Price, ...]] = (*_OF_ANTHROPIC, *_OF_OPENAI)
