@@ -166,7 +166,7 @@ class BatchItems:
     def fingerprint(self, options: JobOptions) -> str:
         """Of all that came in, once it is all there: equal JSON is the same body, whatever its spacing."""
         assert self._digest is not None
-        self._note(0, msgspec.json.encode(dict(options), order="deterministic"))
+        self._note(0, _canonical(options))
         return self._digest.hexdigest()[:32]
 
     def _note(self, number: int, canonical: bytes) -> None:
@@ -179,6 +179,29 @@ class BatchItems:
         if len(errors) > _SHOWN_FIELDS:
             said.append("and more")
         return InvalidItem(number, f"{self._noun} {number} {'; '.join(said)}", custom_id)
+
+
+_ALWAYS: Final = (
+    "priority", "timeout_s", "connect_timeout_s", "first_token_timeout_s", "content_idle_timeout_s", "expires_in_s",
+    "max_attempts", "not_before_ms", "metadata", "webhook",
+)  # fmt: skip
+"""Options that are in every fingerprint, in this order. Add none: stored fingerprints would not match any more."""
+
+
+def _canonical(options: JobOptions) -> bytes:
+    """As JSON. An option that came later is left out where it has its default: a body without it has the fingerprint that it had
+    before there was that option.
+    """
+    later = [
+        name
+        for name, field in sorted(type(options).model_fields.items())
+        if name not in _ALWAYS and getattr(options, name) != field.get_default(call_default_factory=True)
+    ]
+    members = [
+        msgspec.json.encode(name) + b":" + msgspec.json.encode(getattr(options, name), order="deterministic")
+        for name in (*_ALWAYS, *later)
+    ]
+    return b"{%b}" % b",".join(members)
 
 
 def _sentence(error: FieldError) -> str:

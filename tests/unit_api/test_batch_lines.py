@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.batches.items import BatchItems, options_of_query
+from api.batches.items import BatchItems, options_of_job, options_of_query
 from api.batches.lines import JsonLines, JsonRequests, Line, Splitter
+from api.jobs.request import NO_BOUNDS
 from shared.batch import InvalidItem, NewItem
 from shared.errors import InvalidRequest, Problem, TooLarge
 from shared.job import Priority
@@ -305,6 +306,34 @@ def test_bodies_of_equal_json_have_one_fingerprint() -> None:
         fingerprint(b'{"custom_id":"a","params":{}}', b"{", query="60"),
     }
     assert len({one, *others}) == 5
+
+
+def _fingerprint_with(job: bytes) -> str:
+    items = _items(with_fingerprint=True)
+    _item_of(items, 1, b'{"custom_id":"a","params":{}}')
+    return items.fingerprint(options_of_job(job, NO_BOUNDS))
+
+
+_JOB = (
+    b'{"timeout_s":60,"metadata":{"run":"nightly"},"not_before":"2026-11-23T14:02:11Z",'
+    b'"webhook":{"url":"https://example.com/","events":["job.failed","batch.ended"],"result":true}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("job", "fingerprint"),
+    [(b"{}", "fcdc029a4058a9ea35ea95728d200a5a"), (_JOB, "5bed82e729da4d9afed1b92975148286")],
+)
+def test_a_body_has_the_fingerprint_of_the_version_before(job: bytes, fingerprint: str) -> None:
+    """These are of a version without tags: a repeat after an upgrade finds its batch."""
+    assert _fingerprint_with(job) == fingerprint
+
+
+def test_each_option_changes_the_fingerprint() -> None:
+    """Also one that is left out where it has its default."""
+    assert _fingerprint_with(b'{"tags":[]}') == _fingerprint_with(b"{}")
+    jobs = (b"{}", b'{"tags":["a"]}', b'{"tags":["b"]}', b'{"max_attempts":1}')
+    assert len({_fingerprint_with(job) for job in jobs}) == len(jobs)
 
 
 def test_options_in_a_query_equal_those_of_the_job_member() -> None:
