@@ -112,6 +112,8 @@ async def test_the_secret_is_the_tenants_and_is_rotated(api: CalledApi) -> None:
     second = (await api.http.post("/v1/webhooks/secret/rotate")).json()
     assert second["secret"] != first.json()["secret"]
     assert second["previous_secret_until"] is not None
+    headers = {"Content-Type": "application/json"}
+    assert (await api.http.post("/v1/webhooks/secret/rotate", headers=headers)).status_code == 200
     third = (await api.http.post("/v1/webhooks/secret/rotate", json={"grace_s": 0})).json()
     assert third["previous_secret_until"] is None
     wrong: list[Any] = [[], {"grace_s": -1}, {"grace_s": True}, {"grace": 1}]
