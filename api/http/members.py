@@ -5,21 +5,34 @@ OpenAPI document and the table in docs/protocol.md. What is validated here was r
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from api.http.invalid import BODY, EXPECTED, fields_of, refuse
+from api.http.invalid import BODY, EXPECTED, MOST_ERRORS, fields_of, refuse
 from shared.errors import FieldError
 
 B = TypeVar("B", bound="Body")
+
+_MANY_MEMBERS: Final = 64
+"""More than any body of ours has, and few enough to name all of them."""
 
 
 class Body(BaseModel):
     """A request body, or an object in one. An unknown member is refused, so that a wrong name shows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown(cls, body: Any) -> Any:
+        """Of thousands of unknown members pydantic would make an error each: it sees as many as are named, and one more."""
+        if type(body) is not dict or len(body) <= _MANY_MEMBERS or cls.model_config.get("extra") != "forbid":
+            return body
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = [name for name in body if name not in known]
+        return {name: body[name] for name in (*(known & body.keys()), *unknown[: MOST_ERRORS + 1])}
 
 
 def checked(

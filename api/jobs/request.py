@@ -10,9 +10,19 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator, StrictBool, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StrictBool,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_core import InitErrorDetails
 
-from api.http.invalid import refuse
+from api.http.invalid import MOST_ERRORS, refuse
 from api.http.members import Body, Expected, Text, Whole, checked, expected
 from shared.clock import from_rfc3339, to_rfc3339
 from shared.errors import FieldError
@@ -30,6 +40,7 @@ MOST_ANSWERS: Final = 128
 _MOST_METADATA: Final = 16
 _MOST_METADATA_KEY_CHARS: Final = 64
 _MOST_METADATA_VALUE_CHARS: Final = 512
+_MOST_TAGS: Final = 8
 _YEAR_9999_MS: Final = 253_370_764_800_000
 
 
@@ -72,7 +83,7 @@ def some_of(events: Iterable[EventType]) -> Expected:
     return Expected("must be a list of some of: " + ", ".join(sorted(events)))
 
 
-SOME: Final = Field(min_length=1, json_schema_extra={"uniqueItems": True})
+SOME: Final = Field(min_length=1, fail_fast=True, json_schema_extra={"uniqueItems": True})
 EACH_ONCE: Final = AfterValidator(_each_once)
 _JobEvent = Literal[
     EventType.JOB_CANCELLED,
@@ -127,6 +138,13 @@ def _few(metadata: object) -> object:
     return metadata
 
 
+def _few_tags(tags: object) -> object:
+    """Before each is looked at."""
+    if isinstance(tags, list) and len(tags) > _MOST_TAGS:
+        raise expected(f"must have at most {_MOST_TAGS} items")
+    return tags
+
+
 _MetadataName = Annotated[
     str,
     Field(min_length=1, max_length=_MOST_METADATA_KEY_CHARS),
@@ -167,7 +185,9 @@ class JobOptions(Body):
         BeforeValidator(_few),
     ] = Field(default_factory=dict)
     """Texts of yours, returned with the job: names of 1 to 64 characters, values of up to 512."""
-    tags: Annotated[tuple[Annotated[str, Text(1, 64)], ...], Field(max_length=8)] = ()
+    tags: Annotated[
+        tuple[Annotated[str, Text(1, 64)], ...], Field(max_length=_MOST_TAGS), BeforeValidator(_few_tags)
+    ] = ()
     """At most 8, of 1 to 64 characters each, returned with the job. ``GET /v1/jobs?tag=`` lists the jobs that have one."""
     webhook: Annotated[Webhook | None, asked_by(JobWebhook)] = None
     """Who is notified of the end: see Webhooks."""
@@ -188,17 +208,46 @@ def spec_members(options: JobOptions | JobSpec) -> dict[str, Any]:
 class Message(Body):
     """As far as every model needs it; what else it holds is passed on untouched."""
 
+    # For the schema only: see _checked_messages.
     model_config = ConfigDict(extra="ignore")
 
     role: Annotated[str, Text()]
-    content: Annotated[
-        str | list[Any], Field(union_mode="left_to_right"), Expected("must be a text or a list of blocks")
-    ]
+    content: str | list[Any]
+
+
+def _checked_messages(messages: object) -> list[Any]:
+    """Without a model of each message, which would double what a conversation costs; and no further than errors are named."""
+    if not isinstance(messages, list):
+        raise expected("must be a list")
+    if not messages:
+        raise expected("must not be empty")
+    wrong: list[InitErrorDetails] = []
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict):
+            wrong.append(_at("must be an object", number))
+        else:
+            if not isinstance(message.get("role"), str):
+                wrong.append(_at("must be a text" if "role" in message else "is missing", number, "role"))
+            if not isinstance(message.get("content"), (str, list)):
+                detail = "must be a text or a list of blocks" if "content" in message else "is missing"
+                wrong.append(_at(detail, number, "content"))
+        if len(wrong) > MOST_ERRORS:
+            break
+    if wrong:
+        raise ValidationError.from_exception_data("messages", wrong, hide_input=True)
+    return messages
+
+
+def _at(sentence: str, *location: int | str) -> InitErrorDetails:
+    return InitErrorDetails(type=expected(sentence), loc=location, input=None)
 
 
 Model = Annotated[str | None, Text(1, MOST_MODEL_CHARS, is_printable=True)]
 MaxTokens = Annotated[int, Whole(1, MOST_MAX_TOKENS)]
-Messages = Annotated[list[Message], Field(min_length=1)]
+Messages = Annotated[
+    list[Any],
+    PlainValidator(_checked_messages, json_schema_input_type=Annotated[list[Message], Field(min_length=1)]),
+]
 _OtherMax = Annotated[int | None, Whole(1, MOST_MAX_TOKENS, or_null=True)]
 _Answers = Annotated[int | None, Whole(1, MOST_ANSWERS, or_null=True)]
 

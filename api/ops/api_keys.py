@@ -133,7 +133,9 @@ class KeyRequest(Body):
     )
     """1 to 16 of a-z and 0-9: the word after ``ts_``, for people and for programs that look for leaked keys."""
     scopes: Annotated[
-        tuple[Scope, ...], Field(min_length=1), Expected("must be a list of any of: " + ", ".join(Scope))
+        tuple[Scope, ...],
+        Field(min_length=1, fail_fast=True),
+        Expected("must be a list of any of: " + ", ".join(Scope)),
     ] = tuple(scope for scope in Scope if scope in DEFAULT_SCOPES)
     """What it may do."""
     expires_in_s: Annotated[int | None, Whole(1, MOST_EXPIRES_IN_S, or_null=True)] = None

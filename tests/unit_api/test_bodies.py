@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import msgspec
 import pytest
+from pydantic import ValidationError
 
 from api.batches.items import BatchOptions, BatchRequest, options_of_job
 from api.http.invalid import MOST_ERRORS
 from api.http.members import Body, Text, Whole, read
 from api.http.strict_json import decode
-from api.jobs.request import Bounds, Draft, JobOptions, Parameters, draft_of, spec_members
+from api.jobs.request import NO_BOUNDS, Bounds, Draft, JobOptions, JobRequest, Parameters, draft_of, spec_members
 from api.state.parsers import Parsers
 from shared.errors import InvalidRequest
 from shared.job import JobSpec, Priority
@@ -75,6 +76,42 @@ def test_of_many_errors_the_first_are_named() -> None:
     assert errors == [(f"#/x{number}", "is not known") for number in range(MOST_ERRORS)]
     errors = _refused(JobOptions, {"metadata": {f"x{number}": 0 for number in range(10_000)}})
     assert errors == [("#/metadata", "must be an object of at most 16 members")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [1] * 10_000},
+        {"messages": [{}] * 10_000},
+        {"prompt": "x", "job": {f"x{number}": 0 for number in range(10_000)}},
+        {"prompt": "x", "job": {"webhook": {f"x{number}": 0 for number in range(10_000)}}},
+        {"prompt": "x", "job": {"metadata": {f"x{number}": 0 for number in range(10_000)}}},
+        {"prompt": "x", "job": {"tags": [1] * 10_000}},
+        {"prompt": "x", "job": {"webhook": {"url": "https://example.com/", "events": [1] * 10_000}}},
+    ],
+    ids=lambda body: str(body)[:40],
+)
+def test_no_more_errors_are_made_than_are_named(body: Any) -> None:
+    """Each costs microseconds of the event loop."""
+    with pytest.raises(ValidationError) as caught:
+        JobRequest.model_validate(body, context=NO_BOUNDS)
+    assert caught.value.error_count() <= MOST_ERRORS + 2
+
+
+def test_a_message_is_looked_at_as_far_as_every_model_needs_it() -> None:
+    """What else it holds is the LLM's to judge."""
+    good = [{"role": "", "content": ""}, {"role": "x", "content": [1], "x": 1}, {"content": [], "role": "user"}]
+    assert read(JobRequest, {"messages": good}).messages == good
+    bad = [*good, 1, {}, {"role": None, "content": None}]
+    assert _refused(JobRequest, {"messages": bad}) == [
+        ("#/messages/3", "must be an object"),
+        ("#/messages/4/role", "is missing"),
+        ("#/messages/4/content", "is missing"),
+        ("#/messages/5/role", "must be a text"),
+        ("#/messages/5/content", "must be a text or a list of blocks"),
+    ]
+    assert _refused(JobRequest, {"messages": []}) == [("#/messages", "must not be empty")]
+    assert _refused(JobRequest, {"messages": {}}) == [("#/messages", "must be a list")]
 
 
 def test_what_is_passed_on_is_what_was_sent() -> None:
