@@ -18,8 +18,6 @@ EXPECTED: Final = "expected"
 """The type of pydantic's errors whose message is a sentence of ours."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
-_KEY: Final = "[key]"
-"""What pydantic's location of a bad key ends with, after the key itself."""
 
 
 def is_name(text: str) -> bool:
@@ -64,7 +62,7 @@ def fields_of(error: ValidationError, at: str = BODY) -> list[FieldError]:
 
 
 def _field_of(found: Mapping[str, Any], at: str) -> FieldError:
-    location = found["loc"][:-2] if found["loc"][-1:] == (_KEY,) else found["loc"]
+    location = found["loc"]
     if not location:
         return FieldError(at, "must be a JSON object" if at == BODY else "must be an object")
     *parents, last = location

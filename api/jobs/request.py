@@ -132,9 +132,13 @@ def _moment_ms(value: object, info: ValidationInfo[Bounds]) -> int:
 
 
 def _few(metadata: object) -> object:
-    """Before each member is looked at: there may be ten thousand."""
+    """Before each member is looked at: there may be ten thousand. And their names, since pydantic gives an error in a name the
+    location of a member called ``[key]``.
+    """
     if not isinstance(metadata, dict) or len(metadata) > _MOST_METADATA:
         raise expected(f"must be an object of at most {_MOST_METADATA} members")
+    if not all(1 <= len(name) <= _MOST_METADATA_KEY_CHARS for name in metadata):
+        raise expected(f"must have names of 1 to {_MOST_METADATA_KEY_CHARS} characters")
     return metadata
 
 
@@ -145,11 +149,7 @@ def _few_tags(tags: object) -> object:
     return tags
 
 
-_MetadataName = Annotated[
-    str,
-    Field(min_length=1, max_length=_MOST_METADATA_KEY_CHARS),
-    Expected(f"must have names of 1 to {_MOST_METADATA_KEY_CHARS} characters"),
-]
+_MetadataName = Annotated[str, Field(min_length=1, max_length=_MOST_METADATA_KEY_CHARS)]
 _Timer = Annotated[int | None, Whole(1, 3600)]
 
 

@@ -68,6 +68,11 @@ def test_a_name_that_may_be_content_is_not_repeated() -> None:
     assert _refused(JobOptions, {"metadata": {"a secret": 1}}) == [
         ("#/metadata", "must be a text of at most 512 characters")
     ]
+    # What pydantic calls an error in a name.
+    assert _refused(JobOptions, {"[key]": 1}) == [("#", "has a member that is not known")]
+    assert _refused(JobRequest, {"job": {"[key]": 1}}) == [("#/job", "has a member that is not known")]
+    for name, value in (("[key]", 1), ("", "x"), ("x" * 65, "x")):
+        assert [pointer for pointer, _ in _refused(JobOptions, {"metadata": {name: value}})] == ["#/metadata"]
 
 
 def test_of_many_errors_the_first_are_named() -> None:
