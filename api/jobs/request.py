@@ -72,10 +72,10 @@ def _allowed_url(url: str, info: ValidationInfo[Bounds]) -> str:
     return url
 
 
-def _each_once(events: tuple[EventType, ...]) -> tuple[EventType, ...]:
-    if len(set(events)) < len(events):
-        raise ValueError
-    return events
+def _each_once(items: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(items)) < len(items):
+        raise expected("must have each item once")
+    return items
 
 
 def some_of(events: Iterable[EventType]) -> Expected:
@@ -186,9 +186,13 @@ class JobOptions(Body):
     ] = Field(default_factory=dict)
     """Texts of yours, returned with the job: names of 1 to 64 characters, values of up to 512."""
     tags: Annotated[
-        tuple[Annotated[str, Text(1, 64)], ...], Field(max_length=_MOST_TAGS), BeforeValidator(_few_tags)
+        tuple[Annotated[str, Text(1, 64, is_printable=True)], ...],
+        Field(max_length=_MOST_TAGS, json_schema_extra={"uniqueItems": True}),
+        BeforeValidator(_few_tags),
+        EACH_ONCE,
     ] = ()
-    """At most 8, of 1 to 64 characters each, returned with the job. ``GET /v1/jobs?tag=`` lists the jobs that have one."""
+    """At most 8, each once and of 1 to 64 printable characters, returned with the job. ``GET /v1/jobs?tag=`` lists the jobs that
+    have one. In a batch's query commas separate tags, so a tag cannot have one there."""
     webhook: Annotated[Webhook | None, asked_by(JobWebhook)] = None
     """Who is notified of the end: see Webhooks."""
 
