@@ -16,7 +16,7 @@ from shared.store import limits, redis_keys
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
 from shared.store.memory import Memory
-from shared.store.page import Sized, Stretch, Stretches, read_page, sized, stretches_of
+from shared.store.page import Sized, Stretch, Stretches, WantedOf, read_page, sized, stretches_of
 from shared.store.reads import PIECE_BYTES, RESULT_BYTES, ROW_BYTES, Reads, Record
 from shared.store.script import Argument, sources, target
 from shared.webhooks import stored_form, webhook_of
@@ -273,15 +273,15 @@ class Jobs:
         """The tenant's jobs, newest first. A page may have fewer than ``limit`` jobs and still have a next: if its jobs are
         large, or with a filter. Raises TooManyReads.
         """
-        count = limit + 1 if state is None else _PAGE_SCANNED
+        count = limit + 1 if state is None and tag is None else _PAGE_SCANNED
 
         async def wanted_of(ids: Sequence[str]) -> Sequence[str]:
-            return await self._in_state(ids, tenant, state)
+            return await self._with_tag(await self._in_state(ids, tenant, state), tenant, tag)
 
         stretches = (
             stretches_of(self._commands, redis_keys.index(tenant), count=count, wanted_of=wanted_of)
             if batch_id is None
-            else self._stretches_of_batch(tenant, batch_id, after, count, state)
+            else self._stretches_of_batch(tenant, batch_id, after, count, wanted_of)
         )
 
         def is_wanted(job: Job) -> bool:
@@ -301,7 +301,7 @@ class Jobs:
         return Page(jobs, next_after)
 
     def _stretches_of_batch(
-        self, tenant: str, batch_id: str, after: str | None, count: int, state: JobState | None
+        self, tenant: str, batch_id: str, after: str | None, count: int, wanted_of: WantedOf
     ) -> Stretches:
         """The items of a batch, last line first: they are in the batch's own list, and not in the tenant's."""
         before = ""
@@ -321,7 +321,7 @@ class Jobs:
                 )
                 before = str(first)
                 ids = [raw_id.decode() for raw_id in raw_ids]
-            return Stretch(await self._in_state(ids, tenant, state), ids[-1] if ids else None, first == 1)
+            return Stretch(await wanted_of(ids), ids[-1] if ids else None, first == 1)
 
         return stretch_after
 
@@ -331,6 +331,13 @@ class Jobs:
             return job_ids
         records = await self._reads.small(tenant, [redis_keys.job(job_id) for job_id in job_ids], _FIELDS_OF_STATE)
         return [job_id for job_id, record in zip(job_ids, records, strict=True) if _may_be_in(state, record)]
+
+    async def _with_tag(self, job_ids: Sequence[str], tenant: str, tag: str | None) -> Sequence[str]:
+        """Those that have the tag: of no other the whole record is read."""
+        if tag is None or not job_ids:
+            return job_ids
+        records = await self._reads.all(tenant, [redis_keys.job(job_id) for job_id in job_ids], ("spec",))
+        return [job_id for job_id, (spec,) in zip(job_ids, records, strict=True) if spec and tag in _tags_of(spec)]
 
     def charge(
         self, job_id: str, cost: int | str, *, tenant: str, key_id: str = "", epoch: int = 0
@@ -421,6 +428,16 @@ def _may_be_overdue(job: Job) -> bool:
 
 def _is_about_over(deadline_ms: int) -> bool:
     return deadline_ms < time.time_ns() // 1_000_000 + _CLOCK_SLACK_MS
+
+
+class _Tagged(msgspec.Struct, frozen=True):
+    """Of a spec its tags; the rest is not decoded."""
+
+    tags: tuple[str, ...] = ()
+
+
+def _tags_of(spec: bytes) -> tuple[str, ...]:
+    return msgspec.json.decode(spec, type=_Tagged).tags
 
 
 def _may_be_in(wanted: JobState, record: Record) -> bool:

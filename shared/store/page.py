@@ -29,6 +29,8 @@ class Sized(NamedTuple):
 
 Stretches = Callable[[str | None], Awaitable[Stretch]]
 """Gives the stretch after an id; None: the first one."""
+WantedOf = Callable[[Sequence[str]], Awaitable[Sequence[str]]]
+"""Gives those of a stretch that may be wanted."""
 Read = Callable[[Sequence[str]], Awaitable[Sequence[Sized | None]]]
 """Reads the first of these ids, as many as it likes; None for each that is not wanted."""
 
@@ -39,7 +41,7 @@ def stretches_of(
     *,
     count: int,
     is_newest_first: bool = True,
-    wanted_of: Callable[[Sequence[str]], Awaitable[Sequence[str]]] | None = None,
+    wanted_of: WantedOf | None = None,
 ) -> Stretches:
     """The ids of an index, which sort by time, ``count`` at a time."""
     command, start, end = ("ZREVRANGEBYLEX", "+", "-") if is_newest_first else ("ZRANGEBYLEX", "-", "+")

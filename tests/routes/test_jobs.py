@@ -314,6 +314,15 @@ async def test_a_list_can_be_of_one_tag(api: CalledApi) -> None:
     assert (await api.http.get("/v1/jobs", params=query | {"tag": "nightly"})).json()["data"] == []
 
 
+async def test_a_rare_tag_is_found_on_the_first_page(api: CalledApi) -> None:
+    """However short the page is."""
+    tagged = await api.submitted({"prompt": "x", "job": {"tags": ["rare"]}})
+    for _ in range(61):
+        await api.submitted()
+    page = (await api.http.get("/v1/jobs?limit=1&tag=rare")).json()
+    assert ([job["id"] for job in page["data"]], page["next"]) == ([tagged["id"]], None)
+
+
 async def test_a_retried_job_keeps_its_tags(api: CalledApi) -> None:
     """Like its other options."""
     job = await api.submitted({"prompt": "x", "job": {"tags": ["nightly"], "timeout_s": 7}})
