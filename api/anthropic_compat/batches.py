@@ -24,11 +24,12 @@ from api.anthropic_compat.message_request import (
     batch_draft_of,
     upstream_headers_of,
 )
-from api.anthropic_compat.models import DEFAULT_LIMIT, AfterId, BeforeId, Limit, refuse_both
+from api.anthropic_compat.models import AfterId, BeforeId, Limit, refuse_both
 from api.batches.results import JSON_LINES, results_response
 from api.batches.submit import submit_batch
 from api.dependencies import BATCH_ID, Api, Canceller, Reader, Submitter
 from api.http.invalid import refuse
+from api.http.pages import DEFAULT_LIMIT
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_response
 from api.openapi import IDEMPOTENCY_KEY, LISTS, READS, SUBMITS, body_of, content, json_of, operation

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from api.dependencies import Api, Reader
 from api.http.invalid import refuse
+from api.http.pages import DEFAULT_LIMIT, DIGITS
 from api.http.responses import json_response
 from api.openapi import json_of, operation
 from api.state.api_state import ApiState
@@ -17,8 +18,7 @@ from shared.model_info import UNKNOWN_TIME, ModelDetails, ModelInfo, distinct
 router = APIRouter()
 
 # Of a list of this surface.
-Limit = Annotated[int, Query(ge=1, le=1000)]
-DEFAULT_LIMIT: Final = 20
+Limit = Annotated[int, Query(ge=1, le=1000), DIGITS]
 AfterId = Annotated[str | None, Query(description="The last_id of the page before.")]
 BeforeId = Annotated[str | None, Query(description="The first_id of the page after; not together with after_id.")]
 

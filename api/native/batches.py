@@ -13,6 +13,7 @@ from api.batches.results import JSON_LINES, ResultLine, results_response
 from api.batches.retry import retry
 from api.dependencies import BATCH_ID, Api, BatchId, Canceller, Reader, Submitter
 from api.http.headers import EVENT_STREAM, idempotency_key, must_accept, one
+from api.http.pages import DEFAULT_LIMIT, Limit
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_response
 from api.jobs.request import bounds_of
@@ -116,7 +117,7 @@ async def list_batches(
     api: Api,
     caller: Reader,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = DEFAULT_LIMIT,
 ) -> Response:
     """The caller's batches, newest first."""
     if after is not None and not BATCH_ID.fullmatch(after):

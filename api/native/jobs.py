@@ -21,6 +21,7 @@ from api.http.headers import (
     wants_event_stream,
 )
 from api.http.invalid import refuse
+from api.http.pages import DEFAULT_LIMIT, Limit
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_response
 from api.http.strict_json import decode
@@ -222,7 +223,7 @@ async def list_jobs(
     api: Api,
     caller: Reader,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = DEFAULT_LIMIT,
     status: JobState | None = None,
     batch_id: str | None = None,
     tag: str | None = None,

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from api.dependencies import Api, Reader
 from api.http.invalid import refuse
+from api.http.pages import DIGITS
 from api.http.responses import json_response
 from api.openapi import json_of, operation
 from shared.errors import FieldError, InvalidCursor
@@ -95,7 +96,7 @@ async def read_usage(
     last: _To = None,
     group_by: _GroupBy = None,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=MOST_LINES, description="Rows of a page.")] = MOST_LINES,
+    limit: Annotated[int, Query(ge=1, le=MOST_LINES, description="Rows of a page."), DIGITS] = MOST_LINES,
 ) -> Response:
     """The tokens, calls and cost of the caller's tenant."""
     first_day, last_day = _days_of(first, last, today=datetime.now(UTC).date())

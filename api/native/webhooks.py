@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.dependencies import BATCH_ID, JOB_ID, Admin, Api, Reader, Submitter, caller_of
+from api.http.pages import DEFAULT_LIMIT, Limit
 from api.http.responses import json_response
 from api.http.rotation import RotateRequest, grace_s_of
 from api.openapi import LISTS, READS, body_of, json_of, operation
@@ -104,7 +105,7 @@ async def list_deliveries(
     api: Api,
     caller: Reader,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = DEFAULT_LIMIT,
     status: DeliveryState | None = None,
     job_id: str | None = None,
     batch_id: str | None = None,

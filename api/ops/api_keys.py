@@ -21,6 +21,7 @@ from api.http.body import read_json
 from api.http.headers import one
 from api.http.invalid import refuse
 from api.http.members import Body, Expected, Text, Whole, read
+from api.http.pages import DEFAULT_LIMIT, Limit
 from api.http.responses import json_response
 from api.http.rotation import RotateRequest, grace_s_of
 from api.openapi import LISTS, body_of, json_of, operation
@@ -206,7 +207,7 @@ async def list_keys(
     api: Api,
     caller: Manager,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = DEFAULT_LIMIT,
 ) -> Response:
     """The tenant's keys, newest first; expired and revoked keys are listed for 90 more days."""
     if after is not None and not KEY_ID.fullmatch(after):

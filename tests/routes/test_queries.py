@@ -66,6 +66,20 @@ async def test_the_error_lists_the_paths_parameters(api: CalledApi) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/jobs", "/v1/batches", "/v1/webhooks/deliveries", "/v1/usage", "/v1/models", "/v1/messages/batches"]
+)
+async def test_a_limit_is_of_digits(api: CalledApi, path: str) -> None:
+    """Not all that Python reads as a number; its bounds are those of the list."""
+    assert (await api.http.get(f"{path}?limit=05")).status_code == 200
+    for limit in ("5.0", "%2B5", "1_0", "%205", "5%20", "-5", "00005", "%D9%A5", ""):
+        response = await api.http.get(f"{path}?limit={limit}")
+        assert response.status_code == 400
+        assert "must be a whole number of 1 to 4 digits" in response.text
+    for limit, detail in (("0", "must be at least 1"), ("1001", "must be at most 100")):
+        assert detail in (await api.http.get(f"{path}?limit={limit}")).text
+
+
 async def test_every_known_parameter_is_accepted(api: CalledApi) -> None:
     """Each parameter of each path."""
     job = (await api.submitted())["id"]
