@@ -22,11 +22,12 @@ from shared.telemetry import get_logger
 T = TypeVar("T")
 
 _MOST_BYTES: Final = 512 << 10
-"""Up to this a body is parsed on the event loop: 10 ms at worst, if it is all escapes or long numbers (measured)."""
+"""Up to this a body is parsed on the event loop: parsed, validated and hashed for its Idempotency-Key in
+7 to 10 ms if it is all escapes or long numbers (measured on a shared machine)."""
 _MOST_VALUES: Final = 4000
-"""Commas and brackets, in texts or not: 6 ms at worst (measured)."""
+"""Commas and brackets, in texts or not: 3 to 5 ms in bodies of 8 to 33 KB (measured)."""
 _FEW_BYTES: Final = 8 << 10
-"""Below this even a body of nothing but brackets takes 4 ms."""
+"""Below this a body of nothing but brackets takes 4 ms, 6 with an Idempotency-Key; one of nothing but invalid messages 2 (measured)."""
 _LONGEST_WAIT_S: Final = 20.0
 _RETRY_AFTER_S: Final = 5
 _NICE: Final = 5
