@@ -5,6 +5,7 @@ may send a page. So the first character of the body decides what it is. The cont
 """
 
 import asyncio
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import httpx2
@@ -152,11 +153,11 @@ class AnswerStream:
         raise GarbledStream(f"its {self._type} is not an answer")
 
 
-def failure_of_call(error: Exception) -> Failure:
+def failure_of_call(error: Exception, allowance_of: Callable[[Mapping[str, str]], Allowance | None]) -> Failure:
     """Why a call got no answer. ``error`` is what either SDK raises, or anything that the transport raises."""
     response = getattr(error, "response", None)
     if isinstance(response, httpx2.Response):
-        return classify(refusal_in(response))
+        return classify(refusal_in(response))._replace(allowance=allowance_of(response.headers))
     if type(error).__name__ == "APITimeoutError":
         return classify(Breakage(How.UNANSWERED))
     if encoding := undecodable(error):

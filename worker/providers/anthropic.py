@@ -4,7 +4,6 @@ It always streams. ``max_retries=0``, because the SDK's retries would multiply o
 for byte except for ``model`` and ``stream``, so that members which the SDK does not know reach the upstream.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Final
@@ -14,27 +13,19 @@ import msgspec
 
 import anthropic
 from shared.completion import GarbledStream
-from shared.model_info import ModelInfo, distinct
+from shared.model_info import ModelInfo
 from shared.settings import Settings
-from worker.outcome import Breakage, Failure, How, UpstreamError, classify
+from worker.outcome import Breakage, How, UpstreamError, classify
 from worker.providers.answer_stream import AnswerStream, failure_of_call
 from worker.providers.base import named
 from worker.providers.members import MISFITS
 from worker.providers.messages_stream import MessagesDecoder
-from worker.providers.model_list import MOST_BYTES, anthropic_page
-from worker.providers.transport import AiohttpTransport, BodyStream, DirectClient, connecting_within
+from worker.providers.model_list import MOST_BYTES, anthropic_page, listed
+from worker.providers.transport import HEADERS, AiohttpTransport, DirectClient, connecting_within, read_whole
 from worker.rate_limit_headers import anthropic_allowance
 
-_MODELS_S: Final = 10.0
 _MOST_PAGES: Final = 5
 _MOST_COUNT_BYTES: Final = 1 << 16
-
-_HEADERS: Final = {
-    "content-type": "application/json",
-    "accept-encoding": "identity",  # bytes are read as they come; the SDK would ask for gzip
-    # As ``with_streaming_response`` does: otherwise the SDK reads the whole body before it returns the response.
-    "X-Stainless-Raw-Response": "stream",
-}
 
 
 class AnthropicProvider:
@@ -49,7 +40,7 @@ class AnthropicProvider:
             max_retries=0,
             http_client=DirectClient(transport),
         )
-        self._headers = {**_HEADERS, "anthropic-version": settings.anthropic_version}
+        self._headers = {**HEADERS, "anthropic-version": settings.anthropic_version}
 
     @asynccontextmanager
     async def stream(
@@ -64,7 +55,7 @@ class AnthropicProvider:
                 options={"headers": self._headers_of(beta, version), "timeout": connecting_within(connect_timeout_s)},
             )
         except Exception as error:
-            raise UpstreamError(_failure_of(error)) from error
+            raise UpstreamError(failure_of_call(error, anthropic_allowance)) from error
         try:
             yield AnswerStream(response, MessagesDecoder(model), anthropic_allowance(response.headers))
         finally:
@@ -81,37 +72,30 @@ class AnthropicProvider:
                 cast_to=httpx2.Response,
                 options={"headers": self._headers_of(beta, version), "timeout": connecting_within(connect_timeout_s)},
             )
-            body = await _read_whole(response, _MOST_COUNT_BYTES)
+            body = await read_whole(response, _MOST_COUNT_BYTES)
             return msgspec.json.decode(body, type=_Counted).input_tokens
         except (GarbledStream, *MISFITS) as error:
             raise UpstreamError(classify(Breakage(How.GARBLED, "its answer is not a count of tokens"))) from error
         except Exception as error:
-            raise UpstreamError(_failure_of(error)) from error
+            raise UpstreamError(failure_of_call(error, anthropic_allowance)) from error
 
     async def models(self) -> list[ModelInfo]:
         """See Provider."""
-        try:
-            async with asyncio.timeout(_MODELS_S):
-                return distinct([model async for model in self._all_models()])
-        except TimeoutError as error:
-            raise UpstreamError(classify(Breakage(How.UNANSWERED))) from error
-        except GarbledStream as error:
-            raise UpstreamError(classify(Breakage(How.GARBLED, str(error)))) from error
-        except Exception as error:
-            raise UpstreamError(_failure_of(error)) from error
+        return await listed(self._all_models(), anthropic_allowance)
 
-    async def _all_models(self) -> AsyncIterator[ModelInfo]:
+    async def _all_models(self) -> list[ModelInfo]:
+        models: list[ModelInfo] = []
         params = {"limit": "1000"}
         for _ in range(_MOST_PAGES):
             response = await self._client.get(
                 "/v1/models", cast_to=httpx2.Response, options={"headers": self._headers, "params": params}
             )
-            page = anthropic_page(await _read_whole(response, MOST_BYTES))
-            for model in page.models:
-                yield model
+            page = anthropic_page(await read_whole(response, MOST_BYTES))
+            models += page.models
             if page.after_id is None:
                 break
             params = {**params, "after_id": page.after_id}
+        return models
 
     def _headers_of(self, beta: str, version: str) -> dict[str, str]:
         """Our headers, overridden by the caller's if those are valid."""
@@ -129,24 +113,8 @@ class _Counted(msgspec.Struct):
     input_tokens: Annotated[int, msgspec.Meta(ge=0)]
 
 
-async def _read_whole(response: httpx2.Response, most_bytes: int) -> bytes:
-    try:
-        body: BodyStream = response.extensions["body"]
-        return await body.read_whole(most_bytes)
-    finally:
-        await response.aclose()
-
-
 def _streaming(request: bytes) -> bytes:
     """The request with ``"stream": true`` inserted before its closing brace."""
     body = request.rstrip()
     head = body[:-1].rstrip()
     return head + (b'"stream":true}' if head.endswith(b"{") else b',"stream":true}')
-
-
-def _failure_of(error: Exception) -> Failure:
-    """The failure for an exception before the stream begins."""
-    failure = failure_of_call(error)
-    if isinstance(error, anthropic.APIStatusError):
-        failure = failure._replace(allowance=anthropic_allowance(error.response.headers))
-    return failure

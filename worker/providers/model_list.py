@@ -1,16 +1,24 @@
 """Reads the upstreams' lists of their models. Entries that are no models are skipped; a body that is no list has none."""
 
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from shared.model_info import NO_DETAILS, UNKNOWN_TIME, ModelDetails, ModelInfo, is_name
+from shared.completion import GarbledStream
+from shared.model_info import NO_DETAILS, UNKNOWN_TIME, ModelDetails, ModelInfo, distinct, is_name
+from worker.outcome import Breakage, How, UpstreamError, classify
+from worker.providers.answer_stream import failure_of_call
+from worker.providers.members import MISFITS
+from worker.rate_limit_headers import Allowance
 
 MOST_BYTES: Final = 8 << 20
 """The largest page."""
 _MOST_DETAILS_BYTES: Final = 8 << 10
 """The most details of a model: all models of an upstream are one value in Redis. Anthropic's own take a quarter of it."""
+_MOST_S: Final = 10.0
 
 
 class Page(NamedTuple):
@@ -39,6 +47,21 @@ class _Message(ModelDetails, frozen=True, kw_only=True):
 class _Chat(msgspec.Struct):
     id: str
     created: float | None = None
+
+
+async def listed(
+    models: Awaitable[list[ModelInfo]], allowance_of: Callable[[Mapping[str, str]], Allowance | None]
+) -> list[ModelInfo]:
+    """Waits for an upstream's models, 10 s at most. Raises UpstreamError for whatever prevents that."""
+    try:
+        async with asyncio.timeout(_MOST_S):
+            return distinct(await models)
+    except TimeoutError as error:
+        raise UpstreamError(classify(Breakage(How.UNANSWERED))) from error
+    except GarbledStream as error:
+        raise UpstreamError(classify(Breakage(How.GARBLED, str(error)))) from error
+    except Exception as error:
+        raise UpstreamError(failure_of_call(error, allowance_of)) from error
 
 
 def anthropic_page(body: bytes) -> Page:
@@ -70,7 +93,7 @@ def openai_models(body: bytes) -> list[ModelInfo]:
 def _list_of(body: bytes) -> _List:
     try:
         return msgspec.json.decode(body, type=_List)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except MISFITS:
         return _List()
 
 
@@ -79,7 +102,7 @@ def _rows(page: _List, kind: type[_Row]) -> list[_Row]:
     for raw in page.data:
         try:
             rows.append(msgspec.json.decode(raw, type=kind))
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
+        except MISFITS:
             continue
     return rows
 

@@ -4,7 +4,6 @@ It always streams. ``max_retries=0``, because the SDK's retries would multiply o
 (chat_request.py) and the answer (chat_stream.py); this one makes the call and reads its errors and limits.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -12,29 +11,19 @@ from typing import Final
 import httpx2
 
 import openai
-from shared.completion import GarbledStream
-from shared.model_info import ModelInfo, distinct
+from shared.model_info import ModelInfo
 from shared.settings import Settings
-from worker.outcome import Breakage, Failure, How, Refusal, UpstreamError, classify
+from worker.outcome import Refusal, UpstreamError, classify
 from worker.providers.answer_stream import AnswerStream, failure_of_call
 from worker.providers.chat_request import chat_request
 from worker.providers.chat_stream import ChatDecoder
-from worker.providers.model_list import MOST_BYTES, openai_models
-from worker.providers.transport import AiohttpTransport, BodyStream, DirectClient, connecting_within
+from worker.providers.model_list import MOST_BYTES, listed, openai_models
+from worker.providers.transport import HEADERS, AiohttpTransport, DirectClient, connecting_within, read_whole
 from worker.rate_limit_headers import openai_allowance
-
-_MODELS_S: Final = 10.0
 
 _NO_COUNT: Final = Refusal(
     404, "not_found_error", "the upstream of this model speaks chat completions, which cannot count a request's tokens"
 )
-
-_HEADERS: Final[dict[str, str | openai.Omit]] = {
-    "content-type": "application/json",
-    "accept-encoding": "identity",  # bytes are read as they come; the SDK would ask for gzip
-    # As ``with_streaming_response`` does: otherwise the SDK reads the whole body before it returns the response.
-    "X-Stainless-Raw-Response": "stream",
-}
 
 
 class OpenAIProvider:
@@ -42,8 +31,9 @@ class OpenAIProvider:
 
     def __init__(self, settings: Settings) -> None:
         key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else ""
-        # A self-hosted server may need no key, but the SDK does: then it gets one that is never sent.
-        self._headers = _HEADERS if key else {**_HEADERS, "Authorization": openai.Omit()}
+        self._headers: dict[str, str | openai.Omit] = {**HEADERS}
+        if not key:  # a self-hosted server may need none, but the SDK does: then it gets one that is never sent
+            self._headers["Authorization"] = openai.Omit()
         self._takes_max_completion_tokens = _is_openai(settings.openai_base_url)
         self._client = openai.AsyncOpenAI(
             api_key=key or "none",
@@ -69,7 +59,7 @@ class OpenAIProvider:
         except UpstreamError:
             raise
         except Exception as error:
-            raise UpstreamError(_failure_of(error)) from error
+            raise UpstreamError(failure_of_call(error, openai_allowance)) from error
         try:
             yield AnswerStream(response, ChatDecoder(model), openai_allowance(response.headers))
         finally:
@@ -84,22 +74,11 @@ class OpenAIProvider:
 
     async def models(self) -> list[ModelInfo]:
         """See Provider."""
-        try:
-            async with asyncio.timeout(_MODELS_S):
-                response = await self._client.get(
-                    "/models", cast_to=httpx2.Response, options={"headers": self._headers}
-                )
-                try:
-                    body: BodyStream = response.extensions["body"]
-                    return distinct(openai_models(await body.read_whole(MOST_BYTES)))
-                finally:
-                    await response.aclose()
-        except TimeoutError as error:
-            raise UpstreamError(classify(Breakage(How.UNANSWERED))) from error
-        except GarbledStream as error:
-            raise UpstreamError(classify(Breakage(How.GARBLED, str(error)))) from error
-        except Exception as error:
-            raise UpstreamError(_failure_of(error)) from error
+        return await listed(self._all_models(), openai_allowance)
+
+    async def _all_models(self) -> list[ModelInfo]:
+        response = await self._client.get("/models", cast_to=httpx2.Response, options={"headers": self._headers})
+        return openai_models(await read_whole(response, MOST_BYTES))
 
     async def close(self) -> None:
         """See Provider."""
@@ -112,11 +91,3 @@ _OPENAI_HOSTS: Final = (".openai.com", ".openai.azure.com")
 def _is_openai(base_url: str) -> bool:
     """Whether it is OpenAI's own API: its newer models refuse ``max_tokens``, the only name that all other servers know."""
     return f".{httpx2.URL(base_url).host}".endswith(_OPENAI_HOSTS)
-
-
-def _failure_of(error: Exception) -> Failure:
-    """The failure for an exception before the stream begins."""
-    failure = failure_of_call(error)
-    if isinstance(error, openai.APIStatusError):
-        failure = failure._replace(allowance=openai_allowance(error.response.headers))
-    return failure

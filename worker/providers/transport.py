@@ -22,6 +22,14 @@ from shared.completion import GarbledStream
 from shared.loopback import is_loopback
 from worker.outcome import How
 
+HEADERS: Final = {
+    "content-type": "application/json",
+    "accept-encoding": "identity",  # bytes are read as they come; the SDK would ask for gzip
+    # As ``with_streaming_response`` does: otherwise the SDK reads the whole body before it returns the response.
+    "X-Stainless-Raw-Response": "stream",
+}
+"""What either SDK is told to send with a request."""
+
 _LIMIT_BYTES = 1 << 20
 _MOST_ERROR_BYTES = 1 << 20
 _WORD: Final = re.compile(r"[a-z0-9-]{1,32}", re.ASCII)
@@ -117,19 +125,24 @@ class BodyStream(httpx2.AsyncByteStream):
             left -= len(piece)
             yield piece
 
-    async def read_whole(self, most_bytes: int) -> bytes:
-        """The whole body. Raises GarbledStream if it is larger, aiohttp.ClientError, OSError."""
-        pieces, size = [], 0
-        while piece := await self.read_some():
+    async def aclose(self) -> None:
+        """Closes the socket unless the body was read to its end."""
+        self._response.release() if self._response.content.at_eof() else self._response.close()
+
+
+async def read_whole(response: httpx2.Response, most_bytes: int) -> bytes:
+    """The whole body; then closes the response. Raises GarbledStream if it is larger, aiohttp.ClientError, OSError."""
+    body: BodyStream = response.extensions["body"]
+    pieces, size = [], 0
+    try:
+        while piece := await body.read_some():
             pieces.append(piece)
             size += len(piece)
             if size > most_bytes:
                 raise GarbledStream("the answer is too long")
-        return b"".join(pieces)
-
-    async def aclose(self) -> None:
-        """Closes the socket unless the body was read to its end."""
-        self._response.release() if self._response.content.at_eof() else self._response.close()
+    finally:
+        await response.aclose()
+    return b"".join(pieces)
 
 
 def _proxy_of(url: httpx2.URL) -> str | None:
