@@ -5,9 +5,9 @@ pages at once makes everybody's commands wait for them.
 """
 
 import asyncio
+import contextlib
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from shared.errors import TooManyReads
@@ -49,12 +49,18 @@ class Turns:
         self._held: Counter[str] = Counter()
         self._waiting: OrderedDict[str, deque[_Waiting]] = OrderedDict()
 
-    def turn(self, tenant: str, size: int) -> "Turn":
+    @contextlib.asynccontextmanager
+    async def turn(self, tenant: str, size: int) -> AsyncIterator[None]:
         """For ``async with``: about ``size`` bytes may be read inside. Never take a turn inside another.
 
         Raises TooManyReads after 10 s without a turn, and at once where thousands wait.
         """
-        return Turn(self, tenant, min(size, self._tenant_bytes))
+        size = min(size, self._tenant_bytes)
+        await self.take(tenant, size)
+        try:
+            yield
+        finally:
+            self.give(tenant, size)
 
     async def take(self, tenant: str, size: int) -> None:
         """As ``turn``; afterwards ``give`` the same size back."""
@@ -126,25 +132,6 @@ class _Waiting(NamedTuple):
     granted: "asyncio.Future[None]"
 
 
-class Turn:
-    """See ``Turns.turn``."""
-
-    __slots__ = ("_size", "_tenant", "_turns")
-
-    def __init__(self, turns: Turns, tenant: str, size: int) -> None:
-        self._turns = turns
-        self._tenant = tenant
-        self._size = size
-
-    async def __aenter__(self) -> None:
-        await self._turns.take(self._tenant, self._size)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._turns.give(self._tenant, self._size)
-
-
 class Reads:
     """Reads records by their names in Redis. The caller must check the tenant, so it must ask for that field too."""
 
@@ -152,7 +139,7 @@ class Reads:
         self._commands = commands
         self._turns = turns
 
-    def turn(self, tenant: str, size: int) -> Turn:
+    def turn(self, tenant: str, size: int) -> contextlib.AbstractAsyncContextManager[None]:
         """A turn for a read that is not of a record. Raises TooManyReads."""
         return self._turns.turn(tenant, size)
 
