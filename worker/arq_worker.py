@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import arq
 import msgspec
-from arq.connections import ArqRedis
 from arq.worker import func
 
 from shared.errors import StorageFull, StorageUnavailable
@@ -27,7 +26,6 @@ from shared.store import redis_keys
 from shared.store.queue import SUSPECT_TAKEOVERS, Claim
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger
-from worker.log_writer import LogWriter
 from worker.model_lists import ModelLists
 from worker.pacing import LOOK_S, Lag
 from worker.run_job import RunContext, RunEnd, run_job
@@ -56,7 +54,6 @@ class ArqWorker(arq.Worker):
         super().__init__(
             [func(complete, name="complete", max_tries=1)],
             queue_name=redis_keys.SHARD,
-            redis_pool=_NO_POOL,
             handle_signals=False,
             max_jobs=settings.concurrency,
             ctx={"run": context},
@@ -65,11 +62,11 @@ class ArqWorker(arq.Worker):
         self._runtime = runtime
         self._settings = settings
         self._logger = logger
-        self._writer: LogWriter = context.writer
+        self._outage = context.writer.outage
         self._context = context
         self._governor = context.governor
         self._lag = Lag(math.ceil(self.max_jobs * settings.low_priority_share), time.thread_time)
-        self._deliverer = Deliverer(runtime.webhooks, settings, self._writer.outage, logger)
+        self._deliverer = Deliverer(runtime.webhooks, settings, self._outage, logger)
         self._models = ModelLists(context.providers, logger, time.monotonic)
         self._claims: dict[str, Claim] = {}
         self._group = asyncio.TaskGroup()
@@ -96,10 +93,8 @@ class ArqWorker(arq.Worker):
         """Claims and runs until drained. If it is cancelled, it ends the runs and hands nothing back."""
         subscriber = self._runtime.subscriber(on_message=self._on_message, on_confirmed=lambda _: self._wake.set())
         async with subscriber, self._deliverer, self._group as group:
-            subscriber.subscribe(redis_keys.plain("wake"))
-            subscriber.subscribe(redis_keys.plain("control"))
-            subscriber.subscribe(redis_keys.plain("gates"))
-            subscriber.subscribe(redis_keys.plain("deliveries"))
+            for channel in ("wake", "control", "gates", "deliveries"):
+                subscriber.subscribe(redis_keys.plain(channel))
             loops = [
                 group.create_task(self._loop("claim", self._claim, woken_by=self._wake)),
                 group.create_task(self._loop("renew", partial(self._renew_all, subscriber.stands))),
@@ -136,7 +131,7 @@ class ArqWorker(arq.Worker):
             try:
                 await _wait(wake, await step())
             except _AWAY as problem:
-                self._writer.outage.note(problem)
+                self._outage.note(problem)
                 await asyncio.sleep(_AGAIN_S)
             except Exception:  # a bug of ours: logged, and the other loops and the jobs go on
                 self._logger.exception("loop_failed", loop=name)
@@ -199,7 +194,11 @@ class ArqWorker(arq.Worker):
             if old := self.tasks.get(claim.id):  # we still run an earlier claim of this job, which is over
                 old.cancel()
                 await asyncio.wait([old])
-            await self.start_jobs([claim.id.encode()], claim)
+            self.job_counter += 1
+            self._claims[claim.id] = claim
+            task = self._group.create_task(self.run_job(claim.id, claim.epoch), name=claim.id)
+            self.tasks[claim.id] = task
+            task.add_done_callback(partial(self._on_end, claim.id))
 
     async def _confirm(self, claims: list[Claim]) -> None:
         """The first renewal. It also finds a cancellation that was published before we had the job."""
@@ -209,17 +208,6 @@ class ArqWorker(arq.Worker):
             pass  # the next renewal confirms
         except Exception:
             self._logger.exception("confirm_failed")
-
-    async def start_jobs(self, job_ids: list[bytes], claim: Claim | None = None) -> None:
-        """Puts a claim into one of arq's slots."""
-        assert claim is not None
-        (raw_id,) = job_ids
-        job_id = raw_id.decode()
-        self.job_counter += 1
-        self._claims[job_id] = claim
-        task = self._group.create_task(self.run_job(job_id, claim.epoch), name=job_id)
-        self.tasks[job_id] = task
-        task.add_done_callback(lambda done: self._on_end(job_id, done))
 
     async def run_job(self, job_id: str, score: int) -> None:
         """Overrides arq's method. ``score`` is the claim's epoch; the request came with the claim."""
@@ -358,20 +346,11 @@ class ArqWorker(arq.Worker):
         await asyncio.wait(tasks)
         try:
             async with asyncio.timeout(_HAND_BACK_S):
-                outlast, release = self._writer.outage.outlast, self._runtime.queue.release
+                outlast, release = self._outage.outlast, self._runtime.queue.release
                 back = await asyncio.gather(*[outlast(partial(release, claim, reason="drained")) for claim in claims])
             self._logger.info("handed_back", worker=self.name, jobs=sum(back))
         except TimeoutError:
             self._logger.warning("hand_back_failed", worker=self.name, jobs=len(claims))  # their leases will expire
-
-
-class _NoPool:
-    """arq requires a pool, but never uses it with our queue in place."""
-
-    default_queue_name = redis_keys.SHARD
-
-
-_NO_POOL = cast("ArqRedis", _NoPool())
 
 
 async def _wait(event: asyncio.Event, most_s: float) -> None:
