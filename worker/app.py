@@ -39,19 +39,12 @@ def refuse_without_key(settings: Settings) -> None:
             "ANTHROPIC_API_KEY must be set for a worker (to any word, if the server at ANTHROPIC_BASE_URL requires "
             "none), but is not set."
         )
-    if (
-        ProviderName.OPENAI in providers
-        and settings.openai_api_key is None
-        and _is_default("openai_base_url", settings)
-    ):
+    is_openai = settings.openai_base_url == Settings.model_fields["openai_base_url"].default
+    if ProviderName.OPENAI in providers and settings.openai_api_key is None and is_openai:
         raise SettingsError(
             "OPENAI_API_KEY must be set for a route to OpenAI's own API (a server at OPENAI_BASE_URL may require "
             "none), but is not set."
         )
-
-
-def _is_default(name: str, settings: Settings) -> bool:
-    return bool(getattr(settings, name) == Settings.model_fields[name].default)
 
 
 def redis_timeout_s(settings: Settings) -> float:
