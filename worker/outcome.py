@@ -115,10 +115,7 @@ class Breakage(NamedTuple):
     """More exact than ``how``. Never holds content."""
 
 
-Evidence = Refusal | Breakage
-
-
-def classify(evidence: Evidence) -> Failure:
+def classify(evidence: Refusal | Breakage) -> Failure:
     """Turns what happened into the job's error. For an unknown type the status decides: 3xx and 4xx are final, others retried."""
     match evidence:
         case Refusal(status, error_type, message, retry_after_s, code):
@@ -134,7 +131,7 @@ def classify(evidence: Evidence) -> Failure:
         case Breakage(How.OUT_OF_TIME):
             return TIMED_OUT
         case Breakage(how, detail):
-            kind = _BY_BREAKAGE[how]
+            kind = _TRUNCATED if how in _BROKE_OFF else _ERROR
             return Failure(_error_of(kind, f"{kind.sentence}: {detail or how.value}."), how=how)
 
 
@@ -214,19 +211,8 @@ _BY_STATUS: Final[dict[int, _Kind]] = {
     529: _OVERLOADED,
 }
 
-
-_BY_BREAKAGE: Final[dict[How, _Kind]] = {
-    How.UNREACHABLE: _ERROR,
-    How.UNHEARD: _ERROR,
-    How.UNANSWERED: _ERROR,
-    How.SILENT: _ERROR,
-    How.STALLED: _ERROR,
-    How.IMPATIENT: _ERROR,
-    How.CUT: _TRUNCATED,
-    How.ENDED_EARLY: _TRUNCATED,
-    How.GARBLED: _TRUNCATED,
-    How.FAULTY: _ERROR,
-}
+_BROKE_OFF: Final = frozenset((How.CUT, How.ENDED_EARLY, How.GARBLED))
+"""Failures of an answer that had begun to arrive."""
 
 NO_VERDICT: Final = frozenset((How.GARBLED, How.IMPATIENT, How.FAULTY, How.OUT_OF_TIME))
 """Failures that say nothing about the upstream's health: it may be fine for all other calls."""
