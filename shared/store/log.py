@@ -86,16 +86,12 @@ class Log:
         first = f"({after}" if after else str(start)
         async with self._reads.turn(tenant, RESULT_BYTES) if tenant is not None else nullcontext():
             entries = await self._commands.call("XRANGE", redis_keys.log(job_id), first, "+", "COUNT", count)
-        return [_event_of(entry_id, fields) for entry_id, fields in entries]
+        return [Event(_id_of(entry_id), fields[0].decode(), fields[1]) for entry_id, fields in entries]
 
     async def probe(self, job_ids: Sequence[str]) -> list[Reach | None]:
         """How far each log goes, in one command; None for a job that is gone."""
         replies = await self._urgent.run("probe", ids=job_ids)
         return [_reach_of(*reply) if reply else None for reply in replies]
-
-
-def _event_of(entry_id: bytes, fields: list[bytes]) -> Event:
-    return Event(_id_of(entry_id), fields[0].decode(), fields[1])
 
 
 def _reach_of(claim_epoch: bytes, end_id: bytes, top: bytes) -> Reach:

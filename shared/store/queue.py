@@ -219,17 +219,12 @@ class Queue:
 def _readable(fields: list[Any]) -> Claim | None:
     """None if we cannot read the record, for example a newer release's: when its lease expires, another worker may take it."""
     try:
-        return _claim_of(fields)
+        job_id, tenant, *numbers, request, spec = fields  # in the order of Claim
+        parsed_spec = msgspec.json.decode(spec, type=JobSpec)
+        return Claim._make((job_id.decode(), tenant.decode(), *map(int, numbers), request, parsed_spec))
     except (ValueError, TypeError):
         get_logger("queue").error("job_unreadable", job_id=fields[0].decode())
         return None
-
-
-def _claim_of(fields: list[Any]) -> Claim:
-    """CLAIM returns the fields in the order of Claim."""
-    job_id, tenant, *numbers, request, spec = fields
-    parsed_spec = msgspec.json.decode(spec, type=JobSpec)
-    return Claim._make((job_id.decode(), tenant.decode(), *map(int, numbers), request, parsed_spec))
 
 
 def _seconds(milliseconds: Any) -> float | None:
