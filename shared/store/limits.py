@@ -6,19 +6,15 @@ from typing import Any, Final
 from shared.errors import BudgetExceeded, FieldError, InvalidRequest, Problem, RateLimited, TooManyQueued
 from shared.limits import LimitState, Measured
 
-_PARTS: Final = 4
-
 
 def states_of(flat: Sequence[bytes]) -> tuple[LimitState, ...]:
     """The limits' states in a script's reply."""
-    states = []
-    for at in range(0, len(flat), _PARTS):
-        measured, limit, remaining, reset_ms = flat[at : at + _PARTS]
-        reset = int(reset_ms)
-        states.append(
-            LimitState(Measured(measured.decode()), int(limit), int(remaining), reset if reset >= 0 else None)
+    return tuple(
+        LimitState(
+            Measured(measured.decode()), int(limit), int(remaining), int(reset_ms) if int(reset_ms) >= 0 else None
         )
-    return tuple(states)
+        for measured, limit, remaining, reset_ms in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+    )
 
 
 def problem_of(reply: Sequence[Any]) -> Problem:
