@@ -73,13 +73,13 @@ def retrying(
     """
 
     def stop(state: RetryCallState) -> bool:
-        return is_spent(policy, state.attempt_number) or now_s() + _wait_of(state) >= policy.ends_s
+        return is_spent(policy, state.attempt_number) or now_s() + state.upcoming_sleep >= policy.ends_s
 
     def wait(state: RetryCallState) -> float:
         return wait_s(policy, state.attempt_number, _failure_of(state), jitter)
 
     async def before_sleep(state: RetryCallState) -> None:
-        delay_s = _wait_of(state)
+        delay_s = state.upcoming_sleep
         if delay_s > LONGEST_WAIT_IN_SLOT_S:
             raise Deferred(delay_s, code=_failure_of(state).error.code)
         await before_wait(_failure_of(state), delay_s)
@@ -114,7 +114,3 @@ def _failure_of(state: RetryCallState) -> Failure:
     outcome = state.outcome.result() if state.outcome else None
     assert isinstance(outcome, Failure)
     return outcome
-
-
-def _wait_of(state: RetryCallState) -> float:
-    return state.upcoming_sleep
