@@ -51,7 +51,8 @@ def chat_request(request: bytes, *, model: str, takes_max_completion_tokens: boo
     body |= _tools(taken)
     body |= _user(taken)
     body |= _response_format(taken)
-    _refuse_mcp_servers(taken)
+    if taken.pop("mcp_servers", list[msgspec.Raw], []):
+        raise _cannot_say("mcp_servers", "MCP servers", "")
     members.pop("model", None)
     return msgspec.json.encode({**body, **members, "stream": True, "stream_options": {"include_usage": True}})
 
@@ -296,8 +297,3 @@ def _response_format(members: _Members) -> dict[str, Any]:
         raise _cannot_say("output_config", "format", wanted.type)
     schema = {"name": "answer", "schema": wanted.schema, "strict": True}
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
-
-
-def _refuse_mcp_servers(members: _Members) -> None:
-    if members.pop("mcp_servers", list[msgspec.Raw], []):
-        raise _cannot_say("mcp_servers", "MCP servers", "")
