@@ -63,13 +63,11 @@ class Deliverer:
         self.wake = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        await self._sender.__aenter__()
         return self
 
     async def __aexit__(self, *error: object) -> None:
         """Cancels the attempts under way. Their leases expire, and another worker sends them."""
         await self._stop()
-        await self._sender.__aexit__(None, None, None)
 
     async def deliver(self) -> float:
         """Fills the free slots. Returns how many seconds to wait, unless woken. Raises StorageUnavailable, StorageFull."""

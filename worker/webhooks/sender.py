@@ -9,8 +9,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import httpcore2
 import httpx2
@@ -74,14 +73,6 @@ class Sender:
         self._ssl_context = ssl_context or httpx2.create_ssl_context()
         self._look_ups = LookUps(resolve, wait_s=look_up_wait_s)
         self._network = network or httpcore2.AnyIOBackend()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is open between two attempts; look-ups that hang end with the process."""
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes, *, tenant: str = "") -> Receipt:
         """Makes one attempt, within ``timeout_s``; ``UNTRIED`` if it could not begin. Raises nothing but CancelledError.
