@@ -1,7 +1,8 @@
 """API keys as records: created, looked up, listed, rotated, revoked. Only the SHA-256 of a secret is stored."""
 
+import asyncio
 import hmac
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -157,21 +158,18 @@ class ApiKeys:
 
     async def check(self, believed: Sequence[PresentedKey]) -> list[Standing | None]:
         """How long keys that were looked up before stay valid; None for each that is no longer valid."""
-        calls = [
-            self._commands.run("check_api_keys", keys=[part for pair in some for part in pair])
-            for some in _portions(believed)
-        ]
-        pairs = [pair for call in calls for pair in await call]
+        pairs = [pair for call in self._run_for("check_api_keys", believed) for pair in await call]
         return [None if left == 0 else Standing(None if left < 0 else left, bool(old)) for left, old in pairs]
 
     async def note_use(self, used: Sequence[PresentedKey]) -> None:
         """Notes that these keys were used within the last minute."""
-        calls = [
-            self._commands.run("use_api_keys", keys=[part for pair in some for part in pair])
-            for some in _portions(used)
-        ]
-        for call in calls:
+        for call in self._run_for("use_api_keys", used):
             await call
+
+    def _run_for(self, script: str, keys: Sequence[PresentedKey]) -> "list[asyncio.Future[Any]]":
+        """Runs a script for all these keys, some of them at a time."""
+        portions = [keys[start : start + _CHECKED_AT_ONCE] for start in range(0, len(keys), _CHECKED_AT_ONCE)]
+        return [self._commands.run(script, keys=[part for key in some for part in key]) for some in portions]
 
     async def get(self, key_id: str, tenant: str | None) -> ApiKey:
         """The key, read from its record. Raises NotFound, also for another tenant's key."""
@@ -251,10 +249,6 @@ class ApiKeys:
         """Redis's time, which decides what has expired."""
         seconds, microseconds = await self._commands.call("TIME")
         return int(seconds) * 1000 + int(microseconds) // 1000
-
-
-def _portions(pairs: Sequence[PresentedKey]) -> Iterable[Sequence[PresentedKey]]:
-    return [pairs[start : start + _CHECKED_AT_ONCE] for start in range(0, len(pairs), _CHECKED_AT_ONCE)]
 
 
 def _scopes_text(scopes: frozenset[Scope]) -> str:
