@@ -10,14 +10,13 @@ from typing import Final
 
 import msgspec
 
-from shared.webhooks import MOST_URL_CHARS
+from shared.webhooks import MOST_URL_CHARS, STANDARD_PORTS
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 """The operator's allow-list (``TOKENSPOOL_WEBHOOK_ALLOW_NETWORKS``): in these, any scheme and port may be called."""
 
-HTTPS_PORT: Final = 443
-_DEFAULT_PORTS: Final = {"https": HTTPS_PORT, "http": 80}
+HTTPS_PORT: Final = STANDARD_PORTS["https"]
 
 # Python's own is_global differs between versions, and does not know the cloud services on public addresses.
 _NOT_PUBLIC_V4: Final = tuple(
@@ -92,7 +91,7 @@ class Target(msgspec.Struct, frozen=True):
     def authority(self) -> str:
         """For the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+        return host if self.port == STANDARD_PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 def target_of(url: str) -> Target:
@@ -112,7 +111,7 @@ def target_of(url: str) -> Target:
     if authority is None:
         raise RefusedUrl("must name a host, and a port only as a number")
     scheme = whole["scheme"].lower()
-    port = int(authority["port"] or _DEFAULT_PORTS[scheme])
+    port = int(authority["port"] or STANDARD_PORTS[scheme])
     if not 0 < port < 1 << 16:
         raise RefusedUrl("must have a port below 65536")
     host = authority["host"].lower()

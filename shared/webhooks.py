@@ -57,7 +57,7 @@ class _Stored(msgspec.Struct, frozen=True):
     """Hash of the URL: a 410 disables the endpoint that it names."""
 
 
-_STANDARD_PORTS = {"http": 80, "https": 443}
+STANDARD_PORTS: Final = {"https": 443, "http": 80}
 
 
 def stored_form(webhook: Webhook | None) -> bytes:
@@ -65,7 +65,7 @@ def stored_form(webhook: Webhook | None) -> bytes:
     if webhook is None:
         return b""
     parts = urlsplit(webhook.url)
-    port = parts.port or _STANDARD_PORTS.get(parts.scheme)  # https://x and https://x:443 are one receiver
+    port = parts.port or STANDARD_PORTS.get(parts.scheme)  # https://x and https://x:443 are one receiver
     origin = f"{parts.scheme}://{parts.hostname}:{port}"
     stored = _Stored(webhook.url, webhook.events, webhook.result, _short_hash(origin), _short_hash(webhook.url))
     return msgspec.json.encode(stored)
@@ -156,11 +156,6 @@ class Delivery(msgspec.Struct, frozen=True):
         return self.event is EventType.BATCH_ENDED
 
 
-def url_of_subject(delivery: Delivery) -> str:
-    """The path of the job or batch."""
-    return f"/v1/{'batches' if delivery.is_of_batch else 'jobs'}/{delivery.subject}"
-
-
 def body_of(delivery: Delivery, result: bytes | None = None) -> bytes:
     """What is sent: the same bytes at every attempt, as long as the result is kept. ``result``: as stored, if requested."""
     data: dict[str, Any] = {}
@@ -176,7 +171,7 @@ def body_of(delivery: Delivery, result: bytes | None = None) -> bytes:
         data["counts"] = delivery.counts
     if delivery.error is not None:
         data["error"] = delivery.error
-    data["url"] = url_of_subject(delivery)
+    data["url"] = f"/v1/{'batches' if delivery.is_of_batch else 'jobs'}/{delivery.subject}"
     if delivery.with_result:
         data["result"] = msgspec.Raw(result) if result else None
     return msgspec.json.encode(
