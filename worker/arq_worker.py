@@ -20,7 +20,6 @@ import arq
 import msgspec
 from arq.worker import func
 
-from shared.errors import StorageFull, StorageUnavailable
 from shared.settings import Settings
 from shared.store import redis_keys
 from shared.store.queue import SUSPECT_TAKEOVERS, Claim
@@ -28,6 +27,7 @@ from shared.store.runtime import Runtime
 from shared.telemetry import Logger
 from worker.model_lists import ModelLists
 from worker.pacing import LOOK_S, Lag
+from worker.redis_trouble import AWAY
 from worker.run_job import RunContext, RunEnd, run_job
 from worker.webhooks.deliverer import Deliverer
 
@@ -38,8 +38,6 @@ _PACE_IDLE_S = 0.25
 _SWEEP_S = 60.0
 _DRAIN_MARGIN_S = 20.0
 _HAND_BACK_S = 5.0
-
-_AWAY = (StorageUnavailable, StorageFull)
 
 
 async def complete(ctx: dict[str, Any], claim: Claim) -> RunEnd:
@@ -130,7 +128,7 @@ class ArqWorker(arq.Worker):
             wake.clear()
             try:
                 await _wait(wake, await step())
-            except _AWAY as problem:
+            except AWAY as problem:
                 self._outage.note(problem)
                 await asyncio.sleep(_AGAIN_S)
             except Exception:  # a bug of ours: logged, and the other loops and the jobs go on
@@ -204,7 +202,7 @@ class ArqWorker(arq.Worker):
         """The first renewal. It also finds a cancellation that was published before we had the job."""
         try:
             await self._renew(claims)
-        except _AWAY:
+        except AWAY:
             pass  # the next renewal confirms
         except Exception:
             self._logger.exception("confirm_failed")
@@ -334,7 +332,7 @@ class ArqWorker(arq.Worker):
         try:
             async with asyncio.timeout(1):
                 await self._runtime.workers.withdraw(self.name)
-        except (*_AWAY, TimeoutError):
+        except (*AWAY, TimeoutError):
             pass
 
     async def _hand_back(self) -> None:

@@ -10,12 +10,12 @@ A claim's events are kept until its end is acknowledged: if Redis loses the last
 import asyncio
 from typing import Final, NamedTuple
 
-from shared.errors import StorageFull, StorageUnavailable
+from shared.errors import StorageUnavailable
 from shared.events import OurEvent, encode_text_delta
 from shared.store.log import REFUSED
 from shared.store.queue import Claim, Cost, Ending, Finished
 from shared.store.runtime import Runtime
-from worker.redis_trouble import AGAIN_S, Outage
+from worker.redis_trouble import AGAIN_S, AWAY, Outage
 
 MERGE_S: Final = 0.024
 _BEAT_S: Final = 0.004
@@ -185,7 +185,7 @@ class JobLog:
                 reply = await self._writer.queue.finish(
                     self._claim, ending, seq=self._first_seq + len(self._events), cost=cost
                 )
-            except (StorageUnavailable, StorageFull) as problem:
+            except AWAY as problem:
                 self._writer.outage.note(problem)
                 await asyncio.sleep(AGAIN_S)
                 continue
@@ -234,7 +234,7 @@ class JobLog:
         if self._is_closed:
             return
         problem = StorageUnavailable() if reply.cancelled() else reply.exception()
-        if isinstance(problem, (StorageUnavailable, StorageFull)):
+        if isinstance(problem, AWAY):
             self._writer.outage.note(problem)
             self._sent = self._landed
             self._is_scheduled = True

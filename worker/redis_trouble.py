@@ -11,6 +11,8 @@ from typing import Final, TypeVar
 from shared.errors import Problem, StorageFull, StorageUnavailable
 from shared.telemetry import Logger
 
+AWAY: Final = (StorageUnavailable, StorageFull)
+"""What a call to Redis raises that may succeed later."""
 AGAIN_S: Final = 0.1
 _LOGGED_EVERY_S: Final = 10.0
 
@@ -36,6 +38,6 @@ class Outage:
         while True:
             try:
                 return await ask()
-            except (StorageUnavailable, StorageFull) as problem:
+            except AWAY as problem:
                 self.note(problem)
                 await asyncio.sleep(AGAIN_S)

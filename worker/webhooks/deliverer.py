@@ -14,13 +14,12 @@ from typing import Final, Self
 
 from standardwebhooks.webhooks import Webhook as Signer
 
-from shared.errors import StorageFull, StorageUnavailable
 from shared.settings import Settings
 from shared.store.webhooks import DeliveryClaim, Webhooks
 from shared.telemetry import Logger
 from shared.version import version
 from shared.webhooks import Attempt, DeliveryState, Next, Secrets, body_of, next_of
-from worker.redis_trouble import Outage
+from worker.redis_trouble import AWAY, Outage
 from worker.webhooks.dns import WAIT_S
 from worker.webhooks.sender import UNTRIED, Sender
 
@@ -31,8 +30,6 @@ _LEASE_MARGIN_S: Final = WAIT_S + 10.0
 """What an attempt may take in addition to the sending: waiting for a look-up, reading the result, recording how it ended."""
 _PUT_BACK: Final = Next(DeliveryState.PENDING, delay_s=5.0)
 """For a delivery that could not be attempted."""
-
-_AWAY: Final = (StorageUnavailable, StorageFull)
 
 
 class Deliverer:
@@ -102,7 +99,7 @@ class Deliverer:
     async def _attempt(self, claim: DeliveryClaim) -> None:
         try:
             await self._deliver(claim)
-        except _AWAY as problem:
+        except AWAY as problem:
             self._outage.note(problem)  # its lease will expire
         except Exception:  # a bug of ours: its lease will expire too
             self._logger.exception("delivery_crashed", delivery_id=claim.delivery.id)
