@@ -151,16 +151,12 @@ class Completion:
         parts = [part for block in self._blocks.values() for part in block.parts()]
         return max(len(parts), sum(map(len, parts)) // 4)
 
-    def message(self) -> dict[str, Any]:
-        """The whole answer as the Messages API's Message object."""
-        message = self._started()
-        return {**message, "content": [block.whole() for _, block in sorted(self._blocks.items())]}
-
     def result(self) -> bytes:
         """The job's ``result`` as JSON: ``{"text", "stop_reason", "message"}``. Raises GarbledStream."""
         try:
-            message = self.message()
-            text = "".join(block.get("text") or "" for block in message["content"] if block.get("type") == "text")
+            content = [block.whole() for _, block in sorted(self._blocks.items())]
+            message = {**self._started(), "content": content}
+            text = "".join(block.get("text") or "" for block in content if block.get("type") == "text")
             return msgspec.json.encode({"text": text, "stop_reason": message["stop_reason"], "message": message})
         except _MISFITS as error:
             raise GarbledStream("the message does not fit") from error
