@@ -73,7 +73,6 @@ class Governor:
         self._routes = routes_of(settings)
         self._runtime = runtime
         self._settings = settings
-        self._retry_after_cap_s = settings.retry_after_cap_s
         self._prices = Prices(settings.prices)
         self._outage = outage
         self._logger = logger
@@ -160,7 +159,7 @@ class Governor:
         cost = self._cost_of(permit.route.model, spent.usage, permit.opened_ms)
         end = CallEnd(ended, spent.usage, spent.is_estimated, cost)
         if outcome is not None:
-            end = _with_verdict(end, outcome, allowance, self._retry_after_cap_s)
+            end = _with_verdict(end, outcome, allowance, self._settings.retry_after_cap_s)
             if end.learned == self._learned.get(permit.route.name):
                 end = end._replace(learned=Limits())
             elif any(end.learned):
