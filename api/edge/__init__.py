@@ -1,1 +1,1 @@
-"""What stands before every route: connections and middleware. Knows no job."""
+"""Connections and middleware, in front of every route. Knows nothing of jobs."""

@@ -1,8 +1,8 @@
-"""How often an address may call, before its key is looked at. Pure ASGI, inside the envelope; left out if it is not set.
+"""Limits the requests of each client address, before API keys are checked. Not installed without a limit.
 
-Open while Redis is away: the limit protects against guessing and floods, and must not stop everybody. The requests that
-pass meanwhile are counted, and logged once a minute. Whether Redis is away is asked of its connection: in a flood a request
-waits long with Redis healthy, and a deadline here would open the limit to that very flood.
+While Redis is away all requests pass: the limit is against guessing and floods, and must not shut out everybody. The
+requests that pass unchecked are counted, and logged once a minute. Redis counts as away when its connection is lost,
+not when it is slow: in a flood requests wait long although Redis is healthy, and a deadline would let the flood pass.
 """
 
 import time
@@ -16,12 +16,12 @@ from api.state.api_state import ApiState, api_of
 from shared.errors import Problem, RateLimited
 
 _OPEN: Final = frozenset({"/health/live", "/health/ready"})
-"""Probes ask these often, and from one address."""
+"""Health probes call these often, and from one address."""
 _LOGGED_EVERY_S: Final = 60.0
 
 
 class AddressLimit:
-    """Wraps the application."""
+    """Pure ASGI middleware, inside the envelope."""
 
     def __init__(self, app: ASGIApp, requests_per_minute: int) -> None:
         self._app = app
@@ -44,7 +44,7 @@ class AddressLimit:
         client = scope.get("client")
         if addresses.can_count:
             try:
-                # Without an address (a unix socket) all are one: a proxy stands in front of us, and should name its clients.
+                # Clients of a unix socket have no address, and count as one.
                 await addresses.admit(client[0] if client else "", self._requests_per_minute)
             except RateLimited:
                 raise

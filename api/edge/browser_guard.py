@@ -1,8 +1,9 @@
-"""What web pages cannot make a browser do on a machine where the API asks for no key. Only there under TOKENSPOOL_AUTH=off.
+"""Keeps web pages in a browser from calling an API that asks for no key. Installed only with TOKENSPOOL_AUTH=off.
 
-A page whose name is rebound to 127.0.0.1 is of the same origin as the API, for the browser: it could read every prompt and
-spend the operator's money (DNS rebinding). Its requests still carry its own name as Host. And a page of any other site can
-send requests whose responses it cannot read, and change things by them: the browser says so in Sec-Fetch-Site, or in Origin.
+DNS rebinding: if a page's host name is rebound to 127.0.0.1, the browser takes the page and the API for one origin. The
+page could read every prompt and spend the operator's money. Its requests still have the page's name in Host, so only
+known names are accepted. Cross-site requests: a page of any other site can send requests that change something,
+although it cannot read the responses. The browser marks them in Sec-Fetch-Site, or in Origin.
 """
 
 from collections.abc import Iterable
@@ -17,15 +18,15 @@ from shared.errors import Forbidden
 OWN_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 ANY: Final = "*"
 _OPEN: Final = frozenset({"/health/live", "/health/ready"})
-"""Probes ask these, under any name."""
+"""Health probes call these, under any host name."""
 _SAFE: Final = frozenset({"GET", "HEAD"})
 _OWN_SITES: Final = frozenset({"same-origin", "same-site", "none"})
-"""``same-site`` too: a frontend under development runs on another port of this machine."""
+"""Values of Sec-Fetch-Site that pass. ``same-site`` is for a frontend in development, on another port."""
 
 
 class BrowserGuard:
-    """Wraps the application. ``hosts``: the names that it is called by besides this machine's own; ``*`` for any.
-    ``origins``: those whose pages may call from a browser, as the settings name them.
+    """Pure ASGI middleware. ``hosts``: the host names that it accepts in addition to this machine's own; ``*`` for any.
+    ``origins``: those whose pages may call from a browser (TOKENSPOOL_CORS_ORIGINS).
     """
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str], origins: Iterable[str]) -> None:
@@ -59,9 +60,8 @@ class BrowserGuard:
         site = headers.get(b"sec-fetch-site")
         if site is None:  # no browser, or an old one
             return origin is not None and name_of(urlsplit(origin).netloc) not in self._hosts and ANY not in self._hosts
-        is_navigation = (
-            method in _SAFE and headers.get(b"sec-fetch-mode") == "navigate"
-        )  # a link, whose page sees nothing
+        # A followed link: the page that has it cannot read the response.
+        is_navigation = method in _SAFE and headers.get(b"sec-fetch-mode") == "navigate"
         return site not in _OWN_SITES and not is_navigation
 
 

@@ -1,10 +1,10 @@
-"""The connections of the API: what uvicorn's HTTP protocol leaves unbounded is bounded here.
+"""The connections of the API. They bound what uvicorn's HTTP protocol leaves unbounded.
 
-Invariant: no client, whatever it sends, does not send or does not read, holds a connection for longer than its deadline,
-more memory than its bound, or a file that others need. The connections of one server share a :class:`Connections`, which
-``cli/serve.py`` makes. Whoever sends no HTTP, or sends too slowly or too much, gets a small problem document if its
-connection can still carry one; it is counted, and logged once a minute at most. What is used of uvicorn for that, and why:
-docs/decisions/0020.
+Invariant: no client, whatever it sends, does not send or does not read, holds a connection for longer than its
+deadline, more memory than its bound, or a file that others need. The connections of one server share a
+:class:`Connections`, which ``cli/serve.py`` makes. A client that sends no HTTP, or sends too slowly or too much, gets a
+small problem document if its connection can still carry one. It is counted, and logged at most once a minute.
+docs/decisions/0020 says what this uses of uvicorn, and why.
 """
 
 import asyncio
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 MOST_HEAD_BYTES: Final = 64 << 10
 MOST_HEADERS: Final = 100
 _MOST_PER_BODY_BYTE: Final = 16
-"""A chunk of one byte is 6 bytes long, and 13 where its size is written in eight digits."""
+"""Bytes on the wire for one byte of a body: a chunk of one byte has 6, or 13 if its size is written in eight digits."""
 KEEP_ALIVE_S: Final = 75.0
 _HEAD_S: Final = 10.0
-"""How long a head may take, from the opening of the connection and from the first byte of each request."""
+"""How long a head may take, from the opening of the connection, and from the first byte of each request."""
 _LINGER_S: Final = 5.0
-"""How long a client may read its last response before we close. Closed at once, a reset could take it away."""
+"""How long a client may read its last response. A close at once could be a reset, which loses the response."""
 _STALLED_S: Final = 30.0
 _LEAST_READ_BYTES: Final = 32 << 10
-"""A client that reads less than this in _STALLED_S, though more waits for it, is cut."""
+"""A client that reads less than this in _STALLED_S, although more waits for it, is cut."""
 _MOST_PIPELINED: Final = 16
 _TICK_S: Final = 0.25
 _LOG_EVERY_S: Final = 60.0
 _OTHER_FILES: Final = 64
-"""Kept for what is not a client: Redis, log, event loop, listeners, and modules that are loaded late."""
+"""File descriptors kept for other uses: Redis, log, event loop, listeners, and modules that are loaded late."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Bounds:
 
 
 def bounds_of(max_connections: int, keep_alive_s: float, open_files: int) -> Bounds:
-    """``max_connections`` 0: as many as the limit of open files leaves room for. Pure."""
+    """``max_connections``: 0 for as many as ``open_files``, the process's limit, leaves room for. Pure."""
     room = max(open_files - _OTHER_FILES, 16)
     spare = max(4, min(256, room // 8))
     most = room - spare
@@ -72,7 +72,9 @@ def bounds_of(max_connections: int, keep_alive_s: float, open_files: int) -> Bou
 
 
 def standard(**given: Any) -> "BoundedConnection":
-    """For ``uvicorn --factory api.app:create_app --http api.edge.connections:standard``: as many as there are files for."""
+    """For ``uvicorn --factory api.app:create_app --http api.edge.connections:standard``: as many connections as the
+    limit of open files allows.
+    """
     return _standard_connections().protocol(**given)
 
 
@@ -82,13 +84,13 @@ def _standard_connections() -> "Connections":
 
 
 def open_files() -> int:
-    """As many as this process may have."""
+    """How many files this process may have open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft != resource.RLIM_INFINITY else 1 << 20
 
 
 class _Waiting:
-    """Connections with the same deadline, the oldest first. Adding and removing one costs a dict's entry."""
+    """Connections with the same time limit, the oldest first. Adding or removing one takes no timer."""
 
     __slots__ = ("_since_s", "act", "after_s")
 
@@ -108,7 +110,7 @@ class _Waiting:
         self._since_s.pop(connection, None)
 
     def oldest(self, now_s: float) -> "tuple[float, BoundedConnection] | None":
-        """The oldest one, with the share of its time that it has used, 0 to 1."""
+        """The oldest connection, after the share of its time limit that it has used: from 0 to 1."""
         first = next(iter(self._since_s.items()), None)
         return None if first is None else ((now_s - first[1]) / self.after_s, first[0])
 
@@ -119,7 +121,7 @@ class _Waiting:
 
 
 class Connections:
-    """What the connections of a server share: their count, their deadlines, and what was refused."""
+    """What the connections of a server share: their count, their deadlines, and counts of what was refused."""
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
@@ -127,17 +129,17 @@ class Connections:
         """By reason, since the start of the process."""
         self.count = 0
         self.silent = _Waiting(bounds.head_s, BoundedConnection.end_silent)
-        """Opened, and nothing heard."""
+        """Opened, and nothing has come yet."""
         self.idle = _Waiting(bounds.keep_alive_s, BoundedConnection.end_silent)
-        """Answered, and nothing heard since."""
+        """The response is sent, and nothing has come since."""
         self.hurried = _Waiting(min(1.0, bounds.head_s), BoundedConnection.end_late_head)
-        """Over the bound: to be sent a 503, or asking for our health."""
+        """Over the bound, with a second for the head: then it gets a 503, or a response if it asks for the health."""
         self.late = _Waiting(bounds.head_s, BoundedConnection.end_late_head)
-        """In the middle of a head."""
+        """A part of a head has come."""
         self.leaving = _Waiting(bounds.linger_s, BoundedConnection.abort)
         """Done, but the client may still be reading."""
         self.dismissed = _Waiting(bounds.linger_s, BoundedConnection.abort)
-        """The same of those over the bound: closing one makes no room for others."""
+        """The same for connections over the bound: closing one makes no room for others."""
         self.stalled = _Waiting(bounds.stalled_s, BoundedConnection.end_stalled)
         """The client reads more slowly than we write."""
         self._all = (self.silent, self.idle, self.hurried, self.late, self.leaving, self.dismissed, self.stalled)
@@ -147,33 +149,34 @@ class Connections:
         self._log = get_logger("front_door")
 
     def protocol(self, **given: Any) -> "BoundedConnection":
-        """What uvicorn's ``http`` wants: makes the protocol of one connection."""
+        """Makes the protocol of one connection, for uvicorn's ``http`` setting."""
         return BoundedConnection(shared=self, **given)
 
     def wait(self, waiting: _Waiting, connection: "BoundedConnection") -> None:
-        """The connection's deadline runs from now."""
+        """Starts the connection's deadline."""
         loop = connection.loop
         waiting.add(connection, loop.time())
         if self._tick is None:
             self._tick = loop.call_later(_TICK_S, self._look, loop)
 
     def stop_waiting(self, connection: "BoundedConnection") -> None:
-        """Its head has come: no deadline runs but that of a client that does not read."""
+        """Ends all deadlines except that for a client that does not read. Called once the head has come."""
         self.silent.discard(connection)
         self.idle.discard(connection)
         self.hurried.discard(connection)
         self.late.discard(connection)
 
     def forget(self, connection: "BoundedConnection") -> None:
-        """It is gone."""
+        """Ends all deadlines of a connection that is gone."""
         for waiting in self._all:
             waiting.discard(connection)
 
     def count_in(self, connection: "BoundedConnection") -> _Waiting | None:
-        """Counts it and returns what it waits in: ``hurried`` if it is one too many, None if there is no room even to say so.
+        """Counts a connection and returns what it waits in: ``hurried`` if it is one too many, None if there
+        is not even room for a 503.
 
-        When the process is full, it closes the silent or finished connection that has used most of its time, and never one
-        whose request is being worked on.
+        If the process is full, this closes the silent or finished connection that has used most of its time, and never
+        one whose request is being worked on.
         """
         self.count += 1
         connection.is_counted = True
@@ -188,7 +191,7 @@ class Connections:
         return None
 
     def count_out(self, connection: "BoundedConnection") -> None:
-        """It is closed, or will be in the loop's next turn."""
+        """Takes it out of the count: it is closed, or will be in the loop's next turn."""
         if connection.is_counted:
             connection.is_counted = False
             self.count -= 1
@@ -207,7 +210,7 @@ class Connections:
         return True
 
     def note(self, reason: str, loop: asyncio.AbstractEventLoop) -> None:
-        """One was refused. Logs at most one line a minute, so that an attack does not fill the disk as well."""
+        """Counts a refusal. Logs at most one line a minute, so that an attack does not fill the disk as well."""
         self.refused[reason] += 1
         now_s = loop.time()
         if now_s - self._logged_s >= _LOG_EVERY_S:
@@ -222,25 +225,25 @@ class Connections:
         try:
             for waiting in self._all:
                 waiting.end_overdue(now_s)
-        finally:  # whatever goes wrong with one connection, the others have their deadlines
+        finally:  # whatever goes wrong with one connection, the others keep their deadlines
             self._tick = loop.call_later(_TICK_S, self._look, loop) if any(self._all) else None
 
 
 class _Cycle(RequestResponseCycle):
-    """A request and its response. If it responds before the whole body has come, the connection closes afterwards: what
-    comes next may be the body or another request, and nobody could tell which.
+    """A request and its response. If the response begins before the whole body has come, the connection closes after
+    it: what comes next may be the rest of the body or another request, and nothing shows which.
     """
 
     lingers = False
     is_framed_by_close = False
-    """HTTP/1.0 knows no chunks (RFC 9112, 6.1): what has no length ends with the connection."""
+    """HTTP/1.0 has no chunks (RFC 9112, 6.1): a response without a length ends with the connection."""
 
     async def send(self, message: "ASGISendEvent") -> None:
         self._frame(message)
         if self.more_body and not self.response_started:
             self.keep_alive = False
             await super().send(message)
-            # uvicorn would close after the last byte, and its client, still sending, would never read the response.
+            # uvicorn would close after the last byte: a client that still sends would be reset and lose the response.
             self.keep_alive = self.lingers = True
             return
         await super().send(message)
@@ -251,13 +254,13 @@ class _Cycle(RequestResponseCycle):
                 name.lower() == b"content-length" for name, _ in message.get("headers", [])
             ):
                 self.is_framed_by_close = True
-                self.chunked_encoding = False  # or uvicorn would choose it
+                self.chunked_encoding = False  # else uvicorn would send chunks
         elif message["type"] == "http.response.body" and self.is_framed_by_close:
             self.expected_content_length = len(message.get("body", b""))
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """One connection."""
+    """uvicorn's protocol of one connection, with bounds and deadlines."""
 
     def __init__(
         self,
@@ -273,21 +276,21 @@ class BoundedConnection(HttpToolsProtocol):
         self.is_counted = False
         """Whether it is in the count of connections."""
         self._is_over = False
-        """Over the bound of connections."""
+        """Whether it is over the bound of connections."""
         self._is_deaf = False
-        """Whether we ignore all that still comes."""
+        """Whether we ignore all further bytes."""
         self._in_head = False
         self._head_bytes = 0
         self._body_bytes = 0
-        """In the piece that is being parsed."""
+        """Bytes of the body in the piece that is being parsed."""
         self._frame_bytes = 0
-        """Of the body that is coming in: more than its own bytes explain."""
+        """Bytes of framing in the body so far, beyond those that its own bytes account for."""
         self._begun = 0
         """How many requests began in the piece that is being parsed."""
         self._active: RequestResponseCycle | None = None
-        """The request that is being worked on; ``cycle`` is the newest that came."""
+        """The request that is being worked on; uvicorn's ``cycle`` is the newest that came."""
         self._unread_bytes = 0
-        """How much waited when we last checked whether the client reads."""
+        """How much was unsent when we last checked whether the client reads."""
         self._is_leaving = False
         self.pipeline: deque[tuple[RequestResponseCycle, ASGI3Application]] = deque()
 
@@ -309,7 +312,7 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._shared.count_out(self)
         self._shared.forget(self)
-        # uvicorn informs the newest request alone that its client is gone.
+        # uvicorn informs only the newest request that its client is gone.
         for cycle in (self._active, *(cycle for cycle, _ in self.pipeline)):
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True
@@ -338,7 +341,7 @@ class BoundedConnection(HttpToolsProtocol):
         if not self._begun:
             self._head_bytes += len(data)
         else:
-            # What came together with the end of another request is one read at most, and not counted; later pieces are.
+            # The part of a head in one piece with the end of another request is not counted: it is one read at most.
             self._head_bytes = len(data) if self._begun == 1 and not was_in_body and not was_in_head else 0
             self._shared.stop_waiting(self)
             self._shared.wait(self._shared.hurried if self._is_over else self._shared.late, self)
@@ -357,9 +360,10 @@ class BoundedConnection(HttpToolsProtocol):
                     self._ignore_upgrade()
 
     def _ignore_upgrade(self) -> None:
-        """No other protocol is spoken here, and a server may ignore Upgrade (RFC 9110, 7.8). But the parser stops at the end
-        of such a head, and would take the body for the next request. So a new parser reads the same head without Upgrade,
-        with all other headers that say where the body ends, and goes on from there.
+        """Reads the request as if it had no Upgrade, which a server may ignore (RFC 9110, 7.8).
+
+        The parser stops at the end of such a head, and would take the body for the next request. So a new parser reads
+        the same head without Upgrade, with the headers that say where the body ends, and goes on from there.
         """
         lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
         version = self.parser.get_http_version().encode()
@@ -370,8 +374,8 @@ class BoundedConnection(HttpToolsProtocol):
         self.parser.feed_data(head)
 
     def _count_frame(self, cycle: RequestResponseCycle, size: int) -> None:
-        """Counts sizes and extensions of chunks, and trailers, which the parser keeps. What came together with the head is
-        one read at most, and not counted; and a large body makes no room for what comes after it.
+        """Counts the sizes and extensions of chunks, and trailers, since the parser keeps them. Framing in one piece
+        with the head is not counted: it is one read at most. A large body does not allow more framing after it.
         """
         if not cycle.more_body:
             self._frame_bytes = 0
@@ -426,7 +430,7 @@ class BoundedConnection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def _check_head(self) -> None:
-        """Raises InvalidRequest for what the parser lets through though two readers could read it in two ways."""
+        """Raises InvalidRequest for what the parser accepts although two readers could read it in two ways."""
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise InvalidRequest("The request is not HTTP/1.1.")
@@ -434,9 +438,8 @@ class BoundedConnection(HttpToolsProtocol):
         if len(hosts) > 1 or (not hosts and version == "1.1"):
             raise InvalidRequest("Send exactly one Host header.")
         if self.parser.get_method() == b"CONNECT":
-            raise InvalidRequest(
-                "This server is not a proxy."
-            )  # and its parser would stop here, whatever the headers say
+            # The trap: the parser stops after such a head, whatever its headers say.
+            raise InvalidRequest("This server is not a proxy.")
         if not self.url.startswith(b"/"):
             self._check_target(hosts)
         for name, value in self.headers:
@@ -471,7 +474,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
-        if self.transport.is_closing():  # also where the response broke off
+        if self.transport.is_closing():  # also if the response broke off
             self._leave()
 
     def on_response_complete(self) -> None:
@@ -490,7 +493,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._shared.wait(self._shared.idle, self)
 
     def shutdown(self) -> None:
-        """The server stops."""
+        """Called at the server's stop: closes now, or after the response to a request that is being worked on."""
         if self._active is None or self._active.response_complete:
             self.transport.close()
             self._leave()
@@ -500,16 +503,16 @@ class BoundedConnection(HttpToolsProtocol):
     # How a connection ends.
 
     def end_silent(self) -> None:
-        """No request came in time."""
+        """Closes a connection on which no request came in time."""
         self.transport.close()
         self._leave()
 
     def end_late_head(self) -> None:
-        """The head did not come in time."""
+        """Refuses a request whose head did not come in time."""
         self._break_off(RequestTimeout())
 
     def end_stalled(self) -> None:
-        """Cuts the client, unless it has read something meanwhile. While this much waits, nothing is added to it."""
+        """Cuts the client, unless it has read enough since the last check. Nothing is added while this much waits."""
         unread_bytes = self.transport.get_write_buffer_size()
         if unread_bytes and self._unread_bytes - unread_bytes < _LEAST_READ_BYTES:
             self._shared.note("did_not_read", self.loop)
@@ -522,19 +525,21 @@ class BoundedConnection(HttpToolsProtocol):
         self.transport.abort()
 
     def _break_off(self, problem: Problem) -> None:
-        """Ignores all that still comes. Sends the problem if it is its turn; if not, earlier requests are finished first."""
-        if self._is_deaf:  # pipelined requests beyond the bound, and then rubbish
+        """Ignores all further bytes, and closes. Sends the problem first, unless earlier requests still wait for a
+        response: then the connection closes after the last of those.
+        """
+        if self._is_deaf:  # too many pipelined requests, and after them no HTTP
             return
         self._is_deaf = True
         self._shared.stop_waiting(self)
         self._shared.note(problem.code, self.loop)
         newest = cast("RequestResponseCycle | None", self.cycle)
-        if newest is not None and newest.more_body and not newest.response_complete:  # its own body is what broke
+        if newest is not None and newest.more_body and not newest.response_complete:  # the problem is in its body
             if newest.response_started:
                 self.abort()
                 return
             newest.disconnected = True
-            newest.waiting_for_100_continue = False  # or it would be asked for after the end of what we write
+            newest.waiting_for_100_continue = False  # or uvicorn would ask for it after our response
             newest.message_event.set()
         outstanding = [cycle for cycle, _ in self.pipeline if not cycle.disconnected]
         self.pipeline = deque((cycle, app) for cycle, app in self.pipeline if not cycle.disconnected)
@@ -547,8 +552,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._hang_up()
 
     def _hang_up(self) -> None:
-        """Closes our side, and reads the other to its end or for a while. Closed at once, a connection whose client still
-        sends would be reset, and the response lost.
+        """Closes our side, and goes on reading until the client closes its own, or for _LINGER_S. Closing both at once
+        would reset the connection of a client that still sends, and lose the response.
         """
         self._is_deaf = True
         self._shared.stop_waiting(self)

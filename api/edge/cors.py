@@ -1,10 +1,11 @@
-"""Which pages of other origins may call from a browser: none, unless the settings name them.
+"""Which origins' pages may call the API from a browser: none, unless the settings name them.
 
-Credentials are API keys in a header that a page's own script sets; no cookie is ever looked at, and so none is allowed.
+Callers authenticate with an API key in a header, which the page's own script sets. Cookies are never read, so
+credentials are not allowed.
 
-Starlette's CORSMiddleware (1.x) will not do: it says methods and headers to origins that may not call, with a status of 400
-and a text; it sends any requested header names back as they came, ``<script>`` included, where all headers are allowed; and
-its preflights would lack the request id and the security headers that every response of ours has.
+Starlette's CORSMiddleware (1.x) does not fit. It sends the allowed methods and headers to origins that may not call,
+with status 400 and a text. If all headers are allowed, it repeats the requested header names unchecked, ``<script>``
+included. Its preflight responses would lack the request id and the security headers that all our responses have.
 """
 
 import re
@@ -34,14 +35,14 @@ _HEADER_NAMES: Final = re.compile(rb"[A-Za-z0-9_., -]{1,2048}")
 
 
 class Cors:
-    """The origins that may call. Pure: headers in, headers out."""
+    """Makes the CORS headers. Pure."""
 
     def __init__(self, origins: Iterable[str]) -> None:
         self._origins = frozenset(origin.encode() for origin in origins)
         self.is_off = not self._origins
 
     def headers_for(self, origin: bytes | None) -> Headers:
-        """What a response to this origin carries; ``Vary`` also if the origin may not call, or a cache would mix them."""
+        """The headers of a response to this origin. ``Vary`` is always needed, or a cache would mix responses."""
         if self.is_off or origin is None:
             return [] if self.is_off else [_VARY]
         if b"*" in self._origins:
@@ -51,8 +52,8 @@ class Cors:
         return [(b"access-control-allow-origin", origin), _EXPOSED, _VARY]
 
     def preflight_for(self, origin: bytes | None, wanted_headers: bytes) -> Headers:
-        """What the response to a preflight carries; no permission if the origin may not call. Any header may be sent: each is
-        checked when it comes.
+        """The headers of the response to a preflight, without permission if the origin may not call. All request
+        headers are allowed, since each is checked when it comes.
         """
         allowed = self.headers_for(origin)
         if len(allowed) < 2:

@@ -1,8 +1,8 @@
-"""What every response has, whichever route it comes from: a request id, the headers that keep it safe, and an end.
+"""What every response has, whichever route it comes from: a request id, the security headers, and an end.
 
-The outermost layer of ours: a pure ASGI middleware (Starlette's BaseHTTPMiddleware hides disconnects). A target that two
-readers could read in two ways goes no further. A preflight ends here, for it carries no key. So does an exception that no
-route expected: its type and place are logged, and not its message, which may quote what a user sent.
+Pure ASGI, since Starlette's BaseHTTPMiddleware hides disconnects. Three kinds of requests end here. A target that two
+readers could read in two ways is refused. A preflight gets its response, since it carries no key. An exception that no
+route expected becomes a 500: its type and place are logged, but not its message, which may quote what a user sent.
 """
 
 import re
@@ -24,16 +24,16 @@ from shared.telemetry import get_logger
 
 _ID: Final = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 _MODELS: Final = b"/v1/models/"
-"""Ids of models have slashes in them. Anywhere else a %2F would be a slash to us, and none to the rules of a proxy in front."""
+"""The only paths with %2F, since model ids have slashes. Elsewhere %2F is a slash to us, but not to a proxy's rules."""
 _NO_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 class _HeadSent(Exception):
-    """The headers are out, and HEAD wants no more: ends the route."""
+    """Ends the route of a HEAD request, once the headers are sent."""
 
 
 class Envelope:
-    """Wraps the application. ``cors_origins``: whose pages may call from a browser."""
+    """Middleware. ``cors_origins``: those whose pages may call from a browser."""
 
     def __init__(self, app: ASGIApp, cors_origins: Sequence[str] = ()) -> None:
         self._app = app
@@ -48,10 +48,10 @@ class Envelope:
         is_head = scope["method"] == "HEAD"
         added = [(b"x-request-id", request_id.encode())]
         if anthropic_errors.is_on_surface(scope["path"]):
-            added.append((b"request-id", request_id.encode()))  # where the SDK of that API looks
+            added.append((b"request-id", request_id.encode()))  # the name that Anthropic's SDK reads
         if not self._cors.is_off:
             added += self._cors.headers_for(_header(scope, b"origin"))
-        # A copy: the server looks at the method to leave the body out.
+        # A copy: the server reads HEAD in its own scope, and then leaves the body out.
         scope = {**scope, REQUEST_ID: request_id} | ({"method": "GET"} if is_head else {})
         has_begun = False
         api: ApiState = scope["state"]["api"]
@@ -82,9 +82,9 @@ class Envelope:
                 await self._app(scope, receive, send_on)
         except (_HeadSent, ClientDisconnect):
             pass
-        except Exception as error:  # noqa: BLE001 - the last net: whatever it is, the process goes on
+        except Exception as error:  # noqa: BLE001 - whatever it is, the process goes on
             self._log.error("request_failed", request_id=request_id, method=scope["method"], exc_info=error)
-            # Once it has begun, a response can only break off: the server then closes the connection.
+            # A response that has begun can only be broken off: the server then closes the connection.
             if not has_begun:
                 await error_response(scope, InternalError())(scope, receive, send_on)
         finally:
@@ -104,7 +104,7 @@ _ASKED: Final = b"access-control-request-method"
 
 
 def _problem_of_target(scope: Scope) -> Problem | None:
-    """Of a path or query with bytes that are no text. Looks at the bytes as they were sent: the server decodes leniently."""
+    """Refuses an ambiguous path or query, and one that is no text. Reads raw bytes: the server decodes leniently."""
     path: bytes = scope.get("raw_path") or b""
     query: bytes = scope["query_string"]
     if b"%2f" in path.lower() and not path.startswith(_MODELS):
@@ -129,6 +129,6 @@ def _header(scope: Scope, wanted: bytes) -> bytes | None:
 
 
 def _request_id_of(scope: Scope) -> str:
-    """The client's own, if it can stand in any log and header; else a new one."""
+    """The client's own, if it is safe in logs and headers; else a new one."""
     value = _header(scope, b"x-request-id")
     return value.decode() if value is not None and _ID.fullmatch(value) else new_id("req")

@@ -1,11 +1,12 @@
-"""Who the client is, behind the reverse proxies that the settings name.
+"""Finds the client's address behind the reverse proxies that the settings name.
 
-``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed if the connection comes from a trusted network, and from nobody
-else, this machine included: anybody can send them. The client is the rightmost address that no trusted proxy has.
+``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed only if the connection comes from a trusted network, since
+anybody can send them. This machine is not trusted unless it is named. The client is the rightmost address that is not a
+trusted proxy's.
 
-uvicorn's ProxyHeadersMiddleware (0.54) will not do: it takes whatever stands there for the client, so that ``rubbish`` or
-another spelling of an IPv6 address is a new client to the limit of addresses; it does not know a proxy by its IPv4 address
-where we listen on ``::``; and it reads a chain of any length.
+uvicorn's ProxyHeadersMiddleware (0.54) does not fit. It takes any text for the client's address, so that ``rubbish``,
+or another spelling of an IPv6 address, is a new client to the address limit. It does not know a proxy by its IPv4
+address if we listen on ``::``. It reads a chain of any length.
 """
 
 import functools
@@ -21,7 +22,7 @@ _MOST_HOPS: Final = 20
 
 
 class TrustedProxies:
-    """Wraps the application; pure ASGI. Left out where no proxy is trusted."""
+    """Pure ASGI middleware. Not installed if no proxy is trusted."""
 
     def __init__(self, app: ASGIApp, networks: Sequence[Network]) -> None:
         self._app = app
@@ -45,7 +46,7 @@ class TrustedProxies:
         for hop in hops[: -_MOST_HOPS - 1 : -1]:
             address = address_of(hop)
             if address is None:
-                return  # no address: whatever is left of it was written by the client
+                return  # not an address: the client may have written all that is left of it
             scope["client"] = (address, 0)
             if not self._is_trusted(address):
                 return
@@ -56,12 +57,12 @@ class TrustedProxies:
         except ValueError:
             return False
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped  # of a listener on ::
+            address = address.ipv4_mapped  # how a listener on :: sees IPv4 clients
         return any(address in network for network in self._networks)
 
 
 def address_of(hop: str) -> str | None:
-    """The address in ``192.0.2.1``, ``192.0.2.1:80``, ``2001:db8::1`` or ``[2001:db8::1]:80``; None if there is none."""
+    """The address in ``192.0.2.1``, ``192.0.2.1:80``, ``2001:db8::1`` or ``[2001:db8::1]:80``; or None."""
     text = hop.strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]

@@ -1,6 +1,6 @@
-"""uvicorn's server, with an end that breaks no response: at a signal it drains (api/state/drain.py) before it shuts down.
+"""uvicorn's server with a drain (api/state/drain.py): a stop breaks no response.
 
-uvicorn by itself closes its listeners at the first signal, before any load balancer can have noticed.
+uvicorn itself closes its listeners at the first signal, before a load balancer can notice that the process stops.
 """
 
 import signal
@@ -14,8 +14,8 @@ from api.state.drain import Phase
 
 
 class Server(uvicorn.Server):
-    """``hurried_by``: the signals that end a drain at once. A child of a supervisor leaves SIGTERM out: systemd sends it to
-    every process of a service, and the supervisor passes it on as well.
+    """``hurried_by``: signals that end the drain at once if it has begun. A supervisor's child leaves SIGTERM out: it
+    gets two for one stop, since systemd sends it to every process of the service and the supervisor passes it on.
     """
 
     def __init__(
@@ -30,12 +30,12 @@ class Server(uvicorn.Server):
         self._listeners: list[socket.socket] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Remembers what it listens on."""
+        """Remembers the listening sockets, to close them during the drain."""
         self._listeners = sockets or []
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal handler: it only notes what ``on_tick`` acts on."""
+        """A signal handler, which only sets what ``on_tick`` reads."""
         if not self.should_exit:
             self.should_exit = True
         elif sig in self._hurried_by:
@@ -43,7 +43,7 @@ class Server(uvicorn.Server):
             self._is_hurried = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second. True once the drain is over."""
+        """Called ten times a second. True once the drain is over."""
         if not await super().on_tick(counter):
             return False
         api: ApiState = self.lifespan.state["api"]
@@ -59,4 +59,4 @@ class Server(uvicorn.Server):
             listener.close()
         self.servers, self._listeners = [], []
         for connection in list(self.server_state.connections):
-            connection.shutdown()  # closes an idle one at once, another after its response
+            connection.shutdown()  # closes an idle connection at once, a busy one after its response

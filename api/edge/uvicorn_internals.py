@@ -1,4 +1,7 @@
-"""What we need of uvicorn that neither ASGI nor uvicorn offers; see docs/decisions/0020. Under another server both find nothing."""
+"""What we need of uvicorn that neither ASGI nor uvicorn's own API offers: see docs/decisions/0020.
+
+Under another server both functions find nothing.
+"""
 
 import signal
 from typing import Any
@@ -8,9 +11,10 @@ from starlette.types import Receive
 
 
 def abort(receive: Receive) -> bool:
-    """Closes the connection of a request with all that waits in it; ``receive`` is the server's own. False: it cannot be found.
+    """Closes a request's connection at once, and drops what is unsent. ``receive`` must be the server's own. False if
+    it cannot find the connection.
 
-    An orderly close would wait until a client that does not read has read it.
+    An orderly close would wait until the client has read everything, and some clients never read.
     """
     # ``receive`` is a method of uvicorn's request cycle, which has its connection's transport.
     transport: Any = getattr(getattr(receive, "__self__", None), "transport", None)
@@ -21,6 +25,8 @@ def abort(receive: Receive) -> bool:
 
 
 def running_server() -> uvicorn.Server | None:
-    """The server that handles this process's signals: its handler is a method of the server (sse-starlette finds it so too)."""
+    """The server whose method handles SIGTERM in this process; None without one. (sse-starlette finds it
+    this way too.)
+    """
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return server if isinstance(server, uvicorn.Server) else None
