@@ -1,1 +1,1 @@
-"""What a route reads with and responds with. Knows no job."""
+"""Reading requests and building responses. Knows nothing of jobs."""

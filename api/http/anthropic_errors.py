@@ -1,6 +1,6 @@
-"""How a response on a path of the Messages API says that something went wrong: its envelope, its error types, its SDK's headers.
+"""Errors in the format of the Messages API: its envelope, its error types, and the headers that its SDK reads.
 
-Everything on a path of this surface speaks so, whoever raised it. Nothing here ever holds content of a request.
+All errors on this surface's paths have this format, whoever raised them. None holds content of a request.
 """
 
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ _PATHS: Final = ("/v1/messages", "/v1/models")
 _BELOW: Final = ("/v1/messages/", "/v1/models/")
 
 NO_RETRY: Final = {"x-should-retry": "false"}
-"""The SDK repeats 408, 409, 429 and 5xx by itself, unless a header says that this would be in vain."""
+"""The SDK retries 408, 409, 429 and 5xx by itself, unless this header says not to."""
 
 
 def is_on_surface(path: str) -> bool:
-    """Whether responses on this path are in the words of the Messages API."""
+    """Whether the path belongs to the Messages API."""
     return path.startswith(_BELOW) or path in _PATHS
 
 
@@ -36,22 +36,22 @@ class Refusal(NamedTuple):
 
     status: int
     type: str
-    """As the SDK maps it: ``rate_limit_error``."""
+    """The error type, such as ``rate_limit_error``, which the SDK maps to an exception."""
     message: str
     may_retry: bool = True
-    """Whether the SDK's own retry makes sense, where it would make one."""
+    """Whether a retry makes sense. False keeps the SDK from its own."""
     retry_after_s: int | None = None
 
 
 class ErrorBody(msgspec.Struct):
-    """What is wrong."""
+    """The error type and a message."""
 
     type: str
     message: str
 
 
 class ErrorEnvelope(msgspec.Struct):
-    """What is sent."""
+    """An error of the Messages API."""
 
     type: str
     error: ErrorBody
@@ -84,7 +84,7 @@ def envelope(refusal: Refusal, request_id: str) -> bytes:
 
 
 def error_frame(refusal: Refusal, request_id: str) -> bytes:
-    """The end of a stream that has begun: the SDK calls a stream that just ends a success (measured, 0.75 and 2.12)."""
+    """The last frame of a stream that fails: if it just ended, the SDK would call it a success (seen in 0.75, 2.12)."""
     return b"event: error\ndata: %b\n\n" % envelope(refusal, request_id)
 
 
@@ -100,7 +100,7 @@ def refusal_response(refusal: Refusal, request_id: str, headers: Mapping[str, st
 
 
 def problem_response(problem: Problem, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
-    """A problem, in the words of this surface."""
+    """The problem as a response, in the format of this surface."""
     response = refusal_response(refusal_of_problem(problem), request_id, headers)
     if isinstance(problem, Unauthenticated):
         response.headers["WWW-Authenticate"] = "Bearer"
@@ -108,10 +108,10 @@ def problem_response(problem: Problem, request_id: str, headers: Mapping[str, st
 
 
 def refusal_of_problem(problem: Problem) -> Refusal:
-    """What is wrong with the request, or with us."""
+    """The problem, in the terms of this surface."""
     status = 529 if isinstance(problem, QueueFull | StorageFull) else problem.status
     message = "; ".join([_named(error) for error in problem.errors]) or problem.detail
-    # A budget comes back when a day begins: the SDK would try again at once, since it waits for a minute at most.
+    # A budget is renewed with the next day or month. The SDK waits for a minute at most, and would retry in vain.
     may_retry = (status == 429 and not isinstance(problem, BudgetExceeded)) or (status >= 500 and status != 504)
     return Refusal(status, type_of(status), message, may_retry, problem.retry_after_s)
 

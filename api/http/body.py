@@ -16,28 +16,29 @@ from shared.errors import InvalidRequest, QueueFull, TooLarge, UnsupportedMediaT
 T = TypeVar("T")
 
 _SLOWEST_S: Final = 60.0
-"""A body must have come by then: a client that sends a byte a second would hold its connection for a year."""
+"""The longest that a body may take: a client that sends a byte a second would hold its connection for a year."""
 _PATIENCE_S: Final = 15.0
 _LEAST_BYTES_PER_S: Final = 1024
-"""A body may be slower than this for _PATIENCE_S in all."""
+"""A body must keep up this rate, with _PATIENCE_S in addition."""
 MOST_FEW_BYTES: Final = 64 << 10
-"""Of a body that no prompt is in."""
+"""The bound of a body without a prompt."""
 _FREE_BYTES: Final = 64 << 10
-"""Of each body, and not counted: whoever sends small ones never waits for those who send large ones."""
+"""Bytes of each body that do not count: clients with small bodies never wait for those with large ones."""
 _AGAIN_S: Final = 5
 
 _JSON_TYPE: Final = re.compile(r'application/json\s*(;\s*charset\s*=\s*"?utf-?8"?\s*)?;?', re.IGNORECASE)
 
 
 async def read_json(request: Request, caller: Caller) -> Any:
-    """A body of few members, as plain data. Raises what ``read_body`` does."""
+    """A small body as plain data. Raises what ``read_body`` does."""
     return await read_body(request, caller, MOST_FEW_BYTES, decode)
 
 
 async def read_body(request: Request, caller: Caller, max_bytes: int, parse: Callable[[bytes], T]) -> T:
-    """``parse`` of the body, of a caller who may still call once it is there. What ``parse`` is, see ``Parsers.parse``.
+    """``parse(body)``, if the caller's key is still valid once the whole body has come. For ``parse`` see ``Parsers``.
 
-    Raises what ``parse`` does, TooLarge, UnsupportedMediaType, InvalidRequest, QueueFull, ClientDisconnect, Unauthenticated, StorageUnavailable.
+    Raises what ``parse`` does, TooLarge, UnsupportedMediaType, InvalidRequest, QueueFull, ClientDisconnect,
+    Unauthenticated, StorageUnavailable.
     """
     content_type = one(request, b"content-type")
     if content_type != JSON and not _JSON_TYPE.fullmatch(content_type or ""):
@@ -47,12 +48,12 @@ async def read_body(request: Request, caller: Caller, max_bytes: int, parse: Cal
     api = api_of(request)
     with Held(api) as held:
         raw = await read_bytes(request, max_bytes, held)
-        await api.key_ring.still(request.scope)  # here, so that no route forgets it
+        await api.key_ring.still(request.scope)  # checked here, so that no route forgets it
         return await api.parsers.parse(caller.tenant, raw, parse)
 
 
 class Held:
-    """How much of what all bodies may hold together this one holds; as long as it is read and decoded."""
+    """One body's part of the memory that all bodies share, until the block ends."""
 
     __slots__ = ("_all", "_bytes", "_most_bytes")
 
@@ -68,7 +69,10 @@ class Held:
         self._all.bytes -= self._bytes
 
     def grow_to(self, size: int) -> None:
-        """Raises QueueFull. By what has come, not by what is announced: that would cost a stranger nothing."""
+        """Takes memory for the ``size`` bytes that have come so far. Raises QueueFull if there is none.
+
+        Counts what has come and not what Content-Length announces: announcing costs a stranger nothing.
+        """
         more = size - _FREE_BYTES - self._bytes
         if more > 0:
             if self._all.bytes + more > self._most_bytes:
@@ -78,7 +82,7 @@ class Held:
 
 
 async def read_bytes(request: Request, max_bytes: int, held: Held) -> bytes:
-    """The body, as long as it is no longer than that."""
+    """The whole body. Raises TooLarge, InvalidRequest if it is too slow, QueueFull, ClientDisconnect."""
     announced = one(request, b"content-length")
     if announced is not None and announced.isdecimal() and (len(announced) > 15 or int(announced) > max_bytes):
         raise _too_large(max_bytes)

@@ -1,4 +1,4 @@
-"""Clients that go: work that is only done while its client is connected, and connections that we close."""
+"""Clients that disconnect: work that is done only while its client is connected, and connections that we close."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` gives. The body must be read. Raises ClientDisconnect, and ends ``work``, if the client goes first;
-    Unauthenticated if its key ends first.
+    """The result of ``work``. Cancels it and raises ClientDisconnect if the client disconnects first, Unauthenticated
+    if its key ends first. The request's body must have been read.
     """
     working = asyncio.create_task(work, name="work for a client")
     leaving = asyncio.create_task(until_gone(request.receive), name="client leaves")
@@ -35,14 +35,14 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def until_gone(receive: Receive) -> None:
-    """Returns once the client has closed its connection. The body must be read, or this reads it away."""
+    """Returns once the client has disconnected. The body must have been read, or this would drop it."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def abort(scope: Scope, receive: Receive) -> bool:
-    """Closes the connection with all that waits in it. False under a server that we do not know: it closes as it can."""
+    """Closes the connection at once, and drops what is unsent. False if it could not: the server is not uvicorn."""
     if not scope["state"]["api"].abort(receive):
         return False
-    await asyncio.sleep(0)  # the server learns of it before it looks for a missing end
+    await asyncio.sleep(0)  # lets the server notice it, or it would log that the response has no end
     return True

@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problem documents, whoever raised them: our routes, FastAPI's validation or Starlette's router.
 
-A document never holds content of the request; ``type`` is a page that this API serves. On the paths of the Messages API
-the same errors have that API's own envelope.
+A document never holds content of the request; its ``type`` is the path of a page that this API serves. On the paths of
+the Messages API the same errors have that API's own envelope.
 """
 
 from collections.abc import Mapping
@@ -37,23 +37,23 @@ from shared.errors import (
 
 PROBLEM_JSON: Final = "application/problem+json"
 REQUEST_ID: Final = "tokenspool.request_id"
-"""Where the scope of a request has its id; put there by the envelope."""
+"""The scope's key for the request id. The envelope sets it (api/edge/middleware.py)."""
 
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 class SdkError(msgspec.Struct):
-    """What vendors' SDKs look for in a body: without it they say "404 status code (no body)"."""
+    """The member that vendors' SDKs read: without it they report "404 status code (no body)"."""
 
     message: str
     type: str
     code: str
     param: str | None
-    """The first field that is not valid."""
+    """The first invalid field."""
 
 
 class ProblemDocument(msgspec.Struct, omit_defaults=True):
-    """What is sent."""
+    """An error, as an RFC 9457 problem document."""
 
     type: str
     title: str
@@ -63,7 +63,7 @@ class ProblemDocument(msgspec.Struct, omit_defaults=True):
     errors: tuple[FieldError, ...] = ()
     request_id: str = ""
     error: SdkError | None = None
-    """Only where the caller is such an SDK."""
+    """Only for a vendor's SDK."""
 
 
 def document(problem: Problem, request_id: str, *, for_sdk: bool = False) -> bytes:
@@ -107,7 +107,7 @@ def problem_response(
 
 
 def error_response(scope: Scope, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """The problem in the words of the surface that was called."""
+    """The problem in the format of the surface that was called."""
     on_surface = anthropic_errors.is_on_surface(scope["path"])
     if isinstance(problem, RateLimited):
         headers = {**(headers or {}), **headers_of(problem.limits, on_messages_surface=on_surface)}
@@ -118,7 +118,7 @@ def error_response(scope: Scope, problem: Problem, headers: Mapping[str, str] | 
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Every error that a route or the router raises becomes a document."""
+    """Makes every error that a route or the router raises a response."""
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -134,7 +134,7 @@ async def _on_invalid_parameters(request: Request, error: Any) -> Response:
 
 
 def _name_of(location: tuple[Any, ...]) -> str:
-    """The query parameter's name: ours, since only declared ones are looked at."""
+    """The query parameter's name. It may be repeated to the sender, since only declared parameters are validated."""
     name = str(location[-1]) if location else ""
     return name if is_name(name) else BODY
 
@@ -145,14 +145,14 @@ async def _on_http_exception(request: Request, error: Any) -> Response:
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=allow)
         return error_response(request.scope, MethodNotAllowed(), allow)
-    if error.status_code == NotFound.status:  # the router's own: no route has raised it
+    if error.status_code == NotFound.status:  # raised by the router: routes raise Problem
         return error_response(request.scope, NotFound(_NO_PATH + _hint_of(request.scope["path"])))
     problem = _PROBLEMS.get(error.status_code, InvalidRequest if error.status_code < 500 else InternalError)
     return error_response(request.scope, problem())
 
 
 def _hint_of(path: str) -> str:
-    """Clients differ in whether they add /v1 to their base URL themselves."""
+    """Advice on the base URL: some clients add /v1 to it themselves, others do not."""
     if path.startswith("/v1/v1/"):
         return " Remove /v1 from the base URL: the client adds it."
     return " Append /v1 to the base URL." if anthropic_errors.is_on_surface("/v1" + path) else ""
@@ -165,7 +165,7 @@ _PROBLEMS: Final[dict[int, type[Problem]]] = {
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """All methods of the path: Starlette's own Allow names those of the first route alone."""
+    """All methods of the path: Starlette's own Allow has only those of the first matching route."""
     scope = dict(request.scope)
     found = [
         method

@@ -1,4 +1,6 @@
-"""What a request's headers ask for. A header that may stand once and stands twice is refused: which one was meant?"""
+"""What a request's headers ask for. A header that may be sent only once is refused if it comes twice: which
+is meant?
+"""
 
 import re
 from typing import Final
@@ -21,7 +23,7 @@ _DIGITS: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
 def one(request: Request, name: bytes) -> str | None:
-    """The value of a header (its name in lower case), or None. Raises InvalidRequest if it stands there twice."""
+    """The value of a header (its name in lower case), or None. Raises InvalidRequest if it was sent twice."""
     found: bytes | None = None
     for key, value in request.scope["headers"]:
         if key == name:
@@ -32,12 +34,12 @@ def one(request: Request, name: bytes) -> str | None:
 
 
 def is_of_an_sdk(scope: Scope) -> bool:
-    """Whether a vendor's SDK sent it: OpenAI's, Anthropic's and others that Stainless makes say so."""
+    """Whether a vendor's SDK sent the request: those made by Stainless, such as OpenAI's, say so."""
     return any(name == b"x-stainless-lang" for name, _ in scope["headers"])
 
 
 def is_of_openais_sdk(scope: Scope) -> bool:
-    """Whether OpenAI's did: ``OpenAI/Python 2.1``, ``AsyncOpenAI/Python``, ``AzureOpenAI/JS``."""
+    """Whether OpenAI's SDK sent it: ``OpenAI/Python 2.1``, ``AsyncOpenAI/Python``, ``AzureOpenAI/JS``."""
     return is_of_an_sdk(scope) and any(
         name == b"user-agent" and _OF_OPENAI.match(value) is not None for name, value in scope["headers"]
     )
@@ -49,11 +51,11 @@ def several(request: Request, name: bytes) -> str:
 
 
 def idempotency_key(request: Request) -> str | None:
-    """``Idempotency-Key``: a quoted string as the draft standard wants it, or bare; 1..255 printable characters."""
+    """``Idempotency-Key``, in quotes (as the draft standard wants) or without, or None. Raises InvalidRequest."""
     text = one(request, b"idempotency-key")
     if text is None:
         return None
-    if _PLAIN.fullmatch(text):  # in quotes or not, without anything to think about
+    if _PLAIN.fullmatch(text):  # nothing to unescape, in quotes or not
         return text.strip('"')
     quoted = _QUOTED.fullmatch(text)
     key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text
@@ -65,7 +67,7 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def preferred_wait_s(request: Request) -> int | None:
-    """The ``wait`` of ``Prefer`` (RFC 7240), at most MOST_WAIT_S. A preference that makes no sense is ignored there."""
+    """The ``wait`` of ``Prefer`` in seconds, at most MOST_WAIT_S. An invalid one is ignored, as in RFC 7240: None."""
     for preference in several(request, b"prefer").split(","):
         name, _, value = preference.partition(";")[0].partition("=")
         if name.strip().lower() == "wait":
@@ -77,7 +79,7 @@ def preferred_wait_s(request: Request) -> int | None:
 def wants_event_stream(request: Request) -> bool:
     """Whether ``Accept`` asks for events rather than for JSON. Raises NotAcceptable if it takes neither.
 
-    Equally liked, JSON wins; but a wildcard is not a wish: ``text/event-stream, */*`` asks for events.
+    If both are equally preferred, JSON wins. A wildcard is no preference: ``text/event-stream, */*`` asks for events.
     """
     accept = several(request, b"accept")
     if accept in ("", "*/*", JSON):
@@ -89,14 +91,14 @@ def wants_event_stream(request: Request) -> bool:
 
 
 def must_accept(request: Request, media_type: str) -> None:
-    """Raises NotAcceptable if ``Accept`` rules the only type out that there is."""
+    """Raises NotAcceptable if ``Accept`` excludes the only type that there is."""
     accept = several(request, b"accept")
     if accept and _liking(accept, media_type)[0] <= 0:
         raise NotAcceptable(f"Accept must allow {media_type}.")
 
 
 def _liking(accept: str, media_type: str) -> tuple[float, int]:
-    """(q, how exactly it is named) of the most exact range in ``Accept`` that covers the type."""
+    """q of the most exact range in ``Accept`` that covers the type, and how exact that is: from 0 (none) to 3."""
     best = (0, 0.0)
     for media_range in accept.split(","):
         name, *parameters = [part.strip().lower() for part in media_range.split(";")]

@@ -1,6 +1,6 @@
-"""How a field that is not valid is named to its sender: by a JSON pointer, never by content.
+"""Names invalid fields to the sender of a request: by JSON pointer, never by their content.
 
-Pure. A name made by the sender is content too, unless it looks like a name: then the pointer stops at its parent.
+Pure. A name that the sender chose is content too, unless it looks like an identifier: the pointer stops at its parent.
 """
 
 import re
@@ -15,23 +15,23 @@ BODY: Final = "#"
 MOST_ERRORS: Final = 20
 """A body may be wrong in a hundred thousand places; the first few are enough to see why."""
 EXPECTED: Final = "expected"
-"""The type of pydantic's errors whose message is a sentence of ours."""
+"""The type of those pydantic errors whose message is a sentence of ours."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 
 def is_name(text: str) -> bool:
-    """Whether a name that the sender made may be repeated to it."""
+    """Whether a name that the sender chose may be repeated in a response."""
     return _NAME.fullmatch(text) is not None
 
 
 def pointer(parent: str, name: str | int) -> str:
-    """``#/job`` and ``priority`` → ``#/job/priority`` (RFC 6901 as a URI fragment); ``#/job`` if the name is none."""
+    """``#/job`` and ``priority`` → ``#/job/priority`` (RFC 6901 as a URI fragment); ``#/job`` if not ``is_name``."""
     return f"{parent}/{name}" if is_name(str(name)) else parent
 
 
 def unknown_parameter(name: str, known: Iterable[str] = ()) -> FieldError:
-    """For a query parameter that means nothing where it was sent; ``known``: those that would."""
+    """The error for an unknown query parameter. ``known``: those that the path takes."""
     takes = ", ".join(sorted(known))
     hint = f": this path takes {takes}" if takes else ""
     return (
@@ -42,7 +42,7 @@ def unknown_parameter(name: str, known: Iterable[str] = ()) -> FieldError:
 
 
 def unknown_member(parent: str, name: str) -> FieldError:
-    """For a member that means nothing where it stands."""
+    """The error for an unknown member of the object at ``parent``."""
     where = pointer(parent, name)
     return FieldError(where, "is not known" if where != parent else "has a member that is not known")
 
@@ -56,7 +56,7 @@ def refuse(*errors: FieldError) -> InvalidRequest:
 
 
 def fields_of(error: ValidationError, at: str = BODY) -> list[FieldError]:
-    """What pydantic found wrong with the body at that pointer: the first places, one more than are shown."""
+    """pydantic's errors in the body at that pointer: at most one more than are shown, so that ``refuse`` can say so."""
     found = error.errors(include_url=False, include_input=False)
     return [_field_of(each, at) for each in found[: MOST_ERRORS + 1]]
 
@@ -74,7 +74,7 @@ def _field_of(found: Mapping[str, Any], at: str) -> FieldError:
 
 
 def sentence_of(found: Mapping[str, Any]) -> str:
-    """An error of pydantic's in our words: its own may quote the input."""
+    """A pydantic error in our words, since its own may quote the input."""
     limits = found.get("ctx", {})
     match found["type"]:
         case "expected":

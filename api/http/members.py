@@ -1,7 +1,7 @@
-"""What request bodies are made of: models, each of whose members says in one sentence what it must be.
+"""The parts of which request bodies are declared: pydantic models whose members each have one sentence for all errors.
 
-A body is declared once, as a Body. From it come its validation, the pointers and sentences of a 400, the schema in the
-OpenAPI document and the table in docs/protocol.md. What is validated here was read by strict_json.py: plain JSON values.
+A body is declared once, as a Body. That makes its validation, the pointers and sentences of a 400, its schema in the
+OpenAPI document, and its table in docs/protocol.md. The input is plain JSON values, which strict_json.py has read.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _MANY_MEMBERS: Final = 64
 
 
 class Body(BaseModel):
-    """A request body, or an object in one. An unknown member is refused, so that a wrong name shows."""
+    """A request body, or an object in one. An unknown member is refused, so that a misspelt one is noticed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
 
@@ -38,7 +38,7 @@ class Body(BaseModel):
 def checked(
     model: type[B], body: object, context: object = None, *, at: str = BODY
 ) -> tuple[B | None, list[FieldError]]:
-    """The body as its model, or None and what is wrong with it. ``context`` is for members whose bounds are settings; ``at`` is
+    """The body as its model, or None and what is wrong with it. ``context``: the settings that bound members; ``at``:
     the pointer of the body itself.
     """
     try:
@@ -56,13 +56,13 @@ def read(model: type[B], body: object, context: object = None, *, at: str = BODY
 
 
 def expected(sentence: str) -> PydanticCustomError:
-    """For a validator to raise: the sentence continues the member's name."""
+    """The error for a validator to raise. The sentence is read after the member's name."""
     return PydanticCustomError(EXPECTED, "{sentence}", {"sentence": sentence})
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Whatever is wrong with the member, or inside it, this is said of it."""
+    """The sentence for every error of the member, or inside it."""
 
     sentence: str
 
@@ -72,7 +72,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number. JSON has one kind of number, and encoders that write 1024 as ``1024.0`` mean 1024."""
+    """A whole number, both bounds included. ``1024.0`` is taken as 1024: JSON has one kind of number."""
 
     least: int
     most: int
@@ -94,7 +94,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Text:
-    """A text of so many characters."""
+    """A text of ``least`` to ``most`` characters."""
 
     least: int = 0
     most: int | None = None

@@ -1,5 +1,5 @@
-"""How limits are sent: ``RateLimit`` and ``RateLimit-Policy`` (draft-ietf-httpapi-ratelimit-headers-10), on the surface of the
-Messages API also in its own words. Pure.
+"""The headers that report limits: ``RateLimit`` and ``RateLimit-Policy`` (draft-ietf-httpapi-ratelimit-headers-10), and
+on the surface of the Messages API also its own. Pure.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _OF_THE_MESSAGES_API: Final = {Measured.REQUESTS: "requests", Measured.TOKENS: "
 
 
 def headers_of(limits: Sequence[LimitState], *, on_messages_surface: bool = False) -> dict[str, str]:
-    """RateLimit headers for a response, given the limits' current state. None without limits."""
+    """RateLimit headers for a response, given the limits' current state. Empty without limits."""
     if not limits:
         return {}
     headers = {
@@ -35,7 +35,7 @@ def _item_of(state: LimitState) -> str:
 
 
 def _reset_s(milliseconds: int) -> int:
-    """No more than the window: its edge moves by half a second, which rounded up would be one second beyond it."""
+    """Rounded up, but at most the window, which rounding could exceed: its edge moves in steps of half a second."""
     return min(WINDOW_S, -(-milliseconds // 1000))
 
 

@@ -1,4 +1,4 @@
-"""Responses whose JSON is encoded already."""
+"""Responses whose JSON is already encoded."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -10,20 +10,20 @@ from api.http.headers import JSON
 from api.state.api_state import ApiState, tenant_of
 
 NO_TRANSFORM: Final = "no-store, no-transform"
-"""Of a stream: a proxy that compresses would hold it back until it has enough of it."""
+"""For streams: a proxy that compresses would hold data back until it has enough."""
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 _LARGE_BYTES: Final = 64 << 10
-"""As much of a response waits in the connection at once; what is larger is counted until its client has read it."""
+"""How much of a response waits in its connection at once. A larger one is counted until its client has read it."""
 
 
 def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Not for caches: what a job is like is true for a moment only, and private."""
+    """A JSON response that no cache may keep: a job's state is private, and soon another."""
     kind = Response if len(body) <= _LARGE_BYTES else _LargeResponse
     return kind(body, status, {**_NO_STORE, **headers} if headers else _NO_STORE, JSON)
 
 
 class _LargeResponse(Response):
-    """Sent piece by piece, as its client reads. Raises QueueFull instead if too much waits to be read already."""
+    """Sent in pieces, as its client reads. Raises QueueFull if too many bytes already wait to be read."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         api: ApiState = scope["state"]["api"]

@@ -1,4 +1,4 @@
-"""The body of a rotation: how long the secret before the new one is still valid."""
+"""The body of a rotation: how long the old secret stays valid."""
 
 from datetime import timedelta
 from typing import Annotated, Final
@@ -22,7 +22,7 @@ class RotateRequest(Body):
 
 
 async def grace_s_of(request: Request, caller: Caller) -> int:
-    """Raises what ``read_body`` does."""
+    """The body's ``grace_s``, or the default without a body. Raises what ``read_body`` does."""
     return read(RotateRequest, await read_json(request, caller) if _has_body(request) else {}).grace_s
 
 

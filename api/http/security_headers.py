@@ -1,4 +1,4 @@
-"""The headers that every response carries: nothing of ours is a document that a browser should run, frame, sniff or keep."""
+"""The security headers of every response: a browser must not run, frame, sniff or keep it."""
 
 from typing import Final
 
@@ -13,11 +13,11 @@ ALWAYS: Final[Headers] = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 PRIVATE: Final[Headers] = [*ALWAYS, CONTENT_SECURITY_POLICY, NO_STORE]
-"""Of a response that says nothing else about caches, and is no page."""
+"""For a response that is no page and has no ``Cache-Control`` of its own."""
 
 
 def security_headers(headers: Headers) -> Headers:
-    """The headers to add to a response with these. A page brings a policy of its own, and may be cached if it says so."""
+    """The headers to add to a response with these headers. A page has its own policy, and may allow caching."""
     has_policy = has_cache = False
     for name, _ in headers:
         if name == b"cache-control":
