@@ -1,1 +1,1 @@
-"""What one API process holds, and every request uses. Knows no route."""
+"""What one API process keeps in memory, and every request uses. Knows no route."""

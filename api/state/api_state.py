@@ -1,4 +1,4 @@
-"""The parts of an API process, as its lifespan opens them and each request finds them."""
+"""The parts of an API process. Its lifespan opens them, and each request finds them in its scope."""
 
 import asyncio
 from collections.abc import Callable, MutableMapping
@@ -26,21 +26,21 @@ _TENANT: Final = "tokenspool.tenant"
 
 @dataclass
 class LetPast:
-    """How many requests passed the limit of addresses unchecked because Redis was away."""
+    """How many requests passed the address limit unchecked because Redis was away."""
 
     count: int = 0
 
 
 @dataclass
 class BodyBudget:
-    """How much memory all request bodies that are being read hold together."""
+    """How much memory is held by all request bodies that are being read."""
 
     bytes: int = 0
 
 
 @dataclass
 class LastHealth:
-    """The last report, and when it was made, by the loop's clock."""
+    """The last health report, and when it was made by the loop's clock, in seconds."""
 
     report: Any = None
     at_s: float = 0.0
@@ -48,10 +48,10 @@ class LastHealth:
 
 @dataclass(frozen=True)
 class ApiState:
-    """What lives as long as the application; opened by its lifespan."""
+    """What lives as long as the application."""
 
     name: str
-    """Of this process, while it lives: jobs that a client waits for here carry it."""
+    """Identifies this process, also in the records of the attended jobs of its clients."""
     settings: Settings
     runtime: Runtime
     relay: Relay
@@ -73,7 +73,9 @@ class ApiState:
     last_health: LastHealth = field(default_factory=LastHealth)
 
     def wind_down(self, *, is_hurried: bool) -> Phase:
-        """Called a few times a second from the stop signal until it returns OVER. ``is_hurried``: it is over now."""
+        """Advances the drain. Call it a few times a second after the stop signal, until it returns OVER.
+        ``is_hurried`` ends the drain now.
+        """
         now_s = asyncio.get_running_loop().time()
         self.drain.begin(now_s)
         self.relay.dismiss()
@@ -84,7 +86,7 @@ class ApiState:
         return phase
 
     def stop(self) -> None:
-        """Followers are asked to come back, and what waits responds now. Calls after the first change nothing."""
+        """Asks followers to reconnect, and has waiting requests respond now. Calls after the first change nothing."""
         self.drain.begin(asyncio.get_running_loop().time())
         self.shutdown.set()
         self.relay.close()
@@ -92,17 +94,17 @@ class ApiState:
 
 
 def api_of(request: Request) -> ApiState:
-    """For routes that do without FastAPI's dependencies, which cost 20 µs each."""
+    """The state, for routes without FastAPI's dependencies, which cost 20 µs each."""
     api: ApiState = request.scope["state"]["api"]
     return api
 
 
 def set_tenant(scope: MutableMapping[str, Any], tenant: str) -> None:
-    """Whose request it is."""
+    """Notes whose request it is."""
     scope[_TENANT] = tenant
 
 
 def tenant_of(scope: MutableMapping[str, Any]) -> str:
-    """Whose request it is; the empty name before it is known."""
+    """Whose request it is; empty until it is known."""
     tenant: str = scope.get(_TENANT, "")
     return tenant

@@ -1,7 +1,7 @@
-"""What the followers of batches listen to: each followed batch is looked at four times a second, once for all of them,
-and its items' events come over the relay's one connection.
+"""Serves the followers of batches. Each followed batch is read four times a second, once for all its followers, and its
+items' events come over the relay's one connection.
 
-As with jobs, pub/sub is for latency and is never trusted: a watch says when it is time to look into the logs.
+As with jobs, pub/sub is for latency and is never trusted for completeness: a watch knows when the logs must be read.
 """
 
 import asyncio
@@ -28,27 +28,27 @@ _SLOWEST_SYNC_S: Final = 10.0
 
 
 class ItemEvents(NamedTuple):
-    """What one message said of one item."""
+    """The events of one item in one message."""
 
     job_id: str
     events: list[Event]
 
 
 class Pace:
-    """How many items a batch ends in a second, over the last ten."""
+    """How many items of a batch end per second, over the last ten seconds."""
 
     def __init__(self) -> None:
         self._looks: deque[tuple[float, int]] = deque()
 
     def note(self, now_s: float, ended: int) -> None:
-        """``ended`` items have ended by now."""
+        """Notes that ``ended`` items have ended by ``now_s``."""
         self._looks.append((now_s, ended))
         while len(self._looks) > 2 and self._looks[1][0] <= now_s - _PACE_S:
             self._looks.popleft()
 
     @property
     def rate_per_s(self) -> float | None:
-        """None until a second has been seen."""
+        """Items per second; None until a second has been observed."""
         if not self._looks:
             return None
         (first_s, first), (last_s, last) = self._looks[0], self._looks[-1]
@@ -56,12 +56,12 @@ class Pace:
 
 
 def left_of(batch: Batch) -> int:
-    """Items that have not ended."""
+    """How many items have not ended."""
     return batch.counts.queued + batch.counts.running
 
 
 class _Followed:
-    """A batch that somebody follows."""
+    """A batch with followers, as it was last read."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -71,7 +71,7 @@ class _Followed:
         self.pace = Pace()
         self.watches: set[BatchWatch] = set()
         self.stands = False
-        """Whether the items' events are heard right now."""
+        """Whether the subscription to the items' events is active."""
 
     def note(self, batch: Batch, now_s: float) -> None:
         self.pace.note(now_s, batch.counts.total - left_of(batch))
@@ -81,7 +81,7 @@ class _Followed:
 
 
 class BatchRelay:
-    """One for an API process; ``async with`` it, inside of the relay."""
+    """One for each API process; use it with ``async with``, inside that of the relay."""
 
     def __init__(self, runtime: Runtime, relay: Relay) -> None:
         self._runtime = runtime
@@ -104,16 +104,16 @@ class BatchRelay:
 
     @property
     def follower_count(self) -> int:
-        """Open watches."""
+        """How many watches are open."""
         return sum(len(followed.watches) for followed in self._followed.values())
 
     @property
     def is_closing(self) -> bool:
-        """The process is about to end."""
+        """Whether followers are asked to reconnect, since the process is about to end."""
         return self._relay.is_draining
 
     def watch(self, batch: Batch, *, with_items: bool = False) -> "BatchWatch":
-        """Listens to a batch from now on, and to its items' events; ``close`` it in the end."""
+        """Listens to a batch from now on, ``with_items`` to its items' events too. The caller must ``close`` it."""
         followed = self._followed.get(batch.id)
         if followed is None:
             followed = self._followed[batch.id] = _Followed(batch)
@@ -129,7 +129,7 @@ class BatchRelay:
         return watch
 
     def dismiss(self) -> None:
-        """Ends every follow with Closing, once the relay dismisses its own. Calls after the first change nothing."""
+        """Ends every follow with Closing. Call ``Relay.dismiss`` first. Calls after the first change nothing."""
         for watch in self._watches():
             watch.wake()
 
@@ -155,7 +155,7 @@ class BatchRelay:
                 await asyncio.gather(*[self._look(followed) for followed in list(self._followed.values())])
                 for watch in self._watches():
                     watch.tick(loop.time())
-            except Exception as error:  # noqa: BLE001 - the loop's last net: all progress of this process hangs on it
+            except Exception as error:  # noqa: BLE001 - whatever it is, the loop goes on: no batch would show progress
                 _log.error("loop_failed", loop="batch looks", exc_info=error)
 
     async def _look(self, followed: _Followed) -> None:
@@ -173,7 +173,7 @@ def _on_message(followed: _Followed, message: bytes) -> None:
     head, _, rest = message.partition(b"\n")
     try:
         found = ItemEvents(head.decode(), decode_published(rest))
-    except (ValueError, IndexError):  # not ours: the logs say what there is
+    except (ValueError, IndexError):  # not a message of ours: the logs have the events
         found = None
     for watch in followed.watches:
         if watch.with_items:
@@ -207,13 +207,13 @@ class BatchWatch(BufferedWatch[ItemEvents]):
     # Called by the relay
 
     def hear(self, message: ItemEvents, size: int) -> None:
-        """Live events of one item, ``size`` bytes: see ``deliver``."""
+        """Takes live events of one item, ``size`` bytes; see ``deliver``."""
         self._heard_s = asyncio.get_running_loop().time()
         self._silence_s = self._shortest_silence_s
         self.deliver((message,), size)
 
     def tick(self, now_s: float) -> None:
-        """The batch was looked at. After some silence, or long enough, it is time to look into the items' logs too."""
+        """Called after each read of the batch. The items' logs are due too, after some silence or _BUSY_SYNC_S."""
         if self.with_items:
             is_silent = now_s - max(self._heard_s, self._synced_s) > self._silence_s
             if is_silent:
@@ -231,17 +231,17 @@ class BatchWatch(BufferedWatch[ItemEvents]):
 
     @property
     def is_behind(self) -> bool:
-        """Whether the items' logs are to be looked into."""
+        """Whether the items' logs must be read."""
         return self._is_behind
 
     @property
     def rate_per_s(self) -> float | None:
-        """Items that end in a second, over the last ten; None if nobody has looked for long enough."""
+        """Items that end per second, over the last ten seconds; None if the batch was observed for less than one."""
         return self._followed.pace.rate_per_s
 
     @property
     def estimated_end_ms(self) -> int | None:
-        """When it will have ended at this rate, by this machine's clock."""
+        """When the batch ends at this rate, by this machine's clock; None if that is unknown, or past."""
         rate_per_s = self.rate_per_s
         if not rate_per_s or self._followed.batch.has_ended:
             return None
@@ -255,16 +255,16 @@ class BatchWatch(BufferedWatch[ItemEvents]):
         return self._followed.batch
 
     def put_back_change(self) -> None:
-        """What was taken could not be sent: ``take_change`` gives it again."""
+        """Makes ``take_change`` return the batch again: it could not be sent."""
         self._taken_version = None
 
     def begin_sync(self) -> None:
-        """The logs are looked into now; what arrives meanwhile waits."""
+        """Call it before reading the logs. What arrives after this waits."""
         self._is_behind = False
         self._synced_s = asyncio.get_running_loop().time()
 
     async def wait(self) -> None:
-        """Until there is something to do. Raises Closing, and Gone once the batch is erased."""
+        """Returns when there is something to do. Raises Closing, and Gone once the batch is erased."""
         if self._followed.is_gone:
             raise Gone
         has_work = self._buffer or self._is_behind or self._is_pinged or self._taken_version != self._followed.version

@@ -1,11 +1,12 @@
-"""Which callers a process believes, and for how long: what stands between every request and a look into Redis.
+"""The API keys that a process has looked up: a cache, so that not every request costs a look-up in Redis.
 
-Kept by the SHA-256 of the whole key that was presented, never by its id: whoever has a wrong secret for a known id is
-unknown here. A caller is believed for 2 s and then looked up again, once for all of its requests; the revocation of a key is
-thus seen within 5 s, by its open streams too. While Redis is away a known caller is believed for TOKENSPOOL_AUTH_CACHE_S since
-Redis last said so: without Redis it can only get a 503, which must not become a 401. Redis is away when there is no
-connection to it. A late look does not count as that: everything else still works, and whoever has a revoked key may be the one
-who makes it late.
+A key is found by the SHA-256 of all of it, never by its id: a wrong secret for a known id finds nothing. A key is
+believed for 2 s and then looked up again, once for all requests with it. So a revoked key is refused within 5 s, and
+its open streams end within that time too.
+
+While Redis is away, a known key is believed for TOKENSPOOL_AUTH_CACHE_S after its last look-up: without Redis its
+caller can only get a 503, and that must not become a 401. Redis counts as away if there is no connection to it, not if
+a look-up is late: everything else works then, and the holder of a revoked key may be the one who makes it late.
 """
 
 import asyncio
@@ -24,13 +25,13 @@ from shared.store.runtime import Runtime
 from shared.telemetry import get_logger
 
 _BELIEVED_S: Final = 2.0
-"""Then it is looked up again, while the request goes on."""
+"""After this a key is looked up again, while its request goes on."""
 _WAITED_FOR_S: Final = 3.0
-"""And after this the request waits for the look. With the time that Redis may take it stays below 5 s."""
+"""After this the request waits for the look-up. Together with the time that Redis may take, that is below 5 s."""
 _BELIEVED_AT_MOST_S: Final = 5.0
-"""While Redis is there."""
+"""The bound of TOKENSPOOL_AUTH_CACHE_S while Redis is connected, for look-ups that are late."""
 _AFTER_A_LATE_LOOK_S: Final = 0.5
-"""For this long after a look that was late, requests of known callers do not wait for another one."""
+"""For this long after a late look-up, requests with known keys do not wait for another one."""
 _WATCH_S: Final = 1.0
 _USE_NOTED_S: Final = 60.0
 _MOST_KNOWN: Final = 10_000
@@ -43,7 +44,7 @@ _log = get_logger("api")
 
 
 class Credential:
-    """A key that Redis knows, as it was presented: who may call with it, and until when that is believed."""
+    """A key that Redis knows, as a request sent it: whose it is, and until when that is believed."""
 
     __slots__ = ("_ring", "caller", "confirmed_s", "digest", "ends_ms", "ends_s", "fresh_until_s", "holders", "is_over", "presented", "use_noted_s")  # fmt: skip
 
@@ -61,10 +62,10 @@ class Credential:
         self.use_noted_s = -_NEVER_S
         self.is_over = False
         self.holders: set[Callable[[], object]] = set()
-        """What goes on as long as the key is good: called once it is not."""
+        """Callbacks of what goes on only while the key is valid: called when it ends."""
 
     def confirm(self, asked_s: float, standing: Standing) -> None:
-        """Redis was asked then, and said that it stands."""
+        """Notes that Redis, asked at ``asked_s``, confirmed the key."""
         self.confirmed_s = asked_s
         self.ends_s = _NEVER_S if standing.left_ms is None else asked_s + standing.left_ms / 1000
         self.fresh_until_s = min(asked_s + _BELIEVED_S, self.ends_s)
@@ -72,21 +73,21 @@ class Credential:
             self.caller = msgspec.structs.replace(self.caller, is_retiring=standing.is_retiring)
 
     def hold(self, on_over: Callable[[], object]) -> None:
-        """Until ``release``, ``on_over`` is called within 5 s of the key's end; now, if it has ended."""
+        """Calls ``on_over`` within 5 s of the key's end, unless ``release`` comes first. If it has ended: now."""
         self.holders.add(on_over)
         self._ring.watch(self)
         if self.is_over:
             on_over()
 
     def release(self, on_over: Callable[[], object]) -> None:
-        """Calls after the first change nothing."""
+        """Ends ``hold``. Calls after the first change nothing."""
         self.holders.discard(on_over)
         if not self.holders:
             self._ring.unwatch(self)
 
     @contextmanager
     def held(self, on_over: Callable[[], object]) -> Iterator[None]:
-        """``hold`` and ``release``."""
+        """``hold`` at the start of the block, ``release`` at its end."""
         self.hold(on_over)
         try:
             yield
@@ -94,20 +95,20 @@ class Credential:
             self.release(on_over)
 
     def end(self) -> None:
-        """It is not valid any more."""
+        """Notes that the key is no longer valid, and calls all holders."""
         self.is_over = True
         for on_over in list(self.holders):
             on_over()
 
 
 def credential_of(scope: MutableMapping[str, Any]) -> Credential | None:
-    """Of a request that was let in by a key; None where no keys are used."""
+    """The key of an authenticated request; None if no keys are used."""
     found: Credential | None = scope.get(_SCOPE_MEMBER)
     return found
 
 
 class KeyRing:
-    """One for an API process; ``async with`` it."""
+    """One for each API process; use it with ``async with``."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._keys = runtime.api_keys
@@ -133,7 +134,7 @@ class KeyRing:
     # Called by requests
 
     async def authenticate(self, scope: MutableMapping[str, Any], presented: bytes) -> Caller:
-        """Who sends a request with that key. Raises Unauthenticated; StorageUnavailable for one that is not known here."""
+        """The caller with that key. Raises Unauthenticated; StorageUnavailable if only Redis could say."""
         digest = hashlib.sha256(presented).digest()
         credential = self._known.get(digest)
         now_s = self._clock()
@@ -148,7 +149,7 @@ class KeyRing:
         return credential.caller
 
     async def still(self, scope: MutableMapping[str, Any]) -> None:
-        """Asked at the end of a long request. Raises Unauthenticated if its key ended meanwhile, StorageUnavailable."""
+        """Checks the key again at the end of a long request. Raises Unauthenticated, StorageUnavailable."""
         credential = credential_of(scope)
         if credential is not None:
             now_s = self._clock()
@@ -171,7 +172,7 @@ class KeyRing:
         return found
 
     async def _again(self, credential: Credential, now_s: float) -> None:
-        """Looks once more whether a known key stands, and waits for that only if it has to."""
+        """Looks a known key up again, and waits for that only if it must."""
         if now_s >= credential.ends_s:
             self._forget(credential)
             raise not_valid()
@@ -184,7 +185,7 @@ class KeyRing:
             except StorageUnavailable:
                 pass
             else:
-                # A look ends the credential that is known; this one may have been forgotten for others since.
+                # The look-up ends the credential that it finds in the cache. This one may have been evicted meanwhile.
                 if found is None or credential.is_over:
                     raise not_valid()
                 return
@@ -199,7 +200,7 @@ class KeyRing:
         return outcome
 
     def _look(self, digest: bytes, presented: PresentedKey) -> "asyncio.Task[FoundKey | Problem | None]":
-        """One for all requests with that key that are here now."""
+        """Starts a look-up, or joins the one that another request with that key has started."""
         look = self._looks.get(digest)
         if look is None:
             look = self._looks[digest] = asyncio.create_task(self._look_up(digest, presented), name="look up a key")
@@ -236,19 +237,22 @@ class KeyRing:
     # Called by credentials
 
     def watch(self, credential: Credential) -> None:
-        """Something goes on with it: it is looked after without being asked for."""
+        """Checks it in the background, since something goes on only while it is valid."""
         if not credential.is_over:
             self._watched[credential.digest] = credential
 
     def unwatch(self, credential: Credential) -> None:
-        """Nothing goes on with it any more. Calls after the first change nothing."""
+        """Ends ``watch``. Calls after the first change nothing."""
         if self._watched.get(credential.digest) is credential:
             del self._watched[credential.digest]
 
     # The loop
 
     async def attend(self) -> None:
-        """Ends what goes on with keys that are not valid any more, and writes down which were used. Never returns; raises what Redis says."""
+        """Ends what goes on with keys that are no longer valid, and writes down which keys were used.
+
+        Never returns; raises Problem if Redis fails.
+        """
         if not self._has_hinted:
             await self._hint()
         while True:
@@ -257,7 +261,10 @@ class KeyRing:
             await asyncio.sleep(_WATCH_S)
 
     async def _check_watched(self) -> None:
-        """All keys in few calls, however many streams they have. While Redis is away open streams stay, for nothing new comes on them."""
+        """Checks all watched keys in few calls, however many streams they have.
+
+        While Redis is away open streams stay: nothing new comes on them.
+        """
         asked_s = self._clock()
         watched = list(self._watched.values())
         for credential in watched:
@@ -286,5 +293,5 @@ FIRST_KEY: Final = "tokenspool keys create --tenant NAME --scope submit,read,can
 
 
 def not_valid() -> Unauthenticated:
-    """The same for whatever is wrong with a key, at the start of a request and in its course."""
+    """The same error for whatever is wrong with a key, at the start of a request and during it."""
     return Unauthenticated("The API key is not valid: there is no such key, or it is revoked or expired.")

@@ -1,4 +1,4 @@
-"""How many requests of each tenant are under way: each holds a connection, and one tenant's followers must leave some to others."""
+"""Bounds each tenant's open requests: each holds a connection, and one tenant's followers must leave others some."""
 
 from collections import Counter
 from collections.abc import MutableMapping
@@ -7,12 +7,12 @@ from typing import Any, Final
 from shared.errors import TooManyConnections
 
 _SHARE: Final = 3
-"""A tenant may hold three times what is free: three quarters of all if it is alone, less together with others."""
+"""A tenant may hold three times as many as are free: three quarters of all if it is alone, fewer with others."""
 _HELD: Final = "tokenspool.occupancy"
 
 
 class Occupancy:
-    """Of one API process, which takes ``most`` connections."""
+    """The open requests of one API process, which takes ``most`` connections."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -20,7 +20,7 @@ class Occupancy:
         self._held: Counter[str] = Counter()
 
     def enter(self, scope: MutableMapping[str, Any], tenant: str) -> None:
-        """A request of the tenant, until ``leave``. Raises TooManyConnections."""
+        """Counts a request of the tenant until ``leave``, and only once. Raises TooManyConnections."""
         if _HELD in scope:
             return
         if self._held[tenant] >= max(1, _SHARE * (self._most - self._total)):
@@ -30,7 +30,7 @@ class Occupancy:
         self._total += 1
 
     def leave(self, scope: MutableMapping[str, Any]) -> None:
-        """The request has ended. Harmless for one that never entered."""
+        """Takes a request that has ended out of the count, if it was counted."""
         tenant = scope.pop(_HELD, None)
         if tenant is not None:
             self._total -= 1

@@ -1,8 +1,8 @@
-"""Where bodies are parsed that are large, or costly by nature: in a process of its own.
+"""Parses large or otherwise costly bodies in a process of their own.
 
-A decode holds the GIL, so a thread protects nobody: 31 MB of text stop every other request for 0.18 s, 64 KB of nested
-lists for 35 ms (measured). The process is started with the first such body. It parses one at a time; a tenant has one
-of its bodies in the line, so that its next one comes after those of others.
+Decoding holds the GIL, so a thread would not help: 31 MB of text stop every other request for 0.18 s, 64 KB of nested
+lists for 35 ms (measured). The process is started for the first such body, and parses one at a time. A tenant has at
+most one body in the queue, so that its next one comes after those of others.
 """
 
 import asyncio
@@ -31,20 +31,20 @@ _FEW_BYTES: Final = 8 << 10
 _LONGEST_WAIT_S: Final = 20.0
 _RETRY_AFTER_S: Final = 5
 _NICE: Final = 5
-"""The event loops go first where cores are few."""
+"""Gives the event loops precedence where cores are few."""
 
 _log = get_logger("api")
 
 
 def is_costly(raw: bytes) -> bool:
-    """Whether parsing it could hold up the event loop for more than some 10 ms."""
+    """Whether parsing it could block the event loop for more than about 10 ms."""
     if len(raw) <= _FEW_BYTES:
         return False
     return len(raw) > _MOST_BYTES or raw.count(b",") + raw.count(b"[") + raw.count(b"{") > _MOST_VALUES
 
 
 class Parsers:
-    """One for an API process; ``async with`` it."""
+    """One for each API process; use it with ``async with``."""
 
     def __init__(self) -> None:
         self._executor: ProcessPoolExecutor | None = None
@@ -59,7 +59,7 @@ class Parsers:
             self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def parse(self, tenant: str, raw: bytes, parse: Callable[[bytes], T]) -> T:
-        """``parse(raw)``: here if it is cheap, else in the process. ``parse`` and what it returns must be picklable.
+        """``parse(raw)``, run here if that is cheap, else in the process, so ``parse`` and what it returns are pickled.
 
         Raises what ``parse`` does, and QueueFull.
         """
@@ -83,7 +83,7 @@ class Parsers:
             except BaseException:
                 self._slot.release()
                 raise
-            # A caller that gives up does not stop the process: the slot is free when the process is.
+            # If the caller gives up, the process still parses: the slot is free only when the process is.
             outcome = asyncio.wrap_future(running)
             outcome.add_done_callback(self._on_parsed)
             return await asyncio.shield(outcome)
@@ -91,12 +91,12 @@ class Parsers:
     def _on_parsed(self, outcome: "asyncio.Future[Any]") -> None:
         self._slot.release()
         if not outcome.cancelled():
-            outcome.exception()  # of a caller that is gone nobody else asks for it
+            outcome.exception()  # or asyncio would log it as never retrieved if the caller has gone
 
     def _submit(self, raw: bytes, parse: Callable[[bytes], T]) -> "Future[T]":
         try:
             return self._running().submit(parse, raw)
-        except BrokenProcessPool:  # it died, by whatever hand, since the body before
+        except BrokenProcessPool:  # it died after the body before
             self._executor = None
             return self._running().submit(parse, raw)
 
@@ -107,8 +107,8 @@ class Parsers:
 
 
 def _begin() -> None:
-    """In the new process: signals are its parent's to handle, which may drain for long yet, and it does not outlive it."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # systemd sends its own to each process of a service
+    """Runs first in the new process, which ends with its parent and ignores signals: the parent may drain for long."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # systemd sends them to each process of a service
         signal.signal(number, signal.SIG_IGN)
     os.nice(_NICE)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -1,8 +1,8 @@
-"""Relays the events of jobs to their followers: one pub/sub connection for all of a process.
+"""Relays the events of jobs to their followers, over one pub/sub connection for the whole process.
 
-Follow = subscribe and wait for the confirmation, replay the log after the client's cursor, then live events; a hole
-is filled from the log. Pub/sub is for latency and is never trusted for completeness: a re-subscription
-makes every follower look into the log, and after some silence a probe does, for all silent followers in one command.
+To follow is to subscribe and wait for the confirmation, replay the log after the client's cursor, and then pass on live
+events; a gap is filled from the log. Pub/sub is for latency and is never trusted for completeness: after a
+re-subscription every follower reads the log. After some silence one command checks the logs of all silent followers.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ _AGAIN_S: Final = 0.2
 
 
 class Listener(NamedTuple):
-    """Called for a channel that is no job's."""
+    """What is called for a channel that is not a job's."""
 
     on_message: Callable[[bytes], None]
     on_confirmed: Callable[[], None]
-    """The subscription stands. If it did before, something may have been missed."""
+    """Called when the subscription is active. If it was before, something may have been missed."""
 
 
 class Relay:
-    """One for an API process; ``async with`` it."""
+    """One for each API process; use it with ``async with``."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -49,9 +49,9 @@ class Relay:
         self._listeners: dict[str, Listener] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.is_draining = False
-        """Whether clients that can come back are asked to."""
+        """Whether clients that can resume are asked to reconnect."""
         self.is_closing = False
-        """Whether all clients are."""
+        """Whether all clients are asked to reconnect."""
 
     async def __aenter__(self) -> Self:
         await self._subscriber.__aenter__()
@@ -72,13 +72,13 @@ class Relay:
 
     @property
     def follower_count(self) -> int:
-        """Open watches."""
+        """How many watches are open."""
         return sum(len(watches) for watches in self._watches.values())
 
     def watch(self, job_id: str, *, is_resumable: bool = False) -> "Watch":
-        """Listens to a job from now on. Call it before a submit to miss nothing; ``close`` it in the end.
+        """Listens to a job from now on. Call it before a submit to miss nothing. The caller must ``close`` it.
 
-        ``is_resumable``: the client can come back by its last event id, and is asked to as soon as the process drains.
+        ``is_resumable``: the client can resume by its last event id, and is asked to as soon as the process drains.
         """
         watch = Watch(self, self._runtime, job_id, self._most_bytes, is_resumable=is_resumable)
         watches = self._watches.get(job_id)
@@ -91,19 +91,22 @@ class Relay:
         return watch
 
     def listen(self, channel: str, listener: Listener) -> None:
-        """Hears one more channel over the same connection, until ``unlisten``. Each has one listener."""
+        """Subscribes to one more channel over the same connection, until ``unlisten``. A channel has one listener."""
         self._listeners[channel] = listener
         self._subscriber.subscribe(channel)
 
     def unlisten(self, channel: str) -> None:
-        """Stops hearing it. Calls after the first change nothing."""
+        """Ends ``listen``. Calls after the first change nothing."""
         if self._listeners.pop(channel, None) is not None:
             self._subscriber.unsubscribe(channel)
 
     async def wait_for_end(
         self, job_id: str, timeout_s: float, watch: "Watch | None" = None, *, is_new: bool = False
     ) -> bool:
-        """Waits at most ``timeout_s``. True once the job has ended. ``is_new``: it was submitted after ``watch``."""
+        """True once the job has ended or is gone; False after ``timeout_s`` or when the process stops.
+
+        ``is_new``: the job was submitted after ``watch`` was opened.
+        """
         own = watch or self.watch(job_id)
         try:
             async with asyncio.timeout(timeout_s):
@@ -151,7 +154,7 @@ class Relay:
             return
         try:
             events = decode_published(message)
-        except (ValueError, IndexError):  # not ours: the log says what there is
+        except (ValueError, IndexError):  # not a message of ours: the log has the events
             for watch in watches:
                 watch.look()
             return
@@ -214,14 +217,14 @@ class Watch(BufferedWatch[Event]):
     # Called by the relay
 
     def confirm(self) -> None:
-        """The subscription stands. If it did before, or comes late, something may have been missed."""
+        """Called when the subscription is active. If it was before, or comes late, something may have been missed."""
         if self._is_confirmed or asyncio.get_running_loop().time() - self._opened_s > _LATE_S:
             self._is_behind = True
         self._is_confirmed = True
         self.wake()
 
     def on_probe(self, reach: Reach | None, now_s: float) -> None:
-        """What the log says after some silence. Each silent probe doubles the time to the next."""
+        """Takes the finding of a probe, after some silence. Each probe doubles the time to the next."""
         last = reach and max(filter(None, (reach.end_id, reach.top)), default=None)
         if reach is None or (last is not None and (self._position is None or last > self._position)):
             self.look()
@@ -235,7 +238,7 @@ class Watch(BufferedWatch[Event]):
         self._relay.forget(self)
 
     async def ended(self, *, is_new: bool = False) -> None:
-        """Returns once the job has ended, or is gone. ``is_new``: it was submitted after ``watch``. Raises Closing."""
+        """Returns once the job has ended or is gone. ``is_new``: it was submitted after ``watch``. Raises Closing."""
         if not is_new:
             await self.until_confirmed()
             self._is_behind = True
@@ -260,11 +263,11 @@ class Watch(BufferedWatch[Event]):
     async def follow(
         self, job: Job, *, cursor: EventId | None = None, from_now: bool = False, is_new: bool = False
     ) -> AsyncIterator[list[Event]]:
-        """The job's events in order, without a hole and without a double, in batches; the last one is terminal.
+        """The job's events in order, without gaps or duplicates, in batches; the last event is terminal.
 
-        An empty batch means: time for a ping. Events without an id are made here: ``reset``, ``snapshot``.
-        ``cursor`` is the last event that the client has. ``is_new``: the job was submitted after ``watch``.
-        Raises Closing and Gone.
+        An empty batch means that a ping is due. Events without an id are made here: ``reset``, ``snapshot``.
+        ``cursor``: the last event that the client has. ``from_now``: leaves out all events so far. ``is_new``: the job
+        was submitted after ``watch``. Raises Closing and Gone.
         """
         self._position = cursor
         self._tenant = job.tenant
@@ -275,7 +278,7 @@ class Watch(BufferedWatch[Event]):
                 if batch and batch[-1].is_terminal:
                     return
             if from_now:
-                yield []  # the client may know that from now on it misses nothing
+                yield []  # a ping: from now on the client misses nothing
         while True:
             async for batch in self._catch_up():
                 yield batch
@@ -291,7 +294,7 @@ class Watch(BufferedWatch[Event]):
                 await self._wait()
 
     async def _begin(self, job: Job, cursor: EventId | None, from_now: bool) -> AsyncIterator[list[Event]]:
-        """Finds the place to go on from; if there is none, the client gets a ``reset``."""
+        """Finds the position to start from. If the log no longer has the cursor, the client gets a ``reset``."""
         (reach,) = await self._runtime.log.probe([self.job_id])
         if reach is None:
             raise Gone
@@ -314,7 +317,7 @@ class Watch(BufferedWatch[Event]):
         return bool(entries) and entries[0].id == cursor
 
     async def _without_log(self, job: Job, end_id: EventId, *, had_cursor: bool) -> list[Event]:
-        """The log is gone, or there never was one: what the record still knows."""
+        """For a job that has ended without a log, or whose log is gone: what its record still has."""
         ended = await self._runtime.jobs.get(job.id, job.tenant, with_result=True)
         batch = [_made_reset(ended.attempts, "cursor_trimmed")] if had_cursor else []
         if ended.result is not None:
@@ -323,7 +326,7 @@ class Watch(BufferedWatch[Event]):
         return [*batch, _terminal(end_id, ended.state)]
 
     async def _catch_up(self) -> AsyncIterator[list[Event]]:
-        """From the log, until there is no more."""
+        """The log's events after the position, until there are no more."""
         while self._is_behind:
             try:
                 events = await self._runtime.log.read(
@@ -340,7 +343,7 @@ class Watch(BufferedWatch[Event]):
                     (reach,) = await self._runtime.log.probe([self.job_id])
                     if reach is None:
                         raise Gone
-                    # Ended without a log. (A log that ends before the end has lost its tail, and is given it again.)
+                    # Ended without a log. (A log without its end has lost its tail, which is written again.)
                     if reach.end_id is not None and reach.top is None:
                         state = await self._runtime.jobs.state(self.job_id)
                         events = [_terminal(reach.end_id, state or JobState.EXPIRED)]
@@ -354,9 +357,10 @@ class Watch(BufferedWatch[Event]):
                 yield events
 
     async def _is_rolled_back(self, found: Event) -> bool:
-        """Whether the client has events that Redis lost, and with them the knowledge that there is text to reset.
+        """Whether Redis has lost the last event that the client has. The client then needs a ``reset``, which a later
+        attempt may not send, since Redis has also lost that there was text.
 
-        Asked where one epoch follows another: inside of one, the worker sends the lost tail again.
+        Checked only where the epoch changes: within one, the worker writes the lost tail again.
         """
         position = self._position
         if position is None or position.seq == _BEFORE_ALL or found.id is None or found.id.epoch == position.epoch:
@@ -369,7 +373,7 @@ class Watch(BufferedWatch[Event]):
         return _made_reset(attempts, "log_rolled_back"), _before(reach.newest_claim if reach else None)
 
     def _contiguous(self) -> list[Event]:
-        """The live events that follow on. Anything else, a new attempt too, is for the log to decide."""
+        """The live events that follow on the position. All others, also of a new attempt, are read from the log."""
         events, is_whole = following_on(self.take(), self._position)
         if not is_whole:
             self._is_behind = True
@@ -404,7 +408,7 @@ def _terminal(end_id: EventId, state: JobState) -> Event:
 
 
 def _before(start: EventId | None) -> EventId | None:
-    """The position from which ``start`` is the next event."""
+    """The position after which ``start`` is the next event."""
     return EventId(start.epoch - 1, _BEFORE_ALL) if start else None
 
 

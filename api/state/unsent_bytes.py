@@ -1,4 +1,4 @@
-"""What clients have not read yet of large responses: bounded, for the process and for each tenant."""
+"""Bounds how much of large responses waits to be read by clients, for the process and for each tenant."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _RETRY_AFTER_S = 5
 
 
 class UnsentBytes:
-    """The large responses of a process that are on their way. Streams of events have a bound of their own, each."""
+    """The large responses of a process that are being sent. Each stream of events has a bound of its own."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
@@ -18,12 +18,13 @@ class UnsentBytes:
 
     @property
     def bytes(self) -> int:
-        """Of all of them."""
+        """The size of all of them."""
         return self._held.total()
 
     @contextmanager
     def held(self, tenant: str, size_bytes: int) -> Iterator[None]:
-        """Counts a response until the block ends. A tenant holds no more than it leaves to others, but always one response.
+        """Counts a response until the block ends. A tenant may hold as much as it leaves to others, but always one
+        response.
 
         Raises QueueFull.
         """

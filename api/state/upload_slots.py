@@ -1,4 +1,4 @@
-"""How many batches are uploaded at once: each holds a little of a process's memory."""
+"""Bounds the uploads of batches, since each holds some of the process's memory."""
 
 import asyncio
 from collections import Counter, deque
@@ -16,20 +16,20 @@ _UPLOAD_AGAIN_S: Final = 5
 
 
 class Uploads:
-    """The batches that come in at once, MOST_UPLOADS at most: each holds two slices, a line and all its custom ids.
+    """The uploads in progress, at most MOST_UPLOADS: each holds two slices, a line and all custom ids in memory.
 
-    A tenant holds no more places than it leaves to others, nor waits for more: it cannot keep the others out. A free place goes
-    to the tenant that holds the fewest, and among equals to the one that has waited longest.
+    A tenant may hold as many places as it leaves to others, and as many of its uploads may wait: it cannot keep the
+    others out. A free place goes to the tenant that holds the fewest; among equals, to the one that has waited longest.
     """
 
     def __init__(self) -> None:
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
-        """By tenant, none of which may hold another place now."""
+        """By tenant; none of these tenants may hold another place now."""
 
     @asynccontextmanager
     async def place_of(self, tenant: str) -> AsyncIterator[None]:
-        """One for as long as the block takes. Waits for it up to 10 s. Raises QueueFull."""
+        """Holds a place during the block. Waits for one for up to 10 s. Raises QueueFull."""
         if self._may_hold(tenant):
             self._held[tenant] += 1
         else:
@@ -54,7 +54,7 @@ class Uploads:
         except BaseException as error:
             if place.cancelled():
                 self._forget(tenant, place)
-            else:  # it was granted in the very moment
+            else:  # granted just as the wait ended
                 self._give_back(tenant)
             if isinstance(error, TimeoutError):
                 raise _too_many() from None
@@ -70,7 +70,7 @@ class Uploads:
         waiting = self._waiting.pop(tenant)
         place = waiting.popleft()
         if waiting:
-            self._waiting[tenant] = waiting  # after the others, whose turn it is
+            self._waiting[tenant] = waiting  # moved to the end: the others are next
         if not place.done():
             self._held[tenant] += 1
             place.set_result(None)

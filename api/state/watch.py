@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 
 class Closing(Exception):
-    """The process is about to end: followers are asked to come back."""
+    """The process is about to end: the client is asked to reconnect."""
 
 
 class Gone(Exception):
@@ -26,7 +26,7 @@ class Gone(Exception):
 
 
 def _nothing() -> None:
-    """Nobody listens."""
+    """The default of ``on_cut``."""
 
 
 class BufferedWatch(ABC, Generic[Item]):
@@ -47,15 +47,15 @@ class BufferedWatch(ABC, Generic[Item]):
 
     def __init__(self, most_bytes: int, *, is_resumable: bool, is_behind: bool = False) -> None:
         self.is_resumable = is_resumable
-        """Whether the client can come back and miss nothing: when the process drains it is asked to, and not waited for."""
+        """Whether the client can reconnect and miss nothing. A drain asks it to, and does not wait for it."""
         self.on_cut: Callable[[], None] = _nothing
-        """Called when the follower hangs in a write to a client that does not read."""
+        """Called when the follower is stuck in a write to a client that does not read."""
         self.is_cut = False
         self._most_bytes = most_bytes
         self._buffer: deque[Item] = deque()
         self._size = 0
         self._is_behind = is_behind
-        """Whether something may have been missed: the log is to be read."""
+        """Whether something may have been missed, so that the log must be read."""
         self._is_pinged = False
         self._waiter: asyncio.Future[None] | None = None
         self._writing_since_s: float | None = None
@@ -63,8 +63,8 @@ class BufferedWatch(ABC, Generic[Item]):
     # Called by the relay
 
     def deliver(self, items: Sequence[Item], size: int) -> None:
-        """Live items of ``size`` bytes together. A full buffer cuts a follower that hangs in a write; one that had no turn
-        yet reads the log instead.
+        """Takes live items, ``size`` bytes together. If the buffer is full, a follower that is stuck in a write is cut;
+        one that has had no turn yet reads the log instead.
         """
         if self._size > self._most_bytes:
             self._drop()
@@ -77,12 +77,12 @@ class BufferedWatch(ABC, Generic[Item]):
         self.wake()
 
     def look(self) -> None:
-        """Something may have been missed."""
+        """Notes that something may have been missed."""
         self._is_behind = True
         self.wake()
 
     def ping(self, every_s: float) -> None:
-        """Time for a sign of life to the client. One that has read nothing since the last one is cut."""
+        """Notes that a ping is due. A client that has read nothing since the last one is cut."""
         since_s = self._writing_since_s
         if since_s is not None and asyncio.get_running_loop().time() - since_s > every_s:
             self._cut()
@@ -111,7 +111,9 @@ class BufferedWatch(ABC, Generic[Item]):
         self._writing_since_s = asyncio.get_running_loop().time() if now else None
 
     async def until_confirmed(self) -> None:
-        """Returns once the subscription stands, or after 2 s: with pub/sub away the log still has everything. Raises Closing."""
+        """Returns once the subscription is active, or after 2 s: the log has everything without it too.
+        Raises Closing.
+        """
         deadline_s = asyncio.get_running_loop().time() + _CONFIRM_S
         while not self._is_subscribed and (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
             try:
@@ -121,7 +123,7 @@ class BufferedWatch(ABC, Generic[Item]):
                 return
 
     def check_open(self) -> None:
-        """Raises Closing if the follower is asked to come back to another process."""
+        """Raises Closing if the client is to reconnect to another process."""
         if self._is_dismissed:
             raise Closing
 
@@ -133,16 +135,16 @@ class BufferedWatch(ABC, Generic[Item]):
     @property
     @abstractmethod
     def _is_dismissed(self) -> bool:
-        """Whether the follower is to end with Closing."""
+        """Whether the follower must end with Closing."""
 
     def take(self) -> list[Item]:
-        """All that has arrived since the last time."""
+        """All that has arrived since the last call."""
         items = list(self._buffer)
         self._drop()
         return items
 
     def take_ping(self) -> bool:
-        """Whether it is time for one."""
+        """Whether a ping is due; from then on it is not, until the next ``ping``."""
         is_pinged, self._is_pinged = self._is_pinged, False
         return is_pinged
 
@@ -160,7 +162,7 @@ class BufferedWatch(ABC, Generic[Item]):
 
 
 async def ping_all(watches: Callable[[], Sequence[BufferedWatch[Item]]], every_s: float) -> None:
-    """Pings every watch in turn, until it is cancelled. A timer per client would wake the process ten thousand times."""
+    """Pings every watch in turn, until cancelled. A timer for each client would wake the process ten thousand times."""
     while True:
         await asyncio.sleep(every_s)
         for number, watch in enumerate(watches()):
