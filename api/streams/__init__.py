@@ -1,1 +1,1 @@
-"""Server-sent events: what a follower of a job or of a batch is sent."""
+"""Server-sent events for the followers of a job or a batch."""

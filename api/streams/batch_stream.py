@@ -1,7 +1,7 @@
-"""A batch as server-sent events: its progress, and, if the client asks for them, all its items' events on one connection.
+"""A batch as server-sent events: its progress and, if the client asks for them, its items' events on one connection.
 
-An item's events carry its ``custom_id`` and ``job_id``, and no event ids: whoever comes back gets a ``snapshot`` of each item
-that runs. Apart from that each item's events come as in its job's own stream: in order, without a hole, and with its end.
+An item's events have its ``custom_id`` and ``job_id``, but no event id: a client that reconnects gets a ``snapshot`` of
+each running item. Otherwise each item's events are those of its job's own stream: in order, without gaps, with the end.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ ENDED: Final = "ended"
 _PARTING: Final = b": the server is restarting, come back\n\n"
 _PAGE: Final = 250
 _REMEMBERED_S: Final = 15.0
-"""An item's end is not sent twice, even if a message about it comes this late."""
+"""How late a message about an item's end may come without the end being sent twice."""
 _AWAY: Final = (StorageUnavailable, StorageFull)
 _AGAIN_S: Final = 0.2
 
@@ -41,7 +41,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """The data of ``progress``."""
+    """The data of a ``progress`` event."""
 
     counts: BatchCounts
     rate_per_s: float | None
@@ -49,7 +49,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 def batch_stream(api: "ApiState", batch: Batch, *, items_as: StreamFormat | None) -> SseResponse:
-    """A batch as SSE, with its items' events in that form, or without them."""
+    """A batch as SSE. ``items_as``: the format of its items' events; None leaves them out."""
     watch = api.batch_relay.watch(batch, with_items=items_as is not None)
     if items_as is None:
         frames = _progress_frames(watch)
@@ -59,14 +59,14 @@ def batch_stream(api: "ApiState", batch: Batch, *, items_as: StreamFormat | None
 
 
 async def _parting(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield b"retry: %d\n\n" % random.randint(1000, 3000)  # spread over time: all come back after a restart
+    yield b"retry: %d\n\n" % random.randint(1000, 3000)  # random, or all would reconnect at once after a restart
     try:
         async for piece in frames:
             yield piece
     except Closing:
         yield _PARTING
     except (Gone, NotFound):
-        return  # erased: the client comes back, and gets a 404
+        return  # erased: the client reconnects, and gets a 404
 
 
 async def _progress_frames(watch: BatchWatch) -> AsyncIterator[bytes]:
@@ -128,7 +128,7 @@ def _progress(watch: BatchWatch, batch: Batch) -> bytes:
 
 
 def end_id_of(batch: Batch) -> EventId | None:
-    """The id of ``ended``, the only event of a batch's own that has one: who has seen it has seen all. None before the end."""
+    """The id of ``ended``, the batch's only event with an id: a client that has it has all. None before the end."""
     return None if batch.ended_ms is None else EventId(batch.ended_ms, 0)
 
 
@@ -145,7 +145,7 @@ class _ItemStream:
         self.job_id = job.id
         self.prefix = _encode({"custom_id": job.spec.custom_id, "job_id": job.id})[:-1]
         self.position = position
-        """Of the last event that was sent; None before the first."""
+        """The id of the last event that was sent; None before the first."""
 
     def frame(self, name: str, data: bytes) -> bytes:
         members = data.strip()[1:]
@@ -153,7 +153,7 @@ class _ItemStream:
 
 
 class ItemStreams:
-    """The items of a batch, as one follower has them. It remembers those that run."""
+    """The items of a batch, and how far one follower has been sent the events of those that run."""
 
     def __init__(self, runtime: Runtime, batch: Batch, form: StreamFormat) -> None:
         self._runtime = runtime
@@ -163,14 +163,14 @@ class ItemStreams:
         self._items: dict[str, _ItemStream] = {}
         self._has_begun = False
         self._ended_line: int | None = None
-        """The line of the last item whose end the client has, or that had ended before it came."""
+        """The line of the newest ended item whose end the client has, or that ended before the client connected."""
         self._ended: set[str] = set()
         self._ended_before: set[str] = set()
-        """Items whose end was sent lately, and a little earlier."""
+        """Items whose end was sent since ``_turned_s``, and in the _REMEMBERED_S before it."""
         self._turned_s = asyncio.get_running_loop().time()
 
     async def go_on(self, messages: Sequence[ItemEvents]) -> AsyncIterator[bytes]:
-        """Frames of what has just happened. Events that follow on are sent as they are; the log says what else there is."""
+        """Frames of live events. Those that follow on what was sent are sent directly; gaps are filled from the log."""
         jobs = await self._jobs_of([job_id for job_id, _ in messages if not self._is_known(job_id)])
         for job_id, events in messages:
             if self._has_sent_end(job_id) or not (job_id in self._items or job_id in jobs):
@@ -186,7 +186,7 @@ class ItemStreams:
                 yield piece
 
     async def catch_up(self) -> AsyncIterator[bytes]:
-        """Frames of what the logs hold beyond what was sent, of all items that run or have ended since the last time."""
+        """Frames of all that the logs hold and was not sent, for items that run or have ended since the last call."""
         batches = self._runtime.batches
         await batches.follow(self._batch_id)
         if not self._has_begun:
@@ -217,7 +217,7 @@ class ItemStreams:
                 yield piece
 
     async def _frames_of(self, item: _ItemStream, events: Sequence[Event]) -> AsyncIterator[bytes]:
-        """Frames of these events. The position is moved first: should Redis go away, nothing is sent twice."""
+        """Frames of these events. The position is moved first: if Redis then fails, nothing is sent twice."""
         if not events:
             return
         *others, last = events
@@ -236,14 +236,14 @@ class ItemStreams:
                 yield self._end_frame(item, job)
 
     async def _frames_from_log(self, item: _ItemStream) -> AsyncIterator[bytes]:
-        """Frames of what the log holds after the position."""
+        """Frames of the log's events after the position."""
         while True:
             position = item.position
             events = await self._runtime.log.read(item.job_id, after=position, count=_PAGE, tenant=self._tenant)
             if not events:
                 return
             if position is not None and _epoch_of(events[0]) != position.epoch and not await self._holds(item):
-                # Redis has lost what the client has: it gets anew what there is.
+                # Redis has lost the last event that the client has: send a snapshot of what is left.
                 for job in (await self._jobs_of([item.job_id])).values():
                     async for piece in self._frames_so_far(job):
                         yield piece
@@ -259,7 +259,7 @@ class ItemStreams:
         return bool(entries) and entries[0].id == item.position
 
     async def _frames_so_far(self, job: Job) -> AsyncIterator[bytes]:
-        """Of an item that began unheard: its newest attempt's text so far, and its end if it has ended."""
+        """For an item whose beginning was missed: its newest attempt's text so far, and its end if it has ended."""
         (reach,) = await self._runtime.log.probe([job.id])
         if reach is None:
             return
@@ -291,7 +291,7 @@ class ItemStreams:
                 yield piece
 
     async def _frames_without_log(self, item: _ItemStream) -> AsyncIterator[bytes]:
-        """Of an item that has ended, and whose log is gone, or never was: what the record still knows."""
+        """For an ended item without a log: what its record still has."""
         try:
             job = await self._runtime.jobs.get(item.job_id, self._tenant, with_result=True)
         except NotFound:
@@ -302,7 +302,7 @@ class ItemStreams:
         yield self._end_frame(item, job)
 
     async def _frames_of_ended(self) -> AsyncIterator[bytes]:
-        """Of items that have ended since the last time, and whose end was not sent."""
+        """Frames of items that have ended since the last call, and whose end was not sent."""
         while items := await self._ended_items():
             ids = [item.job_id for item in items if item.job_id is not None and not self._has_sent_end(item.job_id)]
             jobs = await self._jobs_of(ids)
@@ -323,7 +323,7 @@ class ItemStreams:
             return await self._runtime.batches.ended_items(
                 self._batch_id, Order.FINISHED, after=self._ended_line, count=_PAGE
             )
-        except InvalidCursor:  # Redis lost that end
+        except InvalidCursor:  # Redis has lost that end
             self._ended_line = await self._runtime.batches.last_ended_line(self._batch_id)
             return []
 
@@ -334,7 +334,7 @@ class ItemStreams:
         return b"" if text is None else item.frame(OurEvent.DELTA, b'{"text":%b}' % text)
 
     def _end_frame(self, item: _ItemStream, job: Job) -> bytes:
-        """The terminal event carries the job, whose own ``custom_id`` stands in front already."""
+        """The terminal event, which carries the job without ``custom_id``: each frame of an item begins with that."""
         self._close(job.id)
         view = msgspec.structs.replace(job_view_of(job, None, with_result=True), custom_id=msgspec.UNSET)
         return item.frame(job.state, _encode(view))

@@ -33,7 +33,11 @@ def job_stream(
     is_new: bool = False,
     headers: Mapping[str, str] | None = None,
 ) -> SseResponse:
-    """A job's events as SSE. ``watch``: of the request that submitted the job, or found it; ``is_new``: it submitted it."""
+    """A job's events as SSE: after ``cursor``, only new ones if ``from_now``, by default from the newest attempt on.
+
+    ``watch``: one that the request has already opened, before it submitted or found the job. ``is_new``: the job was
+    submitted after ``watch`` was opened.
+    """
     own = watch or api.relay.watch(job.id, is_resumable=True)
     frames = _job_frames(api.runtime, job, own, queue_position, form, cursor, from_now, is_new)
     return SseResponse(frames, watch=own, headers=headers)
@@ -49,7 +53,7 @@ async def _job_frames(
     from_now: bool,
     is_new: bool,
 ) -> AsyncIterator[bytes]:
-    head = b"retry: %d\n\n" % random.randint(1000, 3000)  # spread over time: all come back after a restart
+    head = b"retry: %d\n\n" % random.randint(1000, 3000)  # random, or all would reconnect at once after a restart
     if not from_now:
         if cursor is None:
             data = msgspec.json.encode({"job_id": job.id, "queue_position": queue_position})
@@ -68,11 +72,11 @@ async def _job_frames(
     except Closing:
         yield _PARTING
     except (Gone, NotFound, StorageUnavailable):
-        return  # the client comes back, and gets a 404 or a 503
+        return  # the client reconnects, and gets a 404 or a 503
 
 
 async def _terminal_frame(runtime: Runtime, job: Job, event: Event) -> bytes:
-    """The terminal event carries the job as it ended. Waits while Redis is away."""
+    """The terminal event, with the ended job as its data. Waits while Redis is away."""
     while True:
         try:
             ended = await runtime.jobs.get(job.id, job.tenant, with_result=True)

@@ -1,4 +1,4 @@
-"""Why a part of an answer is taken back, for streams that have no word for that and end with an error instead."""
+"""Why a part of an answer became void, for streams that have no event for that and end with an error instead."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -19,7 +19,7 @@ class _Announcement(msgspec.Struct):
 
 
 def reason_of(events: Sequence[Event]) -> str:
-    """Of the first of them that gives one: a code of ``job.error``, or a reason of ``reset``."""
+    """The reason that the first ``retry`` or ``reset`` gives: a code of ``job.error``, or a reason of ``reset``."""
     for event in events:
         if event.name in (OurEvent.RETRY, OurEvent.RESET):
             return msgspec.json.decode(event.data, type=_Announcement).reason
@@ -27,5 +27,5 @@ def reason_of(events: Sequence[Event]) -> str:
 
 
 def sentence_of(reason: str) -> str:
-    """For the client."""
+    """The message for the client."""
     return f"{_SENTENCES.get(reason, _UPSTREAM)} ({reason}): send the request again."

@@ -1,8 +1,8 @@
 """Server-sent events: one response class for every stream, and the frames that streams send.
 
-A plain ASGI response with one task per client besides the request's own, and no timer: sse-starlette costs 47 KB an idle
-client, over our bound (docs/decisions). Data is always one line of JSON made by us, names come from our lists, ids from
-our log: nothing that a model says can break out of its frame.
+Each client costs one task in addition to the request's own, and no timer. sse-starlette takes 47 KB for an idle client,
+more than our bound (docs/decisions/0002). ``frame`` gets one line of JSON made by us, names from our lists and ids from
+our log, so that nothing that a model generates can break out of its frame.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ PING: Final = b": ping\n\n"
 _KEY_ENDED: Final = b": the api key is not valid any more\n\n"
 _GRACE_S: Final = 0.5
 _MOST_AT_ONCE: Final = 64 << 10
-"""Bytes given to the server in one piece: it takes any piece whole into its memory, then waits until it is sent."""
+"""Bytes given to the server in one piece: it keeps any piece whole in its memory until it is sent."""
 
 _HEADERS: Final = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -36,17 +36,17 @@ class StreamFormat(StrEnum):
     """How a job's events are sent."""
 
     TEXT = "text"
-    """Ours, and the text as ``delta``."""
+    """Our own events, with the text as ``delta``."""
     MESSAGES = "messages"
-    """The upstream's events as they are, ours between them."""
+    """The upstream's events as they are, with ours between them."""
 
 
 class SseResponse(Response):
-    """Sends frames as they come; ends when they end, when the client is gone, at shutdown, or with the API key.
+    """Sends frames as they come. Ends when they end, when the client disconnects, at shutdown, or with the API key.
 
-    ``frames`` yields ready frames. ``key_ended`` makes the last one for a client whose key is not valid any more; by default a
-    comment. ``on_close(finished)`` is awaited in the end, whatever happened: ``finished`` is False if the client left, or
-    was cut, before the frames ended.
+    ``frames`` yields encoded frames. ``key_ended`` makes the last frame for a client whose key is no longer valid; by
+    default that is a comment. ``on_close(finished)`` is awaited at the end, whatever happened. ``finished`` is False if
+    the client left or was cut before the frames ended.
     """
 
     def __init__(
@@ -67,7 +67,6 @@ class SseResponse(Response):
         self.init_headers({**_HEADERS, **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI side."""
         owner = _Owner()
         watch = self._watch
         watch.on_cut = owner.end
@@ -112,7 +111,10 @@ class SseResponse(Response):
                 await self._on_close(finished)
 
     async def _part(self, scope: Scope, receive: Receive, send: Send, *, in_a_frame: bool) -> None:
-        """The key is not valid any more. A client that does not read, or has half a frame, is cut without a word."""
+        """Ends the stream of a client whose key has ended.
+
+        A client that does not read, or has half a frame, gets no last frame.
+        """
         if in_a_frame:
             await abort(scope, receive)
             return
@@ -125,8 +127,8 @@ class SseResponse(Response):
 
 
 class _Owner:
-    """The task of a response. The client's going, a cut or a key's end may end it, together too: that is the end of the
-    response and not of the task, which the server may cancel as well.
+    """The task of a response. A disconnect, a cut or a key's end cancels it, maybe several at once, and ends only the
+    response. The server may cancel the task as well, and that must end the task itself: so our cancels are counted.
     """
 
     __slots__ = ("_cancels", "_task")
@@ -143,7 +145,7 @@ class _Owner:
             self._task.cancel()
 
     def ended_it(self) -> bool:
-        """Whether nobody else has cancelled the task."""
+        """Whether only we have cancelled the task. Takes our own cancels back."""
         assert self._task is not None
         for _ in range(self._cancels):
             self._task.uncancel()
@@ -159,7 +161,7 @@ async def _end_when_left(receive: Receive, owner: _Owner) -> None:
 
 
 def frame(name: str, data: bytes, event_id: EventId | None = None) -> bytes:
-    """One SSE frame. ``data`` is one line."""
+    """One SSE frame. ``data`` must be one line."""
     if event_id is None:
         return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
     return b"id: %d-%d\nevent: %b\ndata: %b\n\n" % (event_id.epoch, event_id.seq, name.encode(), data)

@@ -1,4 +1,4 @@
-"""A batch as its caller sees it: one JSON object, the same in every response and in the last event of a follow."""
+"""A batch as its caller sees it: one JSON object, the same in every response and in the last event of its stream."""
 
 from typing import Final
 
@@ -22,7 +22,7 @@ class BatchUrls(msgspec.Struct, frozen=True):
 
 
 class BatchView(msgspec.Struct, frozen=True, kw_only=True):
-    """The wire form."""
+    """A batch."""
 
     id: str
     type: str
@@ -49,23 +49,22 @@ class BatchPage(msgspec.Struct, frozen=True):
 
 
 def url_of(batch_id: str) -> str:
-    """Where the batch is read: its ``Location``."""
+    """The batch's path, which is its ``Location``."""
     return f"/v1/batches/{batch_id}"
 
 
 def render(batch: Batch) -> bytes:
-    """One line of JSON."""
+    """The batch as one line of JSON."""
     return _encode(view_of(batch))
 
 
 def render_page(batches: list[Batch], next_after: str | None) -> bytes:
-    """A list."""
+    """A page of batches, as one line of JSON."""
     views = [view_of(batch) for batch in batches]
     return _encode(BatchPage(data=views, has_more=next_after is not None, next=next_after))
 
 
 def view_of(batch: Batch) -> BatchView:
-    """As the record stands."""
     url = url_of(batch.id)
     return BatchView(
         id=batch.id,

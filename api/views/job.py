@@ -1,4 +1,4 @@
-"""A job as its caller sees it: one JSON object, the same in every response and in the last event of a follow."""
+"""A job as its caller sees it: one JSON object, the same in every response and in the last event of its stream."""
 
 from typing import Final
 
@@ -13,7 +13,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """Spans of the job's life, in milliseconds."""
+    """Spans of the job's life, in milliseconds; null until they are known."""
 
     queued_ms: int | None
     """Submit to first start."""
@@ -34,7 +34,7 @@ class Urls(msgspec.Struct, frozen=True):
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """The wire form. ``result`` is null unless the job succeeded, and absent where it was not asked for."""
+    """A job. ``result`` is null unless the job succeeded, and absent if it was not asked for."""
 
     id: str
     type: str
@@ -73,24 +73,24 @@ class JobPage(msgspec.Struct, frozen=True):
 
 
 def url_of(job_id: str) -> str:
-    """Where the job is read: its ``Location``."""
+    """The job's path, which is its ``Location``."""
     return f"/v1/jobs/{job_id}"
 
 
 def render(job: Job, queue_position: int | None, *, with_result: bool = True, with_metadata: bool = True) -> bytes:
-    """One line of JSON. ``with_metadata``: what its submitter said of it too: metadata, tags and webhook."""
+    """The job as one line of JSON. ``with_metadata``: with what its submitter set: metadata, tags and webhook."""
     view = view_of(job, queue_position, with_result=with_result)
     return _encode(view if with_metadata else msgspec.structs.replace(view, metadata={}, tags=(), webhook=None))
 
 
 def render_page(jobs: list[Job], positions: list[int | None], next_after: str | None) -> bytes:
-    """A list, without results."""
+    """A page of jobs without results, as one line of JSON."""
     views = [view_of(job, position, with_result=False) for job, position in zip(jobs, positions, strict=True)]
     return _encode(JobPage(data=views, has_more=next_after is not None, next=next_after))
 
 
 def view_of(job: Job, queue_position: int | None, *, with_result: bool) -> JobView:
-    """``queue_position`` is shown only while the job waits."""
+    """The job's JSON form. ``queue_position`` is shown only while the job is queued."""
     spec = job.spec
     url = url_of(job.id)
     return JobView(
