@@ -1,1 +1,1 @@
-"""How a batch comes in, is retried, and its results go out, whichever surface asks."""
+"""How a batch is created and retried, and its results are sent, for every surface."""

@@ -1,7 +1,7 @@
-"""The requests of a batch, checked one by one, and what they have in common.
+"""The requests of a batch, checked one by one, and their common options.
 
-Pure. A request that cannot run is a value, not an error: the batch goes on without it. What is said of it names fields
-and places, never what stands there.
+Pure. A request that cannot run is a value, not an exception: the batch goes on without it. Its message names fields and
+places, never their content.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ from shared.settings import Settings
 from shared.webhooks import DEFAULT_BATCH_EVENTS, EventType, Webhook
 
 DraftOf = Callable[[Any], Draft]
-"""What is asked of one request's parameters. Raises InvalidRequest, which names the fields."""
+"""Makes a draft of one request's parameters. Raises InvalidRequest, which names the fields."""
 
 _SHOWN_FIELDS: Final = 3
 _NOT_JSON: Final = "must be JSON"
@@ -47,7 +47,7 @@ _DIGITS: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 
 
 def an_object_of(model: type[Body]) -> PlainValidator:
-    """An object that is to be read by that model, later."""
+    """Accepts any object: the model reads it later."""
     return PlainValidator(_an_object, json_schema_input_type=model)
 
 
@@ -61,7 +61,7 @@ class BatchLine(Body):
     """One request of a batch."""
 
     custom_id: Annotated[str, Text(1, 64, is_printable=True)]
-    """Printable, and in the batch once; it comes back with the result."""
+    """Printable, and unique in the batch. Returned with the result."""
     params: Annotated[dict[str, Any], an_object_of(JobRequest)]
     """What ``POST /v1/jobs`` takes, without ``job``."""
 
@@ -70,11 +70,11 @@ class BatchWebhook(JobWebhook):
     """Who is notified of the end of a batch, or of its items."""
 
     events: Annotated[tuple[EventType, ...], SOME, EACH_ONCE, some_of(EventType)] = DEFAULT_BATCH_EVENTS  # type: ignore[assignment]
-    """Which ends: of the batch, or of its items."""
+    """The ends to be notified of: the batch's, or its items'."""
 
 
 class BatchOptions(JobOptions):
-    """What all items have in common. ``metadata`` is the batch's, and its items have none; ``tags`` are its items'."""
+    """The options of all items. ``metadata`` is the batch's, and its items have none; ``tags`` are its items'."""
 
     priority: Annotated[Literal[Priority.LOW], Expected("must be low, as it is without it")] = Priority.LOW
     """Items of batches run last."""
@@ -83,19 +83,19 @@ class BatchOptions(JobOptions):
 
 
 class BatchRequest(Body):
-    """All requests of a batch and what they have in common, in one object."""
+    """All requests of a batch and their common options, in one object."""
 
     requests: Annotated[list[BatchLine], Field(min_length=1)]
     """A request that cannot run becomes a failed item; the others run."""
     job: BatchOptions = Field(default_factory=BatchOptions)
-    """For all items; below."""
+    """Options of all items."""
 
 
 class ReadRequest(NamedTuple):
-    """One request of a batch, read by itself."""
+    """One request of a batch, read without the others."""
 
     digest: bytes
-    """Of its canonical form, or of its bytes if it has none. Empty if nobody asked."""
+    """SHA-256 of its canonical JSON, or of its bytes if it is no JSON. Empty if not wanted."""
     custom_id: str | None
     errors: Sequence[FieldError] = ()
     model: str = ""
@@ -103,7 +103,7 @@ class ReadRequest(NamedTuple):
 
 
 def read_request(raw: bytes, *, draft_of: DraftOf, with_digest: bool) -> ReadRequest:
-    """What can be said of a request without those before it. Raises nothing; takes long where it is large."""
+    """Reads a request, without those before it. Raises nothing. Takes long for a large request."""
     try:
         item = decode(raw)
     except InvalidRequest as problem:
@@ -122,19 +122,19 @@ def read_request(raw: bytes, *, draft_of: DraftOf, with_digest: bool) -> ReadReq
 
 
 def job_draft_of(params: Any, *, default_model: str, bounds: Bounds) -> Draft:
-    """The parameters of a job, in a batch. Raises InvalidRequest."""
+    """The draft of one request, whose parameters are a job's without ``job``. Raises InvalidRequest."""
     if JOB in params:
         raise refuse(FieldError("#/job", "is not allowed in a request: the options are the whole batch's"))
     return draft_of(params, default_model=default_model, bounds=bounds)
 
 
 class BatchItems:
-    """Makes the items of one batch of its requests, and remembers what must not come twice."""
+    """Makes the items of one batch from its requests, and remembers their custom ids, which must not come twice."""
 
     def __init__(
         self, settings: Settings, *, noun: str, with_fingerprint: bool, draft_of: DraftOf | None = None
     ) -> None:
-        """``noun`` is what a line is called in messages; ``draft_of`` how its parameters are read, if not as a job's."""
+        """``noun``: what messages call a line. ``draft_of``: how its parameters are read, by default as a job's."""
         self._max_line_bytes = settings.max_batch_line_bytes
         self._noun = noun
         self._custom_ids: set[str] = set()
@@ -143,10 +143,10 @@ class BatchItems:
         self.read: Callable[[bytes], ReadRequest] = partial(
             read_request, draft_of=draft_of or of_job, with_digest=with_fingerprint
         )
-        """Of a line's bytes: can be done anywhere, in any order."""
+        """Reads a line's bytes. May run in another process, and in any order."""
 
     def item_of(self, number: int, read: ReadRequest) -> NewItem | InvalidItem:
-        """The line as an item; line after line."""
+        """The line as an item. Call it for line after line."""
         self._note(number, read.digest)
         custom_id = read.custom_id
         if custom_id is not None and custom_id in self._custom_ids:
@@ -159,12 +159,12 @@ class BatchItems:
         return NewItem(number, new_id("job"), custom_id, read.model, read.request)
 
     def too_long(self, number: int) -> InvalidItem:
-        """A line whose bytes were not kept."""
+        """The item of a line whose bytes were too many to keep."""
         self._note(number, b"too long")
         return self._refused(number, [FieldError(BODY, f"has more than {self._max_line_bytes} bytes")])
 
     def fingerprint(self, options: JobOptions) -> str:
-        """Of all that came in, once it is all there: equal JSON is the same body, whatever its spacing."""
+        """A hash of the whole batch, after the last line. Equal JSON has the same hash, whatever its spacing."""
         assert self._digest is not None
         self._note(0, _canonical(options))
         return self._digest.hexdigest()[:32]
@@ -226,13 +226,14 @@ def options_of_job(raw: bytes, bounds: Bounds) -> BatchOptions:
 
 _OPTIONS: Final = {field.alias or name: field for name, field in BatchOptions.model_fields.items()}
 _INNER: Final[dict[str, dict[str, FieldInfo]]] = {"metadata": {}, "webhook": dict(BatchWebhook.model_fields)}
-"""Options that are objects: their members are parameters of their own, ``metadata.run`` and ``webhook.url``."""
+"""Options that are objects: each member is a parameter of its own, such as ``metadata.run`` or ``webhook.url``."""
 
 
 def options_of_query(query: list[tuple[str, str]], bounds: Bounds = NO_BOUNDS) -> BatchOptions:
-    """The same as query parameters: ``?timeout_s=60&metadata.run=nightly&webhook.url=…&webhook.events=batch.ended,job.failed``.
+    """The options in a query:
+    ``?timeout_s=60&metadata.run=nightly&webhook.url=…&webhook.events=batch.ended,job.failed``.
 
-    Raises InvalidRequest.
+    Raises InvalidRequest, which names the parameters.
     """
     job: dict[str, Any] = {}
     errors: list[FieldError] = []
@@ -260,7 +261,7 @@ def _put(members: dict[str, Any], member: str, value: object, name: str, errors:
 
 
 def _value_of(field: FieldInfo | None, text: str) -> object:
-    """What the text of a parameter is as JSON. What it cannot be stays a text, for the member to refuse."""
+    """The parameter's text as the JSON value that the field takes. Any other text stays: validation refuses it."""
     if field is None:
         return text
     if any(isinstance(part, Whole) for part in field.metadata):
@@ -271,6 +272,6 @@ def _value_of(field: FieldInfo | None, text: str) -> object:
 
 
 def refuse_query(query: list[tuple[str, str]]) -> None:
-    """Raises InvalidRequest if there is a parameter: the body has a member for what it would say."""
+    """Raises InvalidRequest if there is a parameter: in a JSON body the options are in ``job``."""
     if query:
         raise refuse(*[unknown_parameter(name) for name, _ in query])

@@ -1,7 +1,9 @@
-"""A batch's body as it arrives: bytes in pieces go in, its requests come out, each as the raw bytes of its JSON.
+"""Splits a batch's body into its requests as it arrives: bytes in pieces go in, the raw JSON of each request comes out.
 
-Pure, and its memory is flat: of the body it keeps one unfinished request at most, and of that no more than a request may
-have. Every byte is looked at once, however the body is cut into pieces. What stands inside a request is not its matter.
+Pure, with bounded memory: it keeps at most one unfinished request, and of that no more than a request may have. Every
+byte is read once, however the body is cut into pieces. It does not look inside a request.
+
+In the code, a *mark* is a bracket, a comma or a colon outside of texts.
 """
 
 import re
@@ -26,30 +28,30 @@ class Line(NamedTuple):
     """One request of the body."""
 
     number: int
-    """From 1: of the line in the body, or of the request in its list."""
+    """From 1: the line in the body, or the position in the list."""
     raw: bytes | None
-    """None: longer than a request may be; its bytes were not kept."""
+    """None if it is longer than a request may be: its bytes were not kept."""
 
 
 class Splitter(Protocol):
-    """``feed`` takes the body's next piece, and ``end`` says that there is no more; both give the requests that are whole.
+    """``feed`` takes the body's next piece, ``end`` its end. Both yield the requests that are complete.
 
-    Both raise TooLarge and InvalidRequest: then the body as a whole is refused. What they give is to be read to its end.
+    Both raise TooLarge and InvalidRequest, which refuse the whole body. Exhaust the iterator before the next call.
     """
 
     def feed(self, piece: bytes) -> Iterator[Line]:
         """The next piece of the body."""
 
     def end(self) -> Iterator[Line]:
-        """The body is over."""
+        """The end of the body."""
 
     @property
     def job(self) -> bytes | None:
-        """The raw ``job`` member, once it was there."""
+        """The raw ``job`` member; None until it has come."""
 
 
 class _Kept:
-    """The bytes of what is not whole yet, unless they are more than may be kept."""
+    """The bytes of what is not complete yet, unless they are more than may be kept."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
@@ -68,7 +70,7 @@ class _Kept:
         return not self._size
 
     def take(self) -> bytes | None:
-        """All of it, or None if it was too much; from here on there is nothing."""
+        """All bytes, or None if they were too many. Empties it."""
         whole = None if self._size > self._most_bytes else b"".join(self._parts)
         self._parts.clear()
         self._size = 0
@@ -77,14 +79,14 @@ class _Kept:
 
 _UTF_8_MARK: Final = b"\xef\xbb\xbf"
 _UTF_16: Final = re.compile(rb"\xff\xfe|\xfe\xff|\0\0\xfe\xff|\{\0|\0{1,3}\{")
-"""Or UTF-32: its mark, or without one the bracket that a request begins with."""
+"""UTF-16 or UTF-32: the byte order mark, or without one the bracket that a request begins with."""
 _MOST_MARK_BYTES: Final = 4
 
 
 def _without_mark(head: bytes) -> bytes:
-    """What a text begins with, without the mark that editors on Windows set before UTF-8 (RFC 8259, 8.1 lets us ignore it).
+    """The beginning of a body, without the byte order mark of editors on Windows (RFC 8259, 8.1 lets us ignore it).
 
-    Raises InvalidRequest for UTF-16 and UTF-32: line by line each would be a failed item.
+    Raises InvalidRequest for UTF-16 and UTF-32: otherwise each line would become a failed item.
     """
     if _UTF_16.match(head):
         raise refuse(FieldError(BODY, "must be UTF-8, and seems to be UTF-16: save or convert the file as UTF-8"))
@@ -92,7 +94,7 @@ def _without_mark(head: bytes) -> bytes:
 
 
 class JsonLines:
-    """One request a line. Blank lines are none, but count in the numbers."""
+    """One request per line. Blank lines are skipped, but count in the line numbers."""
 
     job = None
 
@@ -103,7 +105,7 @@ class JsonLines:
         self._number = 0
         self._requests = 0
         self._head: bytes | None = b""
-        """The first bytes, until they say how the text is encoded; then None."""
+        """The first bytes, until they show the encoding; then None."""
 
     def feed(self, piece: bytes) -> Iterator[Line]:
         if self._head is not None:
@@ -151,7 +153,7 @@ class JsonLines:
 
 
 class _At(Enum):
-    """Where in the envelope the next byte stands."""
+    """The part of the envelope that the next byte belongs to."""
 
     BEGIN = auto()
     NAME = auto()
@@ -162,19 +164,19 @@ class _At(Enum):
     AFTER = auto()
 
 
-# What may follow a run begins with none of its bytes, so that a try that fails is undone once and found nowhere else. Not said
-# by possessive quantifiers: before Python 3.11.5 they match what they should not (python/cpython#106052; seen on 3.11.2).
+# No repetition can match the byte that follows it, so a match that fails does not backtrack quadratically. Possessive
+# quantifiers would be clearer, but match wrongly before Python 3.11.5 (python/cpython#106052; seen on 3.11.2).
 _TEXT: Final = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 _INSIDE: Final = re.compile(rb'[^"\[\]{}]*(?:' + _TEXT + rb'[^"\[\]{}]*)*([\[\]{}])', re.DOTALL)
 _OUTSIDE: Final = re.compile(rb'[^"\[\]{},:]*(?:' + _TEXT + rb'[^"\[\]{},:]*)*([\[\]{},:])', re.DOTALL)
 _NO_MARK: Final = re.compile(rb'[^"]*(?:' + _TEXT + rb'[^"]*)*', re.DOTALL)
-"""What is left of a piece that has no more marks: where it stops before the end, a text begins that the piece cuts."""
+"""The rest of a piece, without marks. If it ends before the piece does, the piece cuts a text that begins there."""
 _REST_OF_TEXT: Final = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _BLANK: Final = re.compile(rb"[ \t\r\n]*")
 
 
 def _whole_request(depth: int) -> re.Pattern[bytes]:
-    """A request that is a whole object, no deeper than that, and the mark after it: in one step, a tenth of the time."""
+    """A whole object, no deeper than ``depth``, and the mark after it: ten times as fast as single steps."""
     inside = rb'[^"\[\]{}]*(?:' + _TEXT + rb'[^"\[\]{}]*)*'
     for _ in range(depth - 1):
         inside = rb'[^"\[\]{}]*(?:(?:' + _TEXT + rb"|[\[{]" + inside + rb'[\]}])[^"\[\]{}]*)*'
@@ -187,12 +189,12 @@ _WHOLE_REQUEST: Final = _whole_request(4)
 class JsonRequests:
     """``{"requests": [...]}``, with the other members before or after it.
 
-    A request ends where its brackets are closed and a comma follows, whatever stands inside; the envelope itself must be
-    JSON to the byte.
+    A request ends where its brackets are closed and a comma or the list's bracket follows, whatever is inside. The
+    envelope itself must be JSON to the byte.
     """
 
     def __init__(self, *, members: frozenset[str], max_requests: int, max_line_bytes: int) -> None:
-        """``members``: which may stand in the envelope."""
+        """``members``: the names that the envelope may have."""
         self.job: bytes | None = None
         self._members = members
         self._max_requests = max_requests
@@ -252,7 +254,7 @@ class JsonRequests:
         return self._at is _At.REQUEST and self._kept.is_empty and not self._depth and not self._in_text
 
     def _mark(self, piece: bytes, place: int) -> int:
-        """Where in the piece, from ``place`` on, the mark stands that ends what is being read; -1 if it is not there."""
+        """The index in the piece, from ``place`` on, of the mark that ends the current part; -1 if it is not there."""
         if self._in_text:
             place = self._after_text(piece, place)
             if place < 0:
@@ -280,7 +282,7 @@ class JsonRequests:
         return -1
 
     def _after_text(self, piece: bytes, place: int) -> int:
-        """Where the text ends that is open at ``place``; -1 if the piece ends first."""
+        """The index after the text that is open at ``place``; -1 if the piece ends first."""
         if self._is_escaped and place < len(piece):
             self._is_escaped = False
             place += 1
@@ -294,7 +296,7 @@ class JsonRequests:
         return -1
 
     def _step(self, mark: bytes, place: int) -> Iterator[Line]:
-        """One byte of the envelope that is neither a name nor a value."""
+        """Takes one byte of the envelope that is in no name and no value."""
         match self._at, mark:
             case _At.BEGIN, b"{":
                 self._at = _At.NAME

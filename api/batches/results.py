@@ -1,7 +1,6 @@
 """The results of a batch as JSON lines, whatever their number and size: read in pages, sent as they are read.
 
-A body that cannot be gone on with breaks off, so that it never looks whole. Results go from Redis to the client as the
-bytes that they are stored as.
+A body that cannot be continued is broken off, so that it never looks whole. Results are sent as Redis has them.
 """
 
 import asyncio
@@ -26,10 +25,10 @@ INVALID_LINE: Final = "invalid_line"
 
 _PAGE_ITEMS: Final = 250
 _PORTION_BYTES: Final = 1 << 20
-"""Results that are in memory at once; one may be larger by itself."""
+"""Bytes of results in memory at once; a single result may be larger."""
 _MOST_AT_ONCE: Final = 64 << 10
 _STALLED_S: Final = 60.0
-"""A client that has taken none of the last piece for so long is cut."""
+"""A client that has taken nothing of the last piece for this long is cut."""
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -40,7 +39,7 @@ class ResultLine(msgspec.Struct, frozen=True):
     line: int
     custom_id: str | None
     job_id: str | None
-    """Null: the line could not run."""
+    """Null if the line could not run."""
     status: JobState
     result: msgspec.Raw | None
     usage: Usage | None
@@ -48,13 +47,13 @@ class ResultLine(msgspec.Struct, frozen=True):
 
 
 def line_of_invalid(item: InvalidItem) -> ResultLine:
-    """A line that could not run is a failed item."""
+    """The result of a line that could not run: a failed item."""
     error = JobError(INVALID_LINE, item.message, retryable=False)
     return ResultLine(item.line, item.custom_id, None, JobState.FAILED, None, None, error)
 
 
 def line_of_job(line: int, job: Job, result: bytes | None) -> ResultLine:
-    """``result`` as it is stored."""
+    """The result of a line that ran. ``result``: as it is stored."""
     raw = None if result is None else msgspec.Raw(result)
     return ResultLine(line, job.spec.custom_id, job.id, job.state, raw, job.usage, job.error)
 
@@ -62,7 +61,7 @@ def line_of_job(line: int, job: Job, result: bytes | None) -> ResultLine:
 class _Found(NamedTuple):
     line: int
     job: Job | None
-    """None: it never was one."""
+    """None if the line could not run."""
     invalid: InvalidItem | None
     result_bytes: int
 
@@ -83,7 +82,7 @@ async def results_response(
     after: int | None = None,
     encode: Encode = _encode,
 ) -> "JsonLinesResponse":
-    """What has ended so far, after the line ``after``. Raises InvalidCursor, StorageUnavailable."""
+    """The results so far, after that of the line ``after``. Raises InvalidCursor, StorageUnavailable."""
     first = await runtime.batches.ended_items(batch.id, order, after=after, count=_PAGE_ITEMS)
     return JsonLinesResponse(_pieces(runtime, batch, order, status, first, encode))
 
@@ -97,11 +96,11 @@ async def _pieces(
             if lines:
                 yield b"\n".join([*map(encode, lines), b""])
         items = await runtime.batches.ended_items(batch.id, order, after=items[-1].line, count=_PAGE_ITEMS)
-    await runtime.batches.get(batch.id, batch.tenant)  # of an erased one there is no more either
+    await runtime.batches.get(batch.id, batch.tenant)  # NotFound: it was erased meanwhile, so items are missing
 
 
 async def _found_of(runtime: Runtime, tenant: str, items: Sequence[EndedItem], status: JobState | None) -> list[_Found]:
-    """Those that are asked for and not erased, and how large their results are."""
+    """The items with that status that are not erased, with the sizes of their results."""
     ids = [item.job_id for item in items if item.job_id is not None]
     jobs = dict(zip(ids, await runtime.jobs.get_many(ids, tenant), strict=True))
     succeeded = [
@@ -122,7 +121,7 @@ async def _found_of(runtime: Runtime, tenant: str, items: Sequence[EndedItem], s
 
 
 def _portions(found: Sequence[_Found]) -> list[list[_Found]]:
-    """In order, each as large as may be in memory at once, or of one item."""
+    """In order. Each has at most _PORTION_BYTES, or one item."""
     portions: list[list[_Found]] = []
     size = 0
     for one in found:
@@ -145,15 +144,15 @@ async def _lines_of(runtime: Runtime, tenant: str, portion: Sequence[_Found]) ->
             lines.append(line_of_invalid(one.invalid))
         elif one.job.id not in results:
             lines.append(line_of_job(one.line, one.job, None))
-        elif (result := results[one.job.id]) is not None:  # else it was erased a moment ago
+        elif (result := results[one.job.id]) is not None:  # else it was erased just now
             lines.append(line_of_job(one.line, one.job, result))
     return lines
 
 
 class JsonLinesResponse(Response):
-    """Sends pieces as they are made, and makes no more than the client takes. Stops when the client leaves.
+    """Sends pieces as they are made, and makes no more than the client takes. Stops when the client disconnects.
 
-    What goes wrong after the head closes the connection without the body's end.
+    An error after the head closes the connection without the body's end.
     """
 
     def __init__(self, pieces: AsyncIterator[bytes], *, headers: Mapping[str, str] | None = None) -> None:
@@ -163,7 +162,7 @@ class JsonLinesResponse(Response):
         self.init_headers({"content-type": JSON_LINES, "cache-control": NO_TRANSFORM, **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI side. Where nobody can be asked to close the connection, it raises what went wrong."""
+        """Raises the error if the server is not uvicorn, whose connection we can close."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         leaving = asyncio.create_task(until_gone(receive), name="results client leaves")
         credential = credential_of(scope)
@@ -183,7 +182,7 @@ class JsonLinesResponse(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (StorageUnavailable, StorageFull, TimeoutError, NotFound, InvalidCursor):
             if not await abort(scope, receive):
-                raise  # no server that we know how to ask: it closes as it can
+                raise  # the server itself then breaks the response off
         finally:
             leaving.cancel()
             if credential is not None:

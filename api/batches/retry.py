@@ -1,6 +1,6 @@
-"""A batch once more: what of it did not succeed becomes a new one, with the same options.
+"""Retries a batch: the items that did not succeed become a new batch with the same options.
 
-Its requests go from the old jobs' records to the new ones' in slices, so that no more than two of them are ever here.
+Requests are copied from the old jobs' records to the new ones' in slices, of which at most two are in memory at once.
 """
 
 from collections.abc import AsyncGenerator
@@ -24,9 +24,9 @@ _NONE_LEFT: Final = "No item of the batch can be retried: all succeeded, or are 
 async def retry(
     request: Request, api: ApiState, caller: Caller, batch: Batch, *, idempotency_key: str | None = None
 ) -> SubmittedBatch:
-    """The new batch, or the one that the key has already.
+    """The new batch, or the one that the Idempotency-Key already has.
 
-    Raises NotEnded before the batch's end and where nothing is to be retried, IdempotencyKeyReused, StorageFull, QueueFull,
+    Raises NotEnded before the batch's end and if nothing can be retried, IdempotencyKeyReused, StorageFull, QueueFull,
     StorageUnavailable, Unauthenticated; NotFound if the key's batch was erased.
     """
     batches = api.runtime.batches
@@ -67,7 +67,7 @@ async def retry(
 
 
 async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | InvalidItem]]:
-    """Raises NotEnded if there is none: what failed were lines that cannot run, or was erased."""
+    """The new items. Raises NotEnded if there are none: all that failed were lines that cannot run, or was erased."""
     line = start = 0
     while ids := await api.runtime.batches.item_ids(batch.id, start, SLICE_ITEMS):
         start += len(ids)
@@ -88,7 +88,7 @@ async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | 
 
 
 async def _portions(api: ApiState, jobs: list[Job]) -> list[list[Job]]:
-    """Those whose requests may be in memory at once, or one that is larger by itself."""
+    """In order. Each has requests of at most SLICE_BYTES, or one job."""
     sizes = await api.runtime.jobs.sizes("request", [job.id for job in jobs])
     portions: list[list[Job]] = []
     total = 0

@@ -1,7 +1,7 @@
-"""The only place a batch is born.
+"""The only place where a batch is created.
 
-Its body comes in as a stream and goes to Redis in slices, so that no more than two of them are ever here. Until the body
-was whole nothing of it counts; whatever ends this before that leaves nothing.
+Its body is streamed to Redis in slices, of which at most two are in memory at once. Nothing of it runs before the whole
+body has come, and a failure before that leaves nothing.
 """
 
 import asyncio
@@ -40,25 +40,25 @@ from shared.store.batches import SLICE_BYTES, SLICE_ITEMS, Started
 
 _SILENCE_S: Final = 60.0
 _LEAST_BYTES_PER_S: Final = 1024
-"""A body may be slower than this for _SILENCE_S in all: others wait for its place."""
+"""A body must keep up this rate, with _SILENCE_S in addition: others wait for its place."""
 _SLOWEST_S: Final = 1800.0
 _STILL_HERE_S: Final = 5.0
-"""How often the store learns that a body is still arriving: a third of the time after which it gives the body up."""
+"""How often the store is shown that a body is still arriving: a third of the time after which it drops the batch."""
 _PIECE_BYTES: Final = 64 << 10
 _BREATH_S: Final = 0.002
-"""After so much work other requests have their turn."""
+"""After this much work other requests have a turn."""
 _SMALL_BYTES: Final = 1 << 20
-"""A body that says it is shorter needs no place of its own."""
+"""A body with a smaller Content-Length does not need a place for uploads."""
 _START_S: Final = 0.5
-"""For so long the items of a new batch are started here; the loops go on."""
+"""How long a request starts the items of its batch itself; the background loops start the rest."""
 _ERASE_S: Final = 60.0
 
 
 class BatchForm(StrEnum):
-    """What a body looks like."""
+    """The form of a body."""
 
     JSON = "request"
-    """One object with a list of requests. The value is what messages call one of them."""
+    """One object with a list of requests. The enum's value is what error messages call one of them."""
     LINES = "line"
 
 
@@ -72,7 +72,7 @@ _FORMS: Final = {
 
 
 def form_of(request: Request) -> BatchForm:
-    """As ``Content-Type`` says. Raises UnsupportedMediaType."""
+    """The form that ``Content-Type`` names. Raises UnsupportedMediaType."""
     name, _, parameter = (one(request, b"content-type") or "").partition(";")
     form = _FORMS.get(name.strip().lower())
     if form is None or (parameter.strip() and not _CHARSET.fullmatch(parameter.strip(" \t;"))):
@@ -81,7 +81,7 @@ def form_of(request: Request) -> BatchForm:
 
 
 class SubmittedBatch(NamedTuple):
-    """The batch: new, or the one that the Idempotency-Key has already."""
+    """The batch: new, or the one that the Idempotency-Key already has."""
 
     batch: Batch
     is_replayed: bool
@@ -100,11 +100,14 @@ async def submit_batch(
     draft_of: DraftOf | None = None,
     upstream_headers: UpstreamHeaders = NO_HEADERS,
 ) -> SubmittedBatch:
-    """Reads the body of the request. ``takes_options``: it may have a ``job`` member; if not, ``options`` holds them.
-    ``draft_of`` is how a request's parameters are read, if not as a job's.
+    """Creates a batch from the request's body, or finds the one that its Idempotency-Key already has.
+
+    ``takes_options``: the body may have a ``job`` member; else ``options`` are those of the batch. ``draft_of``: how
+    the parameters of one request are read, by default as a job's.
 
     Raises InvalidRequest, TooLarge, UnsupportedMediaType, ClientDisconnect, StorageFull, QueueFull, StorageUnavailable,
-    RateLimited, TooManyQueued, BudgetExceeded, IdempotencyKeyReused, Unauthenticated; NotFound if the key's batch was erased. A line that cannot run raises nothing.
+    RateLimited, TooManyQueued, BudgetExceeded, IdempotencyKeyReused, Unauthenticated; NotFound if the key's batch was
+    erased. A line that cannot run raises nothing.
     """
     if form_of(request) is not form:
         raise UnsupportedMediaType(f"The body must be {JSON}: send it with that Content-Type.")
@@ -150,7 +153,7 @@ async def submit_batch(
 
 @contextlib.asynccontextmanager
 async def _room_for(coming: "_Coming", api: ApiState, tenant: str) -> AsyncIterator[None]:
-    """In memory. A small body is counted with the others that are read at once; a larger one waits for a place.
+    """Room in memory for the body. A small one is counted with all other bodies; a larger one waits for a place.
 
     Raises QueueFull.
     """
@@ -166,7 +169,10 @@ async def _room_for(coming: "_Coming", api: ApiState, tenant: str) -> AsyncItera
 async def while_its_key_stands(
     request: Request, api: ApiState, slices: AsyncGenerator[list[NewItem | InvalidItem]]
 ) -> AsyncGenerator[list[NewItem | InvalidItem]]:
-    """They may take half an hour. Raises Unauthenticated within seconds of the end of the request's key, StorageUnavailable."""
+    """Passes the slices on, which may take half an hour, while the request's key is valid.
+
+    Raises Unauthenticated within seconds of the key's end, StorageUnavailable.
+    """
     async with contextlib.aclosing(slices):
         async for items in slices:
             await api.key_ring.still(request.scope)
@@ -182,10 +188,12 @@ async def bear(
     room: AbstractAsyncContextManager[None],
     has_key: bool,
 ) -> SubmittedBatch:
-    """A batch of these items, which are read in ``room``. ``start`` is called with its id, and how many they are, when all are there, and says which one
-    stands: it may be another.
+    """Creates a batch of these items, which are read while ``room`` is held.
 
-    Whatever the two raise leaves nothing; ``has_key``: a batch whose start was not heard may stand, for a repeat finds it.
+    ``start`` is called after the last item, with the batch's id and the number of items. It returns the id of the batch
+    that counts, which may be an earlier one with the same Idempotency-Key. If ``slices`` or ``start`` raises, nothing
+    is left. ``has_key``: the batch may stay if only the reply to ``start`` was lost, since a repeat finds it.
+
     Raises StorageFull, QueueFull, StorageUnavailable, RateLimited, TooManyQueued, BudgetExceeded.
     """
     async with room:
@@ -214,7 +222,7 @@ async def _bear(
     except BaseException as error:
         leaving = _leave_nothing(api, batch_id, tenant, may_stand=has_key)
         await asyncio.shield(asyncio.create_task(leaving, name="drop a batch"))
-        if isinstance(error, NotFound):  # nothing that the caller asked for: Redis lost it, or thought us dead
+        if isinstance(error, NotFound):  # not the caller's mistake: Redis lost the batch, or took us for dead
             raise StorageUnavailable("The storage lost the batch while it was received: send it again.") from None
         raise
 
@@ -222,7 +230,7 @@ async def _bear(
 async def _add_all(
     api: ApiState, batch_id: str, caller: Caller, slices: AsyncGenerator[list[NewItem | InvalidItem]]
 ) -> int:
-    """Slice after slice: while one is on its way to Redis, the next is read. Returns how many items they had."""
+    """Adds slice after slice: while one is on its way to Redis, the next is read. Returns how many items they had."""
     total = 0
     adding: asyncio.Task[None] | None = None
     try:
@@ -240,7 +248,7 @@ async def _add_all(
             await adding
         return total
     finally:
-        # It may be on its way: what it adds must be there before it can be dropped.
+        # It may be on its way: the batch can be dropped only once all that is added has come.
         if adding is not None and not adding.done():
             await asyncio.shield(asyncio.wait((adding,)))
         if adding is not None and not adding.cancelled():
@@ -248,10 +256,10 @@ async def _add_all(
 
 
 async def _leave_nothing(api: ApiState, batch_id: str, tenant: str, *, may_stand: bool) -> None:
-    """If Redis is away, the loops find it once nothing was heard of it for a while.
+    """Drops the batch. If Redis is away, the background loops drop it later, since no more of it comes.
 
-    The batch exists if START ran and only its reply was lost. Its caller sees a failure and sends it again: without a
-    key that is another batch, and this one would be run and paid for as well.
+    The batch exists if only the reply to its start was lost. The caller sees a failure and sends it again. Without an
+    Idempotency-Key that creates another batch, so this one is cancelled: it would be run and paid for as well.
     """
     batches = api.runtime.batches
     with contextlib.suppress(Problem):
@@ -276,7 +284,7 @@ def _spec_of(options: BatchOptions, upstream_headers: UpstreamHeaders, caller: C
 
 
 class _Coming:
-    """A body on its way in."""
+    """The body of a batch while it arrives."""
 
     def __init__(
         self,
@@ -307,20 +315,20 @@ class _Coming:
         self.is_small = announced_bytes is not None and announced_bytes < _SMALL_BYTES
 
     def count_in(self, held: Held) -> None:
-        """What comes in counts there."""
+        """Counts in ``held`` what comes from now on."""
         self._held = held
 
     @property
     def options(self) -> BatchOptions:
-        """What all items have in common, once the body was whole."""
+        """The common options of all items. Complete only after the whole body."""
         return self._options or BatchOptions()
 
     def fingerprint(self) -> str:
-        """Of the whole body."""
+        """A hash of the whole body. Call it after ``slices``."""
         return self._items.fingerprint(self.options)
 
     async def slices(self) -> AsyncGenerator[list[NewItem | InvalidItem]]:
-        """What can be added at once. An empty one says that the body is still coming, though slowly."""
+        """The items, in slices that can be added at once. An empty slice shows that the body is still arriving."""
         clock = asyncio.get_running_loop().time
         items: list[NewItem | InvalidItem] = []
         size = 0
@@ -360,7 +368,7 @@ class _Coming:
         yield self._splitter.end()
 
     async def _pieces(self) -> AsyncGenerator[bytes]:
-        """The body as it arrives; an empty piece while nothing does."""
+        """The body as it arrives; an empty piece after each _STILL_HERE_S without any."""
         clock = asyncio.get_running_loop().time
         begun_s = heard_s = clock()
         size = 0

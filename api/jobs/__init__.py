@@ -1,1 +1,1 @@
-"""How a job comes in, whichever surface it comes by."""
+"""How a job is created, for every surface."""

@@ -1,4 +1,4 @@
-"""Cancels the job of a client that has gone, whichever surface it called."""
+"""Cancels the job of a client that has disconnected, for every surface."""
 
 import asyncio
 import contextlib
@@ -8,9 +8,10 @@ from shared.errors import Problem
 
 
 async def give_up(api: ApiState, tenant: str, job_id: str) -> None:
-    """Nobody waits any more: the upstream call ends too. Shielded, since the server may be ending this very task.
+    """Cancels a job that nobody waits for any more, and with it the call to the LLM. Shielded, since the server may be
+    cancelling this very task.
 
-    With Redis away the job is left: it is attended, and ends with this process at the latest.
+    If Redis is away the job goes on. It is attended, so it ends with this process at the latest.
     """
     await asyncio.shield(asyncio.ensure_future(_cancel(api, tenant, job_id)))
 

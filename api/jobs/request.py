@@ -1,7 +1,7 @@
-"""A submit's body, checked: what is ours is taken out, everything else goes to the LLM untouched.
+"""Reads a submit's body: our own members are taken out, everything else goes to the LLM untouched.
 
-Pure. The parameters of the Messages API are looked at only as far as we use them ourselves; what they mean is the LLM's
-to judge, and what it refuses ends as ``upstream_rejected``.
+Pure. Of the Messages API's parameters we check only what we use ourselves. The LLM judges the rest, and a job that it
+refuses ends as ``upstream_rejected``.
 """
 
 import sys
@@ -45,11 +45,11 @@ _YEAR_9999_MS: Final = 253_370_764_800_000
 
 
 class Bounds(NamedTuple):
-    """What the settings allow in a body: the context in which its model is validated."""
+    """What the settings allow in a body. It is the context when the body is validated."""
 
     max_prompt_chars: int = sys.maxsize
     webhook_networks: Networks = ()
-    """Where webhooks may lead, in addition to public addresses."""
+    """Networks that webhooks may reach, in addition to public addresses."""
     latest_not_before_ms: int = _YEAR_9999_MS
 
 
@@ -57,7 +57,7 @@ NO_BOUNDS: Final = Bounds()
 
 
 def bounds_of(settings: Settings) -> Bounds:
-    """For a body that comes in now."""
+    """The bounds of a body that comes now."""
     latest_ms = time.time_ns() // 1_000_000 + settings.max_not_before_s * 1000
     return Bounds(settings.max_prompt_chars, settings.webhook_allow_networks, latest_ms)
 
@@ -79,7 +79,7 @@ def _each_once(items: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def some_of(events: Iterable[EventType]) -> Expected:
-    """What is said of a list that has others."""
+    """The error of a list that has other events than these."""
     return Expected("must be a list of some of: " + ", ".join(sorted(events)))
 
 
@@ -99,13 +99,13 @@ class JobWebhook(Body):
     url: Annotated[str, Text(most=MOST_URL_CHARS), AfterValidator(_allowed_url)]
     """https on port 443 of a public address, unless the operator opened other networks."""
     events: Annotated[tuple[_JobEvent, ...], SOME, EACH_ONCE, some_of(JOB_EVENTS)] = get_args(_JobEvent)
-    """Which ends."""
+    """The ends to be notified of."""
     result: StrictBool = False
     """Whether the notification has the job's result."""
 
 
 def asked_by(model: type[JobWebhook]) -> PlainValidator:
-    """The webhook that a model asks for."""
+    """A validator that makes a Webhook of what this model reads."""
 
     def webhook_of(value: object, info: ValidationInfo[Bounds]) -> Webhook | None:
         if value is None or isinstance(value, Webhook):
@@ -161,18 +161,19 @@ class JobOptions(Body):
     timeout_s: Annotated[int, Whole(1, 3600)] = 600
     """Seconds from the first start, over all attempts and waits; then the job ends as ``failed``, code ``timeout``."""
     expires_in_s: Annotated[int, Whole(1, 604_800)] = 86_400
-    """A job that has not started after so many seconds ends as ``expired``. They count from ``not_before``, if that is
-    later than the submit."""
+    """A job that has not started after this many seconds ends as ``expired``. Counted from ``not_before``, if that is later
+    than the submit."""
     max_attempts: Annotated[int, Whole(1, 10)] = 3
     """How often the LLM may fail. Takeovers, drains and waits for a rate limit or an open circuit are not counted."""
     connect_timeout_s: _Timer = None
-    """Seconds to open the connection to the LLM; then the attempt has failed, as with the next two. By default the
-    worker's setting."""
+    """Seconds to open the connection to the LLM; an attempt that takes longer has failed. By default the worker's
+    setting."""
     first_token_timeout_s: _Timer = None
-    """Seconds to the LLM's first content, whatever pings come. By default the worker's setting, which gives more time
-    while pings come."""
+    """Seconds to the LLM's first content, even if pings come; an attempt that takes longer has failed. By default the
+    worker's setting, which gives more time while pings come."""
     content_idle_timeout_s: _Timer = None
-    """Seconds between two pieces of content, whatever pings come. By default as above."""
+    """Seconds between two pieces of content, even if pings come; an attempt that takes longer has failed. By default the
+    worker's setting, which gives more time while pings come."""
     not_before_ms: Annotated[
         int | None,
         PlainValidator(_moment_ms, json_schema_input_type=str),
@@ -202,7 +203,7 @@ _OF_SPEC: Final = tuple(name for name in JobOptions.model_fields if name in JobS
 
 
 def spec_members(options: JobOptions | JobSpec) -> dict[str, Any]:
-    """What a spec has of its job's options, under the same names: all but ``expires_in_s`` and ``webhook``."""
+    """The options that are members of a job's spec too, by name: all but ``expires_in_s`` and ``webhook``."""
     return {name: getattr(options, name) for name in _OF_SPEC}
 
 
@@ -210,7 +211,7 @@ def spec_members(options: JobOptions | JobSpec) -> dict[str, Any]:
 
 
 class Message(Body):
-    """As far as every model needs it; what else it holds is passed on untouched."""
+    """A message, with the members that every model needs. Others are passed on untouched."""
 
     # For the schema only: see _checked_messages.
     model_config = ConfigDict(extra="ignore")
@@ -257,7 +258,7 @@ _Answers = Annotated[int | None, Whole(1, MOST_ANSWERS, or_null=True)]
 
 
 class Parameters(Body):
-    """Parameters of the LLM that we count, since they are passed on. Those that are not listed are passed on too."""
+    """Parameters of the LLM that reserve tokens, and are passed on. Those that are not listed are passed on too."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -295,7 +296,7 @@ class JobRequest(Parameters):
     stream: StrictBool | None = None
     """Accepted and ignored: every call to the LLM is streamed."""
     job: JobOptions = Field(default_factory=lambda: _DEFAULTS)
-    """Never sent to the LLM; below."""
+    """Options of the job, never sent to the LLM."""
     model: Model = None
     """Printable; by default ``TOKENSPOOL_MODEL``."""
     max_tokens: MaxTokens = DEFAULT_MAX_TOKENS
@@ -303,11 +304,11 @@ class JobRequest(Parameters):
     prompt: Annotated[str | None, Text(1), AfterValidator(_short)] = None
     """Short for one user message. Its size is bounded by ``TOKENSPOOL_MAX_PROMPT_CHARS``."""
     messages: Messages = Field(default_factory=list)
-    """Of objects with ``role`` and ``content``, passed on untouched; either these or ``prompt`` are needed."""
+    """Objects with ``role`` and ``content``, passed on untouched. Either these or ``prompt`` must be sent."""
 
 
 class UpstreamHeaders(NamedTuple):
-    """What a caller's headers say to an upstream that knows them. Empty: nothing."""
+    """The caller's headers for an upstream that knows them. Empty: not sent."""
 
     beta: str = ""
     """``anthropic-beta``"""
@@ -319,11 +320,11 @@ NO_HEADERS: Final = UpstreamHeaders()
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """A job that may be born: everything in it is valid."""
+    """A job that can be created: everything in it is valid."""
 
     model: str
     request: bytes
-    """What the LLM is asked, as JSON."""
+    """The LLM's request, as JSON."""
     options: JobOptions = _DEFAULTS
     kind: JobKind = JobKind.MESSAGES
     may_start_over: bool = True
@@ -334,12 +335,12 @@ class Draft(msgspec.Struct, frozen=True):
 
 
 def drafted(model: str, request: bytes, **rest: Any) -> Draft:
-    """A draft, with what is counted over its whole request: that takes long where the request is large."""
+    """A draft, with the reservation and the hash of its request. Takes long for a large request."""
     return Draft(model, request, **rest, reservation=reservation_of(request), prompt_hash=prompt_hash_of(request))
 
 
 def draft_of(body: object, *, default_model: str, bounds: Bounds = NO_BOUNDS) -> Draft:
-    """Raises InvalidRequest, which names every field that is not valid."""
+    """The draft of a body. Raises InvalidRequest, which names every field that is not valid."""
     asked, errors = checked(JobRequest, body, bounds)
     if not isinstance(body, dict):
         raise refuse(*errors)
@@ -361,7 +362,7 @@ _COUNTED: Final = ("max_tokens", *Parameters.model_fields)
 
 
 def passed_on(request: dict[str, Any], asked: Parameters) -> dict[str, Any]:
-    """The request as it was sent, but for ``stream``, since we always stream; and its numbers are whole, as they are counted."""
+    """Makes ``request`` what is passed on: without ``stream``, since we always stream, and with 1024 for ``1024.0``."""
     request.pop("stream", None)
     for name in _COUNTED:
         if name in request:
@@ -370,5 +371,5 @@ def passed_on(request: dict[str, Any], asked: Parameters) -> dict[str, Any]:
 
 
 def user_message(prompt: str) -> list[dict[str, str]]:
-    """What ``prompt`` is short for."""
+    """The messages that ``prompt`` is short for."""
     return [{"role": "user", "content": prompt}]

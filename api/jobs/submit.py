@@ -1,4 +1,4 @@
-"""The only place a job is born."""
+"""The only place where a job is created."""
 
 from typing import Final, NamedTuple
 
@@ -12,15 +12,15 @@ from shared.store.jobs import Created
 
 
 class Idempotency(NamedTuple):
-    """What a caller sends so that a repeat makes no second job."""
+    """What keeps a repeated submit from creating a second job."""
 
     key: str
     fingerprint: str
-    """Of the parsed body: the same key with another one is refused."""
+    """A hash of the parsed body: the same key with another body is refused."""
 
 
 class Submitted(NamedTuple):
-    """The job: new, or the one that the Idempotency-Key has already."""
+    """The job: new, or the one that the Idempotency-Key already has."""
 
     job: Job
     queue_position: int | None
@@ -35,8 +35,10 @@ SHOWN_TO_READERS: Final = (
 
 
 def may_see_all(submitted: Submitted, caller: Caller) -> bool:
-    """Whether the caller is shown the job's result, metadata, tags and webhook. Who may not read sees what it sent itself alone: not
-    what another key sent with the same Idempotency-Key, and not of a job that it only retries.
+    """Whether the caller is shown the job's result, metadata, tags and webhook.
+
+    A key without the scope ``read`` sees only what it has sent itself: neither what another key sent with the same
+    Idempotency-Key, nor what a retry has copied from the first job.
     """
     spec = submitted.job.spec
     is_own = not submitted.is_replayed or spec.key_id == (caller.key_id or "")
@@ -53,8 +55,10 @@ async def submit(
     job_id: str | None = None,
     is_attended: bool = False,
 ) -> Submitted:
-    """Give ``job_id`` (of ``new_id``) to follow the job from before its birth; a replayed job has another.
-    ``is_attended``: its client waits here for it; should this process die, the job is cancelled.
+    """Creates a job, or finds the one that the Idempotency-Key already has.
+
+    ``job_id`` (of ``new_id``): for a caller that watches the job from before its creation; a replayed job has another
+    id. ``is_attended``: the client waits for the job here; if this process dies, the job is cancelled.
 
     Raises StorageFull, QueueFull, StorageUnavailable, RateLimited, TooManyQueued, BudgetExceeded, IdempotencyKeyReused;
     InvalidRequest if no limit will ever let it in; NotFound if the key's job was erased.
@@ -97,7 +101,7 @@ async def submit(
 
 
 def _born(submission: Submission, created: Created) -> Job:
-    """The record as SUBMIT has just written it: no need to read it back."""
+    """The record as the script has just written it, without reading it back."""
     return Job(
         id=submission.id,
         tenant=submission.tenant,
@@ -110,7 +114,7 @@ def _born(submission: Submission, created: Created) -> Job:
 
 
 async def position_of(api: ApiState, job: Job) -> int | None:
-    """Its place in the queue while it waits in one."""
+    """The job's place in the queue; None if it does not wait there."""
     if job.state is not JobState.QUEUED:
         return None
     (position,) = await api.runtime.jobs.positions([job.id], job.tenant)
