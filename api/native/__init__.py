@@ -1,1 +1,1 @@
-"""Our own surface: jobs as jobs, and the two calls that wait for an answer."""
+"""The native API: jobs, batches, usage and webhooks, and the two calls that wait for an answer."""

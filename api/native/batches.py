@@ -47,10 +47,10 @@ from shared.store.batches import Order
 router = APIRouter()
 
 _MOST_S: Final = 0.5
-"""Time a request spends advancing the batch itself; the loops finish the rest."""
+"""How long a request advances the batch itself; the background loops finish the rest."""
 
 EndedState = Literal["succeeded", "failed", "cancelled", "expired"]
-"""Written out, as are the others: an enumeration would be a schema of its own in the OpenAPI document."""
+"""Written out, like other literals below: an enum would be a schema of its own in the OpenAPI document."""
 
 
 _EVENTS: Final = stream(
@@ -62,7 +62,7 @@ _EVENTS: Final = stream(
 
 
 def _options_in_query() -> Iterator[Schema]:
-    """The members of ``job`` as the parameters of a body of lines."""
+    """The members of ``job`` as query parameters, for a body of JSON lines."""
     schemas = schemas_of([BatchOptions, BatchWebhook])
     for name, schema in schemas["BatchOptions"]["properties"].items():
         if name == "webhook":
@@ -89,8 +89,8 @@ def _option_in_query(name: str, schema: Schema) -> Schema:
     parameters=[IDEMPOTENCY_KEY, *_options_in_query()],
 )
 async def submit_batch(request: Request, api: Api, caller: Submitter) -> Response:
-    """One object with all requests and what they have in common, or a request a line, whose common options are query
-    parameters. Nothing is begun before the body is whole.
+    """Submit a batch: one object with all requests and their common options, or one request per line, with the options
+    as query parameters. No item starts before the whole body has arrived.
     """
     form = submit.form_of(request)
     query = request.query_params.multi_items()
@@ -144,7 +144,7 @@ async def read_results(
     status: EndedState | None = None,
     after: Annotated[str | None, Query(description="The ``line`` of the last one that the client has.")] = None,
 ) -> Response:
-    """What has ended so far, one JSON object a line."""
+    """The results of all items that have ended so far, one JSON object per line."""
     batch = await api.runtime.batches.get(batch_id, caller.tenant)
     wanted = None if status is None else JobState(status)
     return await results_response(api.runtime, batch, order=Order(order), status=wanted, after=_line_of(after))
@@ -181,19 +181,19 @@ async def follow_batch(
         Query(alias="format", description="Of the items' events: ours, or the upstream's own."),
     ] = "text",
 ) -> Response:
-    """Its progress, as server-sent events, until it has ended; 204 for a client that has seen the end."""
+    """Follow the batch's progress as server-sent events, until it has ended; 204 if the client has seen the end."""
     must_accept(request, EVENT_STREAM)
     seen = cursor_of(one(request, b"last-event-id"))
     batch = await api.runtime.batches.get(batch_id, caller.tenant)
     if seen is not None and seen == end_id_of(batch):
-        return Response(status_code=204)  # a browser's EventSource then stops coming back
+        return Response(status_code=204)  # a browser's EventSource then stops reconnecting
     return batch_stream(api, batch, items_as=StreamFormat(form) if tokens else None)
 
 
 @router.post("/v1/batches/{batch_id}/cancel")
 @operation({200: json_of(BatchView, "The batch's current state.")}, READS)
 async def cancel_batch(api: Api, caller: Canceller, batch_id: BatchId) -> Response:
-    """End what has not ended; what is done stays. A batch that has ended stays as it is."""
+    """End all items that have not ended; results so far are kept. A batch that has ended does not change."""
     if await api.runtime.batches.cancel(batch_id, caller.tenant):
         await api.runtime.batches.advance_all(batch_id, most_s=_MOST_S)
     return await _current(api, caller.tenant, batch_id)
@@ -206,7 +206,7 @@ async def cancel_batch(api: Api, caller: Canceller, batch_id: BatchId) -> Respon
     parameters=[IDEMPOTENCY_KEY],
 )
 async def retry_batch(request: Request, api: Api, caller: Submitter, batch_id: BatchId) -> Response:
-    """Submit the items that did not succeed once more, as a new batch with ``retry_of``. Lines that cannot run are left out."""
+    """Submit all items that did not succeed again, as a new batch with ``retry_of``, without lines that cannot run."""
     key = idempotency_key(request)
     batch = await api.runtime.batches.get(batch_id, caller.tenant)
     again, is_replayed, limits = await retry(request, api, caller, batch, idempotency_key=key)

@@ -1,6 +1,6 @@
 """``/complete`` and ``/complete/stream``: a prompt in, its answer out, in one call. Each call is a job like any other.
 
-The job lives as long as its caller waits: a client that goes cancels it, and after 30 s nobody waits any more.
+The job lives as long as its client waits: it is cancelled when the client disconnects, or after 30 s.
 """
 
 import asyncio
@@ -63,11 +63,11 @@ class CompletionRequest(Body):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What ``/complete`` says."""
+    """The response of ``/complete``."""
 
     result: str
     model: str
-    """The one that answered."""
+    """The model that answered."""
     tokens_used: int
     """Output tokens, as the LLM counted them."""
 
@@ -88,7 +88,7 @@ class _Result(msgspec.Struct):
     body=body_of(CompletionRequest),
 )
 async def complete(request: Request, api: Api, caller: Submitter) -> Response:
-    """The whole answer to a prompt."""
+    """Send a prompt, and get its whole answer."""
     draft = await _draft_of(request, api, caller)
     job_id = new_id("job")
     with contextlib.closing(api.relay.watch(job_id)) as watch:
@@ -118,7 +118,7 @@ async def complete(request: Request, api: Api, caller: Submitter) -> Response:
     body=body_of(CompletionRequest),
 )
 async def complete_stream(request: Request, api: Api, caller: Submitter) -> Response:
-    """The answer to a prompt as it is written: ``data:`` frames of text, and ``data: [DONE]``."""
+    """Send a prompt, and get its answer as it is generated: ``data:`` frames of text, then ``data: [DONE]``."""
     draft = await _draft_of(request, api, caller)
     job_id = new_id("job")
     watch = api.relay.watch(job_id)
@@ -156,7 +156,7 @@ def _parse(raw: bytes, *, model: str) -> Draft:
 
 
 def completion_draft_of(body: object, *, model: str) -> Draft:
-    """``{prompt, max_tokens}``, checked. Raises InvalidRequest."""
+    """The draft of a body ``{prompt, max_tokens}``. Raises InvalidRequest."""
     asked = read(CompletionRequest, body)
     request = {"model": model, "max_tokens": asked.max_tokens, "messages": user_message(asked.prompt)}
     options = JobOptions(timeout_s=TIMEOUT_S, expires_in_s=TIMEOUT_S)
@@ -170,7 +170,7 @@ def answer_of(job: Job) -> Answer:
 
 
 def problem_of(job: Job, *, is_given_up: bool = False) -> Problem | None:
-    """None if it succeeded. ``is_given_up``: we cancelled it, since its time was over."""
+    """Why the job has no answer; None if it succeeded. ``is_given_up``: we cancelled it, since its time was over."""
     if job.state is JobState.SUCCEEDED:
         return None
     if job.error is not None:
@@ -191,7 +191,7 @@ def _too_late() -> UpstreamTimeout:
 
 
 async def _frames(api: ApiState, job: Job, watch: Watch, request_id: str) -> AsyncIterator[bytes]:
-    """All frames of a stream. It ends with ``[DONE]`` or with an error, never just so."""
+    """All frames of a stream. The last one is always ``[DONE]`` or an error."""
     deadline_s = asyncio.get_running_loop().time() + TIMEOUT_S
     try:
         async for frame in _frames_of_text(api, job, _until(deadline_s, watch.follow(job, is_new=True))):
@@ -210,7 +210,7 @@ async def _frames(api: ApiState, job: Job, watch: Watch, request_id: str) -> Asy
 
 
 async def _frames_of_text(api: ApiState, job: Job, batches: AsyncIterator[list[Event]]) -> AsyncIterator[bytes]:
-    """Raises the problem that the ending is, unless it is a success."""
+    """The frames of text, then ``[DONE]``. Raises Problem if the job does not succeed."""
     text = TextFrames()
     async for events in batches:
         if not events:
@@ -230,7 +230,7 @@ async def _frames_of_text(api: ApiState, job: Job, batches: AsyncIterator[list[E
 
 
 def _said_in(events: list[Event], *, after_text: bool) -> tuple[str, str | None]:
-    """The text of a batch up to where it is taken back by another attempt, and why it is."""
+    """The text up to the event of a new attempt that makes text void, and the reason; None without such an event."""
     said = ""
     for number, event in enumerate(events):
         if event.name in {OurEvent.RETRY, OurEvent.RESET} and (said or after_text):
@@ -240,7 +240,7 @@ def _said_in(events: list[Event], *, after_text: bool) -> tuple[str, str | None]
 
 
 async def _until(deadline_s: float, batches: AsyncIterator[list[Event]]) -> AsyncIterator[list[Event]]:
-    """Raises TimeoutError at the deadline. Around each step: a timeout must not be open across a ``yield``."""
+    """Raises TimeoutError at the deadline. The timeout is around each step, since it must not span a ``yield``."""
     while True:
         async with asyncio.timeout_at(deadline_s):
             batch = await anext(batches, None)
@@ -250,10 +250,10 @@ async def _until(deadline_s: float, batches: AsyncIterator[list[Event]]) -> Asyn
 
 
 class TextFrames:
-    r"""Pieces of text as SSE frames that give back the text, whatever it is, and are never exactly ``[DONE]``.
+    r"""Encodes pieces of text as SSE frames that decode to the same text, and are never exactly ``[DONE]``.
 
-    A text with line breaks is several ``data:`` lines of one frame. SSE knows one kind of line break: ``\r\n`` and
-    ``\r`` arrive as ``\n``, also when a piece ends between the two.
+    A text with line breaks is several ``data:`` lines of one frame. SSE has one kind of line break: ``\r\n`` and ``\r``
+    arrive as ``\n``, also if a piece ends between the two.
     """
 
     def __init__(self) -> None:
@@ -261,7 +261,7 @@ class TextFrames:
         self._ends_with_return = False
 
     def encode(self, text: str) -> bytes:
-        """One frame; none for a text that adds nothing; two where one would look like the end."""
+        """One frame; none for a text that adds nothing; two if one would look like the end."""
         if self._ends_with_return and text.startswith("\n"):
             text = text[1:]
             self._ends_with_return = False

@@ -97,7 +97,7 @@ _FORMAT: Final = query(
     ],
 )
 async def submit_job(request: Request) -> Response:
-    """Take a job in: 202 and where it is found.
+    """Submit a job: 202, with its path in ``Location``.
 
     ``Prefer: wait=N``: 200 if it ended within N seconds. ``Accept: text/event-stream`` follows it at once.
     """
@@ -212,7 +212,7 @@ async def read_job(
     if not job.has_ended:
         headers |= RETRY_AFTER
     position = await position_of(api, job)
-    await api.key_ring.still(request.scope)  # the reads may have waited for seconds, as in all lists
+    await api.key_ring.still(request.scope)  # the reads may have waited for seconds. All lists check this too
     return json_response(render(job, position, with_result=result), headers=headers)
 
 
@@ -260,7 +260,7 @@ async def follow_job(
         Query(alias="format", description="text: ours, with delta. messages: the upstream's own."),
     ] = "text",
 ) -> Response:
-    """The job's events, as server-sent events: from its newest attempt on, or after the client's last event."""
+    """Follow the job as server-sent events: from its newest attempt on, or after the client's last event."""
     must_accept(request, EVENT_STREAM)
     sent = one(request, b"last-event-id")
     from_now = not sent and after == _FROM_NOW
@@ -283,7 +283,7 @@ def _follow(
     if cursor is not None and str(cursor) == job.end_id:
         if watch is not None:
             watch.close()
-        return Response(status_code=204, headers=headers)  # it has seen everything: a browser then stops coming back
+        return Response(status_code=204, headers=headers)  # it has seen everything: a browser then stops reconnecting
     return job_stream(
         api,
         job,
@@ -304,7 +304,7 @@ def _format_of(request: Request) -> StreamFormat:
 
 
 def cursor_of(text: str | None) -> EventId | None:
-    """The id that a client came back with. Raises InvalidCursor for what is none of ours."""
+    """The event id that a client sent, None without one. Raises InvalidCursor if it is not an event id."""
     if not text:
         return None
     cursor = parse_cursor(text)
@@ -316,7 +316,7 @@ def cursor_of(text: str | None) -> EventId | None:
 @router.post("/v1/jobs/{job_id}/cancel")
 @operation({200: json_of(JobView, "The job as it ended.")}, READS)
 async def cancel_job(api: Api, caller: Canceller, job_id: JobId) -> Response:
-    """End the job now, whatever it does. One that has ended stays as it is; its result is for who may read."""
+    """End the job now, even if it runs. A job that has ended does not change. Keys without ``read`` get no result."""
     await api.runtime.jobs.cancel(job_id, caller.tenant)
     may_read = Scope.READ in caller.scopes
     job = await api.runtime.jobs.get(job_id, caller.tenant, with_result=may_read)
@@ -330,11 +330,11 @@ async def cancel_job(api: Api, caller: Canceller, job_id: JobId) -> Response:
     parameters=[IDEMPOTENCY_KEY],
 )
 async def retry_job(request: Request, api: Api, caller: Submitter, job_id: JobId) -> Response:
-    """Submit a job that ended without success once more, as a new job with ``retry_of``."""
+    """Submit a job that ended without success again, as a new job with ``retry_of``."""
     key = idempotency_key(request)
     job, upstream_request = await api.runtime.jobs.request_of(job_id, caller.tenant)
     if job.spec.kind is JobKind.COUNT_TOKENS:
-        raise NotFound  # it is in no list either: a count is a call of its own, and asked for anew
+        raise NotFound  # not listed either: a client sends the count again
     if not job.has_ended or job.state is JobState.SUCCEEDED:
         raise NotEnded("Only a job that ended without success can be retried.")
     idempotency = Idempotency(key, fingerprint_of({"retry_of": job_id})) if key is not None else None
@@ -349,10 +349,10 @@ async def retry_job(request: Request, api: Api, caller: Submitter, job_id: JobId
 
 
 def _options_again(job: Job) -> JobOptions:
-    """As they were, but for a ``not_before`` that has passed."""
+    """The job's options, without ``not_before``, which has passed."""
     spec = job.spec
     expires_in_ms = job.expires_ms - max(job.created_ms, spec.not_before_ms or 0)
-    # Not validated: a batch's item has as long to start as its batch had, counted from its own birth.
+    # Not validated: all comes from a record. A batch's item has as long to start as its batch had.
     return JobOptions.model_construct(
         **spec_members(spec) | {"not_before_ms": None},
         expires_in_s=max(1, expires_in_ms // 1000),

@@ -28,12 +28,12 @@ _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 
 
 class UsageLine(msgspec.Struct, frozen=True, kw_only=True):
-    """Calls added up. ``day``, ``model`` and ``key`` are there if it is grouped by them."""
+    """The sums of some calls. ``day``, ``model`` and ``key`` are present if the sums are grouped by them."""
 
     day: str | msgspec.UnsetType = msgspec.UNSET
     """UTC."""
     model: str | msgspec.UnsetType = msgspec.UNSET
-    """The one that answered."""
+    """The model that answered."""
     key: str | msgspec.UnsetType | None = msgspec.UNSET
     """The API key's id; null for calls without one."""
     calls: int
@@ -45,7 +45,7 @@ class UsageLine(msgspec.Struct, frozen=True, kw_only=True):
     cost_nano_usd: int
     unpriced_calls: int
     cost_usd: float | None
-    """Of the calls whose price is known; null if there are none."""
+    """The cost of the calls whose price is known; null if there are none."""
 
 
 _From = Annotated[
@@ -74,17 +74,17 @@ _GroupBy = Annotated[
 
 
 class UsageReport(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """Rows sorted by day, model and key, and all that there are in one. What was not used has no row."""
+    """Rows sorted by day, model and key, and their total. What was not used has no row."""
 
     from_: str
     to: str
     group_by: list[Grouping]
     data: list[UsageLine]
     total: UsageLine
-    """Of all days that were asked for, on every page."""
+    """The sums of all requested days, the same on every page."""
     has_more: bool
     next: str | None
-    """``after`` of the next page."""
+    """The ``after`` of the next page."""
 
 
 @router.get("/v1/usage")
@@ -120,7 +120,7 @@ async def read_usage(
 
 
 class _Place(msgspec.Struct, array_like=True):
-    """The last row of a page."""
+    """The last row of a page, which its ``next`` encodes."""
 
     day: date | None
     model: str | None

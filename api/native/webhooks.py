@@ -1,4 +1,4 @@
-"""``/v1/webhooks``: what deliveries are signed with, and the deliveries: listed, read, sent again."""
+"""``/v1/webhooks``: the secret that deliveries are signed with; list, read and repeat deliveries."""
 
 import re
 from typing import Annotated, Final
@@ -24,13 +24,13 @@ DELIVERY_ID: Final = re.compile(r"evt_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 
 
 class SecretView(msgspec.Struct, frozen=True):
-    """What a tenant's deliveries are signed with."""
+    """The secret that a tenant's deliveries are signed with."""
 
     type: str
     secret: str
     created_at: str
     previous_secret_until: str | None
-    """Until when the one before signs as well; null if it does not."""
+    """Until when the secret before it signs as well; null if it does not."""
 
 
 class AttemptView(msgspec.Struct, frozen=True):
@@ -38,14 +38,14 @@ class AttemptView(msgspec.Struct, frozen=True):
 
     at: str
     status: int | None
-    """Of the receiver's receipt; null if there was none."""
+    """The receipt's status; null if there was no receipt."""
     error: Reason | None
-    """Why it is not delivered; null if it is."""
+    """Why the attempt failed; null if it succeeded."""
     took_ms: int
 
 
 class DeliveryView(msgspec.Struct, frozen=True, kw_only=True):
-    """The wire form."""
+    """A delivery."""
 
     id: str
     type: str
@@ -81,7 +81,7 @@ DeliveryId = Annotated[str, Depends(_delivery_id)]
 @router.get("/v1/webhooks/secret")
 @operation({200: json_of(SecretView, "What deliveries are signed with.")}, (400, 401, 503))
 async def read_secret(api: Api, caller: Admin) -> Response:
-    """What the tenant's deliveries are signed with; made when it is asked for first."""
+    """The secret that the tenant's deliveries are signed with. The first call creates it."""
     return _secret(await api.runtime.webhooks.secrets(caller.tenant))
 
 
@@ -92,9 +92,9 @@ async def read_secret(api: Api, caller: Admin) -> Response:
     body=body_of(RotateRequest, required=False),
 )
 async def rotate_secret(request: Request, api: Api, caller: Admin) -> Response:
-    """A new secret; the old one signs too for ``grace_s``."""
+    """Create a new secret. The old one signs too for ``grace_s`` seconds."""
     grace_s = await grace_s_of(request, caller)
-    await caller_of(request, Scope.ADMIN)  # while the body came in, the key's own secret may have been replaced
+    await caller_of(request, Scope.ADMIN)  # again: while the body came, the key's own secret may have been replaced
     return _secret(await api.runtime.webhooks.rotate(caller.tenant, grace_s=grace_s))
 
 
@@ -110,7 +110,7 @@ async def list_deliveries(
     job_id: str | None = None,
     batch_id: str | None = None,
 ) -> Response:
-    """The tenant's deliveries, newest job or batch first. ``batch_id``: of the batch and of its items."""
+    """The tenant's deliveries, newest job or batch first. ``batch_id``: those of the batch and of its items."""
     if after is not None and not DELIVERY_ID.fullmatch(after):
         raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
     is_none = (job_id is not None and not JOB_ID.fullmatch(job_id)) or (
@@ -136,7 +136,7 @@ async def read_delivery(api: Api, caller: Reader, delivery_id: DeliveryId) -> Re
 @router.post("/v1/webhooks/deliveries/{delivery_id}/redeliver", status_code=202)
 @operation({202: json_of(DeliveryView, "The delivery's current state.")}, READS)
 async def redeliver(api: Api, caller: Submitter, delivery_id: DeliveryId) -> Response:
-    """Send it again now, whatever became of it. One that is being sent does not change."""
+    """Send the delivery again now, whatever its state. One that is being sent does not change."""
     return json_response(render(await api.runtime.webhooks.redeliver(delivery_id, caller.tenant)), 202)
 
 
@@ -149,12 +149,11 @@ def _secret(secrets: Secrets) -> Response:
 
 
 def render(delivery: Delivery) -> bytes:
-    """One line of JSON."""
+    """The delivery as one line of JSON."""
     return msgspec.json.encode(view_of(delivery))
 
 
 def view_of(delivery: Delivery) -> DeliveryView:
-    """As the record stands."""
     return DeliveryView(
         id=delivery.id,
         type="webhook_delivery",
