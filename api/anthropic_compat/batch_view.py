@@ -1,4 +1,4 @@
-"""A batch in the words of the Messages API: its object, its pages, and the lines of its results."""
+"""A batch in the format of the Messages API: its object, its pages, and the lines of its results."""
 
 from typing import Final
 
@@ -20,7 +20,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class RequestCounts(msgspec.Struct, frozen=True):
-    """How many requests are where. Live, where the real API counts all as ``processing`` until the end."""
+    """How many requests are in each state. Counted live; the real API counts all as ``processing`` until the end."""
 
     processing: int
     succeeded: int
@@ -30,7 +30,7 @@ class RequestCounts(msgspec.Struct, frozen=True):
 
 
 class MessageBatch(msgspec.Struct, frozen=True, kw_only=True):
-    """As the SDK knows it."""
+    """A batch, as Anthropic's SDK expects it."""
 
     id: str
     type: str = "message_batch"
@@ -62,17 +62,17 @@ _STATUSES: Final = {
 
 
 def id_of(batch_id: str) -> str:
-    """``batch_…`` as this surface calls it."""
+    """The id of ``batch_…`` on this surface."""
     return _PREFIX + batch_id.removeprefix(_OUR_PREFIX)
 
 
 def our_id_of(message_batch_id: str) -> str:
-    """``msgbatch_…`` as the store calls it; what is no id of this surface stays none."""
+    """The store's id of ``msgbatch_…``; empty if it is no id of this surface."""
     return _OUR_PREFIX + message_batch_id.removeprefix(_PREFIX) if message_batch_id.startswith(_PREFIX) else ""
 
 
 def view_of(batch: Batch) -> MessageBatch:
-    """The results' URL is relative: the SDK sends its key wherever an absolute one leads."""
+    """The batch in this format. ``results_url`` is relative: the SDK sends its key wherever an absolute URL leads."""
     counts = batch.counts
     own_id = id_of(batch.id)
     return MessageBatch(
@@ -94,19 +94,19 @@ def view_of(batch: Batch) -> MessageBatch:
 
 
 def render(batch: Batch) -> bytes:
-    """One line of JSON."""
+    """The batch as one line of JSON."""
     return _encode(view_of(batch))
 
 
 def render_page(batches: list[Batch], *, has_more: bool) -> bytes:
-    """A list."""
+    """A page of batches, as one line of JSON."""
     views = [view_of(batch) for batch in batches]
     ids = [view.id for view in views]
     return _encode(MessageBatchPage(views, has_more, ids[0] if ids else None, ids[-1] if ids else None))
 
 
 def render_deleted(batch_id: str) -> bytes:
-    """What stands in the place of a batch that was erased."""
+    """The response for a batch that was erased."""
     return _encode({"id": id_of(batch_id), "type": "message_batch_deleted"})
 
 
@@ -176,7 +176,7 @@ class _Line(msgspec.Struct):
 
 
 def render_line(line: ResultLine) -> bytes:
-    """How a request ended. One without a custom id, which the real API would not have taken, has an empty one."""
+    """One line of the results. ``custom_id`` is empty if the request had none: the real API would have refused it."""
     return _encode(_Line(line.custom_id or "", _outcome_of(line)))
 
 

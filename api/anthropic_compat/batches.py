@@ -1,4 +1,4 @@
-"""``/v1/messages/batches``: our batches in the words of the Messages API, with live counts."""
+"""``/v1/messages/batches``: our batches in the format of the Messages API, with live counts."""
 
 from functools import partial
 from typing import Annotated, Final
@@ -38,7 +38,7 @@ from shared.errors import FieldError, NotFound
 router = APIRouter()
 
 _ADVANCED_S: Final = 0.5
-"""Time a request spends advancing the batch itself; the loops finish the rest."""
+"""How long a request advances the batch itself; the background loops finish the rest."""
 
 
 async def _our_id(batch_id: Annotated[str, Path()]) -> str:
@@ -49,7 +49,7 @@ async def _our_id(batch_id: Annotated[str, Path()]) -> str:
 
 
 OurId = Annotated[str, Depends(_our_id)]
-"""Path parameter, as the store calls it. A malformed id is a 404, like an absent one."""
+"""Path parameter, as the store's id. A malformed id is a 404, like an absent one."""
 
 
 _READS: Final = (*READS, 500)
@@ -63,7 +63,7 @@ _READS: Final = (*READS, 500)
     parameters=[IDEMPOTENCY_KEY, *UPSTREAM_HEADERS],
 )
 async def create_message_batch(request: Request, api: Api, caller: Submitter) -> Response:
-    """Requests in, a batch back. Each that is not valid is an errored result of its own."""
+    """Submit a batch. A request that is not valid becomes an errored result."""
     submitted = await submit_batch(
         request,
         api,
@@ -87,7 +87,7 @@ async def list_message_batches(
     after_id: AfterId = None,
     before_id: BeforeId = None,
 ) -> Response:
-    """The caller's, newest first."""
+    """The caller's batches, newest first."""
     after, before = _cursor_of(after_id, "after_id"), _cursor_of(before_id, "before_id")
     refuse_both(after, before)
     page = await api.runtime.batches.page(caller.tenant, after=after, before=before, limit=limit)
@@ -98,14 +98,14 @@ async def list_message_batches(
 @router.get("/v1/messages/batches/{batch_id}", operation_id="read_message_batch")
 @operation({200: json_of(MessageBatch, "Its current state, with live counts.")}, _READS)
 async def read_message_batch(api: Api, caller: Reader, batch_id: OurId) -> Response:
-    """As it stands, with live counts."""
+    """The batch's current state, with live counts."""
     return json_response(render(await api.runtime.batches.get(batch_id, caller.tenant)))
 
 
 @router.get("/v1/messages/batches/{batch_id}/results", operation_id="read_message_batch_results")
 @operation({200: content(RESULT, "What has ended so far, one object a line.", JSON_LINES)}, _READS)
 async def read_message_batch_results(api: Api, caller: Reader, batch_id: OurId) -> Response:
-    """What has ended so far, one JSON object a line."""
+    """The results of all requests that have ended so far, one JSON object per line."""
     batch = await api.runtime.batches.get(batch_id, caller.tenant)
     return await results_response(api.runtime, batch, encode=render_line)
 
@@ -113,7 +113,7 @@ async def read_message_batch_results(api: Api, caller: Reader, batch_id: OurId) 
 @router.post("/v1/messages/batches/{batch_id}/cancel", operation_id="cancel_message_batch")
 @operation({200: json_of(MessageBatch, "Its current state.")}, _READS)
 async def cancel_message_batch(api: Api, caller: Canceller, batch_id: OurId) -> Response:
-    """End what has not ended; what is done stays."""
+    """End all requests that have not ended; results so far are kept."""
     if await api.runtime.batches.cancel(batch_id, caller.tenant):
         await api.runtime.batches.advance_all(batch_id, most_s=_ADVANCED_S)
     return json_response(render(await api.runtime.batches.get(batch_id, caller.tenant)))

@@ -1,7 +1,7 @@
-"""A request of the Messages API, checked only as far as we use it: everything else is the LLM's to judge.
+"""Reads a request of the Messages API, and checks only what we use ourselves: the LLM judges the rest.
 
-Pure, but for reading headers. ``stream`` is taken out, since we always stream; nothing else is ours, not even a member
-called ``job`` or ``prompt``.
+Pure, but for reading headers. ``stream`` is taken out, since we always stream. All other members are passed on, even
+those called ``job`` or ``prompt``.
 """
 
 import re
@@ -88,7 +88,7 @@ UPSTREAM_HEADERS: Final = (
 
 
 class CallHeaders(NamedTuple):
-    """What the headers ask for."""
+    """What a request's headers ask for."""
 
     key: str | None
     """The Idempotency-Key."""
@@ -97,13 +97,13 @@ class CallHeaders(NamedTuple):
 
 
 def call_headers_of(request: Request) -> CallHeaders:
-    """Raises InvalidRequest."""
+    """What this request's headers ask for. Raises InvalidRequest."""
     key = idempotency_key(request)
     return CallHeaders(key, _is_cancelled_by_leaving(request, key), upstream_headers_of(request))
 
 
 def _is_cancelled_by_leaving(request: Request, key: str | None) -> bool:
-    """Without a key nobody can come back for the answer."""
+    """By default if there is no Idempotency-Key: without one, no client can come back for the answer."""
     wish = one(request, b"x-on-disconnect")
     if wish is None:
         return key is None
@@ -113,12 +113,12 @@ def _is_cancelled_by_leaving(request: Request, key: str | None) -> bool:
 
 
 def upstream_headers_of(request: Request) -> UpstreamHeaders:
-    """What goes to the LLM in its own headers. Raises InvalidRequest."""
+    """The headers that are passed on to the LLM. Raises InvalidRequest."""
     return UpstreamHeaders(_beta_of(request), _version_of(request))
 
 
 def _beta_of(request: Request) -> str:
-    """The values of ``anthropic-beta``, however often it was sent, as one list."""
+    """``anthropic-beta`` as one list, even if it was sent several times."""
     names = [name.strip(" \t") for name in several(request, b"anthropic-beta").split(",")]
     beta = ",".join([name for name in names if name])
     if len(beta) > _MOST_BETA_CHARS or not _PRINTABLE.fullmatch(beta):
@@ -128,7 +128,7 @@ def _beta_of(request: Request) -> str:
 
 
 def _version_of(request: Request) -> str:
-    """``anthropic-version``: which there are is the LLM's to know."""
+    """``anthropic-version``, whatever it is: only the LLM knows which are valid."""
     version = one(request, b"anthropic-version") or ""
     if len(version) > _MOST_VERSION_CHARS or not _PRINTABLE.fullmatch(version):
         detail = f"must be at most {_MOST_VERSION_CHARS} printable ASCII characters"
@@ -140,7 +140,7 @@ _NOBODY: Final = CallHeaders(key=None, is_cancelled_by_leaving=False)
 
 
 class MessageCall(NamedTuple):
-    """A call, as its body and headers ask for it."""
+    """A call, as its body and headers describe it."""
 
     draft: Draft
     is_streamed: bool
@@ -148,25 +148,25 @@ class MessageCall(NamedTuple):
 
 
 def parse_message_call(raw: bytes, *, headers: CallHeaders, default_model: str) -> "MessageCall":
-    """Raises InvalidRequest, which names every field that is not valid."""
+    """Reads a body. Raises InvalidRequest, which names every field that is not valid."""
     body = decode(raw)
     draft, is_streamed = message_draft_of(body, headers, default_model=default_model)
     return MessageCall(draft, is_streamed, idempotency_of(body, headers.key))
 
 
 def parse_count(raw: bytes, *, default_model: str, headers: UpstreamHeaders) -> Draft:
-    """Raises InvalidRequest."""
+    """Reads the body of a count. Raises InvalidRequest."""
     return count_draft_of(decode(raw), default_model=default_model, headers=headers)
 
 
 def message_draft_of(body: Any, headers: CallHeaders, *, default_model: str) -> tuple[Draft, bool]:
-    """And whether its answer is to be streamed. Raises InvalidRequest, which names every field that is not valid."""
+    """The draft, and whether its answer is to be streamed. Raises InvalidRequest, which names all invalid fields."""
     asked = read(MessageRequest, body)
     request = passed_on({"model": default_model, **body}, asked)
     draft = drafted(
         request["model"],
         msgspec.json.encode(request),
-        # What is out cannot be taken back here. Who may come back for the whole answer is better served by another attempt.
+        # The stream cannot take text back, but a client that can come back for the whole answer wants another attempt.
         may_start_over=not (asked.stream and headers.is_cancelled_by_leaving),
         upstream_headers=headers.upstream,
     )
@@ -174,7 +174,7 @@ def message_draft_of(body: Any, headers: CallHeaders, *, default_model: str) -> 
 
 
 def batch_draft_of(params: object, *, default_model: str) -> Draft:
-    """One request of a batch: the parameters of a message, which nobody waits for. Raises InvalidRequest."""
+    """The draft of one request of a batch. Raises InvalidRequest."""
     return message_draft_of(params, _NOBODY, default_model=default_model)[0]
 
 
@@ -193,7 +193,7 @@ def count_draft_of(body: Any, *, default_model: str, headers: UpstreamHeaders) -
 
 
 def idempotency_of(body: dict[str, Any], key: str | None) -> Idempotency | None:
-    """Whether the answer is streamed is not part of what was asked: a repeat may want it the other way."""
+    """The fingerprint leaves ``stream`` out: a repeat may ask for the same answer streamed, or whole."""
     if key is None:
         return None
     return Idempotency(key, fingerprint_of({name: value for name, value in body.items() if name != "stream"}))

@@ -1,8 +1,8 @@
-"""A job's events as the stream of a Messages API: the upstream's own, of one attempt, up to ``message_stop`` or an error.
+"""A job's events as a stream of the Messages API: those of one attempt, up to ``message_stop`` or an error.
 
-``message_stop`` is held back until the job has succeeded: a client that has seen it may go, and has a whole answer. What
-was said cannot be taken back here, so an attempt that fails is silently followed by the next only while no more than its
-``message_start`` was sent.
+``message_stop`` is held back until the job has succeeded: a client that has seen it may disconnect, and has a whole
+answer. This stream cannot take text back. So if an attempt fails, the stream goes on with the next one only if no more
+than ``message_start`` was sent.
 """
 
 import asyncio
@@ -25,25 +25,25 @@ from shared.job import Job, JobState
 from shared.store.runtime import Runtime
 
 HOLD_S: Final = 10.0
-"""How long the head waits for the answer's first event."""
+"""How long the response's head waits for the first event of the answer."""
 PING: Final = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 _AGAIN_S: Final = 0.5
 _LOG_PAGE: Final = 1000
 _END_S: Final = 5.0
-"""A job that may not start over ends as soon as it is claimed again."""
+"""How long to wait for the end of a job that may not start over: it ends as soon as it is claimed again."""
 
 _BEGINNINGS: Final = frozenset({OurEvent.STARTED, OurEvent.RETRY, OurEvent.RESET})
-"""With which another attempt is announced."""
+"""The events that announce another attempt."""
 
 ERASED: Final = Refusal(500, "api_error", "The job was erased.", may_retry=False)
 _ENDED_EARLY: Final = Refusal(500, "api_error", "The end of the answer is no longer known.", may_retry=False)
 
 
 async def frames_of(api: ApiState, job: Job, watch: Watch, *, is_new: bool) -> AsyncIterator[bytes]:
-    """The frames of the answer; PING whenever it is time for one. Raises Refused.
+    """The frames of the answer, and PING whenever one is due. Raises Refused.
 
-    ``is_new``: the job was submitted after ``watch``; else the newest attempt is sent from its start.
+    ``is_new``: the job was submitted after ``watch`` was opened; else the newest attempt is sent from its start.
     """
     editor = Editor()
     try:
@@ -79,7 +79,7 @@ def _is_claimed_again(events: list[Event]) -> bool:
 
 
 async def _end_of(following: AsyncIterator[list[Event]]) -> str | None:
-    """The terminal event's name, if it comes soon: then the job's own error is the true reason."""
+    """The terminal event's name; None if it does not come soon. If it does, the job's own error is the true reason."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_END_S):
             async for events in following:
@@ -89,12 +89,12 @@ async def _end_of(following: AsyncIterator[list[Event]]) -> str | None:
 
 
 def _anew(message: str) -> Refusal:
-    """After the first words: the one error type that has clients begin anew."""
+    """The error after the first text: the only type on which clients send the request again."""
     return Refusal(529, type_of(529), message)
 
 
 async def _newest_attempt(runtime: Runtime, job: Job) -> EventId | None:
-    """The event after which the newest attempt begins: a claim's start is followed by its earlier attempts too."""
+    """The event that begins the newest attempt. The newest claim may be too early: it may have several attempts."""
     found: EventId | None = None
     last: EventId | None = None
     while True:
@@ -108,7 +108,7 @@ async def _newest_attempt(runtime: Runtime, job: Job) -> EventId | None:
 
 
 async def _end(api: ApiState, job: Job, editor: "Editor") -> bytes:
-    """The answer of a job whose log is gone. Raises Refused, NotFound, StorageUnavailable."""
+    """The stored answer as frames, for a job whose log is gone. Raises Refused, NotFound, StorageUnavailable."""
     ended = await ended_job(api, job)
     if ended.state is not JobState.SUCCEEDED:
         if editor.has_content and ended.error is not None and ended.error.retryable:
@@ -120,7 +120,7 @@ async def _end(api: ApiState, job: Job, editor: "Editor") -> bytes:
 
 
 async def ended_job(api: ApiState, job: Job) -> Job:
-    """With its result. Waits while Redis is away, for the answer is there: Raises NotFound, and StorageUnavailable at a stop."""
+    """The ended job, with its result. Waits while Redis is away. Raises NotFound, and StorageUnavailable at a stop."""
     while True:
         try:
             return await api.runtime.jobs.get(job.id, job.tenant, with_result=True)
@@ -131,7 +131,7 @@ async def ended_job(api: ApiState, job: Job) -> Job:
 
 
 class Editor:
-    """Decides which of a job's events a client gets. Pure."""
+    """Decides which of a job's events the client gets. Pure."""
 
     def __init__(self) -> None:
         self.has_begun = False
@@ -139,12 +139,12 @@ class Editor:
         self.has_content = False
         """Whether it has more than that."""
         self.stop = b""
-        """The end of the attempt, which is sent when the job has succeeded."""
+        """The frame of ``message_stop``, which is sent when the job has succeeded."""
         self.taken_back: str | None = None
-        """Why content that the client has is void; nothing is sent after that."""
+        """Why content that the client has is void; None if it is not. Nothing is sent after that."""
 
     def frames_of(self, events: list[Event]) -> bytes:
-        """The frames of a list of events. What another attempt takes back within it is never sent."""
+        """The frames of these events. Content that a later one of them makes void is left out."""
         frames: list[bytes] = []
         had_begun, had_content = self.has_begun, self.has_content
         for number, event in enumerate(events):
@@ -169,7 +169,7 @@ class Editor:
 
 
 class HeldFrames:
-    """Frames whose first ones are waited for before anything else is sent. ``close`` it if ``rest`` is never iterated."""
+    """Frames, the first of which is awaited before the response starts. ``close`` it if ``rest`` is never iterated."""
 
     def __init__(self, frames: AsyncIterator[bytes]) -> None:
         self._frames = frames
@@ -177,7 +177,7 @@ class HeldFrames:
         self._next: asyncio.Task[bytes | None] | None = None
 
     async def begin(self, hold_s: float) -> None:
-        """Returns when there is something to send, at the latest after ``hold_s``. Raises Refused."""
+        """Returns when there is a first frame, or after ``hold_s`` seconds. Raises Refused."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + hold_s
         while True:
@@ -206,12 +206,12 @@ class HeldFrames:
             yield frames
 
     async def close(self) -> None:
-        """Ends what is waited for. Calls after the first change nothing."""
+        """Cancels the wait for a frame. Calls after the first change nothing."""
         if self._next is not None:
             self._next.cancel()
             await asyncio.wait((self._next,))
             if not self._next.cancelled():
-                self._next.exception()  # nobody is left to hear it
+                self._next.exception()  # or asyncio would log it as never retrieved
             self._next = None
 
 
@@ -232,7 +232,7 @@ def message_of(job: Job) -> bytes:
 
 
 def frames_of_message(message: bytes, *, has_begun: bool = False) -> bytes:
-    """The events that add up to a message. ``has_begun``: a ``message_start`` was sent."""
+    """The frames that add up to this message. ``has_begun``: without ``message_start``, which was sent."""
     whole: dict[str, Any] = msgspec.json.decode(message)
     usage = {"input_tokens": 0, "output_tokens": 0, **(whole.get("usage") or {})}
     empty = {**whole, "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
@@ -253,7 +253,7 @@ def _frame(name: str, **members: Any) -> bytes:
 
 
 def _taken_apart(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """How a block begins, and what then is added to it. Of a kind that has no deltas, it begins whole."""
+    """A block's start, and the deltas that complete it. A block of a kind without deltas starts whole."""
     deltas: list[dict[str, Any]]
     match block.get("type"):
         case "text":

@@ -1,7 +1,7 @@
 """``POST /v1/messages``, streamed or not, and ``POST /v1/messages/count_tokens``: each call is a job.
 
-A client that goes cancels its job, unless it can come back for the answer: with an Idempotency-Key, or because it said
-``x-on-disconnect: continue``.
+If the client disconnects, its job is cancelled, unless the client can come back for the answer: it sent an
+Idempotency-Key, or ``x-on-disconnect: continue``.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -83,17 +83,17 @@ _COUNT: Final[Schema] = {
     ],
 )
 async def create_message(request: Request) -> Response:
-    """An answer, whole or as it is written."""
-    call, is_streamed = await _message_call(request)  # which keeps nothing of the request while it waits
+    """The LLM's answer, whole or as it is generated."""
+    call, is_streamed = await _message_call(request)  # a function of its own, so that the body is freed before the wait
     return await (call.stream() if is_streamed else call.whole(_message_response, _LONGEST_WAIT_S))
 
 
-# As hot as a submit (docs/decisions/0018).
+# As hot as a submit, so not through FastAPI (docs/decisions/0018).
 router.add_route("/v1/messages", create_message, methods=["POST"])
 
 
 async def _message_call(request: Request) -> "tuple[_Call, bool]":
-    """And whether its answer is to be streamed."""
+    """The submitted call, and whether its answer is to be streamed."""
     api = api_of(request)
     caller = await caller_of(request, Scope.SUBMIT)
     headers = call_headers_of(request)
@@ -134,7 +134,7 @@ async def _begun(
     idempotency: Idempotency | None,
     is_cancelled_by_leaving: bool,
 ) -> "_Call":
-    """The job of a call, and a watch of it. Raises what ``submit`` does."""
+    """Submits the job of a call, and watches it. Raises what ``submit`` does."""
     job_id = new_id("job")
     watch = api.relay.watch(job_id)
     try:
@@ -143,7 +143,7 @@ async def _begun(
         )
     except BaseException as error:
         watch.close()
-        # Whether it was born is not known. Nobody will hear its answer, and the SDK is about to send another one.
+        # The job may have been created. Nobody will get its answer, and the SDK is about to send the request again.
         if is_cancelled_by_leaving and not (isinstance(error, Problem) and not isinstance(error, StorageUnavailable)):
             await give_up(api, caller.tenant, job_id)
         raise
@@ -156,7 +156,7 @@ async def _begun(
 
 
 class _Call:
-    """A client that waits for a job. Whichever way it ends, its watch is closed and the job cancelled if it has to be."""
+    """A client that waits for a job. However that ends, the watch is closed, and no attended job is left."""
 
     def __init__(
         self, request: Request, api: ApiState, submitted: Submitted, watch: Watch, *, has_key: bool, is_attended: bool
@@ -170,7 +170,7 @@ class _Call:
         self._headers = _headers_of(submitted)
 
     async def whole(self, answer: Callable[[Job, dict[str, str]], Response], most_s: float) -> Response:
-        """Waits for the end."""
+        """Waits for the job's end, at most ``most_s`` seconds. ``answer`` makes the response of a success."""
         has_ended = False
         try:
             ended = await while_connected(self._request, self._ended(most_s))
@@ -191,7 +191,7 @@ class _Call:
         return answer(ended, self._headers)
 
     async def stream(self) -> Response:
-        """Waits for the beginning, so that what fails before it has a status of its own; then the answer as it comes."""
+        """Waits for the answer's beginning, so that a failure before it has its own status. Then streams the answer."""
         if self._job.has_ended and self._job.state is not JobState.SUCCEEDED:
             self._watch.close()
             return self._refusal_response(self._refusal_of_end(self._job))
@@ -224,7 +224,7 @@ class _Call:
         )
 
     async def _frames(self, held: HeldFrames) -> AsyncIterator[bytes]:
-        """They end with ``message_stop`` or with an error, never just so."""
+        """All frames. The last one is always ``message_stop`` or an error."""
         request_id = request_id_of(self._request)
         try:
             async for frames in held.rest():
@@ -234,7 +234,7 @@ class _Call:
             refusal, has_ended = refused.refusal, refused.has_ended
             if self._is_stopping and not has_ended:
                 refusal = _STOPPING
-        except Exception as error:  # the last net: whatever it is, the client must not think that it is the end
+        except Exception as error:  # whatever it is, the client must not take it for the end of the answer
             self._api.log.exception("request_failed", request_id=request_id, method="POST", exc_info=error)
             refusal, has_ended = refusal_of_problem(InternalError()), False
         if not has_ended:
@@ -242,7 +242,7 @@ class _Call:
         yield error_frame(refusal, request_id)
 
     async def _ended(self, most_s: float) -> Job | None:
-        """The job as it ended; None if it has not."""
+        """The ended job; None if it has not ended in time, or the process stops."""
         if not self._job.has_ended and not await self._api.relay.wait_for_end(
             self._job.id, most_s, self._watch, is_new=not self._is_replayed
         ):
@@ -264,7 +264,7 @@ class _Call:
         return self._as_final(refusal_of_end(job))
 
     def _as_final(self, refusal: Refusal) -> Refusal:
-        """A repeat with the same key would find the same end."""
+        """Without a retry by the SDK if there is an Idempotency-Key: a repeat would find the same end."""
         return refusal._replace(may_retry=False, retry_after_s=None) if self._has_key else refusal
 
     def _refusal_response(self, refusal: Refusal) -> Response:

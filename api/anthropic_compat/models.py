@@ -1,4 +1,4 @@
-"""``GET /v1/models`` and ``GET /v1/models/{id}``: the default model, those that routes name, and what the upstreams serve."""
+"""``GET /v1/models`` and ``GET /v1/models/{id}``: the default model, the routes' models, and those of the upstreams."""
 
 from typing import Annotated, Final
 
@@ -26,7 +26,7 @@ _PATTERN_MARKS: Final = frozenset("*?[")
 
 
 class Model(ModelDetails, frozen=True, kw_only=True):
-    """As the SDK knows it; with what its upstream said of it."""
+    """A model, as Anthropic's SDK expects it, with the details that its upstream gives."""
 
     type: str
     id: str
@@ -44,7 +44,7 @@ class ModelPage(msgspec.Struct, frozen=True):
 
 
 def refuse_both(after_id: str | None, before_id: str | None) -> None:
-    """Raises InvalidRequest if a page is to be in two places."""
+    """Raises InvalidRequest if both cursors were sent."""
     if after_id and before_id:
         raise refuse(FieldError("before_id", "cannot be combined with after_id"))
 
@@ -54,7 +54,7 @@ def refuse_both(after_id: str | None, before_id: str | None) -> None:
 async def list_models(
     api: Api, _: Reader, limit: Limit = DEFAULT_LIMIT, after_id: AfterId = None, before_id: BeforeId = None
 ) -> Response:
-    """The models that may be asked, by pages."""
+    """The available models, in pages."""
     refuse_both(after_id, before_id)
     models = await _models(api)
     if before_id:
@@ -77,10 +77,10 @@ async def list_models(
     )
 
 
-@router.get("/v1/models/{model_id:path}", operation_id="read_model")  # names of other upstreams may have slashes
+@router.get("/v1/models/{model_id:path}", operation_id="read_model")  # ids of other upstreams' models may have slashes
 @operation({200: json_of(Model, "The model.")}, (400, 401, 404, 503))
 async def read_model(api: Api, _: Reader, model_id: str) -> Response:
-    """One of them."""
+    """One model."""
     for model in await _models(api):
         if model.id == model_id:
             return json_response(msgspec.json.encode(_model_of(model)))
@@ -88,7 +88,7 @@ async def read_model(api: Api, _: Reader, model_id: str) -> Response:
 
 
 async def _models(api: ApiState) -> list[ModelInfo]:
-    """What an upstream says of a model is better than its name alone."""
+    """All models, each once. A model that we name is shown with its upstream's details, if there are any."""
     upstream = await api.runtime.workers.models()
     by_id = {model.id: model for model in upstream}
     names = [api.settings.model, *(name for name in api.settings.routes if not _PATTERN_MARKS & set(name))]

@@ -1,4 +1,4 @@
-"""Why a job has no answer, in the words of the Messages API."""
+"""Why a job has no answer, in the terms of the Messages API."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ from shared.job import Job, JobState
 
 
 class Refused(Exception):
-    """There is no answer, or no rest of it. ``has_ended``: nor will the job go on."""
+    """There is no answer, or no more of it. ``has_ended``: the job has ended too."""
 
     def __init__(self, refusal: Refusal, *, has_ended: bool = False) -> None:
         super().__init__(refusal.type)
@@ -17,7 +17,7 @@ class Refused(Exception):
 
 
 def refusal_of_end(job: Job) -> Refusal:
-    """How a job ended that did not succeed."""
+    """Why a job that has ended did not succeed."""
     if job.error is not None:
         return refusal_of_failure(job.error)
     if job.state is JobState.EXPIRED:
@@ -28,10 +28,10 @@ def refusal_of_end(job: Job) -> Refusal:
 
 
 def refusal_of_failure(error: JobError) -> Refusal:
-    """Why a job failed. Our own key being refused is our failure, and never the caller's 401.
+    """Why a job failed. If the LLM refuses our own key, that is our failure, and never the caller's 401.
 
-    A job ends when its attempts or its time are used up. An SDK that repeated it would multiply our attempts by its own, and
-    a guard against storms would open the circuit for everybody.
+    An SDK must not retry any of these: the job's attempts or its time are used up, or another try is in vain. Retries
+    by the SDK would multiply our attempts by its own, and so many failed calls would open the circuit for everybody.
     """
     match error.code:
         case "upstream_rejected":
@@ -50,11 +50,11 @@ def refusal_of_failure(error: JobError) -> Refusal:
 
 
 _UPSTREAM_FAILURES: Final = (500, 502, 503)
-"""Told as they were: a program may look at them."""
+"""Passed on as they were: a program may look at them."""
 
 
 def _rejected_status(upstream_status: int | None) -> int:
-    """The upstream's own, where it is one that says no; 401 and 403 would be about the caller's key, which it never saw."""
+    """The upstream's error status; 400 for its 401 and 403, which would seem to be about the caller's key."""
     if upstream_status is None or not 400 <= upstream_status < 600 or upstream_status in (401, 403):
         return 400
     return upstream_status
