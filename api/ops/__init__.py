@@ -1,1 +1,1 @@
-"""What operators and their machines ask: health, and what an error code means."""
+"""For operators and their monitoring: health, API keys, and what an error code means."""

@@ -1,9 +1,9 @@
 """``/v1/keys``: the API keys of the caller's tenant, for keys with the scope ``admin``.
 
-A key gives no more than it has: no scope, no wider limit, no later end. Otherwise a key that may do little, and make keys,
-could do everything. But each key's use is counted by itself: many keys within the limits of one do more than it could alone,
-and only the tenant's limits bound them together. Without TOKENSPOOL_AUTH=keys nothing of this is open: keys that anybody made
-would be good later.
+A key cannot grant more than it has: no other scope, no wider limit, no later expiry. Otherwise a key that may do
+little, but make keys, could do everything. But each key's use is counted by itself: several keys, each within the
+limits of one, can use more than that one could. Only the tenant's limits bound them together. Without
+TOKENSPOOL_AUTH=keys all of this is refused: anybody could make keys that would be valid later.
 """
 
 from datetime import timedelta
@@ -42,11 +42,11 @@ MOST_USD: Final = 1_000_000
 
 _NANO: Final = 1_000_000_000
 _LEAST_USD: Final = 0.5 / _NANO
-"""What is not more is rounded to nothing."""
+"""Anything up to this would be rounded to 0, which means no limit."""
 
 
 class KeyStatus(StrEnum):
-    """Whether it lets anybody in."""
+    """Whether the key is valid."""
 
     ACTIVE = "active"
     EXPIRED = "expired"
@@ -54,7 +54,7 @@ class KeyStatus(StrEnum):
 
 
 class KeyLimits(msgspec.Struct, frozen=True):
-    """Null is none."""
+    """What the key may use. Null is no limit."""
 
     requests_per_minute: int | None
     tokens_per_minute: int | None
@@ -65,7 +65,7 @@ class KeyLimits(msgspec.Struct, frozen=True):
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
-    """The wire form."""
+    """An API key."""
 
     id: str
     type: str
@@ -76,13 +76,13 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     limits: KeyLimits
     created_at: str
     made_by: str | None
-    """The id of the key that made it; null for the command line."""
+    """The id of the key that made it; null if the command line did."""
     expires_at: str | None
     revoked_at: str | None
     last_used_at: str | None
     rotated_at: str | None
     old_secret_until: str | None
-    """Until when the secret before the last rotation is taken too; null if it is not."""
+    """Until when the secret from before the last rotation is valid too; null if it is not."""
     key: str | msgspec.UnsetType = msgspec.UNSET
     """The key itself: only in the response that makes it or its new secret."""
 
@@ -103,7 +103,7 @@ _Dollars = Annotated[
 
 
 class LimitsRequest(Body):
-    """Null is no limit; one that is left out is that of the key that makes it."""
+    """Limits of a new key. Null is no limit; one that is left out is that of the key that makes it."""
 
     requests_per_minute: _Limit = None
     tokens_per_minute: _Limit = None
@@ -113,7 +113,7 @@ class LimitsRequest(Body):
     usd_per_month: _Dollars = None
 
     def of_maker(self, own: CallerLimits) -> CallerLimits:
-        """With those of the key that makes it where none is named."""
+        """The limits, with those of the key that makes it (``own``) for all that are left out."""
         named = {name: getattr(self, name) or 0 for name in self.model_fields_set}
         members = {
             f"nano_{name}" if name.startswith("usd") else name: round(limit * _NANO)
@@ -172,7 +172,7 @@ _ERRORS: Final = (400, 401, 404, 503)
     body=body_of(KeyRequest),
 )
 async def create_key(request: Request, api: Api, caller: Manager) -> Response:
-    """A new key of the caller's tenant. Its text is in this response, and nowhere else."""
+    """Create a key for the caller's tenant. Only this response has its text."""
     if one(request, b"idempotency-key") is not None:
         raise refuse(
             FieldError(
@@ -233,7 +233,7 @@ async def read_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
     body=body_of(RotateRequest, required=False),
 )
 async def rotate_key(request: Request, api: Api, caller: Manager, key_id: KeyId) -> Response:
-    """A new secret for the key; the old one stays valid for ``grace_s``."""
+    """Give the key a new secret. The old one stays valid for ``grace_s`` seconds."""
     grace_s = await grace_s_of(request, caller)
     key = await api.runtime.api_keys.get(key_id, caller.tenant)
     own = credential_of(request.scope)
@@ -250,9 +250,9 @@ async def rotate_key(request: Request, api: Api, caller: Manager, key_id: KeyId)
 @router.post("/v1/keys/{key_id}/revoke")
 @operation({200: json_of(KeyView, "The key's current state.")}, _ERRORS)
 async def revoke_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
-    """Lets nobody in any more, in every process within 5 s. A revoked key stays as it is.
+    """Revoke the key: every process refuses it within 5 s. A key that is already revoked does not change.
 
-    Only a key that may do all that the other may: else a lesser key could lock the tenant out.
+    The caller's key must have all scopes of the other: else a lesser key could lock the tenant out.
     """
     if not (await api.runtime.api_keys.get(key_id, caller.tenant)).scopes <= caller.scopes:
         raise Forbidden("A key cannot revoke a key with more scopes than its own.")
@@ -269,16 +269,15 @@ def _gives_too_much() -> Forbidden:
     return Forbidden("A key cannot grant more than it has: no other scope, no wider limit, no later expiry.")
 
 
-# --- as it is shown ------------------------------------------------------------------------------------------------------
+# --- the JSON form ----------------------------------------------------------------------------------------------------
 
 
 def render(key: ApiKey, now_ms: int, text: str | None = None) -> bytes:
-    """One line of JSON."""
+    """The key as one line of JSON. ``text``: the key itself, if it is to be shown."""
     return msgspec.json.encode(view_of(key, now_ms, text))
 
 
 def view_of(key: ApiKey, now_ms: int, text: str | None = None) -> KeyView:
-    """As the record stands."""
     is_rotating = not key.has_ended(now_ms) and key.retiring_ms is not None and key.retiring_ms > now_ms
     return KeyView(
         id=key.id,
@@ -300,7 +299,7 @@ def view_of(key: ApiKey, now_ms: int, text: str | None = None) -> KeyView:
 
 
 def status_of(key: ApiKey, now_ms: int) -> KeyStatus:
-    """A revoked key is not called expired."""
+    """The key's status. A key that was revoked and then expired is revoked."""
     if key.revoked_ms is not None:
         return KeyStatus.REVOKED
     return KeyStatus.EXPIRED if key.has_ended(now_ms) else KeyStatus.ACTIVE

@@ -1,6 +1,6 @@
-"""How the service is. Never calls the LLM: the workers write down what they see of it.
+"""The health of the service. Never calls the LLM: the workers write down what they see of it.
 
-``/health`` is for people and dashboards, ``/health/live`` for whoever restarts a process (it only responds),
+``/health`` is for people and dashboards, ``/health/live`` for whatever restarts processes (it checks nothing),
 ``/health/ready`` for load balancers.
 """
 
@@ -31,48 +31,48 @@ router = APIRouter()
 
 
 class Health(StrEnum):
-    """Whether the service does what it is for."""
+    """Whether the service works as it should."""
 
     OK = "ok"
     DEGRADED = "degraded"
-    """It takes jobs in, or not even that; but some will wait."""
+    """Some jobs will wait, or no jobs are accepted."""
 
 
 class LlmState(StrEnum):
-    """What the workers saw last, of those that live."""
+    """What the living workers saw last."""
 
     REACHABLE = "reachable"
     DEGRADED = "degraded"
     UNREACHABLE = "unreachable"
     UNKNOWN = "unknown"
-    """No worker called it within the hour."""
+    """No worker has called it within the last hour."""
 
 
 class QueueDepth(msgspec.Struct, frozen=True):
-    """Jobs that wait and jobs that run."""
+    """How many jobs wait, and how many run."""
 
     queued: int
     running: int
 
 
 class Circuit(StrEnum):
-    """Whether calls of a route are made."""
+    """Whether calls of a route are let through."""
 
     CLOSED = "closed"
     OPEN = "open"
-    """Many calls failed: only one at a time is let through, until one succeeds."""
+    """Too many calls failed: only one at a time is let through, until one succeeds."""
 
 
 class RouteHealth(msgspec.Struct, frozen=True):
-    """An upstream and a model that may not be called freely now."""
+    """A route (an upstream and a model) that may not be called freely now."""
 
     route: str
     circuit: Circuit
     open_since: str | None
     shut_for_s: float
-    """How long nobody calls it: a Retry-After, or the pause before the next probe. 0: it may be called."""
+    """Seconds for which nobody calls it: a Retry-After, or the pause before the next probe. 0: it may be called."""
     reason: str | None
-    """One of the codes of ``job.error``, as of the call that shut it."""
+    """Why the call that shut it failed: one of the codes of ``job.error``."""
 
 
 class HealthReport(msgspec.Struct, frozen=True):
@@ -81,12 +81,12 @@ class HealthReport(msgspec.Struct, frozen=True):
     status: Health
     llm: LlmState
     llm_since: str | None
-    """Since when the workers see it like that."""
+    """Since when the workers see it in this state."""
     routes: list[RouteHealth]
     """Those that are shut, or whose circuit is open."""
     redis: str
     redis_problems: list[RedisProblem]
-    """What Redis refuses this process or a worker, why it cannot be reached, how it may lose jobs."""
+    """What Redis refuses to this process or a worker, why it cannot be reached, or how it may lose jobs."""
     workers: int | None
     queue: QueueDepth | None
 
@@ -112,7 +112,7 @@ _FORGOTTEN_S: Final = 3_600
 _WORKED_OUT_EVERY_S: Final = 1.0
 _LAST_JOBS: Final = 100
 _OUTVOTED_S: Final = 120
-"""What a worker saw so long before another's newest call says nothing any more."""
+"""What a worker saw this long before another's newest call is ignored."""
 
 
 @router.get("/health")
@@ -124,12 +124,12 @@ _OUTVOTED_S: Final = 120
     is_open=True,
 )
 async def health(request: Request, api: Api) -> Response:
-    """All of it; for callers without the scope ``read`` the status alone. 503 only without Redis."""
+    """The health of the service; only its status for callers without the scope ``read``. 503 only without Redis."""
     report = await _recent_report(api)
     status, headers = (503, _RETRY) if report.queue is None else (200, None)
     if api.settings.auth is Auth.KEYS:
         try:
-            # Load balancers add what they like.
+            # Any query is accepted: load balancers add what they like.
             caller = await caller_of(request, Scope.READ, query=request.query_params)
             report = await _as_told_to(caller.tenant, report, api)
         except Problem:
@@ -138,7 +138,7 @@ async def health(request: Request, api: Api) -> Response:
 
 
 async def _recent_report(api: ApiState) -> HealthReport:
-    """Strangers may ask, as often as they like: of each second one is worked out."""
+    """At most one report a second is made: anybody may ask, as often as they like."""
     last = api.last_health
     now_s = asyncio.get_running_loop().time()
     if last.report is None or now_s - last.at_s >= _WORKED_OUT_EVERY_S:
@@ -148,7 +148,9 @@ async def _recent_report(api: ApiState) -> HealthReport:
 
 
 async def _as_told_to(tenant: str, report: HealthReport, api: ApiState) -> HealthReport:
-    """The models of other tenants are theirs: it hears of those that it used since yesterday, or asked for in its last jobs."""
+    """The report for a tenant. It must not show which models other tenants use: it has only routes of those that this
+    tenant used since yesterday, or requested in its last jobs.
+    """
     if not report.routes:
         return report
     today = datetime.now(UTC).date()
@@ -200,7 +202,7 @@ async def live() -> Response:
 @router.get("/health/ready")
 @operation({200: nothing("Send requests."), 503: nothing("Send none.")})
 async def ready(api: Api) -> Response:
-    """Whether to send requests here: 503 without Redis, and while the process ends."""
+    """Whether to send requests here: 503 without Redis, and while the process drains."""
     api.drain.note_poll(asyncio.get_running_loop().time())
     if api.drain.is_begun:
         return json_response(_DRAINING, 503, _RETRY)
@@ -210,7 +212,7 @@ async def ready(api: Api) -> Response:
 
 
 def _llm_note_of(worker: Mapping[str, str]) -> _LlmNote | None:
-    """None: it has made no call, or a newer release says it in words that we do not know."""
+    """None if the worker has made no call, or is of a newer release whose words we do not know."""
     try:
         return _LlmNote(LlmState(worker["llm"]), int(worker["llm_since_ms"]), int(worker["llm_age_s"]))
     except (KeyError, ValueError):
@@ -218,7 +220,7 @@ def _llm_note_of(worker: Mapping[str, str]) -> _LlmNote | None:
 
 
 def _merged(found: Iterable[_LlmNote | None]) -> tuple[LlmState, int | None]:
-    """What all workers together see, and since when (ms). Where they differ, some calls get through."""
+    """What all workers together see, and since when (ms). If they differ, some calls get through: degraded."""
     notes = [note for note in found if note is not None and note.age_s < _FORGOTTEN_S]
     newest_s = min((note.age_s for note in notes), default=0)
     notes = [note for note in notes if note.age_s - newest_s <= _OUTVOTED_S]
@@ -229,7 +231,7 @@ def _merged(found: Iterable[_LlmNote | None]) -> tuple[LlmState, int | None]:
 
 
 def _problems_of(worker: Mapping[str, str]) -> list[RedisProblem]:
-    """Likewise none, where a newer release says them otherwise."""
+    """Empty if the worker is of a newer release with another form of them."""
     try:
         return msgspec.json.decode(worker.get("redis_problems", "[]"), type=list[RedisProblem])
     except msgspec.DecodeError:

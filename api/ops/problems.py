@@ -1,4 +1,4 @@
-"""``/problems/{code}``: what an error's ``type`` points to. One short page a code, made from the tree of errors."""
+"""``/problems/{code}``: what an error's ``type`` points to. One short page for each code, made from the classes."""
 
 import html
 import inspect
