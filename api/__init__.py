@@ -1,1 +1,1 @@
-"""The HTTP surface: it takes jobs in, tells how they stand, and follows them. It never calls an LLM."""
+"""The HTTP API: it accepts jobs, shows their state, and streams their events. It never calls an LLM."""

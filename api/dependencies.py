@@ -1,7 +1,8 @@
-"""What a route may ask for: the parts of the process, and who is calling.
+"""The routes' FastAPI dependencies: the process's state, the authenticated caller, and ids in paths.
 
-Under TOKENSPOOL_AUTH=keys a caller shows a key, as ``Authorization: Bearer`` or as ``x-api-key``, and acts for the key's
-tenant. A key in the URL is never looked for: URLs end up in logs. Under ``off`` a caller names its tenant, and is believed.
+With TOKENSPOOL_AUTH=keys a caller sends an API key, as ``Authorization: Bearer`` or as ``x-api-key``, and acts for the
+key's tenant. Keys in URLs are ignored, since URLs end up in logs. With ``off`` a caller names its tenant in
+``X-Tenant``, and is believed.
 """
 
 import re
@@ -25,13 +26,14 @@ JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 BATCH_ID: Final = re.compile(r"batch_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 
 _IGNORED_BY_THE_MESSAGES_API: Final = ("beta",)
-"""What the beta clients of older SDKs add to each path."""
+"""Query parameters that mean nothing: the beta clients of older SDKs add this one to each path."""
 _OWN_BATCHES: Final = "/v1/batches"
 _NOT_OPENAIS: Final = (
     "This path is tokenspool's own batch API, not OpenAI's, and OpenAI's SDK would misread its responses. "
     "OpenAI's API is not served here yet; its base URL will be /openai/v1. Until then call this path with another HTTP client."
 )
-"""OpenAI has the same path with other objects: its SDK's list, retrieve and cancel would succeed, and a poll never end."""
+"""OpenAI's API has other objects on the same path: its SDK's list, retrieve and cancel would seem to succeed, and its
+polling would never end."""
 
 
 async def _api(request: Request) -> ApiState:
@@ -39,9 +41,10 @@ async def _api(request: Request) -> ApiState:
 
 
 async def caller_of(request: Request, scope: Scope, *, query: Collection[str] = ()) -> Caller:
-    """Who sent it, and may do that. ``query``: the parameters that a GET may have; any other would be taken for a filter by its
-    sender, and everything be returned. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable,
-    TooManyConnections.
+    """Authenticates the caller, checks its scope, and counts the request as one of its tenant's.
+
+    ``query``: the query parameters that a GET may have. Any other is refused: its sender means it as a filter, and
+    would get everything. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable, TooManyConnections.
     """
     api = api_of(request)
     caller = await authenticate(request, api.settings, api.key_ring, scope)
@@ -62,7 +65,7 @@ def _refuse_unknown(request: Request, query: Collection[str]) -> None:
 
 
 def _declared(request: Request) -> Collection[str]:
-    """The query parameters of a route that FastAPI calls."""
+    """The query parameters that the matching FastAPI route declares."""
     route: APIRoute = request.scope["route"]
     return [parameter.alias for parameter in route.dependant.query_params]
 
@@ -102,7 +105,7 @@ Canceller = Annotated[Caller, Depends(_canceller)]
 Admin = Annotated[Caller, Depends(_admin)]
 JobId = Annotated[str, Depends(_job_id)]
 BatchId = Annotated[str, Depends(_batch_id)]
-"""Of the path. What cannot be one of ours is not found, like an absent one."""
+"""Path parameters. A malformed id is a 404, like an absent one."""
 
 
 # --- who is calling ---
@@ -111,11 +114,11 @@ DEFAULT_TENANT: Final = "default"
 
 _OURS: Final = KEY_PREFIX.encode()
 _OF_ANOTHER_SCHEME: Final = b"-"
-"""Something was sent, but no key of ours, whatever it looks like."""
+"""Stands for credentials of a scheme other than Bearer: never a key of ours, whatever they look like."""
 
 
 async def authenticate(request: Request, settings: Settings, ring: KeyRing, scope: Scope) -> Caller:
-    """The caller, who may do what the scope says. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable."""
+    """The caller, if it has the scope. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable."""
     if settings.auth is Auth.OFF:
         return _named_caller(request)
     caller = await ring.authenticate(request.scope, _presented(request))
@@ -127,10 +130,10 @@ async def authenticate(request: Request, settings: Settings, ring: KeyRing, scop
 
 
 def _presented(request: Request) -> bytes:
-    """The key that a request shows, whatever it is. Raises Unauthenticated, InvalidRequest.
+    """The key that a request carries, still unchecked. Raises Unauthenticated, InvalidRequest.
 
-    Clients send what they find in their environment: another vendor's key in the header that they do not use for ours, or
-    an empty one. So of two the one counts that is ours, in whichever header it is.
+    Clients send what they find in their environment: together with our key in one header, another vendor's key or an
+    empty one in the other. So if there are two, the one with our prefix counts, whichever header it is in.
     """
     shown = [
         key for key in (_bearer_of(_sent_once(request, b"authorization")), _sent_once(request, b"x-api-key")) if key
@@ -144,7 +147,7 @@ def _presented(request: Request) -> bytes:
 
 
 def _sent_once(request: Request, wanted: bytes) -> bytes:
-    """Empty if it was not sent. Raises InvalidRequest."""
+    """The value of a header, empty if it was not sent. Raises InvalidRequest if it was sent twice."""
     found: bytes | None = None
     for name, value in request.scope["headers"]:
         if name == wanted:
@@ -155,7 +158,7 @@ def _sent_once(request: Request, wanted: bytes) -> bytes:
 
 
 def _bearer_of(authorization: bytes) -> bytes:
-    """Empty if there is none."""
+    """The key in an ``Authorization`` header; empty if there is none."""
     scheme, _, key = authorization.partition(b" ")
     if scheme.lower() == b"bearer" or not scheme:
         return key.strip(b" \t")

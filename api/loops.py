@@ -1,5 +1,5 @@
-"""What an API process does besides serving requests: end overdue jobs, watch Redis's memory, see that keys still stand, and
-notice its own stop.
+"""The background loops of an API process: they expire overdue jobs, clean up after processes that died, watch Redis's
+memory, check that API keys are still valid, and notice the server's stop.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _log = get_logger("api")
 
 
 def loops_of(api: ApiState) -> dict[str, Coroutine[Any, Any, None]]:
-    """By name. None of them returns or raises before it is cancelled, but for the stop, which comes once."""
+    """The loops by name. None returns or raises before it is cancelled; only ``stop`` returns, after the stop."""
     return {
         "expire": _kept_going("expire", lambda: _expire_jobs(api.runtime)),
         "attend": _kept_going("attend", lambda: _attend(api)),
@@ -39,7 +39,7 @@ def loops_of(api: ApiState) -> dict[str, Coroutine[Any, Any, None]]:
 
 
 async def _kept_going(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Starts ``work`` again whatever ends it: Redis, or a bug. An outage is logged once a minute."""
+    """Restarts ``work`` whatever ends it, an outage of Redis or a bug. An outage is logged once a minute."""
     clock = asyncio.get_running_loop().time
     logged_s = -_LOGGED_EVERY_S
     while True:
@@ -49,13 +49,16 @@ async def _kept_going(name: str, work: Callable[[], Awaitable[None]]) -> None:
             if clock() - logged_s >= _LOGGED_EVERY_S:
                 logged_s = clock()
                 _log.warning("loop_interrupted", loop=name, code=problem.code, detail=problem.reason or problem.detail)
-        except Exception as error:  # noqa: BLE001 - the loop's last net
+        except Exception as error:  # noqa: BLE001 - whatever it is, the loop goes on
             _log.error("loop_failed", loop=name, exc_info=error)
         await asyncio.sleep(_AFTER_A_FAILURE_S)
 
 
 async def _expire_jobs(runtime: Runtime) -> None:
-    """Ends what waited too long, on time even when no worker is up. Never returns; raises what Redis says."""
+    """Ends jobs that have waited too long, on time even if no worker runs.
+
+    Never returns; raises Problem if Redis fails.
+    """
     while True:
         ended, next_s = await runtime.jobs.expire(_EXPIRED_AT_ONCE)
         if ended < _EXPIRED_AT_ONCE:
@@ -63,14 +66,20 @@ async def _expire_jobs(runtime: Runtime) -> None:
 
 
 async def _attend(api: ApiState) -> None:
-    """Says that this process lives, and with it the clients that wait here. Never returns; raises what Redis says."""
+    """Shows in Redis that this process lives: otherwise the attended jobs of its clients are cancelled.
+
+    Never returns; raises Problem if Redis fails.
+    """
     while True:
         await api.runtime.jobs.attend(api.name)
         await asyncio.sleep(_ATTEND_S)
 
 
 async def _upkeep(runtime: Runtime) -> None:
-    """What other processes left when they died: jobs whose clients are gone, batches half begun. As above."""
+    """Cleans up after processes that died: continues their batches, and cancels their attended jobs.
+
+    Never returns; raises Problem if Redis fails.
+    """
     while True:
         await runtime.batches.advance_due()
         await runtime.jobs.abandon()
@@ -78,8 +87,9 @@ async def _upkeep(runtime: Runtime) -> None:
 
 
 async def _stop_with_the_server(api: ApiState) -> None:
-    """Under uvicorn's own server: its lifespan learns of the stop when all connections have ended, and they end when we ask
-    them to. Our server (api/edge/server.py) drains by itself; under another one the lifespan's end is all there is.
+    """Drains under uvicorn's own server, whose lifespan ends only after all connections have, and followers'
+    connections end only if we end them. Our server (api/edge/server.py) drains by itself. Under any other server,
+    nothing drains before the lifespan ends.
     """
     server = running_server()
     if server is None or isinstance(server, Server):

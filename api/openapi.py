@@ -1,7 +1,7 @@
 """The OpenAPI document: what FastAPI finds in the routes, and what it cannot see: bodies, responses, streams, problems.
 
-Bodies are read and responses encoded by ourselves, so each route says of both in its ``@operation``. Their schemas are
-made from the types: those of bodies by pydantic, those of responses by msgspec.
+We read bodies and encode responses ourselves, so each route declares both in its ``@operation``. pydantic makes the
+schemas of bodies from their models, msgspec those of responses from their types.
 """
 
 import functools
@@ -59,7 +59,7 @@ SUBMITS: Final = (400, 401, 404, 413, 415, 422, 503)
 RETRIES: Final = (*READS, 409, 422)
 
 
-# --- what a route says of itself ---
+# --- what a route declares ---
 
 
 class _Operation(NamedTuple):
@@ -83,8 +83,10 @@ def operation(
     parameters: Sequence[Schema] = (),
     is_open: bool = False,
 ) -> Callable[[Endpoint], Endpoint]:
-    """What the document says of a route, in addition to what FastAPI finds. ``errors``: their statuses; 403 comes with 401.
-    ``is_open``: it responds without a key too, though to some extent only.
+    """Declares what the document says of a route, in addition to what FastAPI finds.
+
+    ``errors``: the statuses of its errors; 401 brings 403 with it. ``is_open``: callers without a key get a response
+    too, though not all of it.
     """
 
     def note(endpoint: Endpoint) -> Endpoint:
@@ -95,30 +97,30 @@ def operation(
 
 
 def ref(kind: type) -> Schema:
-    """A schema made from a body's model or from the type of a response."""
+    """A reference to the schema made from a body's model or a response's type."""
     _kinds[kind.__name__] = kind
     return {"$ref": _SCHEMAS + kind.__name__}
 
 
 def named(name: str, schema: Schema) -> Schema:
-    """A schema that no type of ours has: something that others make, and we pass on."""
+    """A reference to a schema written by hand, for what no type of ours describes."""
     _by_hand[name] = schema
     return {"$ref": _SCHEMAS + name}
 
 
 def content(schema: Schema, description: str, media_type: str = JSON) -> Schema:
-    """A response that has a body."""
+    """A response with a body."""
     return {"description": description, "content": {media_type: {"schema": schema}}}
 
 
 def json_of(kind: type, description: str) -> Schema:
-    """A response that is a type of ours, encoded."""
+    """A response with an object of this type as JSON."""
     return content(ref(kind), description)
 
 
 def stream(example: str, **more: Any) -> Schema:
-    """The content of a response that is a stream. What its frames are is neither a text nor an object: a reader of the document
-    may take it for the whole stream or for each event.
+    """The content of a streamed response. Its schema has no type: a tool may apply a type to the whole stream or to
+    each event, and neither would fit.
     """
     return {EVENT_STREAM: {"schema": {"description": "Frames of server-sent events."}, "example": example, **more}}
 
@@ -129,7 +131,7 @@ def nothing(description: str) -> Schema:
 
 
 def body_of(kind: type, others: Mapping[str, Schema] | None = None, *, required: bool = True) -> Schema:
-    """A request body. ``others``: schemas by media type, if it may come in another form too."""
+    """A request body. ``others``: the schemas of other forms that it may have, by media type."""
     contents = {JSON: ref(kind), **(others or {})}
     return {
         "required": required,
@@ -178,7 +180,7 @@ _SECURITY_SCHEMES: Final = {
 
 
 class _Plain(GenerateJsonSchema):
-    """Without titles, which repeat names; and a member that may be left out, but not be null, has no default null."""
+    """Without titles, which only repeat names, and without null defaults, even of members that may not be null."""
 
     def field_title_should_be_set(self, _schema: Any) -> bool:
         return False
@@ -203,8 +205,10 @@ def schemas_of(models: Iterable[type[BaseModel]]) -> dict[str, Schema]:
 
 
 def describe(app: FastAPI) -> None:
-    """Completes what ``app.openapi()`` gives, and serves it encoded once: as often as FastAPI would encode it, 3.4 ms each, a few
-    strangers could keep a process busy (slowhttptest -X: others' p99 tenfold).
+    """Completes ``app.openapi()``, and serves the document at /openapi.json, encoded once.
+
+    FastAPI would encode it for each request. That takes 3.4 ms, so a few clients without a key could keep a process
+    busy (measured with slowhttptest -X: ten times the p99 of others).
     """
     generate = app.openapi
     complete: Schema = {}
@@ -241,7 +245,7 @@ def _completed(schema: Schema, app: FastAPI) -> Schema:
 
 
 def _seen_by_us(route: Route) -> Schema:
-    """Of a route that is Starlette's, what FastAPI says of its own."""
+    """What FastAPI says of its own routes, for a route that is Starlette's."""
     return {
         "summary": route.name.replace("_", " ").title(),
         "description": inspect.cleandoc(route.endpoint.__doc__ or ""),
@@ -255,7 +259,7 @@ def _described(declared: _Operation, path: str, parameters: Sequence[Schema]) ->
     refusals = {status: content(ref(kind), _STATUSES[status], media_type) for status in errors}
     of_tenant = [_TENANT] if path.startswith(("/v1/", "/complete")) else []
     described: Schema = {
-        # FastAPI's 422 is not ours: every invalid request is 400.
+        # Not FastAPI's own: its 422 for invalid requests is a 400 here.
         "responses": {str(status): response for status, response in sorted({**declared.responses, **refusals}.items())},
     }
     if all_parameters := [*parameters, *declared.parameters, *of_tenant]:
