@@ -27,29 +27,29 @@ Schema = dict[str, Any]
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 DESCRIPTION: Final = (
-    "Submit a completion, have a job id within milliseconds, and poll, wait or follow its tokens; leave and come back at "
-    "any token. Errors are RFC 9457 problem documents; under /v1/messages and /v1/models, which are Anthropic's Messages "
-    "API, they are in that API's error envelope."
+    "Submit a completion and get a job id within milliseconds. Poll, wait, or follow the tokens as they are generated; "
+    "disconnect and resume at any token. Errors are RFC 9457 problem documents. Under /v1/messages and /v1/models, which "
+    "are Anthropic's Messages API, they have that API's error envelope."
 )
 
 _SCHEMAS: Final = "#/components/schemas/"
 
 _STATUSES: Final = {
-    400: "Not valid: the fields are named, never their content.",
+    400: "The request is not valid. Its invalid fields are named, never their content.",
     401: "No valid API key.",
-    403: "The API key lacks the scope, or would give more than it has.",
-    404: "Absent, or another tenant's.",
-    406: "Nothing that Accept takes is offered.",
-    409: "The job or batch has not ended, or nothing of it can be retried; the API key has ended, or there are too many.",
+    403: "The API key lacks the scope, or would grant more than it has.",
+    404: "It does not exist, or is another tenant's.",
+    406: "Accept allows none of the media types offered.",
+    409: "The job or batch has not ended, or has nothing to retry; the API key has ended, or there are too many keys.",
     413: "The body is too large.",
-    415: "The body is not JSON, or compressed.",
+    415: "The body is not JSON, or is compressed.",
     422: "The Idempotency-Key was used with another body.",
-    429: "The LLM's rate limit is reached, or one of the caller's; or the tenant's other reads take all of its share.",
-    500: "No answer; x-should-retry says whether another try makes sense.",
+    429: "The LLM's rate limit or one of the caller's is reached, or the tenant has too many reads in progress.",
+    500: "There is no answer. x-should-retry says whether a retry makes sense.",
     502: "The LLM gave no answer.",
-    503: "Full, or Redis is away; see Retry-After.",
+    503: "The service is full, or cannot reach Redis; see Retry-After.",
     504: "The LLM did not answer in time.",
-    529: "The LLM is overloaded, or the queue full.",
+    529: "The LLM is overloaded, or the queue is full.",
 }
 
 # Statuses of errors that many routes share.
@@ -156,22 +156,22 @@ IDEMPOTENCY_KEY: Final = header(
 )
 LAST_EVENT_ID: Final = header(
     "Last-Event-ID",
-    "The id of the last event that the client has; wins over after.",
+    "The id of the last event that the client has. It takes precedence over after.",
     pattern=r"^([0-9]{1,15}-[0-9]{1,10})?$",
 )
-_TENANT: Final = header("X-Tenant", "The tenant, while TOKENSPOOL_AUTH is off.", pattern="^[A-Za-z0-9_.-]{1,64}$")
+_TENANT: Final = header("X-Tenant", "The tenant, if TOKENSPOOL_AUTH is off.", pattern="^[A-Za-z0-9_.-]{1,64}$")
 
 _SECURITY_SCHEMES: Final = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "An API key; where TOKENSPOOL_AUTH is off, none is asked for.",
+        "description": "An API key. Not needed if TOKENSPOOL_AUTH is off.",
     },
     "x-api-key": {
         "type": "apiKey",
         "in": "header",
         "name": "x-api-key",
-        "description": "The same, for clients that send it so.",
+        "description": "The same API key, for clients that send it in this header.",
     },
 }
 

@@ -133,14 +133,14 @@ MESSAGE: Final = named(
 _ERROR: Final = named(
     "MessageBatchError",
     {
-        "description": "The envelope, without a request id.",
+        "description": "The error envelope, without a request id.",
         **_object(type={"const": "error"}, error=ref(ErrorBody), request_id={"type": "null"}),
     },
 )
 RESULT: Final = named(
     "MessageBatchResult",
     _object(
-        custom_id={"type": "string", "description": "Empty where the request had none that could be taken."},
+        custom_id={"type": "string", "description": "Empty if the request had no valid one."},
         result={
             "oneOf": [
                 _object(type={"const": "succeeded"}, message=MESSAGE),

@@ -57,7 +57,7 @@ _READS: Final = (*READS, 500)
 
 @router.post("/v1/messages/batches", operation_id="create_message_batch")
 @operation(
-    {200: json_of(MessageBatch, "Taken in; or, by its Idempotency-Key, the first batch in its current state.")},
+    {200: json_of(MessageBatch, "Accepted; or the batch that the Idempotency-Key already has.")},
     (*SUBMITS, 500, 529),
     body=body_of(MessageBatchRequest),
     parameters=[IDEMPOTENCY_KEY, *UPSTREAM_HEADERS],
@@ -96,14 +96,14 @@ async def list_message_batches(
 
 
 @router.get("/v1/messages/batches/{batch_id}", operation_id="read_message_batch")
-@operation({200: json_of(MessageBatch, "Its current state, with live counts.")}, _READS)
+@operation({200: json_of(MessageBatch, "The batch's current state, with live counts.")}, _READS)
 async def read_message_batch(api: Api, caller: Reader, batch_id: OurId) -> Response:
     """The batch's current state, with live counts."""
     return json_response(render(await api.runtime.batches.get(batch_id, caller.tenant)))
 
 
 @router.get("/v1/messages/batches/{batch_id}/results", operation_id="read_message_batch_results")
-@operation({200: content(RESULT, "What has ended so far, one object a line.", JSON_LINES)}, _READS)
+@operation({200: content(RESULT, "The results so far, one object per line.", JSON_LINES)}, _READS)
 async def read_message_batch_results(api: Api, caller: Reader, batch_id: OurId) -> Response:
     """The results of all requests that have ended so far, one JSON object per line."""
     batch = await api.runtime.batches.get(batch_id, caller.tenant)
@@ -111,7 +111,7 @@ async def read_message_batch_results(api: Api, caller: Reader, batch_id: OurId) 
 
 
 @router.post("/v1/messages/batches/{batch_id}/cancel", operation_id="cancel_message_batch")
-@operation({200: json_of(MessageBatch, "Its current state.")}, _READS)
+@operation({200: json_of(MessageBatch, "The batch's current state.")}, _READS)
 async def cancel_message_batch(api: Api, caller: Canceller, batch_id: OurId) -> Response:
     """End all requests that have not ended; results so far are kept."""
     if await api.runtime.batches.cancel(batch_id, caller.tenant):

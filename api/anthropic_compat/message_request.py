@@ -80,7 +80,7 @@ UPSTREAM_HEADERS: Final = (
     header("anthropic-beta", "Passed on to an upstream that knows it.", maxLength=_MOST_BETA_CHARS, pattern="^[ -~]*$"),
     header(
         "anthropic-version",
-        "Passed on to an upstream that knows it; without it the version that the workers are set to.",
+        "Passed on to an upstream that knows it. By default the version in the workers' settings.",
         maxLength=_MOST_VERSION_CHARS,
         pattern="^[ -~]*$",
     ),

@@ -70,7 +70,7 @@ _COUNT: Final[Schema] = {
 @operation(
     {
         200: {
-            "description": "The answer, whole or as it is written; x-job-id names its job.",
+            "description": "The answer, whole or as it is generated. x-job-id is the id of its job.",
             "content": {JSON: {"schema": MESSAGE}, **_STREAM},
         }
     },
@@ -78,7 +78,11 @@ _COUNT: Final[Schema] = {
     body=body_of(MessageRequest),
     parameters=[
         IDEMPOTENCY_KEY,
-        header("x-on-disconnect", "continue or cancel: what becomes of the job when its client goes."),
+        header(
+            "x-on-disconnect",
+            "continue or cancel: what happens to the job if the client disconnects. By default continue with an "
+            "Idempotency-Key, cancel without one.",
+        ),
         *UPSTREAM_HEADERS,
     ],
 )
@@ -112,7 +116,7 @@ async def _message_call(request: Request) -> "tuple[_Call, bool]":
 
 @router.post("/v1/messages/count_tokens", operation_id="count_tokens")
 @operation(
-    {200: content(named("TokenCount", _COUNT), "As the LLM counts them.")},
+    {200: content(named("TokenCount", _COUNT), "The number of tokens, as the LLM counts them.")},
     (400, 401, 413, 415, 429, 500, 503, 504, 529),
     body=body_of(TokenCountRequest),
     parameters=UPSTREAM_HEADERS,

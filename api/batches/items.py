@@ -76,7 +76,7 @@ class BatchWebhook(JobWebhook):
 class BatchOptions(JobOptions):
     """The options of all items. ``metadata`` is the batch's, and its items have none; ``tags`` are its items'."""
 
-    priority: Annotated[Literal[Priority.LOW], Expected("must be low, as it is without it")] = Priority.LOW
+    priority: Annotated[Literal[Priority.LOW], Expected("must be low, which is the default")] = Priority.LOW
     """Items of batches run last."""
     webhook: Annotated[Webhook | None, asked_by(BatchWebhook)] = None
     """Who is notified of the end: see Webhooks."""

@@ -70,20 +70,23 @@ def _options_in_query() -> Iterator[Schema]:
                 yield _option_in_query(f"webhook.{inner}", member)
         elif name == "metadata":
             names = {"pattern": r"^metadata\..{1,64}$"}
-            described = "Only with lines: metadata.NAME=VALUE, as often as there are names."
+            described = "Only for JSON lines: metadata.NAME=VALUE, once for each name."
             yield {**query(name, described, {**schema, "propertyNames": names}), "style": "form", "explode": True}
         else:
             yield _option_in_query(name, schema)
 
 
 def _option_in_query(name: str, schema: Schema) -> Schema:
-    parameter = query(name, f"Only with lines: the member {name} of job.", schema)
+    parameter = query(name, f"Only for JSON lines: the member {name} of job.", schema)
     return {**parameter, "style": "form", "explode": False} if schema.get("type") == "array" else parameter
 
 
 @router.post("/v1/batches", status_code=202, operation_id="submit_batch")
 @operation(
-    {200: json_of(BatchView, "The key's batch, which has ended."), 202: json_of(BatchView, "Taken in.")},
+    {
+        200: json_of(BatchView, "The batch that the Idempotency-Key already has, if it has ended."),
+        202: json_of(BatchView, "Accepted."),
+    },
     SUBMITS,
     body=body_of(BatchRequest, {JSON_LINES: ref(BatchLine)}),
     parameters=[IDEMPOTENCY_KEY, *_options_in_query()],
@@ -135,14 +138,14 @@ async def read_batch(api: Api, caller: Reader, batch_id: BatchId) -> Response:
 
 
 @router.get("/v1/batches/{batch_id}/results")
-@operation({200: content(ref(ResultLine), "What has ended so far, one object a line.", JSON_LINES)}, READS)
+@operation({200: content(ref(ResultLine), "The results so far, one object per line.", JSON_LINES)}, READS)
 async def read_results(
     api: Api,
     caller: Reader,
     batch_id: BatchId,
     order: Literal["submitted", "finished"] = "submitted",
     status: EndedState | None = None,
-    after: Annotated[str | None, Query(description="The ``line`` of the last one that the client has.")] = None,
+    after: Annotated[str | None, Query(description="The ``line`` of the last result that the client has.")] = None,
 ) -> Response:
     """The results of all items that have ended so far, one JSON object per line."""
     batch = await api.runtime.batches.get(batch_id, caller.tenant)
@@ -165,7 +168,7 @@ def _line_of(text: str | None) -> int | None:
             "description": "progress until the batch has ended, and with tokens=true its items' events; then ended.",
             "content": _EVENTS,
         },
-        204: nothing("The client has seen ended."),
+        204: nothing("The client has already seen ended."),
     },
     (*READS, 406),
     parameters=[LAST_EVENT_ID],
@@ -175,10 +178,10 @@ async def follow_batch(
     api: Api,
     caller: Reader,
     batch_id: BatchId,
-    tokens: Annotated[bool, Query(description="true: every item's events too.")] = False,
+    tokens: Annotated[bool, Query(description="true: the events of all items too.")] = False,
     form: Annotated[
         Literal["text", "messages"],
-        Query(alias="format", description="Of the items' events: ours, or the upstream's own."),
+        Query(alias="format", description="The items' events. text: ours, with delta. messages: the upstream's own."),
     ] = "text",
 ) -> Response:
     """Follow the batch's progress as server-sent events, until it has ended; 204 if the client has seen the end."""
@@ -201,7 +204,10 @@ async def cancel_batch(api: Api, caller: Canceller, batch_id: BatchId) -> Respon
 
 @router.post("/v1/batches/{batch_id}/retry", status_code=202)
 @operation(
-    {200: json_of(BatchView, "The key's batch, which has ended."), 202: json_of(BatchView, "A new batch.")},
+    {
+        200: json_of(BatchView, "The batch that the Idempotency-Key already has, if it has ended."),
+        202: json_of(BatchView, "A new batch."),
+    },
     RETRIES,
     parameters=[IDEMPOTENCY_KEY],
 )

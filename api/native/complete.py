@@ -110,7 +110,7 @@ async def complete(request: Request, api: Api, caller: Submitter) -> Response:
 @operation(
     {
         200: {
-            "description": "The text, and [DONE]; or an error event with a problem document.",
+            "description": "The text, then [DONE]; or an error event with a problem document.",
             "content": stream("data: Blue\n\ndata:  light\n\ndata: [DONE]\n\n"),
         }
     },

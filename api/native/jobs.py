@@ -76,15 +76,20 @@ _EVENTS: Final = stream(
     'id: 1795442531900-3\nevent: delta\ndata: {"text":"Blue"}\n\n'
 )
 _FORMAT: Final = query(
-    "format", "text: ours, with delta. messages: the upstream's own.", {"enum": ["text", "messages"], "default": "text"}
+    "format",
+    "text: our events, with delta. messages: the upstream's own events.",
+    {"enum": ["text", "messages"], "default": "text"},
 )
 
 
 @operation(
     {
-        200: {"description": "Ended in time, or followed.", "content": {JSON: {"schema": ref(JobView)}, **_EVENTS}},
-        202: json_of(JobView, "Taken in."),
-        204: nothing("Followed again, after its last event."),
+        200: {
+            "description": "The job, if it ended in time; or its events.",
+            "content": {JSON: {"schema": ref(JobView)}, **_EVENTS},
+        },
+        202: json_of(JobView, "Accepted."),
+        204: nothing("The client has already seen the last event."),
     },
     (*SUBMITS, 406),
     body=body_of(JobRequest),
@@ -196,7 +201,7 @@ async def read_job(
     caller: Reader,
     job_id: JobId,
     wait: Annotated[
-        int, Query(ge=0, description=f"Seconds to wait for the end; above {MOST_WAIT_S} counts as that.")
+        int, Query(ge=0, description=f"Seconds to wait for the end. More than {MOST_WAIT_S} counts as {MOST_WAIT_S}.")
     ] = 0,
     result: Annotated[bool, Query(description="false leaves the result out.")] = True,
 ) -> Response:
@@ -244,7 +249,7 @@ async def list_jobs(
 @operation(
     {
         200: {"description": "Events until the job has ended.", "content": _EVENTS},
-        204: nothing("The client has seen the last event."),
+        204: nothing("The client has already seen the last event."),
     },
     (*READS, 406),
     parameters=[LAST_EVENT_ID],
@@ -254,10 +259,12 @@ async def follow_job(
     api: Api,
     caller: Reader,
     job_id: JobId,
-    after: Annotated[str | None, Query(description="An event id, or now.")] = None,
+    after: Annotated[
+        str | None, Query(description="An event id to continue after; or now, for new events only.")
+    ] = None,
     form: Annotated[
         Literal["text", "messages"],
-        Query(alias="format", description="text: ours, with delta. messages: the upstream's own."),
+        Query(alias="format", description="text: our events, with delta. messages: the upstream's own events."),
     ] = "text",
 ) -> Response:
     """Follow the job as server-sent events: from its newest attempt on, or after the client's last event."""
@@ -325,7 +332,10 @@ async def cancel_job(api: Api, caller: Canceller, job_id: JobId) -> Response:
 
 @router.post("/v1/jobs/{job_id}/retry", status_code=202)
 @operation(
-    {200: json_of(JobView, "The key's job, which has ended."), 202: json_of(JobView, "A new job.")},
+    {
+        200: json_of(JobView, "The job that the Idempotency-Key already has, if it has ended."),
+        202: json_of(JobView, "A new job."),
+    },
     RETRIES,
     parameters=[IDEMPOTENCY_KEY],
 )

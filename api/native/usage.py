@@ -67,7 +67,7 @@ _To = Annotated[
 _GroupBy = Annotated[
     list[str] | None,
     Query(
-        description=f"Any of {', '.join(Grouping)}, with commas between them or one at a time; nothing is one sum. "
+        description=f"Any of {', '.join(Grouping)}, separated by commas or repeated; empty for one sum. "
         f"By default {DEFAULT_GROUPING}."
     ),
 ]
@@ -159,7 +159,7 @@ def _days_of(first: str | None, last: str | None, *, today: date) -> tuple[date,
     last_day = days["to"] or today
     first_day = days["from"] or date.fromordinal(max(1, last_day.toordinal() - DEFAULT_DAYS + 1))
     if first_day > last_day:
-        raise refuse(FieldError("from", "must not be later than to (default: today)"))
+        raise refuse(FieldError("from", "must not be later than `to` (default: today)"))
     if (last_day - first_day).days >= MOST_DAYS:
         raise refuse(FieldError("from", f"must be at most {MOST_DAYS - 1} days before `to`"))
     return first_day, last_day

@@ -79,7 +79,7 @@ DeliveryId = Annotated[str, Depends(_delivery_id)]
 
 
 @router.get("/v1/webhooks/secret")
-@operation({200: json_of(SecretView, "What deliveries are signed with.")}, (400, 401, 503))
+@operation({200: json_of(SecretView, "The secret that deliveries are signed with.")}, (400, 401, 503))
 async def read_secret(api: Api, caller: Admin) -> Response:
     """The secret that the tenant's deliveries are signed with. The first call creates it."""
     return _secret(await api.runtime.webhooks.secrets(caller.tenant))

@@ -118,7 +118,7 @@ _OUTVOTED_S: Final = 120
 @router.get("/health")
 @operation(
     {
-        200: json_of(HealthReport, "All of it; the status alone for who has no key with the scope read."),
+        200: json_of(HealthReport, "The health of the service; only the status without a key that has the scope read."),
         503: json_of(HealthReport, "Redis is away."),
     },
     is_open=True,
