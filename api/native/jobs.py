@@ -108,7 +108,7 @@ async def submit_job(request: Request) -> Response:
     """
     api = api_of(request)
     caller = await caller_of(request, Scope.SUBMIT)
-    is_followed = wants_event_stream(request)
+    is_followed, form = wants_event_stream(request), _format_of(request)
     wait_s = preferred_wait_s(request)
     key = idempotency_key(request)
     cursor = cursor_of(one(request, b"last-event-id"))
@@ -116,7 +116,7 @@ async def submit_job(request: Request) -> Response:
     parse = partial(_parse, key=key, default_model=settings.model, bounds=bounds_of(settings))
     draft, idempotency = await read_body(request, caller, settings.max_body_bytes, parse)
     if is_followed:
-        return await _submit_and_follow(request, api, caller, draft, idempotency, cursor)
+        return await _submit_and_follow(api, caller, draft, idempotency, form, cursor)
     if wait_s:
         return await _submit_and_wait(request, api, caller, draft, idempotency, wait_s)
     return _response_of(await submit(api, caller, draft, idempotency=idempotency), caller)
@@ -153,14 +153,13 @@ async def _submit_and_wait(
 
 
 async def _submit_and_follow(
-    request: Request,
     api: ApiState,
     caller: Caller,
     draft: Draft,
     idempotency: Idempotency | None,
+    form: StreamFormat,
     cursor: EventId | None,
 ) -> Response:
-    form = _format_of(request)
     job_id = new_id("job")
     watch = api.relay.watch(job_id)
     try:
@@ -304,6 +303,8 @@ def _follow(
 
 
 def _format_of(request: Request) -> StreamFormat:
+    if not request.scope["query_string"]:
+        return StreamFormat.TEXT
     try:
         return StreamFormat(request.query_params.get("format", StreamFormat.TEXT))
     except ValueError:

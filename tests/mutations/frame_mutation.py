@@ -260,6 +260,8 @@ def repeat(stream: Stream, rng: random.Random) -> bool:
     frame = stream.frames[at]
     if frame.original is not None or frame.kind in ("noise", "error", "message"):
         return False
+    if any(following.pause_s for following in stream.frames[at + 1 : at + 2]):
+        return False  # a frame inside a silence would end it
     again = copy.deepcopy(frame)
     if frame.kind == "message_start" or frame.kind.startswith("content_block_start"):
         # Open: a repeated beginning adds nothing, but may be that of another answer or block.

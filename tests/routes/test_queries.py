@@ -99,6 +99,8 @@ async def test_every_known_parameter_is_accepted(api: CalledApi) -> None:
         assert response.status_code == 200, (path, response.text)
     wrong = await api.http.get(f"/v1/jobs/{job}/events?format=xml")
     assert pointers_of(wrong) == ["format"]
+    wrong = await api.http.post("/v1/jobs?format=xml", json={"prompt": "Not followed."})
+    assert pointers_of(wrong) == ["format"]
 
 
 async def test_health_accepts_any_query_of_a_load_balancer(start_api: StartApi) -> None:

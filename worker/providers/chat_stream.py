@@ -247,8 +247,8 @@ class ChatDecoder(StreamDecoder):
         """``named``: the calls that this chunk has named already. A chunk names no call twice."""
         if piece.function is None and not piece.id:
             return
-        if piece.odd_index:
-            self.oddity = f"tool_calls.index is {piece.odd_index}"
+        if piece.index is None and (piece.odd_index or self._tools.has_several):
+            self.oddity = f"tool_calls.index is {piece.odd_index or 'missing'}"
         tool = self._tools.of(piece, named)
         if piece.function and (arguments := arguments_of(piece.function)):
             self._take_arguments(tool, arguments)
@@ -384,6 +384,11 @@ class _Tools:
             self._repeats_names = True
             return False
         return not self._repeats_names or bool(piece.function and arguments_of(piece.function))
+
+    @property
+    def has_several(self) -> bool:
+        """Whether more than one call began: a piece without an index may be of any."""
+        return len(self._all) > 1
 
     @property
     def has_any(self) -> bool:
