@@ -144,7 +144,7 @@ class Gates:
 
 
 def _share(room: int, workers: int) -> int:
-    """This worker's share of what is left. If that is less than one for each worker, chance decides."""
+    """One worker's share of what is left. If that is less than one for each, chance decides."""
     if room >= workers:
         return room // workers
     return int(random.random() * workers < room)

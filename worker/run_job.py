@@ -326,7 +326,7 @@ class _Run:
         )
 
     def lost(self) -> RunEnd:
-        """This run's writes were refused: another worker has the job, or it has ended."""
+        """The run's writes were refused: another worker has the job, or it has ended."""
         self._context.logger.info("claim_lost", **self._facts())
         return RunEnd.LOST
 
