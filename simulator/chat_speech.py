@@ -70,7 +70,7 @@ class ChatSpeech:
             yield self._chunk({"tool_calls": [{"index": self._tool_numbers[index], **self._tool_call(index, "")}]})
 
     def token(self, kind: str, index: int, text: str) -> bytes:
-        # Written by hand, as in messages_speech.delta_frame: under load nearly all frames are these.
+        # Written by hand, as in MessagesSpeech.token: under load nearly all frames are these.
         if kind != "tool":
             return self._openings[kind] + json_bytes(text) + self._closing
         return b'%b{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}%b' % (

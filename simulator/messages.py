@@ -30,7 +30,7 @@ ERROR_STATUSES = {error_type: status for status, error_type in ERROR_TYPES.items
 @dataclass(frozen=True, slots=True)
 class MessagesDialect:
     request_id_header: str = "request-id"
-    ping: bytes = PING
+    ping: bytes = frame(PING)
 
     def check_key(self, headers: Mapping[str, str]) -> None:
         if not headers.get("x-api-key") and not bearer(headers):

@@ -5,7 +5,6 @@ A frame is one server-sent event. Its `event:` always equals the data's `type`, 
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from simulator.answer import Answer, Block
 from simulator.wire import GARBAGE, Json, json_bytes
@@ -28,9 +27,7 @@ def frame(event: Json) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (str(event["type"]).encode(), json_bytes(event))
 
 
-PING = frame({"type": "ping"})
-
-MESSAGE_STOP = frame({"type": "message_stop"})
+PING: Json = {"type": "ping"}
 
 """By kind of block: the delta's type, and the member that holds its text."""
 DELTAS = {
@@ -49,65 +46,65 @@ STRAYS = {
 }
 
 
-def delta_frame(kind: str, index: int, text: str) -> bytes:
-    """The frame of one token. Written by hand, because under load nearly all frames are these."""
-    delta_type, name = DELTAS[kind]
-    return (
-        b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":%b}}\n\n'
-        % (index, delta_type.encode(), name.encode(), json_bytes(text))
-    )
-
-
-@dataclass(frozen=True, slots=True)
 class MessagesSpeech:
-    answer: Answer
-
-    token = staticmethod(delta_frame)
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
 
     def whole(self) -> Json:
-        content = [self._content(block, index) for index, block in enumerate(self.answer.blocks)]
-        return self._message(content, self.answer.stop_reason, self.answer.output_tokens)
+        content = [self._content(block, index) for index, block in enumerate(self._answer.blocks)]
+        return self._message(content, self._answer.stop_reason, self._answer.output_tokens)
 
     def start(self) -> bytes:
         # Like the real API: message_start reports one output token before any is sent; message_delta has the total.
-        return frame({"type": "message_start", "message": self._message([], None, 1)})
+        return self._frame({"type": "message_start", "message": self._message([], None, 1)})
 
     def restart(self) -> bytes:
         return self.start()
 
     def block_start(self, index: int) -> Iterator[bytes]:
-        content = self._empty_content(self.answer.blocks[index], index)
-        yield frame({"type": "content_block_start", "index": index, "content_block": content})
+        content = self._empty_content(self._answer.blocks[index], index)
+        yield self._frame({"type": "content_block_start", "index": index, "content_block": content})
         if index == 0:
-            yield PING
+            yield self._frame(PING)
+
+    def token(self, kind: str, index: int, text: str) -> bytes:
+        # Written by hand, because under load nearly all frames are these.
+        delta_type, name = DELTAS[kind]
+        return (
+            b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":%b}}\n\n'
+            % (index, delta_type.encode(), name.encode(), json_bytes(text))
+        )
 
     def block_end(self, index: int) -> Iterator[bytes]:
         delta: Json | None = None
-        match self.answer.blocks[index].kind:
+        match self._answer.blocks[index].kind:
             case "thinking":
                 delta = {"type": "signature_delta", "signature": SIGNATURE}
             case "citations":
                 delta = {"type": "citations_delta", "citation": CITATION}
         if delta is not None:
-            yield frame({"type": "content_block_delta", "index": index, "delta": delta})
-        yield frame({"type": "content_block_stop", "index": index})
+            yield self._frame({"type": "content_block_delta", "index": index, "delta": delta})
+        yield self._frame({"type": "content_block_stop", "index": index})
 
     def stop_reason(self) -> bytes:
-        delta: Json = {"stop_reason": self.answer.stop_reason, "stop_sequence": None}
-        return frame({"type": "message_delta", "delta": delta, "usage": self._usage(self.answer.output_tokens)})
+        delta: Json = {"stop_reason": self._answer.stop_reason, "stop_sequence": None}
+        return self._frame({"type": "message_delta", "delta": delta, "usage": self._usage(self._answer.output_tokens)})
 
     def end(self) -> Iterator[bytes]:
-        yield MESSAGE_STOP
+        yield self._frame({"type": "message_stop"})
 
     def stray(self, name: str) -> bytes | None:
         return STRAYS.get(name)
 
+    def _frame(self, event: Json) -> bytes:
+        return frame(event)
+
     def _message(self, content: list[Json], stop_reason: str | None, output_tokens: int) -> Json:
         return {
-            "id": f"msg_{self.answer.name}",
+            "id": f"msg_{self._answer.name}",
             "type": "message",
             "role": "assistant",
-            "model": self.answer.model,
+            "model": self._answer.model,
             "content": content,
             "stop_reason": stop_reason,
             "stop_sequence": None,
@@ -116,9 +113,9 @@ class MessagesSpeech:
 
     def _usage(self, output_tokens: int) -> Json:
         return {
-            "input_tokens": self.answer.input_tokens,
-            "cache_creation_input_tokens": self.answer.cache_write_tokens,
-            "cache_read_input_tokens": self.answer.cached_tokens,
+            "input_tokens": self._answer.input_tokens,
+            "cache_creation_input_tokens": self._answer.cache_write_tokens,
+            "cache_read_input_tokens": self._answer.cached_tokens,
             "output_tokens": output_tokens,
         }
 
@@ -137,8 +134,8 @@ class MessagesSpeech:
             case "thinking":
                 return {"type": "thinking", "thinking": "", "signature": ""}
             case "tool":
-                tool_id = f"toolu_{self.answer.name}_{index}"
-                return {"type": "tool_use", "id": tool_id, "name": self.answer.tool, "input": {}}
+                tool_id = f"toolu_{self._answer.name}_{index}"
+                return {"type": "tool_use", "id": tool_id, "name": self._answer.tool, "input": {}}
             case "citations":
                 return {"type": "text", "text": "", "citations": []}
             case _:
