@@ -4,7 +4,7 @@ Each chunk is parsed and written again. That is slow, and no benchmark uses it.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from simulator.answer import Answer
 from simulator.chat_speech import DONE, ChatSpeech, frame
@@ -14,14 +14,14 @@ _OWN_USAGE = frozenset(("usage-start", "usage-every", "usage-stop", "usage-end",
 """Each of these decides where the usage is, whatever the request asks for."""
 
 
-class OddChatSpeech:
+class OddChatSpeech(ChatSpeech):
     def __init__(self, answer: Answer, odd: frozenset[str], *, usage_wanted: bool) -> None:
+        super().__init__(answer, usage_wanted=usage_wanted and not odd & _OWN_USAGE)
         self._odd = odd
-        self._plain = ChatSpeech(answer, usage_wanted=usage_wanted and not odd & _OWN_USAGE)
         self._tokens = 0
 
     def whole(self) -> Json:
-        whole = self._plain.whole()
+        whole = super().whole()
         if "usage-never" in self._odd:
             del whole["usage"]
         if "wrong-members" in self._odd:
@@ -31,37 +31,32 @@ class OddChatSpeech:
         return numbers_as(whole, self._odd)
 
     def start(self) -> bytes:
-        return self._changed(self._plain.start(), usage=self._usage() if "usage-start" in self._odd else None)
+        return self._changed(super().start(), usage=self._usage() if "usage-start" in self._odd else None)
 
     def restart(self) -> bytes:
-        return self._changed(self._plain.restart())
+        return self._changed(super().restart())
 
     def block_start(self, index: int) -> Iterator[bytes]:
-        for data in self._plain.block_start(index):
+        for data in super().block_start(index):
             yield self._changed(data)
 
     def token(self, kind: str, index: int, text: str) -> bytes:
         self._tokens += 1
-        plain = self._plain.token(kind, index, text)
-        said = self._changed(plain, usage=self._usage_so_far() if "usage-every" in self._odd else None)
+        plain = super().token(kind, index, text)
+        usage = {**self._usage(), "completion_tokens": self._tokens} if "usage-every" in self._odd else None
+        said = self._changed(plain, usage=usage)
         return self._changed(_without_text(plain)) + said if "nulls" in self._odd else said
-
-    def block_end(self, index: int) -> Iterable[bytes]:
-        return self._plain.block_end(index)
 
     def stop_reason(self) -> bytes:
         usage = self._usage() if "usage-stop" in self._odd else None
-        return self._changed(self._plain.stop_reason(), usage=usage, is_last=True)
+        return self._changed(super().stop_reason(), usage=usage, is_last=True)
 
     def end(self) -> Iterator[bytes]:
         if "usage-end" in self._odd:
             choice: Json = {"index": 0, "delta": {}, "finish_reason": None}
             yield self._changed(frame({"object": "chat.completion.chunk", "choices": [choice]}), usage=self._usage())
-        for data in self._plain.end():
+        for data in super().end():
             yield data if data == DONE else self._changed(data, is_last=True)
-
-    def stray(self, name: str) -> bytes | None:
-        return self._plain.stray(name)
 
     def _changed(self, data: bytes, *, usage: object = None, is_last: bool = False) -> bytes:
         """With `message`, empty for every chunk but the last one."""
@@ -70,7 +65,7 @@ class OddChatSpeech:
         chunk: Json = json.loads(data.removeprefix(b"data: "))
         for choice in _choices(chunk):
             if "message" in self._odd:
-                choice |= {"delta": None, "message": _choices(self._plain.whole())[0]["message"]}
+                choice |= {"delta": None, "message": _choices(super().whole())[0]["message"]}
             self._change(choice, "message" if "message" in self._odd else "delta")
         if usage is not None:
             chunk["usage"] = usage
@@ -96,14 +91,6 @@ class OddChatSpeech:
         if "wrong-members" in self._odd:
             choice |= {"logprobs": "none", "odd": [1]}
             said |= {"role": 5, "annotations": 7, "audio": "none"}
-
-    def _usage(self) -> Json:
-        usage = self._plain.whole()["usage"]
-        assert isinstance(usage, dict)
-        return usage
-
-    def _usage_so_far(self) -> Json:
-        return {**self._usage(), "completion_tokens": self._tokens}
 
 
 _WRONG: Json = {
