@@ -157,33 +157,23 @@ def _messages(value: object) -> list[Message]:
 
 def _message(value: object, where: str) -> Message:
     message = _object(value, where)
-    role = message.get("role")
-    if role is None:
-        raise _missing(f"{where}.role")
+    role = _required(message, "role", where)
     if not isinstance(role, str) or role not in PARTS:
         raise _invalid_value(role, f"{where}.role", tuple(PARTS))
     texts, others = _contents(message.get("content"), f"{where}.content", role)
     match role:
         case "tool":
-            if message.get("tool_call_id") is None:
-                raise _missing(f"{where}.tool_call_id")
-            call_id = _string(message["tool_call_id"], f"{where}.tool_call_id")
+            call_id = _string(_required(message, "tool_call_id", where), f"{where}.tool_call_id")
             return Message(role, texts, others, tool_call_id=call_id)
         case "assistant" if message.get("tool_calls") is not None:
             calls = _tool_calls(message["tool_calls"], f"{where}.tool_calls")
             return Message(role, (*texts, *calls.values()), others, calls=tuple(calls))
-        case "assistant" if message.get("content") is None and message.get("refusal") is None:
-            raise _null_content(where)
-        case "assistant":
+        case "assistant" if message.get("refusal") is not None:
             return Message(role, texts, others)
         case _ if message.get("content") is None:
-            raise _null_content(where)
+            raise Refused("Invalid value for 'content': expected a string, got null.", param=f"{where}.content")
         case _:
             return Message(role, texts, others)
-
-
-def _null_content(where: str) -> Refused:
-    return Refused("Invalid value for 'content': expected a string, got null.", param=f"{where}.content")
 
 
 def _contents(content: object, where: str, role: str) -> tuple[tuple[str, ...], int]:
@@ -202,16 +192,13 @@ def _contents(content: object, where: str, role: str) -> tuple[tuple[str, ...], 
 def _text(value: object, where: str, role: str) -> str | None:
     """The part's text; None if it has no text."""
     part = _object(value, where)
-    kind = part.get("type")
-    if kind is None:
-        raise _missing(f"{where}.type")
-    if kind not in PARTS[role]:
+    kind = _required(part, "type", where)
+    if not isinstance(kind, str) or kind not in PARTS[role]:
         raise _invalid_value(kind, f"{where}.type", PARTS[role])
-    if part.get(kind) is None:
-        raise _missing(f"{where}.{kind}")
+    content = _required(part, kind, where)
     if kind == "image_url":
-        _string(_object(part[kind], f"{where}.{kind}").get("url"), f"{where}.{kind}.url")
-    return _string(part[kind], f"{where}.{kind}") if kind in ("text", "refusal") else None
+        _string(_object(content, f"{where}.{kind}").get("url"), f"{where}.{kind}.url")
+    return _string(content, f"{where}.{kind}") if kind in ("text", "refusal") else None
 
 
 def _tool_calls(value: object, where: str) -> dict[str, str]:
@@ -220,15 +207,12 @@ def _tool_calls(value: object, where: str) -> dict[str, str]:
     for index, element in enumerate(_array(value, where)):
         call = _object(element, f"{where}[{index}]")
         for name in ("id", "type", "function"):
-            if call.get(name) is None:
-                raise _missing(f"{where}[{index}].{name}")
+            _required(call, name, f"{where}[{index}]")
         if call["type"] != "function":
             raise _invalid_value(call["type"], f"{where}[{index}].type", ("function",))
         function = _object(call["function"], f"{where}[{index}].function")
         for name in ("name", "arguments"):
-            if function.get(name) is None:
-                raise _missing(f"{where}[{index}].function.{name}")
-            _string(function[name], f"{where}[{index}].function.{name}")
+            _string(_required(function, name, f"{where}[{index}].function"), f"{where}[{index}].function.{name}")
         calls[_string(call["id"], f"{where}[{index}].id")] = str(function["arguments"])
     return calls
 
@@ -265,21 +249,24 @@ def _first_tool(value: object) -> str:
     names: list[str] = []
     for index, element in enumerate([] if value is None else _array(value, "tools")):
         tool = _object(element, f"tools[{index}]")
-        kind = tool.get("type")
-        if kind is None:
-            raise _missing(f"tools[{index}].type")
+        kind = _required(tool, "type", f"tools[{index}]")
         if not isinstance(kind, str) or kind not in ("function", "custom"):
             raise _invalid_value(kind, f"tools[{index}].type", ("function", "custom"))
-        if tool.get(kind) is None:
-            raise _missing(f"tools[{index}].{kind}")
-        name = _object(tool[kind], f"tools[{index}].{kind}").get("name")
-        if name is None:
-            raise _missing(f"tools[{index}].{kind}.name")
-        names.append(_string(name, f"tools[{index}].{kind}.name"))
+        where = f"tools[{index}].{kind}"
+        offered = _object(_required(tool, kind, f"tools[{index}]"), where)
+        names.append(_string(_required(offered, "name", where), f"{where}.name"))
     return name_or_default(names[0] if names else None)
 
 
-# Values of the wrong type
+# Values that are missing or of the wrong type
+
+
+def _required(members: dict[str, object], name: str, where: str) -> object:
+    """The member's value. Raises Refused if there is none; null is none."""
+    value = members.get(name)
+    if value is None:
+        raise _missing(f"{where}.{name}")
+    return value
 
 
 def _string(value: object, where: str) -> str:
