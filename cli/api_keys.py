@@ -4,25 +4,22 @@ Anyone who reaches Redis can do everything anyway: so the first key of all is ma
 output, so that a shell can keep it in a variable; all other words go to standard error.
 """
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
-from cli.errors import CommandError, refused_by_storage
-from cli.serve import read_settings
-from cli.tenants import check_tenant
+from cli.errors import CommandError
+from cli.tenants import ask_redis, check_tenant
 from cli.terminal import note, one_line, printable, put
 from shared.api_key import DEFAULT_SCOPES, ENV, KEY_ID, ApiKey, Scope
 from shared.clock import to_rfc3339
-from shared.errors import KeyEnded, NotFound, Problem
+from shared.errors import KeyEnded, NotFound
 from shared.limits import CallerLimits
 from shared.store.api_keys import ApiKeys, NewKey
-from shared.store.runtime import open_runtime
+from shared.store.runtime import Runtime
 
 T = TypeVar("T")
 
-_TIMEOUT_S: Final = 5.0
 _NANO: Final = 1_000_000_000
 _DAY_S: Final = 86_400
 _PAGE: Final = 100
@@ -115,17 +112,20 @@ def _show_once(made: NewKey, what: str) -> None:
     put(made.text + "\n")
 
 
+async def keys_of(tenant: str, keys: ApiKeys) -> AsyncIterator[ApiKey]:
+    after: str | None = None
+    while True:
+        page = await keys.page(tenant, after=after, limit=_PAGE)
+        for key in page.keys:
+            yield key
+        after = page.next_after
+        if after is None:
+            return
+
+
 async def _all_of(keys: ApiKeys, tenant: str | None) -> list[ApiKey]:
-    found: list[ApiKey] = []
-    for name in await keys.tenants() if tenant is None else [tenant]:
-        after: str | None = None
-        while True:
-            page = await keys.page(name, after=after, limit=_PAGE)
-            found += page.keys
-            after = page.next_after
-            if after is None:
-                break
-    return found
+    tenants = await keys.tenants() if tenant is None else [tenant]
+    return [key for name in tenants async for key in keys_of(name, keys)]
 
 
 def _status_of(key: ApiKey, now_ms: int) -> str:
@@ -166,16 +166,12 @@ def _checked(key_id: str) -> str:
 
 
 def _run(ask: Callable[[ApiKeys], Awaitable[T]]) -> T:
-    try:
-        return asyncio.run(_asked(ask))
-    except NotFound:
-        raise CommandError("There is no key with this id: see `tokenspool keys list`.") from None
-    except KeyEnded:
-        raise CommandError("The key is revoked or expired and cannot be rotated: create a new key.") from None
-    except Problem as problem:
-        raise refused_by_storage(problem) from None
+    async def asked(runtime: Runtime) -> T:
+        try:
+            return await ask(runtime.api_keys)
+        except NotFound:
+            raise CommandError("There is no key with this id: see `tokenspool keys list`.") from None
+        except KeyEnded:
+            raise CommandError("The key is revoked or expired and cannot be rotated: create a new key.") from None
 
-
-async def _asked(ask: Callable[[ApiKeys], Awaitable[T]]) -> T:
-    async with open_runtime(read_settings(), process_name="tokenspool-keys", timeout_s=_TIMEOUT_S) as runtime:
-        return await ask(runtime.api_keys)
+    return ask_redis(asked, process_name="tokenspool-keys")

@@ -8,6 +8,7 @@ import asyncio
 import time
 from typing import Final
 
+from cli.api_keys import keys_of
 from cli.errors import CommandError
 from cli.serve import read_settings
 from cli.terminal import note
@@ -15,7 +16,6 @@ from shared.errors import Problem
 from shared.store.runtime import Runtime, open_runtime
 
 _TIMEOUT_S: Final = 10.0
-_KEYS_AT_ONCE: Final = 100
 _PROGRESS_EVERY_S: Final = 1.0
 
 
@@ -37,16 +37,11 @@ async def _erase(tenant: str) -> None:
 
 
 async def _revoke_keys(runtime: Runtime, tenant: str) -> None:
-    revoked, after = 0, None
-    while True:
-        page = await runtime.api_keys.page(tenant, after=after, limit=_KEYS_AT_ONCE)
-        for key in page.keys:
-            if key.revoked_ms is None:
-                await runtime.api_keys.revoke(key.id, tenant)
-                revoked += 1
-        after = page.next_after
-        if after is None:
-            break
+    revoked = 0
+    async for key in keys_of(tenant, runtime.api_keys):
+        if key.revoked_ms is None:
+            await runtime.api_keys.revoke(key.id, tenant)
+            revoked += 1
     note(f"keys revoked: {revoked}")
 
 

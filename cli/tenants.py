@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
-from cli.errors import CommandError, refused_by_storage
+from cli.errors import CommandError
 from cli.serve import read_settings
 from shared.api_key import TENANT
 from shared.errors import Problem
 from shared.limits import TenantSettings
 from shared.store.runtime import Runtime, open_runtime
-from shared.store.tenants import Tenants
 
 T = TypeVar("T")
 
@@ -42,25 +41,23 @@ def set_tenant(tenant: str, chosen: Mapping[str, float | None]) -> None:
     if not changes:
         raise CommandError("Nothing to set: give at least one limit (see --help).", 2)
     check_tenant(tenant)
-    _show(tenant, _run(lambda tenants: tenants.set(tenant, changes)))
+    _show(tenant, _run(lambda runtime: runtime.tenants.set(tenant, changes)))
 
 
 def show_tenant(tenant: str) -> None:
-    """Print its settings."""
     check_tenant(tenant)
-    _show(tenant, _run(lambda tenants: tenants.get(tenant)))
+    _show(tenant, _run(lambda runtime: runtime.tenants.get(tenant)))
 
 
 def list_tenants() -> None:
     """Print every tenant that has settings, with them."""
-    for tenant, settings in _run(lambda tenants: tenants.list()).items():
+    for tenant, settings in _run(lambda runtime: runtime.tenants.list()).items():
         _show(tenant, settings)
 
 
 def clear_tenant(tenant: str) -> None:
-    """Remove all its settings."""
     check_tenant(tenant)
-    _run(lambda tenants: tenants.clear(tenant))
+    _run(lambda runtime: runtime.tenants.clear(tenant))
     _show(tenant, TenantSettings())
 
 
@@ -68,6 +65,23 @@ def check_tenant(tenant: str) -> None:
     """Raises CommandError if the name is not valid."""
     if not TENANT.fullmatch(tenant):
         raise CommandError("A tenant's name must be 1 to 64 characters of A-Z, a-z, 0-9, _, . and -.", 2)
+
+
+def ask_redis(ask: Callable[[Runtime], Awaitable[T]], *, process_name: str) -> T:
+    """What ``ask`` returns. Raises CommandError, with the reason if it is known, if the access to Redis fails."""
+
+    async def asked() -> T:
+        async with open_runtime(read_settings(), process_name=process_name, timeout_s=_TIMEOUT_S) as runtime:
+            return await ask(runtime)
+
+    try:
+        return asyncio.run(asked())
+    except Problem as problem:
+        raise CommandError(problem.reason or f"{problem.detail} Check TOKENSPOOL_REDIS_URL.") from None
+
+
+def _run(ask: Callable[[Runtime], Awaitable[T]]) -> T:
+    return ask_redis(ask, process_name="tokenspool-tenants")
 
 
 def _show(tenant: str, settings: TenantSettings) -> None:
@@ -79,16 +93,3 @@ def _show(tenant: str, settings: TenantSettings) -> None:
 def _unit_of(name: str) -> int:
     """How many of the stored unit are one of the option's."""
     return next((unit for part, unit in _UNITS.items() if part in name), 1)
-
-
-def _run(ask: Callable[[Tenants], Awaitable[T]]) -> T:
-    try:
-        return asyncio.run(_asked(ask))
-    except Problem as problem:
-        raise refused_by_storage(problem) from None
-
-
-async def _asked(ask: Callable[[Tenants], Awaitable[T]]) -> T:
-    runtime: Runtime
-    async with open_runtime(read_settings(), process_name="tokenspool-tenants", timeout_s=_TIMEOUT_S) as runtime:
-        return await ask(runtime.tenants)

@@ -131,7 +131,7 @@ def test_a_key_in_place_of_an_id_is_not_printed(tokenspool: Tokenspool) -> None:
 def test_without_redis_it_says_so(tokenspool: Tokenspool, monkeypatch: pytest.MonkeyPatch) -> None:
     """And that the URL may be wrong."""
     monkeypatch.setenv("TOKENSPOOL_REDIS_URL", "redis://127.0.0.1:1/0")
-    monkeypatch.setattr("cli.api_keys._TIMEOUT_S", 0.3)
+    monkeypatch.setattr("cli.tenants._TIMEOUT_S", 0.3)
     outcome = tokenspool("keys", "list")
     assert outcome.exit_code == 1
     assert outcome.sentence.startswith("Redis cannot be reached at 127.0.0.1:1 (")
@@ -146,7 +146,7 @@ def test_a_refused_login_is_named_and_not_shown(
     with asking(own_server) as client:
         client.execute_command("ACL", "SETUSER", "someone", "on", ">right", "+@all", "~*")
     monkeypatch.setenv("TOKENSPOOL_REDIS_URL", own_server.url.replace("redis://", "redis://someone:unmistakable@"))
-    monkeypatch.setattr(f"cli.{command[0].replace('keys', 'api_keys')}._TIMEOUT_S", 0.3)
+    monkeypatch.setattr("cli.tenants._TIMEOUT_S", 0.3)
     outcome = tokenspool(*command)
     assert outcome.exit_code == 1
     assert outcome.sentence == "Redis refuses the user or the password in TOKENSPOOL_REDIS_URL."
