@@ -4,8 +4,8 @@ The caller chooses the port; 0 picks a free one.
 """
 
 import asyncio
+import resource
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -81,8 +81,10 @@ async def running(host: str = "127.0.0.1", port: int = 0, *, words: str = "") ->
 
 def serve(host: str = "127.0.0.1", port: int = 0, *, words: str = "") -> None:
     """Serves until SIGTERM or SIGINT, then returns at once. Prints one line with its URL on standard output."""
+    import uvloop
+
     _allow_many_connections()
-    with asyncio.Runner(loop_factory=_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(host, port, words))
 
 
@@ -97,19 +99,7 @@ async def _serve(host: str, port: int, words: str) -> None:
 
 def _allow_many_connections() -> None:
     """A load test opens more connections than the usual limit of 1,024 open files allows."""
-    if sys.platform == "win32":
-        return
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _event_loop() -> asyncio.AbstractEventLoop:
-    if sys.platform == "win32":
-        return asyncio.new_event_loop()
-    import uvloop
-
-    return uvloop.new_event_loop()
