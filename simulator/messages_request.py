@@ -55,7 +55,10 @@ SAMPLING = ("temperature", "top_p", "top_k")
 
 def parse_messages_request(body: bytes, version: str, *, counting: bool = False) -> Request:
     """Raises Refused. `version` is the header's; `counting` is for count_tokens, which needs no max_tokens."""
-    _check_version(version)
+    if not version:
+        raise Refused("anthropic-version: header is required")
+    if version not in VERSIONS:
+        raise Refused(f'anthropic-version: "{version}" is not a valid version')
     try:
         members = json.loads(body)
     except (ValueError, RecursionError):
@@ -85,13 +88,6 @@ def parse_messages_request(body: bytes, version: str, *, counting: bool = False)
         ),
         tool=_first_tool(members.get("tools")),
     )
-
-
-def _check_version(version: str) -> None:
-    if not version:
-        raise Refused("anthropic-version: header is required")
-    if version not in VERSIONS:
-        raise Refused(f'anthropic-version: "{version}" is not a valid version')
 
 
 def _check_blocks(messages: list[dict[str, object]]) -> None:
