@@ -5,10 +5,11 @@ memory than a short one.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from enum import Enum, auto
+from itertools import chain
 
 from simulator.answer import Answer, answer_to
 from simulator.dialect import Dialect, Speech
@@ -257,19 +258,15 @@ def _whole(answer: Answer, speech: Speech, plan: Plan) -> Script:
                 response, status, then = b"", None, Then.HOLD
             case _:
                 response, then = response[: -(len(body) // 2)], Then.CLOSE
+    due = Step(plan.pace.whole_answer_ms(answer.output_tokens), b"", tokens)
     return Script(
-        _after(plan.pace.whole_answer_ms(answer.output_tokens), _dribble(response, plan) if response else (), tokens),
+        chain([due], _dribble(response, plan) if response else ()),
         status,
         then,
         ended=plan.ended,
         faults=plan.faults,
         output_tokens=answer.output_tokens,
     )
-
-
-def _after(wait_ms: float, steps: Iterable[Step], tokens: int) -> Iterator[Step]:
-    yield Step(wait_ms, b"", tokens)
-    yield from steps
 
 
 # The answer as a stream
