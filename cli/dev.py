@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cli.child import OWN_PYTHON, Child, own_environment, start_child
@@ -47,11 +47,11 @@ class Upstream:
     """The LLM in use: its name on the screen, its process if it is ours, and what the other processes need to reach it."""
 
     label: str
-    hint: str
-    """An alternative, for the line below."""
-    service: Service | None
-    api_environment: Mapping[str, str]
     worker_environment: Mapping[str, str]
+    hint: str = ""
+    """An alternative, for the line below."""
+    services: Sequence[Service] = ()
+    api_environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_dev(*, port: int, workers: int, data_dir: Path, simulator: bool) -> None:
@@ -140,34 +140,24 @@ def _start_upstream(supervisor: Supervisor, logs: Path, *, simulator: bool, work
         else:
             say(f"starting {MODEL}")
             upstream = _local_model(logs, workers)
-            if _try_to_start(supervisor, upstream):
+            try:
+                supervisor.start(upstream.services)
+            except CommandError as error:
+                say(str(error))
+                supervisor.stop(upstream.services)
+                say("the simulator answers instead")
+            else:
                 return upstream
-            say("the simulator answers instead")
     say("starting the simulator")
     upstream = _simulator(logs, asked_for=simulator)
-    supervisor.start([upstream.service] if upstream.service is not None else [])
+    supervisor.start(upstream.services)
     return upstream
-
-
-def _try_to_start(supervisor: Supervisor, upstream: Upstream) -> bool:
-    if upstream.service is None:
-        return True
-    try:
-        supervisor.start([upstream.service])
-    except CommandError as error:
-        say(str(error))
-        supervisor.stop([upstream.service])
-        return False
-    return True
 
 
 def _anthropic() -> Upstream:
     base_url = os.environ.get("ANTHROPIC_BASE_URL")
     return Upstream(
         label="the Anthropic API" + (f" at {base_url}" if base_url else "") + ", because ANTHROPIC_API_KEY is set",
-        hint="",
-        service=None,
-        api_environment={},
         worker_environment=_users_upstream_variables(),
     )
 
@@ -177,8 +167,6 @@ def _openai() -> Upstream:
     return Upstream(
         label=f"chat completions {f'at {base_url}' if base_url else 'of OpenAI'}, because TOKENSPOOL_PROVIDER is openai",
         hint="" if os.environ.get("TOKENSPOOL_MODEL") else "(set TOKENSPOOL_MODEL to one of its models)",
-        service=None,
-        api_environment={},
         worker_environment=_users_upstream_variables(),
     )
 
@@ -210,7 +198,7 @@ def _local_model(logs: Path, workers: int) -> Upstream:
     return Upstream(
         label=f"{MODEL}, a real but very small model on this machine",
         hint="(with ANTHROPIC_API_KEY set: Claude)",
-        service=service,
+        services=[service],
         api_environment={"TOKENSPOOL_MODEL": model},
         worker_environment={
             **_users_upstream_variables("OPENAI_"),  # TOKENSPOOL_ROUTES may have a route to it
@@ -236,7 +224,7 @@ def _simulator(logs: Path, *, asked_for: bool) -> Upstream:
     return Upstream(
         label="the simulator: scripted text, no model",
         hint="" if asked_for else "(with ANTHROPIC_API_KEY set: Claude)",
-        service=service,
+        services=[service],
         # API and worker must name routes alike, whatever provider the user has set.
         api_environment={"TOKENSPOOL_MODEL": model, "TOKENSPOOL_PROVIDER": ProviderName.ANTHROPIC},
         worker_environment={
@@ -346,11 +334,11 @@ def _screen(
     *,
     has_keys: bool,
 ) -> str:
-    rows = [
+    rows: list[tuple[str, str, Sequence[Service]]] = [
         ("API", url, [api]),
         ("workers" if len(workers) != 1 else "worker", str(len(workers)), workers),
         ("Redis", redis.version, [redis_service]),
-        ("LLM", upstream.label, [upstream.service] if upstream.service is not None else []),
+        ("LLM", upstream.label, upstream.services),
         ("", upstream.hint, []),
         ("jobs", f"{data_dir}/ (kept when this stops)", []),
         ("logs", f"{_shown(logs)}/", []),
