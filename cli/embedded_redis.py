@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from cli.child import Child, start_child
@@ -98,7 +97,6 @@ class EmbeddedRedis:
 
     @property
     def pid(self) -> int:
-        """The server's own process id."""
         return self.child.pid
 
     @property
@@ -116,7 +114,6 @@ class EmbeddedRedis:
 
     @property
     def log_path(self) -> Path:
-        """The file with the server's output."""
         return self.directory / "redis.log"
 
     def __enter__(self) -> Self:
@@ -127,9 +124,7 @@ class EmbeddedRedis:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self) -> None:

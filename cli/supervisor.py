@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from cli.child import Child
@@ -71,7 +70,7 @@ class Supervisor:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._services: list[Service] = []
-        self._stop_requested = False
+        self.stop_requested = False
         self._is_hurried = False
         self._interrupts = 0
         """Number of Ctrl-Cs after the first stop signal."""
@@ -89,9 +88,7 @@ class Supervisor:
         self._handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)  # only to wake us
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for service in reversed(self._services):
             if service.child is not None:
                 service.child.kill()
@@ -100,10 +97,6 @@ class Supervisor:
             signal.signal(number, handler)
         self._wake_reader.close()
         self._wake_writer.close()
-
-    @property
-    def stop_requested(self) -> bool:
-        return self._stop_requested
 
     def start(self, services: Sequence[Service]) -> None:
         """Start them all, then wait until each is ready.
@@ -183,15 +176,16 @@ class Supervisor:
             delay_s = min(30.0, service.restart_delay_s * 2**service.quick_deaths)
             service.restart_at = now + delay_s
             words = _last_words(service) if service.quick_deaths else ""
-            self._say(f"{_ended(service)}; restarting it{_in(delay_s)}{words}")
+            when = f" in {delay_s:.0f} s" if delay_s >= 1 else ""
+            self._say(f"{_ended(service)}; restarting it{when}{words}")
             service.child.reap()
 
     def _on_stop_signal(self, number: int, _frame: object) -> None:
         # Only Ctrl-C means that a user is in a hurry: a closing terminal may send SIGHUP twice.
-        if self._stop_requested:
+        if self.stop_requested:
             self._interrupts += number == signal.SIGINT
             self._is_hurried = self._is_hurried or number != signal.SIGHUP
-        self._stop_requested = True
+        self.stop_requested = True
 
     def _sleep(self, seconds: float) -> None:
         """Sleep for ``seconds``, or until a signal arrives."""
@@ -211,10 +205,6 @@ def _ended(service: Service) -> str:
     if exit_code is not None and exit_code < 0:
         return f"{service.name} (pid {service.pid}) was killed by {signal.Signals(-exit_code).name}"
     return f"{service.name} (pid {service.pid}) ended with exit code {exit_code}"
-
-
-def _in(delay_s: float) -> str:
-    return f" in {delay_s:.0f} s" if delay_s >= 1 else ""
 
 
 def _last_words(service: Service) -> str:
