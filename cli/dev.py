@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cli.child import OWN_PYTHON, Child, own_environment, start_child
-from cli.embedded_redis import DirectoryInUseError, EmbeddedRedis, EmbeddedRedisError
+from cli.embedded_redis import DirectoryInUseError, EmbeddedRedis, EmbeddedRedisError, free_port
 from cli.errors import CommandError
 from cli.local_model import MODEL, SLOTS, find_weights, openmp_environment
 from cli.probe import http_status, worker_lives
@@ -176,7 +176,7 @@ def _users_upstream_variables(of: str = "") -> Environment:
 
 
 def _local_model(logs: Path, workers: int) -> Upstream:
-    port = _free_port()
+    port = free_port()
     key = secrets.token_urlsafe(24)
     environment = {
         **_environment_without(*_UPSTREAM_VARIABLES),
@@ -211,7 +211,7 @@ def _local_model(logs: Path, workers: int) -> Upstream:
 
 
 def _simulator(logs: Path, *, asked_for: bool) -> Upstream:
-    port = _free_port()
+    port = free_port()
     service = _service(
         "the simulator",
         ["cli", "simulator", "--port", str(port)],
@@ -300,12 +300,6 @@ def _service(
 
 def _environment_without(*names: str) -> Environment:
     return {name: value for name, value in os.environ.items() if name not in names}
-
-
-def _free_port() -> int:
-    with contextlib.closing(bind(_HOST, 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 # --- what the user sees --------------------------------------------------------------------------------------------

