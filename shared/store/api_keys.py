@@ -1,6 +1,5 @@
 """API keys as records: created, looked up, listed, rotated, revoked. Only the SHA-256 of a secret is stored."""
 
-import asyncio
 import hmac
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -158,18 +157,14 @@ class ApiKeys:
 
     async def check(self, believed: Sequence[PresentedKey]) -> list[Standing | None]:
         """How long keys that were looked up before stay valid; None for each that is no longer valid."""
-        pairs = [pair for call in self._run_for("check_api_keys", believed) for pair in await call]
+        calls = [self._commands.run("check_api_keys", keys=portion) for portion in _portions(believed)]
+        pairs = [pair for call in calls for pair in await call]
         return [None if left == 0 else Standing(None if left < 0 else left, bool(old)) for left, old in pairs]
 
     async def note_use(self, used: Sequence[PresentedKey]) -> None:
         """Notes that these keys were used within the last minute."""
-        for call in self._run_for("use_api_keys", used):
+        for call in [self._commands.run("use_api_keys", keys=portion) for portion in _portions(used)]:
             await call
-
-    def _run_for(self, script: str, keys: Sequence[PresentedKey]) -> "list[asyncio.Future[Any]]":
-        """Runs a script for all these keys, some of them at a time."""
-        portions = [keys[start : start + _CHECKED_AT_ONCE] for start in range(0, len(keys), _CHECKED_AT_ONCE)]
-        return [self._commands.run(script, keys=[part for key in some for part in key]) for some in portions]
 
     async def get(self, key_id: str, tenant: str | None) -> ApiKey:
         """The key, read from its record. Raises NotFound, also for another tenant's key."""
@@ -277,3 +272,9 @@ def _key_of(key_id: str, record: Sequence[Any]) -> ApiKey:
 
 def _int(value: bytes | None) -> int | None:
     return int(value) if value else None
+
+
+def _portions(keys: Sequence[PresentedKey]) -> list[list[str]]:
+    """The keys as a script takes them, some at a time."""
+    starts = range(0, len(keys), _CHECKED_AT_ONCE)
+    return [[part for key in keys[start : start + _CHECKED_AT_ONCE] for part in key] for start in starts]

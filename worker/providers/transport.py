@@ -28,7 +28,7 @@ HEADERS: Final = {
     # As ``with_streaming_response`` does: otherwise the SDK reads the whole body before it returns the response.
     "X-Stainless-Raw-Response": "stream",
 }
-"""What either SDK is told to send with a request."""
+"""The headers that both SDKs send with a request."""
 
 _LIMIT_BYTES = 1 << 20
 _MOST_ERROR_BYTES = 1 << 20
