@@ -4,7 +4,7 @@ Invariant: no client, whatever it sends, does not send or does not read, holds a
 deadline, more memory than its bound, or a file that others need. The connections of one server share a
 :class:`Connections`, which ``cli/serve.py`` makes. A client that sends no HTTP, or sends too slowly or too much, gets a
 small problem document if its connection can still carry one. It is counted, and logged at most once a minute.
-docs/decisions/0020 says what this uses of uvicorn, and why.
+docs/decisions/0019 says what this uses of uvicorn, and why.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What we need of uvicorn that neither ASGI nor uvicorn's own API offers: see docs/decisions/0020.
+"""What we need of uvicorn that neither ASGI nor uvicorn's own API offers: see docs/decisions/0019.
 
 Under another server both functions find nothing.
 """
