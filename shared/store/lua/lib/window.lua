@@ -20,14 +20,14 @@ local function numbers_in(text)
 end
 
 local function add(sums, amounts, sign)
-  for at, amount in ipairs(amounts) do sums[at] = sums[at] + sign * amount end
+  for at = 1, #amounts do sums[at] = sums[at] + sign * amounts[at] end
 end
 
 -- A window as it is now, without the buckets that are too old. Reads only.
 local function window_of(kind, key)
   local bucket = math.floor(now / BUCKET_MS)
   local window = {kind = kind, key = key, bucket = bucket, first = bucket, last = bucket, old = {}}
-  window.sums = numbers_in(string.format(kind.form, 0, 0, 0, 0))
+  window.sums = {0, 0, 0, 0} -- of a kind with two amounts, string.format passes over the others
   local found = call('HMGET', key, int(bucket), unpack(kind.head))
   if not found[2] then return window end
   local head = numbers_in(found[#found])
@@ -43,7 +43,7 @@ local function window_of(kind, key)
   window.here = found[1]
   window.first = first
   if kind.has_last then window.last = math.max(last, bucket) end
-  for at = 1, #window.sums do window.sums[at] = head[#head - #window.sums + at] end
+  window.sums = kind.has_last and {head[3], head[4]} or head
   for old = first, bucket - kind.buckets do window.old[#window.old + 1] = int(old) end
   if #window.old > 0 then
     window.first = bucket - kind.buckets + 1
@@ -56,7 +56,7 @@ end
 
 local function count_in(window, amounts)
   local key, kind = window.key, window.kind
-  local counted = numbers_in(window.here or string.format(kind.form, 0, 0, 0, 0))
+  local counted = window.here and numbers_in(window.here) or {0, 0, 0, 0}
   add(counted, amounts, 1)
   add(window.sums, amounts, 1)
   window.first = math.min(window.first, window.bucket)
