@@ -74,12 +74,17 @@ def parse_cursor(text: str) -> EventId | None:
     return EventId(int(match[1]), int(match[2])) if match else None
 
 
-def decode_published(message: bytes) -> list[Event]:
-    """The events of one message on a job's channel.
+def encode_published(first_id: EventId, events: Iterable[tuple[str, bytes]]) -> bytes:
+    """The message on a job's channel for (name, data) events whose seqs count up from ``first_id``.
 
-    A message is the id of its first event, then the name and the data of each event, all separated by line feeds (data is
-    one line of JSON).
+    It is the id of the first event, then the name and the data of each event, all separated by line feeds (data is one line
+    of JSON).
     """
+    return b"\n".join([b"%d-%d" % first_id, *[b"%b\n%b" % (name.encode(), data) for name, data in events]])
+
+
+def decode_published(message: bytes) -> list[Event]:
+    """The events of one message on a job's channel, in the form of ``encode_published``."""
     first, *rest = message.split(b"\n")
     epoch_text, _, seq_text = first.partition(b"-")
     epoch, seq = int(epoch_text), int(seq_text)

@@ -92,6 +92,9 @@ class JobLog:
         """How many of the events end with the newest `reset`."""
         self._recorded: _Facts | None = None
         """What the record holds. None: the next append writes it, since Redis may have lost it with the log's last events."""
+        self._taken_on: int | None = None
+        """The connection over which Redis took the last append: over that one, plain commands do. None: the next append runs the
+        script."""
         self.is_lost = False
         """Whether Redis refused a write: the job is somebody else's, or has ended."""
 
@@ -158,6 +161,18 @@ class JobLog:
         facts = _Facts(is_shown, *self._attempt)
         is_news = facts != self._recorded
         self._flushed_s = self._writer.now_s()
+        self._in_flight = True
+        if self._taken_on is not None and not is_news:
+            extended = self._writer.log.extend(
+                self._claim.id,
+                self._claim.epoch,
+                self._first_seq + self._landed,
+                self._events[self._landed : self._sent],
+                on=self._taken_on,
+            )
+            extended.add_done_callback(self._on_extended)
+            return
+        connection_number = self._writer.log.connection_number
         reply = self._writer.log.append(
             self._claim.id,
             self._claim.epoch,
@@ -168,8 +183,7 @@ class JobLog:
             attempts=facts.attempts if is_news else 0,
             failures=facts.failures if is_news else 0,
         )
-        self._in_flight = True
-        reply.add_done_callback(lambda done: self._on_landed(done, facts))
+        reply.add_done_callback(lambda done: self._on_appended(done, facts, connection_number))
 
     async def finish(self, ending: Ending, *, cost: Cost = None) -> Finished:
         """Sends what is unsent and then the end, in one write, and repeats that until Redis replies.
@@ -229,7 +243,16 @@ class JobLog:
         else:
             self._writer.flush_at(due_s, self)
 
-    def _on_landed(self, reply: "asyncio.Future[int]", facts: "_Facts") -> None:
+    def _on_extended(self, reply: "asyncio.Future[list[object]]") -> None:
+        self._in_flight = False
+        if reply.cancelled() or reply.exception() or not self._writer.log.has_taken(reply.result()):
+            self._taken_on = None
+            self._sent = self._landed
+            self.flush()  # by the script, which tells what is wrong
+        elif not self._is_closed:
+            self._on_progress(self._sent)
+
+    def _on_appended(self, reply: "asyncio.Future[int]", facts: "_Facts", connection_number: int) -> None:
         self._in_flight = False
         if self._is_closed:
             return
@@ -246,19 +269,25 @@ class JobLog:
         elif expected_seq - self._first_seq <= self._landed:
             self._go_back(expected_seq)
         else:
-            self._landed = expected_seq - self._first_seq
             self._recorded = facts
-        self._unsent_bytes = sum([len(data) for _, data in self._events[self._landed :]])
+            if self._claim.spec.batch_id is None:  # the script also publishes to those who follow a batch's tokens
+                self._taken_on = connection_number
+            self._on_progress(expected_seq - self._first_seq)
+
+    def _on_progress(self, landed: int) -> None:
+        self._landed = landed
+        self._unsent_bytes = sum([len(data) for _, data in self._events[landed:]])
         self._has_landed.set()
-        if self._texts or self._landed < len(self._events):
+        if self._texts or landed < len(self._events):
             self._schedule()
 
     def _go_back(self, expected_seq: int) -> None:
         """Redis lost the log's last events: sends them again. Without the events of CLAIM, the log cannot be continued."""
         if expected_seq < self._first_seq:
             self._lose()
-        self._landed = self._sent = max(0, min(self._landed, expected_seq - self._first_seq))
-        self._recorded = None
+        self._recorded = self._taken_on = None
+        self._sent = max(0, min(self._landed, expected_seq - self._first_seq))
+        self._on_progress(self._sent)
 
     def _lose(self) -> None:
         self.is_lost = True

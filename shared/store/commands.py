@@ -46,9 +46,20 @@ _RECONNECT_S = (0.02, 0.05, 0.1, 0.25, 0.5)
 
 
 class _Call:
-    """A command on its way."""
+    """A command on its way, or several that are sent together."""
 
-    __slots__ = ("arguments", "deadline_look", "deadline_s", "future", "is_impatient", "packed", "script")
+    __slots__ = (
+        "arguments",
+        "count",
+        "deadline_look",
+        "deadline_s",
+        "future",
+        "is_impatient",
+        "on",
+        "packed",
+        "replies",
+        "script",
+    )
 
     def __init__(
         self,
@@ -59,6 +70,8 @@ class _Call:
         deadline_s: float,
         deadline_look: int,
         is_impatient: bool,
+        on: int | None = None,
+        count: int = 1,
     ) -> None:
         self.packed = packed
         self.arguments = arguments
@@ -67,6 +80,12 @@ class _Call:
         self.deadline_s = deadline_s
         self.deadline_look = deadline_look
         self.is_impatient = is_impatient
+        self.on = on
+        """The number of the only connection that it may be sent on. None: any."""
+        self.count = count
+        """How many commands it is."""
+        self.replies: list[Any] = []
+        """The replies so far, if it is several."""
 
 
 class Commands:
@@ -101,6 +120,8 @@ class Commands:
         self._silent_looks = 0
         """Looks since the last reply, while a reply was due."""
         self._connection: AbstractConnection | None = None
+        self.connection_number = 0
+        """Counts the connections. Redis can only have lost what it acknowledged if this has changed since."""
         self._is_retired = False
         """Whether its Redis said that it is no primary: nothing more is sent to it, but its replies are still read."""
         self._seeks_primary = False
@@ -146,6 +167,14 @@ class Commands:
         """As ``run``, but fails as soon as Redis is away or silent. A script that was sent may still run later."""
         return self._run_script(name, given, is_impatient=True)
 
+    def together(self, commands: Iterable[tuple[Argument, ...]], *, on: int) -> asyncio.Future[list[Any]]:
+        """Several commands in one write, on the connection with the number ``on`` or not at all.
+
+        The list has a reply for each; an error is one of them, and is not raised. Raises StorageUnavailable.
+        """
+        packed = [_packed(arguments) for arguments in commands]
+        return self._ask_packed(b"".join(packed), (), None, on=on, count=len(packed))
+
     def _run_script(
         self, name: str, given: Mapping[str, Argument | Iterable[Argument]], *, is_impatient: bool
     ) -> asyncio.Future[Any]:
@@ -156,11 +185,23 @@ class Commands:
     def _ask(
         self, arguments: tuple[Argument, ...], script: Script | None, *, is_impatient: bool = False
     ) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = self._loop.create_future()
         # Encoded here, so that an argument that cannot be sent fails its caller and not the connection. hiredis encodes an
         # APPEND in 6 µs, redis-py's own encoder in 31 (measured).
+        return self._ask_packed(_packed(arguments), arguments, script, is_impatient=is_impatient)
+
+    def _ask_packed(
+        self,
+        packed: bytes,
+        arguments: tuple[Argument, ...],
+        script: Script | None,
+        *,
+        is_impatient: bool = False,
+        on: int | None = None,
+        count: int = 1,
+    ) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
         deadline_s, deadline_look = self._loop.time() + self._timeout_s, self._looks + _SILENT_LOOKS
-        call = _Call(_packed(arguments), arguments, script, future, deadline_s, deadline_look, is_impatient)
+        call = _Call(packed, arguments, script, future, deadline_s, deadline_look, is_impatient, on, count)
         if self._is_over or self._is_full_for(call):
             self._fail_one(call)
         else:
@@ -184,6 +225,9 @@ class Commands:
         self._will_flush = False
         if self._connection is None or self._is_retired or not takes_more(self._connection):
             return
+        for call in self._unsent:
+            if call.on is not None and call.on != self.connection_number:
+                self._fail_one(call)
         calls = [call for call in self._unsent if not call.future.done()]
         self._unsent.clear()
         self._unsent_bytes = 0
@@ -221,6 +265,7 @@ class Commands:
         try:
             await self._open(connection)
             self._connection = connection
+            self.connection_number += 1
             self._is_retired = False
             self._silent_looks = 0
             self._flush()
@@ -257,9 +302,22 @@ class Commands:
             self._silent_looks = 0
             if not self._sent:
                 raise InvalidResponse("a reply that nobody asked for")
-            self._answer(self._sent[0], reply)
+            call = self._sent[0]
+            if call.on is None:
+                self._answer(call, reply)
+            elif self._is_complete(call, reply):
+                self._answer(call, call.replies)
+            else:
+                continue
             self._sent.popleft()  # only now: a call whose reply could not be handled is still there to be failed
-            del reply  # a local name would keep the last one in memory until the next comes
+            del reply, call  # a local name would keep the last one in memory until the next comes
+
+    def _is_complete(self, call: _Call, reply: Any) -> bool:
+        """Adds a reply to those of several commands. Whether it was the last one."""
+        if isinstance(reply, Exception) and is_not_primary(reply):
+            self._is_retired = self._seeks_primary = True
+        call.replies.append(reply)
+        return len(call.replies) == call.count
 
     def _answer(self, call: _Call, reply: Any) -> None:
         if isinstance(reply, Exception):

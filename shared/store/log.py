@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Final, NamedTuple
 
-from shared.events import Event, EventId
+from shared.events import Event, EventId, encode_published
 from shared.job import Step
 from shared.store import redis_keys
 from shared.store.commands import Commands
 from shared.store.reads import RESULT_BYTES, Reads
-from shared.store.script import sources
+from shared.store.script import Argument, sources
 
 REFUSED: Final = -1
 
@@ -70,6 +70,32 @@ class Log:
             failures=failures,
             events=arguments,
         )
+
+    @property
+    def connection_number(self) -> int:
+        """The connection that appends go over, for ``extend``."""
+        return self._commands.connection_number
+
+    def extend(
+        self, job_id: str, epoch: int, first_seq: int, events: Sequence[tuple[str, bytes]], *, on: int
+    ) -> "asyncio.Future[list[object]]":
+        """Appends events as plain commands, at a quarter of the cost in Redis of ``append``. ``has_taken`` reads the reply.
+
+        Only for a claim whose last append went over the connection ``on`` and was taken: while that connection lives, Redis
+        has not lost what it took. The stream refuses the ids of a claim that is over, because whatever ended it has
+        written a higher epoch; followers drop them too. Nothing is published to the followers of a batch's tokens.
+        """
+        log = redis_keys.log(job_id)
+        commands: list[tuple[Argument, ...]] = [
+            ("XADD", log, "NOMKSTREAM", f"{epoch}-{seq}", name, data) for seq, (name, data) in enumerate(events, first_seq)
+        ]
+        commands.append(("PUBLISH", redis_keys.events(job_id), encode_published(EventId(epoch, first_seq), events)))
+        return self._commands.together(commands, on=on)
+
+    @staticmethod
+    def has_taken(replies: Sequence[object]) -> bool:
+        """Whether Redis took all events of an ``extend``. Else ``append`` them: it tells what is wrong."""
+        return all(isinstance(reply, bytes) for reply in replies[:-1])
 
     async def read(
         self,

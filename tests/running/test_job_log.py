@@ -1,8 +1,8 @@
 """What a worker writes to a job's log: in small portions, completely and once, whatever Redis forgets."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
 
 import pytest
 
@@ -57,8 +57,12 @@ class Writing:
 
 
 async def forget_from(runtime: Runtime, job_id: str, seq: int) -> None:
-    """Restores the stream as a shorter file would, and the record without what the lost APPENDs wrote."""
-    await runtime._commands.call(
+    """Restores the stream as a shorter file would, and the record without what the lost APPENDs wrote.
+
+    As with a restart, all connections end in the same moment.
+    """
+    commands = runtime._commands
+    lost = commands.call("MULTI"), commands.call(
         "EVAL",
         b"""local kept = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[1])
             redis.call('DEL', KEYS[1])
@@ -69,6 +73,7 @@ async def forget_from(runtime: Runtime, job_id: str, seq: int) -> None:
         redis_keys.job(job_id),
         seq,
     )
+    await asyncio.gather(*lost, commands.call("CLIENT", "KILL", "SKIPME", "no"), commands.call("EXEC"))
 
 
 async def _for_ever() -> None:
@@ -99,19 +104,22 @@ async def test_what_was_shown_counts_as_shown_until_its_reset_is_in_the_log(
     """A worker may die between two flushes of a long tail; the next worker must then write the reset."""
     monkeypatch.setattr(log_writer, "_MOST_EVENTS_PER_FLUSH", 2)
     shown: list[tuple[list[str], str | None]] = []
-    append_events = writing.writer.log.append
 
-    def append_and_look(*arguments: Any, **named: Any) -> "asyncio.Future[int]":
-        reply = append_events(*arguments, **named)
-        looking.append(asyncio.create_task(look([name for name, _ in arguments[3]], reply)))
-        return reply
+    def looking_after(send: Callable[..., "asyncio.Future[Any]"]) -> Callable[..., "asyncio.Future[Any]"]:
+        def send_and_look(*arguments: Any, **named: Any) -> "asyncio.Future[Any]":
+            reply = send(*arguments, **named)
+            looking.append(asyncio.create_task(look([name for name, _ in arguments[3]], reply)))
+            return reply
 
-    async def look(names: list[str], reply: "asyncio.Future[int]") -> None:
+        return send_and_look
+
+    async def look(names: list[str], reply: "asyncio.Future[Any]") -> None:
         await reply
         shown.append((names, await writing.crew.field(writing.claim.id, "published")))
 
     looking: list[asyncio.Task[None]] = []
-    replace(writing.writer.log, "append", append_and_look)
+    for form in ("append", "extend"):
+        replace(writing.writer.log, form, looking_after(getattr(writing.writer.log, form)))
     writing.say("a")
     writing.say("b", index=1)
     writing.say("c", index=2)
@@ -160,19 +168,14 @@ async def has(writing: Writing, texts: list[str]) -> bool:
 
 
 async def test_there_is_one_flush_at_a_time_and_later_events_are_not_lost(writing: Writing) -> None:
-    appended: list[int] = []
-    real_append = writing.writer.log.append
-
-    def append_noted(job_id: str, epoch: int, first_seq: int, events: Any, **more: Any) -> "asyncio.Future[int]":
-        appended.append(first_seq)
-        return real_append(job_id, epoch, first_seq, events, **more)
-
-    replace(writing.writer.log, "append", append_noted)
+    appended = _note_sent(writing, "append")
+    extended = _note_sent(writing, "extend")
     for number in range(200):
         writing.log.add("an_event", b"%d" % number)
         writing.log.flush()
     await writing.log.land()
-    assert len(appended) <= 3
+    assert len(appended) == 1
+    assert len(extended) <= 2
     events = await writing.crew.events(writing.claim.id)
     assert [event.data for event in events[1:]] == [b"%d" % number for number in range(200)]
 
@@ -203,6 +206,70 @@ async def test_the_end_is_sent_once_after_pending_events(writing: Writing) -> No
     assert await writing.log.finish(writing.success) is Finished.ENDED
     assert finishes == 1
     assert await writing.texts() == ["first", "second", None]
+
+
+def _note_sent(writing: Writing, form: str) -> list[int]:
+    """The first seq of each flush of a form (``append`` or ``extend``) from now on."""
+    send, sent = getattr(writing.writer.log, form), []
+
+    def send_noted(job_id: str, epoch: int, first_seq: int, events: Any, **more: Any) -> "asyncio.Future[Any]":
+        sent.append(first_seq)
+        return cast("asyncio.Future[Any]", send(job_id, epoch, first_seq, events, **more))
+
+    replace(writing.writer.log, form, send_noted)
+    return sent
+
+
+async def test_after_the_first_flush_plain_commands_do(writing: Writing) -> None:
+    appended, extended = _note_sent(writing, "append"), _note_sent(writing, "extend")
+    for text in ("one", "two", "three"):
+        writing.say(text)
+        await writing.log.land()
+    assert (appended, extended) == ([1], [2, 3])
+    assert await writing.texts() == ["one", "two", "three"]
+
+
+async def test_after_a_reconnect_the_script_looks_first(writing: Writing) -> None:
+    """Redis may have been restarted from a shorter file."""
+    for text in ("one", "two"):
+        writing.say(text)
+        await writing.log.land()
+    appended, extended = _note_sent(writing, "append"), _note_sent(writing, "extend")
+    await writing.forget_from(9)
+    for text in ("three", "four"):
+        writing.say(text)
+        await writing.log.land()
+    assert (appended, extended[-1]) == ([3], 4)
+    assert await writing.texts() == ["one", "two", "three", "four"]
+
+
+async def test_a_full_redis_still_takes_the_rest_of_an_answer(writing: Writing) -> None:
+    """A plain XADD is refused at maxmemory; the script is not."""
+    writing.say("one")
+    await writing.log.land()
+    commands = writing.crew.runtime._commands
+    await commands.call("CONFIG", "SET", "maxmemory", "1")
+    try:
+        writing.say("two")
+        await writing.log.land()
+    finally:
+        await commands.call("CONFIG", "SET", "maxmemory", "0")
+    assert await writing.texts() == ["one", "two"]
+    assert not writing.log.is_lost
+
+
+async def test_a_cancelled_job_takes_no_plain_commands_either(writing: Writing) -> None:
+    writing.say("one")
+    await writing.log.land()
+    await writing.crew.runtime.jobs.cancel(writing.claim.id, writing.claim.tenant)
+    writing.say("two")
+    await writing.log.land()
+    assert writing.log.is_lost
+    assert [event.name for event in await writing.crew.events(writing.claim.id)] == [
+        "started",
+        "content_block_delta",
+        "cancelled",
+    ]
 
 
 @pytest.mark.parametrize("kept", [1, 2, 3])

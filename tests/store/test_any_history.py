@@ -273,6 +273,21 @@ class AnyHistory(RuleBasedStateMachine):
         job.is_published = published or (job.is_published and not is_reset)
         assert reply == job.next_seq
 
+    @precondition(lambda self: any(job.held and job.is_published for job in self.jobs.values()))
+    @rule(draw=st.data(), count=st.integers(1, 3))
+    def extend(self, draw: st.DataObject, count: int) -> None:
+        """New events by plain commands."""
+        job = draw.draw(st.sampled_from([job for job in self.jobs.values() if job.held and job.is_published]))
+        assert job.held is not None
+        events = [a_text_delta(str(seq)) for seq in range(job.next_seq, job.next_seq + count)]
+        assert self.extends(job, job.held, job.next_seq, events)
+        job.next_seq += count
+
+    def extends(self, job: Model, held: Claim, first: int, events: list[tuple[str, bytes]]) -> bool:
+        log = self.runtime.log
+        replies = self.run(_awaited(log.extend(job.id, held.epoch, first, events, on=log.connection_number)))
+        return log.has_taken(replies)
+
     @precondition(lambda self: self.has(JobState.RUNNING))
     @rule(draw=st.data(), ahead=st.integers(1, 3))
     def append_behind_a_hole(self, draw: st.DataObject, ahead: int) -> None:
@@ -321,7 +336,7 @@ class AnyHistory(RuleBasedStateMachine):
         job.failures += 1
 
     @precondition(lambda self: any(job.over for job in self.jobs.values()))
-    @rule(draw=st.data(), seq=st.integers(0, 4), word=st.sampled_from(["append", "finish", "release"]))
+    @rule(draw=st.data(), seq=st.integers(0, 4), word=st.sampled_from(["append", "extend", "finish", "release"]))
     def a_claim_that_is_over_speaks(self, draw: st.DataObject, seq: int, word: str) -> None:
         """A zombie, or a repeated call whose first reply was lost."""
         with_past = [job for job in self.jobs.values() if job.over]
@@ -333,6 +348,14 @@ class AnyHistory(RuleBasedStateMachine):
                 _awaited(self.runtime.log.append(job.id, stale.epoch, seq, [a_text_delta("z")], published=True))
             )
             assert reply == REFUSED
+        elif word == "extend":
+            top = max((event.id for event in self.run(self.runtime.log.read(job.id)) if event.id), default=None)
+            if top is None or top.epoch != stale.epoch:
+                assert not self.extends(job, stale, seq, [a_text_delta("z")])
+            elif stale is job.ended_by:
+                assert not self.extends(job, stale, min(seq, top.seq), [a_text_delta("z")])
+            else:
+                assert job.state is JobState.QUEUED, "the next claim resets what it says now"
         elif word == "finish":
             finished = self.run(self.runtime.queue.finish(stale, Ending(Step.SUCCEED, b'"stale"'), seq=seq))
             assert finished.outcome is (Finished.ALREADY if stale is job.ended_by else Finished.REFUSED)
