@@ -1,7 +1,7 @@
 """Writes the events of this process's jobs to their logs, many jobs in one flush.
 
-A delta is sent at once if its job has been silent; else 24 ms after the oldest unsent one, and not before the job's
-previous flush has landed. Adjacent text deltas of a block become one event, which gets its seq only then. The flushes of
+A delta is sent at once if its job has been silent; else 24 ms after the oldest unsent one, up to 100 ms while the event
+loop is behind, and not before the job's previous flush has landed. Adjacent text deltas of a block become one event, which gets its seq only then. The flushes of
 all jobs share a beat, so that they are sent in one write.
 
 A claim's events are kept until its end is acknowledged: if Redis loses the last ones, they are sent again.
@@ -18,7 +18,12 @@ from shared.store.runtime import Runtime
 from worker.redis_trouble import AGAIN_S, AWAY, Outage
 
 MERGE_S: Final = 0.024
+_LONGEST_MERGE_S: Final = 0.1
+_MERGE_PER_LATE: Final = 4.0
+"""How much longer deltas are merged, for each second that the event loop is behind: events are saved, and not made late."""
 _BEAT_S: Final = 0.004
+_LATE_BEATS: Final = 16
+"""Over about how many beats their lateness is averaged."""
 _MOST_UNSENT_BYTES: Final = 1 << 20
 _MOST_EVENTS_PER_FLUSH: Final = 500
 
@@ -32,6 +37,10 @@ class LogWriter:
         self.outage = outage
         self._loop = asyncio.get_running_loop()
         self._beats: dict[int, list[JobLog]] = {}
+        self._late_s = 0.0
+        """How late the beats are, on average over the last ones."""
+        self.merge_s = MERGE_S
+        """How long deltas are merged."""
 
     def open(self, claim: Claim, owner: asyncio.Task[object]) -> "JobLog":
         """Opens the log of a claim. The task ``owner`` is cancelled if Redis refuses the claim's writes."""
@@ -55,6 +64,8 @@ class LogWriter:
         return self._loop.time()
 
     def _on_beat(self, beat: int) -> None:
+        self._late_s += (self._loop.time() - beat * _BEAT_S - self._late_s) / _LATE_BEATS
+        self.merge_s = min(MERGE_S + _MERGE_PER_LATE * self._late_s, _LONGEST_MERGE_S)
         for job_log in self._beats.pop(beat):
             job_log.flush()
 
@@ -236,9 +247,10 @@ class JobLog:
             return
         now_s = self._writer.now_s()
         self._is_scheduled = True
-        due_s = max(self._oldest_unsent_s or now_s, self._flushed_s) + MERGE_S
+        merge_s = self._writer.merge_s
+        due_s = max(self._oldest_unsent_s or now_s, self._flushed_s) + merge_s
         self._oldest_unsent_s = 0.0
-        if now_s - self._flushed_s >= MERGE_S or due_s <= now_s:
+        if now_s - self._flushed_s >= merge_s or due_s <= now_s:
             self._writer.flush_soon(self)
         else:
             self._writer.flush_at(due_s, self)

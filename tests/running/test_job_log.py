@@ -153,6 +153,7 @@ async def test_the_first_word_after_a_silence_goes_out_at_once(
     writing: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_writer, "MERGE_S", 0.3)
+    writing.writer.merge_s = 0.3
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     writing.say("first")
