@@ -62,16 +62,19 @@ async def forget_from(runtime: Runtime, job_id: str, seq: int) -> None:
     As with a restart, all connections end in the same moment.
     """
     commands = runtime._commands
-    lost = commands.call("MULTI"), commands.call(
-        "EVAL",
-        b"""local kept = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[1])
+    lost = (
+        commands.call("MULTI"),
+        commands.call(
+            "EVAL",
+            b"""local kept = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[1])
             redis.call('DEL', KEYS[1])
             for _, entry in ipairs(kept) do redis.call('XADD', KEYS[1], entry[1], unpack(entry[2])) end
             redis.call('HDEL', KEYS[2], 'published', 'failures')""",
-        2,
-        redis_keys.log(job_id),
-        redis_keys.job(job_id),
-        seq,
+            2,
+            redis_keys.log(job_id),
+            redis_keys.job(job_id),
+            seq,
+        ),
     )
     await asyncio.gather(*lost, commands.call("CLIENT", "KILL", "SKIPME", "no"), commands.call("EXEC"))
 

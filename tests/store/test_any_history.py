@@ -475,7 +475,7 @@ def _assert_contiguous(events: list[Event]) -> None:
             assert later.seq == 0
 
 
-async def _awaited(future: "asyncio.Future[int]") -> int:
+async def _awaited(future: "asyncio.Future[Any]") -> Any:
     return await future
 
 

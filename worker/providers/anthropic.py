@@ -4,7 +4,7 @@ It always streams. ``max_retries=0``, because the SDK's retries would multiply o
 for byte except for ``model`` and ``stream``, so that members which the SDK does not know reach the upstream.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Final
 
@@ -21,7 +21,14 @@ from worker.providers.base import named
 from worker.providers.members import MISFITS
 from worker.providers.messages_stream import MessagesDecoder
 from worker.providers.model_list import MOST_BYTES, anthropic_page, listed
-from worker.providers.transport import HEADERS, AiohttpTransport, DirectClient, connecting_within, read_whole
+from worker.providers.transport import (
+    HEADERS,
+    AiohttpTransport,
+    DirectClient,
+    PreparedCalls,
+    connecting_within,
+    read_whole,
+)
 from worker.rate_limit_headers import anthropic_allowance
 
 _MOST_PAGES: Final = 5
@@ -33,13 +40,14 @@ class AnthropicProvider:
 
     def __init__(self, settings: Settings) -> None:
         key = settings.anthropic_api_key
-        transport = AiohttpTransport(connections=settings.concurrency)
+        http_client = DirectClient(AiohttpTransport(connections=settings.concurrency))
         self._client = anthropic.AsyncAnthropic(
             api_key=key.get_secret_value() if key else "",
             base_url=settings.anthropic_base_url,
             max_retries=0,
-            http_client=DirectClient(transport),
+            http_client=http_client,
         )
+        self._messages = PreparedCalls(self._post_message, http_client)
         self._headers = {**HEADERS, "anthropic-version": settings.anthropic_version}
 
     @asynccontextmanager
@@ -48,11 +56,10 @@ class AnthropicProvider:
     ) -> AsyncIterator[AnswerStream]:
         """See Provider."""
         try:
-            response = await self._client.post(
-                "/v1/messages",
-                content=_streaming(named(request, model)),
-                cast_to=httpx2.Response,
-                options={"headers": self._headers_of(beta, version), "timeout": connecting_within(connect_timeout_s)},
+            response = await self._messages.send(
+                _streaming(named(request, model)),
+                headers=self._headers_of(beta, version),
+                connect_timeout_s=connect_timeout_s,
             )
         except Exception as error:
             raise UpstreamError(failure_of_call(error, anthropic_allowance)) from error
@@ -60,6 +67,13 @@ class AnthropicProvider:
             yield AnswerStream(response, MessagesDecoder(model), anthropic_allowance(response.headers))
         finally:
             await response.aclose()
+
+    async def _post_message(
+        self, content: bytes, headers: Mapping[str, str], timeout: httpx2.Timeout
+    ) -> httpx2.Response:
+        return await self._client.post(
+            "/v1/messages", content=content, cast_to=httpx2.Response, options={"headers": headers, "timeout": timeout}
+        )
 
     async def count_tokens(
         self, request: bytes, *, model: str, beta: str = "", version: str = "", connect_timeout_s: float

@@ -4,7 +4,7 @@ It always streams. ``max_retries=0``, because the SDK's retries would multiply o
 (chat_request.py) and the answer (chat_stream.py); this one makes the call and reads its errors and limits.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -18,7 +18,7 @@ from worker.providers.answer_stream import AnswerStream, failure_of_call
 from worker.providers.chat_request import chat_request
 from worker.providers.chat_stream import ChatDecoder
 from worker.providers.model_list import MOST_BYTES, listed, openai_models
-from worker.providers.transport import HEADERS, AiohttpTransport, DirectClient, connecting_within, read_whole
+from worker.providers.transport import HEADERS, AiohttpTransport, DirectClient, PreparedCalls, read_whole
 from worker.rate_limit_headers import openai_allowance
 
 _NO_COUNT: Final = Refusal(
@@ -35,12 +35,14 @@ class OpenAIProvider:
         if not key:  # a self-hosted server may need none, but the SDK does: then it gets one that is never sent
             self._headers["Authorization"] = openai.Omit()
         self._takes_max_completion_tokens = _is_openai(settings.openai_base_url)
+        http_client = DirectClient(AiohttpTransport(connections=settings.concurrency))
         self._client = openai.AsyncOpenAI(
             api_key=key or "none",
             base_url=settings.openai_base_url,
             max_retries=0,
-            http_client=DirectClient(AiohttpTransport(connections=settings.concurrency)),
+            http_client=http_client,
         )
+        self._completions = PreparedCalls(self._post_completion, http_client)
 
     @asynccontextmanager
     async def stream(
@@ -50,12 +52,7 @@ class OpenAIProvider:
         del beta, version  # headers of Anthropic's API only
         try:
             body = chat_request(request, model=model, takes_max_completion_tokens=self._takes_max_completion_tokens)
-            response = await self._client.post(
-                "/chat/completions",
-                content=body,
-                cast_to=httpx2.Response,
-                options={"headers": self._headers, "timeout": connecting_within(connect_timeout_s)},
-            )
+            response = await self._completions.send(body, headers=self._headers, connect_timeout_s=connect_timeout_s)
         except UpstreamError:
             raise
         except Exception as error:
@@ -64,6 +61,16 @@ class OpenAIProvider:
             yield AnswerStream(response, ChatDecoder(model), openai_allowance(response.headers))
         finally:
             await response.aclose()
+
+    async def _post_completion(
+        self, content: bytes, headers: Mapping[str, str | openai.Omit], timeout: httpx2.Timeout
+    ) -> httpx2.Response:
+        return await self._client.post(
+            "/chat/completions",
+            content=content,
+            cast_to=httpx2.Response,
+            options={"headers": headers, "timeout": timeout},
+        )
 
     async def count_tokens(
         self, request: bytes, *, model: str, beta: str = "", version: str = "", connect_timeout_s: float

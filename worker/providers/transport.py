@@ -2,7 +2,7 @@
 
 The SDK has an aiohttp transport of its own, but with it each piece of the body passes through four generators and a context
 manager, and each request through httpx2's cookies, redirects and auth flows (docs/decisions has what they cost). Everything
-else of the SDK (authentication, headers, errors) stays as it is.
+else of the SDK (authentication, headers, errors) stays as it is; it builds the head of equal calls once.
 """
 
 import functools
@@ -10,8 +10,8 @@ import io
 import re
 import urllib.request
 import zlib
-from collections.abc import AsyncIterator
-from typing import Any, Final
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final, NamedTuple, Protocol
 
 import aiohttp
 import httpx2
@@ -31,6 +31,7 @@ HEADERS: Final = {
 """The headers that both SDKs send with a request."""
 
 _LIMIT_BYTES = 1 << 20
+_MOST_HEADS: Final = 64
 _MOST_ERROR_BYTES = 1 << 20
 _WORD: Final = re.compile(r"[a-z0-9-]{1,32}", re.ASCII)
 _GZIP: Final = 16 + zlib.MAX_WBITS
@@ -174,6 +175,22 @@ class _Connector(aiohttp.TCPConnector):
         self._factory = functools.partial(handler, loop=self._loop)
 
 
+class _Head(NamedTuple):
+    """A request without its body, as aiohttp takes it."""
+
+    request: httpx2.Request
+    """The one that it was made from."""
+    url: str
+    headers: list[tuple[str, str]]
+    """Without the length of the body, which aiohttp adds."""
+    timeout: aiohttp.ClientTimeout
+
+
+def _head_of(request: httpx2.Request) -> _Head:
+    headers = [(name, value) for name, value in request.headers.multi_items() if name != "content-length"]
+    return _Head(request, str(request.url), headers, _aiohttp_timeout(request.extensions["timeout"].get("connect")))
+
+
 class AiohttpTransport(httpx2.AsyncBaseTransport):
     """One connection pool. Decompresses what came compressed. Does not follow redirects, or retry."""
 
@@ -184,6 +201,10 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Sends the request, and returns when the head of the response has arrived."""
+        return await self.send(_head_of(request), request.content)
+
+    async def send(self, head: _Head, content: bytes) -> httpx2.Response:
+        """As ``handle_async_request``, for a head that was made before."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=_Connector(limit=self._connections),
@@ -191,20 +212,20 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
                 read_bufsize=_LIMIT_BYTES,
                 timeout=aiohttp.ClientTimeout(),
             )
-            self._proxy = _proxy_of(request.url)
+            self._proxy = _proxy_of(head.request.url)
         response = await self._session.request(
-            request.method,
-            str(request.url),
-            headers=request.headers.multi_items(),
-            data=_body_of(request.content),
+            head.request.method,
+            head.url,
+            headers=head.headers,
+            data=_body_of(content),
             allow_redirects=False,
             proxy=self._proxy,
-            timeout=_aiohttp_timeout(request.extensions["timeout"].get("connect")),
+            timeout=head.timeout,
         )
         stream = BodyStream(response)
         headers = [(name, value) for name, value in response.raw_headers if name.lower() != b"content-encoding"]
         return httpx2.Response(
-            response.status, headers=headers, stream=stream, request=request, extensions={"body": stream}
+            response.status, headers=headers, stream=stream, request=head.request, extensions={"body": stream}
         )
 
     async def aclose(self) -> None:
@@ -218,8 +239,53 @@ class DirectClient(httpx2.AsyncClient):
 
     def __init__(self, transport: AiohttpTransport) -> None:
         super().__init__(transport=transport, trust_env=False)
-        self._direct = transport
+        self.direct = transport
 
     async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
         """Returns the response when its head has arrived. Its body is not read yet."""
-        return await self._direct.handle_async_request(request)
+        return await self.direct.handle_async_request(request)
+
+
+class Post(Protocol):
+    """``client.post`` of either SDK, for one path."""
+
+    async def __call__(
+        self, content: bytes, headers: Mapping[str, Any], timeout: httpx2.Timeout
+    ) -> httpx2.Response: ...
+
+
+class PreparedCalls:
+    """Calls to one path. Building a request costs the SDK more time than all else of a call before its first byte, and only the
+    body differs: so the SDK sends the first call of each kind, and its head is sent again with the other bodies.
+    """
+
+    def __init__(self, post: Post, client: DirectClient) -> None:
+        self._post = post
+        self._transport = client.direct
+        self._heads: dict[object, _Head] = {}
+
+    async def send(self, content: bytes, *, headers: Mapping[str, Any], connect_timeout_s: float) -> httpx2.Response:
+        """Returns when the head of a 2xx response has arrived. Raises the SDK's errors, httpx2.HTTPStatusError with a response
+        whose body was read, and what the transport raises.
+        """
+        kind = (*headers.items(), connect_timeout_s)
+        head = self._heads.get(kind)
+        if head is None:
+            response = await self._post(content, headers, connecting_within(connect_timeout_s))
+            self._keep(kind, response.request)
+            return response
+        response = await self._transport.send(head, content)
+        if not response.is_success:
+            try:
+                await response.aread()
+            finally:
+                await response.aclose()
+            response.raise_for_status()
+        return response
+
+    def _keep(self, kind: object, request: httpx2.Request) -> None:
+        if "idempotency-key" in request.headers:
+            return  # each call needs one of its own
+        if len(self._heads) >= _MOST_HEADS:  # callers choose some of the headers
+            del self._heads[next(iter(self._heads))]
+        self._heads[kind] = _head_of(request)
