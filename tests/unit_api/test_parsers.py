@@ -48,6 +48,14 @@ async def test_a_refusal_comes_back_whole() -> None:
     ]
 
 
+async def test_an_integer_of_more_digits_than_anybody_needs_is_refused() -> None:
+    """Reading it would take time by the square of its digits, on the event loop."""
+    assert decode(b"[%b]" % (b"1" * 640)) == [int("1" * 640)]
+    with pytest.raises(InvalidRequest) as caught:
+        decode(b"[%b]" % (b"1" * 641))
+    assert caught.value.errors[0].detail == "has a number that is out of range"
+
+
 async def test_a_tenant_with_many_bodies_delays_another_by_one() -> None:
     """Each tenant has one body in the queue."""
     done: list[str] = []
