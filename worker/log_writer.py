@@ -1,7 +1,7 @@
 """Writes the events of this process's jobs to their logs, many jobs in one flush.
 
 A delta is sent at once if its job has been silent; else 24 ms after the oldest unsent one, up to 100 ms while the event
-loop is behind, and not before the job's previous flush has landed. Adjacent text deltas of a block become one event, which gets its seq only then. The flushes of
+loop is late, and not before the job's previous flush has landed. Adjacent text deltas of a block become one event, which gets its seq only then. The flushes of
 all jobs share a beat, so that they are sent in one write.
 
 A claim's events are kept until its end is acknowledged: if Redis loses the last ones, they are sent again.
@@ -20,7 +20,7 @@ from worker.redis_trouble import AGAIN_S, AWAY, Outage
 MERGE_S: Final = 0.024
 _LONGEST_MERGE_S: Final = 0.1
 _MERGE_PER_LATE: Final = 4.0
-"""How much longer deltas are merged, for each second that the event loop is behind: events are saved, and not made late."""
+"""How much longer deltas are merged, for each second that the event loop is late: it then has fewer events to write."""
 _BEAT_S: Final = 0.004
 _LATE_BEATS: Final = 16
 """Over about how many beats their lateness is averaged."""

@@ -87,7 +87,8 @@ class Log:
         """
         log = redis_keys.log(job_id)
         commands: list[tuple[Argument, ...]] = [
-            ("XADD", log, "NOMKSTREAM", f"{epoch}-{seq}", name, data) for seq, (name, data) in enumerate(events, first_seq)
+            ("XADD", log, "NOMKSTREAM", f"{epoch}-{seq}", name, data)
+            for seq, (name, data) in enumerate(events, first_seq)
         ]
         commands.append(("PUBLISH", redis_keys.events(job_id), encode_published(EventId(epoch, first_seq), events)))
         return self._commands.together(commands, on=on)
