@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     usage_retention_s: Retention = 34_560_000
     """How long a day's usage can be read, counted from its last call: 400 days."""
     ledger_retention_s: Retention = 86_400
-    """How long the ledger row of a single upstream call is kept; about 0.5 KB each. The sums of ``/v1/usage`` do not need it."""
+    """How long the ledger row of a single upstream call is kept; about 0.6 KB each. The sums of ``/v1/usage`` do not need it."""
     prices: dict[str, OwnPrice] = {}
     """Prices of models that the built-in table does not have, or for which you pay another price: JSON, see below."""
 

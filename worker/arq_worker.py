@@ -63,6 +63,7 @@ class ArqWorker(arq.Worker):
         self._outage = context.writer.outage
         self._context = context
         self._governor = context.governor
+        self._governor.worker = self.name
         self._lag = Lag(math.ceil(self.max_jobs * settings.low_priority_share), time.thread_time)
         self._deliverer = Deliverer(runtime.webhooks, settings, self._outage, logger)
         self._models = ModelLists(context.providers, logger, time.monotonic)

@@ -15,11 +15,12 @@ import msgspec
 
 from shared.completion import Completion, GarbledStream
 from shared.events import OUR_NAMES, EventId, OurEvent
-from shared.job import JobSpec, Usage, new_id
+from shared.job import JobSpec, Usage
 from shared.limits import reservation_of
 from shared.prices import Prices, cost_nano_usd
 from shared.routes import Limits, Route
 from shared.settings import Settings, routes_of
+from shared.store.attempts import call_id_of
 from shared.store.queue import UNPRICED, Claim
 from shared.store.runtime import Runtime
 from shared.store.upstreams import (
@@ -89,7 +90,9 @@ class Governor:
             has_limits=any(any(rule.limits) for rule in settings.routes.values()),
         )
         self.workers = 1
-        """How many workers share the limits. ArqWorker sets it."""
+        """How many workers share the limits. ArqWorker sets it, and the next."""
+        self.worker = ""
+        """The name of this one."""
 
     # One call
 
@@ -102,7 +105,7 @@ class Governor:
         for route in chain:
             self._know(route)
             call = CallFacts(
-                id=new_id("call"),
+                id=call_id_of(claim.id, claim.epoch, attempt),
                 tenant=claim.tenant,
                 key_id=claim.spec.key_id,
                 job_id=claim.id,
@@ -110,6 +113,7 @@ class Governor:
                 attempt=attempt,
                 model=route.model,
                 is_retry=is_retry,
+                worker=self.worker,
                 may_probe=not self._is_impatient(claim.spec),
                 input_estimate=len(claim.request) // 4 + 1,
                 output_estimate=max(1, reservation_of(claim.request).max_tokens)
@@ -152,12 +156,23 @@ class Governor:
             self._upstreams.probed(permit.route.name, permit.call_id)
 
     def close_call(
-        self, permit: Permit, ended: str, spent: Spent, outcome: Outcome | None, allowance: Allowance | None
+        self,
+        permit: Permit,
+        ended: str,
+        spent: Spent,
+        outcome: Outcome | None,
+        allowance: Allowance | None,
+        first_token_ms: int | None,
     ) -> int | None:
-        """Closes the call's row, at once or when Redis is back. Returns its cost in nano-dollars, None if that is unknown."""
+        """Closes the call's row, at once or when Redis is back. Returns its cost in nano-dollars, None if that is unknown.
+
+        ``first_token_ms``: how long the first content took.
+        """
         del self._open[permit.call_id]
         cost = self._cost_of(permit.route.model, spent.usage, permit.opened_ms)
         end = CallEnd(ended, spent.usage, spent.is_estimated, cost)
+        if first_token_ms is not None:
+            end = end._replace(first_token_ms=permit.opened_ms + first_token_ms)
         if outcome is not None:
             end = _with_verdict(end, outcome, allowance, self._settings.retry_after_cap_s)
             if end.learned == self._learned.get(permit.route.name):
@@ -316,4 +331,6 @@ def _with_verdict(end: CallEnd, outcome: Outcome, allowance: Allowance | None, c
                 shut_s=min(max(wait_s, allowance.exhausted_s if allowance else 0), cap_s),
                 code=error.code,
                 learned=allowance.limits if allowance else Limits(),
+                message=outcome.own_words or error.message,
+                upstream_status=error.upstream_status,
             )

@@ -37,6 +37,8 @@ class Failure(NamedTuple):
     """Whether a fallback is called next, at once."""
     is_last: bool = False
     """Whether another attempt is forbidden, because followers have output that cannot be retracted."""
+    own_words: str = ""
+    """The error's message without what the upstream said, if it said something."""
 
     @property
     def is_retryable(self) -> bool:
@@ -127,7 +129,8 @@ def classify(evidence: Refusal | Breakage) -> Failure:
             detail = f": {_readable(message, 500).rstrip('.')}" if message else ""
             if retry_after_s and retry_after_s >= 1:
                 detail += f"; it asks to retry in {retry_after_s:.0f} s"
-            return Failure(_error_of(kind, f"{kind.sentence}{said}{detail}.", status), retry_after_s)
+            error = _error_of(kind, f"{kind.sentence}{said}{detail}.", status)
+            return Failure(error, retry_after_s, own_words=f"{kind.sentence}.")
         case Breakage(How.OUT_OF_TIME):
             return TIMED_OUT
         case Breakage(how, detail):

@@ -162,13 +162,12 @@ class _Run:
                 )
             )
         finally:
-            self._close_call(call, outcome)
+            self._close_call(call, outcome, begun_s)
         self._context.llm_state.note(outcome)
         if isinstance(outcome, Answered):
             return outcome
-        if self._log.has_published and not self._claim.spec.may_start_over:
+        if self._cannot_retract:
             outcome = outcome._replace(is_last=True)
-        self._report_failure(outcome, begun_s)
         if outcome.is_last:
             return outcome
         if permit.is_probe and outcome.opens_circuit:
@@ -180,6 +179,10 @@ class _Run:
             outcome = outcome._replace(has_stand_in=self._chain()[0].name not in self._overloaded)
         return outcome
 
+    @property
+    def _cannot_retract(self) -> bool:
+        return self._log.has_published and not self._claim.spec.may_start_over
+
     async def _one_count(self) -> Outcome:
         """One count of the request's tokens. No fallback is called: another model's count would be another number."""
         route = self._context.routes.chain_of(self._claim.spec.model)[0]
@@ -188,9 +191,8 @@ class _Run:
         begun_s = self._loop.time()
         provider = self._context.providers[route.provider]
         outcome = await self._timed(count_tokens(provider, route, self._claim, self._settings))
-        if isinstance(outcome, Failure):
-            self._failures += 1
-            self._report_failure(outcome, begun_s)
+        self._failures += isinstance(outcome, Failure)
+        self._report_attempt(outcome, begun_s)
         return outcome
 
     async def _permit(self) -> Permit:
@@ -232,10 +234,21 @@ class _Run:
         if self._total.when() == self._ends_s:  # only once: a server that goes on sending gains no more time
             self._total.reschedule(max(self._ends_s, self._loop.time() + LAST_WORDS_S + _MARGIN_S))
 
-    def _close_call(self, call: UpstreamCall, outcome: Outcome | None) -> None:
+    def _close_call(self, call: UpstreamCall, outcome: Outcome | None, begun_s: float) -> None:
         """Closes the call's row in the ledger. No outcome: it was interrupted, since the job ended or another worker has it."""
+        spent = call.spent(outcome)
+        first_token_ms = None if call.first_content_s is None else int((call.first_content_s - begun_s) * 1000)
         cost = self._context.governor.close_call(
-            call.permit, call.ended(outcome), call.spent(outcome), outcome, call.allowance
+            call.permit, call.ended(outcome), spent, outcome, call.allowance, first_token_ms
+        )
+        self._report_attempt(
+            outcome,
+            begun_s,
+            first_token_ms=first_token_ms,
+            input_tokens=spent.usage.input_tokens,
+            output_tokens=spent.usage.output_tokens,
+            is_estimated=spent.is_estimated,
+            cost_nano_usd=cost,
         )
         if call.was_asked:
             self._cost = UNPRICED if cost is None or self._cost == UNPRICED else (self._cost or 0) + cost
@@ -312,17 +325,20 @@ class _Run:
             queued_ms=self._claim.claimed_ms - self._claim.created_ms,
         )
 
-    def _report_failure(self, failure: Failure, begun_s: float) -> None:
-        """Logs why this attempt failed, since the job may still succeed. Not the upstream's message: it may quote the prompt."""
+    def _report_attempt(self, outcome: Outcome | None, begun_s: float, **usage: object) -> None:
+        """Logs how this attempt ended, since the job may go on. Not the upstream's message: it may quote the prompt."""
+        failure = outcome if isinstance(outcome, Failure) else None
+        ended = "interrupted" if outcome is None else "succeeded" if failure is None else failure.error.code
         self._context.logger.info(
-            "attempt_failed",
+            "attempt_ended",
             **self._facts(),
             route=self._route,
-            code=failure.error.code,
-            upstream_status=failure.error.upstream_status,
-            how=failure.how and failure.how.name.lower(),
-            is_retryable=failure.is_retryable,
+            outcome=ended,
+            upstream_status=failure and failure.error.upstream_status,
+            how=failure and failure.how and failure.how.name.lower(),
+            is_retryable=failure and failure.is_retryable and not self._cannot_retract,
             took_ms=int((self._loop.time() - begun_s) * 1000),
+            **usage,
         )
 
     def lost(self) -> RunEnd:

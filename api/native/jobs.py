@@ -57,6 +57,7 @@ from api.state.api_state import ApiState, api_of
 from api.state.relay import Watch
 from api.streams.job_stream import job_stream
 from api.streams.sse import StreamFormat
+from api.views.attempts import AttemptList, render_attempts
 from api.views.job import JobPage, JobView, render, render_page, url_of
 from shared.api_key import Caller, Scope
 from shared.errors import FieldError, Forbidden, InvalidCursor, NotEnded, NotFound
@@ -218,6 +219,15 @@ async def read_job(
     position = await position_of(api, job)
     await api.key_ring.still(request.scope)  # the reads may have waited for seconds. All lists check this too
     return json_response(render(job, position, with_result=result), headers=headers)
+
+
+@router.get("/v1/jobs/{job_id}/attempts")
+@operation({200: json_of(AttemptList, "The calls to the LLM, oldest first.")}, READS)
+async def list_attempts(request: Request, api: Api, caller: Reader, job_id: JobId) -> Response:
+    """What was tried: each call to the LLM that the ledger still has, at most the newest 200."""
+    attempts = await api.runtime.attempts.of(job_id, caller.tenant)
+    await api.key_ring.still(request.scope)
+    return json_response(render_attempts(attempts))
 
 
 @router.get("/v1/jobs")

@@ -8,6 +8,7 @@ from shared.errors import StorageUnavailable
 from shared.settings import Settings
 from shared.store.addresses import Addresses
 from shared.store.api_keys import ApiKeys
+from shared.store.attempts import Attempts
 from shared.store.batches import Batches
 from shared.store.commands import Commands
 from shared.store.connect import MakeConnection, connection_maker
@@ -43,6 +44,7 @@ class Runtime:
     jobs: Jobs
     batches: Batches
     log: Log
+    attempts: Attempts
     queue: Queue
     workers: Workers
     upstreams: Upstreams
@@ -112,6 +114,7 @@ async def open_runtime(
             jobs=Jobs(commands, settings, reads, urgent, memory),
             batches=Batches(commands, settings, reads, memory),
             log=Log(commands, reads, urgent),
+            attempts=Attempts(commands, reads),
             queue=Queue(commands, settings, urgent),
             workers=Workers(commands, settings, urgent),
             upstreams=Upstreams(commands, settings, urgent),

@@ -61,6 +61,8 @@ class CallFacts(NamedTuple):
     is_retry: bool
     input_estimate: int
     output_estimate: int
+    worker: str = ""
+    """The name of the worker that makes it."""
     may_probe: bool = True
     """Whether its end would say something about the route. Not if the job's own timers are shorter than the settings'."""
 
@@ -101,6 +103,10 @@ class CallEnd(NamedTuple):
     """Why nobody may call it, one of JOB_ERROR_CODES."""
     learned: Limits = Limits()
     """The limits that the upstream reported."""
+    first_token_ms: int | None = None
+    message: str = ""
+    """Of a failure, without anything that the upstream said: it may quote the prompt, and a row is not erased with its job."""
+    upstream_status: int | None = None
 
 
 class RouteState(NamedTuple):
@@ -164,6 +170,7 @@ class Upstreams:
             epoch=call.epoch,
             attempt=call.attempt,
             model=call.model,
+            worker=call.worker,
         )
         if what == b"go":
             return Reserved(int(number), bool(rest))
@@ -191,6 +198,9 @@ class Upstreams:
             learned_input=end.learned.input_tokens or 0,
             learned_output=end.learned.output_tokens or 0,
             is_priced=int(end.cost_nano_usd is not None),
+            first_token_ms="" if end.first_token_ms is None else end.first_token_ms,
+            message=end.message,
+            upstream_status="" if end.upstream_status is None else end.upstream_status,
             amounts=[part for amount in amounts for part in amount],
         )
 

@@ -163,7 +163,7 @@ class _Governor:
         self._store.observed.calls += 1
         return Permit("call", claim.id, claim.tenant, "", chain[0], 0, is_probe=False, input_estimate=1)
 
-    def close_call(self, permit: Permit, ended: str, spent: Any, outcome: Outcome | None, allowance: Any) -> int:
+    def close_call(self, permit: Permit, ended: str, spent: Any, outcome: Outcome | None, *_: Any) -> int:
         """See Governor."""
         if isinstance(outcome, Failure):
             self._store.observed.is_retryable = outcome.is_retryable

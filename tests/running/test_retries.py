@@ -69,14 +69,18 @@ async def test_what_followers_saw_before_the_wait_is_reset_after_it(crew: Crew) 
     assert ("reset", {"attempt": 2, "reason": "upstream_failed"}) in await crew.ours(job_id)
 
 
-async def test_the_log_says_why_each_attempt_failed(crew: Crew) -> None:
+async def test_the_log_says_how_each_attempt_ended(crew: Crew) -> None:
     """It has the code, the status and the kind of failure, but not the upstream's words, which may quote the prompt."""
     hand = await crew.worker(upstream_retry_base_s=0.01)
     job_id = await crew.submit("end=3x1 fail=529x2 fail=400x3")
     assert (await crew.ended(job_id)).state is JobState.FAILED
-    lines = hand.log.named("attempt_failed")
+    succeeded = await crew.ended(await crew.submit())
+    *lines, last = hand.log.named("attempt_ended")
+    assert (last["job_id"], last["outcome"], last["how"]) == (succeeded.id, "succeeded", None)
+    assert succeeded.usage is not None
+    assert (last["output_tokens"], last["is_estimated"]) == (succeeded.usage.output_tokens, False)
     logged = [
-        (line["attempt"], line["code"], line["upstream_status"], line["how"], line["is_retryable"]) for line in lines
+        (line["attempt"], line["outcome"], line["upstream_status"], line["how"], line["is_retryable"]) for line in lines
     ]
     assert logged == [
         (1, "upstream_truncated", None, "ended_early", True),
@@ -88,8 +92,8 @@ async def test_the_log_says_why_each_attempt_failed(crew: Crew) -> None:
         assert line["route"] == "anthropic/sim-t6-g1-f1"
         assert 0 <= line["took_ms"] < 10_000
         assert set(line) == {
-            "job_id", "attempt", "prompt_hash", "model", "running_ms", "route", "code", "upstream_status", "how",
-            "is_retryable", "took_ms",
+            "job_id", "attempt", "prompt_hash", "model", "running_ms", "route", "outcome", "upstream_status", "how",
+            "is_retryable", "took_ms", "first_token_ms", "input_tokens", "output_tokens", "is_estimated", "cost_nano_usd",
         }  # fmt: skip
 
 

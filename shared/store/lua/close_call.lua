@@ -1,12 +1,13 @@
 -- uses: upstream
 -- args: route, id, ended, #is_estimated, today, usage_ms, verdict, #shut_ms, code, learned_requests, learned_input,
---   learned_output, #is_priced, amounts...
+--   learned_output, #is_priced, first_token_ms, message, upstream_status, amounts...
 -- CLOSE_CALL: a call ended. Closes its row, adds its tokens to the tenant's day and to the route's limits, and stores
 -- what the call showed of the route. A row that was closed as LOST is closed again if the worker that made the call is
 -- alive after all. The row of a call that was never made (UNMADE) is deleted.
 -- usage_ms: how long the day's sums are kept. verdict: on the route (ok, trouble, none). shut_ms: how long nobody may
--- call the route; code: why. learned_*: limits that the upstream reported, 0 for none. amounts: name, value of each
--- token count and of the cost.
+-- call the route; code: why. learned_*: limits that the upstream reported, 0 for none. first_token_ms, message (of the
+-- failure, without content), upstream_status: for the row, '' for none. amounts: name, value of each token count and of
+-- the cost.
 -- Returns 0 if it was closed before; else 1, plus the cost that was counted when the row was closed as LOST.
 call('ZREM', key_calls(route), id)
 local row = call('HMGET', key_call(id), 'opened_ms', 'ended', 'tenant', 'key', 'model', 'bucket', 'reserved_input',
@@ -34,6 +35,12 @@ local usage = key_usage(row[3], day)
 local counted_before, counted = row[13] or row[5], counted_as(usage)
 local closing = {'ended', ended, 'closed_ms', int(now), 'estimated', int(estimated), 'unpriced', int(unpriced),
   'day', day, 'counted', counted}
+for name, value in pairs({first_token_ms = first_token_ms, message = message, upstream_status = upstream_status}) do
+  if value ~= '' then
+    closing[#closing + 1] = name
+    closing[#closing + 1] = value
+  end
+end
 local function sum_of(model, metric, change)
   if change ~= 0 then call('HINCRBY', usage, model .. '\n' .. row[4] .. '\n' .. metric, int(change)) end
 end

@@ -165,8 +165,22 @@ local function leave(id, tenant, flow)
   call('HDEL', key_job(id), 'worker', 'confirmed', 'held')
 end
 
+-- Notes which attempts a claim made, because the rows of their calls are named after it: '<epoch>:<first>:<last>', the
+-- newest MOST_CLAIMS of them.
+local MOST_CLAIMS = 100
+local function note_claim(record)
+  local job = call('HMGET', record, 'claims', 'claim_epoch', 'attempts')
+  local claims, last = job[1] or '', tonumber(job[3] or 0)
+  local before = tonumber(string.match(claims, '%d+$') or 0)
+  if last <= before then return end
+  claims = claims .. ' ' .. job[2] .. ':' .. int(before + 1) .. ':' .. int(last)
+  local _, count = string.gsub(claims, ' ', '')
+  call('HSET', record, 'claims', count > MOST_CLAIMS and string.match(claims, '^ %S+(.*)') or claims)
+end
+
 -- Puts a job back into the queue: at its old place now, or deferred until due_ms.
 local function put_back(id, tenant, flow, place, deadline_ms, due_ms)
+  note_claim(key_job(id))
   leave(id, tenant, flow)
   begin_waiting(id, tenant, call('HGET', key_job(id), 'key'), deadline_ms)
   if due_ms and due_ms > now then
