@@ -161,6 +161,17 @@ class Completion:
         except _MISFITS as error:
             raise GarbledStream("the message does not fit") from error
 
+    def partial(self) -> bytes | None:
+        """The content blocks so far, as JSON. None if there is no content.
+
+        Input of a tool that is not complete is the text ``partial_json`` of its block, in place of ``input``.
+        """
+        if not self.has_content:
+            return None
+        with contextlib.suppress(*_MISFITS):
+            return msgspec.json.encode([block.so_far() for _, block in sorted(self._blocks.items())])
+        return None
+
 
 class _Block:
     """One content block. A block of an unknown type is kept as its start event gave it."""
@@ -223,6 +234,14 @@ class _Block:
             block["thinking"] = str(block.get("thinking") or "") + "".join(self._thinking)
         if self._citations:
             block["citations"] = [*(block.get("citations") or []), *self._citations]
+        return block
+
+    def so_far(self) -> dict[str, Any]:
+        """As ``whole``, but input that is not complete is given as it came."""
+        block = self.whole()
+        if not self._is_read and ("input" in block or self._partial_json):
+            block.pop("input", None)
+            block["partial_json"] = "".join(self._partial_json)
         return block
 
 

@@ -149,10 +149,16 @@ class Job(msgspec.Struct, frozen=True):
     """Upstream calls begun."""
     epoch: int = 0
     """The epoch of the newest claim, or of a later script that wrote without a claim."""
+    claim_epoch: int = 0
+    """The epoch of the newest claim."""
     started_ms: int | None = None
     """When it was first claimed."""
     first_token_ms: int | None = None
     """When the first content arrived, in the attempt that gave the result."""
+    has_published: bool = False
+    """Whether followers may have something of an answer that was not reset."""
+    last_token_ms: int | None = None
+    """When the newest content arrived, as its worker last reported it. None: not reported for the newest claim."""
     ended_ms: int | None = None
     end_id: str | None = None
     """The id of the terminal event; a follower whose cursor this is has seen everything."""
@@ -164,6 +170,8 @@ class Job(msgspec.Struct, frozen=True):
     """The job's own webhook. None for an item: its batch has the webhook."""
     result: msgspec.Raw | None = None
     """``{"text", "stop_reason", "message"}`` as stored by FINISH; None unless the job succeeded and the reader asked for it."""
+    partial: msgspec.Raw | msgspec.UnsetType | None = msgspec.UNSET
+    """What came so far of a job that has not succeeded: its content blocks. None if nothing came. Unset: the reader did not ask."""
 
     @property
     def has_ended(self) -> bool:

@@ -101,6 +101,7 @@ class ArqWorker(arq.Worker):
                 group.create_task(self._loop("pace", self._pace)),
                 group.create_task(self._loop("expire", self._expire)),
                 group.create_task(self._loop("upkeep", self._upkeep)),
+                group.create_task(self._loop("keep", self._keep)),
                 group.create_task(self._loop("sweep", self._sweep, first_s=_SWEEP_S)),
                 group.create_task(self._loop("announce", self._announce, woken_by=self._context.llm_state.changed)),
                 group.create_task(self._loop("govern", self._govern)),
@@ -243,7 +244,11 @@ class ArqWorker(arq.Worker):
         """Renews the leases, and ends the runs of claims that are over."""
         if not claims:
             return
-        lost = set(await self._runtime.queue.renew([(claim.id, claim.epoch) for claim in claims]))
+        lost = set(
+            await self._runtime.queue.renew(
+                [(claim.id, claim.epoch) for claim in claims], self._context.last_tokens_ms(claims)
+            )
+        )
         for claim in claims:
             if claim.id in lost and self._claims.get(claim.id) is claim:
                 self.tasks[claim.id].cancel()
@@ -269,6 +274,10 @@ class ArqWorker(arq.Worker):
         for job_id in await self._runtime.jobs.abandon():
             self._logger.info("job_abandoned", job_id=job_id)
         return _TICK_S
+
+    async def _keep(self) -> float:
+        """Stores what came so far of jobs that ended without success."""
+        return 0 if await self._runtime.partials.keep_due() else _TICK_S
 
     async def _sweep(self) -> float:
         """Once a minute, looks for jobs that have not ended, and neither wait nor run. Any such job is a bug of ours."""

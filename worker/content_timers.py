@@ -34,18 +34,18 @@ class ContentTimers:
         self._bounds = first
         self._idle = idle
         self._loop = loop
-        self._content_s = loop.time()
+        self.content_s = loop.time()
         """When the last content arrived, or the request began."""
         self._moved_s = 0.0
         self._has_content = False
 
     def start(self, scope: asyncio.Timeout) -> None:
-        scope.reschedule(self._content_s + self._bounds.silence_s)
+        scope.reschedule(self.content_s + self._bounds.silence_s)
 
     def on_content(self, scope: asyncio.Timeout) -> None:
         """Something arrived that adds to the answer."""
         now_s = self._loop.time()
-        self._content_s = now_s
+        self.content_s = now_s
         if not self._has_content or now_s - self._moved_s >= self._slack_s:
             self._has_content = True
             self._bounds = self._idle
@@ -58,7 +58,7 @@ class ContentTimers:
         if now_s - self._moved_s >= self._slack_s:
             self._moved_s = now_s
             alive_s = now_s + self._bounds.silence_s
-            scope.reschedule(min(alive_s, self._content_s + self._bounds.most_s) + self._slack_s)
+            scope.reschedule(min(alive_s, self.content_s + self._bounds.most_s) + self._slack_s)
 
     @property
     def _slack_s(self) -> float:
@@ -74,7 +74,7 @@ class ContentTimers:
 
     def failure(self) -> Failure:
         silence_s, most_s, is_impatient = self._bounds
-        is_silence = self._loop.time() - self._content_s < most_s
+        is_silence = self._loop.time() - self.content_s < most_s
         waited = f"nothing came for {silence_s:g} s" if is_silence else f"no content came for {most_s:g} s"
         if is_impatient:
             return classify(Breakage(How.IMPATIENT, f"{waited}, the job's own limit"))

@@ -188,9 +188,18 @@ class Governor:
         self._send(permit, end)
         return cost
 
-    def charge(self, job_id: str, cost: int | str, *, tenant: str, key_id: str, epoch: int = 0) -> None:
+    def charge(
+        self,
+        job_id: str,
+        cost: int | str,
+        *,
+        tenant: str,
+        key_id: str,
+        epoch: int = 0,
+        last_token_ms: int | None = None,
+    ) -> None:
         """Charges a job for calls that no FINISH or RELEASE has charged."""
-        self._runtime.jobs.charge(job_id, cost, tenant=tenant, key_id=key_id, epoch=epoch)
+        self._runtime.jobs.charge(job_id, cost, tenant=tenant, key_id=key_id, epoch=epoch, last_token_ms=last_token_ms)
 
     def _send(self, permit: Permit, end: CallEnd) -> None:
         reply = self._upstreams.close_call(permit.route.name, permit.call_id, permit.opened_ms, end)

@@ -6,8 +6,8 @@ write to Redis what becomes of the job.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from typing import Final
@@ -63,6 +63,13 @@ class RunContext:
     governor: Governor
     llm_state: LlmState
     logger: Logger
+    runs: "dict[str, _Run]" = field(default_factory=dict)
+    """By job id, those under way."""
+
+    def last_tokens_ms(self, claims: Iterable[Claim]) -> dict[str, int]:
+        """By job id, when the newest content arrived, by Redis's clock."""
+        newest = {claim.id: self.runs[claim.id].last_token_ms for claim in claims if claim.id in self.runs}
+        return {job_id: last_ms for job_id, last_ms in newest.items() if last_ms is not None}
 
 
 def run_context(
@@ -86,7 +93,7 @@ async def run_job(context: RunContext, claim: Claim) -> RunEnd:
     owner = asyncio.current_task()
     assert owner is not None
     job_log = context.writer.open(claim, owner)
-    run = _Run(context, claim, job_log)
+    run = context.runs[claim.id] = _Run(context, claim, job_log)
     run.report_start()
     try:
         outcome = await run.attempts()
@@ -100,6 +107,7 @@ async def run_job(context: RunContext, claim: Claim) -> RunEnd:
     finally:
         run.charge()
         job_log.close()
+        del context.runs[claim.id]
 
 
 class _Run:
@@ -120,6 +128,10 @@ class _Run:
         self._overloaded: set[str] = set()
         self._route: str | None = None
         """The name of the newest call's route."""
+        self._call: UpstreamCall | None = None
+        """The newest call."""
+        self._earlier_content_s: float | None = None
+        """When the newest content of the calls before it arrived."""
         self._cost: Cost = None
         self._total = asyncio.timeout(None)
         """The timeout of the newest call at the end of the job's own time."""
@@ -146,7 +158,8 @@ class _Run:
         """One call of the LLM, from its permit to its last event."""
         permit = await self._permit()
         self._begun += 1
-        call = UpstreamCall(permit, Completion())
+        self._earlier_content_s = self._last_content_s
+        self._call = call = UpstreamCall(permit, Completion())
         begun_s = self._loop.time()
         outcome: Outcome | None = None
         try:
@@ -182,6 +195,17 @@ class _Run:
     @property
     def _cannot_retract(self) -> bool:
         return self._log.has_published and not self._claim.spec.may_start_over
+
+    @property
+    def last_token_ms(self) -> int | None:
+        """When the newest content of this claim arrived, by Redis's clock; None if none did."""
+        last_s = self._last_content_s
+        return None if last_s is None else self._claim.claimed_ms + int((last_s - self._claimed_s) * 1000)
+
+    @property
+    def _last_content_s(self) -> float | None:
+        of_newest_s = None if self._call is None else self._call.last_content_s
+        return self._earlier_content_s if of_newest_s is None else of_newest_s
 
     async def _one_count(self) -> Outcome:
         """One count of the request's tokens. No fallback is called: another model's count would be another number."""
@@ -284,7 +308,7 @@ class _Run:
                 )
                 return Ending(Step.SUCCEED, result, usage, first_token_ms)
             case Failure(error):
-                return Ending(Step.FAIL, error=error)
+                return Ending(Step.FAIL, error=error, last_token_ms=self.last_token_ms)
 
     async def defer(self, wait: Deferred) -> RunEnd:
         """The job goes back to the queue until its next attempt may be made."""
@@ -298,6 +322,7 @@ class _Run:
             retry_event=_retry_event(self._begun + 1, wait.code, wait.announced_s),
             cost=self._cost,
             attempts=self._begun,
+            last_token_ms=self.last_token_ms,
         )
         if not await self._context.writer.outage.outlast(release):
             return self.lost()
@@ -311,7 +336,12 @@ class _Run:
         if self._cost is not None:
             claim = self._claim
             self._context.governor.charge(
-                claim.id, self._cost, tenant=claim.tenant, key_id=claim.spec.key_id, epoch=claim.epoch
+                claim.id,
+                self._cost,
+                tenant=claim.tenant,
+                key_id=claim.spec.key_id,
+                epoch=claim.epoch,
+                last_token_ms=self.last_token_ms,
             )
 
     def report_start(self) -> None:

@@ -36,6 +36,7 @@ class UpstreamCall:
     """False if the request never left us."""
     first_content_s: float | None = None
     """By the loop's clock."""
+    last_content_s: float | None = None
 
     async def run(
         self,
@@ -72,6 +73,7 @@ class UpstreamCall:
                             timers.on_life(idle)
                         else:
                             timers.on_content(idle)
+                            self.last_content_s = timers.content_s
                             if self.first_content_s is None:
                                 self.first_content_s = asyncio.get_running_loop().time()
                                 on_first_content(self.permit)

@@ -203,7 +203,8 @@ async def read_job(
     wait: Annotated[
         int, Query(ge=0, description=f"Seconds to wait for the end. More than {MOST_WAIT_S} counts as {MOST_WAIT_S}.")
     ] = 0,
-    result: Annotated[bool, Query(description="false leaves the result out.")] = True,
+    result: Annotated[bool, Query(description="false leaves out the result, and the partial of an ended job.")] = True,
+    partial: Annotated[bool, Query(description="true: what came so far, also of a job that has not ended.")] = False,
 ) -> Response:
     """The job's current state, or its end if that comes within ``wait`` seconds."""
     headers: dict[str, str] = {}
@@ -214,6 +215,8 @@ async def read_job(
         if not job.has_ended:
             await while_connected(request, api.relay.wait_for_end(job_id, wait_s))
             job = await api.runtime.jobs.get(job_id, caller.tenant, with_result=result)
+    if partial or (result and job.has_ended and job.state is not JobState.SUCCEEDED):
+        job = await api.runtime.partials.added_to(job)
     if not job.has_ended:
         headers |= RETRY_AFTER
     position = await position_of(api, job)
@@ -338,6 +341,8 @@ async def cancel_job(api: Api, caller: Canceller, job_id: JobId) -> Response:
     await api.runtime.jobs.cancel(job_id, caller.tenant)
     may_read = Scope.READ in caller.scopes
     job = await api.runtime.jobs.get(job_id, caller.tenant, with_result=may_read)
+    if may_read and job.state is not JobState.SUCCEEDED:
+        job = await api.runtime.partials.added_to(job)
     return json_response(render(job, None, with_result=may_read))
 
 

@@ -1,6 +1,8 @@
-"""A job as its caller sees it: one JSON object, the same in every response and in the last event of its stream."""
+"""A job as its caller sees it: one JSON object, the same in every response and in the last event of its stream, but for
+``partial``.
+"""
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -33,8 +35,20 @@ class Urls(msgspec.Struct, frozen=True):
     cancel: str
 
 
+class PartialView(msgspec.Struct, frozen=True):
+    """What followers were shown of an answer that is not whole."""
+
+    text: str
+    content: msgspec.Raw
+    last_token_at: str | None
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """A job. ``result`` is null unless the job succeeded, and absent if it was not asked for."""
+    """A job. ``result`` is null unless the job succeeded, and absent if it was not asked for.
+
+    ``partial`` is null if nothing came. Only a read with ``?partial=true``, and a read or cancel of a job that ended without
+    success have it.
+    """
 
     id: str
     type: str
@@ -57,6 +71,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...]
     webhook: Webhook | None
     result: msgspec.Raw | msgspec.UnsetType | None = msgspec.UNSET
+    partial: PartialView | msgspec.UnsetType | None = msgspec.UNSET
     usage: Usage | None
     cost_usd: float | None
     error: JobError | None
@@ -115,6 +130,7 @@ def view_of(job: Job, queue_position: int | None, *, with_result: bool) -> JobVi
         tags=spec.tags,
         webhook=job.webhook,
         result=job.result if with_result else msgspec.UNSET,
+        partial=_partial_of(job),
         usage=job.usage,
         cost_usd=job.cost_usd,
         error=job.error,
@@ -126,6 +142,20 @@ def view_of(job: Job, queue_position: int | None, *, with_result: bool) -> JobVi
         ),
         urls=Urls(self=url, events=f"{url}/events", cancel=f"{url}/cancel"),
     )
+
+
+class _Block(msgspec.Struct):
+    type: Any = None
+    text: Any = None
+    """A block of a type that we do not know may have anything here."""
+
+
+def _partial_of(job: Job) -> PartialView | msgspec.UnsetType | None:
+    if job.partial is None or job.partial is msgspec.UNSET:
+        return job.partial
+    blocks = msgspec.json.decode(job.partial, type=list[_Block])
+    text = "".join(block.text for block in blocks if block.type == "text" and isinstance(block.text, str))
+    return PartialView(text, job.partial, _time(job.last_token_ms))
 
 
 def _time(time_ms: int | None) -> str | None:

@@ -22,8 +22,8 @@ from shared.store.script import Argument, sources, target
 from shared.webhooks import stored_form, webhook_of
 
 _FIELDS: Final = (
-    "tenant", "state", "spec", "created_ms", "expires_ms", "attempts", "epoch", "started_ms", "first_token_ms", "ended_ms", "end_id",
-    "error", "usage", "cost_nano_usd", "unpriced", "webhook",
+    "tenant", "state", "spec", "created_ms", "expires_ms", "attempts", "epoch", "claim_epoch", "started_ms", "first_token_ms",
+    "last_token_ms", "published", "ended_ms", "end_id", "error", "usage", "cost_nano_usd", "unpriced", "webhook",
 )  # fmt: skip
 
 _FIELDS_OF_STATE: Final = ("state", "expires_ms", "started_ms", "timeout_ms")
@@ -340,14 +340,30 @@ class Jobs:
         return [job_id for job_id, (spec,) in zip(job_ids, records, strict=True) if spec and tag in _tags_of(spec)]
 
     def charge(
-        self, job_id: str, cost: int | str, *, tenant: str, key_id: str = "", epoch: int = 0
+        self,
+        job_id: str,
+        cost: int | str,
+        *,
+        tenant: str,
+        key_id: str = "",
+        epoch: int = 0,
+        last_token_ms: int | None = None,
     ) -> "asyncio.Future[int]":
         """Adds the cost (nano-dollars, or UNPRICED) of a call that ended after its claim. If the job is gone, its tenant and
         its API key still pay.
 
         With the ``epoch`` of a claim, nothing is added if that claim's FINISH or RELEASE has already added it.
+        ``last_token_ms``: when the claim's newest content arrived.
         """
-        return self._commands.run("charge", id=job_id, cost=cost, epoch=epoch, tenant=tenant, key=key_id)
+        return self._commands.run(
+            "charge",
+            id=job_id,
+            cost=cost,
+            epoch=epoch,
+            tenant=tenant,
+            key=key_id,
+            last_token_ms="" if last_token_ms is None else last_token_ms,
+        )
 
     async def cancel(self, job_id: str, tenant: str) -> bool:
         """Ends the job at once. False if it had ended before. Raises NotFound."""
@@ -457,6 +473,7 @@ def _own_job_of(job_id: str, record: Record, tenant: str) -> Job | None:
 def _job_of(job_id: str, record: Record, raw_result: bytes | None) -> Job:
     fields = dict(zip(_FIELDS, record, strict=True))
     state, webhook = JobState(fields["state"].decode()), fields["webhook"]
+    claim_epoch, last_token_ms = int(fields["claim_epoch"] or 0), _int(fields["last_token_ms"])
     return Job(
         id=job_id,
         tenant=fields["tenant"].decode(),
@@ -466,8 +483,11 @@ def _job_of(job_id: str, record: Record, raw_result: bytes | None) -> Job:
         expires_ms=int(fields["expires_ms"]),
         attempts=int(fields["attempts"] or 0),
         epoch=int(fields["epoch"] or 0),
+        claim_epoch=claim_epoch,
         started_ms=_int(fields["started_ms"]),
         first_token_ms=_int(fields["first_token_ms"]),
+        has_published=fields["published"] is not None,
+        last_token_ms=last_token_ms if last_token_ms and last_token_ms >= claim_epoch else None,
         ended_ms=_int(fields["ended_ms"]),
         end_id=fields["end_id"].decode() if fields["end_id"] else None,
         error=msgspec.json.decode(fields["error"], type=JobError) if fields["error"] else None,

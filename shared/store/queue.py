@@ -32,6 +32,7 @@ Cost = int | Literal["?"] | None
 """What a claim's calls cost: nano-dollars, UNPRICED if the price of one is not known, None if there were none."""
 
 NO_QUOTAS: Final[Mapping[str, int]] = {}
+NOTHING_CAME: Final[Mapping[str, int]] = {}
 
 _REAPED_AT_ONCE: Final = 100
 
@@ -93,6 +94,8 @@ class Ending(NamedTuple):
     usage: Usage | None = None
     first_token_ms: int | None = None
     error: JobError | None = None
+    last_token_ms: int | None = None
+    """When the newest content arrived, for a job that fails."""
 
 
 class Queue:
@@ -128,9 +131,14 @@ class Queue:
         )
         return [claim for claim in map(_readable, claims) if claim], _seconds(due_ms)
 
-    async def renew(self, claims: Iterable[tuple[str, int]]) -> list[str]:
-        """Renews the leases of (id, epoch) pairs. Returns the ids that are no longer theirs."""
-        flat = [part for claim in claims for part in claim]
+    async def renew(
+        self, claims: Iterable[tuple[str, int]], last_tokens_ms: Mapping[str, int] = NOTHING_CAME
+    ) -> list[str]:
+        """Renews the leases of (id, epoch) pairs. Returns the ids that are no longer theirs.
+
+        ``last_tokens_ms``: by id, when the newest content arrived.
+        """
+        flat = [part for job_id, epoch in claims for part in (job_id, epoch, last_tokens_ms.get(job_id, ""))]
         lost = await self._commands.run("renew", lease_ms=self._lease_ms, sources=sources(Step.SUCCEED), claims=flat)
         return [job_id.decode() for job_id in lost]
 
@@ -164,11 +172,13 @@ class Queue:
         retry_event: bytes = b"",
         cost: Cost = None,
         attempts: int | None = None,
+        last_token_ms: int | None = None,
     ) -> bool:
         """Puts the job back into the queue, due now or in ``delay_s``. ``reason`` is for the ``reset`` of a later claim.
         False if the claim is over. Safe to repeat.
 
         ``attempts``: calls begun so far, if CLAIM counted otherwise. With 0, the job counts as never started.
+        ``last_token_ms``: when the newest content arrived.
         """
         assert reason in RESET_REASONS
         reply = await self._commands.run(
@@ -183,6 +193,7 @@ class Queue:
             retry_event=retry_event,
             cost="" if cost is None else cost,
             attempts="" if attempts is None else attempts,
+            last_token_ms="" if last_token_ms is None else last_token_ms,
         )
         return bool(reply)
 
@@ -191,6 +202,8 @@ class Queue:
         fields: list[str | bytes | int] = []
         if ending.first_token_ms is not None:
             fields += ("first_token_ms", ending.first_token_ms)
+        if ending.last_token_ms is not None:
+            fields += ("last_token_ms", ending.last_token_ms)
         if ending.error is not None:
             fields += ("error", msgspec.json.encode(ending.error))
         outcome, *rest = await self._commands.run(

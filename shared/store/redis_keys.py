@@ -19,7 +19,10 @@ GLOBAL: Final = "ts:{g}:"
 KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     # name: (arguments, what it is and how long it lives)
     "job": (("id",), "hash: the record. No TTL until the job ends, then the result's retention."),
-    "result": (("id",), "string: the result as JSON. Written at the end, with the result's retention."),
+    "result": (
+        ("id",),
+        "string: the result as JSON, written at the end; or what came so far of a job that did not succeed, written soon after its end. The result's retention.",
+    ),
     "log": (
         ("id",),
         "stream: the events. Made by the first claim; no TTL until the job ends, then the log's retention.",
@@ -86,6 +89,10 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "waiting": ((), "zset id → when it ends by itself (ms): every queued job. Gone when empty."),
     "deferred": ((), "zset id → when it is due (ms): queued jobs that are not in a flow yet. Gone when empty."),
     "running": ((), "zset id → when its lease expires (ms). Gone when empty."),
+    "unfolded": (
+        (),
+        "zset id → when a worker should fold its log (ms): jobs that ended without success after followers saw content. Gone when empty.",
+    ),
     "tenant_running": (("tenant",), "set of ids: the tenant's running jobs. Gone when empty."),
     "key_running": (
         ("key",),

@@ -15,6 +15,7 @@ from shared.store.connect import MakeConnection, connection_maker
 from shared.store.jobs import Jobs
 from shared.store.log import Log
 from shared.store.memory import Memory
+from shared.store.partials import Partials
 from shared.store.queue import Queue
 from shared.store.reads import Reads, Turns
 from shared.store.redis_problems import RedisProblem, RedisProblems
@@ -44,6 +45,7 @@ class Runtime:
     jobs: Jobs
     batches: Batches
     log: Log
+    partials: Partials
     attempts: Attempts
     queue: Queue
     workers: Workers
@@ -106,6 +108,7 @@ async def open_runtime(
             tenant_share=settings.tenant_waiting_share,
             problems=problems,
         )
+        log = Log(commands, reads, urgent)
         yield Runtime(
             settings=settings,
             _commands=commands,
@@ -113,7 +116,8 @@ async def open_runtime(
             reads=reads,
             jobs=Jobs(commands, settings, reads, urgent, memory),
             batches=Batches(commands, settings, reads, memory),
-            log=Log(commands, reads, urgent),
+            log=log,
+            partials=Partials(commands, reads, log),
             attempts=Attempts(commands, reads),
             queue=Queue(commands, settings, urgent),
             workers=Workers(commands, settings, urgent),

@@ -110,6 +110,8 @@ class Webhooks:
 
     async def result_of(self, delivery: Delivery) -> bytes | None:
         """The result of the delivery's job, as stored; None if it has none, or no longer has one."""
+        if delivery.event is not EventType.JOB_SUCCEEDED:
+            return None
         found: bytes | None = await self._commands.call("GET", redis_keys.result(delivery.subject))
         return found
 

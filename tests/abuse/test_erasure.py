@@ -102,6 +102,23 @@ async def test_nothing_is_left_of_jobs(watched: Watched) -> None:
         assert await kinds_that_hold(runtime._commands, _WORD) == set()
 
 
+async def test_nothing_is_left_of_a_partial_answer(watched: Watched) -> None:
+    """Neither of the log nor of what a worker stored in place of a result, nor in the ledger."""
+    url = watched.deployment.urls[0]
+    async with watched.deployment.runtime() as runtime:
+        status, job = await _call(url, "POST", "/v1/jobs", _body("end=1 echo:", max_attempts=1))
+        assert status == 202, job
+
+        async def is_stored() -> bool:
+            return await kinds_that_hold(runtime._commands, _WORD) >= {"job", "log", "result"}
+
+        await wait_until(is_stored, "the partial answer to be stored", timeout_s=20)
+        status, found = await _call(url, "GET", f"/v1/jobs/{job['id']}")
+        assert (status, found["status"], found["partial"]["text"]) == (200, "failed", _WORD)
+        await _erase(url, f"/v1/jobs/{job['id']}")
+        assert await kinds_that_hold(runtime._commands, _WORD) == set()
+
+
 def _plain(words: str, **more: Any) -> dict[str, Any]:
     return {name: value for name, value in _body(words).items() if name != "job"} | more
 

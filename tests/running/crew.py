@@ -96,7 +96,7 @@ class Hand:
     def stop_renewing(self) -> None:
         """Its leases run out without its noticing."""
 
-        async def renew_nothing(_claims: Any) -> list[str]:
+        async def renew_nothing(*_: Any) -> list[str]:
             return []
 
         replace(self.runtime.queue, "renew", renew_nothing)

@@ -14,6 +14,7 @@ local function erase_some()
     if job ~= '' then
       give_up_request(job, batch[2])
       call('DEL', key_job(job), key_result(job), key_log(job))
+      call('ZREM', key_unfolded(), job)
       if batch[11] then forget_delivery(job) end
     end
   end

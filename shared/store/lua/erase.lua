@@ -9,6 +9,7 @@ if not job[1] or job[2] ~= tenant then return -1 end
 if not contains(terminal, job[1]) then return 0 end
 give_up_request(id, tenant)
 call('DEL', key_job(id), key_result(id), key_log(id))
+call('ZREM', key_unfolded(), id)
 call('ZREM', key_index(tenant), id)
 forget_delivery(id)
 return 1

@@ -12,6 +12,7 @@ for _, id in ipairs(ids) do
     if is_cancelled then stopped = stopped + 1 end
     give_up_request(id, tenant)
     call('DEL', key_job(id), key_result(id), key_log(id))
+    call('ZREM', key_unfolded(), id)
     forget_delivery(id)
     erased = erased + 1
   end

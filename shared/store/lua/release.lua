@@ -1,8 +1,10 @@
 -- uses: bookkeeping, spend
--- args: id, epoch, sources, queued, #delay_ms, #failures, reason, retry_event, cost, attempts
+-- args: id, epoch, sources, queued, #delay_ms, #failures, reason, retry_event, cost, attempts,
+--   last_token_ms
 -- RELEASE: the holder of a claim puts the job back into the queue: at its old place, or deferred with a `retry` event.
 -- delay_ms: 0 for at once. failures: how many to add. reason: for the `reset` event of the next claim. retry_event: its
 -- data, or ''. cost: as in charge(). attempts: upstream calls begun so far, '' if CLAIM counted them right.
+-- last_token_ms: when this claim's newest content came, '' for none.
 -- Returns 1, also if this claim has released the job before and the first reply was lost. 0 if the claim no longer
 -- holds the job.
 write_without_memory()
@@ -16,6 +18,7 @@ call('HSET', key_job(id), 'epoch', int(own_epoch), 'failures', int((job[8] or 0)
   'reset_reason', reason, 'released_epoch', epoch)
 if retry_event ~= '' then append(id, job[11], own_epoch, 0, false, {'retry', retry_event}) end
 charge(id, cost)
+if last_token_ms ~= '' then call('HSET', key_job(id), 'last_token_ms', last_token_ms) end
 local deadline = tonumber(job[6]) + tonumber(job[7])
 if attempts ~= '' then call('HSET', key_job(id), 'attempts', attempts) end
 if attempts == '0' then -- no call was begun: as if it had never started

@@ -219,7 +219,7 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   local record = key_job(id)
   local end_id = int(epoch) .. '-' .. int(seq)
   local job = call('HMGET', record, 'state', 'tenant', 'idempotency', 'batch', 'line', 'expires_ms', 'timeout_ms',
-    'attended_by', 'quiet', 'reserved', 'key', 'started_ms', 'webhook', 'bytes')
+    'attended_by', 'quiet', 'reserved', 'key', 'started_ms', 'webhook', 'bytes', 'published')
   local batch = job[4]
   if job[10] then
     give_tokens_back(job[10], {'tenant:' .. job[2], job[11] and 'key:' .. job[11]}, usage, job[12])
@@ -237,7 +237,13 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   elseif job[9] then
     result_ms = math.min(result_ms, QUIET_KEPT_MS)
   end
-  if result then call('SET', key_result(id), result, 'PX', int(result_ms)) end
+  if result then
+    call('SET', key_result(id), result, 'PX', int(result_ms))
+  elseif job[15] then -- the log is needed until KEEP_PARTIAL has what came so far
+    call('HSET', record, 'log_until_ms', int(now + log_ms))
+    call('ZADD', key_unfolded(), int(now), id)
+    log_ms = result_ms
+  end
   call('PEXPIRE', key_log(id), int(log_ms))
   call('PEXPIRE', record, int(result_ms))
   if job[3] then call('PEXPIRE', key_idempotency(job[2], job[3]), int(math.max(result_ms, idempotency_ms))) end
