@@ -1,8 +1,8 @@
 """Writes the events of this process's jobs to their logs, many jobs in one flush.
 
 A delta is sent at once if its job has been silent; else 24 ms after the oldest unsent one, up to 100 ms while the event
-loop is late, and not before the job's previous flush has landed. Adjacent text deltas of a block become one event, which gets its seq only then. The flushes of
-all jobs share a beat, so that they are sent in one write.
+loop is late, and not before the job's previous flush has landed. Adjacent text deltas of a block become one event, which
+gets its seq only then. The flushes of all jobs share a beat, so that they are sent in one write.
 
 A claim's events are kept until its end is acknowledged: if Redis loses the last ones, they are sent again.
 """
