@@ -2,14 +2,15 @@
 
 With TOKENSPOOL_AUTH=keys a caller sends an API key, as ``Authorization: Bearer`` or as ``x-api-key``, and acts for the
 key's tenant. Keys in URLs are ignored, since URLs end up in logs. With ``off`` a caller names its tenant in
-``X-Tenant``, and is believed.
+``X-Tenant``, and is believed. Only a follow token may be in a URL, and only on the two paths of its one job.
 """
 
 import re
 from collections.abc import Collection
 from typing import Annotated, Final
 
-from fastapi import Depends, Path
+import msgspec
+from fastapi import Depends, Path, Query
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 
@@ -18,8 +19,9 @@ from api.http.headers import is_of_openais_sdk, one
 from api.http.invalid import refuse, unknown_parameter
 from api.state.api_state import ApiState, api_of, set_tenant
 from api.state.key_ring import KeyRing
-from shared.api_key import KEY_PREFIX, REPLACED, TENANT, Caller, Scope
+from shared.api_key import KEY_ID, KEY_PREFIX, REPLACED, TENANT, Caller, PresentedKey, Scope
 from shared.errors import FieldError, Forbidden, InvalidRequest, NotFound, Unauthenticated
+from shared.follow_token import read_follow_token
 from shared.settings import Auth, Settings
 
 JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
@@ -40,14 +42,20 @@ async def _api(request: Request) -> ApiState:
     return api_of(request)  # a coroutine: FastAPI runs plain functions in threads
 
 
-async def caller_of(request: Request, scope: Scope, *, query: Collection[str] = ()) -> Caller:
+async def caller_of(
+    request: Request, scope: Scope, *, query: Collection[str] = (), follow_token: str | None = None
+) -> Caller:
     """Authenticates the caller, checks its scope, and counts the request as one of its tenant's.
 
     ``query``: the query parameters that a GET may have. Any other is refused: its sender means it as a filter, and
-    would get everything. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable, TooManyConnections.
+    would get everything. ``follow_token``: what the caller sent instead of a key. Raises Unauthenticated, Forbidden,
+    InvalidRequest, StorageUnavailable, TooManyConnections.
     """
     api = api_of(request)
-    caller = await authenticate(request, api.settings, api.key_ring, scope)
+    if follow_token is None:
+        caller = await authenticate(request, api.settings, api.key_ring, scope)
+    else:
+        caller = await _follower(request, api, scope, follow_token)
     set_tenant(request.scope, caller.tenant)
     api.occupancy.enter(request.scope, caller.tenant)
     if request.scope["path"].startswith(_OWN_BATCHES) and is_of_openais_sdk(request.scope):
@@ -65,9 +73,10 @@ def _refuse_unknown(request: Request, query: Collection[str]) -> None:
 
 
 def _declared(request: Request) -> Collection[str]:
-    """The query parameters that the matching FastAPI route declares."""
+    """The query parameters that the matching FastAPI route declares, itself or by a dependency."""
     route: APIRoute = request.scope["route"]
-    return [parameter.alias for parameter in route.dependant.query_params]
+    parts = (route.dependant, *route.dependant.dependencies)
+    return [parameter.alias for part in parts for parameter in part.query_params]
 
 
 async def _submitter(request: Request) -> Caller:
@@ -80,6 +89,17 @@ async def _reader(request: Request) -> Caller:
 
 async def _canceller(request: Request) -> Caller:
     return await caller_of(request, Scope.CANCEL)
+
+
+_Token = Annotated[str | None, Query(description="A follow token of the job, instead of an API key.")]
+
+
+async def _job_reader(request: Request, token: _Token = None) -> Caller:
+    return await caller_of(request, Scope.READ, query=_declared(request), follow_token=token)
+
+
+async def _job_canceller(request: Request, token: _Token = None) -> Caller:
+    return await caller_of(request, Scope.CANCEL, follow_token=token)
 
 
 async def _admin(request: Request) -> Caller:
@@ -102,6 +122,9 @@ Api = Annotated[ApiState, Depends(_api)]
 Submitter = Annotated[Caller, Depends(_submitter)]
 Reader = Annotated[Caller, Depends(_reader)]
 Canceller = Annotated[Caller, Depends(_canceller)]
+JobReader = Annotated[Caller, Depends(_job_reader)]
+JobCanceller = Annotated[Caller, Depends(_job_canceller)]
+"""Of the paths that take a follow token of their job instead of a key."""
 Admin = Annotated[Caller, Depends(_admin)]
 JobId = Annotated[str, Depends(_job_id)]
 BatchId = Annotated[str, Depends(_batch_id)]
@@ -121,12 +144,41 @@ async def authenticate(request: Request, settings: Settings, ring: KeyRing, scop
     """The caller, if it has the scope. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable."""
     if settings.auth is Auth.OFF:
         return _named_caller(request)
-    caller = await ring.authenticate(request.scope, _presented(request))
+    return await _with_scope(request, ring, _presented(request), scope)
+
+
+async def _with_scope(request: Request, ring: KeyRing, presented: bytes | PresentedKey, scope: Scope) -> Caller:
+    caller = await ring.authenticate(request.scope, presented)
     if scope not in caller.scopes:
         raise Forbidden(f"The key lacks the scope {scope}.")
     if scope is Scope.ADMIN and caller.is_retiring:
         raise Forbidden(REPLACED)
     return caller
+
+
+async def _follower(request: Request, api: ApiState, scope: Scope, text: str) -> Caller:
+    """The caller that a follow token of this path's job stands for. Raises as ``authenticate`` does."""
+    token = read_follow_token(text)
+    has_keys = api.settings.auth is Auth.KEYS
+    if token is None or (has_keys and not KEY_ID.fullmatch(token.owner)):
+        raise _token_not_valid()
+    keys = api.runtime.api_keys
+    now_ms, digests = await keys.signers(token.owner) if has_keys else (await keys.now_ms(), [""])
+    signers = [digest for digest in digests if token.is_for(request.path_params["job_id"], digest)]
+    if not signers or token.expires_ms <= now_ms:
+        raise _token_not_valid()
+    if scope not in token.scopes:
+        raise Forbidden("The follow token was not made for that: make one with events or cancel set to true.")
+    if not has_keys:
+        return Caller(token.owner, scopes=token.scopes)
+    caller = await _with_scope(request, api.key_ring, PresentedKey(token.owner, signers[0]), scope)
+    return msgspec.structs.replace(caller, scopes=caller.scopes & token.scopes)
+
+
+def _token_not_valid() -> Unauthenticated:
+    return Unauthenticated(
+        "The follow token is not valid: it has expired, is another job's, or its API key has ended. Make a new one."
+    )
 
 
 def _presented(request: Request) -> bytes:

@@ -25,6 +25,7 @@ from api.http.members import Body
 from api.http.rotation import RotateRequest
 from api.jobs.request import JobOptions, JobRequest, JobWebhook
 from api.native.complete import CompletionRequest
+from api.native.follow_tokens import FollowTokenRequest
 from api.openapi import schemas_of
 from api.ops.api_keys import KeyRequest, LimitsRequest
 from shared import errors, events, job, settings
@@ -273,6 +274,7 @@ MODELS: Final[dict[str, type[Body]]] = {
     "key": KeyRequest,
     "key-limits": LimitsRequest,
     "rotation": RotateRequest,
+    "follow-token": FollowTokenRequest,
 }
 """The bodies, and the objects in them, whose members the documents list."""
 

@@ -91,6 +91,8 @@ class _LibraryLine(logging.Formatter):
         message = record.getMessage().partition("\n")[0]
         if record.name == "asyncio":  # it logs the repr of tasks and callbacks, with results and arguments
             message = re.split(r"[(<{\['\"]", message, maxsplit=1)[0]
+        elif record.name == "uvicorn.access":  # a query may have a follow token
+            message = re.sub(r'\?[^ "]*', "", message)
         line = f"{record.levelname} {record.name} {message}"
         if record.exc_info and record.exc_info[1]:
             line += "".join(f" {name}={value}" for name, value in _type_and_place(record.exc_info[1]).items())

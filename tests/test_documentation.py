@@ -14,8 +14,10 @@ import pytest
 import typer.main
 
 from api.app import create_app
+from api.http.members import read
 from api.jobs.request import Bounds, draft_of
 from api.native.complete import completion_draft_of
+from api.native.follow_tokens import FollowTokenRequest
 from api.native.usage import UsageLine
 from api.views.job import JobView
 from cli.app import app as command_line
@@ -249,10 +251,13 @@ def _check_curl(words: list[str]) -> None:
     assert path in create_app(load_settings(auth="off")).openapi()["paths"], path
     if "--json" in words:
         body = json.loads(words[words.index("--json") + 1])
-        if path == "/v1/jobs":
-            draft_of(body, default_model="a-model", bounds=Bounds(1000))
-        else:
-            completion_draft_of(body, model="a-model")
+        match path.rpartition("/")[2]:
+            case "jobs":
+                draft_of(body, default_model="a-model", bounds=Bounds(1000))
+            case "follow-token":
+                read(FollowTokenRequest, body)
+            case _:
+                completion_draft_of(body, model="a-model")
 
 
 def test_every_variable_that_is_mentioned_exists(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,14 @@ async def read_json(request: Request, caller: Caller) -> Any:
     return await read_body(request, caller, MOST_FEW_BYTES, decode)
 
 
+async def read_json_if_sent(request: Request, caller: Caller) -> Any:
+    """The same for a body that may be left out; ``{}`` without one. Raises what ``read_body`` does."""
+    is_chunked = any(name == b"transfer-encoding" for name, _ in request.scope["headers"])
+    # By its length alone: clients send Content-Type with no body too.
+    is_sent = is_chunked or one(request, b"content-length") not in (None, "0")
+    return await read_json(request, caller) if is_sent else {}
+
+
 async def read_body(request: Request, caller: Caller, max_bytes: int, parse: Callable[[bytes], T]) -> T:
     """``parse(body)``, if the caller's key is still valid once the whole body has come. For ``parse`` see ``Parsers``.
 

@@ -5,8 +5,7 @@ from typing import Annotated, Final
 
 from starlette.requests import Request
 
-from api.http.body import read_json
-from api.http.headers import one
+from api.http.body import read_json_if_sent
 from api.http.members import Body, Whole, read
 from shared.api_key import Caller
 
@@ -23,10 +22,4 @@ class RotateRequest(Body):
 
 async def grace_s_of(request: Request, caller: Caller) -> int:
     """The body's ``grace_s``, or the default without a body. Raises what ``read_body`` does."""
-    return read(RotateRequest, await read_json(request, caller) if _has_body(request) else {}).grace_s
-
-
-def _has_body(request: Request) -> bool:
-    """By its length alone: clients send Content-Type with no body too."""
-    is_chunked = any(name == b"transfer-encoding" for name, _ in request.scope["headers"])
-    return is_chunked or one(request, b"content-length") not in (None, "0")
+    return read(RotateRequest, await read_json_if_sent(request, caller)).grace_s

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.dependencies import JOB_ID, Api, Canceller, JobId, Reader, Submitter, caller_of
+from api.dependencies import JOB_ID, Api, Canceller, JobCanceller, JobId, JobReader, Reader, Submitter, caller_of
 from api.http.body import read_body
 from api.http.disconnects import while_connected
 from api.http.headers import (
@@ -269,7 +269,7 @@ async def list_jobs(
 async def follow_job(
     request: Request,
     api: Api,
-    caller: Reader,
+    caller: JobReader,
     job_id: JobId,
     after: Annotated[
         str | None, Query(description="An event id to continue after; or now, for new events only.")
@@ -336,7 +336,7 @@ def cursor_of(text: str | None) -> EventId | None:
 
 @router.post("/v1/jobs/{job_id}/cancel")
 @operation({200: json_of(JobView, "The job as it ended.")}, READS)
-async def cancel_job(api: Api, caller: Canceller, job_id: JobId) -> Response:
+async def cancel_job(api: Api, caller: JobCanceller, job_id: JobId) -> Response:
     """End the job now, even if it runs. A job that has ended does not change. Keys without ``read`` get no result."""
     await api.runtime.jobs.cancel(job_id, caller.tenant)
     may_read = Scope.READ in caller.scopes

@@ -133,9 +133,14 @@ class KeyRing:
 
     # Called by requests
 
-    async def authenticate(self, scope: MutableMapping[str, Any], presented: bytes) -> Caller:
-        """The caller with that key. Raises Unauthenticated; StorageUnavailable if only Redis could say."""
-        digest = hashlib.sha256(presented).digest()
+    async def authenticate(self, scope: MutableMapping[str, Any], presented: bytes | PresentedKey) -> Caller:
+        """The caller with that key, or with the text of one. Raises Unauthenticated; StorageUnavailable if only Redis
+        could say.
+        """
+        if isinstance(presented, PresentedKey):
+            digest = bytes.fromhex(presented.digest)
+        else:
+            digest = hashlib.sha256(presented).digest()
         credential = self._known.get(digest)
         now_s = self._clock()
         if credential is None or now_s >= credential.fresh_until_s:
@@ -158,11 +163,13 @@ class KeyRing:
             if now_s >= credential.fresh_until_s:
                 await self._again(credential, now_s)
 
-    async def _found(self, digest: bytes, text: bytes, credential: Credential | None, now_s: float) -> Credential:
+    async def _found(
+        self, digest: bytes, shown: bytes | PresentedKey, credential: Credential | None, now_s: float
+    ) -> Credential:
         if credential is not None:
             await self._again(credential, now_s)
             return credential
-        presented = read_key_text(text)
+        presented = shown if isinstance(shown, PresentedKey) else read_key_text(shown)
         if presented is None:
             raise not_valid()
         await self._outcome_of(self._look(digest, presented))

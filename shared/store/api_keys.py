@@ -1,6 +1,7 @@
 """API keys as records: created, looked up, listed, rotated, revoked. Only the SHA-256 of a secret is stored."""
 
 import hmac
+import secrets
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -154,6 +155,13 @@ class ApiKeys:
         if key.revoked_ms is not None or (left_ms is not None and left_ms <= 0):
             return None
         return FoundKey(key, Standing(left_ms, is_retiring=not is_newest))
+
+    async def signers(self, key_id: str) -> tuple[int, list[str]]:
+        """Redis's time, and the digests that the key's follow tokens are signed with; random ones if it has none."""
+        found = self._commands.call("HMGET", redis_keys.api_key(key_id), "digest", "old_digest")
+        now_ms = self.now_ms()
+        # As many as a key has at most, so that an unknown key takes as long to be refused.
+        return await now_ms, [digest.decode() if digest else secrets.token_hex(32) for digest in await found]
 
     async def check(self, believed: Sequence[PresentedKey]) -> list[Standing | None]:
         """How long keys that were looked up before stay valid; None for each that is no longer valid."""

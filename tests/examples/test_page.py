@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.examples.browser import CHROMIUM, Page, a_page
 from tests.examples.example import an_example, read_until
+from tests.support.browser import CHROMIUM, Page, a_page
 from tests.support.deployment import Deployment
 from tests.support.wait import wait_until
 

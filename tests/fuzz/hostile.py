@@ -16,6 +16,7 @@ _JOB: Final = "job_01m84bdq4t7w9k2p5x8r3n6v0c"
 _BATCH: Final = "batch_01m84bdq4t7w9k2p5x8r3n6v0c"
 ROUTES: Final = (
     "/v1/jobs",
+    f"/v1/jobs/{_JOB}/follow-token",
     f"/v1/jobs/{_JOB}/cancel",
     f"/v1/jobs/{_JOB}/retry",
     "/v1/batches",

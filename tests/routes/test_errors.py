@@ -159,6 +159,7 @@ async def test_there_is_no_page_for_a_code_that_is_none(api: CalledApi) -> None:
 
 _OF_A_TENANT = [
     ("POST", "/v1/jobs"), ("GET", "/v1/jobs"), ("GET", _A_JOB), ("DELETE", _A_JOB), ("GET", f"{_A_JOB}/events"),
+    ("POST", f"{_A_JOB}/follow-token"),
     ("GET", f"{_A_JOB}/attempts"), ("POST", f"{_A_JOB}/cancel"), ("POST", f"{_A_JOB}/retry"), ("POST", "/complete"),
     ("POST", "/complete/stream"), ("GET", "/v1/usage"), ("POST", "/v1/batches"), ("GET", "/v1/batches"),
     ("GET", _A_BATCH), ("DELETE", _A_BATCH), ("GET", f"{_A_BATCH}/results"), ("GET", f"{_A_BATCH}/events"),

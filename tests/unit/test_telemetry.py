@@ -129,6 +129,13 @@ def test_libraries_log_no_exception_text_either(capsys: pytest.CaptureFixture[st
     assert captured.count("error=ValueError at=test_telemetry.py:") == 3
 
 
+def test_uvicorns_access_log_has_no_query(capsys: pytest.CaptureFixture[str]) -> None:
+    """A follow token is in one. ``tokenspool serve`` has no access log, ``uvicorn --factory`` has one."""
+    _configure("DEBUG")
+    logging.getLogger("uvicorn.access").error('%s - "%s %s HTTP/%s" %d', "::1", "GET", "/v1/a?token=tsf_x", "1.1", 200)
+    assert capsys.readouterr().err == 'ERROR uvicorn.access ::1 - "GET /v1/a HTTP/1.1" 200\n'
+
+
 def test_a_loop_that_reports_a_failed_task_quotes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """As asyncio's own handler words it."""
     import asyncio
