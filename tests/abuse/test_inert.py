@@ -275,7 +275,7 @@ async def test_no_response_is_a_page_with_the_requests_text(watched: Watched) ->
 
 def test_the_example_page_treats_answers_as_text() -> None:
     """It has no code that makes elements from them or executes them."""
-    page = (Path(__file__).parents[2] / "examples/page.html").read_text()
+    page = (Path(__file__).parents[2] / "examples/chat.html").read_text()
     assert "textContent" in page
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc"):
         assert way not in page

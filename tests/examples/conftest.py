@@ -5,12 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.deployment import Deployment, a_deployment, a_simulator
+from tests.support.deployment import Deployment, a_deployment, a_simulator, free_port
+
+CHAT_PORT = free_port()
+"""Of the example of a chat: the API allows pages of that origin."""
 
 
 @pytest.fixture(scope="session")
 def _deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    settings = {"TOKENSPOOL_WEBHOOK_ALLOW_NETWORKS": "127.0.0.0/8"}
+    settings = {
+        "TOKENSPOOL_WEBHOOK_ALLOW_NETWORKS": "127.0.0.0/8",
+        "TOKENSPOOL_CORS_ORIGINS": f"http://127.0.0.1:{CHAT_PORT}",
+        "TOKENSPOOL_PRICES": '{"sim*": {"input": 1, "output": 1}}',
+    }
     with a_simulator(Path(tmp_path_factory.mktemp("simulator"))) as url, a_deployment(url, **settings) as deployment:
         yield deployment
 
