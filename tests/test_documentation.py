@@ -28,7 +28,11 @@ from shared.settings import load_settings, unknown_variables
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DOCS: Final = sorted((ROOT / "docs").glob("*.md"))
-PAGES: Final = [ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS, *sorted((ROOT / "docs" / "decisions").glob("*.md"))]
+PAGES: Final = [
+    *(ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", *DOCS),
+    *sorted((ROOT / "docs" / "decisions").glob("*.md")),
+    *sorted((ROOT / "docs" / "how-to").glob("*.md")),
+]
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
@@ -206,7 +210,8 @@ def _calls(line: str) -> list[list[str]]:
 def test_there_are_commands_to_check() -> None:
     """Otherwise the tests below would test nothing."""
     programs = {call[0].rpartition("/")[2] for line in _shell_lines() for call in _calls(line)}
-    assert programs == {"make", "curl", "grep", "head", "tail", "cut", "tokenspool", "docker", "export"}
+    of_users = {"make", "curl", "grep", "head", "tail", "cut", "docker", "export", "git", "redis-cli", "valkey-server"}
+    assert programs == of_users | {"tokenspool", "python", "set-up"}
 
 
 @pytest.mark.parametrize("line", _shell_lines())
@@ -222,6 +227,8 @@ def test_every_shell_line_is_valid(line: str) -> None:
                 _check_tokenspool(words)
             case "curl":
                 _check_curl(words)
+            case "python":
+                assert (ROOT / words[0]).exists(), words[0]
 
 
 def _check_make(words: list[str]) -> None:
