@@ -45,7 +45,8 @@ def lines_of(batch: dict[str, Any], key: str) -> dict[str | None, Any]:
         found |= {line["custom_id"]: line for line in lines}
         if number == ROUNDS or not any(line["error"] and line["error"]["retryable"] for line in lines):
             break
-        batch = call("POST", f"{batch['urls']['self']}/retry", headers={"Idempotency-Key": f"{key}-{number}"}).json()
+        again = {"Idempotency-Key": f"{key}-{number}"}
+        batch = call("POST", f"{batch['urls']['self']}/retry?retryable=true", headers=again).json()
     return found
 
 
