@@ -160,6 +160,7 @@ _NEEDED: Final = {
     "/v1/jobs": {"post": Scope.SUBMIT, "get": Scope.READ},
     "/v1/jobs/{job_id}": {"get": Scope.READ, "delete": Scope.CANCEL},
     "/v1/jobs/{job_id}/events": {"get": Scope.READ},
+    "/v1/jobs/{job_id}/attempts": {"get": Scope.READ},
     "/v1/jobs/{job_id}/follow-token": {"post": Scope.READ},
     "/v1/jobs/{job_id}/cancel": {"post": Scope.CANCEL},
     "/v1/jobs/{job_id}/retry": {"post": Scope.SUBMIT},
