@@ -1,4 +1,4 @@
--- uses: bookkeeping, overdue, spend
+-- uses: bookkeeping, caps, overdue
 -- args: worker, #lease_ms, #most, #low_left, #tenant_limit, #suspects_left, #suspect_at, sources, target,
 --   expire_sources, expired, time_out_sources, failed, timeout_error, retention, bounds...
 -- CLAIM: gives a worker its next jobs in the fair order, each with a new epoch and its `started` event.
@@ -47,45 +47,15 @@ local function is_gated(flow)
   return gated[chain]
 end
 
--- For a tenant or an API key: how many jobs it may run at once (0: any number), and what is left of its budget after
--- what it spent and what its running jobs may cost. Read once per script.
-local caps = {}
-local function cap_of(owner, running_limit, a_day, a_month)
-  local left = math.huge
-  if a_day > 0 then left = a_day - spent_by(owner, day_name()) end
-  if a_month > 0 then left = math.min(left, a_month - spent_by(owner, month_name())) end
-  if left < math.huge then left = left - tonumber(call('HGET', key_held_budgets(), owner) or 0) end
-  caps[owner] = {running_limit, left}
-  return caps[owner]
+local function room_of_tenant(tenant)
+  return room_of(cap_of_tenant(tenant, tenant_limit), key_tenant_running(tenant))
 end
-
-local function cap_of_tenant(tenant)
-  local owner = 'tenant:' .. tenant
-  if caps[owner] then return caps[owner] end
-  local found = call('HMGET', key_tenant(tenant), 'running_jobs', 'nano_usd_per_day', 'nano_usd_per_month')
-  return cap_of(owner, tonumber(found[1] or tenant_limit), tonumber(found[2] or 0), tonumber(found[3] or 0))
-end
-
-local function cap_of_key(key)
-  local owner = 'key:' .. key
-  if caps[owner] then return caps[owner] end
-  local limits = call('GET', key_key_limits(key)) or '0 0 0 0'
-  local running_limit, a_day, a_month = string.match(limits, '^(%d+) (%d+) (%d+) ')
-  return cap_of(owner, tonumber(running_limit), tonumber(a_day), tonumber(a_month))
-end
-
--- How many more jobs of a tenant or an API key may start.
-local function room_of(cap, running)
-  if cap[2] <= 0 then return 0 end
-  return cap[1] > 0 and math.max(0, cap[1] - call('SCARD', running)) or math.huge
-end
-local function room_of_tenant(tenant) return room_of(cap_of_tenant(tenant), key_tenant_running(tenant)) end
 local function room_of_key(key) return room_of(cap_of_key(key), key_key_running(key)) end
 
 -- The job starts: holds what it may cost (nano-dollars) in the budgets of its tenant and API key, if they have any.
 local function hold_budget_of(id, tenant, key, nano)
   local has_budget = false
-  for _, cap in ipairs({cap_of_tenant(tenant), key ~= '' and cap_of_key(key) or nil}) do
+  for _, cap in ipairs({cap_of_tenant(tenant, tenant_limit), key ~= '' and cap_of_key(key) or nil}) do
     has_budget = has_budget or cap[2] < math.huge
     cap[2] = cap[2] - nano
   end
