@@ -140,10 +140,13 @@ def tenants_set(
     waiting_bytes: Count = None,
     usd_per_day: Dollars = None,
     usd_per_month: Dollars = None,
+    end_user_running_jobs: Count = None,
+    end_user_usd_per_day: Dollars = None,
+    end_user_usd_per_month: Dollars = None,
     log_retention_s: Retention = None,
     result_retention_s: Retention = None,
 ) -> None:
-    """Set the given options and keep the others. 0 removes a limit."""
+    """Set the given options and keep the others. 0 removes a limit. The limits of end users hold for each of them."""
     from cli.tenants import set_tenant
 
     set_tenant(
@@ -156,6 +159,9 @@ def tenants_set(
             "waiting_bytes": waiting_bytes,
             "usd_per_day": usd_per_day,
             "usd_per_month": usd_per_month,
+            "end_user_running_jobs": end_user_running_jobs,
+            "end_user_usd_per_day": end_user_usd_per_day,
+            "end_user_usd_per_month": end_user_usd_per_month,
             "log_retention_s": log_retention_s,
             "result_retention_s": result_retention_s,
         },

@@ -24,6 +24,9 @@ OPTIONS: Final = {
     "waiting_bytes": "waiting_bytes",
     "usd_per_day": "nano_usd_per_day",
     "usd_per_month": "nano_usd_per_month",
+    "end_user_running_jobs": "end_user_running_jobs",
+    "end_user_usd_per_day": "end_user_nano_usd_per_day",
+    "end_user_usd_per_month": "end_user_nano_usd_per_month",
     "log_retention_s": "log_retention_ms",
     "result_retention_s": "result_retention_ms",
 }

@@ -112,6 +112,8 @@ class NewItem(msgspec.Struct, frozen=True):
     model: str
     request: bytes
     """The upstream request as JSON, without ``stream``."""
+    end_user: str | None = None
+    """By default the batch's."""
 
 
 class InvalidItem(msgspec.Struct, frozen=True, omit_defaults=True):

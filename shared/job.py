@@ -122,6 +122,8 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """The caller's ``anthropic-beta`` header, for an upstream that knows it."""
     anthropic_version: str = ""
     """The caller's ``anthropic-version`` header, for an upstream that knows it. Empty: as the worker's settings."""
+    end_user: str | None = None
+    """Whom of the tenant's own users the job is for. It gives no rights."""
     key_id: str = ""
     """The id of the API key that submitted it; the cost of its calls counts towards that key's budget. Empty: none."""
 

@@ -39,6 +39,12 @@ LIMITS: Final = CallerLimits.__struct_fields__
 class TenantSettings(CallerLimits, frozen=True, omit_defaults=True):
     """One tenant's settings. 0 means what holds for all tenants."""
 
+    end_user_running_jobs: int = 0
+    """Jobs of each of its end users that run at once."""
+    end_user_nano_usd_per_day: int = 0
+    """The budget of each of its end users for a day (UTC). Counted from when it is set."""
+    end_user_nano_usd_per_month: int = 0
+    """The same for a calendar month (UTC)."""
     waiting_bytes: int = 0
     """Bytes of its requests that wait, run, or are kept for a retry; overrides TOKENSPOOL_TENANT_WAITING_SHARE."""
     log_retention_ms: int = 0

@@ -147,13 +147,17 @@ class Batches:
             match item:
                 case NewItem():
                     flow = redis_keys.flow_of(
-                        ITEM_PRIORITY, tenant, self._routes.chain_name_of(item.model), key_id=held_back
+                        ITEM_PRIORITY,
+                        tenant,
+                        self._routes.chain_name_of(item.model),
+                        key_id=held_back,
+                        end_user=item.end_user,
                     )
                     own = {
                         "model": item.model,
                         "custom_id": item.custom_id,
                         "prompt_hash": prompt_hash_of(item.request),
-                    }
+                    } | ({"end_user": item.end_user} if item.end_user else {})
                     estimate = self._estimates.of(item.model, reservation_of(item.request))
                     arguments += (item.line, item.job_id, flow, item.request, msgspec.json.encode(own), estimate)
                 case InvalidItem():
@@ -222,6 +226,7 @@ class Batches:
             total="" if total is None else total,
             key=spec.items.key_id,
             key_limits=argument_of(key_limits),
+            user=redis_keys.user_of(tenant, spec.items.end_user),
             webhook=stored_form(spec.webhook),
             has_webhook_of_items=int(spec.webhook is not None and not JOB_EVENTS.isdisjoint(spec.webhook.events)),
         )

@@ -145,6 +145,7 @@ class Jobs:
                 submission.tenant,
                 self._routes.chain_name_of(spec.model),
                 key_id=spec.key_id if submission.limits.hold_back_claims else "",
+                end_user=spec.end_user,
             ),
             state=JobState.QUEUED,
             request=submission.request,
@@ -346,11 +347,12 @@ class Jobs:
         *,
         tenant: str,
         key_id: str = "",
+        end_user: str | None = None,
         epoch: int = 0,
         last_token_ms: int | None = None,
     ) -> "asyncio.Future[int]":
-        """Adds the cost (nano-dollars, or UNPRICED) of a call that ended after its claim. If the job is gone, its tenant and
-        its API key still pay.
+        """Adds the cost (nano-dollars, or UNPRICED) of a call that ended after its claim. If the job is gone, its tenant, its
+        API key and its end user still pay.
 
         With the ``epoch`` of a claim, nothing is added if that claim's FINISH or RELEASE has already added it.
         ``last_token_ms``: when the claim's newest content arrived.
@@ -362,6 +364,7 @@ class Jobs:
             epoch=epoch,
             tenant=tenant,
             key=key_id,
+            user=redis_keys.user_of(tenant, end_user),
             last_token_ms="" if last_token_ms is None else last_token_ms,
         )
 

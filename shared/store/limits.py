@@ -43,7 +43,7 @@ _REFUSALS: Final[dict[bytes, tuple[type[RateLimited], str]]] = {
     ),
     b"budget_exceeded": (
         BudgetExceeded,
-        "The budget of the key or its tenant is spent. It is renewed when the next day, or month, begins (UTC).",
+        "The budget of the key, its tenant or the end user is spent. It is renewed when the next day, or month, begins (UTC).",
     ),
 }
 

@@ -6,6 +6,7 @@ is only one shard so far), what belongs to no shard has ``{g}``. A script gets o
 one slot.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Collection
 from typing import Final
@@ -68,12 +69,12 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "attended": (("name",), "set of ids: jobs that a client of an API process waits for. Gone when empty."),
     "flow": (
         ("flow",),
-        "zset id → place: the waiting jobs of one band, tenant, API key (if it has a cap) and chain of routes. Gone when empty.",
+        "zset id → place: the waiting jobs of one band, tenant, API key (if it has a cap), end user (its hash) and chain of routes. Gone when empty.",
     ),
     "ready": (("band",), "zset flow → its turn in the band's virtual time: the flows that have jobs. Gone when empty."),
     "parked": (
         (),
-        "zset owner → when CLAIM looks at it again (ms): tenants and API keys that wait for room or money. Gone when empty.",
+        "zset owner → when CLAIM looks at it again (ms): tenants, API keys and end users that wait for room or money. Gone when empty.",
     ),
     "parked_flows": (
         ("owner", "band"),
@@ -97,6 +98,10 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "key_running": (
         ("key",),
         "set of ids: the running jobs of an API key that had a cap at their submit. Gone when empty.",
+    ),
+    "user_running": (
+        ("user",),
+        "set of ids: the running jobs of an end user, named ``<tenant>/<hash>``. Gone when empty.",
     ),
     "key_limits": (
         ("key",),
@@ -128,7 +133,7 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     ),
     "spend": (
         ("owner", "period"),
-        "number: what calls cost, in nano-dollars. Two days TTL where the period is a day (UTC), 62 where it is a month.",
+        "number: what calls cost, in nano-dollars. Two days TTL where the period is a day (UTC), 62 where it is a month. Of an end user only where its tenant has set such a budget.",
     ),
     "tenant": (
         ("tenant",),
@@ -198,6 +203,10 @@ GLOBAL_KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         ("tenant", "day"),
         "hash ``model\\nkey\\nmetric`` → integer: a tenant's calls of a day (UTC) added up. Its TTL is the usage's retention.",
     ),
+    "end_user_usage": (
+        ("tenant", "day"),
+        "hash end user → lines ``model\\nkey\\tsums``: the same for calls that have an end user, at most 2,000 lines and those of ``other``. Its TTL is the usage's retention.",
+    ),
     "api_key": (
         ("id",),
         "hash: an API key, its secrets as SHA-256. No TTL: who holds it must be let in. If it has an end, 90 days beyond it.",
@@ -256,6 +265,7 @@ batch_events = _by_one("batch_events")
 worker = _by_one("worker")
 usage = _by_two("usage")
 call = _by_one("call")
+end_user_usage = _by_two("end_user_usage")
 api_key = _by_one("api_key")
 api_keys = _by_one("api_keys")
 events = _by_one("events")
@@ -275,12 +285,23 @@ def plain(kind: str) -> str:
     return _name(kind)
 
 
-def flow_of(band: str, tenant: str, chain: str, *, key_id: str = "") -> str:
+def flow_of(band: str, tenant: str, chain: str, *, key_id: str = "", end_user: str | None = None) -> str:
     """The name of a flow. Only a chain of routes may have a colon in it.
 
     ``key_id``: the API key, if its limits may make CLAIM hold its jobs back. The jobs of all other keys share a flow.
+    Each end user has flows of its own.
     """
-    return f"{band}:{tenant}:{key_id}:{chain}"
+    user = f"/{_hash_of(end_user)}" if end_user else ""
+    return f"{band}:{tenant}:{key_id}{user}:{chain}"
+
+
+def user_of(tenant: str, end_user: str | None) -> str:
+    """The name of an end user in Redis, where its own text is not part of a key; empty for none."""
+    return f"{tenant}/{_hash_of(end_user)}" if end_user else ""
+
+
+def _hash_of(end_user: str) -> str:
+    return hashlib.sha256(end_user.encode()).hexdigest()[:16]
 
 
 def kinds_in(lua: str) -> set[str]:

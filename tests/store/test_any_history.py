@@ -52,6 +52,7 @@ A_LONG_LEASE_S = 600
 WIDE = CallerLimits(10_000, 1_000_000, 10_000, 10_000, 10**15, 10**15)
 """Limits too high to be reached: all is counted, and the key has its own flows."""
 ONE_AT_ONCE = CallerLimits(running_jobs=1)
+END_USERS = (None, None, "ann", "bob: \n/")
 LIMITS_OF_KEYS = {"": NO_LIMITS, "key-a": NO_LIMITS, "key-b": WIDE, "key-c": ONE_AT_ONCE}
 
 
@@ -63,6 +64,7 @@ class Model:
     tenant: str
     priority: Priority
     key_id: str = ""
+    end_user: str | None = None
     state: JobState = JobState.QUEUED
     is_deferred: bool = False
     held: Claim | None = None
@@ -100,6 +102,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.keys: dict[tuple[str, str], str] = {}
         self.running_jobs = dict.fromkeys(TENANTS, 0)
         """The tenants' limits; 0 means no limit."""
+        self.end_user_running_jobs = dict.fromkeys(TENANTS, 0)
         self.waiting_bytes = dict.fromkeys(TENANTS, 0)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -127,10 +130,19 @@ class AnyHistory(RuleBasedStateMachine):
         key=st.none() | st.sampled_from(["key-1", "key-2"]),
         is_deferred=st.sampled_from([False, False, False, True]),
         key_id=st.sampled_from(sorted(LIMITS_OF_KEYS)),
+        end_user=st.sampled_from(END_USERS),
         size=st.sampled_from([0, 100, 2_000]),
     )
     def submit(
-        self, tenant: str, model: str, priority: Priority, key: str | None, is_deferred: bool, key_id: str, size: int
+        self,
+        tenant: str,
+        model: str,
+        priority: Priority,
+        key: str | None,
+        is_deferred: bool,
+        key_id: str,
+        end_user: str | None,
+        size: int,
     ) -> None:
         async def submit() -> Created | Replayed | None:
             not_before_ms = await now_ms(self.runtime) + 3_600_000 if is_deferred else None
@@ -142,6 +154,7 @@ class AnyHistory(RuleBasedStateMachine):
                 not_before_ms=not_before_ms,
                 body=key,
                 key_id=key_id,
+                end_user=end_user,
                 limits=LIMITS_OF_KEYS[key_id],
                 tokens=20,
                 request=b"x" * size,
@@ -156,7 +169,9 @@ class AnyHistory(RuleBasedStateMachine):
                 return None
             assert has_room or isinstance(reply, Replayed)
             if isinstance(reply, Created):
-                self.jobs[submission.id] = Model(submission.id, tenant, priority, key_id, is_deferred=is_deferred)
+                self.jobs[submission.id] = Model(
+                    submission.id, tenant, priority, key_id, end_user, is_deferred=is_deferred
+                )
                 if key:
                     self.keys[tenant, key] = submission.id
             return reply
@@ -180,6 +195,12 @@ class AnyHistory(RuleBasedStateMachine):
         self.run(self.runtime.tenants.set(tenant, {"running_jobs": running_jobs}))
         self.running_jobs[tenant] = running_jobs
 
+    @rule(tenant=st.sampled_from(TENANTS), running_jobs=st.sampled_from([0, 1, 2]))
+    def limit_end_users(self, tenant: str, running_jobs: int) -> None:
+        """An operator sets it, for each end user of the tenant."""
+        self.run(self.runtime.tenants.set(tenant, {"end_user_running_jobs": running_jobs}))
+        self.end_user_running_jobs[tenant] = running_jobs
+
     @rule(tenant=st.sampled_from(TENANTS), waiting_bytes=st.sampled_from([0, 0, 5_000]))
     def limit_bytes(self, tenant: str, waiting_bytes: int) -> None:
         """An operator sets it. Existing jobs stay."""
@@ -195,10 +216,13 @@ class AnyHistory(RuleBasedStateMachine):
         del self.jobs[job.id]
 
     def is_full(self, job: Model) -> bool:
-        """Whether its tenant or its key runs as many jobs as allowed."""
+        """Whether its tenant, its key or its end user runs as many jobs as allowed."""
         running = [other for other in self.jobs.values() if other.state is JobState.RUNNING]
         most = self.running_jobs[job.tenant]
         is_tenant_full = 0 < most <= sum(other.tenant == job.tenant for other in running)
+        of_end_user = [other for other in running if (other.tenant, other.end_user) == (job.tenant, job.end_user)]
+        if job.end_user and 0 < self.end_user_running_jobs[job.tenant] <= len(of_end_user):
+            return True
         return is_tenant_full or (job.key_id == "key-c" and any(other.key_id == "key-c" for other in running))
 
     # What workers do

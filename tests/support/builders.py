@@ -70,9 +70,16 @@ def a_batch_spec(
     return BatchSpec(items=common, metadata=metadata or {}, retry_of=retry_of, webhook=webhook)
 
 
-def a_line(line: int, *, custom_id: str | None = None, model: str = "a-model", request: bytes = A_REQUEST) -> NewItem:
+def a_line(
+    line: int,
+    *,
+    custom_id: str | None = None,
+    model: str = "a-model",
+    request: bytes = A_REQUEST,
+    end_user: str | None = None,
+) -> NewItem:
     """A valid line."""
-    return NewItem(line, an_id(), custom_id or f"item-{line}", model, request)
+    return NewItem(line, an_id(), custom_id or f"item-{line}", model, request, end_user)
 
 
 def a_bad_line(line: int, *, custom_id: str | None = None) -> InvalidItem:

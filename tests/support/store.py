@@ -462,20 +462,31 @@ async def _assert_use_is_counted(
         if nano:
             assert job_id in running
             budgets[f"tenant:{tenant.decode()}"] += int(nano)
-            if key_id := flow.decode().split(":")[2]:
+            key_id, user = _key_and_user_of(flow)
+            if key_id:
                 budgets[f"key:{key_id}"] += int(nano)
+            if user:
+                budgets[f"user:{user}"] += int(nano)
     stored = await runtime._commands.call("HGETALL", redis_keys.plain("held_budgets"))
     assert dict(zip([owner.decode() for owner in stored[::2]], map(int, stored[1::2]), strict=True)) == budgets
 
     await _assert_bytes_are_counted(runtime, names)
 
-    by_key: dict[str, set[str]] = {}
-    for job_id in running:
-        if key_id := records[job_id][2].decode().split(":")[2]:
-            by_key.setdefault(key_id, set()).add(job_id)
-    key_names = [name for name in names if kind_of(name) == "key_running"]
-    running_of = await asyncio.gather(*(runtime._commands.call("SMEMBERS", name) for name in key_names))
-    assert by_key == _sets(key_names, running_of)
+    for at, kind in enumerate(("key_running", "user_running")):
+        by_owner: dict[str, set[str]] = {}
+        for job_id in running:
+            if owner := _key_and_user_of(records[job_id][2])[at]:
+                by_owner.setdefault(owner, set()).add(job_id)
+        own_names = [name for name in names if kind_of(name) == kind]
+        running_of = await asyncio.gather(*(runtime._commands.call("SMEMBERS", name) for name in own_names))
+        assert by_owner == _sets(own_names, running_of)
+
+
+def _key_and_user_of(flow: bytes) -> tuple[str, str]:
+    """In a flow's name: the key, if it has a cap, and the end user as ``<tenant>/<hash>``; empty for none."""
+    _, tenant, owners, _ = flow.decode().split(":", 3)
+    key_id, _, user = owners.partition("/")
+    return key_id, f"{tenant}/{user}" if user else ""
 
 
 async def _assert_bytes_are_counted(runtime: Runtime, names: Sequence[str]) -> None:

@@ -6,7 +6,7 @@
 local record, items = key_batch(id), key_batch_items(id)
 write_without_memory()
 local batch = call('HMGET', record, 'state', 'tenant', 'started_to', 'cancelled_to', 'common', 'timeout_ms',
-  'expires_ms', 'not_before_ms', 'created_ms', 'key', 'webhook_of_items', 'kept_to')
+  'expires_ms', 'not_before_ms', 'created_ms', 'key', 'webhook_of_items', 'kept_to', 'user')
 
 local function erase_some()
   call('DEL', key_batch_ended(id)) -- first: the list shrinks from its head, and lines would name other lines' jobs
@@ -26,11 +26,13 @@ local function erase_some()
   return 0
 end
 
--- Joins the item's own part of the spec and the part that all items share: two JSON objects become one.
+-- Joins the part of the spec that all items share and the item's own, whose end user counts if both have one: of equal
+-- names in JSON, the last counts.
 local function start_item(job, place)
   local own = call('HMGET', key_job(job), 'flow', 'spec')
-  local spec = string.sub(own[2], 1, -2) .. ',' .. string.sub(batch[5], 2)
-  call('HSET', key_job(job), 'tenant', batch[2], 'state', queued, 'place', place, 'created_ms', batch[9],
+  local flow, spec = own[1], string.sub(batch[5], 1, -2) .. ',' .. string.sub(own[2], 2)
+  if batch[13] then flow = with_user(flow, batch[13]) end
+  call('HSET', key_job(job), 'tenant', batch[2], 'state', queued, 'flow', flow, 'place', place, 'created_ms', batch[9],
     'expires_ms', batch[7], 'timeout_ms', batch[6], 'spec', spec)
   if batch[10] then call('HSET', key_job(job), 'key', batch[10]) end
   if batch[11] then call('HSET', key_job(job), 'webhook', 'batch') end
@@ -39,7 +41,7 @@ local function start_item(job, place)
   if not_before and not_before > now then
     call('ZADD', key_deferred(), int(not_before), job)
   else
-    enqueue(job, own[1], place)
+    enqueue(job, flow, place)
   end
 end
 

@@ -47,46 +47,48 @@ local function is_gated(flow)
   return gated[chain]
 end
 
-local function room_of_tenant(tenant)
-  return room_of(cap_of_tenant(tenant, tenant_limit), key_tenant_running(tenant))
-end
-local function room_of_key(key) return room_of(cap_of_key(key), key_key_running(key)) end
-
--- The job starts: holds what it may cost (nano-dollars) in the budgets of its tenant and API key, if they have any.
-local function hold_budget_of(id, tenant, key, nano)
+-- The job starts: holds what it may cost (nano-dollars) in the budgets of its owners, if they have any.
+local function hold_budget_of(id, owners, nano)
   local has_budget = false
-  for _, cap in ipairs({cap_of_tenant(tenant, tenant_limit), key ~= '' and cap_of_key(key) or nil}) do
+  for _, owner in ipairs(owners) do
+    local cap = cap_of(owner, tenant_limit)
     has_budget = has_budget or cap[2] < math.huge
     cap[2] = cap[2] - nano
   end
   if not has_budget then return end
-  hold_budget(tenant, key, nano)
+  hold_budget(owners, nano)
   call('HSET', key_job(id), 'held', int(nano))
 end
 
--- A flow whose tenant or API key has no room is parked, out of the ready flows: there may be thousands, and each CLAIM
--- would look at all of them. Flows that are parked with the same owner keep their order.
-local PARKED_LOOK_MS, UNPARKED_AT_ONCE, most_moved = 10000, 20, 500
--- When to look at parked flows if nothing makes room before; leave() and others look sooner.
-local function later() return int(now + math.min(PARKED_LOOK_MS, ms_to_next_day())) end
+-- A flow that has an owner without room is parked, out of the ready flows: there may be thousands, and each CLAIM would
+-- look at all of them. Flows that are parked with the same owner keep their order.
+local PARKED_LOOK_MS, USER_LOOK_MS, UNPARKED_AT_ONCE, most_moved = 10000, 60000, 20, 500
+local function is_user(owner) return string.sub(owner, 1, 5) == 'user:' end
+-- When to look at parked flows if nothing makes room before; leave() and others look sooner. A tenant may have tens of
+-- thousands of end users that have spent their budgets.
+local function later(owner)
+  return int(now + math.min(is_user(owner) and USER_LOOK_MS or PARKED_LOOK_MS, ms_to_next_day()))
+end
 
 local function park_with(owner, flow, band, turn)
   call('ZADD', key_parked_flows(owner, band), int(turn), flow)
-  call('ZADD', key_parked(), 'NX', later(), owner)
-  most_moved = most_moved - 1
+  call('ZADD', key_parked(), 'NX', later(owner), owner)
+  most_moved = most_moved - (is_user(owner) and 2 or 1) -- each end user has counters of its own, which were read
 end
 
-local function full_key_of(flow)
-  local key = key_of_flow(flow)
-  return key ~= '' and room_of_key(key) == 0 and 'key:' .. key
+-- The flow's first owner without room, other than `except`; nil if all have room.
+local function full_owner_of(flow, except)
+  for _, owner in ipairs(owners_of_flow(flow)) do
+    if owner ~= except and room_of(owner, tenant_limit) == 0 then return owner end
+  end
 end
 
--- Parks the flow if its tenant or API key has no room. Returns whether it did.
+-- Parks the flow if one of its owners has no room. Returns whether it did.
 local function park(flow, band)
-  local tenant = string.match(flow, '^[^:]+:([^:]+)')
-  local is_tenant_full = room_of_tenant(tenant) == 0
-  local owner = is_tenant_full and 'tenant:' .. tenant or full_key_of(flow)
+  local owner = full_owner_of(flow)
   if not owner then return false end
+  local tenant = string.match(flow, '^[^:]+:([^:]+)')
+  local is_tenant_full = owner == 'tenant:' .. tenant
   local turn = tonumber(call('ZSCORE', key_ready(band), flow))
   call('ZREM', key_ready(band), flow)
   park_with(owner, flow, band, turn)
@@ -133,8 +135,7 @@ end
 
 -- Brings back as many flows of the owner as it has room for, in their order, each at its tenant's next turn.
 local function unpark(owner)
-  local kind, name = string.match(owner, '^(%a+):(.*)$')
-  local room, is_any_left, look = kind == 'tenant' and room_of_tenant(name) or room_of_key(name), false, later()
+  local room, is_any_left, look = room_of(owner, tenant_limit), false, later(owner)
   for _, band in ipairs(bands) do
     local parked, left = key_parked_flows(owner, band), room
     local flows = left > 0 and call('ZRANGE', parked, 0, UNPARKED_AT_ONCE - 1, 'WITHSCORES') or {}
@@ -143,9 +144,9 @@ local function unpark(owner)
       local flow, turn = flows[i], flows[i + 1]
       call('ZREM', parked, flow)
       most_moved = most_moved - 1
-      local full_key = kind == 'tenant' and full_key_of(flow)
-      if full_key then
-        park_with(full_key, flow, band, turn)
+      local full_owner = full_owner_of(flow, owner)
+      if full_owner then
+        park_with(full_owner, flow, band, turn)
       elseif call('EXISTS', key_flow(flow)) == 1 then
         call('ZADD', key_ready(band), next_turn(band, string.match(flow, '^[^:]+:([^:]+)')), flow)
         if not (next(quotas) and is_gated(flow)) then left = left - 1 end
@@ -250,10 +251,9 @@ local function start(id, was, flow)
   call('HSET', record, 'epoch', int(epoch), 'claim_epoch', int(epoch), 'worker', worker,
     'attempts', int(attempt), 'started_ms', started_ms)
   call('ZADD', key_running(), int(now + lease_ms), id)
-  call('SADD', key_tenant_running(job[1]), id)
-  local key = key_of_flow(flow)
-  if key ~= '' then call('SADD', key_key_running(key), id) end
-  if job[15] then hold_budget_of(id, job[1], key, tonumber(job[15])) end
+  local owners = owners_of_flow(flow)
+  for _, owner in ipairs(owners) do call('SADD', running_of(owner), id) end
+  if job[15] then hold_budget_of(id, owners, tonumber(job[15])) end
   stop_waiting(id, job[1])
   local events = {'started', '{"attempt":' .. int(attempt) .. '}'}
   if job[4] then

@@ -14,4 +14,9 @@ else
   call('SREM', key_tenants(), tenant)
 end
 look_at_parked('tenant:' .. tenant)
+-- And its end users, as far as they are among the first: the next CLAIMs look at the others within a minute.
+local of_end_users = 'user:' .. tenant .. '/'
+for _, owner in ipairs(call('ZRANGE', key_parked(), 0, 499)) do
+  if string.sub(owner, 1, #of_end_users) == of_end_users then look_at_parked(owner) end
+end
 return 1

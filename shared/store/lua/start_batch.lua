@@ -1,9 +1,11 @@
 -- uses: bookkeeping, limits
 -- args: id, tenant, sources, running, dropped, spec, common, timeout_ms, #expires_in_ms, not_before_ms,
---   idempotency_hash, fingerprint, retention, total, key, key_limits, webhook, has_webhook_of_items
+--   idempotency_hash, fingerprint, retention, total, key, key_limits, user, webhook,
+--   has_webhook_of_items
 -- START_BATCH: the body has arrived completely: starts the batch, once per Idempotency-Key. ADVANCE_BATCH starts its
 -- items.
--- '' for none: not_before_ms, idempotency_hash, total (how many lines were added), key (API key), webhook (JSON).
+-- '' for none: not_before_ms, idempotency_hash, total (how many lines were added), key (API key), user (of all items
+-- without an end user of their own, as in user_of_flow()), webhook (JSON).
 -- common: the part of the spec that all items share. has_webhook_of_items: 1 if the webhook asks for events of items.
 -- Returns {'started', states} | {'replayed', id} | {'reused'} | {'gone'} | {'limited', ...} | {'never', ...}, the last
 -- two as in SUBMIT
@@ -35,6 +37,7 @@ if key ~= '' then call('HSET', record, 'key', key) end
 if jobs > 0 then count_queued(tenant, key ~= '' and key, jobs) end -- all of them, though they begin to wait in pieces
 call('HSET', record, 'state', running, 'spec', spec, 'common', common, 'timeout_ms', timeout_ms,
   'not_before_ms', not_before_ms, 'created_ms', int(now), 'expires_ms', int(expires))
+if user ~= '' then call('HSET', record, 'user', user) end
 if webhook ~= '' then call('HSET', record, 'webhook', webhook) end
 if has_webhook_of_items == '1' then call('HSET', record, 'webhook_of_items', 1) end
 add_to_index(key_batch_index(tenant), id, key_batch)

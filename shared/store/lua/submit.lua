@@ -19,7 +19,7 @@ if idempotency_hash ~= '' then
   end
 end
 if call('ZCARD', key_waiting()) >= most_waiting then return {'full'} end
-local owners = owners_of(tenant, key, key_limits)
+local owners = owners_of(tenant, key, key_limits, user_of_flow(flow))
 local limits = look_at_limits(owners, key, 1, tokens, max_tokens, true)
 local refusal = refusal_of(limits)
 if refusal then return refusal end

@@ -1,4 +1,4 @@
--- uses: now, log, held, webhooks, window
+-- uses: now, log, held, webhooks, window, owners
 -- What the scripts of the life cycle share: turns and flows, the counts of waiting jobs and of items, and the end of a
 -- job.
 local QUIET_KEPT_MS = 60000 -- of a job that only its own submitter asks for, and right away
@@ -27,27 +27,27 @@ local function next_turn(band, tenant)
   return int(turn)
 end
 
--- The API key in a flow's name. Only a key whose limits CLAIM must check is in it; '' for all others.
-local function key_of_flow(flow) return string.match(flow, '^[^:]+:[^:]+:([^:]*):') or '' end
-
--- Where a flow may be parked: with its tenant, with its API key, or because its routes are gated. See CLAIM.
+-- Where a flow may be parked: with one of its owners, or because its routes are gated. See CLAIM.
 local GATED = 'gated:'
-local function parked_places(flow, band, tenant)
-  return {key_parked_flows('tenant:' .. tenant, band), key_parked_flows('key:' .. key_of_flow(flow), band),
-    key_parked_flows(GATED, band)}
+local function parked_places(flow, band)
+  local places = {key_parked_flows(GATED, band)}
+  for at, owner in ipairs(owners_of_flow(flow)) do places[at + 1] = key_parked_flows(owner, band) end
+  return places
 end
 
-local function is_parked(flow, band, tenant)
+local function is_parked(flow, band)
   if call('EXISTS', key_parked()) == 0 then return false end
-  local places = parked_places(flow, band, tenant)
-  return call('ZSCORE', places[1], flow) or call('ZSCORE', places[2], flow) or call('ZSCORE', places[3], flow)
+  for _, place in ipairs(parked_places(flow, band)) do
+    if call('ZSCORE', place, flow) then return true end
+  end
+  return false
 end
 
 -- Puts a job into its flow at its place. A flow that was empty gets its tenant's next turn.
 local function enqueue(id, flow, place)
   call('ZADD', key_flow(flow), place, id)
   local band, tenant = string.match(flow, '^([^:]+):([^:]+)')
-  if call('ZSCORE', key_ready(band), flow) or is_parked(flow, band, tenant) then return end
+  if call('ZSCORE', key_ready(band), flow) or is_parked(flow, band) then return end
   call('ZADD', key_ready(band), next_turn(band, tenant), flow)
 end
 
@@ -66,11 +66,11 @@ local function dequeue(id, flow)
     call('ZREM', key_ready(band), flow)
     if tonumber(call('ZSCORE', key_turns(band), tenant)) == turn + 1 then give_turn_back(band, tenant, turn) end
   else
-    for _, place in ipairs(parked_places(flow, band, tenant)) do call('ZREM', place, flow) end
+    for _, place in ipairs(parked_places(flow, band)) do call('ZREM', place, flow) end
   end
 end
 
--- A tenant or an API key may have room again: the next CLAIM looks at its parked flows.
+-- A tenant, an API key or an end user may have room again: the next CLAIM looks at its parked flows.
 local function look_at_parked(owner)
   if call('ZADD', key_parked(), 'XX', 'CH', int(now), owner) == 1 then wake() end
 end
@@ -144,9 +144,9 @@ local function end_item(batch, line, usage, retention)
   if call('HINCRBY', record, 'live', -1) == 0 then end_batch(batch, retention) end
 end
 
--- Holds what a running job may cost of the budgets of its tenant and API key, so that at most one job exceeds a budget.
-local function hold_budget(tenant, key, nano)
-  for _, owner in ipairs({'tenant:' .. tenant, key ~= '' and 'key:' .. key or nil}) do
+-- Holds what a running job may cost of the budgets of its owners, so that at most one job exceeds a budget.
+local function hold_budget(owners, nano)
+  for _, owner in ipairs(owners) do
     if call('HINCRBY', key_held_budgets(), owner, int(nano)) <= 0 then call('HDEL', key_held_budgets(), owner) end
   end
 end
@@ -154,14 +154,15 @@ end
 -- Removes a job from everything that says that it runs or waits. The caller must then say where it is instead.
 local function leave(id, tenant, flow)
   call('ZREM', key_running(), id)
-  if call('SREM', key_tenant_running(tenant), id) == 1 then look_at_parked('tenant:' .. tenant) end
-  local key = key_of_flow(flow)
-  if key ~= '' and call('SREM', key_key_running(key), id) == 1 then look_at_parked('key:' .. key) end
+  local owners = owners_of_flow(flow)
+  for _, owner in ipairs(owners) do
+    if call('SREM', running_of(owner), id) == 1 then look_at_parked(owner) end
+  end
   stop_waiting(id, tenant)
   call('ZREM', key_deferred(), id)
   dequeue(id, flow)
   local held = call('HGET', key_job(id), 'held')
-  if held then hold_budget(tenant, key, -held) end
+  if held then hold_budget(owners, -held) end
   call('HDEL', key_job(id), 'worker', 'confirmed', 'held')
 end
 

@@ -1,14 +1,15 @@
 -- uses: now, held, bookkeeping, window, spend
--- The limits of a tenant and of an API key, which submits must keep. All limits are checked before anything is written,
--- so that nothing of a refused submit is counted.
+-- The limits of a tenant, of an API key and of an end user, which submits must keep. All limits are checked before
+-- anything is written, so that nothing of a refused submit is counted.
 local QUEUED_AGAIN_MS = 5000
 local KEY_LIMITS_KEPT_MS = 45 * DAY_MS
 
 -- The tenant with its limits and, if there is one, the API key with its own. The tenant's are read here, so that a
 -- change holds at once. key: its id or ''. key_limits: in the order of LIMITS (shared/limits.py), separated by blanks.
+-- user: as in user_of_flow(), nil for none.
 -- Returns {{name, requests, tokens, running, queued, a_day, a_month}, ...}, where 0 is no limit; the first, the tenant,
--- has `bytes` too.
-local function owners_of(tenant, key, key_limits)
+-- has `bytes` too; `key` is the API key's.
+local function owners_of(tenant, key, key_limits, user)
   local owners = {}
   local function add_owner(name, limits)
     for i = 1, 6 do limits[i] = tonumber(limits[i] or 0) end
@@ -18,6 +19,11 @@ local function owners_of(tenant, key, key_limits)
   add_owner('tenant:' .. tenant, call('HMGET', key_tenant(tenant), 'requests_per_minute', 'tokens_per_minute',
     'running_jobs', 'queued_jobs', 'nano_usd_per_day', 'nano_usd_per_month', 'waiting_bytes'))
   if key ~= '' then add_owner('key:' .. key, {string.match(key_limits, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')}) end
+  owners.key = owners[2]
+  if user then
+    add_owner('user:' .. user, {0, 0, 0, 0, unpack(call('HMGET', key_tenant(tenant), 'end_user_nano_usd_per_day',
+      'end_user_nano_usd_per_month'))})
+  end
   return owners
 end
 
@@ -123,7 +129,7 @@ end
 -- last submit stored them. The day is part of what is stored, so that it is written, and its TTL renewed, once a day.
 local function count_in_limits(found, owners, until_ms)
   for _, each in ipairs(found.windows) do count_in(each[1], {1, each[2]}) end
-  local key = owners[2]
+  local key = owners.key
   if not key or (not found.key_limits and key.running + key.a_day + key.a_month == 0) then return end
   local of_claims = string.format('%.0f %.0f %.0f %.0f', key.running, key.a_day, key.a_month, today)
   local kept_ms = math.max(KEY_LIMITS_KEPT_MS, until_ms - now)

@@ -1,6 +1,6 @@
--- uses: now
--- What calls cost, summed for jobs, batches, tenants and API keys. A cost is a number of nano-dollars, '' for no call,
--- or '?' for a model whose price is unknown.
+-- uses: now, owners
+-- What calls cost, summed for jobs, batches, tenants, API keys and end users. A cost is a number of nano-dollars, ''
+-- for no call, or '?' for a model whose price is unknown.
 local SPENT_DAY_KEPT_MS, SPENT_MONTH_KEPT_MS = 2 * DAY_MS, 62 * DAY_MS
 
 -- The date (UTC) of a day since 1970. Redis's Lua has no os.date. (Howard Hinnant, "chrono-compatible low-level date
@@ -45,20 +45,25 @@ local function charge_record(record, nano)
   end
 end
 
--- Adds to what a tenant, and an API key (false for none), has spent.
-local function spend(nano, tenant, key)
+-- Adds to what a tenant, an API key (false for none) and an end user (nil for none) have spent. Of an end user it is
+-- summed only where the tenant has set a budget for each: there may be very many.
+local function spend(nano, tenant, key, user)
   if nano == '?' or nano == '0' then return end
   local day, month = day_name(), month_name()
   for _, owner in ipairs({'tenant:' .. tenant, key and 'key:' .. key or nil}) do
     add_spent(owner, day, nano, SPENT_DAY_KEPT_MS)
     add_spent(owner, month, nano, SPENT_MONTH_KEPT_MS)
   end
+  if not user then return end
+  local budgets = call('HMGET', key_tenant(tenant), 'end_user_nano_usd_per_day', 'end_user_nano_usd_per_month')
+  if budgets[1] then add_spent('user:' .. user, day, nano, SPENT_DAY_KEPT_MS) end
+  if budgets[2] then add_spent('user:' .. user, month, nano, SPENT_MONTH_KEPT_MS) end
 end
 
 local function charge(id, nano)
   if nano == '' then return end
   charge_record(key_job(id), nano)
-  local job = call('HMGET', key_job(id), 'batch', 'tenant', 'key')
+  local job = call('HMGET', key_job(id), 'batch', 'tenant', 'key', 'flow')
   if job[1] and call('EXISTS', key_batch(job[1])) == 1 then charge_record(key_batch(job[1]), nano) end
-  spend(nano, job[2], job[3])
+  spend(nano, job[2], job[3], user_of_flow(job[4]))
 end

@@ -1,0 +1,32 @@
+-- Whose jobs a flow holds, as its name says: <band>:<tenant>:<API key>:<chain>, or, for an end user's jobs,
+-- <band>:<tenant>:<API key>/<hash of the end user>:<chain>. Only a key whose limits CLAIM must check is in it.
+
+-- A flow's tenant, API key and end user; '' for none.
+local function names_of_flow(flow) return string.match(flow, '^[^:]+:([^:]+):([^:/]*)/?([^:]*):') end
+
+-- A flow's end user, as its tenant, a slash and the hash; nil for none.
+local function user_of_flow(flow)
+  local tenant, _, user = names_of_flow(flow)
+  return user ~= '' and tenant .. '/' .. user or nil
+end
+
+-- The flow's name with an end user, unless it has one.
+local function with_user(flow, user)
+  return (string.gsub(flow, '^([^:]+:[^:]+:[^:/]*):', '%1/' .. string.match(user, '/(.*)$') .. ':'))
+end
+
+-- Who must have room before a job of the flow starts.
+local function owners_of_flow(flow)
+  local tenant, key, user = names_of_flow(flow)
+  local owners = {'tenant:' .. tenant}
+  if key ~= '' then owners[2] = 'key:' .. key end
+  if user ~= '' then owners[#owners + 1] = 'user:' .. tenant .. '/' .. user end
+  return owners
+end
+
+-- The set of an owner's running jobs.
+local function running_of(owner)
+  local kind, name = string.match(owner, '^(%a+):(.*)$')
+  if kind == 'tenant' then return key_tenant_running(name) end
+  return kind == 'key' and key_key_running(name) or key_user_running(name)
+end
