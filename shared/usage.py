@@ -4,6 +4,7 @@ One Redis hash holds the sums of a tenant's calls of one day (UTC); ``field_of``
 shared/store/ adds to the sums, and ``/v1/usage`` reads them.
 """
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable
 from datetime import date
@@ -33,6 +34,9 @@ class UsageSums(msgspec.Struct, frozen=True):
     def __add__(self, other: "UsageSums") -> "UsageSums":
         return UsageSums(*[getattr(self, metric) + getattr(other, metric) for metric in METRICS])
 
+    def __sub__(self, other: "UsageSums") -> "UsageSums":
+        return UsageSums(*[getattr(self, metric) - getattr(other, metric) for metric in METRICS])
+
     @property
     def cost_usd(self) -> float | None:
         """The cost as far as it is known, in dollars; None if nothing is known, because 0 would mean free."""
@@ -48,18 +52,23 @@ METRICS: Final = UsageSums.__struct_fields__
 
 MOST_ROWS_PER_DAY: Final = 500
 """Pairs of model and API key in a tenant's day. Callers can invent names of models: pairs beyond this are counted as OTHER."""
+MOST_END_USER_ROWS_PER_DAY: Final = 2000
+"""Triples of end user, model and API key in a tenant's day. Callers invent end users too: those beyond it are counted as OTHER."""
 OTHER: Final = "other"
-"""One row per API key, for models beyond the bound, and for calls that used nothing if their model has no row yet."""
+"""One row per API key, for models beyond the bound, and for calls that used nothing if their model has no row yet. Likewise
+an end user."""
 
 
 class UsageRow(NamedTuple):
-    """The sums of a tenant's calls of one day, model and API key."""
+    """The sums of a tenant's calls of one day, model and API key, and of an end user where the rows are split by it."""
 
     day: date
     model: str
     key: str | None
     """The API key's id; None for calls without one."""
     sums: UsageSums
+    end_user: str | None = None
+    """None for calls without one."""
 
 
 class Grouping(StrEnum):
@@ -68,6 +77,7 @@ class Grouping(StrEnum):
     DAY = "day"
     MODEL = "model"
     KEY = "key"
+    END_USER = "end_user"
 
 
 class Group(NamedTuple):
@@ -76,6 +86,7 @@ class Group(NamedTuple):
     day: date | None
     model: str | None
     key: str | None
+    end_user: str | None
     sums: UsageSums
 
 
@@ -94,8 +105,19 @@ def rows_of(day: date, fields: Iterable[tuple[str, int]]) -> list[UsageRow]:
     return [UsageRow(day, model, key_id or None, UsageSums(**found[model, key_id])) for model, key_id in sorted(found)]
 
 
-GroupName = tuple[date | None, str | None, str | None]
-"""Day, model and key."""
+_LINE: Final = re.compile(r"([^\t]*)\n([^\t\n]*)\t([^\n]*)\n")
+
+
+def rows_of_end_user(day: date, end_user: str, lines: str) -> list[UsageRow]:
+    """The rows of an end user's field in the day's hash, as CLOSE_CALL writes it. Leaves out rows of nothing but 0."""
+    found = [(model, key_id, UsageSums(*map(int, sums.split()))) for model, key_id, sums in _LINE.findall(lines[1:])]
+    return [
+        UsageRow(day, model, key_id or None, sums, end_user) for model, key_id, sums in found if sums != UsageSums()
+    ]
+
+
+GroupName = tuple[date | None, str | None, str | None, str | None]
+"""Day, model, key and end user."""
 
 
 class Summary:
@@ -112,18 +134,21 @@ class Summary:
                 row.day if Grouping.DAY in self._by else None,
                 row.model if Grouping.MODEL in self._by else None,
                 row.key if Grouping.KEY in self._by else None,
+                row.end_user if Grouping.END_USER in self._by else None,
             )
             found = self._found.get(name)
             self._found[name] = row.sums if found is None else found + row.sums
             self.total += row.sums
 
     def groups(self, *, after: GroupName | None = None, limit: int | None = None) -> list[Group]:
-        """The groups after ``after``, at most ``limit`` of them, sorted by day, model and key."""
+        """The groups after ``after``, at most ``limit`` of them, in the order of GroupName."""
         names = sorted(self._found, key=_order_of)
         begin = 0 if after is None else bisect_right(names, _order_of(after), key=_order_of)
         end = None if limit is None else begin + limit
         return [Group(*name, self._found[name]) for name in names[begin:end]]
 
 
-def _order_of(name: GroupName) -> tuple[date, str, str]:
-    return name[0] or date.min, name[1] or "", name[2] or ""
+def _order_of(name: GroupName) -> tuple[date, str, str, str]:
+    day, *rest = name
+    model, key, end_user = [text or "" for text in rest]
+    return day or date.min, model, key, end_user

@@ -55,6 +55,7 @@ class Permit(NamedTuple):
     opened_ms: int
     is_probe: bool
     input_estimate: int
+    end_user: str = ""
 
 
 class Spent(NamedTuple):
@@ -108,6 +109,7 @@ class Governor:
                 id=call_id_of(claim.id, claim.epoch, attempt),
                 tenant=claim.tenant,
                 key_id=claim.spec.key_id,
+                end_user=claim.spec.end_user or "",
                 job_id=claim.id,
                 epoch=claim.epoch,
                 attempt=attempt,
@@ -195,11 +197,20 @@ class Governor:
         *,
         tenant: str,
         key_id: str,
+        end_user: str,
         epoch: int = 0,
         last_token_ms: int | None = None,
     ) -> None:
         """Charges a job for calls that no FINISH or RELEASE has charged."""
-        self._runtime.jobs.charge(job_id, cost, tenant=tenant, key_id=key_id, epoch=epoch, last_token_ms=last_token_ms)
+        self._runtime.jobs.charge(
+            job_id,
+            cost,
+            tenant=tenant,
+            key_id=key_id,
+            end_user=end_user,
+            epoch=epoch,
+            last_token_ms=last_token_ms,
+        )
 
     def _send(self, permit: Permit, end: CallEnd) -> None:
         reply = self._upstreams.close_call(permit.route.name, permit.call_id, permit.opened_ms, end)
@@ -210,7 +221,13 @@ class Governor:
         if has_failed and len(self._unclosed) < _MOST_UNCLOSED:  # beyond it, other workers close the rows as lost
             self._unclosed[permit.call_id] = permit, end
         elif not has_failed and reply.result() > 1:  # another worker closed it as lost, and charged an estimate
-            self.charge(permit.job_id, 1 - reply.result(), tenant=permit.tenant, key_id=permit.key_id)
+            self.charge(
+                permit.job_id,
+                1 - reply.result(),
+                tenant=permit.tenant,
+                key_id=permit.key_id,
+                end_user=permit.end_user,
+            )
 
     def retry_closing(self) -> None:
         """Closes the rows that could not be closed before, so that no other worker closes them as lost."""
@@ -290,7 +307,13 @@ class Governor:
         cost = self._cost_of(row.model, usage, row.opened_ms)
         end = CallEnd(LOST, usage, is_estimated=True, cost_nano_usd=cost)
         if await self._upstreams.close_call(row.route, row.call_id, row.opened_ms, end):
-            self.charge(row.job_id, UNPRICED if cost is None else cost, tenant=row.tenant, key_id=row.key_id)
+            self.charge(
+                row.job_id,
+                UNPRICED if cost is None else cost,
+                tenant=row.tenant,
+                key_id=row.key_id,
+                end_user=row.end_user,
+            )
 
     def _know(self, route: Route) -> None:
         if route.name not in self._known:
@@ -301,7 +324,15 @@ class Governor:
 
 def _permit_of(call: CallFacts, route: Route, row: Reserved) -> Permit:
     return Permit(
-        call.id, call.job_id, call.tenant, call.key_id, route, row.opened_ms, row.is_probe, call.input_estimate
+        call.id,
+        call.job_id,
+        call.tenant,
+        call.key_id,
+        route,
+        row.opened_ms,
+        row.is_probe,
+        call.input_estimate,
+        call.end_user,
     )
 
 

@@ -334,12 +334,13 @@ class _Run:
     def charge(self) -> None:
         """Charges the calls that no FINISH or RELEASE of ours has charged: the job has ended, or another worker has it."""
         if self._cost is not None:
-            claim = self._claim
+            claim, spec = self._claim, self._claim.spec
             self._context.governor.charge(
                 claim.id,
                 self._cost,
                 tenant=claim.tenant,
-                key_id=claim.spec.key_id,
+                key_id=spec.key_id,
+                end_user=spec.end_user or "",
                 epoch=claim.epoch,
                 last_token_ms=self.last_token_ms,
             )

@@ -1,4 +1,4 @@
-"""``/v1/usage``: what the caller's tenant used and what it cost, by day, model and API key."""
+"""``/v1/usage``: what the caller's tenant used and what it cost, by day, model, API key and end user."""
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -13,6 +13,7 @@ from api.dependencies import Api, Reader
 from api.http.invalid import refuse
 from api.http.pages import DIGITS
 from api.http.responses import json_response
+from api.jobs.request import MOST_END_USER_CHARS
 from api.openapi import json_of, operation
 from shared.errors import FieldError, InvalidCursor
 from shared.usage import Group, Grouping, GroupName, Summary, UsageSums
@@ -20,6 +21,7 @@ from shared.usage import Group, Grouping, GroupName, Summary, UsageSums
 router = APIRouter()
 
 MOST_DAYS: Final = 400
+MOST_DAYS_BY_END_USER: Final = 31
 DEFAULT_DAYS: Final = 7
 MOST_LINES: Final = 1000
 DEFAULT_GROUPING: Final = "day,model"
@@ -28,7 +30,7 @@ _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 
 
 class UsageLine(msgspec.Struct, frozen=True, kw_only=True):
-    """The sums of some calls. ``day``, ``model`` and ``key`` are present if the sums are grouped by them."""
+    """The sums of some calls. ``day``, ``model``, ``key`` and ``end_user`` are present if the sums are grouped by them."""
 
     day: str | msgspec.UnsetType = msgspec.UNSET
     """UTC."""
@@ -36,6 +38,8 @@ class UsageLine(msgspec.Struct, frozen=True, kw_only=True):
     """The model that answered."""
     key: str | msgspec.UnsetType | None = msgspec.UNSET
     """The API key's id; null for calls without one."""
+    end_user: str | msgspec.UnsetType | None = msgspec.UNSET
+    """Null for calls without one; ``other`` for those beyond the bound of a day."""
     calls: int
     estimated_calls: int
     input_tokens: int
@@ -60,7 +64,8 @@ _To = Annotated[
     str | None,
     Query(
         alias="to",
-        description=f"The last day, included; by default today. At most {MOST_DAYS} days in all.",
+        description=f"The last day, included; by default today. At most {MOST_DAYS} days in all, "
+        f"{MOST_DAYS_BY_END_USER} if they are grouped by end_user.",
         json_schema_extra={"format": "date"},
     ),
 ]
@@ -72,9 +77,14 @@ _GroupBy = Annotated[
     ),
 ]
 
+_EndUser = Annotated[
+    str | None,
+    Query(min_length=1, max_length=MOST_END_USER_CHARS, description="Only the calls for this end user."),
+]
+
 
 class UsageReport(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """Rows sorted by day, model and key, and their total. What was not used has no row."""
+    """Rows sorted by day, model, key and end user, and their total. What was not used has no row."""
 
     from_: str
     to: str
@@ -95,15 +105,22 @@ async def read_usage(
     first: _From = None,
     last: _To = None,
     group_by: _GroupBy = None,
+    end_user: _EndUser = None,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=MOST_LINES, description="Rows of a page."), DIGITS] = MOST_LINES,
 ) -> Response:
     """The tokens, calls and cost of the caller's tenant."""
-    first_day, last_day = _days_of(first, last, today=datetime.now(UTC).date())
     by = _grouping_of([DEFAULT_GROUPING] if group_by is None else group_by)
+    is_split = end_user is None and Grouping.END_USER in by
+    most_days = MOST_DAYS_BY_END_USER if is_split else MOST_DAYS
+    first_day, last_day = _days_of(first, last, today=datetime.now(UTC).date(), most_days=most_days)
     place = None if after is None else _place_of(after)
-    summary = Summary(by)
-    async for rows in api.runtime.usage.days(caller.tenant, first_day, last_day):
+    summary, usage = Summary(by), api.runtime.usage
+    if end_user is not None:
+        days = usage.days_of_end_user(caller.tenant, end_user, first_day, last_day)
+    else:
+        days = (usage.days_by_end_user if is_split else usage.days)(caller.tenant, first_day, last_day)
+    async for rows in days:
         summary.add(rows)
     groups = summary.groups(after=place, limit=limit + 1)
     page = groups[:limit]
@@ -125,10 +142,11 @@ class _Place(msgspec.Struct, array_like=True):
     day: date | None
     model: str | None
     key: str | None
+    end_user: str | None = None
 
 
 def _cursor_of(group: Group) -> str:
-    place = msgspec.json.encode(_Place(group.day, group.model, group.key))
+    place = msgspec.json.encode(_Place(group.day, group.model, group.key, group.end_user))
     return urlsafe_b64encode(place).decode().rstrip("=")
 
 
@@ -138,19 +156,21 @@ def _place_of(cursor: str) -> GroupName:
         place = msgspec.json.decode(urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4)), type=_Place)
     except (ValueError, msgspec.DecodeError):
         raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")]) from None
-    return place.day, place.model, place.key
+    return place.day, place.model, place.key, place.end_user
 
 
 def _line_of(group: Group, by: frozenset[Grouping]) -> UsageLine:
-    names = {Grouping.DAY: group.day and group.day.isoformat(), Grouping.MODEL: group.model, Grouping.KEY: group.key}
-    return _line(group.sums, **{grouping: names[grouping] for grouping in by})
+    names = {grouping: getattr(group, grouping) for grouping in by}
+    if group.day is not None:
+        names[Grouping.DAY] = group.day.isoformat()
+    return _line(group.sums, **names)
 
 
 def _line(sums: UsageSums, **names: Any) -> UsageLine:
     return UsageLine(**names, **msgspec.structs.asdict(sums), cost_usd=sums.cost_usd)
 
 
-def _days_of(first: str | None, last: str | None, *, today: date) -> tuple[date, date]:
+def _days_of(first: str | None, last: str | None, *, today: date, most_days: int) -> tuple[date, date]:
     """The first day and the last. Raises InvalidRequest, which names the one that is wrong."""
     days = {"from": _day_of(first), "to": _day_of(last)}
     wrong = [name for name, text in (("from", first), ("to", last)) if text is not None and days[name] is None]
@@ -160,8 +180,9 @@ def _days_of(first: str | None, last: str | None, *, today: date) -> tuple[date,
     first_day = days["from"] or date.fromordinal(max(1, last_day.toordinal() - DEFAULT_DAYS + 1))
     if first_day > last_day:
         raise refuse(FieldError("from", "must not be later than `to` (default: today)"))
-    if (last_day - first_day).days >= MOST_DAYS:
-        raise refuse(FieldError("from", f"must be at most {MOST_DAYS - 1} days before `to`"))
+    if (last_day - first_day).days >= most_days:
+        grouped = "" if most_days == MOST_DAYS else " if grouped by end_user"
+        raise refuse(FieldError("from", f"must be at most {most_days - 1} days before `to`{grouped}"))
     return first_day, last_day
 
 

@@ -25,7 +25,7 @@ from shared.batch import BatchCounts, BatchState
 from shared.job import BANDS, LONGEST_WAIT_IN_SLOT_S, TRANSITIONS, Step, Usage
 from shared.limits import WINDOW_S
 from shared.store import redis_keys
-from shared.usage import LOST, MOST_ROWS_PER_DAY, OTHER, UNMADE
+from shared.usage import LOST, METRICS, MOST_END_USER_ROWS_PER_DAY, MOST_ROWS_PER_DAY, OTHER, UNMADE
 from shared.webhooks import DeliveryState, EventType
 
 _LUA: Final = files("shared.store") / "lua"
@@ -39,8 +39,10 @@ _CONSTANTS: Final = {
     "BATCH_EVENT": EventType.BATCH_ENDED.value,
     "JOB_EVENT": "job.",
     "USAGE_FIELDS": ",".join(Usage.__struct_fields__),
+    "USAGE_METRICS": ",".join(METRICS),
     "USAGE_OTHER": OTHER,
     "MOST_USAGE_ROWS": MOST_ROWS_PER_DAY,
+    "MOST_END_USER_ROWS": MOST_END_USER_ROWS_PER_DAY,
     "DELIVERY_PENDING": DeliveryState.PENDING.value,
     "LONGEST_WAIT_IN_SLOT_MS": int(LONGEST_WAIT_IN_SLOT_S * 1000),
     "LOST": LOST,

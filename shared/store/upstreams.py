@@ -63,6 +63,8 @@ class CallFacts(NamedTuple):
     output_estimate: int
     worker: str = ""
     """The name of the worker that makes it."""
+    end_user: str = ""
+    """The end user of the job, or empty."""
     may_probe: bool = True
     """Whether its end would say something about the route. Not if the job's own timers are shorter than the settings'."""
 
@@ -134,6 +136,7 @@ class Abandoned(NamedTuple):
     model: str
     input_estimate: int
     opened_ms: int
+    end_user: str
 
 
 class Upstreams:
@@ -166,6 +169,7 @@ class Upstreams:
             may_probe=int(call.may_probe),
             tenant=call.tenant,
             key=call.key_id,
+            end_user=call.end_user,
             job=call.job_id,
             epoch=call.epoch,
             attempt=call.attempt,
@@ -239,5 +243,5 @@ def _state_of(name: bytes, shut_ms: Any, why: bytes, open_ms: Any, room: Any) ->
 
 
 def _abandoned_of(row: list[bytes]) -> Abandoned:
-    *names, epoch, attempt, model, input_estimate, opened_ms = [part.decode() for part in row]
-    return Abandoned._make((*names, int(epoch), int(attempt), model, int(input_estimate), int(opened_ms)))
+    *names, epoch, attempt, model, input_estimate, opened_ms, end_user = [part.decode() for part in row]
+    return Abandoned._make((*names, int(epoch), int(attempt), model, int(input_estimate), int(opened_ms), end_user))

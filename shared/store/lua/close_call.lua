@@ -11,17 +11,16 @@
 -- Returns 0 if it was closed before; else 1, plus the cost that was counted when the row was closed as LOST.
 call('ZREM', key_calls(route), id)
 local row = call('HMGET', key_call(id), 'opened_ms', 'ended', 'tenant', 'key', 'model', 'bucket', 'reserved_input',
-  'reserved_output', 'estimated', 'unpriced', 'retry', 'day', 'counted')
+  'reserved_output', 'estimated', 'unpriced', 'retry', 'day', 'counted', 'end_user', 'counted_user')
 if not row[1] or (row[2] and row[2] ~= LOST) then return 0 end
-local first, unmade = not row[2], ended == UNMADE
+local first, unmade, is_used = not row[2], ended == UNMADE, false
+for at = 2, #amounts, 2 do is_used = is_used or (not unmade and amounts[at] ~= '0') end
 
 -- The model for which the call is counted. Callers can invent names, and a day's hash is read as a whole. So a name
 -- without a row gets none, and USAGE_OTHER is counted, if the call used nothing or the day has MOST_USAGE_ROWS.
 local function counted_as(usage)
   if call('HEXISTS', usage, row[5] .. '\n' .. row[4] .. '\ncalls') == 1 then return row[5] end
-  local is_used = false
-  for at = 2, #amounts, 2 do is_used = is_used or amounts[at] ~= '0' end
-  if unmade or not is_used or tonumber(call('HGET', usage, '\n\nrows') or 0) >= MOST_USAGE_ROWS then
+  if not is_used or tonumber(call('HGET', usage, '\n\nrows') or 0) >= MOST_USAGE_ROWS then
     return USAGE_OTHER
   end
   call('HINCRBY', usage, '\n\nrows', 1)
@@ -44,7 +43,9 @@ end
 local function sum_of(model, metric, change)
   if change ~= 0 then call('HINCRBY', usage, model .. '\n' .. row[4] .. '\n' .. metric, int(change)) end
 end
+local sums_before, sums_now = {}, {}
 local function sum(metric, amount, before)
+  sums_before[metric], sums_now[metric] = before, amount
   if counted == counted_before then return sum_of(counted, metric, amount - before) end
   sum_of(counted_before, metric, -before)
   sum_of(counted, metric, amount)
@@ -66,6 +67,39 @@ sum('calls', unmade and 0 or 1, first and 0 or 1)
 sum('estimated_calls', estimated, tonumber(row[9] or 0))
 sum('unpriced_calls', unpriced, tonumber(row[10] or 0))
 if call('PTTL', usage) < 0 then call('PEXPIRE', usage, usage_ms) end
+
+-- The same sums by end user: a field for each has lines `model\nkey\tsums` after a line break, and the field '' counts
+-- the lines of the day. Callers invent end users, so beyond MOST_END_USER_ROWS they are counted as USAGE_OTHER.
+local by_user = key_end_user_usage(row[3], day)
+local function line_of(user, model)
+  local text, name = call('HGET', by_user, user) or '\n', '\n' .. model .. '\n' .. row[4] .. '\t'
+  local _, last = string.find(text, name, 1, true)
+  return text, name, last
+end
+local function sum_of_user(user, model, sums, sign)
+  local text, name, last = line_of(user, model)
+  if not last then
+    call('HINCRBY', by_user, '', 1)
+    text, last = text .. string.sub(name, 2) .. '\n', #text + #name - 1
+  end
+  local line_end = string.find(text, '\n', last, true)
+  local numbers = string.gmatch(string.sub(text, last + 1, line_end - 1), '%S+')
+  local added = {}
+  for metric in string.gmatch(USAGE_METRICS, '[^,]+') do
+    added[#added + 1] = int((numbers() or 0) + sign * sums[metric])
+  end
+  call('HSET', by_user, user, string.sub(text, 1, last) .. table.concat(added, ' ') .. string.sub(text, line_end))
+end
+if row[14] then
+  if row[15] then sum_of_user(row[15], counted_before, sums_before, -1) end
+  local _, _, known = line_of(row[14], counted)
+  local is_full = tonumber(call('HGET', by_user, '') or 0) >= MOST_END_USER_ROWS
+  local user = (known or (is_used and not is_full)) and row[14] or USAGE_OTHER
+  if not unmade then sum_of_user(user, counted, sums_now, 1) end
+  closing[#closing + 1] = 'counted_user'
+  closing[#closing + 1] = user
+  if call('PTTL', by_user) < 0 then call('PEXPIRE', by_user, usage_ms) end
+end
 
 -- The limits: what was used replaces what was reserved. Where there was no limit, nothing was reserved.
 if first then input, output = input - tonumber(row[7]), output - tonumber(row[8]) end

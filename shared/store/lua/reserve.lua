@@ -1,6 +1,6 @@
 -- uses: upstream
 -- args: route, id, most_requests, most_input, most_output, #most_running, is_retry, #least_retries, #input_estimate,
---   #output_estimate, #lease_ms, row_ms, may_probe, tenant, key, job, epoch, attempt, model,
+--   #output_estimate, #lease_ms, row_ms, may_probe, tenant, key, end_user, job, epoch, attempt, model,
 --   worker
 -- RESERVE: may this call be made now? If so, it is counted and its row in the ledger is opened, before it is made.
 -- most_*: the limits of the settings, '' for none. least_retries: how many retries a minute are always allowed.
@@ -58,5 +58,6 @@ call('HSET', key_call(id), 'route', route, 'opened_ms', int(now), 'bucket', int(
   'reserved_input', int(need_input), 'reserved_output', int(need_output), 'retry', is_retry, 'tenant', tenant,
   'key', key, 'job', job, 'epoch', epoch, 'attempt', attempt, 'model', model, 'input_estimate', int(input_estimate),
   'worker', worker)
+if end_user ~= '' then call('HSET', key_call(id), 'end_user', end_user) end
 call('PEXPIRE', key_call(id), row_ms)
 return {'go', int(now), open and 1 or 0}
