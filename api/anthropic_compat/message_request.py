@@ -4,6 +4,7 @@ Pure, but for reading headers. ``stream`` is taken out, since we always stream. 
 those called ``job`` or ``prompt``.
 """
 
+import hashlib
 import re
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -17,7 +18,9 @@ from api.http.invalid import refuse
 from api.http.members import Body, read
 from api.http.strict_json import decode
 from api.jobs.request import (
+    MOST_END_USER_CHARS,
     NO_HEADERS,
+    NO_OPTIONS,
     Draft,
     JobOptions,
     MaxTokens,
@@ -163,14 +166,29 @@ def message_draft_of(body: Any, headers: CallHeaders, *, default_model: str) -> 
     """The draft, and whether its answer is to be streamed. Raises InvalidRequest, which names all invalid fields."""
     asked = read(MessageRequest, body)
     request = passed_on({"model": default_model, **body}, asked)
+    end_user = _end_user_of(body)
     draft = drafted(
         request["model"],
         msgspec.json.encode(request),
+        options=JobOptions(end_user=end_user) if end_user else NO_OPTIONS,
         # The stream cannot take text back, but a client that can come back for the whole answer wants another attempt.
         may_start_over=not (asked.stream and headers.is_cancelled_by_leaving),
         upstream_headers=headers.upstream,
     )
     return draft, asked.stream is True
+
+
+def _end_user_of(body: dict[str, Any]) -> str | None:
+    """``metadata.user_id``. One that has not the form of an end user is hashed, so that the limits of end users hold for it too;
+    what is no text is left to the LLM.
+    """
+    metadata = body.get("metadata")
+    user_id = metadata.get("user_id") if isinstance(metadata, dict) else None
+    if not isinstance(user_id, str) or not user_id:
+        return None
+    if len(user_id) <= MOST_END_USER_CHARS and user_id.isprintable():
+        return user_id
+    return "sha256:" + hashlib.sha256(user_id.encode()).hexdigest()[:32]
 
 
 def batch_draft_of(params: object, *, default_model: str) -> Draft:

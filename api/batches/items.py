@@ -24,6 +24,7 @@ from api.jobs.request import (
     SOME,
     Bounds,
     Draft,
+    EndUser,
     JobOptions,
     JobRequest,
     JobWebhook,
@@ -62,6 +63,8 @@ class BatchLine(Body):
 
     custom_id: Annotated[str, Text(1, 64, is_printable=True)]
     """Printable, and unique in the batch. Returned with the result."""
+    end_user: EndUser = None
+    """As the option of a job; by default the batch's."""
     params: Annotated[dict[str, Any], an_object_of(JobRequest)]
     """What ``POST /v1/jobs`` takes, without ``job``."""
 
@@ -100,6 +103,7 @@ class ReadRequest(NamedTuple):
     errors: Sequence[FieldError] = ()
     model: str = ""
     request: bytes = b""
+    end_user: str | None = None
 
 
 def read_request(raw: bytes, *, draft_of: DraftOf, with_digest: bool) -> ReadRequest:
@@ -118,7 +122,8 @@ def read_request(raw: bytes, *, draft_of: DraftOf, with_digest: bool) -> ReadReq
     except InvalidRequest as problem:
         inside = [FieldError("#/params" + error.pointer[1:], error.detail) for error in problem.errors]
         return ReadRequest(digest, line.custom_id, inside)
-    return ReadRequest(digest, line.custom_id, (), draft.model, draft.request)
+    end_user = line.end_user or draft.options.end_user
+    return ReadRequest(digest, line.custom_id, (), draft.model, draft.request, end_user)
 
 
 def job_draft_of(params: Any, *, default_model: str, bounds: Bounds) -> Draft:
@@ -156,7 +161,7 @@ class BatchItems:
             self._custom_ids.add(custom_id)
         if read.errors or custom_id is None:
             return self._refused(number, read.errors, custom_id)
-        return NewItem(number, new_id("job"), custom_id, read.model, read.request)
+        return NewItem(number, new_id("job"), custom_id, read.model, read.request, read.end_user)
 
     def too_long(self, number: int) -> InvalidItem:
         """The item of a line whose bytes were too many to keep."""

@@ -80,7 +80,8 @@ async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | 
             for job, request in zip(portion, requests, strict=True):
                 if request:
                     line += 1
-                    items.append(NewItem(line, new_id("job"), job.spec.custom_id or "", job.spec.model, request))
+                    spec = job.spec
+                    items.append(NewItem(line, new_id("job"), spec.custom_id or "", spec.model, request, spec.end_user))
             if items:
                 yield items
     if line == 0:

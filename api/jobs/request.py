@@ -37,6 +37,8 @@ MOST_MODEL_CHARS: Final = 256
 MOST_MAX_TOKENS: Final = 10_000_000
 MOST_ANSWERS: Final = 128
 
+MOST_END_USER_CHARS: Final = 64
+
 _MOST_METADATA: Final = 16
 _MOST_METADATA_KEY_CHARS: Final = 64
 _MOST_METADATA_VALUE_CHARS: Final = 512
@@ -149,6 +151,7 @@ def _few_tags(tags: object) -> object:
     return tags
 
 
+EndUser = Annotated[str | None, Text(1, MOST_END_USER_CHARS, is_printable=True)]
 _MetadataName = Annotated[str, Field(min_length=1, max_length=_MOST_METADATA_KEY_CHARS)]
 _Timer = Annotated[int | None, Whole(1, 3600)]
 
@@ -194,11 +197,14 @@ class JobOptions(Body):
     ] = ()
     """At most 8, each once and of 1 to 64 printable characters, returned with the job. ``GET /v1/jobs?tag=`` lists the jobs that
     have one. In a batch's query commas separate tags, so a tag cannot have one there."""
+    end_user: EndUser = None
+    """Your own user whom the job is for, 1 to 64 printable characters, returned with the job. Usage is summed by it, and the
+    tenant may have limits for each: see End users."""
     webhook: Annotated[Webhook | None, asked_by(JobWebhook)] = None
     """Who is notified of the end: see Webhooks."""
 
 
-_DEFAULTS: Final = JobOptions()
+NO_OPTIONS: Final = JobOptions()
 _OF_SPEC: Final = tuple(name for name in JobOptions.model_fields if name in JobSpec.__struct_fields__)
 
 
@@ -295,7 +301,7 @@ class JobRequest(Parameters):
 
     stream: StrictBool | None = None
     """Accepted and ignored: every call to the LLM is streamed."""
-    job: JobOptions = Field(default_factory=lambda: _DEFAULTS)
+    job: JobOptions = Field(default_factory=lambda: NO_OPTIONS)
     """Options of the job, never sent to the LLM."""
     model: Model = None
     """Printable; by default ``TOKENSPOOL_MODEL``."""
@@ -325,7 +331,7 @@ class Draft(msgspec.Struct, frozen=True):
     model: str
     request: bytes
     """The LLM's request, as JSON."""
-    options: JobOptions = _DEFAULTS
+    options: JobOptions = NO_OPTIONS
     kind: JobKind = JobKind.MESSAGES
     may_start_over: bool = True
     """See JobSpec."""

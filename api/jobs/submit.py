@@ -35,7 +35,7 @@ SHOWN_TO_READERS: Final = (
 
 
 def may_see_all(submitted: Submitted, caller: Caller) -> bool:
-    """Whether the caller is shown the job's result, metadata, tags and webhook.
+    """Whether the caller is shown the job's result, end user, metadata, tags and webhook.
 
     A key without the scope ``read`` sees only what it has sent itself: neither what another key sent with the same
     Idempotency-Key, nor what a retry has copied from the first job.

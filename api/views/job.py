@@ -67,6 +67,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     batch_id: str | None
     custom_id: str | None
     retry_of: str | None
+    end_user: str | None
     metadata: dict[str, str]
     tags: tuple[str, ...]
     webhook: Webhook | None
@@ -93,9 +94,11 @@ def url_of(job_id: str) -> str:
 
 
 def render(job: Job, queue_position: int | None, *, with_result: bool = True, with_metadata: bool = True) -> bytes:
-    """The job as one line of JSON. ``with_metadata``: with what its submitter set: metadata, tags and webhook."""
+    """The job as one line of JSON. ``with_metadata``: with what its submitter set: end_user, metadata, tags and webhook."""
     view = view_of(job, queue_position, with_result=with_result)
-    return _encode(view if with_metadata else msgspec.structs.replace(view, metadata={}, tags=(), webhook=None))
+    return _encode(
+        view if with_metadata else msgspec.structs.replace(view, end_user=None, metadata={}, tags=(), webhook=None)
+    )
 
 
 def render_page(jobs: list[Job], positions: list[int | None], next_after: str | None) -> bytes:
@@ -126,6 +129,7 @@ def view_of(job: Job, queue_position: int | None, *, with_result: bool) -> JobVi
         batch_id=spec.batch_id,
         custom_id=spec.custom_id,
         retry_of=spec.retry_of,
+        end_user=spec.end_user,
         metadata=spec.metadata,
         tags=spec.tags,
         webhook=job.webhook,
