@@ -45,6 +45,16 @@ def test_a_tiny_limit_does_not_count_as_no_limit(tokenspool: Tokenspool) -> None
     assert tokenspool("tenants", "set", "acme", "--usd-per-day", "0").out == "acme queued_jobs=5\n"
 
 
+def test_limits_of_each_end_user_are_set_and_shown(tokenspool: Tokenspool) -> None:
+    """In the units of their names."""
+    options = ("--end-user-running-jobs", "2", "--end-user-usd-per-day", "0.5", "--end-user-usd-per-month", "3")
+    shown = "acme end_user_running_jobs=2 end_user_usd_per_day=0.5 end_user_usd_per_month=3\n"
+    assert tokenspool("tenants", "set", "acme", *options).out == shown
+    assert tokenspool("tenants", "set", "acme", "--end-user-usd-per-day", "0").out == shown.replace(
+        " end_user_usd_per_day=0.5", ""
+    )
+
+
 @pytest.mark.parametrize("value", ["-1e308", "nan", "inf", "1e308"])
 def test_an_invalid_budget_is_refused(tokenspool: Tokenspool, value: str) -> None:
     """For a tenant and for a key."""

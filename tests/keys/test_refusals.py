@@ -221,7 +221,7 @@ async def test_a_replay_shows_a_result_only_to_keys_that_may_read(served: Served
     """Otherwise a key that may only submit could read another key's job by its Idempotency-Key, or by a retry."""
     runtime = served.api.runtime
     owner, submitter = await make_key(runtime), await make_key(runtime, scopes=frozenset({Scope.SUBMIT}))
-    body = {"prompt": "a", "job": {"metadata": {"secret": "s3cret"}, "tags": ["s3cret"]}}
+    body = {"prompt": "a", "job": {"metadata": {"secret": "s3cret"}, "tags": ["s3cret"], "end_user": "s3cret"}}
     first = await http.post("/v1/jobs", json=body, headers=bearer(owner.text) | {"Idempotency-Key": "k"})
     author = await Author.claim_next(runtime)
     await author.fail()

@@ -140,6 +140,7 @@ WRONG_FIELDS: list[tuple[Any, list[str]]] = [
     ({"prompt": "x", "job": {"tags": [str(n) for n in range(9)]}}, ["#/job/tags"]),
     ({"prompt": "x", "job": {"tags": ["a", "b\n"]}}, ["#/job/tags/1"]),
     ({"prompt": "x", "job": {"tags": [CANARY, "a", CANARY]}}, ["#/job/tags"]),
+    *(({"prompt": "x", "job": {"end_user": wrong}}, ["#/job/end_user"]) for wrong in ("", "a\n", "x" * 65, 7, None)),
     ({"prompt": "x", "job": {"webhook": {"url": "ftp://example.com"}}}, ["#/job/webhook/url"]),
     ({"prompt": "x", "job": {f"{CANARY} {CANARY}": 1}}, ["#/job"]),
     ({"prompt": 1, "max_tokens": 0, "job": {"x": 1}}, ["#/job/x", "#/max_tokens", "#/prompt"]),

@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from shared.clock import from_rfc3339
@@ -329,6 +330,45 @@ async def test_a_retried_job_keeps_its_tags(api: CalledApi) -> None:
     await api.http.post(f"/v1/jobs/{job['id']}/cancel")
     again = (await api.http.post(f"/v1/jobs/{job['id']}/retry")).json()
     assert (again["tags"], again["timeout_s"], again["retry_of"]) == (["nightly"], 7, job["id"])
+
+
+async def test_a_job_has_its_end_user(api: CalledApi) -> None:
+    """Null without one. A retry keeps it."""
+    job = await api.submitted({"prompt": "x", "job": {"end_user": "ann: é/1"}})
+    assert (job["end_user"], (await api.submitted())["end_user"]) == ("ann: é/1", None)
+    assert (await api.job(job["id"]))["end_user"] == "ann: é/1"
+    await api.http.post(f"/v1/jobs/{job['id']}/cancel")
+    assert (await api.http.post(f"/v1/jobs/{job['id']}/retry")).json()["end_user"] == "ann: é/1"
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+async def test_each_item_of_a_batch_may_have_an_end_user(api: CalledApi, is_json: bool) -> None:
+    """Without its own it has the batch's, wherever that stands in the body. A retry keeps them."""
+    lines: list[Any] = [
+        {"custom_id": str(number), "params": {"prompt": "x"}} | ({"end_user": user} if user else {})
+        for number, user in enumerate(["ann", None, "bob"])
+    ]
+    lines.append({"custom_id": "3", "params": {"prompt": "x"}, "end_user": "\n"})
+    if is_json:
+        response = await api.http.post("/v1/batches", json={"requests": lines, "job": {"end_user": "eve"}})
+    else:
+        content = b"\n".join(map(msgspec.json.encode, lines))
+        headers = {"Content-Type": "application/jsonl"}
+        response = await api.http.post("/v1/batches?end_user=eve", content=content, headers=headers)
+    assert response.status_code == 202, response.text
+    batch = response.json()
+    assert batch["counts"]["failed"] == 1
+
+    async def users_of(batch_id: str) -> list[str]:
+        page = (await api.http.get("/v1/jobs", params={"batch_id": batch_id})).json()
+        return [job["end_user"] for job in page["data"]][::-1]
+
+    assert await users_of(batch["id"]) == ["ann", "eve", "bob"]
+    await api.http.post(f"/v1/batches/{batch['id']}/cancel")
+    await api.runtime.batches.advance_all(batch["id"])
+    again = await api.http.post(f"/v1/batches/{batch['id']}/retry")
+    assert again.status_code == 202, again.text
+    assert await users_of(again.json()["id"]) == ["ann", "eve", "bob"]
 
 
 async def test_a_list_is_of_one_tenant(api: CalledApi) -> None:

@@ -32,7 +32,7 @@ async def test_a_submit_returns_202_with_the_job_and_its_location(api: CalledApi
     assert list(job) == [
         "id", "type", "status", "model", "priority", "queue_position", "attempts", "max_attempts", "timeout_s",
         "created_at", "not_before", "expires_at", "started_at", "ended_at", "batch_id", "custom_id", "retry_of",
-        "metadata", "tags", "webhook", "result", "usage", "cost_usd", "error", "timing", "urls",
+        "end_user", "metadata", "tags", "webhook", "result", "usage", "cost_usd", "error", "timing", "urls",
     ]  # fmt: skip
     assert job["status"] == "queued"
     assert job["queue_position"] == 1

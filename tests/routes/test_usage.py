@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from api.native.usage import UsageLine
+from shared.store import redis_keys
 from shared.usage import METRICS, UsageSums
 from tests.routes.conftest import CalledApi, pointers_of
 from tests.support.usage import count
@@ -82,6 +83,63 @@ async def test_usage_can_be_grouped_otherwise(used: CalledApi, group_by: Any, by
         assert list(row) == [*by, *METRICS, "cost_usd"]
     assert list(report["total"]) == [*METRICS, "cost_usd"]
     assert report["total"]["calls"] == 5
+
+
+@pytest.fixture
+async def used_by_end_users(api: CalledApi) -> CalledApi:
+    """Calls of two end users and of nobody, on two days."""
+    for day, model, key, user, calls in (
+        (SATURDAY, "m", None, "ann", 1),
+        (SATURDAY, "n", "key_1", "ann", 2),
+        (SATURDAY, "m", None, "bob", 4),
+        (SATURDAY, "m", None, None, 8),
+        (MONDAY, "m", None, "ann", 16),
+    ):
+        await count(api.runtime, day, model, UsageSums(calls=calls, input_tokens=calls), tenant=TENANT, key=key)
+        if user is not None:
+            name = redis_keys.end_user_usage(TENANT, day.isoformat())
+            before = (await api.runtime._commands.call("HGET", name, user) or b"\n").decode()
+            line = f"{model}\n{key or ''}\t{calls} 0 {calls} 0 0 0 0 0\n"
+            await api.runtime._commands.call("HSET", name, user, before + line)
+            await api.runtime._commands.call("EXPIRE", name, 3600)
+    return api
+
+
+@pytest.mark.parametrize(
+    ("query", "rows"),
+    [
+        ({"group_by": "end_user"}, [(None, 8), ("ann", 19), ("bob", 4)]),
+        (
+            {"group_by": "day,end_user"},
+            [("2026-11-21", None, 8), ("2026-11-21", "ann", 3), ("2026-11-21", "bob", 4), ("2026-11-23", "ann", 16)],
+        ),
+        (
+            {"group_by": "model,key,end_user"},
+            [("m", None, None, 8), ("m", None, "ann", 17), ("m", None, "bob", 4), ("n", "key_1", "ann", 2)],
+        ),
+        ({"group_by": "model"}, [("m", 29), ("n", 2)]),
+        ({"end_user": "ann", "group_by": "model"}, [("m", 17), ("n", 2)]),
+        ({"end_user": "ann", "group_by": "day,end_user"}, [("2026-11-21", "ann", 3), ("2026-11-23", "ann", 16)]),
+        ({"end_user": "eve", "group_by": "end_user"}, []),
+    ],
+)
+async def test_usage_is_split_by_end_user(used_by_end_users: CalledApi, query: Any, rows: list[Any]) -> None:
+    """Calls for nobody are null. With `end_user`, only that one's calls count, in the total too."""
+    report = await _read(used_by_end_users, **query)
+    by = report["group_by"]
+    assert [(*(row[name] for name in by), row["calls"]) for row in report["data"]] == rows
+    assert report["total"]["calls"] == sum(row[-1] for row in rows)
+    assert all(row["input_tokens"] == row["calls"] for row in report["data"])
+    first = await _read(used_by_end_users, **query, limit=1)
+    if first["has_more"]:
+        rest = await _read(used_by_end_users, **query, after=first["next"])
+        assert first["data"] + rest["data"] == report["data"]
+
+
+async def test_another_tenant_s_end_user_of_the_same_name_is_another(used_by_end_users: CalledApi) -> None:
+    """Nothing of it is seen."""
+    assert (await _read(used_by_end_users, "theirs", end_user="ann"))["data"] == []
+    assert (await _read(used_by_end_users, "theirs", group_by="end_user"))["data"] == []
 
 
 async def test_rows_come_in_pages(used: CalledApi) -> None:
@@ -164,6 +222,9 @@ async def test_four_hundred_days_can_be_read_at_once(api: CalledApi) -> None:
         ("from=9999-12-31", ["from"]),
         ("from=0001-01-01&to=9999-12-31", ["from"]),
         ("group_by=hour", ["group_by"]),
+        ("group_by=end_user&from=2026-10-21&to=2026-11-21", ["from"]),
+        ("end_user=", ["end_user"]),
+        ("end_user=" + "x" * 65, ["end_user"]),
         ("group_by=day,model,tenant", ["group_by"]),
         ("group_by=day&group_by=x", ["group_by"]),
         ("group_by=DAY", ["group_by"]),
@@ -181,7 +242,7 @@ async def test_usage_has_exactly_the_members_that_are_declared(used: CalledApi) 
     """In their order; a row has every metric."""
     document = (await used.http.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
-    report = await _read(used, group_by="day,model,key")
+    report = await _read(used, group_by="day,model,key,end_user")
     assert list(report) == list(schemas["UsageReport"]["properties"])
     assert list(report["data"][0]) == list(schemas["UsageLine"]["properties"])
     assert schemas["UsageLine"]["required"] == [*METRICS, "cost_usd"]

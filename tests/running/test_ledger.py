@@ -5,6 +5,7 @@ Every test of this folder also compares the rows with the upstream's own record 
 
 import asyncio
 import time
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -18,6 +19,8 @@ from shared.store import redis_keys
 from tests.running.crew import STEADY, TENANT, Crew, Hand, attempt_text, replace
 from tests.running.ledger import Row, assert_ledger_matches, rows_of
 from tests.running.providers import on_each_provider
+from tests.support.limits import spent
+from tests.support.usage import read_usage_by_end_user
 from tests.support.wait import wait_until
 
 TOKENS = 20
@@ -335,6 +338,33 @@ async def test_a_jobs_cost_is_that_of_all_its_calls(crew: Crew) -> None:
     assert costs[0] == 0
     assert job.cost_usd == sum(costs) / 1e9
     assert other.cost_usd is None
+
+
+async def test_an_end_user_pays_for_its_calls(crew: Crew) -> None:
+    """Also for one whose worker was killed, and for one that was cancelled. Usage and budget agree."""
+    await crew.runtime.tenants.set(TENANT, {"end_user_nano_usd_per_day": 10**15})
+    dying = await crew.worker(lease_s=0.6, prices=PRICES)
+    lost_once = await crew.submit("stall=3x1", end_user="ann")
+    await crew.begun(lost_once, 3)
+    await crew.worker(lease_s=0.6, prices=PRICES)
+    fall_silent(dying)
+    await dying.killed()
+    await crew.ended(lost_once)
+    cut = await crew.submit("stall=3", end_user="ann")
+    await crew.begun(cut, 3)
+    await crew.runtime.jobs.cancel(cut, TENANT)
+    rows = await closed(crew, lost_once) + await closed(crew, cut)
+    cost = sum(row.cost_nano_usd or 0 for row in rows)
+    assert cost > 0
+
+    async def is_paid() -> bool:
+        return await spent(crew.runtime, f"user:{redis_keys.user_of(TENANT, 'ann')}") == [cost]
+
+    await wait_until(is_paid, "the charges")
+    today = datetime.now(UTC).date()
+    usage = await read_usage_by_end_user(crew.runtime, TENANT, today - timedelta(days=1), today)
+    assert {row.end_user for row in usage} == {"ann"}
+    assert sum(row.sums.cost_nano_usd for row in usage) == cost
 
 
 @on_each_provider

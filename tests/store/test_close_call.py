@@ -14,7 +14,7 @@ from shared.store import redis_keys
 from shared.store.queue import UNPRICED
 from shared.store.runtime import Runtime
 from shared.store.upstreams import CallEnd, Reserved
-from shared.usage import METRICS, MOST_ROWS_PER_DAY, OTHER, UNMADE, UsageSums
+from shared.usage import METRICS, MOST_END_USER_ROWS_PER_DAY, MOST_ROWS_PER_DAY, OTHER, UNMADE, UsageSums
 from tests.support.store import all_keys, now_ms, record_of, start, succeed, ttl_ms
 from tests.support.upstreams import (
     a_call,
@@ -27,7 +27,7 @@ from tests.support.upstreams import (
     row_of,
     sums_of,
 )
-from tests.support.usage import read_usage
+from tests.support.usage import read_usage, read_usage_by_end_user
 
 A_USAGE = Usage(input_tokens=10, output_tokens=20, cache_creation_input_tokens=3, cache_read_input_tokens=4)
 
@@ -236,6 +236,7 @@ _ENDS = st.fixed_dictionaries(
 _CALLS = st.tuples(
     st.sampled_from(["tenant-a", "tenant-b"]),
     st.sampled_from(["m", "m\nn", "n"]),
+    st.sampled_from(["", "", "ann", "bob: 1 2", OTHER]),
     st.integers(0, 2),
     st.lists(_ENDS, max_size=4),
 )
@@ -244,13 +245,13 @@ _CALLS = st.tuples(
 @hypothesis_settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(calls=st.lists(_CALLS, max_size=6), order=st.randoms(use_true_random=False))
 async def test_the_sums_are_those_of_the_rows(runtime: Runtime, calls: list[Any], order: Any) -> None:
-    """By tenant, day and model, for any history; and the window's tokens are those of the calls that were made."""
+    """By tenant, day, model and end user, for any history; and the window's tokens are those of the calls that were made."""
     await runtime._commands.call("FLUSHDB")
     route = a_route(input_tokens=10_000, output_tokens=10_000)
     today_ms = await now_ms(runtime)
     steps, made = [], {}
-    for tenant, model, day, ends in calls:
-        call = a_call(tenant=tenant, model=model, input_estimate=3, output_estimate=4)
+    for tenant, model, end_user, day, ends in calls:
+        call = a_call(tenant=tenant, model=model, end_user=end_user, input_estimate=3, output_estimate=4)
         assert isinstance(await runtime.upstreams.reserve(route, call), Reserved)
         made[call.id] = (tenant, model, day)
         steps.append([(call.id, day, end) for end in ends])
@@ -259,6 +260,7 @@ async def test_the_sums_are_those_of_the_rows(runtime: Runtime, calls: list[Any]
         await runtime.upstreams.close_call(route.name, call_id, today_ms - day * 86_400_000, CallEnd(**end))
 
     expected: dict[tuple[str, str, int], UsageSums] = {}
+    expected_by_user: dict[tuple[str, str, int, str | None], UsageSums] = {}
     window = [0, 0, 0, 0]
     for call_id, name in made.items():
         row = await row_of(runtime, call_id)
@@ -272,6 +274,8 @@ async def test_the_sums_are_those_of_the_rows(runtime: Runtime, calls: list[Any]
             counts = {"calls": 1, "estimated_calls": int(row["estimated"]), "unpriced_calls": int(row["unpriced"])}
             sums = UsageSums(**counts, **{metric: int(row[metric]) for metric in METRICS if metric not in counts})
             expected[name] = expected.get(name, UsageSums()) + sums
+            name_by_user = (name[0], row["counted"], name[2], row.get("counted_user"))
+            expected_by_user[name_by_user] = expected_by_user.get(name_by_user, UsageSums()) + sums
     assert await sums_of(runtime, route) == window
 
     today = datetime.fromtimestamp(today_ms / 1000, UTC).date()
@@ -282,6 +286,12 @@ async def test_the_sums_are_those_of_the_rows(runtime: Runtime, calls: list[Any]
         if usage.sums != UsageSums()
     }
     assert found == expected
+    found_by_user = {
+        (tenant, usage.model, (today - usage.day).days, usage.end_user): usage.sums
+        for tenant in ("tenant-a", "tenant-b")
+        for usage in await read_usage_by_end_user(runtime, tenant, today - timedelta(days=3), today)
+    }
+    assert found_by_user == {name: sums for name, sums in expected_by_user.items() if sums != UsageSums()}
 
 
 async def test_a_day_s_usage_lives_as_long_as_the_settings_say(runtime: Runtime) -> None:
@@ -342,8 +352,41 @@ async def test_a_call_that_was_lost_moves_to_its_own_row(runtime: Runtime) -> No
     assert await counted(runtime) == UsageSums(1, 0, 10, 20, 3, 4, 77, 0)
 
 
-async def called_as(runtime: Runtime, model: str, **end: Any) -> None:
-    call_id, _ = await permitted(runtime, a_route(), model=model)
+async def test_end_users_beyond_a_day_s_bound_are_others(runtime: Runtime) -> None:
+    """So are new ones whose calls used nothing. Who has a row goes on in it; the models' rows are complete all the same."""
+    day = datetime.fromtimestamp(await now_ms(runtime) / 1000, UTC).date()
+    by_user = redis_keys.end_user_usage("tenant-a", day.isoformat())
+    await called_as(runtime, "m", "user-0")
+    assert await calls_by_end_user(runtime) == {OTHER: 1}
+    await called_as(runtime, "m", "user-1", usage=A_USAGE)
+    await runtime._commands.call("HSET", by_user, "", MOST_END_USER_ROWS_PER_DAY - 1)
+    for user in ("user-2", "user-3", "user-4", "user-2", "user-1", ""):
+        await called_as(runtime, "m", user, usage=A_USAGE)
+    await called_as(runtime, "n", "user-1", usage=A_USAGE)
+    assert await calls_by_end_user(runtime) == {"user-1": 2, "user-2": 2, OTHER: 4, None: 1}
+    assert await calls_by_model(runtime) == {"m": 8, "n": 1}
+    assert await ttl_ms(runtime, by_user) == pytest.approx(runtime.settings.usage_retention_s * 1000, abs=60_000)
+    of_one = [row async for rows in runtime.usage.days_of_end_user("tenant-a", "user-1", day, day) for row in rows]
+    assert [(row.model, row.end_user, row.sums.calls) for row in of_one] == [("m", "user-1", 2)]
+
+
+async def test_a_lost_call_s_end_user_is_found(runtime: Runtime) -> None:
+    """By whoever closes it: its budget pays too."""
+    call_id, _ = await permitted(runtime, a_route(), end_user="ann")
+    await let_pass(runtime, runtime.settings.lease_s + 1)
+    assert [(row.call_id, row.end_user) for row in await runtime.upstreams.hold([])] == [(call_id, "ann")]
+
+
+async def calls_by_end_user(runtime: Runtime) -> dict[str | None, int]:
+    today = datetime.fromtimestamp(await now_ms(runtime) / 1000, UTC).date()
+    found: dict[str | None, int] = {}
+    for row in await read_usage_by_end_user(runtime, "tenant-a", today, today):
+        found[row.end_user] = found.get(row.end_user, 0) + row.sums.calls
+    return found
+
+
+async def called_as(runtime: Runtime, model: str, end_user: str = "", **end: Any) -> None:
+    call_id, _ = await permitted(runtime, a_route(), model=model, end_user=end_user)
     assert await closed(runtime, a_route(), call_id, **end) == 1
 
 

@@ -24,3 +24,8 @@ async def count(
 async def read_usage(runtime: Runtime, tenant: str, first_day: date, last_day: date) -> list[UsageRow]:
     """All rows of these days."""
     return [row async for rows in runtime.usage.days(tenant, first_day, last_day) for row in rows]
+
+
+async def read_usage_by_end_user(runtime: Runtime, tenant: str, first_day: date, last_day: date) -> list[UsageRow]:
+    """The same, split by end user."""
+    return [row async for rows in runtime.usage.days_by_end_user(tenant, first_day, last_day) for row in rows]

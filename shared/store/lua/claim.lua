@@ -62,7 +62,7 @@ end
 
 -- A flow that has an owner without room is parked, out of the ready flows: there may be thousands, and each CLAIM would
 -- look at all of them. Flows that are parked with the same owner keep their order.
-local PARKED_LOOK_MS, USER_LOOK_MS, UNPARKED_AT_ONCE, most_moved = 10000, 60000, 20, 500
+local PARKED_LOOK_MS, USER_LOOK_MS, UNPARKED_AT_ONCE, most_moved, most_users = 10000, 60000, 20, 500, 30
 local function is_user(owner) return string.sub(owner, 1, 5) == 'user:' end
 -- When to look at parked flows if nothing makes room before; leave() and others look sooner. A tenant may have tens of
 -- thousands of end users that have spent their budgets.
@@ -73,7 +73,7 @@ end
 local function park_with(owner, flow, band, turn)
   call('ZADD', key_parked_flows(owner, band), int(turn), flow)
   call('ZADD', key_parked(), 'NX', later(owner), owner)
-  most_moved = most_moved - (is_user(owner) and 2 or 1) -- each end user has counters of its own, which were read
+  most_moved = most_moved - (is_user(owner) and 6 or 1) -- each end user has sums of its own, which were read
 end
 
 -- The flow's first owner without room, other than `except`; nil if all have room.
@@ -161,7 +161,8 @@ local function unpark(owner)
   if is_any_left then call('ZADD', key_parked(), look, owner) else call('ZREM', key_parked(), owner) end
 end
 for _, owner in ipairs(call('ZRANGEBYSCORE', key_parked(), '-inf', int(now), 'LIMIT', 0, 200)) do
-  if most_moved > 0 then
+  if is_user(owner) then most_users = most_users - 1 end
+  if most_moved > 0 and (most_users >= 0 or not is_user(owner)) then
     if owner == GATED then unpark_gated() else unpark(owner) end
   end
 end
@@ -251,8 +252,8 @@ local function start(id, was, flow)
   call('HSET', record, 'epoch', int(epoch), 'claim_epoch', int(epoch), 'worker', worker,
     'attempts', int(attempt), 'started_ms', started_ms)
   call('ZADD', key_running(), int(now + lease_ms), id)
-  local owners = owners_of_flow(flow)
-  for _, owner in ipairs(owners) do call('SADD', running_of(owner), id) end
+  local owners, running = owners_of_flow(flow)
+  for _, set in ipairs(running) do call('SADD', set, id) end
   if job[15] then hold_budget_of(id, owners, tonumber(job[15])) end
   stop_waiting(id, job[1])
   local events = {'started', '{"attempt":' .. int(attempt) .. '}'}

@@ -154,9 +154,9 @@ end
 -- Removes a job from everything that says that it runs or waits. The caller must then say where it is instead.
 local function leave(id, tenant, flow)
   call('ZREM', key_running(), id)
-  local owners = owners_of_flow(flow)
-  for _, owner in ipairs(owners) do
-    if call('SREM', running_of(owner), id) == 1 then look_at_parked(owner) end
+  local owners, running = owners_of_flow(flow)
+  for at, owner in ipairs(owners) do
+    if call('SREM', running[at], id) == 1 then look_at_parked(owner) end
   end
   stop_waiting(id, tenant)
   call('ZREM', key_deferred(), id)

@@ -15,18 +15,14 @@ local function with_user(flow, user)
   return (string.gsub(flow, '^([^:]+:[^:]+:[^:/]*):', '%1/' .. string.match(user, '/(.*)$') .. ':'))
 end
 
--- Who must have room before a job of the flow starts.
+-- Who must have room before a job of the flow starts, and the sets of their running jobs.
 local function owners_of_flow(flow)
   local tenant, key, user = names_of_flow(flow)
-  local owners = {'tenant:' .. tenant}
-  if key ~= '' then owners[2] = 'key:' .. key end
-  if user ~= '' then owners[#owners + 1] = 'user:' .. tenant .. '/' .. user end
-  return owners
-end
-
--- The set of an owner's running jobs.
-local function running_of(owner)
-  local kind, name = string.match(owner, '^(%a+):(.*)$')
-  if kind == 'tenant' then return key_tenant_running(name) end
-  return kind == 'key' and key_key_running(name) or key_user_running(name)
+  local owners, running = {'tenant:' .. tenant}, {key_tenant_running(tenant)}
+  if key ~= '' then owners[2], running[2] = 'key:' .. key, key_key_running(key) end
+  if user ~= '' then
+    user = tenant .. '/' .. user
+    owners[#owners + 1], running[#running + 1] = 'user:' .. user, key_user_running(user)
+  end
+  return owners, running
 end
