@@ -164,6 +164,7 @@ class Jobs:
             max_tokens=reserved.max_tokens,
             key=spec.key_id,
             key_limits=argument_of(submission.limits),
+            user=redis_keys.user_of(submission.tenant, spec.end_user),
             webhook=stored_form(submission.webhook),
             estimate=self._estimates.of(spec.model, submission.reservation),
             tenant_bytes=self._memory.tenant_bytes,

@@ -270,7 +270,7 @@ async def test_thousands_of_end_users_without_room_block_nobody(real_redis: Redi
         while not found:
             found = await claim(runtime, 5)
             claims += 1
-            assert claims <= 40
+            assert claims <= 100
         assert [each.id for each in found] == [other.id]
         assert await runtime._commands.call("ZCARD", f"{redis_keys.SHARD}ready:normal") == 0
         assert await _mean_ms(runtime) < 25  # 2 ms, but the machine may be busy

@@ -5,7 +5,7 @@
 -- START_BATCH: the body has arrived completely: starts the batch, once per Idempotency-Key. ADVANCE_BATCH starts its
 -- items.
 -- '' for none: not_before_ms, idempotency_hash, total (how many lines were added), key (API key), user (of all items
--- without an end user of their own, as in user_of_flow()), webhook (JSON).
+-- without an end user of their own, <tenant>/<hash>), webhook (JSON).
 -- common: the part of the spec that all items share. has_webhook_of_items: 1 if the webhook asks for events of items.
 -- Returns {'started', states} | {'replayed', id} | {'reused'} | {'gone'} | {'limited', ...} | {'never', ...}, the last
 -- two as in SUBMIT

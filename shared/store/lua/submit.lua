@@ -1,9 +1,10 @@
 -- uses: limits, position
 -- args: id, tenant, flow, state, request, spec, timeout_ms, #expires_in_ms, #not_before_ms, idempotency_hash,
 --   fingerprint, #most_waiting, #most_flows, attended_by, is_quiet, believed_ms, #tokens, #max_tokens, key, key_limits,
---   webhook, estimate, tenant_bytes
+--   user, webhook, estimate, tenant_bytes
 -- SUBMIT: creates a job, once per Idempotency-Key.
--- '' for none: not_before_ms, idempotency_hash, attended_by (an API process), key (API key), webhook (JSON).
+-- '' for none: not_before_ms, idempotency_hash, attended_by (an API process), key (API key), user (<tenant>/<hash>
+-- of the end user), webhook (JSON).
 -- most_flows: how many flows to count for the position. is_quiet: 1 for a job without a log that is in no list.
 -- believed_ms: how long an API process is believed to live. tokens: how many to reserve; max_tokens of them are the
 -- caller's bound, the rest is an estimate. estimate: what it may cost, in nano-dollars. tenant_bytes: the most bytes
@@ -19,7 +20,7 @@ if idempotency_hash ~= '' then
   end
 end
 if call('ZCARD', key_waiting()) >= most_waiting then return {'full'} end
-local owners = owners_of(tenant, key, key_limits, user_of_flow(flow))
+local owners = owners_of(tenant, key, key_limits, user)
 local limits = look_at_limits(owners, key, 1, tokens, max_tokens, true)
 local refusal = refusal_of(limits)
 if refusal then return refusal end

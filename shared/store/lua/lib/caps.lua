@@ -1,8 +1,8 @@
 -- uses: bookkeeping, spend
 -- What holds back the jobs of a tenant, an API key or an end user although it is their turn.
 
--- For such an owner: how many jobs it may run at once (0: any number), what is left of its budget after what it spent and
--- what its running jobs may cost, its budgets (0: none), and the set of its running jobs. Read once per script.
+-- For such an owner: how many jobs it may run at once (0: any number), what is left of its budget after what it spent
+-- and what its running jobs may cost, its budgets (0: none), and the set of its running jobs. Read once per script.
 -- default_running: for a tenant without a limit of its own.
 local caps, of_end_users = {}, {}
 local function cap_of(owner, default_running)

@@ -6,7 +6,7 @@ local KEY_LIMITS_KEPT_MS = 45 * DAY_MS
 
 -- The tenant with its limits and, if there is one, the API key with its own. The tenant's are read here, so that a
 -- change holds at once. key: its id or ''. key_limits: in the order of LIMITS (shared/limits.py), separated by blanks.
--- user: as in user_of_flow(), nil for none.
+-- user: an end user, as in lib/owners.lua; '' or nil for none.
 -- Returns {{name, requests, tokens, running, queued, a_day, a_month}, ...}, where 0 is no limit; the first, the tenant,
 -- has `bytes` too; `key` is the API key's.
 local function owners_of(tenant, key, key_limits, user)
@@ -20,7 +20,7 @@ local function owners_of(tenant, key, key_limits, user)
     'running_jobs', 'queued_jobs', 'nano_usd_per_day', 'nano_usd_per_month', 'waiting_bytes'))
   if key ~= '' then add_owner('key:' .. key, {string.match(key_limits, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')}) end
   owners.key = owners[2]
-  if user then
+  if user and user ~= '' then
     add_owner('user:' .. user, {0, 0, 0, 0, unpack(call('HMGET', key_tenant(tenant), 'end_user_nano_usd_per_day',
       'end_user_nano_usd_per_month'))})
   end

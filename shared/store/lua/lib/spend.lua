@@ -1,4 +1,4 @@
--- uses: now, owners
+-- uses: now
 -- What calls cost, summed for jobs, batches, tenants, API keys and end users. A cost is a number of nano-dollars, ''
 -- for no call, or '?' for a model whose price is unknown.
 local SPENT_DAY_KEPT_MS, SPENT_MONTH_KEPT_MS = 2 * DAY_MS, 62 * DAY_MS
@@ -45,8 +45,8 @@ local function charge_record(record, nano)
   end
 end
 
--- Adds to what a tenant, an API key (false for none) and an end user (nil for none) have spent. Of an end user it is
--- summed only where the tenant has set a budget for each: there may be very many.
+-- Adds to what a tenant, an API key (false for none) and an end user (<tenant>/<hash>, '' for none) have spent. Of
+-- an end user it is summed only where the tenant has set a budget for each: there may be very many.
 local function spend(nano, tenant, key, user)
   if nano == '?' or nano == '0' then return end
   local day, month = day_name(), month_name()
@@ -54,7 +54,7 @@ local function spend(nano, tenant, key, user)
     add_spent(owner, day, nano, SPENT_DAY_KEPT_MS)
     add_spent(owner, month, nano, SPENT_MONTH_KEPT_MS)
   end
-  if not user then return end
+  if user == '' then return end
   local budgets = call('HMGET', key_tenant(tenant), 'end_user_nano_usd_per_day', 'end_user_nano_usd_per_month')
   if budgets[1] then add_spent('user:' .. user, day, nano, SPENT_DAY_KEPT_MS) end
   if budgets[2] then add_spent('user:' .. user, month, nano, SPENT_MONTH_KEPT_MS) end
@@ -65,5 +65,6 @@ local function charge(id, nano)
   charge_record(key_job(id), nano)
   local job = call('HMGET', key_job(id), 'batch', 'tenant', 'key', 'flow')
   if job[1] and call('EXISTS', key_batch(job[1])) == 1 then charge_record(key_batch(job[1]), nano) end
-  spend(nano, job[2], job[3], user_of_flow(job[4]))
+  local user = string.match(job[4], '^[^:]+:[^:]+:[^:/]*/([^:]+)')
+  spend(nano, job[2], job[3], user and job[2] .. '/' .. user or '')
 end
