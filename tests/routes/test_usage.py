@@ -247,13 +247,14 @@ async def test_usage_has_exactly_the_members_that_are_declared(used: CalledApi) 
     assert list(report["data"][0]) == list(schemas["UsageLine"]["properties"])
     assert schemas["UsageLine"]["required"] == [*METRICS, "cost_usd"]
     assert [field.name for field in msgspec.structs.fields(UsageLine)] == [
-        "day", "model", "key", *METRICS, "cost_usd",
+        "day", "model", "key", "end_user", *METRICS, "cost_usd",
     ]  # fmt: skip
     operation = document["paths"]["/v1/usage"]["get"]
     assert [parameter["name"] for parameter in operation["parameters"]] == [
         "from",
         "to",
         "group_by",
+        "end_user",
         "after",
         "limit",
         "X-Tenant",
