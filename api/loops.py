@@ -32,6 +32,7 @@ def loops_of(api: ApiState) -> dict[str, Coroutine[Any, Any, None]]:
         "expire": _kept_going("expire", lambda: _expire_jobs(api.runtime)),
         "attend": _kept_going("attend", lambda: _attend(api)),
         "upkeep": _kept_going("upkeep", lambda: _upkeep(api.runtime)),
+        "waits": _kept_going("waits", api.relay.notice_waits),
         "memory": _kept_going("memory", api.runtime.memory.watch),
         **({"keys": _kept_going("keys", api.key_ring.attend)} if api.settings.auth is Auth.KEYS else {}),
         "stop": _stop_with_the_server(api),

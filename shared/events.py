@@ -19,7 +19,9 @@ class OurEvent(StrEnum):
     """Events that are ours. The terminal ones are named after the states."""
 
     QUEUED = "queued"
-    """Made by the relay from the record, without an id: ``{job_id, queue_position}``."""
+    """Made by the relay, without an id, if the job waits: ``{job_id, queue_position, waiting_for}``."""
+    WAITING = "waiting"
+    """The same, when one of them has changed; at most once a second, and only the newest."""
     STARTED = "started"
     """Always seq 0 of a claim: ``{attempt}``."""
     RETRY = "retry"

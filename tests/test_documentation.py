@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 from urllib.parse import urlsplit
 
 import pytest
@@ -25,6 +25,7 @@ from scripts.generate_docs import PARTS, generated, marked_parts
 from shared.errors import JobError
 from shared.job import TERMINAL_STATES, TRANSITIONS, Usage
 from shared.settings import load_settings, unknown_variables
+from shared.waiting import Reason, Shut
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DOCS: Final = sorted((ROOT / "docs").glob("*.md"))
@@ -108,6 +109,17 @@ def test_every_field_of_a_job_is_documented() -> None:
     page = _text("docs/protocol.md")
     for inner in (*Usage.__struct_fields__, *JobError.__struct_fields__):
         assert f"`{inner}`" in page
+
+
+def test_every_reason_of_a_wait_is_documented_with_its_members() -> None:
+    """Exactly these. An owner is named once."""
+    rows = {reason: " ".join(cells) for reason, *cells in _rows(_text("docs/protocol.md"), "### Why a job waits")}
+    del rows["`reason`"]
+    kinds = {kind.__struct_config__.tag: kind.__struct_fields__ for kind in get_args(Reason)}
+    assert rows.keys() == {f"`{tag}`" for tag in kinds}
+    for tag, members in kinds.items():
+        assert all(f"`{member}`" in rows[f"`{tag}`"] for member in members)
+    assert all(f"`{each}`" in rows["`route`"] for each in Shut)
 
 
 def test_every_member_of_usage_is_documented() -> None:

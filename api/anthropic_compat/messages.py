@@ -45,6 +45,7 @@ from api.streams.sse import SseResponse
 from shared.api_key import Caller, Scope
 from shared.errors import Forbidden, InternalError, NotFound, Problem, ServerStopping, StorageUnavailable
 from shared.job import Job, JobState, new_id
+from shared.waiting import queue_position_of
 
 _REPLAYED: Final = {"idempotency-replayed": "true"}
 _LONGEST_WAIT_S: Final = 86_400 + 600 + 60
@@ -281,8 +282,9 @@ _STOPPING: Final = Refusal(529, type_of(529), "The server is stopping: send the 
 
 def _headers_of(submitted: Submitted) -> dict[str, str]:
     headers = {"x-job-id": submitted.job.id, **headers_of(submitted.limits, on_messages_surface=True)}
-    if submitted.queue_position is not None:
-        headers["x-queue-position"] = str(submitted.queue_position)
+    position = queue_position_of(submitted.waiting_for)
+    if position is not None:
+        headers["x-queue-position"] = str(position)
     return headers | _REPLAYED if submitted.is_replayed else headers
 
 

@@ -1,14 +1,16 @@
 """The only place where a job is created."""
 
+import contextlib
 from typing import Final, NamedTuple
 
 from api.jobs.request import Draft, spec_members
 from api.state.api_state import ApiState
 from shared.api_key import Caller, Scope
-from shared.errors import StorageFull
+from shared.errors import StorageFull, StorageUnavailable
 from shared.job import Job, JobSpec, JobState, Submission, new_id
 from shared.limits import LimitState
 from shared.store.jobs import Created
+from shared.waiting import WaitingFor
 
 
 class Idempotency(NamedTuple):
@@ -23,7 +25,7 @@ class Submitted(NamedTuple):
     """The job: new, or the one that the Idempotency-Key already has."""
 
     job: Job
-    queue_position: int | None
+    waiting_for: WaitingFor | None
     is_replayed: bool
     limits: tuple[LimitState, ...] = ()
     """State of each configured limit after this submit."""
@@ -94,10 +96,14 @@ async def submit(
     outcome = await api.runtime.jobs.submit(submission, expires_in_s=options.expires_in_s)
     if isinstance(outcome, Created):
         api.log.debug("job_submitted", job_id=submission.id, prompt_hash=submission.spec.prompt_hash, model=draft.model)
-        return Submitted(_born(submission, outcome), outcome.queue_position, is_replayed=False, limits=outcome.limits)
+        born = _born(submission, outcome)
+        waiting_for: WaitingFor | None = None
+        with contextlib.suppress(StorageUnavailable):  # the job is there, whatever this look finds
+            waiting_for = await api.runtime.waits.of_new(born, outcome.position)
+        return Submitted(born, waiting_for, is_replayed=False, limits=outcome.limits)
     job = await api.runtime.jobs.get(outcome.job_id, caller.tenant, with_result=True)
     api.log.debug("submit_replayed", job_id=job.id)
-    return Submitted(job, await position_of(api, job), is_replayed=True)
+    return Submitted(job, await waiting_for_of(api, job), is_replayed=True)
 
 
 def _born(submission: Submission, created: Created) -> Job:
@@ -113,9 +119,9 @@ def _born(submission: Submission, created: Created) -> Job:
     )
 
 
-async def position_of(api: ApiState, job: Job) -> int | None:
-    """The job's place in the queue; None if it does not wait there."""
+async def waiting_for_of(api: ApiState, job: Job) -> WaitingFor | None:
+    """What holds the job back; None if it does not wait."""
     if job.state is not JobState.QUEUED:
         return None
-    (position,) = await api.runtime.jobs.positions([job.id], job.tenant)
-    return position
+    (waiting_for,) = await api.runtime.waits.of([(job.id, job.spec.model)], tenant=job.tenant)
+    return waiting_for

@@ -36,7 +36,7 @@ from api.jobs.request import (
     drafted,
     spec_members,
 )
-from api.jobs.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, position_of, submit
+from api.jobs.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, submit, waiting_for_of
 from api.openapi import (
     IDEMPOTENCY_KEY,
     LAST_EVENT_ID,
@@ -64,6 +64,7 @@ from shared.errors import FieldError, Forbidden, InvalidCursor, NotEnded, NotFou
 from shared.events import EventId, parse_cursor
 from shared.job import Job, JobKind, JobState, new_id
 from shared.store.idempotency import fingerprint_of
+from shared.waiting import WaitingFor
 
 router = APIRouter()
 
@@ -72,7 +73,8 @@ _FROM_NOW: Final = "now"
 
 
 _EVENTS: Final = stream(
-    'event: queued\ndata: {"job_id":"job_01m84bdq4t7w9k2p5x8r3n6v0c","queue_position":1}\n\n'
+    'event: queued\ndata: {"job_id":"job_01m84bdq4t7w9k2p5x8r3n6v0c","queue_position":1,'
+    '"waiting_for":[{"reason":"turn","position":1}]}\n\n'
     'id: 1795442531900-0\nevent: started\ndata: {"attempt":1}\n\n'
     'id: 1795442531900-3\nevent: delta\ndata: {"text":"Blue"}\n\n'
 )
@@ -149,7 +151,7 @@ async def _submit_and_wait(
     finally:
         watch.close()
     job = await api.runtime.jobs.get(job.id, caller.tenant, with_result=True)
-    now = submitted._replace(job=job, queue_position=await position_of(api, job))
+    now = submitted._replace(job=job, waiting_for=await waiting_for_of(api, job))
     return _response_of(now, caller, {"Preference-Applied": f"wait={wait_s}"})
 
 
@@ -168,14 +170,14 @@ async def _submit_and_follow(
     except BaseException:
         watch.close()
         raise
-    job, position, is_replayed, limits = submitted
+    job, waiting_for, is_replayed, limits = submitted
     headers = {"Location": url_of(job.id), **headers_of(limits)}
     if not is_replayed:
-        return job_stream(api, job, queue_position=position, form=form, watch=watch, is_new=True, headers=headers)
+        return job_stream(api, job, waiting_for=waiting_for, form=form, watch=watch, is_new=True, headers=headers)
     watch.close()
     if not may_see_all(submitted, caller):
         raise Forbidden(SHOWN_TO_READERS)
-    return _follow(api, job, position, form, cursor, headers | _REPLAYED, watch=api.relay.watch(job.id))
+    return _follow(api, job, waiting_for, form, cursor, headers | _REPLAYED, watch=api.relay.watch(job.id))
 
 
 _REPLAYED: Final = {"Idempotency-Replayed": "true"}
@@ -189,7 +191,7 @@ def _response_of(submitted: Submitted, caller: Caller, headers: dict[str, str] |
         all_headers |= _REPLAYED
     if not job.has_ended:
         all_headers |= RETRY_AFTER
-    body = render(job, submitted.queue_position, with_result=may_see_all_of_it, with_metadata=may_see_all_of_it)
+    body = render(job, submitted.waiting_for, with_result=may_see_all_of_it, with_metadata=may_see_all_of_it)
     return json_response(body, 200 if job.has_ended else 202, all_headers)
 
 
@@ -219,9 +221,9 @@ async def read_job(
         job = await api.runtime.partials.added_to(job)
     if not job.has_ended:
         headers |= RETRY_AFTER
-    position = await position_of(api, job)
+    waiting_for = await waiting_for_of(api, job)
     await api.key_ring.still(request.scope)  # the reads may have waited for seconds. All lists check this too
-    return json_response(render(job, position, with_result=result), headers=headers)
+    return json_response(render(job, waiting_for, with_result=result), headers=headers)
 
 
 @router.get("/v1/jobs/{job_id}/attempts")
@@ -251,10 +253,11 @@ async def list_jobs(
     page = await api.runtime.jobs.list(
         caller.tenant, after=after, limit=limit, state=status, batch_id=batch_id, tag=tag
     )
-    waiting = [job.id for job in page.jobs if job.state is JobState.QUEUED]
-    places = dict(zip(waiting, await api.runtime.jobs.positions(waiting, caller.tenant), strict=True))
+    queued = [(job.id, job.spec.model) for job in page.jobs if job.state is JobState.QUEUED]
+    waits = await api.runtime.waits.of(queued, tenant=caller.tenant)
     await api.key_ring.still(request.scope)
-    return json_response(render_page(page.jobs, [places.get(job.id) for job in page.jobs], page.next_after))
+    waits_by_id = {job_id: waiting_for for (job_id, _), waiting_for in zip(queued, waits, strict=True)}
+    return json_response(render_page(page.jobs, waits_by_id, page.next_after))
 
 
 @router.get("/v1/jobs/{job_id}/events")
@@ -285,13 +288,13 @@ async def follow_job(
     from_now = not sent and after == _FROM_NOW
     cursor = None if from_now else cursor_of(sent or after)
     job = await api.runtime.jobs.get(job_id, caller.tenant)
-    return _follow(api, job, await position_of(api, job), StreamFormat(form), cursor, from_now=from_now)
+    return _follow(api, job, await waiting_for_of(api, job), StreamFormat(form), cursor, from_now=from_now)
 
 
 def _follow(
     api: ApiState,
     job: Job,
-    queue_position: int | None,
+    waiting_for: WaitingFor | None,
     form: StreamFormat,
     cursor: EventId | None,
     headers: dict[str, str] | None = None,
@@ -306,7 +309,7 @@ def _follow(
     return job_stream(
         api,
         job,
-        queue_position=queue_position,
+        waiting_for=waiting_for,
         form=form,
         cursor=cursor,
         from_now=from_now,

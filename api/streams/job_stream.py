@@ -5,17 +5,17 @@ import random
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
-import msgspec
-
 from api.state.api_state import ApiState
 from api.state.relay import Watch
+from api.state.wait_notices import Notices
 from api.state.watch import Closing, Gone
 from api.streams.sse import OURS_IN_TEXT, PING, SseResponse, StreamFormat, frame
 from api.views.job import render
 from shared.errors import NotFound, StorageUnavailable
 from shared.events import Event, EventId, OurEvent, text_as_json
-from shared.job import Job
+from shared.job import Job, JobState
 from shared.store.runtime import Runtime
+from shared.waiting import WaitingFor, notice_of
 
 _PARTING: Final = b": the server is restarting, come back with your last event id\n\n"
 _REDIS_RETRY_S: Final = 0.5
@@ -25,7 +25,7 @@ def job_stream(
     api: ApiState,
     job: Job,
     *,
-    queue_position: int | None,
+    waiting_for: WaitingFor | None,
     form: StreamFormat,
     cursor: EventId | None = None,
     from_now: bool = False,
@@ -39,7 +39,7 @@ def job_stream(
     submitted after ``watch`` was opened.
     """
     own = watch or api.relay.watch(job.id, is_resumable=True)
-    frames = _job_frames(api.runtime, job, own, queue_position, form, cursor, from_now, is_new)
+    frames = _job_frames(api.runtime, job, own, waiting_for, form, cursor, from_now, is_new)
     return SseResponse(frames, watch=own, headers=headers)
 
 
@@ -47,17 +47,18 @@ async def _job_frames(
     runtime: Runtime,
     job: Job,
     watch: Watch,
-    queue_position: int | None,
+    waiting_for: WaitingFor | None,
     form: StreamFormat,
     cursor: EventId | None,
     from_now: bool,
     is_new: bool,
 ) -> AsyncIterator[bytes]:
+    notices = watch.notices = Notices(job.spec.model, job.epoch, may_wait=job.state is JobState.QUEUED)
     head = b"retry: %d\n\n" % random.randint(1000, 3000)  # random, or all would reconnect at once after a restart
     if not from_now:
-        if cursor is None:
-            data = msgspec.json.encode({"job_id": job.id, "queue_position": queue_position})
-            head += frame(OurEvent.QUEUED, data)
+        if cursor is None and waiting_for is not None:
+            head += frame(OurEvent.QUEUED, notice_of(job.id, waiting_for))
+            notices.sent(waiting_for, asyncio.get_running_loop().time())
         yield head
         head = b""
     encode = _as_text if form is StreamFormat.TEXT else _as_messages

@@ -167,4 +167,4 @@ def frame(name: str, data: bytes, event_id: EventId | None = None) -> bytes:
     return b"id: %d-%d\nevent: %b\ndata: %b\n\n" % (event_id.epoch, event_id.seq, name.encode(), data)
 
 
-OURS_IN_TEXT: Final = frozenset({OurEvent.STARTED, OurEvent.RETRY, OurEvent.RESET, OurEvent.SNAPSHOT})
+OURS_IN_TEXT: Final = frozenset({OurEvent.WAITING, OurEvent.STARTED, OurEvent.RETRY, OurEvent.RESET, OurEvent.SNAPSHOT})

@@ -2,6 +2,7 @@
 ``partial``.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from shared.clock import to_rfc3339
 from shared.errors import JobError
 from shared.job import Job, JobState, Usage
+from shared.waiting import WaitingFor, queue_position_of
 from shared.webhooks import Webhook
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -56,6 +58,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     priority: str
     queue_position: int | None
+    waiting_for: WaitingFor | None
     attempts: int
     max_attempts: int
     timeout_s: int
@@ -93,31 +96,34 @@ def url_of(job_id: str) -> str:
     return f"/v1/jobs/{job_id}"
 
 
-def render(job: Job, queue_position: int | None, *, with_result: bool = True, with_metadata: bool = True) -> bytes:
+def render(job: Job, waiting_for: WaitingFor | None, *, with_result: bool = True, with_metadata: bool = True) -> bytes:
     """The job as one line of JSON. ``with_metadata``: with what its submitter set: end_user, metadata, tags and webhook."""
-    view = view_of(job, queue_position, with_result=with_result)
+    view = view_of(job, waiting_for, with_result=with_result)
     return _encode(
         view if with_metadata else msgspec.structs.replace(view, end_user=None, metadata={}, tags=(), webhook=None)
     )
 
 
-def render_page(jobs: list[Job], positions: list[int | None], next_after: str | None) -> bytes:
-    """A page of jobs without results, as one line of JSON."""
-    views = [view_of(job, position, with_result=False) for job, position in zip(jobs, positions, strict=True)]
+def render_page(jobs: list[Job], waits: Mapping[str, WaitingFor | None], next_after: str | None) -> bytes:
+    """A page of jobs without results, as one line of JSON. ``waits``: by id."""
+    views = [view_of(job, waits.get(job.id), with_result=False) for job in jobs]
     return _encode(JobPage(data=views, has_more=next_after is not None, next=next_after))
 
 
-def view_of(job: Job, queue_position: int | None, *, with_result: bool) -> JobView:
-    """The job's JSON form. ``queue_position`` is shown only while the job is queued."""
+def view_of(job: Job, waiting_for: WaitingFor | None, *, with_result: bool) -> JobView:
+    """The job's JSON form. ``waiting_for`` is shown only while the job is queued."""
     spec = job.spec
     url = url_of(job.id)
+    if job.state is not JobState.QUEUED:
+        waiting_for = None
     return JobView(
         id=job.id,
         type="job",
         status=job.state,
         model=spec.model,
         priority=spec.priority,
-        queue_position=queue_position if job.state is JobState.QUEUED else None,
+        queue_position=queue_position_of(waiting_for),
+        waiting_for=waiting_for,
         attempts=job.attempts,
         max_attempts=spec.max_attempts,
         timeout_s=spec.timeout_s,

@@ -17,8 +17,9 @@ from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
 from shared.store.memory import Memory
 from shared.store.page import Sized, Stretch, Stretches, WantedOf, read_page, sized, stretches_of
-from shared.store.reads import PIECE_BYTES, RESULT_BYTES, ROW_BYTES, Reads, Record
+from shared.store.reads import RESULT_BYTES, ROW_BYTES, Reads, Record
 from shared.store.script import Argument, sources, target
+from shared.store.waits import FLOWS_COUNTED
 from shared.webhooks import stored_form, webhook_of
 
 _FIELDS: Final = (
@@ -27,9 +28,6 @@ _FIELDS: Final = (
 )  # fmt: skip
 
 _FIELDS_OF_STATE: Final = ("state", "expires_ms", "started_ms", "timeout_ms")
-
-_FLOWS_COUNTED: Final = 100
-"""Flows that are counted for a queue position before it is scaled up. Each takes Redis 1 µs."""
 
 _OF_BATCH: Final = b"batch"
 """What an item's record holds in place of a webhook: the batch's record has it."""
@@ -56,7 +54,8 @@ class Created(NamedTuple):
 
     created_ms: int
     expires_ms: int
-    queue_position: int | None
+    position: int
+    """1 starts next; 0 if its flow is parked, -1 if it is not due."""
     limits: tuple[LimitState, ...] = ()
     """State of each configured limit after this submit."""
 
@@ -156,7 +155,7 @@ class Jobs:
             idempotency_hash=key_hash(submission.idempotency_key) if submission.idempotency_key else "",
             fingerprint=submission.fingerprint,
             most_waiting=self._settings.max_queued,
-            most_flows=_FLOWS_COUNTED,
+            most_flows=FLOWS_COUNTED,
             attended_by=submission.attended_by,
             is_quiet=int(spec.kind is JobKind.COUNT_TOKENS),
             believed_ms=_BELIEVED_MS,
@@ -171,9 +170,7 @@ class Jobs:
         )
         match reply:
             case [b"created", created_ms, expires_ms, position, states]:
-                return Created(
-                    int(created_ms), int(expires_ms), position if position > 0 else None, limits.states_of(states)
-                )
+                return Created(int(created_ms), int(expires_ms), int(position), limits.states_of(states))
             case [b"replayed", job_id]:
                 return Replayed(job_id.decode())
             case [b"reused"]:
@@ -253,14 +250,6 @@ class Jobs:
 
     def _content(self, job_id: str, tenant: str, kind: Content) -> "asyncio.Future[bytes | None]":
         return self._commands.run("content", id=job_id, tenant=tenant, kind=kind)
-
-    async def positions(self, job_ids: Sequence[str], tenant: str) -> list[int | None]:
-        """The queue position of each of the tenant's jobs: 1 starts next; None if it waits in no flow. Raises TooManyReads."""
-        if not job_ids:
-            return []
-        async with self._reads.turn(tenant, ROW_BYTES if len(job_ids) == 1 else PIECE_BYTES):
-            reply = await self._commands.run("locate", most_flows=_FLOWS_COUNTED, ids=job_ids)
-        return [position if position > 0 else None for position in reply]
 
     async def list(
         self,

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import Final, NamedTuple
 
 from shared.events import Event, EventId, encode_published
-from shared.job import Step
+from shared.job import JobState, Step
 from shared.store import redis_keys
 from shared.store.commands import Commands
 from shared.store.reads import RESULT_BYTES, Reads
@@ -27,6 +27,7 @@ class Reach(NamedTuple):
     """The terminal event's id, once the job has ended; the log may be gone by then."""
     top: EventId | None
     """The last event in the log; None if there is no log, yet or any more."""
+    is_queued: bool
 
 
 class Log:
@@ -121,11 +122,12 @@ class Log:
         return [_reach_of(*reply) if reply else None for reply in replies]
 
 
-def _reach_of(claim_epoch: bytes, end_id: bytes, top: bytes) -> Reach:
+def _reach_of(claim_epoch: bytes, end_id: bytes, top: bytes, state: bytes) -> Reach:
     return Reach(
         EventId(int(claim_epoch), 0) if claim_epoch else None,
         _id_of(end_id) if end_id else None,
         _id_of(top) if top else None,
+        state.decode() == JobState.QUEUED,
     )
 
 

@@ -24,6 +24,7 @@ from shared.store.subscriber import Subscriber
 from shared.store.tenants import Tenants
 from shared.store.upstreams import Upstreams
 from shared.store.usage import UsageBook
+from shared.store.waits import Waits
 from shared.store.webhooks import Webhooks
 from shared.store.workers import Workers
 
@@ -43,6 +44,7 @@ class Runtime:
     """
     reads: Reads
     jobs: Jobs
+    waits: Waits
     batches: Batches
     log: Log
     partials: Partials
@@ -109,19 +111,21 @@ async def open_runtime(
             problems=problems,
         )
         log = Log(commands, reads, urgent)
+        workers, upstreams = Workers(commands, settings, urgent), Upstreams(commands, settings, urgent)
         yield Runtime(
             settings=settings,
             _commands=commands,
             _urgent=urgent,
             reads=reads,
             jobs=Jobs(commands, settings, reads, urgent, memory),
+            waits=Waits(commands, settings, reads, upstreams, workers),
             batches=Batches(commands, settings, reads, memory),
             log=log,
             partials=Partials(commands, reads, log),
             attempts=Attempts(commands, reads),
             queue=Queue(commands, settings, urgent),
-            workers=Workers(commands, settings, urgent),
-            upstreams=Upstreams(commands, settings, urgent),
+            workers=workers,
+            upstreams=upstreams,
             usage=UsageBook(commands),
             api_keys=ApiKeys(urgent, reads),
             tenants=Tenants(commands),

@@ -12,6 +12,7 @@ from shared.job import JobState
 from simulator.app import Simulator
 from tests.anthropic_surface.conftest import FAST, Surface, asked, author_of_next
 from tests.support.builders import an_answer
+from tests.support.store import look_anew, serve_queue
 
 _BLOCKS = ["text", "thinking+text", "tool", "citations", "thinking+citations+tool+text"]
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -79,7 +80,9 @@ async def test_the_answer_is_that_of_the_calls_job(surface: Surface, at_work: No
 
 
 async def test_the_response_has_the_position_in_the_queue(surface: Surface) -> None:
-    """If the job waits in it."""
+    """If its turn is all that the job waits for."""
+    await serve_queue(surface.runtime)
+    await look_anew(surface.served.api.runtime)
     async with httpx2.AsyncClient(base_url=surface.served.url) as http:
         calling = asyncio.create_task(http.post("/v1/messages", json=asked()))
         author = await author_of_next(surface.runtime)

@@ -27,6 +27,7 @@ from tests.support.store import (
     kind_of,
     lose,
     now_ms,
+    places,
     receive,
     start_batch,
     state_of,
@@ -140,7 +141,7 @@ async def test_parked_jobs_have_a_place_and_can_be_cancelled(runtime: Runtime) -
     ids = await submit_many(runtime, 4, **ONE_AT_ONCE)
     (held,) = await claim(runtime, 10)
     other = await submit(runtime, tenant="tenant-b")
-    assert await runtime.jobs.positions([*ids[1:], other.id], "tenant-a") == [2, 3, 4, 1]
+    assert await places(runtime, [*ids[1:], other.id]) == [2, 3, 4, 1]
     late = await submit(runtime, **ONE_AT_ONCE)  # its flow is parked
     await assert_consistent(runtime, [*ids, other.id, late.id])
     for job_id in (*ids[1:], late.id):

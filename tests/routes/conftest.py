@@ -1,6 +1,7 @@
 """The API called without sockets, on a real Redis; tests of streams and broken connections use a served one."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pytest
 
 from api.app import create_app
 from api.state.api_state import ApiState
+from shared.errors import StorageUnavailable
 from shared.settings import load_settings
 from shared.store.runtime import Runtime
 from tests.support.redis_servers import RedisUnderTest
@@ -104,6 +106,8 @@ async def called_api(**settings: Any) -> AsyncIterator[CalledApi]:
 
     living = asyncio.create_task(live(), name="lifespan")
     state = await opened
+    with contextlib.suppress(StorageUnavailable):
+        await state.runtime.waits.look()  # or the first response might know less of the workers than the next
 
     async def with_state(scope: _Message, receive: _Receive, send: _Send) -> None:
         await app({**scope, "state": {"api": state}}, receive, send)

@@ -12,7 +12,7 @@ from shared.job import JobKind, JobState, new_id
 from shared.store import redis_keys
 from tests.routes.conftest import A_BODY, CalledApi, StartApi, pointers_of, problem_of
 from tests.support.author import Author
-from tests.support.store import make_overdue, submit
+from tests.support.store import make_overdue, serve_queue, submit
 from tests.support.wait import wait_until
 
 
@@ -75,6 +75,7 @@ async def test_result_false_leaves_the_result_out(api: CalledApi) -> None:
 async def test_a_queued_job_has_its_position_and_retry_after(api: CalledApi) -> None:
     """Positions count from 1."""
     first, second = await api.submitted(), await api.submitted()
+    await serve_queue(api.runtime)
     assert (await api.job(first["id"]))["queue_position"] == 1
     response = await api.http.get(f"/v1/jobs/{second['id']}")
     assert response.json()["queue_position"] == 2

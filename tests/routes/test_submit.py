@@ -30,12 +30,12 @@ async def test_a_submit_returns_202_with_the_job_and_its_location(api: CalledApi
     assert response.headers["retry-after"] == "1"
     assert response.headers["cache-control"] == "no-store"
     assert list(job) == [
-        "id", "type", "status", "model", "priority", "queue_position", "attempts", "max_attempts", "timeout_s",
+        "id", "type", "status", "model", "priority", "queue_position", "waiting_for", "attempts", "max_attempts", "timeout_s",
         "created_at", "not_before", "expires_at", "started_at", "ended_at", "batch_id", "custom_id", "retry_of",
         "end_user", "metadata", "tags", "webhook", "result", "usage", "cost_usd", "error", "timing", "urls",
     ]  # fmt: skip
     assert job["status"] == "queued"
-    assert job["queue_position"] == 1
+    assert (job["queue_position"], job["waiting_for"]) == (None, [{"reason": "no_worker"}])
     assert job["model"] == "claude-sonnet-4-6"
     assert (job["priority"], job["timeout_s"], job["max_attempts"]) == ("normal", 600, 3)
     assert job["metadata"] == {"order": "8841"}
@@ -94,7 +94,7 @@ async def test_a_deferred_job_has_no_position_in_the_queue(api: CalledApi) -> No
     job = await api.submitted(A_BODY | {"job": {"not_before": sent, "expires_in_s": 60}})
     assert job["not_before"] == due.strftime("%Y-%m-%dT%H:%M:%S.000Z")
     assert job["expires_at"] == (due + timedelta(seconds=60)).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-    assert job["queue_position"] is None
+    assert (job["queue_position"], job["waiting_for"]) == (None, [{"reason": "not_before", "until": job["not_before"]}])
     assert await api.job(job["id"]) == job
 
 
@@ -236,6 +236,7 @@ async def test_a_redis_above_its_high_water_mark_is_503_and_stores_nothing(start
 async def test_accept_event_stream_submits_and_follows_in_one_request(served: Served) -> None:
     """From ``queued`` on, with the job's Location in the head."""
     headers = {"Accept": "text/event-stream"}
+    await served.api.runtime.waits.look()
     async with asking(served.url, "/v1/jobs", method="POST", headers=headers, body=A_BODY) as answer:
         assert answer.status == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -245,7 +246,8 @@ async def test_accept_event_stream_submits_and_follows_in_one_request(served: Se
         await author.succeed()
         frames = SseFrames().feed(await answer.read())
     assert [frame.event for frame in frames] == ["queued", "started", "delta", "delta", "succeeded"]
-    assert json.loads(frames[0].data) == {"job_id": author.job_id, "queue_position": 1}
+    waiting_for = [{"reason": "no_worker"}]
+    assert json.loads(frames[0].data) == {"job_id": author.job_id, "queue_position": None, "waiting_for": waiting_for}
     assert json.loads(frames[-1].data)["result"]["text"] == "Hello."
 
 

@@ -21,6 +21,7 @@ from tests.support.store import (
     kind_of,
     listening,
     now_ms,
+    places,
     submit,
 )
 
@@ -37,7 +38,7 @@ async def test_a_submitted_job_waits_with_everything_that_it_was_given(runtime: 
     assert isinstance(created, Created)
     assert before_ms <= created.created_ms <= after_ms
     assert created.expires_ms == created.created_ms + 60_000
-    assert created.queue_position == 1
+    assert created.position == 1
     job = await job_of(runtime, submission.id)
     assert (job.state, job.spec, job.attempts) == (JobState.QUEUED, submission.spec, 0)
     assert (job.created_ms, job.expires_ms, job.started_ms) == (created.created_ms, created.expires_ms, None)
@@ -154,8 +155,8 @@ async def test_a_job_for_later_waits_outside_the_queue_and_expires_from_then(run
     submission = a_submission(not_before_ms=due_ms)
     created = await runtime.jobs.submit(submission, expires_in_s=60)
     assert isinstance(created, Created)
-    assert (created.queue_position, created.expires_ms) == (None, due_ms + 60_000)
-    assert await runtime.jobs.positions([submission.id], "tenant-a") == [None]
+    assert (created.position, created.expires_ms) == (-1, due_ms + 60_000)
+    assert await places(runtime, [submission.id]) == [None]
     claims, due_s = await runtime.queue.claim("worker-1", count=1, low_count=1, takes_suspect=True)
     assert claims == []
     assert due_s == pytest.approx(3600, abs=5)
@@ -167,7 +168,7 @@ async def test_a_not_before_in_the_past_means_now(runtime: Runtime) -> None:
     submission = a_submission(not_before_ms=1)
     created = await runtime.jobs.submit(submission, expires_in_s=60)
     assert isinstance(created, Created)
-    assert (created.queue_position, created.expires_ms) == (1, created.created_ms + 60_000)
+    assert (created.position, created.expires_ms) == (1, created.created_ms + 60_000)
     assert (await claim_one(runtime)).id == submission.id
 
 

@@ -97,16 +97,15 @@ async def test_a_follower_can_resume_inside_an_older_attempt(
 async def test_without_an_id_a_follower_begins_with_the_newest_attempt(
     runtime: Runtime, author: Author, follower_of: Follow
 ) -> None:
-    """It sees `queued` without an id, then all from `started`, which has the attempt's number."""
+    """It sees all from `started`, which has the attempt's number; not `queued`, since the job does not wait."""
     await author.say("Blue")
     await lose(runtime, author.claim)
     second = await Author.claim_next(runtime)
     await second.say("Air")
     await second.succeed()
     follower = await follower_of(author.job_id).follow()
-    assert [frame.event for frame in follower.frames] == ["queued", "started", "reset", "delta", "succeeded"]
-    assert follower.frames[0].id is None
-    assert json.loads(follower.frames[1].data) == {"attempt": 2}
+    assert [frame.event for frame in follower.frames] == ["started", "reset", "delta", "succeeded"]
+    assert json.loads(follower.frames[0].data) == {"attempt": 2}
     assert follower.ids[0] == f"{second.claim.epoch}-0"
 
 
@@ -168,7 +167,7 @@ async def test_after_the_log_is_deleted_a_snapshot_has_the_whole_answer(
     await _forget_log(runtime, author.job_id)
 
     fresh = await follower_of(author.job_id).follow()
-    assert [frame.event for frame in fresh.frames] == ["queued", "snapshot", "succeeded"]
+    assert [frame.event for frame in fresh.frames] == ["snapshot", "succeeded"]
     assert fresh.text == "Blue light is scattered"
     assert fresh.ids == [end_id]
 
@@ -190,7 +189,7 @@ async def test_after_the_log_of_a_failure_is_deleted_its_end_is_shown(
     await author.fail()
     await _forget_log(runtime, author.job_id)
     follower = await follower_of(author.job_id).follow()
-    assert [frame.event for frame in follower.frames] == ["queued", "failed"]
+    assert [frame.event for frame in follower.frames] == ["failed"]
     assert json.loads(follower.frames[-1].data)["error"]["code"] == "upstream_error"
 
 
@@ -217,7 +216,8 @@ async def test_every_follower_sees_the_end_of_a_job_that_never_started(
         await make_overdue(runtime, submitted.id)
         await runtime.jobs.expire()
     late = follower_of(submitted.id)
-    for follower in [*await asyncio.gather(*tasks), await late.follow()]:
+    assert [frame.event for frame in (await late.follow()).frames] == [how]
+    for follower in await asyncio.gather(*tasks):
         assert [frame.event for frame in follower.frames] == ["queued", how]
         assert json.loads(follower.frames[-1].data)["status"] == how
         assert len(follower.ids) == 1

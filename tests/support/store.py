@@ -20,6 +20,7 @@ from shared.store.commands import Commands
 from shared.store.idempotency import fingerprint_of
 from shared.store.queue import Claim, Ending, Finished, FinishReply, Reaped
 from shared.store.runtime import Runtime
+from shared.waiting import Turn
 from shared.webhooks import DeliveryState
 from tests.support.builders import a_batch_id, a_batch_spec, a_submission, lines
 from tests.support.wait import wait_until
@@ -240,6 +241,25 @@ async def age_alive(runtime: Runtime, by_ms: int) -> None:
 async def job_of(runtime: Runtime, job_id: str, tenant: str = "tenant-a", *, with_result: bool = False) -> Job:
     """As its tenant sees it."""
     return await runtime.jobs.get(job_id, tenant, with_result=with_result)
+
+
+async def serve_queue(runtime: Runtime, *, worker: str = "worker-1", draining: int = 0) -> None:
+    """A worker lives, as far as Redis and this process know."""
+    await runtime.workers.announce(worker, {"draining": draining})
+    await look_anew(runtime)
+
+
+async def look_anew(runtime: Runtime) -> None:
+    """Looks at workers and routes now, although what the process knows of them is fresh."""
+    runtime.waits._looked_s = 0.0
+    await runtime.waits.look()
+
+
+async def places(runtime: Runtime, job_ids: Sequence[str]) -> list[int | None]:
+    """The place of each job in the queue, while a worker lives; None if it waits for more than its turn and others."""
+    await serve_queue(runtime)
+    waits = await runtime.waits.of([(job_id, "a-model") for job_id in job_ids])
+    return [next((each.position for each in found or () if isinstance(each, Turn)), None) for found in waits]
 
 
 async def state_of(runtime: Runtime, job_id: str) -> JobState:

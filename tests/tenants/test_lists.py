@@ -9,7 +9,7 @@ from shared.store.runtime import Runtime
 from tests.support.builders import a_bad_line, a_batch_id, a_line, an_id
 from tests.support.redis_servers import RedisUnderTest
 from tests.support.served import serving
-from tests.support.store import all_keys, begin, receive, start_batch, submit
+from tests.support.store import all_keys, begin, receive, serve_queue, start_batch, submit
 from tests.support.wait import wait_until
 from tests.tenants.table import paths_without_parameters
 from tests.tenants.victim import ATTACKER, CANARY, KEY, VICTIM, Victim, a_key, absent_ids, state_of_all
@@ -144,6 +144,7 @@ async def test_a_queue_position_counts_all_tenants_jobs(real_redis: RedisUnderTe
     for _ in range(5):
         await submit(runtime, tenant=VICTIM)
     last = await submit(runtime, tenant=ATTACKER)
+    await serve_queue(runtime)
     async with serving(real_redis.url) as served, a_connection(served.url) as line:
         first = json.loads((await _asked(line, f"/v1/jobs/{mine.id}")).body)["queue_position"]
         place = json.loads((await _asked(line, f"/v1/jobs/{last.id}")).body)["queue_position"]

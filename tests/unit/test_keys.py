@@ -151,7 +151,7 @@ def test_scripts_that_must_pass_at_maxmemory_begin_with_a_write_that_needs_none(
     assert first.group() == "write_without_memory("
 
 
-@pytest.mark.parametrize("name", ["locate", "probe", "ended_items", "list_items", "content"])
+@pytest.mark.parametrize("name", ["waits", "probe", "ended_items", "list_items", "content"])
 def test_scripts_that_only_read_write_nothing(name: str) -> None:
     """They run for every follower."""
     assert _WRITES.search(_body(name)) is None

@@ -9,7 +9,8 @@
 -- believed_ms: how long an API process is believed to live. tokens: how many to reserve; max_tokens of them are the
 -- caller's bound, the rest is an estimate. estimate: what it may cost, in nano-dollars. tenant_bytes: the most bytes
 -- that a tenant's requests may take.
--- Returns {'created', created_ms, expires_ms, position, states} | {'replayed', job id} | {'reused'} | {'full'}
+-- Returns {'created', created_ms, expires_ms, position (0: its flow is parked, -1: it is not due), states}
+--       | {'replayed', job id} | {'reused'} | {'full'}
 --       | {'limited', code, ms to wait, states, the limit or nil} | {'never', what is limited, the limit}; states as in
 --       states_of()
 if idempotency_hash ~= '' then
@@ -62,5 +63,5 @@ if not_before_ms and not_before_ms > now then
 end
 enqueue(id, flow, place)
 wake()
-return {'created', int(now), int(expires), position(flow, call('ZCARD', key_flow(flow)), most_flows),
-  states_of(limits)}
+local place_in_queue, is_ready = position(flow, call('ZCARD', key_flow(flow)), most_flows)
+return {'created', int(now), int(expires), is_ready and place_in_queue or 0, states_of(limits)}

@@ -14,15 +14,18 @@ local function depth_of(band, rank, most)
   return math.floor(sum * scale)
 end
 
+-- Also returns whether the flow is ready. If it is not, it is parked: then the jobs before this one in it count too.
+local bases = {} -- flow → {the jobs of the bands above, whether it is ready}
 local function position(flow, rank, most)
   local own_band = string.match(flow, '^[^:]+')
-  local sum = 0
-  for band in string.gmatch(BANDS, '[^,]+') do
-    if band == own_band then
-      -- A flow that is not ready is parked: the jobs before this one in it count too.
-      local is_ready = call('ZSCORE', key_ready(band), flow)
-      return sum + depth_of(band, rank, most) + (is_ready and 0 or rank)
+  if not bases[flow] then
+    local sum = 0
+    for band in string.gmatch(BANDS, '[^,]+') do
+      if band == own_band then break end
+      sum = sum + depth_of(band, nil, most)
     end
-    sum = sum + depth_of(band, nil, most)
+    bases[flow] = {sum, call('ZSCORE', key_ready(own_band), flow)}
   end
+  local sum, is_ready = unpack(bases[flow])
+  return sum + depth_of(own_band, rank, most) + (is_ready and 0 or rank), is_ready
 end
