@@ -16,6 +16,7 @@ from cli.api_client import is_ours, job_in, json_object, not_tokenspool, open_cl
 from cli.errors import CommandError
 from cli.event_stream import Event, EventReader
 from cli.terminal import note, one_line, printable, put
+from cli.waiting import sentence_of
 
 _ENDINGS = ("succeeded", "failed", "cancelled", "expired")
 # The job goes on without us, so there is no hurry; but nobody watches a screen for longer.
@@ -75,8 +76,9 @@ def _show(event: Event, answer: _Answer) -> None:
     match event.name:
         case "delta":
             answer.write(str(data.get("text", "")))
-        case "queued" if data.get("queue_position"):
-            note(f"waiting, position {data['queue_position']} in the queue")
+        case "queued" | "waiting" if isinstance(data.get("waiting_for"), list):
+            answer.end_line()
+            note(one_line(sentence_of(data["waiting_for"])))
         case "retry":
             answer.end_line()
             note("the call to the LLM failed; trying again")
@@ -95,7 +97,7 @@ def _show(event: Event, answer: _Answer) -> None:
                 "The job was cancelled." if event.name == "cancelled" else "The job expired before it started."
             )
         case _:
-            pass  # queued at the front, started, succeeded, and what later versions may add
+            pass  # started, succeeded, and what later versions may add
 
 
 def _events(client: httpx2.Client, job_id: str, url: str, answer: _Answer) -> Iterator[Event]:

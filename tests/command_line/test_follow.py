@@ -60,9 +60,15 @@ def test_an_answer_that_ends_its_line_gets_no_second_line_end(tokenspool: Tokens
 
 def test_it_prints_the_position_in_the_queue(tokenspool: Tokenspool) -> None:
     """On standard error."""
-    with FakeApi(stream(frame("queued", {"queue_position": 7}), delta("Blue", "1-1"), succeeded())) as api:
+    with FakeApi(
+        stream(
+            frame("queued", {"queue_position": 7, "waiting_for": [{"reason": "turn", "position": 7}]}),
+            delta("Blue", "1-1"),
+            succeeded(),
+        )
+    ) as api:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
-    assert (outcome.out, outcome.err) == ("Blue\n", "tokenspool: waiting, position 7 in the queue\n")
+    assert (outcome.out, outcome.err) == ("Blue\n", "tokenspool: waiting: position 7 in the queue\n")
 
 
 @pytest.mark.parametrize("then", [Then.CLOSE, Then.RESET])
