@@ -55,7 +55,7 @@ _STATUSES: Final = {
 # Statuses of errors that many routes share.
 LISTS: Final = (400, 401, 429, 503)
 READS: Final = (*LISTS, 404)
-SUBMITS: Final = (400, 401, 404, 413, 415, 422, 503)
+SUBMITS: Final = (400, 401, 404, 413, 415, 422, 429, 503)
 RETRIES: Final = (*READS, 409, 422)
 
 

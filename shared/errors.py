@@ -39,7 +39,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from shared.limits import LimitState
+from shared.limits import LimitState, ReachedLimit
 
 
 class TokenspoolError(Exception):
@@ -162,8 +162,11 @@ class RateLimited(Problem):
 
     status, code, title = 429, "rate_limited", "The rate limit is reached"
 
-    def __init__(self, detail: str = "", *, retry_after_s: int, limits: Sequence[LimitState] = ()) -> None:
+    def __init__(
+        self, detail: str, *, retry_after_s: int, reached: ReachedLimit, limits: Sequence[LimitState] = ()
+    ) -> None:
         super().__init__(detail, retry_after_s=retry_after_s)
+        self.reached = reached
         self.limits = tuple(limits)
 
 

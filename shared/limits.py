@@ -30,6 +30,9 @@ class CallerLimits(msgspec.Struct, frozen=True, omit_defaults=True):
         return bool(self.running_jobs or self.nano_usd_per_day or self.nano_usd_per_month)
 
 
+NANO_USD: Final = 1_000_000_000
+"""Billionths of a dollar in a dollar."""
+
 NO_LIMITS: Final = CallerLimits()
 
 LIMITS: Final = CallerLimits.__struct_fields__
@@ -57,11 +60,13 @@ WINDOW_S: Final = 60
 
 
 class Measured(StrEnum):
-    """What a response reports, as its ``RateLimit`` fields name it."""
+    """What a response reports in its ``RateLimit`` fields."""
 
-    REQUESTS = "requests"
-    TOKENS = "tokens"
+    REQUESTS = "requests_per_minute"
+    TOKENS = "tokens_per_minute"
     QUEUED_JOBS = "queued_jobs"
+    USD_PER_DAY = "usd_per_day"
+    USD_PER_MONTH = "usd_per_month"
 
 
 class LimitState(NamedTuple):
@@ -72,6 +77,30 @@ class LimitState(NamedTuple):
     remaining: int
     reset_ms: int | None
     """Milliseconds until the whole limit is free again if no more is submitted. None if time alone does not free it."""
+    window_s: int = WINDOW_S
+    """The length of the time for which the limit holds, if time frees it."""
+
+
+class LimitOf(StrEnum):
+    """Whose limit it is."""
+
+    TENANT = "tenant"
+    KEY = "key"
+    ADDRESS = "address"
+
+
+class ReachedLimit(NamedTuple):
+    """The limit that refused a submit. Of several, the one that refuses it for the longest."""
+
+    of: LimitOf
+    name: str
+    """``usd_per_day`` and ``usd_per_month`` are in billionths of a dollar, the others as their fields of TenantSettings."""
+    limit: int
+    used: int
+    needed: int
+    """What the submit needs of it; 0 for a budget, which is charged later."""
+    opens_ms: int | None
+    """When the same submit would be accepted if nothing else came. None if that is not a matter of time."""
 
 
 class Reservation(NamedTuple):

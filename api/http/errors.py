@@ -20,6 +20,7 @@ from api.http import anthropic_errors
 from api.http.headers import is_of_an_sdk
 from api.http.invalid import BODY, is_name, refuse, sentence_of
 from api.http.rate_limit_headers import headers_of
+from shared.clock import to_rfc3339
 from shared.errors import (
     FieldError,
     Forbidden,
@@ -34,6 +35,7 @@ from shared.errors import (
     Unauthenticated,
     UnsupportedMediaType,
 )
+from shared.limits import NANO_USD, LimitOf, ReachedLimit
 
 PROBLEM_JSON: Final = "application/problem+json"
 REQUEST_ID: Final = "tokenspool.request_id"
@@ -52,6 +54,20 @@ class SdkError(msgspec.Struct):
     """The first invalid field."""
 
 
+class RefusedBy(msgspec.Struct):
+    """The limit that refused a submit, in a 429. Of several, the one that refuses it for the longest."""
+
+    of: LimitOf
+    name: str
+    """As in ``/v1/limits``. ``usd_per_day`` and ``usd_per_month`` are in dollars."""
+    limit: float
+    used: float
+    needed: int
+    """What the request needs of it; 0 for a budget."""
+    opens_at: str | None
+    """When the same request would be accepted if nothing else came; null if that is not a matter of time."""
+
+
 class ProblemDocument(msgspec.Struct, omit_defaults=True):
     """An error, as an RFC 9457 problem document."""
 
@@ -61,6 +77,8 @@ class ProblemDocument(msgspec.Struct, omit_defaults=True):
     code: str
     detail: str
     errors: tuple[FieldError, ...] = ()
+    limit: RefusedBy | None = None
+    """Only for a limit of the key, the tenant or the address."""
     request_id: str = ""
     error: SdkError | None = None
     """Only for a vendor's SDK."""
@@ -76,10 +94,20 @@ def document(problem: Problem, request_id: str, *, for_sdk: bool = False) -> byt
             code=problem.code,
             detail=problem.detail,
             errors=problem.errors,
+            limit=_refused_by(problem.reached) if isinstance(problem, RateLimited) else None,
             request_id=request_id,
             error=_sdk_error_of(problem) if for_sdk else None,
         )
     )
+
+
+def _refused_by(reached: ReachedLimit) -> RefusedBy:
+    limit: float = reached.limit
+    used: float = reached.used
+    if reached.name.startswith("usd"):
+        limit, used = limit / NANO_USD, used / NANO_USD
+    opens_at = None if reached.opens_ms is None else to_rfc3339(reached.opens_ms)
+    return RefusedBy(reached.of, reached.name, limit, used, reached.needed, opens_at)
 
 
 def _sdk_error_of(problem: Problem) -> SdkError:

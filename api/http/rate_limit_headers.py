@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from shared.limits import WINDOW_S, LimitState, Measured
+from shared.limits import LimitState, Measured
 
 _OF_THE_MESSAGES_API: Final = {Measured.REQUESTS: "requests", Measured.TOKENS: "tokens"}
+_NAMES: Final = {
+    Measured.REQUESTS: "requests",
+    Measured.TOKENS: "tokens",
+    Measured.QUEUED_JOBS: "queued_jobs",
+    Measured.USD_PER_DAY: "micro_usd_per_day",
+    Measured.USD_PER_MONTH: "micro_usd_per_month",
+}
+"""Budgets are in millionths of a dollar: a structured field's integers have at most 15 digits, too few for billionths."""
 
 
 def headers_of(limits: Sequence[LimitState], *, on_messages_surface: bool = False) -> dict[str, str]:
@@ -25,18 +33,22 @@ def headers_of(limits: Sequence[LimitState], *, on_messages_surface: bool = Fals
 
 
 def _policy_of(state: LimitState) -> str:
-    window = "" if state.reset_ms is None else f";w={WINDOW_S}"
-    return f'"{state.measured}";q={state.limit}{window}'
+    window = "" if state.reset_ms is None else f";w={state.window_s}"
+    return f'"{_NAMES[state.measured]}";q={_amount(state, state.limit)}{window}'
 
 
 def _item_of(state: LimitState) -> str:
-    reset = "" if state.reset_ms is None else f";t={_reset_s(state.reset_ms)}"
-    return f'"{state.measured}";r={state.remaining}{reset}'
+    reset = "" if state.reset_ms is None else f";t={_reset_s(state)}"
+    return f'"{_NAMES[state.measured]}";r={_amount(state, state.remaining)}{reset}'
 
 
-def _reset_s(milliseconds: int) -> int:
-    """Rounded up, but at most the window, which rounding could exceed: its edge moves in steps of half a second."""
-    return min(WINDOW_S, -(-milliseconds // 1000))
+def _amount(state: LimitState, amount: int) -> int:
+    return amount // 1000 if state.measured.startswith("usd") else amount
+
+
+def _reset_s(state: LimitState) -> int:
+    """Rounded up, but at most the window, which rounding could exceed: the edge of a minute moves in steps of half a second."""
+    return min(state.window_s, -(-(state.reset_ms or 0) // 1000))
 
 
 def _messages_headers_of(limits: Sequence[LimitState]) -> dict[str, str]:
@@ -45,7 +57,7 @@ def _messages_headers_of(limits: Sequence[LimitState]) -> dict[str, str]:
     for state in limits:
         name = _OF_THE_MESSAGES_API.get(state.measured)
         if name is not None:
-            reset = now + timedelta(seconds=_reset_s(state.reset_ms or 0))
+            reset = now + timedelta(seconds=_reset_s(state))
             headers[f"anthropic-ratelimit-{name}-limit"] = str(state.limit)
             headers[f"anthropic-ratelimit-{name}-remaining"] = str(state.remaining)
             headers[f"anthropic-ratelimit-{name}-reset"] = reset.strftime("%Y-%m-%dT%H:%M:%SZ")

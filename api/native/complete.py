@@ -114,7 +114,7 @@ async def complete(request: Request, api: Api, caller: Submitter) -> Response:
             "content": stream("data: Blue\n\ndata:  light\n\ndata: [DONE]\n\n"),
         }
     },
-    (400, 401, 413, 415, 503),
+    (400, 401, 413, 415, 429, 503),
     body=body_of(CompletionRequest),
 )
 async def complete_stream(request: Request, api: Api, caller: Submitter) -> Response:

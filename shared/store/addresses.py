@@ -3,8 +3,9 @@
 import ipaddress
 
 from shared.errors import RateLimited
-from shared.limits import LimitState, Measured
+from shared.limits import LimitOf, LimitState, Measured, ReachedLimit
 from shared.store.commands import Commands
+from shared.store.limits import detail_of
 
 
 class Addresses:
@@ -23,12 +24,15 @@ class Addresses:
         reply = await self._commands.run_impatiently(
             "admit_address", address=subnet_of(address), limit=requests_per_minute
         )
-        wait_ms, remaining, reset_ms = map(int, reply)
+        wait_ms, used, reset_ms, now_ms = map(int, reply)
         if wait_ms:
+            limit, remaining = requests_per_minute, max(0, requests_per_minute - used)
+            reached = ReachedLimit(LimitOf.ADDRESS, "requests_per_minute", limit, used, 1, now_ms + wait_ms)
             raise RateLimited(
-                "Too many requests came from this address within a minute.",
+                detail_of(reached, wait_ms),
                 retry_after_s=-(-wait_ms // 1000),
-                limits=(LimitState(Measured.REQUESTS, requests_per_minute, remaining, reset_ms),),
+                reached=reached,
+                limits=(LimitState(Measured.REQUESTS, limit, remaining, reset_ms),),
             )
 
 

@@ -3,58 +3,100 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+from shared.clock import to_rfc3339
 from shared.errors import BudgetExceeded, FieldError, InvalidRequest, Problem, RateLimited, TooManyQueued
-from shared.limits import LimitState, Measured
+from shared.limits import NANO_USD, LimitOf, LimitState, Measured, ReachedLimit
 
 
-def states_of(flat: Sequence[bytes]) -> tuple[LimitState, ...]:
+def states_of(flat: Sequence[Any]) -> tuple[LimitState, ...]:
     """The limits' states in a script's reply."""
     return tuple(
-        LimitState(
-            Measured(measured.decode()), int(limit), int(remaining), int(reset_ms) if int(reset_ms) >= 0 else None
+        LimitState(Measured(measured.decode()), limit, remaining, reset_ms if reset_ms >= 0 else None, window_s)
+        for measured, limit, remaining, reset_ms, window_s in zip(
+            flat[::5], flat[1::5], flat[2::5], flat[3::5], flat[4::5], strict=True
         )
-        for measured, limit, remaining, reset_ms in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
     )
 
 
 def problem_of(reply: Sequence[Any]) -> Problem:
     """For ``{'limited', ...}`` or ``{'never', ...}``: RateLimited, TooManyQueued, BudgetExceeded or InvalidRequest."""
     if reply[0] == b"never":
-        return _never(reply[1], int(reply[2]))
-    _, code, wait_ms, states, *limit = reply
-    kind, detail = _REFUSALS[code]
-    detail = detail.format(*map(int, limit))
-    return kind(detail, retry_after_s=-(-int(wait_ms) // 1000), limits=states_of(states))
+        return _never(reply[1].decode(), reply[2])
+    _, wait_ms, opens_ms, states, of, name, limit, used, needed = reply
+    reached = ReachedLimit(
+        LimitOf(of.decode()), name.decode(), limit, used, needed, opens_ms if opens_ms >= 0 else None
+    )
+    return _KINDS[reached.name](
+        detail_of(reached, wait_ms), retry_after_s=_seconds(wait_ms), reached=reached, limits=states_of(states)
+    )
+
+
+def detail_of(reached: ReachedLimit, wait_ms: int) -> str:
+    """The refusal as a sentence: whose limit, how much of it is used, and what to do."""
+    is_budget = reached.name.startswith("usd")
+    return _DETAILS[reached.name].format(
+        of="This address" if reached.of is LimitOf.ADDRESS else f"The {reached.of}",
+        limit=_dollars(reached.limit) if is_budget else reached.limit,
+        used=_dollars(reached.used) if is_budget else reached.used,
+        needed=reached.needed,
+        wait_s=_seconds(wait_ms),
+        opens="" if reached.opens_ms is None else to_rfc3339(reached.opens_ms),
+    )
+
+
+def _seconds(milliseconds: int) -> int:
+    return -(-milliseconds // 1000)
+
+
+def _dollars(nano: int) -> str:
+    return f"${nano / NANO_USD:.6f}".rstrip("0").rstrip(".")
 
 
 _SET_BY: Final = (
     "An operator sets the limit: tokenspool tenants set --waiting-bytes, or TOKENSPOOL_TENANT_WAITING_SHARE."
 )
 
-_REFUSALS: Final[dict[bytes, tuple[type[RateLimited], str]]] = {
-    b"rate_limited": (RateLimited, "The key or its tenant has reached its limit for a minute."),
-    b"too_many_queued": (TooManyQueued, "The key or its tenant has reached its limit of waiting jobs."),
-    b"too_many_bytes": (
-        TooManyQueued,
-        (
-            "The tenant's requests may take {} bytes of Redis, including those of jobs that did not succeed. "
-            f"Wait for jobs to end, or erase some that did not succeed. {_SET_BY}"
-        ),
+_KINDS: Final[dict[str, type[RateLimited]]] = {
+    "requests_per_minute": RateLimited,
+    "tokens_per_minute": RateLimited,
+    "queued_jobs": TooManyQueued,
+    "waiting_bytes": TooManyQueued,
+    "usd_per_day": BudgetExceeded,
+    "usd_per_month": BudgetExceeded,
+}
+
+_DETAILS: Final = {
+    "requests_per_minute": (
+        "{of} has made {used} of the {limit} requests that it may make in any 60 s. Try again in {wait_s} s."
     ),
-    b"budget_exceeded": (
-        BudgetExceeded,
-        "The budget of the key, its tenant or the end user is spent. It is renewed when the next day, or month, begins (UTC).",
+    "tokens_per_minute": (
+        "{of} has used {used} of the {limit} tokens that it may use in any 60 s; this request needs {needed}. "
+        "Try again in {wait_s} s."
+    ),
+    "queued_jobs": (
+        "{of} has {used} waiting jobs and may have {limit}; this request adds {needed}. Try again after some have started."
+    ),
+    "waiting_bytes": (
+        "The tenant's requests take {used} of the {limit} bytes of Redis that they may take, including those of jobs that "
+        "did not succeed; this request adds {needed}. Wait for jobs to end, or erase some that did not succeed. "
+        + _SET_BY
+    ),
+    "usd_per_day": (
+        "{of} has spent {used} of its {limit} for the day. Try again at {opens}, when the next day begins (UTC)."
+    ),
+    "usd_per_month": (
+        "{of} has spent {used} of its {limit} for the month. Try again at {opens}, when the next month begins (UTC)."
     ),
 }
 
 
-def _never(measured: bytes, limit: int) -> InvalidRequest:
+def _never(name: str, limit: int) -> InvalidRequest:
     """A 400, because a 429 would say that the request fits later."""
-    if measured == b"waiting_bytes":
+    if name == "waiting_bytes":
         return InvalidRequest(
             f"The request can never be accepted: a tenant's requests may take {limit} bytes of Redis. {_SET_BY}"
         )
-    if measured.decode() == Measured.TOKENS:
+    if name == Measured.TOKENS:
         detail = f"must be at most {limit}, the limit for a minute"
         return InvalidRequest("The request can never be accepted.", errors=[FieldError("#/max_tokens", detail)])
     return InvalidRequest(f"The batch can never be accepted: at most {limit} jobs may wait.")

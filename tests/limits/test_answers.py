@@ -1,19 +1,27 @@
 """What callers see of limits, on each surface; and the limit per address."""
 
 import asyncio
+import calendar
 import os
 import re
 import signal
 import time
 from collections import Counter
+from datetime import UTC, date, datetime
+from importlib.resources import files
 from typing import Any
 
 import pytest
 
 from cli.embedded_redis import EmbeddedRedis
+from shared.clock import from_rfc3339
+from shared.limits import CallerLimits
+from shared.store import redis_keys
 from shared.store.addresses import subnet_of
+from tests.keys.conftest import make_key
 from tests.routes.conftest import A_BODY, CalledApi, StartApi, problem_of
 from tests.support.limits import A_DOLLAR
+from tests.support.store import now_ms
 from tests.support.wait import wait_until
 
 MESSAGE = {"model": "m", "max_tokens": 10, "messages": [{"role": "user", "content": "Say hello."}]}
@@ -73,6 +81,128 @@ async def test_the_messages_surface_has_its_own_form_of_refusals(start_api: Star
     assert (broke.status_code, broke.headers["x-should-retry"]) == (429, "false")
 
 
+REFUSALS: list[Any] = [
+    ("requests_per_minute", {"requests_per_minute": 1}, (1, 1, 1), r"The tenant has made 1 of the 1 requests .* in \d\d s\."),
+    ("tokens_per_minute", {"tokens_per_minute": 1100}, (1100, 1049, 1049), r"The tenant has used 1049 of the 1100 tokens .*needs 1049\."),
+    ("queued_jobs", {"queued_jobs": 1}, (1, 1, 1), r"The tenant has 1 waiting jobs and may have 1; this request adds 1\."),
+    ("usd_per_day", {"nano_usd_per_day": A_DOLLAR * 2}, (2.0, 2.5, 0), r"The tenant has spent \$2\.5 of its \$2 for the day\."),
+    ("usd_per_month", {"nano_usd_per_month": A_DOLLAR}, (1.0, 2.5, 0), r"The tenant has spent \$2\.5 of its \$1 for the month\."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "settings", "numbers", "sentence"), REFUSALS, ids=[row[0] for row in REFUSALS])
+async def test_a_refusal_names_the_limit_and_when_it_opens(
+    start_api: StartApi, name: str, settings: dict[str, int], numbers: tuple[float, ...], sentence: str
+) -> None:
+    """In members, and in the sentence, which the Messages API has in its error. The time is that of ``Retry-After``."""
+    api = await limited(start_api, **settings)
+    job = await api.submitted()
+    await api.runtime.jobs.charge(job["id"], A_DOLLAR * 5 // 2, tenant="default")
+    refused = await api.submit()
+    document = problem_of(refused, 429, REFUSED_AS.get(name, "budget_exceeded"))
+    reached = document["limit"]
+    assert (reached["of"], reached["name"]) == ("tenant", name)
+    assert (reached["limit"], reached["used"], reached["needed"]) == numbers
+    assert re.match(sentence, document["detail"]), document["detail"]
+    if name == "queued_jobs":
+        assert reached["opens_at"] is None
+    else:
+        opens_in_s = (from_rfc3339(reached["opens_at"]) - await now_ms(api.runtime)) / 1000
+        assert int(refused.headers["retry-after"]) - 3 < opens_in_s <= int(refused.headers["retry-after"])
+    theirs = await api.http.post("/v1/messages", json={**MESSAGE, "max_tokens": 1024})
+    assert theirs.status_code == 429
+    assert re.match(sentence.split("needs", maxsplit=1)[0], theirs.json()["error"]["message"])
+
+
+REFUSED_AS = {
+    "requests_per_minute": "rate_limited",
+    "tokens_per_minute": "rate_limited",
+    "queued_jobs": "too_many_queued",
+    "waiting_bytes": "too_many_queued",
+}
+
+
+async def test_a_refusal_for_bytes_names_what_they_take(start_api: StartApi) -> None:
+    """The refused request does not count."""
+    api = await start_api()
+    await api.submitted()
+    (used,) = await api.runtime._commands.call("HVALS", redis_keys.plain("held_bytes"))
+    await api.runtime.tenants.set("default", {"waiting_bytes": int(used) + 10})
+    reached = problem_of(await api.submit(), 429, "too_many_queued")["limit"]
+    assert (reached["of"], reached["name"], reached["opens_at"]) == ("tenant", "waiting_bytes", None)
+    assert (reached["limit"], reached["used"], reached["needed"]) == (int(used) + 10, int(used), int(used))
+
+
+async def test_every_surface_that_submits_names_the_limit(start_api: StartApi) -> None:
+    """A stream of ``/complete/stream`` does not begin."""
+    api = await limited(start_api, requests_per_minute=1)
+    await api.submitted()
+    batch: Any = {"requests": [{"custom_id": "a", "params": A_BODY}]}
+    for path, body in (("/v1/batches", batch), ("/complete", A_BODY), ("/complete/stream", A_BODY)):
+        assert problem_of(await api.http.post(path, json=body), 429, "rate_limited")["limit"]["used"] == 1
+    batch = {"requests": [{"custom_id": "a", "params": MESSAGE}]}
+    for path, body in (("/v1/messages/batches", batch), ("/v1/messages/count_tokens", MESSAGE)):
+        assert "1 of the 1 requests" in (await api.http.post(path, json=body)).json()["error"]["message"]
+
+
+async def test_of_two_limits_the_one_that_opens_last_is_named(start_api: StartApi) -> None:
+    """A key's own budget of the month, and its tenant's minute."""
+    api = await start_api(auth="keys")
+    made = await make_key(api.runtime, tenant="default", limits=CallerLimits(nano_usd_per_month=A_DOLLAR))
+    headers = {"Authorization": f"Bearer {made.text}"}
+    await api.runtime.tenants.set("default", {"requests_per_minute": 1})
+    job = await api.submitted(**headers)
+    first = problem_of(await api.submit(**headers), 429, "rate_limited")["limit"]
+    assert (first["of"], first["name"]) == ("tenant", "requests_per_minute")
+    await api.runtime.jobs.charge(job["id"], A_DOLLAR, tenant="default", key_id=made.key.id)
+    document = problem_of(await api.submit(**headers), 429, "budget_exceeded")
+    assert (document["limit"]["of"], document["limit"]["name"]) == ("key", "usd_per_month")
+    assert document["limit"]["opens_at"][8:] == "01T00:00:00.000Z"
+    assert document["detail"].startswith("The key has spent $1 of its $1 for the month.")
+
+
+async def test_budgets_are_in_the_headers_of_each_submit(start_api: StartApi) -> None:
+    """In millionths of a dollar, with what is not spent; ``t`` is never more than ``w``."""
+    api = await limited(start_api, nano_usd_per_day=2 * A_DOLLAR, nano_usd_per_month=1_000_000 * A_DOLLAR)
+    job = await api.submitted()
+    await api.runtime.jobs.charge(job["id"], A_DOLLAR // 2, tenant="default")
+    accepted = await api.submit()
+    assert accepted.status_code == 202
+    days = calendar.monthrange(*datetime.now(UTC).timetuple()[:2])[1]
+    assert accepted.headers["ratelimit-policy"] == (
+        f'"micro_usd_per_day";q=2000000;w=86400, "micro_usd_per_month";q=1000000000000;w={days * 86400}'
+    )
+    form = r'"micro_usd_per_day";r=1500000;t=(\d+), "micro_usd_per_month";r=999999500000;t=(\d+)'
+    left_s = re.fullmatch(form, accepted.headers["ratelimit"])
+    assert left_s is not None
+    assert 0 < int(left_s[1]) <= 86400
+    assert int(left_s[1]) <= int(left_s[2]) <= days * 86400
+    await api.runtime.jobs.charge(job["id"], 2 * A_DOLLAR, tenant="default")
+    refused = await api.submit()
+    assert refused.headers["ratelimit"].startswith(f'"micro_usd_per_day";r=0;t={refused.headers["retry-after"]}, ')
+
+
+async def test_the_rest_of_a_month_is_known_on_each_of_its_days(start_api: StartApi) -> None:
+    """In each month of five years, and around the turn of two centuries."""
+    api = await start_api()
+    lines = (files("shared.store") / "lua/lib/spend.lua").read_text()
+    text = f"""
+        local DAY_MS, now, call = 86400000, tonumber(ARGV[1]), redis.call
+        {lines.split("local function spent_by")[0]}
+        local left_ms, length_s = month_now()
+        return {{left_ms, length_s}}"""
+    days = [date.fromordinal(day) for year in (1999, 2000, 2023, 2024, 2025, 2026, 2100) for day in _ordinals_of(year)]
+    for day in days:
+        moment = datetime(day.year, day.month, day.day, 23, 59, 59, tzinfo=UTC)
+        length = calendar.monthrange(day.year, day.month)[1]
+        left = await api.runtime._commands.call("EVAL", text, 0, int(moment.timestamp() * 1000))
+        assert left == [(length - day.day) * 86_400_000 + 1000, length * 86_400], day
+
+
+def _ordinals_of(year: int) -> range:
+    return range(date(year, 1, 1).toordinal(), date(year + 1, 1, 1).toordinal())
+
+
 # Addresses
 
 
@@ -93,6 +223,11 @@ async def test_the_limit_per_address_counts_all_its_requests(start_api: StartApi
     problem_of(refused, 429, "rate_limited")
     assert refused.headers["ratelimit-policy"] == '"requests";q=3;w=60'
     assert int(refused.headers["retry-after"]) <= 61
+    document = refused.json()
+    assert document["detail"].startswith("This address has made 3 of the 3 requests that it may make in any 60 s.")
+    opens_at = document["limit"].pop("opens_at")
+    assert document["limit"] == {"of": "address", "name": "requests_per_minute", "limit": 3, "used": 3, "needed": 1}
+    assert 0 < from_rfc3339(opens_at) - await now_ms(first.runtime) <= 61_000
     theirs = await first.http.get("/v1/models")
     assert theirs.json()["error"]["type"] == "rate_limit_error"
 

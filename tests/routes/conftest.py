@@ -132,7 +132,7 @@ def problem_of(response: httpx2.Response, status: int, code: str) -> Any:
     assert document["title"]
     assert document["detail"]
     assert document["request_id"] == response.headers["x-request-id"]
-    assert set(document) <= {"type", "title", "status", "code", "detail", "errors", "request_id"}
+    assert set(document) <= {"type", "title", "status", "code", "detail", "errors", "limit", "request_id"}
     return document
 
 

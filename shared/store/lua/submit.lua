@@ -11,8 +11,7 @@
 -- that a tenant's requests may take.
 -- Returns {'created', created_ms, expires_ms, position (0: its flow is parked, -1: it is not due), states}
 --       | {'replayed', job id} | {'reused'} | {'full'}
---       | {'limited', code, ms to wait, states, the limit or nil} | {'never', what is limited, the limit}; states as in
---       states_of()
+--       | {'limited', ...} | {'never', ...}, these two as in refusal_of(); states as in states_of()
 if idempotency_hash ~= '' then
   local known = call('HMGET', key_idempotency(tenant, idempotency_hash), 'fingerprint', 'job')
   if known[2] then

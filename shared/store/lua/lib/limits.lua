@@ -31,12 +31,12 @@ end
 -- the key as CLAIM knows them. Returns {[owner's index] = queued}, {[owner's index] = {in the day, in the month}},
 -- limits or false
 local function read_stored(owners, key)
-  local names, keys, has_queued = {}, {}, false
+  local names, keys, has_queued, day = {}, {}, false, nil
   for at, owner in ipairs(owners) do
     names[at] = owner.name
     has_queued = has_queued or owner.queued > 0
     if owner.a_day > 0 or owner.a_month > 0 then
-      local day = day_name()
+      day = day or day_name()
       keys[#keys + 1], keys[#keys + 2] = key_spend(owner.name, day), key_spend(owner.name, string.sub(day, 1, 7))
     end
   end
@@ -55,23 +55,20 @@ end
 -- The limits' states for `jobs` more jobs and `tokens` more tokens. `max_tokens` of the tokens are the caller's bound;
 -- the rest is an estimate, many times too large for an image, so tokens beyond a whole minute's limit count as just
 -- that limit. with_pace: look at the sliding windows too.
--- Returns {code: why it is refused now, or nil, wait_ms, never: why it is refused in any case, or nil, windows,
--- states: what is limited → {limit, left, need, ms until the whole limit is free or -1}}
+-- Returns {wait_ms: how long it is refused, reached: the limit that refuses it for so long, or nil: {of whom, name,
+-- limit, used, need}, never: why it is refused in any case, or nil, windows, states: name → {limit, left, need, ms until
+-- the whole limit is free or -1, its window in s}}
 local function look_at_limits(owners, key, jobs, tokens, max_tokens, with_pace)
   local found = {wait_ms = 0, states = {}, windows = {}}
-  local function hold_back(code, wait_ms)
-    if wait_ms > found.wait_ms then found.code, found.wait_ms = code, wait_ms end
+  local function look_at(owner, name, limit, used, need, wait_ms, whole_ms, window_s)
+    if wait_ms > found.wait_ms then
+      found.wait_ms, found.reached = wait_ms, {string.match(owner.name, '^%a+'), name, limit, used, need}
+    end
+    local state, left = found.states[name], limit - used -- the key's or the tenant's, whichever leaves less
+    if not state or left < state[2] then found.states[name] = {limit, left, need, whole_ms, window_s} end
   end
-  local function note(measured, limit, left, need, whole) -- the key's or the tenant's, whichever leaves less
-    local state = found.states[measured]
-    if not state or left < state[2] then found.states[measured] = {limit, left, need, whole} end
-  end
-  local function never(measured, limit) -- the smallest such limit: a client that heeds it gets through
-    if not found.never or limit < found.never[2] then found.never = {measured, limit} end
-  end
-  local function look_at(measured, place, window, limit, need)
-    hold_back('rate_limited', room_ms(window, place, need, limit))
-    note(measured, limit, limit - window.sums[place], need, whole_ms(window, place))
+  local function never(name, limit) -- the smallest such limit: a client that heeds it gets through
+    if not found.never or limit < found.never[2] then found.never = {name, limit} end
   end
   local queued, spent
   queued, spent, found.key_limits = read_stored(owners, key)
@@ -79,11 +76,15 @@ local function look_at_limits(owners, key, jobs, tokens, max_tokens, with_pace)
     local has_tokens = owner.tokens > 0 and tokens > 0
     if with_pace and (owner.requests > 0 or has_tokens) then
       local window = window_of(pace(), key_pace(owner.name))
-      if owner.requests > 0 then look_at('requests', REQUESTS, window, owner.requests, 1) end
+      if owner.requests > 0 then
+        look_at(owner, 'requests_per_minute', owner.requests, window.sums[REQUESTS], 1,
+          room_ms(window, REQUESTS, 1, owner.requests), whole_ms(window, REQUESTS), WINDOW_MS / 1000)
+      end
       local reserved = has_tokens and math.min(tokens, owner.tokens) or 0
       if has_tokens then
-        if max_tokens > owner.tokens then never('tokens', owner.tokens) end
-        look_at('tokens', TOKENS, window, owner.tokens, reserved)
+        if max_tokens > owner.tokens then never('tokens_per_minute', owner.tokens) end
+        look_at(owner, 'tokens_per_minute', owner.tokens, window.sums[TOKENS], reserved,
+          room_ms(window, TOKENS, reserved, owner.tokens), whole_ms(window, TOKENS), WINDOW_MS / 1000)
         found.reserved = found.reserved or {'0', '0'}
         found.reserved[at] = int(reserved)
       end
@@ -92,37 +93,52 @@ local function look_at_limits(owners, key, jobs, tokens, max_tokens, with_pace)
     if owner.queued > 0 then
       local waiting = tonumber(queued[at] or 0)
       if jobs > owner.queued then never('queued_jobs', owner.queued) end
-      if waiting + jobs > owner.queued then hold_back('too_many_queued', QUEUED_AGAIN_MS) end
-      note('queued_jobs', owner.queued, owner.queued - waiting, jobs, -1)
+      local wait_ms = waiting + jobs > owner.queued and QUEUED_AGAIN_MS or 0
+      look_at(owner, 'queued_jobs', owner.queued, waiting, jobs, wait_ms, -1, 0)
     end
-    if owner.a_day > 0 and spent[at][1] >= owner.a_day then hold_back('budget_exceeded', ms_to_next_day()) end
-    if owner.a_month > 0 and spent[at][2] >= owner.a_month then hold_back('budget_exceeded', ms_to_next_month()) end
+    if owner.a_day > 0 then
+      local left_ms, in_day = ms_to_next_day(), spent[at][1]
+      local wait_ms = in_day >= owner.a_day and left_ms or 0
+      look_at(owner, 'usd_per_day', owner.a_day, in_day, 0, wait_ms, left_ms, DAY_MS / 1000)
+    end
+    if owner.a_month > 0 then
+      local left_ms, month_s = month_now()
+      local wait_ms = spent[at][2] >= owner.a_month and left_ms or 0
+      look_at(owner, 'usd_per_month', owner.a_month, spent[at][2], 0, wait_ms, left_ms, month_s)
+    end
   end
   return found
 end
 
--- The states as a reply carries them: measured, limit, remaining, ms until the whole limit is free or -1, ...
+-- The states as a reply carries them: name, limit, remaining, ms until the whole limit is free or -1, its window in s,
+-- ... Redis sends Lua's numbers as whole numbers.
 local function states_of(found)
   local flat = {}
-  for _, measured in ipairs({'requests', 'tokens', 'queued_jobs'}) do
-    local state = found.states[measured]
+  for _, name in ipairs({'requests_per_minute', 'tokens_per_minute', 'queued_jobs', 'usd_per_day', 'usd_per_month'}) do
+    local state = found.states[name]
     if state then
-      local limit, left, need, whole = unpack(state)
-      if not found.code then
+      local limit, left, need, whole, window_s = unpack(state)
+      if not found.reached then
         left = left - need
-        if whole >= 0 then whole = pace().buckets * BUCKET_MS end
+        if window_s == WINDOW_MS / 1000 then whole = pace().buckets * BUCKET_MS end
       end
-      flat[#flat + 1] = measured
-      for _, number in ipairs({limit, math.max(0, left), whole}) do flat[#flat + 1] = int(number) end
+      local at = #flat
+      flat[at + 1], flat[at + 2], flat[at + 3] = name, limit, math.max(0, left)
+      flat[at + 4], flat[at + 5] = whole, window_s
     end
   end
   return flat
 end
 
--- The reply to a submit that is refused, or nil.
+-- The reply to a submit that is refused, or nil: {'never', name of the limit, limit} or {'limited', ms to wait, when it
+-- would be accepted if nothing else came (ms; -1: time alone does not decide), states, whose limit, its name, limit,
+-- used, need}
 local function refusal_of(found)
-  if found.never then return {'never', found.never[1], int(found.never[2])} end
-  if found.code then return {'limited', found.code, int(found.wait_ms), states_of(found)} end
+  if found.never then return {'never', found.never[1], found.never[2]} end
+  if found.reached then
+    local opens_ms = found.reached[2] == 'queued_jobs' and -1 or now + found.wait_ms
+    return {'limited', found.wait_ms, opens_ms, states_of(found), unpack(found.reached)}
+  end
 end
 
 -- The submit goes ahead, and may wait until until_ms: counts it in its windows. CLAIM reads the limits of a key as its
@@ -145,9 +161,10 @@ end
 -- refuses: that is one command instead of two.
 local function hold_or_refuse(owners, tenant, bytes, default, stored)
   local most = owners[1].bytes > 0 and owners[1].bytes or tonumber(default)
-  if most > 0 and bytes + (stored or 0) > most then return {'never', 'waiting_bytes', int(most)} end
-  if hold_bytes(tenant, bytes) > most and most > 0 then
+  if most > 0 and bytes + (stored or 0) > most then return {'never', 'waiting_bytes', most} end
+  local held = hold_bytes(tenant, bytes)
+  if held > most and most > 0 then
     hold_bytes(tenant, -bytes)
-    return {'limited', 'too_many_bytes', int(QUEUED_AGAIN_MS), {}, int(most)}
+    return {'limited', QUEUED_AGAIN_MS, -1, {}, 'tenant', 'waiting_bytes', most, held - bytes, bytes}
   end
 end

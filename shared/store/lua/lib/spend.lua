@@ -23,11 +23,13 @@ local function day_name() return string.format('%04d-%02d-%02d', date_of(today))
 local function month_name() return string.sub(day_name(), 1, 7) end
 
 local function ms_to_next_day() return (today + 1) * DAY_MS - now end
-local function ms_to_next_month()
-  local _, month = date_of(today)
-  local next_month = today + 1
-  while select(2, date_of(next_month)) == month do next_month = next_month + 1 end
-  return next_month * DAY_MS - now
+
+-- What is left of the calendar month in ms, and its length in s.
+local function month_now()
+  local year, month, day = date_of(today)
+  local days = 30 + (month + math.floor(month / 8)) % 2
+  if month == 2 then days = year % 4 == 0 and (year % 100 ~= 0 or year % 400 == 0) and 29 or 28 end
+  return (today + days - day + 1) * DAY_MS - now, days * DAY_MS / 1000
 end
 
 local function spent_by(owner, period) return tonumber(call('GET', key_spend(owner, period)) or 0) end
