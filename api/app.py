@@ -21,7 +21,7 @@ from api.edge.middleware import Envelope
 from api.edge.proxies import TrustedProxies
 from api.edge.uvicorn_internals import abort
 from api.http import errors
-from api.native import batches, complete, follow_tokens, jobs, usage, webhooks
+from api.native import batches, complete, follow_tokens, jobs, limits, usage, webhooks
 from api.ops import api_keys as keys
 from api.ops import health, problems
 from api.state.api_state import ApiState
@@ -72,6 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         follow_tokens,
         batches,
         usage,
+        limits,
         complete,
         messages,
         message_batches,

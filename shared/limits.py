@@ -86,7 +86,20 @@ class LimitOf(StrEnum):
 
     TENANT = "tenant"
     KEY = "key"
+    END_USER = "end_user"
     ADDRESS = "address"
+
+
+class LimitUse(NamedTuple):
+    """How much of a limit is used. Budgets are in billionths of a dollar."""
+
+    limit: int
+    used: int
+    """Of a budget: what was spent."""
+    held: int
+    """Of a budget: what running jobs may still cost."""
+    resets_ms: int | None
+    """When the whole limit is free again if no more is submitted. None if time alone does not free it."""
 
 
 class ReachedLimit(NamedTuple):

@@ -14,10 +14,12 @@ import pytest
 import typer.main
 
 from api.app import create_app
+from api.http.errors import RefusedBy
 from api.http.members import read
 from api.jobs.request import Bounds, draft_of
 from api.native.complete import completion_draft_of
 from api.native.follow_tokens import FollowTokenRequest
+from api.native.limits import BudgetView, LimitsOfKey, LimitsOfTenant, LimitsView, LimitView
 from api.native.usage import UsageLine
 from api.views.job import JobView
 from cli.app import app as command_line
@@ -128,6 +130,16 @@ def test_every_member_of_usage_is_documented() -> None:
     fields = rows[rows.index(["field", "value"]) + 1 :]
     named = [name for cell, *_ in fields for name in re.findall(r"`(\w+)`", cell)]
     assert named == list(UsageLine.__struct_fields__)
+
+
+def test_every_member_of_a_limit_is_documented() -> None:
+    """Of what is left, and of what refused a submit; and each limit by its name."""
+    named = {
+        name for cell, *_ in _rows(_text("docs/protocol.md"), "### Limits") for name in re.findall(r"`(\w+)`", cell)
+    }
+    limits = {*LimitsOfTenant.__struct_fields__, *LimitsOfKey.__struct_fields__} - {"id"}
+    for members in (limits, *[kind.__struct_fields__ for kind in (LimitsView, LimitView, BudgetView, RefusedBy)]):
+        assert named >= set(members)
 
 
 def test_every_member_of_a_submit_is_documented(openapi: dict[str, Any]) -> None:

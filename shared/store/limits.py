@@ -1,11 +1,55 @@
-"""Turns what the scripts reply about limits into states and problems."""
+"""Reads how much of their limits callers have used, and turns what the scripts reply about limits into states and problems."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from shared.api_key import Caller
 from shared.clock import to_rfc3339
 from shared.errors import BudgetExceeded, FieldError, InvalidRequest, Problem, RateLimited, TooManyQueued
-from shared.limits import NANO_USD, LimitOf, LimitState, Measured, ReachedLimit
+from shared.limits import NANO_USD, LimitOf, LimitState, LimitUse, Measured, ReachedLimit, argument_of
+from shared.settings import Settings
+from shared.store.commands import Commands
+from shared.store.memory import Memory
+from shared.store.reads import ROW_BYTES, Reads
+
+
+class LimitsInUse(NamedTuple):
+    """The limits that a caller has, by name, and how much of each is used."""
+
+    now_ms: int
+    tenant: dict[str, LimitUse]
+    key: dict[str, LimitUse]
+    """Empty for a caller without a key."""
+
+
+class Limits:
+    """The limits of a shard's tenants and of their keys, as the scripts count them."""
+
+    def __init__(self, commands: Commands, settings: Settings, reads: Reads, memory: Memory) -> None:
+        self._commands = commands
+        self._settings = settings
+        self._reads = reads
+        self._memory = memory
+
+    async def of(self, caller: Caller) -> LimitsInUse:
+        """All counters of one moment. Raises StorageUnavailable, TooManyReads."""
+        async with self._reads.turn(caller.tenant, ROW_BYTES):
+            now_ms, *owners = await self._commands.run(
+                "read_limits",
+                tenant=caller.tenant,
+                key=caller.key_id or "",
+                key_limits=argument_of(caller.limits),
+                tenant_running=self._settings.tenant_running_jobs,
+                tenant_bytes=self._memory.tenant_bytes,
+            )
+        tenant, key = [
+            {
+                name.decode(): LimitUse(limit, used, held, resets_ms if resets_ms >= 0 else None)
+                for name, limit, used, held, resets_ms in owner
+            }
+            for owner in owners
+        ]
+        return LimitsInUse(now_ms, tenant, key)
 
 
 def states_of(flat: Sequence[Any]) -> tuple[LimitState, ...]:
@@ -35,7 +79,7 @@ def detail_of(reached: ReachedLimit, wait_ms: int) -> str:
     """The refusal as a sentence: whose limit, how much of it is used, and what to do."""
     is_budget = reached.name.startswith("usd")
     return _DETAILS[reached.name].format(
-        of="This address" if reached.of is LimitOf.ADDRESS else f"The {reached.of}",
+        of="This address" if reached.of is LimitOf.ADDRESS else f"The {reached.of.replace('_', ' ')}",
         limit=_dollars(reached.limit) if is_budget else reached.limit,
         used=_dollars(reached.used) if is_budget else reached.used,
         needed=reached.needed,

@@ -13,6 +13,7 @@ from shared.store.batches import Batches
 from shared.store.commands import Commands
 from shared.store.connect import MakeConnection, connection_maker
 from shared.store.jobs import Jobs
+from shared.store.limits import Limits
 from shared.store.log import Log
 from shared.store.memory import Memory
 from shared.store.partials import Partials
@@ -55,6 +56,7 @@ class Runtime:
     usage: UsageBook
     api_keys: ApiKeys
     tenants: Tenants
+    limits: Limits
     addresses: Addresses
     webhooks: Webhooks
     memory: Memory
@@ -129,6 +131,7 @@ async def open_runtime(
             usage=UsageBook(commands),
             api_keys=ApiKeys(urgent, reads),
             tenants=Tenants(commands),
+            limits=Limits(commands, settings, reads, memory),
             addresses=Addresses(urgent),
             webhooks=Webhooks(commands, settings, reads),
             memory=memory,

@@ -171,6 +171,7 @@ _NEEDED: Final = {
     "/v1/batches/{batch_id}/cancel": {"post": Scope.CANCEL},
     "/v1/batches/{batch_id}/retry": {"post": Scope.SUBMIT},
     "/v1/usage": {"get": Scope.READ},
+    "/v1/limits": {"get": Scope.READ},
     "/v1/keys": {"post": Scope.ADMIN, "get": Scope.ADMIN},
     "/v1/keys/{key_id}": {"get": Scope.ADMIN},
     "/v1/keys/{key_id}/rotate": {"post": Scope.ADMIN},

@@ -79,6 +79,7 @@ async def test_the_documented_rights_are_enough(own_server: EmbeddedRedis) -> No
             "/v1/jobs",
             "/v1/batches",
             "/v1/usage",
+            "/v1/limits",
             "/v1/models",
             "/v1/webhooks/secret",
             "/v1/webhooks/deliveries",

@@ -62,7 +62,8 @@ local function look_at_limits(owners, key, jobs, tokens, max_tokens, with_pace)
   local found = {wait_ms = 0, states = {}, windows = {}}
   local function look_at(owner, name, limit, used, need, wait_ms, whole_ms, window_s)
     if wait_ms > found.wait_ms then
-      found.wait_ms, found.reached = wait_ms, {string.match(owner.name, '^%a+'), name, limit, used, need}
+      local of = string.match(owner.name, '^%a+')
+      found.wait_ms, found.reached = wait_ms, {of == 'user' and 'end_user' or of, name, limit, used, need}
     end
     local state, left = found.states[name], limit - used -- the key's or the tenant's, whichever leaves less
     if not state or left < state[2] then found.states[name] = {limit, left, need, whole_ms, window_s} end
