@@ -115,6 +115,7 @@ end
 -- ... Redis sends Lua's numbers as whole numbers.
 local function states_of(found)
   local flat = {}
+  if not next(found.states) then return flat end
   for _, name in ipairs({'requests_per_minute', 'tokens_per_minute', 'queued_jobs', 'usd_per_day', 'usd_per_month'}) do
     local state = found.states[name]
     if state then
