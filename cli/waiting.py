@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
-_OWNERS: Final = {"tenant": "the tenant", "key": "the API key"}
+_OWNERS: Final = {"tenant": "the tenant", "key": "the API key", "end_user": "the end user"}
 
 _ROUTES: Final = {
     "retry_after": "{route} has asked for a pause until {until}",

@@ -33,6 +33,7 @@ def _as_json(*reasons: Reason) -> Any:
         (RouteShut("a/b", Shut.MINUTE_FULL, _AT, None), f"a/b has used up its limit of a minute, until {_AT}"),
         (RouteShut("a/b", Shut.FULL, None, None), "a/b has as many calls under way as it may have"),
         (RunningJobs("tenant", 5, 6), "the tenant runs 6 jobs, and may run 5"),
+        (RunningJobs("end_user", 5, 5), "the end user runs 5 jobs, and may run 5"),
         (Turn(12), "position 12 in the queue"),
     ],
 )
