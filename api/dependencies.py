@@ -16,7 +16,8 @@ from starlette.requests import Request
 
 from api.http.anthropic_errors import is_on_surface
 from api.http.headers import is_of_openais_sdk, one
-from api.http.invalid import refuse, unknown_parameter
+from api.http.invalid import is_known, refuse, unknown_parameter
+from api.openapi import query_names
 from api.state.api_state import ApiState, api_of, set_tenant
 from api.state.key_ring import KeyRing
 from shared.api_key import KEY_ID, KEY_PREFIX, REPLACED, TENANT, Caller, PresentedKey, Scope
@@ -47,8 +48,8 @@ async def caller_of(
 ) -> Caller:
     """Authenticates the caller, checks its scope, and counts the request as one of its tenant's.
 
-    ``query``: the query parameters that a GET may have. Any other is refused: its sender means it as a filter, and
-    would get everything. ``follow_token``: what the caller sent instead of a key. Raises Unauthenticated, Forbidden,
+    ``query``: the query parameters that the request may have. Any other is refused: its sender means it as a filter, and
+    would get, or change, everything. ``follow_token``: what the caller sent instead of a key. Raises Unauthenticated, Forbidden,
     InvalidRequest, StorageUnavailable, TooManyConnections.
     """
     api = api_of(request)
@@ -60,27 +61,30 @@ async def caller_of(
     api.occupancy.enter(request.scope, caller.tenant)
     if request.scope["path"].startswith(_OWN_BATCHES) and is_of_openais_sdk(request.scope):
         raise InvalidRequest(_NOT_OPENAIS)
-    if request.scope["query_string"] and request.method == "GET":
+    if request.scope["query_string"]:
         _refuse_unknown(request, query)
     return caller
 
 
 def _refuse_unknown(request: Request, query: Collection[str]) -> None:
     ignored = _IGNORED_BY_THE_MESSAGES_API if is_on_surface(request.scope["path"]) else ()
-    unknown = [name for name in dict.fromkeys(request.query_params) if name not in query and name not in ignored]
+    known = {*query, *ignored}
+    unknown = [name for name in dict.fromkeys(request.query_params) if not is_known(name, known)]
     if unknown:
         raise refuse(*[unknown_parameter(name, query) for name in unknown])
 
 
 def _declared(request: Request) -> Collection[str]:
-    """The query parameters that the matching FastAPI route declares, itself or by a dependency."""
+    """The query parameters that the matching FastAPI route declares, itself, by a dependency, or by its ``@operation``."""
+    if not request.scope["query_string"]:
+        return ()
     route: APIRoute = request.scope["route"]
     parts = (route.dependant, *route.dependant.dependencies)
-    return [parameter.alias for part in parts for parameter in part.query_params]
+    return [*(parameter.alias for part in parts for parameter in part.query_params), *query_names(route.endpoint)]
 
 
 async def _submitter(request: Request) -> Caller:
-    return await caller_of(request, Scope.SUBMIT)
+    return await caller_of(request, Scope.SUBMIT, query=_declared(request))
 
 
 async def _reader(request: Request) -> Caller:
@@ -88,7 +92,7 @@ async def _reader(request: Request) -> Caller:
 
 
 async def _canceller(request: Request) -> Caller:
-    return await caller_of(request, Scope.CANCEL)
+    return await caller_of(request, Scope.CANCEL, query=_declared(request))
 
 
 _Token = Annotated[str | None, Query(description="A follow token of the job, instead of an API key.")]
@@ -99,7 +103,7 @@ async def _job_reader(request: Request, token: _Token = None) -> Caller:
 
 
 async def _job_canceller(request: Request, token: _Token = None) -> Caller:
-    return await caller_of(request, Scope.CANCEL, follow_token=token)
+    return await caller_of(request, Scope.CANCEL, query=_declared(request), follow_token=token)
 
 
 async def _admin(request: Request) -> Caller:

@@ -149,6 +149,16 @@ def query(name: str, description: str, schema: Schema) -> Schema:
     return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
+def query_names(endpoint: Callable[..., Any]) -> list[str]:
+    """The query parameters that a route declares here. ``metadata.*`` stands for all that begin with ``metadata.``."""
+    declared = _operations.get(endpoint)
+    return [
+        f"{parameter['name']}.*" if parameter["schema"].get("type") == "object" else parameter["name"]
+        for parameter in (declared.parameters if declared is not None else ())
+        if parameter["in"] == "query"
+    ]
+
+
 IDEMPOTENCY_KEY: Final = header(
     "Idempotency-Key",
     "1 to 255 printable characters. The same key with the same body finds the first job.",

@@ -215,6 +215,33 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{_moment(time.time_ns() // 1_000_000)}{chance}"
 
 
+def id_at(prefix: str, moment_ms: int) -> str:
+    """Sorts before every id of that millisecond, and after all earlier ones. Nothing has it."""
+    return f"{prefix}_{_moment(moment_ms)}{'0' * 16}"
+
+
+SPAN_CHARS: Final = 5
+"""Ids that begin with the same letters of the time belong to one span, of nine hours; see lib/labels.lua."""
+
+
+def spans_between(newest: str, oldest: str) -> list[str]:
+    """The spans of the ids of jobs from the newest to the oldest, both included."""
+    last, first = [functools.reduce(_number, each[4 : 4 + SPAN_CHARS].encode(), 0) for each in (newest, oldest)]
+    return [
+        bytes(_ALPHABET[span >> shift & 31] for shift in range(5 * SPAN_CHARS - 5, -1, -5)).decode()
+        for span in range(last, first - 1, -1)
+    ]
+
+
+def _number(so_far: int, digit: int) -> int:
+    return so_far * 32 + _ALPHABET.index(digit)
+
+
+def first_id_of(span: str) -> str:
+    """Sorts before every id of a job of that span, and after those of earlier ones."""
+    return f"job_{span:0<26}"
+
+
 @functools.lru_cache(maxsize=1)
 def _moment(moment_ms: int) -> str:
     return bytes(_ALPHABET[moment_ms >> shift & 31] for shift in range(45, -1, -5)).decode()

@@ -15,7 +15,7 @@ from pydantic import Field, PlainValidator
 from pydantic.fields import FieldInfo
 
 from api.batches.lines import JOB
-from api.http.invalid import BODY, is_name, refuse, unknown_parameter
+from api.http.invalid import BODY, in_query, is_name, refuse, unknown_parameter
 from api.http.members import Body, Expected, Text, Whole, checked, expected, read
 from api.http.strict_json import decode
 from api.jobs.request import (
@@ -232,6 +232,7 @@ def options_of_job(raw: bytes, bounds: Bounds) -> BatchOptions:
 _OPTIONS: Final = {field.alias or name: field for name, field in BatchOptions.model_fields.items()}
 _INNER: Final[dict[str, dict[str, FieldInfo]]] = {"metadata": {}, "webhook": dict(BatchWebhook.model_fields)}
 """Options that are objects: each member is a parameter of its own, such as ``metadata.run`` or ``webhook.url``."""
+_PARAMETERS: Final = (*(_OPTIONS.keys() - _INNER), "metadata.*", *(f"webhook.{name}" for name in _INNER["webhook"]))
 
 
 def options_of_query(query: list[tuple[str, str]], bounds: Bounds = NO_BOUNDS) -> BatchOptions:
@@ -251,9 +252,9 @@ def options_of_query(query: list[tuple[str, str]], bounds: Bounds = NO_BOUNDS) -
         elif name in _OPTIONS and name not in _INNER:
             _put(job, name, _value_of(_OPTIONS[name], text), name, errors)
         else:
-            errors.append(unknown_parameter(name))
+            errors.append(unknown_parameter(name, _PARAMETERS))
     options, wrong = checked(BatchOptions, job, bounds, at="")
-    errors += [FieldError(error.pointer[1:].replace("/", "."), error.detail) for error in wrong]
+    errors += in_query(wrong)
     if options is None or errors:
         raise refuse(*errors)
     return options

@@ -4,7 +4,8 @@ Pure. A name that the sender chose is content too, unless it looks like an ident
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -32,13 +33,24 @@ def pointer(parent: str, name: str | int) -> str:
 
 def unknown_parameter(name: str, known: Iterable[str] = ()) -> FieldError:
     """The error for an unknown query parameter. ``known``: those that the path takes."""
-    takes = ", ".join(sorted(known))
-    hint = f": this path takes {takes}" if takes else ""
-    return (
-        FieldError(name, f"is not known{hint}")
-        if is_name(name)
-        else FieldError(BODY, f"has a query parameter that is not known{hint}")
-    )
+    names = sorted(known)
+    takes = f"this path takes {', '.join(names)}" if names else "this path takes no query parameters"
+    if not is_name(name):
+        return FieldError(BODY, f"has a query parameter that is not known: {takes}")
+    nearest = get_close_matches(name, names, n=1)
+    hint = f"did you mean {nearest[0]}? T{takes[1:]}" if nearest else takes
+    return FieldError(name, f"is not known: {hint}")
+
+
+def is_known(name: str, known: Collection[str]) -> bool:
+    """Whether a query parameter is among these, where ``metadata.*`` stands for all that begin with ``metadata.``."""
+    outer, is_inner, _ = name.partition(".")
+    return name in known or (bool(is_inner) and f"{outer}.*" in known)
+
+
+def in_query(errors: Iterable[FieldError]) -> list[FieldError]:
+    """The errors of an object (its own pointer empty) that was sent as query parameters, such as ``metadata.run``."""
+    return [FieldError(error.pointer[1:].replace("/", "."), error.detail) for error in errors]
 
 
 def unknown_member(parent: str, name: str) -> FieldError:

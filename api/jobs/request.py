@@ -118,7 +118,8 @@ def asked_by(model: type[JobWebhook]) -> PlainValidator:
     return PlainValidator(webhook_of, json_schema_input_type=model | None)
 
 
-def _moment_ms(value: object, info: ValidationInfo[Bounds]) -> int:
+def time_ms(value: object) -> int:
+    """The milliseconds of an RFC 3339 time. Raises an error for pydantic."""
     try:
         moment_ms = from_rfc3339(value) if isinstance(value, str) else None
     except (ValueError, OverflowError):
@@ -127,13 +128,18 @@ def _moment_ms(value: object, info: ValidationInfo[Bounds]) -> int:
         raise expected("must be a time like 2026-11-23T14:02:11Z (RFC 3339, with its offset)")
     if not 0 <= moment_ms < _YEAR_9999_MS:
         raise expected("must be a time from 1970 to 9998")
+    return moment_ms
+
+
+def _moment_ms(value: object, info: ValidationInfo[Bounds]) -> int:
+    moment_ms = time_ms(value)
     latest_ms = info.context.latest_not_before_ms
     if moment_ms > latest_ms:
         raise expected(f"must be no later than {to_rfc3339(latest_ms)} (TOKENSPOOL_MAX_NOT_BEFORE_S)")
     return moment_ms
 
 
-def _few(metadata: object) -> object:
+def metadata_of(metadata: object) -> object:
     """Before each member is looked at: there may be ten thousand. And their names, since pydantic gives an error in a name the
     location of a member called ``[key]``.
     """
@@ -186,7 +192,7 @@ class JobOptions(Body):
     metadata: Annotated[
         dict[_MetadataName, Annotated[str, Text(most=_MOST_METADATA_VALUE_CHARS)]],
         Field(max_length=_MOST_METADATA),
-        BeforeValidator(_few),
+        BeforeValidator(metadata_of),
     ] = Field(default_factory=dict)
     """Texts of yours, returned with the job: names of 1 to 64 characters, values of up to 512."""
     tags: Annotated[

@@ -25,17 +25,9 @@ from api.http.pages import DEFAULT_LIMIT, Limit
 from api.http.rate_limit_headers import headers_of
 from api.http.responses import json_response
 from api.http.strict_json import decode
-from api.jobs.request import (
-    Bounds,
-    Draft,
-    JobOptions,
-    JobRequest,
-    UpstreamHeaders,
-    bounds_of,
-    draft_of,
-    drafted,
-    spec_members,
-)
+from api.jobs.filter import FILTER_IN_QUERY, filter_of_query
+from api.jobs.request import Bounds, Draft, JobRequest, bounds_of, draft_of
+from api.jobs.retry import retry
 from api.jobs.submit import SHOWN_TO_READERS, Idempotency, Submitted, may_see_all, submit, waiting_for_of
 from api.openapi import (
     IDEMPOTENCY_KEY,
@@ -60,9 +52,9 @@ from api.streams.sse import StreamFormat
 from api.views.attempts import AttemptList, render_attempts
 from api.views.job import JobPage, JobView, render, render_page, url_of
 from shared.api_key import Caller, Scope
-from shared.errors import FieldError, Forbidden, InvalidCursor, NotEnded, NotFound
+from shared.errors import FieldError, Forbidden, InvalidCursor
 from shared.events import EventId, parse_cursor
-from shared.job import Job, JobKind, JobState, new_id
+from shared.job import Job, JobState, new_id
 from shared.store.idempotency import fingerprint_of
 from shared.waiting import WaitingFor
 
@@ -110,7 +102,7 @@ async def submit_job(request: Request) -> Response:
     ``Prefer: wait=N``: 200 if it ended within N seconds. ``Accept: text/event-stream`` follows it at once.
     """
     api = api_of(request)
-    caller = await caller_of(request, Scope.SUBMIT)
+    caller = await caller_of(request, Scope.SUBMIT, query=("format",))
     is_followed, form = wants_event_stream(request), _format_of(request)
     wait_s = preferred_wait_s(request)
     key = idempotency_key(request)
@@ -236,23 +228,22 @@ async def list_attempts(request: Request, api: Api, caller: Reader, job_id: JobI
 
 
 @router.get("/v1/jobs")
-@operation({200: json_of(JobPage, "A page.")}, LISTS)
+@operation({200: json_of(JobPage, "A page.")}, LISTS, parameters=FILTER_IN_QUERY)
 async def list_jobs(
     request: Request,
     api: Api,
     caller: Reader,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
     limit: Limit = DEFAULT_LIMIT,
-    status: JobState | None = None,
-    batch_id: str | None = None,
-    tag: str | None = None,
 ) -> Response:
-    """The caller's jobs, newest first, without their results. A page of large jobs holds fewer than ``limit``."""
+    """The caller's jobs, newest first, without their results. Several conditions are combined by AND. A page of large
+    jobs holds fewer than ``limit``. So does a page with conditions, which looks at a few thousand jobs: it may even be empty, and
+    have a ``next``.
+    """
     if after is not None and not JOB_ID.fullmatch(after):
         raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
-    page = await api.runtime.jobs.list(
-        caller.tenant, after=after, limit=limit, state=status, batch_id=batch_id, tag=tag
-    )
+    wanted = filter_of_query(request.query_params.multi_items())
+    page = await api.runtime.jobs.list(caller.tenant, wanted, after=after, limit=limit)
     queued = [(job.id, job.spec.model) for job in page.jobs if job.state is JobState.QUEUED]
     waits = await api.runtime.waits.of(queued, tenant=caller.tenant)
     await api.key_ring.still(request.scope)
@@ -361,32 +352,7 @@ async def cancel_job(api: Api, caller: JobCanceller, job_id: JobId) -> Response:
 async def retry_job(request: Request, api: Api, caller: Submitter, job_id: JobId) -> Response:
     """Submit a job that ended without success again, as a new job with ``retry_of``."""
     key = idempotency_key(request)
-    job, upstream_request = await api.runtime.jobs.request_of(job_id, caller.tenant)
-    if job.spec.kind is JobKind.COUNT_TOKENS:
-        raise NotFound  # not listed either: a client sends the count again
-    if not job.has_ended or job.state is JobState.SUCCEEDED:
-        raise NotEnded("Only a job that ended without success can be retried.")
-    idempotency = Idempotency(key, fingerprint_of({"retry_of": job_id})) if key is not None else None
-    spec = job.spec
-    draft = drafted(
-        spec.model,
-        upstream_request,
-        options=_options_again(job),
-        upstream_headers=UpstreamHeaders(spec.anthropic_beta, spec.anthropic_version),
-    )
-    return _response_of(await submit(api, caller, draft, idempotency=idempotency, retry_of=job_id), caller)
-
-
-def _options_again(job: Job) -> JobOptions:
-    """The job's options, without ``not_before``, which has passed."""
-    spec = job.spec
-    expires_in_ms = job.expires_ms - max(job.created_ms, spec.not_before_ms or 0)
-    # Not validated: all comes from a record. A batch's item has as long to start as its batch had.
-    return JobOptions.model_construct(
-        **spec_members(spec) | {"not_before_ms": None},
-        expires_in_s=max(1, expires_in_ms // 1000),
-        webhook=job.webhook,
-    )
+    return _response_of(await retry(api, caller, job_id, idempotency_key=key), caller)
 
 
 @router.delete("/v1/jobs/{job_id}", status_code=204)

@@ -156,7 +156,7 @@ async def _as_told_to(tenant: str, report: HealthReport, api: ApiState) -> Healt
     today = datetime.now(UTC).date()
     used = api.runtime.usage.days(tenant, today - timedelta(days=1), today)
     models = {row.model async for rows in used for row in rows}
-    page = await api.runtime.jobs.list(tenant, after=None, limit=_LAST_JOBS, state=None, batch_id=None)
+    page = await api.runtime.jobs.list(tenant, after=None, limit=_LAST_JOBS)
     chains = [api.routes.chain_of(model) for model in models | {job.spec.model for job in page.jobs}]
     own = {route.name for chain in chains for route in chain} | {
         route.route for route in report.routes if route.route.partition("/")[2] in models

@@ -9,14 +9,27 @@ import msgspec
 
 from shared.errors import IdempotencyKeyReused, JobError, NotEnded, NotFound, QueueFull
 from shared.estimates import Estimates
-from shared.job import TERMINAL_STATES, Job, JobKind, JobSpec, JobState, Step, Submission, Usage
+from shared.job import (
+    TERMINAL_STATES,
+    Job,
+    JobKind,
+    JobSpec,
+    JobState,
+    Step,
+    Submission,
+    Usage,
+    first_id_of,
+    id_at,
+    spans_between,
+)
+from shared.job_filter import EVERY_JOB, JobFilter, labels_of
 from shared.limits import LimitState, Reservation, argument_of
 from shared.settings import Settings, routes_of
 from shared.store import limits, redis_keys
 from shared.store.commands import Commands
 from shared.store.idempotency import key_hash
 from shared.store.memory import Memory
-from shared.store.page import Sized, Stretch, Stretches, WantedOf, read_page, sized, stretches_of
+from shared.store.page import Bounds, Sized, Stretch, Stretches, WantedOf, read_page, sized, stretch_of, stretches_of
 from shared.store.reads import RESULT_BYTES, ROW_BYTES, Reads, Record
 from shared.store.script import Argument, sources, target
 from shared.store.waits import FLOWS_COUNTED
@@ -27,7 +40,7 @@ _FIELDS: Final = (
     "last_token_ms", "published", "ended_ms", "end_id", "error", "usage", "cost_nano_usd", "unpriced", "webhook",
 )  # fmt: skip
 
-_FIELDS_OF_STATE: Final = ("state", "expires_ms", "started_ms", "timeout_ms")
+_FIELDS_OF_STATE: Final = ("state", "expires_ms", "started_ms", "timeout_ms", "key")
 
 _OF_BATCH: Final = b"batch"
 """What an item's record holds in place of a webhook: the batch's record has it."""
@@ -36,7 +49,12 @@ _PAGE_SCANNED: Final = 200
 _PAGES_SCANNED: Final = 25
 """A filtered list looks at 5,000 jobs at most; then the page is short and ``next`` goes on."""
 
+_SPANS_AT_ONCE: Final = 64
+"""Spans of ids in which a label is looked for in one command: three weeks."""
+
 _CLOCK_SLACK_MS: Final = 5_000
+_ID_SLACK_MS: Final = 60_000
+"""How far the clock of an API process, which makes ids, may be from Redis's, which gives the time of the submit."""
 
 _BELIEVED_MS: Final = 10_000
 """An API process that has been silent for this long counts as gone, and its clients with it."""
@@ -167,6 +185,7 @@ class Jobs:
             webhook=stored_form(submission.webhook),
             estimate=self._estimates.of(spec.model, submission.reservation),
             tenant_bytes=self._memory.tenant_bytes,
+            labels=labels_of(spec),
         )
         match reply:
             case [b"created", created_ms, expires_ms, position, states]:
@@ -251,45 +270,75 @@ class Jobs:
     def _content(self, job_id: str, tenant: str, kind: Content) -> "asyncio.Future[bytes | None]":
         return self._commands.run("content", id=job_id, tenant=tenant, kind=kind)
 
-    async def list(
-        self,
-        tenant: str,
-        *,
-        after: str | None,
-        limit: int,
-        state: JobState | None,
-        batch_id: str | None,
-        tag: str | None = None,
-    ) -> Page:
-        """The tenant's jobs, newest first. A page may have fewer than ``limit`` jobs and still have a next: if its jobs are
-        large, or with a filter. Raises TooManyReads.
+    async def list(self, tenant: str, wanted: JobFilter = EVERY_JOB, *, after: str | None, limit: int) -> Page:
+        """The tenant's jobs that the filter means, newest first. A page may have fewer than ``limit`` jobs and still have a
+        next: if its jobs are large, or with a filter. Raises TooManyReads.
         """
-        count = limit + 1 if state is None and tag is None else _PAGE_SCANNED
+        label, left = (wanted.by_label() if wanted.batch_id is None else None) or ("", wanted)
+        count = _PAGE_SCANNED if left.concerns_state or left.concerns_spec else limit + 1
 
         async def wanted_of(ids: Sequence[str]) -> Sequence[str]:
-            return await self._with_tag(await self._in_state(ids, tenant, state), tenant, tag)
+            return await self._with_spec(await self._in_state(ids, tenant, left), tenant, left)
 
-        stretches = (
-            stretches_of(self._commands, redis_keys.index(tenant), count=count, wanted_of=wanted_of)
-            if batch_id is None
-            else self._stretches_of_batch(tenant, batch_id, after, count, wanted_of)
-        )
-
-        def is_wanted(job: Job) -> bool:
-            return state in (None, job.state) and (tag is None or tag in job.spec.tags)
+        stretches: Stretches
+        if wanted.batch_id is not None:
+            stretches = self._stretches_of_batch(tenant, wanted.batch_id, after, count, wanted_of)
+        elif label:
+            await self.expire()  # as a read ends an overdue job first
+            stretches = self._stretches_of_label(tenant, label, _bounds_of(wanted), count, wanted_of)
+        elif wanted.status is JobState.RUNNING:
+            stretches = self._stretches_of_running(tenant, count, wanted_of)
+        else:
+            stretches = stretches_of(
+                self._commands, redis_keys.index(tenant), count=count, bounds=_bounds_of(wanted), wanted_of=wanted_of
+            )
 
         async def read(ids: Sequence[str]) -> Sequence[Sized | None]:
             found = await self._some(ids, tenant)
-            return [one if one is not None and is_wanted(one.item) else None for one in found]
+            return [one if one is not None and wanted.matches(one.item) else None for one in found]
 
         jobs, next_after = await read_page(
-            stretches,
-            read,
-            after=after,
-            limit=limit,
-            most_stretches=_PAGES_SCANNED if state is not None or batch_id or tag is not None else 2,
+            stretches, read, after=after, limit=limit, most_stretches=2 if wanted == EVERY_JOB else _PAGES_SCANNED
         )
         return Page(jobs, next_after)
+
+    def _stretches_of_label(
+        self, tenant: str, label: str, bounds: Bounds, count: int, wanted_of: WantedOf
+    ) -> Stretches:
+        """The jobs that have a label, in the spans of ids from the tenant's newest to its oldest."""
+
+        async def stretch_after(last: str | None) -> Stretch:
+            index = redis_keys.index(tenant)
+            ends = [self._commands.call("ZRANGE", index, at, at) for at in (0, -1)]
+            (oldest, newest) = [[member.decode() for member in await end] for end in ends]
+            if not oldest:
+                return Stretch((), None, True)
+            newest_before = newest[0] + "~"
+            before = min(bounds.earlier(last) or newest_before, newest_before)
+            spans = spans_between(before, max(oldest[0], bounds.oldest or ""))
+            some, is_end = spans[:_SPANS_AT_ONCE], len(spans) <= _SPANS_AT_ONCE
+            found = await self._commands.run(
+                "labelled", tenant=tenant, label=label, before=before, most=count, spans=some
+            )
+            ids = [raw_id.decode() for raw_id in found]
+            stretch = await stretch_of(ids, count=count, wanted_of=wanted_of)
+            if len(ids) < count and not is_end:
+                return Stretch(stretch.ids, first_id_of(some[-1]), False)
+            return stretch
+
+        return stretch_after
+
+    def _stretches_of_running(self, tenant: str, count: int, wanted_of: WantedOf) -> Stretches:
+        """The jobs that run now: as many as there are slots."""
+
+        async def stretch_after(last: str | None) -> Stretch:
+            members = await self._commands.call("SMEMBERS", redis_keys.tenant_running(tenant))
+            ids = sorted((member.decode() for member in members), reverse=True)
+            return await stretch_of(
+                [each for each in ids if last is None or each < last][:count], count=count, wanted_of=wanted_of
+            )
+
+        return stretch_after
 
     def _stretches_of_batch(
         self, tenant: str, batch_id: str, after: str | None, count: int, wanted_of: WantedOf
@@ -316,19 +365,23 @@ class Jobs:
 
         return stretch_after
 
-    async def _in_state(self, job_ids: Sequence[str], tenant: str, state: JobState | None) -> Sequence[str]:
-        """The jobs that may be in that state: only their records are read as a whole."""
-        if state is None or not job_ids:
+    async def _in_state(self, job_ids: Sequence[str], tenant: str, wanted: JobFilter) -> Sequence[str]:
+        """The jobs that may be in that state, and have that key: only their records are read as a whole."""
+        if not job_ids or not wanted.concerns_state:
             return job_ids
         records = await self._reads.small(tenant, [redis_keys.job(job_id) for job_id in job_ids], _FIELDS_OF_STATE)
-        return [job_id for job_id, record in zip(job_ids, records, strict=True) if _may_be_in(state, record)]
+        return [job_id for job_id, record in zip(job_ids, records, strict=True) if _may_be_in(wanted, record)]
 
-    async def _with_tag(self, job_ids: Sequence[str], tenant: str, tag: str | None) -> Sequence[str]:
-        """Those that have the tag: of no other the whole record is read."""
-        if tag is None or not job_ids:
+    async def _with_spec(self, job_ids: Sequence[str], tenant: str, wanted: JobFilter) -> Sequence[str]:
+        """Those that have that spec: of no other the whole record is read."""
+        if not job_ids or not wanted.concerns_spec:
             return job_ids
         records = await self._reads.all(tenant, [redis_keys.job(job_id) for job_id in job_ids], ("spec",))
-        return [job_id for job_id, (spec,) in zip(job_ids, records, strict=True) if spec and tag in _tags_of(spec)]
+        return [
+            job_id
+            for job_id, (spec,) in zip(job_ids, records, strict=True)
+            if spec and wanted.matches_spec(msgspec.json.decode(spec, type=JobSpec))
+        ]
 
     def charge(
         self,
@@ -439,22 +492,24 @@ def _is_about_over(deadline_ms: int) -> bool:
     return deadline_ms < time.time_ns() // 1_000_000 + _CLOCK_SLACK_MS
 
 
-class _Tagged(msgspec.Struct, frozen=True):
-    """Of a spec its tags; the rest is not decoded."""
+def _bounds_of(wanted: JobFilter) -> Bounds:
+    """The ids of jobs that were created in that time."""
+    after_ms, before_ms = wanted.created_after_ms, wanted.created_before_ms
+    return Bounds(
+        None if after_ms is None else id_at("job", max(0, after_ms - _ID_SLACK_MS)),
+        None if before_ms is None else id_at("job", before_ms + _ID_SLACK_MS),
+    )
 
-    tags: tuple[str, ...] = ()
 
-
-def _tags_of(spec: bytes) -> tuple[str, ...]:
-    return msgspec.json.decode(spec, type=_Tagged).tags
-
-
-def _may_be_in(wanted: JobState, record: Record) -> bool:
-    """By the fields in _FIELDS_OF_STATE. An overdue job may be, because a read ends it first."""
-    state, expires_ms, started_ms, timeout_ms = record
-    if state is None or state.decode() == wanted:
-        return state is not None
-    if state.decode() != JobState.QUEUED or wanted not in TERMINAL_STATES:
+def _may_be_in(wanted: JobFilter, record: Record) -> bool:
+    """By the fields in _FIELDS_OF_STATE. An overdue job may be in another state, because a read ends it first."""
+    state, expires_ms, started_ms, timeout_ms, key = record
+    if state is None or (wanted.key_id is not None and key != wanted.key_id.encode()):
+        return False
+    status = wanted.status or (JobState.FAILED if wanted.error_code else None)
+    if status in (None, state.decode()):
+        return True
+    if state.decode() != JobState.QUEUED or status not in TERMINAL_STATES:
         return False
     return _is_about_over(int(expires_ms) if started_ms is None else int(started_ms) + int(timeout_ms))
 

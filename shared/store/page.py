@@ -35,24 +35,46 @@ Read = Callable[[Sequence[str]], Awaitable[Sequence[Sized | None]]]
 """Reads the first of these ids, as many as it likes; None for each that is not wanted."""
 
 
+class Bounds(NamedTuple):
+    """Which ids of a list are meant. None: all in this direction."""
+
+    oldest: str | None = None
+    before: str | None = None
+
+    def earlier(self, last: str | None) -> str | None:
+        """What the ids after ``last`` sort before, with the newest first."""
+        return min((each for each in (last, self.before) if each is not None), default=None)
+
+
+NO_BOUNDS: Final = Bounds()
+
+
 def stretches_of(
     commands: Commands,
     index: str,
     *,
     count: int,
     is_newest_first: bool = True,
+    bounds: Bounds = NO_BOUNDS,
     wanted_of: WantedOf | None = None,
 ) -> Stretches:
-    """The ids of an index, which sort by time, ``count`` at a time."""
+    """The ids of an index, which sort by time, ``count`` at a time. ``bounds``: only with the newest first."""
     command, start, end = ("ZREVRANGEBYLEX", "+", "-") if is_newest_first else ("ZRANGEBYLEX", "-", "+")
+    if bounds.oldest is not None:
+        end = f"[{bounds.oldest}"
 
     async def stretch_after(last: str | None) -> Stretch:
-        members = await commands.call(command, index, f"({last}" if last else start, end, "LIMIT", 0, count)
-        ids = [member.decode() for member in members]
-        wanted = await wanted_of(ids) if wanted_of is not None and ids else ids
-        return Stretch(wanted, ids[-1] if ids else None, len(ids) < count)
+        at = bounds.earlier(last)
+        members = await commands.call(command, index, f"({at}" if at else start, end, "LIMIT", 0, count)
+        return await stretch_of([member.decode() for member in members], count=count, wanted_of=wanted_of)
 
     return stretch_after
+
+
+async def stretch_of(ids: Sequence[str], *, count: int, wanted_of: WantedOf | None) -> Stretch:
+    """The stretch of these ids, of which there are ``count`` unless it is the last."""
+    wanted = await wanted_of(ids) if wanted_of is not None and ids else ids
+    return Stretch(wanted, ids[-1] if ids else None, len(ids) < count)
 
 
 def sized(

@@ -33,6 +33,26 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         ("tenant",),
         "zset of ids, by name: the tenant's jobs. No TTL: each submit drops entries whose record is gone.",
     ),
+    "labels": (
+        ("tenant", "span"),
+        "zset of label and id, by name: the tenant's jobs that have a tag or metadata or did not succeed, of nine hours. Its TTL is that of the record that is kept longest.",
+    ),
+    "operation": (
+        ("id",),
+        "hash: the record of an operation, with its counts and its cursor. No TTL until it ends, then the result's retention.",
+    ),
+    "operation_index": (
+        ("tenant",),
+        "zset of ids, by name: the tenant's operations. No TTL: each new one drops entries whose record is gone.",
+    ),
+    "open_operations": (
+        ("tenant",),
+        "zset of ids, by name: the tenant's operations that have not ended; the first one runs. Gone when empty.",
+    ),
+    "due_operations": (
+        (),
+        "zset tenant → when somebody should do the next piece of its first operation (ms). Gone when empty.",
+    ),
     "batch": (
         ("id",),
         "hash: the record of a batch, with its counts. No TTL until it ends, then the result's retention.",
@@ -254,6 +274,11 @@ job = _by_one("job")
 result = _by_one("result")
 log = _by_one("log")
 index = _by_one("index")
+labels = _by_two("labels")
+operation = _by_one("operation")
+operation_index = _by_one("operation_index")
+open_operations = _by_one("open_operations")
+tenant_running = _by_one("tenant_running")
 idempotency = _by_two("idempotency")
 batch = _by_one("batch")
 batch_items = _by_one("batch_items")

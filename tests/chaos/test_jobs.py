@@ -132,7 +132,7 @@ async def _starts_ms(runtime: Runtime, tenant: str) -> list[int]:
     found: list[int] = []
     after = None
     while True:
-        page = await runtime.jobs.list(tenant, after=after, limit=500, state=None, batch_id=None)
+        page = await runtime.jobs.list(tenant, after=after, limit=500)
         found += [job.started_ms for job in page.jobs if job.started_ms is not None]
         if (after := page.next_after) is None:
             return found

@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 from shared.batch import Batch, BatchState, InvalidItem, NewItem
 from shared.errors import IdempotencyKeyReused, NotEnded, NotFound
 from shared.job import TERMINAL_STATES, JobState, Priority, Step, Usage
+from shared.job_filter import JobFilter
 from shared.limits import CallerLimits
 from shared.settings import load_settings
 from shared.store import redis_keys
@@ -843,7 +844,7 @@ class AnyBatch(RuleBasedStateMachine):
         assert item_ids == [line.id if isinstance(line, Job) else None for line in sent.lines]
 
     async def _listed(self, sent: Sent, tenant: str) -> list[tuple[str, JobState]]:
-        page = await self.runtime.jobs.list(tenant, after=None, limit=100, state=None, batch_id=sent.id)
+        page = await self.runtime.jobs.list(tenant, JobFilter(batch_id=sent.id), after=None, limit=100)
         return [(job.id, job.state) for job in page.jobs]
 
     async def _look_at_list(self, tenant: str) -> None:

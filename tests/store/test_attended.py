@@ -87,7 +87,7 @@ async def test_a_quiet_job_has_no_log_and_is_in_no_list(runtime: Runtime) -> Non
     await runtime.jobs.submit(submission, expires_in_s=60)
     (claimed,) = await claim(runtime)
     assert claimed.next_seq == 0
-    page = await runtime.jobs.list("tenant-a", after=None, limit=5, state=None, batch_id=None)
+    page = await runtime.jobs.list("tenant-a", after=None, limit=5)
     assert page.jobs == []
     await finish(runtime, claimed)
     assert await names_in_log(runtime, claimed.id) == []

@@ -106,7 +106,7 @@ async def test_reading_an_overdue_job_ends_it_first(runtime: Runtime, how: str) 
         assert first is not None
         found = first
     else:
-        (found,) = (await runtime.jobs.list("tenant-a", after=None, limit=5, state=None, batch_id=None)).jobs
+        (found,) = (await runtime.jobs.list("tenant-a", after=None, limit=5)).jobs
     assert found.state is JobState.EXPIRED
     assert found.end_id is not None
 

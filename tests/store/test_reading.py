@@ -8,6 +8,7 @@ import pytest
 
 from shared.errors import NotEnded, NotFound
 from shared.job import JobState
+from shared.job_filter import JobFilter
 from shared.store import redis_keys
 from shared.store.commands import Commands
 from shared.store.jobs import Jobs
@@ -46,7 +47,7 @@ async def _listed(
     state: JobState | None = None,
     batch_id: str | None = None,
 ) -> tuple[list[str], str | None]:
-    page = await runtime.jobs.list(tenant, after=after, limit=limit, state=state, batch_id=batch_id)
+    page = await runtime.jobs.list(tenant, JobFilter(status=state, batch_id=batch_id), after=after, limit=limit)
     return [job.id for job in page.jobs], page.next_after
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from shared.errors import StorageUnavailable, TooManyReads
 from shared.job import JobState, Step
+from shared.job_filter import JobFilter
 from shared.store.page import PAGE_BYTES
 from shared.store.queue import Ending
 from shared.store.reads import PIECE_BYTES, Turns
@@ -185,14 +186,14 @@ async def test_a_page_of_large_jobs_ends_early_and_the_next_goes_on(runtime: Run
 
     def walk(**by: Any) -> Walk:
         async def one(after: str | None, limit: int) -> tuple[list[str], str | None]:
-            page = await runtime.jobs.list(TENANT, after=after, limit=limit, **{"state": None, "batch_id": None} | by)
+            page = await runtime.jobs.list(TENANT, JobFilter(**by), after=after, limit=limit)
             return [job.id for job in page.jobs], page.next_after
 
         return one
 
     assert_cut(await walked(walk(), 100), ids[::-1])
-    assert_cut(await walked(walk(state=JobState.QUEUED), 100), ids[::-1])
-    assert await walked(walk(state=JobState.FAILED), 100) == [[]]
+    assert_cut(await walked(walk(status=JobState.QUEUED), 100), ids[::-1])
+    assert await walked(walk(status=JobState.FAILED), 100) == [[]]
     assert [len(page) for page in await walked(walk(), 1)] == [1] * len(ids)
 
     batch = await a_batch(runtime, FITTING * 2 + 3, tenant=TENANT, metadata={})

@@ -1,4 +1,4 @@
--- uses: bookkeeping, held, webhooks
+-- uses: bookkeeping, erasing
 -- args: tenant, #most, sources, cancelled, retention
 -- ERASE_JOBS: deletes the next jobs of a tenant, whatever they are doing. Those that have not ended are cancelled
 -- first, and no webhook is sent. Their Idempotency-Keys stay, as in ERASE.
@@ -10,12 +10,11 @@ for _, id in ipairs(ids) do
   local is_cancelled = cancel_job(id, tenant, sources, cancelled, retention)
   if is_cancelled ~= nil then
     if is_cancelled then stopped = stopped + 1 end
-    give_up_request(id, tenant)
-    call('DEL', key_job(id), key_result(id), key_log(id))
-    call('ZREM', key_unfolded(), id)
-    forget_delivery(id)
+    erase_job(id, tenant)
     erased = erased + 1
+  else
+    call('ZREM', key_index(tenant), id)
   end
-  call('ZREM', key_index(tenant), id)
+  call('DEL', key_labels(tenant, string.sub(id, 5, 9))) -- also what is left of records that are gone
 end
 return {erased, stopped, #ids == most and 1 or 0}

@@ -9,7 +9,12 @@ if call('HGET', key_batch(id), 'tenant') ~= tenant then return {1} end
 local before
 if before_item ~= '' then
   local item = call('HMGET', key_job(before_item), 'batch', 'line')
-  before = item[1] == id and tonumber(item[2]) or 1
+  if item[1] == id then
+    before = tonumber(item[2])
+  else -- it was erased: then the list still has it
+    local place = call('LPOS', items, before_item, 'RANK', -1)
+    before = place and place + 1 or 1
+  end
 else
   before = before_line or call('LLEN', items) + 1
 end

@@ -1,14 +1,14 @@
--- uses: limits, position
+-- uses: labels, limits, position
 -- args: id, tenant, flow, state, request, spec, timeout_ms, #expires_in_ms, #not_before_ms, idempotency_hash,
 --   fingerprint, #most_waiting, #most_flows, attended_by, is_quiet, believed_ms, #tokens, #max_tokens, key, key_limits,
---   user, webhook, estimate, tenant_bytes
+--   user, webhook, estimate, tenant_bytes, labels
 -- SUBMIT: creates a job, once per Idempotency-Key.
 -- '' for none: not_before_ms, idempotency_hash, attended_by (an API process), key (API key), user (<tenant>/<hash>
 -- of the end user), webhook (JSON).
 -- most_flows: how many flows to count for the position. is_quiet: 1 for a job without a log that is in no list.
 -- believed_ms: how long an API process is believed to live. tokens: how many to reserve; max_tokens of them are the
 -- caller's bound, the rest is an estimate. estimate: what it may cost, in nano-dollars. tenant_bytes: the most bytes
--- that a tenant's requests may take.
+-- that a tenant's requests may take. labels: separated by blanks.
 -- Returns {'created', created_ms, expires_ms, position (0: its flow is parked, -1: it is not due), states}
 --       | {'replayed', job id} | {'reused'} | {'full'}
 --       | {'limited', ...} | {'never', ...}, these two as in refusal_of(); states as in states_of()
@@ -53,6 +53,10 @@ if is_quiet == '1' then
   call('HSET', key_job(id), 'quiet', 1)
 else
   add_to_index(key_index(tenant), id, key_job)
+  if labels ~= '' then
+    call('HSET', key_job(id), 'labels', labels)
+    add_labels(tenant, id, labels, expires + timeout_ms - now) -- and from its end on as long as its record
+  end
 end
 begin_waiting(id, tenant, key ~= '' and key, int(expires))
 if not_before_ms and not_before_ms > now then

@@ -1,4 +1,4 @@
--- uses: now, log, held, webhooks, window, owners
+-- uses: now, labels, log, held, webhooks, window, owners
 -- What the scripts of the life cycle share: turns and flows, the counts of waiting jobs and of items, and the end of a
 -- job.
 local QUIET_KEPT_MS = 60000 -- of a job that only its own submitter asks for, and right away
@@ -220,10 +220,23 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   local record = key_job(id)
   local end_id = int(epoch) .. '-' .. int(seq)
   local job = call('HMGET', record, 'state', 'tenant', 'idempotency', 'batch', 'line', 'expires_ms', 'timeout_ms',
-    'attended_by', 'quiet', 'reserved', 'key', 'started_ms', 'webhook', 'bytes', 'published')
-  local batch = job[4]
+    'attended_by', 'quiet', 'reserved', 'key', 'started_ms', 'webhook', 'bytes', 'published',
+    'labels')
+  local batch, labels = job[4], job[16]
   if job[10] then
     give_tokens_back(job[10], {'tenant:' .. job[2], job[11] and 'key:' .. job[11]}, usage, job[12])
+  end
+  if not result and not job[9] then
+    local code
+    for at = 1, #extra, 2 do
+      if extra[at] == 'error' then code = cjson.decode(extra[at + 1]).code end
+    end
+    if batch then
+      if code then call('HINCRBY', key_batch(batch), 'failed:' .. code, 1) end
+    else
+      labels = (labels and labels .. ' ' or '') .. state .. (code and ' ' .. code or '')
+      extra[#extra + 1], extra[#extra + 2] = 'labels', labels
+    end
   end
   call('HSET', record, 'state', state, 'epoch', int(epoch), 'ended_ms', int(now), 'end_id', end_id, unpack(extra))
   local data = '{"status":"' .. state .. '"}'
@@ -238,6 +251,7 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   elseif job[9] then
     result_ms = math.min(result_ms, QUIET_KEPT_MS)
   end
+  if labels then add_labels(job[2], id, labels, result_ms) end
   if result then
     call('SET', key_result(id), result, 'PX', int(result_ms))
   elseif job[15] then -- the log is needed until KEEP_PARTIAL has what came so far
