@@ -21,7 +21,7 @@ from api.edge.middleware import Envelope
 from api.edge.proxies import TrustedProxies
 from api.edge.uvicorn_internals import abort
 from api.http import errors
-from api.native import batches, complete, follow_tokens, jobs, limits, usage, webhooks
+from api.native import batches, complete, follow_tokens, jobs, limits, operations, usage, webhooks
 from api.ops import api_keys as keys
 from api.ops import health, problems
 from api.state.api_state import ApiState
@@ -67,21 +67,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.trusted_proxies:
         app.add_middleware(TrustedProxies, networks=settings.trusted_proxies)
     errors.add_handlers(app)
-    for part in (
-        jobs,
-        follow_tokens,
-        batches,
-        usage,
-        limits,
-        complete,
-        messages,
-        message_batches,
-        models,
-        keys,
-        webhooks,
-        health,
-        problems,
-    ):
+    native = (jobs, follow_tokens, operations, batches, usage, limits, complete)
+    for part in (*native, messages, message_batches, models, keys, webhooks, health, problems):
         app.router.routes.extend(part.router.routes)  # with include_router each request takes 40 µs more (0.165)
     openapi.describe(app)
     return app

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from api.edge.server import Server
 from api.edge.uvicorn_internals import running_server
+from api.jobs import operations
 from api.state.api_state import ApiState
 from api.state.drain import Phase
 from shared.errors import Problem
@@ -19,6 +20,7 @@ _EXPIRE_LOOK_S: Final = 1.0
 _EXPIRED_AT_ONCE: Final = 200
 _ATTEND_S: Final = 2.0
 _UPKEEP_S: Final = 1.0
+_OPERATE_LOOK_S: Final = 1.0
 _STOP_LOOK_S: Final = 0.1
 _AFTER_A_FAILURE_S: Final = 1.0
 _LOGGED_EVERY_S: Final = 60.0
@@ -33,6 +35,7 @@ def loops_of(api: ApiState) -> dict[str, Coroutine[Any, Any, None]]:
         "attend": _kept_going("attend", lambda: _attend(api)),
         "upkeep": _kept_going("upkeep", lambda: _upkeep(api.runtime)),
         "waits": _kept_going("waits", api.relay.notice_waits),
+        "operate": _kept_going("operate", lambda: _operate(api)),
         "memory": _kept_going("memory", api.runtime.memory.watch),
         **({"keys": _kept_going("keys", api.key_ring.attend)} if api.settings.auth is Auth.KEYS else {}),
         "stop": _stop_with_the_server(api),
@@ -85,6 +88,16 @@ async def _upkeep(runtime: Runtime) -> None:
         await runtime.batches.advance_due()
         await runtime.jobs.abandon()
         await asyncio.sleep(_UPKEEP_S)
+
+
+async def _operate(api: ApiState) -> None:
+    """Does the operations of tenants, piece by piece.
+
+    Never returns; raises Problem if Redis fails.
+    """
+    while True:
+        if not await operations.advance(api):
+            await asyncio.sleep(_OPERATE_LOOK_S)
 
 
 async def _stop_with_the_server(api: ApiState) -> None:

@@ -30,6 +30,7 @@ def erase_tenant(tenant: str) -> None:
 async def _erase(tenant: str) -> None:
     async with open_runtime(read_settings(), process_name="tokenspool-erase", timeout_s=_TIMEOUT_S) as runtime:
         await _revoke_keys(runtime, tenant)  # first: nothing more comes in within 5 s
+        await _erase_operations(runtime, tenant)  # else one would go on retrying
         await _erase_batches(runtime, tenant)
         await _erase_jobs(runtime, tenant)
         await _erase_deliveries(runtime, tenant)
@@ -67,6 +68,14 @@ async def _erase_deliveries(runtime: Runtime, tenant: str) -> None:
     progress, is_more = _Progress("webhook deliveries erased"), True
     while is_more:
         erased, is_more = await runtime.webhooks.erase_some(tenant)
+        progress.add(erased)
+    progress.end()
+
+
+async def _erase_operations(runtime: Runtime, tenant: str) -> None:
+    progress, is_more = _Progress("operations erased"), True
+    while is_more:
+        erased, is_more = await runtime.operations.erase_some(tenant)
         progress.add(erased)
     progress.end()
 

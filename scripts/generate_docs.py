@@ -23,9 +23,11 @@ from pydantic_core import PydanticUndefined
 from api.batches.items import BatchLine
 from api.http.members import Body
 from api.http.rotation import RotateRequest
+from api.jobs.filter import JobFilterRequest
 from api.jobs.request import JobOptions, JobRequest, JobWebhook
 from api.native.complete import CompletionRequest
 from api.native.follow_tokens import FollowTokenRequest
+from api.native.operations import OperationRequest
 from api.openapi import schemas_of
 from api.ops.api_keys import KeyRequest, LimitsRequest
 from shared import errors, events, job, settings
@@ -271,6 +273,8 @@ MODELS: Final[dict[str, type[Body]]] = {
     "webhook": JobWebhook,
     "batch-line": BatchLine,
     "completion": CompletionRequest,
+    "filter": JobFilterRequest,
+    "operation": OperationRequest,
     "key": KeyRequest,
     "key-limits": LimitsRequest,
     "rotation": RotateRequest,

@@ -16,6 +16,7 @@ from shared.store.jobs import Jobs
 from shared.store.limits import Limits
 from shared.store.log import Log
 from shared.store.memory import Memory
+from shared.store.operations import Operations
 from shared.store.partials import Partials
 from shared.store.queue import Queue
 from shared.store.reads import Reads, Turns
@@ -47,6 +48,7 @@ class Runtime:
     jobs: Jobs
     waits: Waits
     batches: Batches
+    operations: Operations
     log: Log
     partials: Partials
     attempts: Attempts
@@ -122,6 +124,7 @@ async def open_runtime(
             jobs=Jobs(commands, settings, reads, urgent, memory),
             waits=Waits(commands, settings, reads, upstreams, workers),
             batches=Batches(commands, settings, reads, memory),
+            operations=Operations(commands, settings, reads),
             log=log,
             partials=Partials(commands, reads, log),
             attempts=Attempts(commands, reads),

@@ -18,6 +18,7 @@ _A_JOB = "/v1/jobs/job_01m84bdq4t7w9k2p5x8r3n6v0c"
 _A_BATCH = "/v1/batches/batch_01m84bf2k09c4x7t1r5w8n3p6v"
 _A_KEY = "/v1/keys/key_01m84bdq4tyw9k2p"
 _A_DELIVERY = "/v1/webhooks/deliveries/evt_01m84bdq4tyw9k2p0000000000"
+_AN_OPERATION = "/v1/operations/op_" + "0" * 26
 
 
 @pytest.mark.parametrize(
@@ -160,6 +161,8 @@ async def test_there_is_no_page_for_a_code_that_is_none(api: CalledApi) -> None:
 _OF_A_TENANT = [
     ("POST", "/v1/jobs"), ("GET", "/v1/jobs"), ("GET", _A_JOB), ("DELETE", _A_JOB), ("GET", f"{_A_JOB}/events"),
     ("POST", f"{_A_JOB}/follow-token"),
+    ("POST", "/v1/jobs/cancel"), ("POST", "/v1/jobs/retry"), ("POST", "/v1/jobs/erase"),
+    ("GET", "/v1/operations"), ("GET", _AN_OPERATION), ("POST", f"{_AN_OPERATION}/cancel"),
     ("GET", f"{_A_JOB}/attempts"), ("POST", f"{_A_JOB}/cancel"), ("POST", f"{_A_JOB}/retry"), ("POST", "/complete"),
     ("POST", "/complete/stream"), ("GET", "/v1/usage"), ("GET", "/v1/limits"), ("POST", "/v1/batches"),
     ("GET", "/v1/batches"), ("GET", _A_BATCH), ("DELETE", _A_BATCH), ("GET", f"{_A_BATCH}/results"), ("GET", f"{_A_BATCH}/events"),
@@ -194,6 +197,7 @@ def test_every_route_of_a_tenant_is_known_to_these_tests() -> None:
                 batch_id=_A_BATCH.rpartition("/")[2],
                 key_id=_A_KEY.rpartition("/")[2],
                 delivery_id=_A_DELIVERY.rpartition("/")[2],
+                operation_id=_AN_OPERATION.rpartition("/")[2],
                 code="",
                 model_id="",
             ),

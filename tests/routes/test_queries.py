@@ -5,6 +5,7 @@ from typing import Final
 import pytest
 
 from shared.api_key import ALL_SCOPES
+from shared.job import new_id
 from shared.limits import CallerLimits
 from tests.routes.conftest import CalledApi, StartApi, pointers_of, problem_of
 from tests.support.batches import a_batch
@@ -13,6 +14,7 @@ NATIVE: Final = [
     "/v1/jobs",
     "/v1/jobs/{job}",
     "/v1/jobs/{job}/events",
+    "/v1/operations",
     "/v1/batches",
     "/v1/batches/{batch}",
     "/v1/batches/{batch}/results",
@@ -60,14 +62,76 @@ async def test_on_the_surface_of_the_messages_api_too(api: CalledApi, template: 
 
 async def test_the_error_lists_the_paths_parameters(api: CalledApi) -> None:
     """So that a misspelling is easy to find."""
-    document = problem_of(await api.http.get("/v1/jobs?states=failed"), 400, "invalid_request")
+    known = (
+        "his path takes after, batch_id, created_after, created_before, error_code, key_id, limit, metadata.*, model, "
+        "status, tag"
+    )
+    document = problem_of(await api.http.get("/v1/jobs?states=failed&x=1"), 400, "invalid_request")
     assert document["errors"] == [
-        {"pointer": "states", "detail": "is not known: this path takes after, batch_id, limit, status, tag"}
+        {"pointer": "states", "detail": f"is not known: did you mean status? T{known}"},
+        {"pointer": "x", "detail": f"is not known: t{known}"},
     ]
 
 
+_CHANGING: Final = [
+    "/v1/jobs",
+    "/v1/jobs/{job}/cancel",
+    "/v1/jobs/{job}/retry",
+    "/v1/jobs/cancel",
+    "/v1/jobs/retry",
+    "/v1/jobs/erase",
+    "/v1/batches",
+    "/v1/batches/{batch}/cancel",
+    "/v1/batches/{batch}/retry",
+    "/v1/operations/op_01m84bdq4t7w9k2p5x8r3n6v0c/cancel",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/messages/batches",
+    "/v1/messages/batches/{message_batch}/cancel",
+    "/v1/webhooks/secret/rotate",
+    "/complete",
+    "/complete/stream",
+]
+
+
+@pytest.mark.parametrize("template", _CHANGING)
+async def test_an_unknown_parameter_of_a_post_is_400_and_nothing_changes(api: CalledApi, template: str) -> None:
+    """``/v1/jobs/cancel?status=queued`` would cancel everything if it were ignored."""
+    path = await _path(api, template)
+    before = await api.keys_count()
+    response = await api.http.post(path, params={"filter": "failed"}, json={"all": True, "prompt": "x", "requests": []})
+    assert response.status_code == 400
+    assert "filter" in response.text
+    assert "is not known" in response.text
+    assert await api.keys_count() == before
+
+
+async def test_an_unknown_parameter_of_a_delete_is_400_and_nothing_is_erased(api: CalledApi) -> None:
+    """``?dry_run=true`` must not erase."""
+    job = await api.submitted()
+    await api.http.post(f"/v1/jobs/{job['id']}/cancel")
+    for path in (
+        f"/v1/jobs/{job['id']}",
+        f"/v1/batches/{new_id('batch')}",
+        f"/v1/messages/batches/msg{new_id('batch')}",
+    ):
+        response = await api.http.delete(path, params={"dry_run": "true"})
+        assert response.status_code == 400
+        assert "dry_run: is not known" in response.text or pointers_of(response) == ["dry_run"]
+    assert (await api.job(job["id"]))["status"] == "cancelled"
+
+
 @pytest.mark.parametrize(
-    "path", ["/v1/jobs", "/v1/batches", "/v1/webhooks/deliveries", "/v1/usage", "/v1/models", "/v1/messages/batches"]
+    "path",
+    [
+        "/v1/jobs",
+        "/v1/operations",
+        "/v1/batches",
+        "/v1/webhooks/deliveries",
+        "/v1/usage",
+        "/v1/models",
+        "/v1/messages/batches",
+    ],
 )
 async def test_a_limit_is_of_digits(api: CalledApi, path: str) -> None:
     """Not all that Python reads as a number; its bounds are those of the list."""
@@ -86,9 +150,12 @@ async def test_every_known_parameter_is_accepted(api: CalledApi) -> None:
     batch = (await a_batch(api.runtime, 1, tenant="default")).id
     for path in (
         f"/v1/jobs?status=queued&batch_id={batch}&limit=5",
+        "/v1/jobs?model=m&tag=t&metadata.run=7&metadata.a.b=1&key_id=key_0000000000000000&error_code=timeout",
+        "/v1/jobs?created_after=2026-01-01T00:00:00Z&created_before=2026-02-01T00:00:00Z",
+        "/v1/operations?limit=5",
         f"/v1/jobs/{job}?wait=0&result=false",
         "/v1/batches?limit=5",
-        f"/v1/batches/{batch}/results?order=finished&status=failed",
+        f"/v1/batches/{batch}/results?order=finished&status=failed&custom_id=row-1&custom_id=row-2",
         "/v1/usage?from=2026-01-01&to=2026-01-02&group_by=day&group_by=key",
         "/v1/webhooks/deliveries?status=failed&limit=1",
         "/v1/models?limit=1",

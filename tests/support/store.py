@@ -15,6 +15,7 @@ from shared.batch import Batch, BatchState, InvalidItem, NewItem
 from shared.events import Event, decode_published
 from shared.job import BANDS, TERMINAL_STATES, Job, JobState, Step, Submission
 from shared.limits import NO_LIMITS, CallerLimits
+from shared.operation import OperationState
 from shared.store import redis_keys
 from shared.store.commands import Commands
 from shared.store.idempotency import fingerprint_of
@@ -337,6 +338,10 @@ async def _has_ended(commands: Commands, name: str) -> bool:
         owner = (await commands.call("HGET", name, "job")).decode()
     if owner.startswith("batch_"):
         return await _batch_has_ended(commands, owner)
+    if owner.startswith("op_"):
+        return bool(
+            await commands.call("HGET", redis_keys.operation(owner), "state") != OperationState.RUNNING.encode()
+        )
     state, batch_id = await commands.call("HMGET", redis_keys.job(owner), "state", "batch")
     if state is None and batch_id is not None:  # received, but its batch has not started
         return await _batch_has_ended(commands, batch_id.decode())

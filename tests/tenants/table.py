@@ -18,6 +18,7 @@ _OWNED: Final = {
     "/v1/batches/": ("batch_id", "batch"),
     "/v1/messages/batches/": ("batch_id", "msgbatch"),
     "/v1/keys/": ("key_id", "key"),
+    "/v1/operations/": ("operation_id", "op"),
     "/v1/webhooks/deliveries/": ("delivery_id", "evt"),
 }
 """By the beginning of a path with a tenant's id: the parameter's name and the id's kind."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from shared.job_filter import JobFilter
 from shared.store.runtime import Runtime
 from tests.support.builders import a_bad_line, a_batch_id, a_line, an_id
 from tests.support.redis_servers import RedisUnderTest
@@ -50,6 +51,7 @@ async def test_lists_hold_only_the_tenants_own_objects(victim: Victim, line: Lin
         ("/v1/messages/batches", "msgbatch", "after_id"),
         ("/v1/messages/batches", "msgbatch", "before_id"),
         ("/v1/keys", "key", "after"),
+        ("/v1/operations", "op", "after"),
     ],
 )
 async def test_a_foreign_cursor_acts_like_an_absent_one(
@@ -84,7 +86,7 @@ async def test_a_large_foreign_batch_names_none_of_its_items(runtime: Runtime) -
     await begin(runtime, received)
     await runtime.batches.advance_all(received.id)
     for batch_id in (received.id, a_batch_id()):
-        page = await runtime.jobs.list(ATTACKER, after=None, limit=1, state=None, batch_id=batch_id)
+        page = await runtime.jobs.list(ATTACKER, JobFilter(batch_id=batch_id), after=None, limit=1)
         assert (page.jobs, page.next_after) == ([], None)
 
 
@@ -151,6 +153,23 @@ async def test_a_queue_position_counts_all_tenants_jobs(real_redis: RedisUnderTe
     assert 1 <= first < place <= 4  # tenants take turns, so one tenant's flood does not delay another's job
 
 
+@pytest.mark.parametrize(
+    "query",
+    ["status=failed", f"metadata.note={CANARY}", "status=running", "error_code=upstream_error", "model=a-model"],
+)
+async def test_a_filter_finds_nothing_of_another_tenant(victim: Victim, line: Line, query: str) -> None:
+    """Whichever index it goes through; the owner finds its own by the same words."""
+    assert json.loads((await _asked(line, f"/v1/jobs?{query}")).body) == {"data": [], "has_more": False, "next": None}
+    assert json.loads((await _asked(line, f"/v1/jobs?{query}", VICTIM)).body)["data"]
+
+
+async def test_a_foreign_key_finds_nothing(victim: Victim, line: Line) -> None:
+    """Like one that never was."""
+    for key_id in victim.ids["key"].values():
+        foreign = await _asked(line, f"/v1/jobs?key_id={key_id}")
+        assert foreign == await _asked(line, f"/v1/jobs?key_id={_twin_of(key_id)}")
+
+
 async def test_usage_is_each_tenants_own(victim: Victim, runtime: Runtime, line: Line) -> None:
     """With any other query parameters."""
     await runtime._commands.call("HSET", f"ts:{{g}}:usage:{VICTIM}:2026-11-24", "m\n\ncalls", 7)
@@ -183,5 +202,6 @@ def test_these_tests_know_every_way_in() -> None:
     assert set(_POSTABLE) <= {
         *("/v1/jobs", "/v1/batches", "/v1/messages", "/v1/messages/batches"),  # tested above
         *("/v1/messages/count_tokens", "/complete", "/complete/stream"),  # without Idempotency-Keys
+        *("/v1/jobs/cancel", "/v1/jobs/erase", "/v1/jobs/retry"),  # tested in tests/store/test_operations.py
         *("/v1/keys", "/v1/webhooks/secret/rotate"),  # tested in tests/keys and tests/routes/test_webhooks.py
     }

@@ -3,11 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.api_key import ALL_SCOPES, new_key_id
+from shared.api_key import ALL_SCOPES, Caller, new_key_id
 from shared.job import JobKind, Priority, Step, new_id
+from shared.job_filter import JobFilter
 from shared.limits import CallerLimits
+from shared.operation import OperationAction
 from shared.store import redis_keys
 from shared.store.api_keys import NewKey
+from shared.store.operations import Piece
 from shared.store.queue import Ending
 from shared.store.runtime import Runtime
 from shared.webhooks import delivery_id_of
@@ -40,7 +43,9 @@ _LATER_MS = 3_600_000
 class Victim:
     """The tenant's ids, by kind and state."""
 
-    ids: dict[str, dict[str, str]] = field(default_factory=lambda: {"job": {}, "batch": {}, "key": {}, "evt": {}})
+    ids: dict[str, dict[str, str]] = field(
+        default_factory=lambda: {"job": {}, "batch": {}, "key": {}, "evt": {}, "op": {}}
+    )
     key_texts: dict[str, str] = field(default_factory=dict)
     """An API key of each tenant with all scopes, the victim's first."""
 
@@ -89,7 +94,23 @@ async def a_victim(runtime: Runtime) -> Victim:
     jobs |= dict(zip(("succeeded item", "running item", "queued item"), running.job_ids, strict=True))
     await _and_what_waits(runtime, victim, about)
     await _and_keys(runtime, victim)
+    await _and_operations(runtime, victim)
     return victim
+
+
+async def _and_operations(runtime: Runtime, victim: Victim) -> None:
+    wanted = JobFilter(metadata={"note": CANARY})
+    for name in ("ended", "cancelled", "running"):
+        begun, _ = await runtime.operations.create(Caller(VICTIM), OperationAction.ERASE, wanted)
+        victim.ids["op"][name] = begun
+        if name == "ended":
+            claimed = await runtime.operations.claim()
+            assert claimed is not None
+            assert await runtime.operations.advance(claimed, Piece(None, is_last=True))
+        elif name == "cancelled":
+            await runtime.operations.cancel(begun, VICTIM)
+    later_ms = await now_ms(runtime) + _LATER_MS  # so that no loop does it
+    await runtime._commands.call("ZADD", redis_keys.plain("due_operations"), "XX", later_ms, VICTIM)
 
 
 async def _and_keys(runtime: Runtime, victim: Victim) -> None:
