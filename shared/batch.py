@@ -84,6 +84,8 @@ class Batch(msgspec.Struct, frozen=True):
     counts: BatchCounts
     invalid_lines: int
     """How many lines could not run: these failed items never became jobs."""
+    failures: dict[str, int]
+    """How many items failed, by the code of their error. The lines that could not run are ``invalid_line``."""
     usage: Usage
     """The sum over the answers of the items that succeeded."""
     created_ms: int

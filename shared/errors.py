@@ -272,6 +272,8 @@ class JobError(msgspec.Struct, frozen=True):
     upstream_status: int | None = None
 
 
+INVALID_LINE = "invalid_line"
+
 JOB_ERROR_CODES: dict[str, str] = {
     "upstream_rejected": "The LLM refused the request as invalid.",
     "upstream_auth": "The LLM refused our credentials.",
@@ -281,5 +283,5 @@ JOB_ERROR_CODES: dict[str, str] = {
     "upstream_truncated": "The LLM's answer broke off on every attempt.",
     "timeout": "The job was not done within its timeout_s.",
     "worker_lost": "The workers that ran the job died repeatedly.",
-    "invalid_line": "The request in the batch is not valid; no job was made of it.",
+    INVALID_LINE: "The request in the batch is not valid; no job was made of it.",
 }

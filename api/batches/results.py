@@ -4,7 +4,7 @@ A body that cannot be continued is broken off, so that it never looks whole. Res
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -15,13 +15,12 @@ from api.http.disconnects import abort, until_gone
 from api.http.responses import NO_TRANSFORM
 from api.state.key_ring import credential_of
 from shared.batch import Batch, EndedItem, InvalidItem
-from shared.errors import InvalidCursor, JobError, NotFound, StorageFull, StorageUnavailable
+from shared.errors import INVALID_LINE, InvalidCursor, JobError, NotFound, StorageFull, StorageUnavailable
 from shared.job import Job, JobState, Usage
 from shared.store.batches import Order
 from shared.store.runtime import Runtime
 
 JSON_LINES: Final = "application/jsonl"
-INVALID_LINE: Final = "invalid_line"
 
 _PAGE_ITEMS: Final = 250
 _PORTION_BYTES: Final = 1 << 20
@@ -69,6 +68,26 @@ class _Found(NamedTuple):
     def state(self) -> JobState:
         return JobState.FAILED if self.job is None else self.job.state
 
+    @property
+    def custom_id(self) -> str | None:
+        if self.job is not None:
+            return self.job.spec.custom_id
+        return self.invalid and self.invalid.custom_id
+
+
+class _Wanted(NamedTuple):
+    """Whose results are asked for. None: all."""
+
+    state: JobState | None
+    custom_ids: Collection[str] | None
+
+    def has(self, state: JobState, custom_id: str | None) -> bool:
+        return self.state in (None, state) and (self.custom_ids is None or custom_id in self.custom_ids)
+
+    def is_all(self, seen: Collection[str | None]) -> bool:
+        """Whether none but these are asked for: no two items have the same custom id."""
+        return self.custom_ids is not None and all(custom_id in seen for custom_id in self.custom_ids)
+
 
 Encode = Callable[[ResultLine], bytes]
 
@@ -80,18 +99,25 @@ async def results_response(
     order: Order = Order.SUBMITTED,
     status: JobState | None = None,
     after: int | None = None,
+    custom_ids: Collection[str] | None = None,
     encode: Encode = _encode,
 ) -> "JsonLinesResponse":
-    """The results so far, after that of the line ``after``. Raises InvalidCursor, StorageUnavailable."""
+    """The results so far, after that of the line ``after``; with ``custom_ids``, theirs alone.
+
+    Raises InvalidCursor, StorageUnavailable.
+    """
     first = await runtime.batches.ended_items(batch.id, order, after=after, count=_PAGE_ITEMS)
-    return JsonLinesResponse(_pieces(runtime, batch, order, status, first, encode))
+    return JsonLinesResponse(_pieces(runtime, batch, order, _Wanted(status, custom_ids), first, encode))
 
 
 async def _pieces(
-    runtime: Runtime, batch: Batch, order: Order, status: JobState | None, items: list[EndedItem], encode: Encode
+    runtime: Runtime, batch: Batch, order: Order, wanted: _Wanted, items: list[EndedItem], encode: Encode
 ) -> AsyncIterator[bytes]:
-    while items:
-        for portion in _portions(await _found_of(runtime, batch.tenant, items, status)):
+    seen: set[str | None] = set()
+    while items and not wanted.is_all(seen):
+        found = await _found_of(runtime, batch.tenant, items, wanted)
+        seen.update(one.custom_id for one in found)
+        for portion in _portions(found):
             lines = await _lines_of(runtime, batch.tenant, portion)
             if lines:
                 yield b"\n".join([*map(encode, lines), b""])
@@ -99,14 +125,14 @@ async def _pieces(
     await runtime.batches.get(batch.id, batch.tenant)  # NotFound: it was erased meanwhile, so items are missing
 
 
-async def _found_of(runtime: Runtime, tenant: str, items: Sequence[EndedItem], status: JobState | None) -> list[_Found]:
-    """The items with that status that are not erased, with the sizes of their results."""
+async def _found_of(runtime: Runtime, tenant: str, items: Sequence[EndedItem], wanted: _Wanted) -> list[_Found]:
+    """The items that are wanted and not erased, with the sizes of their results."""
     ids = [item.job_id for item in items if item.job_id is not None]
     jobs = dict(zip(ids, await runtime.jobs.get_many(ids, tenant), strict=True))
     succeeded = [
         job_id
         for job_id, job in jobs.items()
-        if job is not None and job.state is JobState.SUCCEEDED and status in (None, JobState.SUCCEEDED)
+        if job is not None and job.state is JobState.SUCCEEDED and wanted.has(job.state, job.spec.custom_id)
     ]
     sizes = dict(zip(succeeded, await runtime.jobs.sizes("result", succeeded), strict=True))
     found: list[_Found] = []
@@ -115,7 +141,7 @@ async def _found_of(runtime: Runtime, tenant: str, items: Sequence[EndedItem], s
         if job is None and item.invalid is None:
             continue
         one = _Found(item.line, job, item.invalid, 0 if job is None else sizes.get(job.id, 0))
-        if status in (None, one.state):
+        if wanted.has(one.state, one.custom_id):
             found.append(one)
     return found
 

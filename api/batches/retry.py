@@ -18,19 +18,25 @@ from shared.job import Job, JobState, new_id
 from shared.store.batches import SLICE_BYTES, SLICE_ITEMS, Started
 from shared.store.idempotency import fingerprint_of
 
-_NONE_LEFT: Final = "No item of the batch can be retried: all succeeded, or are not valid."
+_NONE_LEFT: Final = "No item of the batch can be retried: all succeeded, are not valid, or failed for good."
 
 
 async def retry(
-    request: Request, api: ApiState, caller: Caller, batch: Batch, *, idempotency_key: str | None = None
+    request: Request,
+    api: ApiState,
+    caller: Caller,
+    batch: Batch,
+    *,
+    only_retryable: bool = False,
+    idempotency_key: str | None = None,
 ) -> SubmittedBatch:
-    """The new batch, or the one that the Idempotency-Key already has.
+    """The new batch, or the one that the Idempotency-Key already has. ``only_retryable``: of the items whose error is.
 
     Raises NotEnded before the batch's end and if nothing can be retried, IdempotencyKeyReused, StorageFull, QueueFull,
     StorageUnavailable, Unauthenticated; NotFound if the key's batch was erased.
     """
     batches = api.runtime.batches
-    fingerprint = fingerprint_of({"retry_of": batch.id})
+    fingerprint = fingerprint_of({"retry_of": batch.id} | ({"retryable": True} if only_retryable else {}))
     if idempotency_key is not None and (known := await batches.known(batch.tenant, idempotency_key)):
         if known.fingerprint != fingerprint:
             raise IdempotencyKeyReused
@@ -61,18 +67,18 @@ async def retry(
             key_limits=caller.limits,
         )
 
-    slices = while_its_key_stands(request, api, _slices(api, batch))
+    slices = while_its_key_stands(request, api, _slices(api, batch, only_retryable=only_retryable))
     room = api.uploads.place_of(caller.tenant)
     return await bear(api, caller, slices, start, room=room, has_key=idempotency_key is not None)
 
 
-async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | InvalidItem]]:
+async def _slices(api: ApiState, batch: Batch, *, only_retryable: bool) -> AsyncGenerator[list[NewItem | InvalidItem]]:
     """The new items. Raises NotEnded if there are none: all that failed were lines that cannot run, or was erased."""
     line = start = 0
     while ids := await api.runtime.batches.item_ids(batch.id, start, SLICE_ITEMS):
         start += len(ids)
         jobs = await api.runtime.jobs.get_many([job_id for job_id in ids if job_id is not None], batch.tenant)
-        wanted = [job for job in jobs if job is not None and job.state is not JobState.SUCCEEDED]
+        wanted = [job for job in jobs if job is not None and _is_wanted(job, only_retryable=only_retryable)]
         for portion in await _portions(api, wanted):
             async with api.runtime.reads.turn(batch.tenant, SLICE_BYTES):
                 requests = await api.runtime.jobs.contents("request", [job.id for job in portion])
@@ -86,6 +92,12 @@ async def _slices(api: ApiState, batch: Batch) -> AsyncGenerator[list[NewItem | 
                 yield items
     if line == 0:
         raise NotEnded(_NONE_LEFT)
+
+
+def _is_wanted(job: Job, *, only_retryable: bool) -> bool:
+    if only_retryable:
+        return job.error is not None and job.error.retryable
+    return job.state is not JobState.SUCCEEDED
 
 
 async def _portions(api: ApiState, jobs: list[Job]) -> list[list[Job]]:

@@ -46,6 +46,7 @@ from shared.store.batches import Order
 
 router = APIRouter()
 
+_MOST_CUSTOM_IDS: Final = 100
 _MOST_S: Final = 0.5
 """How long a request advances the batch itself; the background loops finish the rest."""
 
@@ -146,11 +147,21 @@ async def read_results(
     order: Literal["submitted", "finished"] = "submitted",
     status: EndedState | None = None,
     after: Annotated[str | None, Query(description="The ``line`` of the last result that the client has.")] = None,
+    custom_id: Annotated[
+        list[str] | None, Query(max_length=_MOST_CUSTOM_IDS, description="Only of these items; repeated for several.")
+    ] = None,
 ) -> Response:
     """The results of all items that have ended so far, one JSON object per line."""
     batch = await api.runtime.batches.get(batch_id, caller.tenant)
     wanted = None if status is None else JobState(status)
-    return await results_response(api.runtime, batch, order=Order(order), status=wanted, after=_line_of(after))
+    return await results_response(
+        api.runtime,
+        batch,
+        order=Order(order),
+        status=wanted,
+        after=_line_of(after),
+        custom_ids=None if custom_id is None else frozenset(custom_id),
+    )
 
 
 def _line_of(text: str | None) -> int | None:
@@ -211,11 +222,19 @@ async def cancel_batch(api: Api, caller: Canceller, batch_id: BatchId) -> Respon
     RETRIES,
     parameters=[IDEMPOTENCY_KEY],
 )
-async def retry_batch(request: Request, api: Api, caller: Submitter, batch_id: BatchId) -> Response:
+async def retry_batch(
+    request: Request,
+    api: Api,
+    caller: Submitter,
+    batch_id: BatchId,
+    retryable: Annotated[
+        bool, Query(description="true: only items that failed with an error that is ``retryable``.")
+    ] = False,
+) -> Response:
     """Submit all items that did not succeed again, as a new batch with ``retry_of``, without lines that cannot run."""
     key = idempotency_key(request)
     batch = await api.runtime.batches.get(batch_id, caller.tenant)
-    again, is_replayed, limits = await retry(request, api, caller, batch, idempotency_key=key)
+    again, is_replayed, limits = await retry(request, api, caller, batch, only_retryable=retryable, idempotency_key=key)
     headers = {"Location": url_of(again.id), **headers_of(limits)}
     if is_replayed:
         headers["Idempotency-Replayed"] = "true"

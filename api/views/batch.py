@@ -29,6 +29,8 @@ class BatchView(msgspec.Struct, frozen=True, kw_only=True):
     status: BatchState
     counts: BatchCounts
     invalid_lines: int
+    failures: dict[str, int]
+    """How many items failed, by ``error.code``."""
     created_at: str
     expires_at: str
     ended_at: str | None
@@ -72,6 +74,7 @@ def view_of(batch: Batch) -> BatchView:
         status=batch.state,
         counts=batch.counts,
         invalid_lines=batch.invalid_lines,
+        failures=batch.failures,
         created_at=to_rfc3339(batch.created_ms),
         expires_at=to_rfc3339(batch.expires_ms),
         ended_at=None if batch.ended_ms is None else to_rfc3339(batch.ended_ms),

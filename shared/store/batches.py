@@ -6,7 +6,7 @@ that has come. ``due`` names the batches that have something left to do; whichev
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -24,7 +24,15 @@ from shared.batch import (
     InvalidItem,
     NewItem,
 )
-from shared.errors import IdempotencyKeyReused, InvalidCursor, NotEnded, NotFound, QueueFull
+from shared.errors import (
+    INVALID_LINE,
+    JOB_ERROR_CODES,
+    IdempotencyKeyReused,
+    InvalidCursor,
+    NotEnded,
+    NotFound,
+    QueueFull,
+)
 from shared.estimates import Estimates
 from shared.job import JobState, Usage, prompt_hash_of
 from shared.limits import NO_LIMITS, CallerLimits, LimitState, argument_of, reservation_of
@@ -47,9 +55,11 @@ _RECEIVING_MS: Final = 20_000
 
 _USAGE: Final = tuple(Usage.__struct_fields__)
 _COUNTS: Final = tuple(BatchCounts.__struct_fields__)
+_FAILURES: Final = {f"failed:{code}": code for code in JOB_ERROR_CODES if code != INVALID_LINE}
+"""The record's fields that count failed items by the code of their error, and that code."""
 _FIELDS: Final = (
     "tenant", "state", "spec", "created_ms", "expires_ms", "cancelled_ms", "ended_ms", "cost_nano_usd", "unpriced", "invalid",
-    *_COUNTS, *_USAGE,
+    *_COUNTS, *_USAGE, *_FAILURES,
 )  # fmt: skip
 _ERASED_AT_ONCE: Final = 100
 _STRETCHES: Final = 25
@@ -419,6 +429,13 @@ class Batches:
         return self._commands.call("SET", redis_keys.batch_followed(batch_id), 1, "PX", _FOLLOWED_MS)
 
 
+def _failures_of(fields: Mapping[str, Any]) -> dict[str, int]:
+    counts = {code: int(fields[name] or 0) for name, code in _FAILURES.items()} | {
+        INVALID_LINE: int(fields["invalid"] or 0)
+    }
+    return {code: count for code, count in counts.items() if count}
+
+
 def _joined(states: Iterable[BatchState]) -> str:
     return ",".join(sorted(states))
 
@@ -434,6 +451,7 @@ def _batch_of(batch_id: str, record: Record, tenant: str) -> Batch | None:
         spec=msgspec.json.decode(fields["spec"], type=BatchSpec),
         counts=BatchCounts(**{name: int(fields[name] or 0) for name in _COUNTS}),
         invalid_lines=int(fields["invalid"] or 0),
+        failures=_failures_of(fields),
         usage=Usage(**{name: int(fields[name] or 0) for name in _USAGE}),
         created_ms=int(fields["created_ms"]),
         expires_ms=int(fields["expires_ms"]),

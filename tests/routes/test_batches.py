@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 
 from shared.batch import Batch
-from shared.job import new_id
+from shared.errors import JobError
+from shared.job import Step, new_id
 from shared.store import redis_keys
+from shared.store.queue import Ending
 from tests.routes.conftest import CalledApi, pointers_of, problem_of
 from tests.support.batches import a_batch, a_result, fail, run_all, succeed
 from tests.support.follower import Cut, asking
 from tests.support.served import Served
-from tests.support.store import all_keys, claim, claim_one, kind_of
+from tests.support.store import all_keys, claim, claim_one, finish, kind_of
 from tests.support.wait import wait_until
 
 _COUNTS = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
@@ -40,8 +42,8 @@ async def test_a_batch_is_shown_with_live_counts(api: CalledApi) -> None:
     view = response.json()
     url = f"/v1/batches/{batch.id}"
     assert list(view) == [
-        "id", "type", "status", "counts", "invalid_lines", "created_at", "expires_at", "ended_at", "retry_of", "metadata",
-        "webhook", "usage", "cost_usd", "urls",
+        "id", "type", "status", "counts", "invalid_lines", "failures", "created_at", "expires_at", "ended_at", "retry_of",
+        "metadata", "webhook", "usage", "cost_usd", "urls",
     ]  # fmt: skip
     assert view["status"] == "running"
     assert view["counts"] == {"total": 3, "queued": 2, "running": 0, **dict.fromkeys(_COUNTS[2:], 0), "failed": 1}
@@ -331,3 +333,54 @@ async def test_a_client_that_disconnects_ends_the_reading(served: Served) -> Non
         await answer.read_some(100)
     await wait_until(lambda: not served.server.server_state.connections, "the close of its connection")
     await wait_until(lambda: not served.server.server_state.tasks, "the end of its answer")
+
+
+async def test_results_can_be_of_some_custom_ids(api: CalledApi) -> None:
+    """One or several, in either order; reading stops at the last of them."""
+    batch = await a_batch(api.runtime, 600, invalid=[2])
+    await run_all(api.runtime)
+    for wanted in (["row-1"], ["row-599", "row-3"], ["row-1", "none"], ["none"]):
+        for order in ("submitted", "finished"):
+            found = await _results(api, batch, custom_id=wanted, order=order)
+            assert sorted(line["custom_id"] for line in found) == sorted({*wanted} - {"none"})
+            assert all(line["result"]["text"] == "Hello." for line in found)
+    assert await _results(api, batch, custom_id=["row-1", "row-3"], status="failed") == []
+    many = "&".join(f"custom_id={number}" for number in range(101))
+    assert pointers_of(await api.http.get(f"/v1/batches/{batch.id}/results?{many}")) == ["custom_id"]
+
+
+async def _ended_in_each_way(api: CalledApi) -> Batch:
+    batch = await a_batch(api.runtime, 7, invalid=[2])
+    for code, retryable in (("upstream_rejected", False), ("upstream_overloaded", True), ("upstream_overloaded", True)):
+        error = JobError(code, "The LLM failed.", retryable)
+        await finish(api.runtime, await claim_one(api.runtime), Ending(Step.FAIL, error=error))
+    await succeed(api.runtime, await claim_one(api.runtime))
+    await api.http.post(f"/v1/batches/{batch.id}/cancel")
+    return batch
+
+
+async def test_failures_are_counted_by_code(api: CalledApi) -> None:
+    """Lines that could not run too; cancelled items have no error."""
+    batch = await _ended_in_each_way(api)
+    found = await _read(api, batch)
+    assert found["failures"] == {"upstream_rejected": 1, "upstream_overloaded": 2, "invalid_line": 1}
+    assert sum(found["failures"].values()) == found["counts"]["failed"]
+    assert (await _read(api, await a_batch(api.runtime, 1)))["failures"] == {}
+
+
+async def test_a_retry_can_be_of_the_retryable_items_alone(api: CalledApi) -> None:
+    """Neither rejected nor cancelled ones. With the same key, a retry of all is another request."""
+    batch = await _ended_in_each_way(api)
+    path, headers = f"/v1/batches/{batch.id}/retry", {"Idempotency-Key": "again"}
+    again = await api.http.post(f"{path}?retryable=true", headers=headers)
+    assert (again.status_code, again.json()["counts"]["total"]) == (202, 2)
+    ids = await api.runtime.batches.item_ids(again.json()["id"], 0, 10)
+    jobs = [await api.job(job_id or "") for job_id in ids]
+    assert [job["custom_id"] for job in jobs] == ["row-3", "row-4"]
+    repeated = await api.http.post(f"{path}?retryable=true", headers=headers)
+    assert repeated.json()["id"] == again.json()["id"]
+    problem_of(await api.http.post(path, headers=headers), 422, "idempotency_key_reused")
+    assert (await api.http.post(path)).json()["counts"]["total"] == 5
+    await run_all(api.runtime)
+    problem_of(await api.http.post(f"/v1/batches/{again.json()['id']}/retry?retryable=true"), 409, "not_ended")
+    assert pointers_of(await api.http.post(f"{path}?retryable=maybe")) == ["retryable"]
