@@ -51,7 +51,7 @@ class JobFilterRequest(Body):
     """Created at this time or later."""
     created_before_ms: Annotated[_Time, Field(alias="created_before")] = None
     """Created before this time."""
-    batch_id: Annotated[str | None, Text(1, 64)] = None
+    batch_id: Annotated[str | None, Text()] = None
     """Items of this batch, the last line first."""
 
     @property
