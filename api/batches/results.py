@@ -72,7 +72,7 @@ class _Found(NamedTuple):
     def custom_id(self) -> str | None:
         if self.job is not None:
             return self.job.spec.custom_id
-        return self.invalid and self.invalid.custom_id
+        return self.invalid.custom_id if self.invalid is not None else None
 
 
 class _Wanted(NamedTuple):

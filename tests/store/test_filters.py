@@ -115,7 +115,7 @@ async def test_the_conditions_hold_for_items_of_a_batch_too(runtime: Runtime) ->
         ({"status": JobState.QUEUED}, ids[1:]),
         ({"created_before_ms": 1}, []),
     ):
-        assert await _found(runtime, JobFilter(batch_id=batch.id, **members)) == expected[::-1]  # type: ignore[arg-type]
+        assert await _found(runtime, JobFilter(batch_id=batch.id, **members)) == expected[::-1]
 
 
 async def test_a_page_goes_on_after_an_item_that_was_erased(runtime: Runtime) -> None:

@@ -220,8 +220,7 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   local record = key_job(id)
   local end_id = int(epoch) .. '-' .. int(seq)
   local job = call('HMGET', record, 'state', 'tenant', 'idempotency', 'batch', 'line', 'expires_ms', 'timeout_ms',
-    'attended_by', 'quiet', 'reserved', 'key', 'started_ms', 'webhook', 'bytes', 'published',
-    'labels')
+    'attended_by', 'quiet', 'reserved', 'key', 'started_ms', 'webhook', 'bytes', 'published', 'labels')
   local batch, labels = job[4], job[16]
   if job[10] then
     give_tokens_back(job[10], {'tenant:' .. job[2], job[11] and 'key:' .. job[11]}, usage, job[12])
