@@ -12,6 +12,7 @@ from shared.api_key import Caller
 from shared.errors import IdempotencyKeyReused, NotFound, TooManyQueued
 from shared.job import TERMINAL_STATES, new_id
 from shared.job_filter import JobFilter
+from shared.limits import LimitOf, ReachedLimit
 from shared.operation import FOR_ITS_TURN, Operation, OperationAction, OperationCounts, OperationState
 from shared.settings import Settings
 from shared.store import redis_keys
@@ -104,6 +105,7 @@ class Operations:
         raise TooManyQueued(
             f"{_MOST_OPEN} operations of this tenant have not ended: wait for one of them, or cancel it.",
             retry_after_s=_AGAIN_S,
+            reached=ReachedLimit(LimitOf.TENANT, "open_operations", _MOST_OPEN, _MOST_OPEN, 1, None),
         )
 
     # For the loops of API processes: none of these checks the tenant.

@@ -1,6 +1,6 @@
 -- args: tenant, label, before, #most, spans...
--- LABELLED: the tenant's jobs that have a label, newest first. before: what their ids sort before. spans: where to look,
--- the newest first.   Returns ids, at most `most`
+-- LABELLED: the tenant's jobs that have a label, newest first. before: what their ids sort before. spans: where to
+-- look, the newest first. Returns ids, at most `most`
 local ids = {}
 for _, span in ipairs(spans) do
   local found = call('ZREVRANGEBYLEX', key_labels(tenant, span), '(' .. label .. ':' .. before, '[' .. label .. ':',

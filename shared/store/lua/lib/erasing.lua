@@ -1,6 +1,6 @@
 -- uses: held, webhooks
--- Deletes a job that has ended: its prompt, log and result. Its Idempotency-Key stays, so that a repeated submit creates
--- no second job.
+-- Deletes a job that has ended: its prompt, log and result. Its Idempotency-Key stays, so that a repeated submit
+-- creates no second job.
 local function erase_job(id, tenant)
   give_up_request(id, tenant)
   local labels = call('HGET', key_job(id), 'labels')

@@ -56,8 +56,8 @@ end
 -- the rest is an estimate, many times too large for an image, so tokens beyond a whole minute's limit count as just
 -- that limit. with_pace: look at the sliding windows too.
 -- Returns {wait_ms: how long it is refused, reached: the limit that refuses it for so long, or nil: {of whom, name,
--- limit, used, need}, never: why it is refused in any case, or nil, windows, states: name → {limit, left, need, ms until
--- the whole limit is free or -1, its window in s}}
+-- limit, used, need}, never: why it is refused in any case, or nil, windows, states: name → {limit, left, need, ms
+-- until the whole limit is free or -1, its window in s}}
 local function look_at_limits(owners, key, jobs, tokens, max_tokens, with_pace)
   local found = {wait_ms = 0, states = {}, windows = {}}
   local function look_at(owner, name, limit, used, need, wait_ms, whole_ms, window_s)
