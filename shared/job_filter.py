@@ -1,6 +1,6 @@
 """Which of a tenant's jobs are meant: the conditions of a list and of an operation, and the labels that find jobs by them.
 
-A label is a word of the index ``labels``. From its submit on a job has one for each tag and each member of its metadata, and from
+A label is a word of the index ``labels``. From its submit on a job has one for each tag, each member of its metadata and its end user, and from
 an end without success on its state and its error's code. A job without any of these is not in the index.
 """
 
@@ -24,6 +24,7 @@ class JobFilter(msgspec.Struct, frozen=True, omit_defaults=True):
     tag: str | None = None
     metadata: dict[str, str] = {}
     """All of these members; a job may have more."""
+    end_user: str | None = None
     key_id: str | None = None
     """The API key that submitted them."""
     error_code: str | None = None
@@ -50,6 +51,7 @@ class JobFilter(msgspec.Struct, frozen=True, omit_defaults=True):
         """Whether the job of this spec can meet them."""
         return (
             self.model in (None, spec.model)
+            and self.end_user in (None, spec.end_user)
             and (self.tag is None or self.tag in spec.tags)
             and self.metadata.items() <= spec.metadata.items()
         )
@@ -57,7 +59,7 @@ class JobFilter(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def concerns_spec(self) -> bool:
         """Whether ``matches_spec`` can be false."""
-        return self.model is not None or self.tag is not None or bool(self.metadata)
+        return self.model is not None or self.tag is not None or self.end_user is not None or bool(self.metadata)
 
     @property
     def concerns_state(self) -> bool:
@@ -72,6 +74,8 @@ class JobFilter(msgspec.Struct, frozen=True, omit_defaults=True):
             name, value = next(iter(self.metadata.items()))
             others = {other: each for other, each in self.metadata.items() if other != name}
             return _label("metadata", name, value), msgspec.structs.replace(self, metadata=others)
+        if self.end_user is not None:
+            return _label("end_user", self.end_user), msgspec.structs.replace(self, end_user=None)
         if self.status in _UNSUCCESSFUL:
             return self.status, msgspec.structs.replace(self, status=None)
         if self.tag is not None:
@@ -84,13 +88,15 @@ EVERY_JOB: Final = JobFilter()
 
 def labels_of(spec: JobSpec) -> str:
     """The labels of a job from its submit on, separated by blanks."""
-    if not spec.tags and not spec.metadata:
+    if not spec.tags and not spec.metadata and spec.end_user is None:
         return ""
     return " ".join(_labels_of(spec))
 
 
 def _labels_of(spec: JobSpec) -> Iterator[str]:
     yield from (_label("tag", tag) for tag in spec.tags)
+    if spec.end_user is not None:
+        yield _label("end_user", spec.end_user)
     yield from (_label("metadata", name, value) for name, value in spec.metadata.items())
 
 

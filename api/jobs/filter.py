@@ -41,6 +41,8 @@ class JobFilterRequest(Body):
     """One of the jobs' tags."""
     metadata: Annotated[dict[str, Annotated[str, Text()]], BeforeValidator(metadata_of)] = Field(default_factory=dict)
     """Members of the jobs' metadata, each with its whole value."""
+    end_user: Annotated[str | None, Text(1, 64)] = None
+    """The end user that the jobs are for."""
     key_id: Annotated[
         str | None, Field(pattern=f"^{KEY_ID.pattern}$"), Expected("must be the id of an API key, key_…")
     ] = None

@@ -63,7 +63,7 @@ async def test_on_the_surface_of_the_messages_api_too(api: CalledApi, template: 
 async def test_the_error_lists_the_paths_parameters(api: CalledApi) -> None:
     """So that a misspelling is easy to find."""
     known = (
-        "his path takes after, batch_id, created_after, created_before, error_code, key_id, limit, metadata.*, model, "
+        "his path takes after, batch_id, created_after, created_before, end_user, error_code, key_id, limit, metadata.*, model, "
         "status, tag"
     )
     document = problem_of(await api.http.get("/v1/jobs?states=failed&x=1"), 400, "invalid_request")

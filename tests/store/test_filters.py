@@ -45,6 +45,7 @@ async def _some_of_each(runtime: Runtime) -> list[Job]:
         {"tags": ("red",), "metadata": {"run": "7", "row": "1"}},
         {"metadata": {"run": "8", "row": "1"}, "key_id": _KEY},
         {"metadata": {"run": "7"}, "tags": ("blue",), "key_id": _KEY, "model": "another"},
+        {"end_user": "ann", "tags": ("red",)},
     ]
     ids: list[str] = []
     for members in about:
@@ -93,6 +94,7 @@ async def test_each_condition_and_any_two_find_what_they_say(runtime: Runtime) -
         {"created_after_ms": moment_ms},
         {"created_before_ms": moment_ms},
         {"tag": "none has it"},
+        {"end_user": "ann"},
     ]
     for one, other in [*combinations(conditions, 2), *((each, {}) for each in conditions)]:
         wanted = JobFilter(**one | other)
