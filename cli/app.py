@@ -70,8 +70,14 @@ def worker(
 def simulator(
     port: Port = 9100,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    grammar: Annotated[bool, typer.Option("--grammar", help="Print the words that it obeys in a prompt.")] = False,
 ) -> None:
     """Run the scripted simulator of the Anthropic and chat completions APIs."""
+    if grammar:
+        from simulator.words import grammar as grammar_of_words
+
+        print(grammar_of_words())
+        return
     from cli.serve import run_simulator
 
     run_simulator(host=host, port=port)

@@ -32,6 +32,7 @@ from api.openapi import schemas_of
 from api.ops.api_keys import KeyRequest, LimitsRequest
 from shared import errors, events, job, settings
 from shared.store import redis_keys
+from simulator import words
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DOCS: Final = ROOT / "docs"
@@ -237,6 +238,27 @@ def _default(name: str, field: FieldInfo) -> str:
     return f"`{value}`"
 
 
+# --- the simulator ---------------------------------------------------------------------------------------------------
+
+
+def simulator_words() -> str:
+    """Every word of the simulator."""
+    return "\n\n".join(
+        f"**{kind.name.capitalize()}**: {kind.value}.\n\n" + _table(("for example", "what happens"), _words_of(kind))
+        for kind in words.Kind
+    )
+
+
+def _words_of(kind: words.Kind) -> Iterable[tuple[str, str]]:
+    for row in words.ROWS:
+        if row.kind is kind:
+            yield f"`{row.example}`", row.meaning
+            if row.name == "odd":
+                yield from ((f"`odd={name}`", meaning) for name, meaning in words.ODD.items())
+    if kind is words.Kind.ANSWER:
+        yield "`echo: any text`", "the rest of the prompt is the answer"
+
+
 # --- how it is written -----------------------------------------------------------------------------------------------
 
 
@@ -292,6 +314,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "problems": problem_table,
     "job-errors": job_error_table,
     "settings": setting_table,
+    "simulator-words": simulator_words,
     **{f"members-of-{name}": functools.partial(member_table, model) for name, model in MODELS.items()},
 }
 
