@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ from shared.loopback import is_loopback
 _READ_TIMEOUT_S = 40
 _CONNECT_TIMEOUT_S = 5
 _ATTEMPTS = 5
+_MOST_PAGE = 100
 
 
 def open_client(url: str) -> httpx2.Client:
@@ -46,6 +47,37 @@ def submit_once(send: Callable[[], httpx2.Response], url: str, what: str) -> htt
 
     Each send must carry the same Idempotency-Key: a connection may break after the submit was taken.
     """
+    return _sent(send, url, f"it is not known whether the {what} was submitted.")
+
+
+def call(client: httpx2.Client, url: str, method: str, path: str, **request: Any) -> dict[str, Any]:
+    """The object in the response to a request that may arrive twice; empty after a 204. Raises CommandError."""
+    response = _sent(lambda: client.request(method, path, **request), url, "run the command again.")
+    if response.status_code == 204:
+        return {}
+    if not (found := json_object(response.content)):
+        raise not_tokenspool(response)
+    return found
+
+
+def pages(
+    client: httpx2.Client, url: str, path: str, query: Mapping[str, Any], *, most: int
+) -> Iterator[dict[str, Any]]:
+    """The first ``most`` objects of a list that comes in pages. Raises CommandError."""
+    after: dict[str, str] = {}
+    left = most
+    while True:
+        page = call(client, url, "GET", path, params={**query, **after, "limit": min(left, _MOST_PAGE)})
+        data = page.get("data")
+        found = [item for item in (data if isinstance(data, list) else []) if isinstance(item, dict)][:left]
+        yield from found
+        left -= len(found)
+        if not (left and page.get("next")):
+            return
+        after = {"after": page["next"]}
+
+
+def _sent(send: Callable[[], httpx2.Response], url: str, if_lost: str) -> httpx2.Response:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             response = send()
@@ -53,14 +85,12 @@ def submit_once(send: Callable[[], httpx2.Response], url: str, what: str) -> htt
             if attempt == 1 and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
                 raise unreachable(url) from None
         else:
-            if response.status_code not in (200, 202):
+            if response.status_code not in (200, 202, 204):
                 raise refusal(response)
             return response
         if attempt < _ATTEMPTS:
             time.sleep(0.2 * 2**attempt)
-    raise CommandError(
-        f"The connection to {url} broke {_ATTEMPTS} times; it is not known whether the {what} was submitted."
-    )
+    raise CommandError(f"The connection to {url} broke {_ATTEMPTS} times; {if_lost}")
 
 
 def _host_of(url: str) -> str:

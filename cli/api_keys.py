@@ -8,9 +8,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
+import msgspec
+
 from cli.errors import CommandError
+from cli.output import put_json, put_table, relative
 from cli.tenants import ask_redis, check_tenant
-from cli.terminal import note, one_line, printable, put
+from cli.terminal import note, put
 from shared.api_key import DEFAULT_SCOPES, ENV, KEY_ID, ApiKey, Scope
 from shared.clock import to_rfc3339
 from shared.errors import KeyEnded, NotFound
@@ -24,6 +27,7 @@ _NANO: Final = 1_000_000_000
 _DAY_S: Final = 86_400
 _PAGE: Final = 100
 _MOST_NAME_CHARS: Final = 128
+_HEAD: Final = ("id", "tenant", "name", "scopes", "status", "limits", "used", "made by")
 
 
 def create_key(
@@ -34,6 +38,7 @@ def create_key(
     env: str,
     expires_in_days: float | None,
     limits: Mapping[str, float | None],
+    as_json: bool,
 ) -> None:
     """Print a new key. Raises CommandError."""
     check_tenant(tenant)
@@ -60,56 +65,68 @@ def create_key(
         )
     )
     assert made is not None  # None only for a key that may not outlive its maker
-    _show_once(made, f"a key of {tenant}")
+    _show_once(made, f"a key of {tenant}", as_json=as_json)
 
 
-def list_keys(tenant: str | None) -> None:
+def list_keys(tenant: str | None, *, as_json: bool) -> None:
     """Print a line for each key, of one tenant or of all. Raises CommandError."""
     if tenant is not None:
         check_tenant(tenant)
     found = _run(lambda keys: _all_of(keys, tenant))
-    now_ms = time.time_ns() // 1_000_000  # near enough for a list
-    rows = [("id", "tenant", "name", "scopes", "status", "limits", "created", "last used", "made by")]
-    rows += [
-        (
-            key.id,
-            key.tenant,
-            one_line(key.name) or "-",
-            ",".join(scope for scope in Scope if scope in key.scopes),
-            _status_of(key, now_ms),
-            _limits_text(key.limits),
-            _minute(key.created_ms),
-            "never" if key.last_used_ms is None else _minute(key.last_used_ms),
-            key.made_by or "-",
-        )
-        for key in found
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    put(printable("\n".join(lines)) + "\n" if found else "")
-    if not found:
+    if as_json:
+        for key in found:
+            _put_json(key)
+    elif found:
+        put_table(_HEAD, map(_row, found), cut=("tenant", "name", "scopes", "limits"))
+    else:
         note("there are no keys" if tenant is None else f"{tenant} has no keys")
 
 
-def rotate_key(key_id: str, *, grace_s: int) -> None:
+def _row(key: ApiKey) -> Sequence[str]:
+    return (
+        key.id,
+        key.tenant,
+        key.name,
+        ",".join(scope for scope in Scope if scope in key.scopes),
+        _status_of(key, _now_ms()),
+        _limits_text(key.limits),
+        "never" if key.last_used_ms is None else relative(to_rfc3339(key.last_used_ms)),
+        key.made_by or "",
+    )
+
+
+def _put_json(key: ApiKey, text: str | None = None) -> None:
+    """The key as the API sends it, and its tenant."""
+    from api.ops.api_keys import view_of  # takes half a second
+
+    put_json({**msgspec.to_builtins(view_of(key, _now_ms(), text)), "tenant": key.tenant})
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000  # near enough for a list
+
+
+def rotate_key(key_id: str, *, grace_s: int, as_json: bool) -> None:
     """Print the key with a new secret. Raises CommandError."""
     made = _run(lambda keys: keys.rotate(_checked(key_id), None, grace_s=grace_s))
     until = f"the old one stays valid for {grace_s} s" if grace_s else "the old one is revoked"
-    _show_once(made, f"a new secret for a key of {made.key.tenant}; {until}")
+    _show_once(made, f"a new secret for a key of {made.key.tenant}; {until}", as_json=as_json)
 
 
-def revoke_key(key_id: str) -> None:
+def revoke_key(key_id: str, *, as_json: bool) -> None:
     """Revoke a key. Raises CommandError."""
     key = _run(lambda keys: keys.revoke(_checked(key_id), None))
+    if as_json:
+        _put_json(key)
     note(f"{key.id} of {key.tenant} is revoked; every process refuses it within 5 s")
 
 
-def _show_once(made: NewKey, what: str) -> None:
+def _show_once(made: NewKey, what: str, *, as_json: bool) -> None:
     key = made.key
     end = "does not expire" if key.expires_ms is None else f"expires {to_rfc3339(key.expires_ms)}"
     scopes = ", ".join(scope for scope in Scope if scope in key.scopes)
     note(f"{what}: {key.id}, scopes {scopes}, {end}. It is shown only once, here:")
-    put(made.text + "\n")
+    _put_json(key, made.text) if as_json else put(made.text + "\n")
 
 
 async def keys_of(tenant: str, keys: ApiKeys) -> AsyncIterator[ApiKey]:
@@ -130,10 +147,10 @@ async def _all_of(keys: ApiKeys, tenant: str | None) -> list[ApiKey]:
 
 def _status_of(key: ApiKey, now_ms: int) -> str:
     if key.revoked_ms is not None:
-        return f"revoked {_minute(key.revoked_ms)}"
+        return f"revoked {relative(to_rfc3339(key.revoked_ms))}"
     if key.expires_ms is None:
         return "active"
-    return f"{'expired' if key.has_ended(now_ms) else 'until'} {_minute(key.expires_ms)}"
+    return f"{'expired' if key.has_ended(now_ms) else 'expires'} {relative(to_rfc3339(key.expires_ms))}"
 
 
 def _limits_text(limits: CallerLimits) -> str:
@@ -142,11 +159,7 @@ def _limits_text(limits: CallerLimits) -> str:
         for name in CallerLimits.__struct_fields__
         if (value := getattr(limits, name))
     ]
-    return ",".join(shown) or "-"
-
-
-def _minute(time_ms: int) -> str:
-    return to_rfc3339(time_ms)[:16] + "Z"
+    return ",".join(shown)
 
 
 def _scopes_of(words: Sequence[str]) -> frozenset[Scope]:

@@ -6,11 +6,13 @@ only the `worker` process ever imports an LLM SDK.
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from cli.errors import CommandError
+from cli.job_options import Options, takes_job_options
 
 app = typer.Typer(
     name="tokenspool",
@@ -22,8 +24,34 @@ app = typer.Typer(
 
 Port = Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 picks a free one.")]
 Url = Annotated[str, typer.Option(envvar="TOKENSPOOL_URL", help="URL of the API.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON: one document, or for lists and events one in each line.")
+]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Print the answer while it is generated.")]
+FollowBatch = Annotated[bool, typer.Option("--follow", "-f", help="Print its progress until it has ended.")]
+JobIdentifier = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as printed by submit.")]
+JobIdentifiers = Annotated[list[str], typer.Argument(metavar="JOB...", help="Job ids.")]
+BatchIdentifier = Annotated[str, typer.Argument(metavar="BATCH", help="Batch id, as printed by batch submit.")]
+Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="How many to print at most.")]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from shared.version import version
+
+        print(f"tokenspool {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def tokenspool(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -84,45 +112,177 @@ def simulator(
 
 
 @app.command()
+@takes_job_options("job")
 def submit(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print the answer while it is generated.")] = False,
+    options: Options,
+    follow: Follow = False,
     model: Annotated[str | None, typer.Option(help="Model to use. Default: the API's TOKENSPOOL_MODEL.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum length of the answer, in tokens.")] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(help="Repeat a command with the same key and prompt to find its job instead of creating another."),
+    ] = None,
+    as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Submit a prompt and print the job's id or, with --follow, its answer."""
     from cli.submit import submit_prompt
 
-    submit_prompt(prompt, follow=follow, model=model, max_tokens=max_tokens, url=url)
+    given = {"model": model, "max_tokens": max_tokens}
+    submit_prompt(prompt, given, options, follow=follow, key=idempotency_key, as_json=as_json, url=url)
 
 
 @app.command()
-def follow(
-    job_id: Annotated[str, typer.Argument(help="Job id, as printed by submit.")],
-    url: Url = DEFAULT_URL,
-) -> None:
+def follow(job_id: JobIdentifier, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
     """Print a job's answer while it is generated. The exit code is 0 only if the job succeeded."""
     from cli.follow import follow_job
 
-    follow_job(job_id, url=url)
+    follow_job(job_id, as_json=as_json, url=url)
 
 
-@app.command()
-def batch(
+jobs = typer.Typer(help="Jobs: find them, look at one, cancel it, run it again.", no_args_is_help=True)
+app.add_typer(jobs, name="jobs")
+
+
+@jobs.command("list")
+def jobs_list(
+    status: Annotated[
+        str | None, typer.Option(help="queued, running, succeeded, failed, cancelled or expired.")
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Only jobs with this tag.")] = None,
+    batch_id: Annotated[
+        str | None, typer.Option(help="Only items of this batch; without it a list has no items.")
+    ] = None,
+    limit: Limit = 20,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Print jobs, newest first."""
+    from cli.jobs import list_jobs
+
+    list_jobs({"status": status, "tag": tag, "batch_id": batch_id}, limit=limit, as_json=as_json, url=url)
+
+
+@jobs.command("show")
+def jobs_show(job_id: JobIdentifier, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """Print all about a job: its state, its times, its cost and its result."""
+    from cli.jobs import show_job
+
+    show_job(job_id, as_json=as_json, url=url)
+
+
+@jobs.command("cancel")
+def jobs_cancel(job_ids: JobIdentifiers, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """End jobs now, even if they run. A job that has ended does not change."""
+    from cli.jobs import cancel_jobs
+
+    cancel_jobs(job_ids, as_json=as_json, url=url)
+
+
+@jobs.command("retry")
+def jobs_retry(job_ids: JobIdentifiers, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """Submit jobs that ended without success again, and print the ids of the new jobs."""
+    from cli.jobs import retry_jobs
+
+    retry_jobs(job_ids, as_json=as_json, url=url)
+
+
+class _SubmitsFiles(TyperGroup):
+    """`tokenspool batch FILE` is `tokenspool batch submit FILE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        is_file = bool(args) and args[0] not in self.commands and args[0] != "--help"
+        return super().parse_args(ctx, ["submit", *args] if is_file else args)
+
+
+batch = typer.Typer(cls=_SubmitsFiles, help="Batches: many requests under one id.", no_args_is_help=True)
+app.add_typer(batch, name="batch")
+
+
+@batch.command("submit")
+@takes_job_options("batch")
+def batch_submit(
     file: Annotated[Path, typer.Argument(help="File of requests, one JSON object per line: {custom_id, params}.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print its progress until it has ended.")] = False,
+    options: Options,
+    follow: FollowBatch = False,
     results: Annotated[Path | None, typer.Option(help="File for the results, one JSON object per line.")] = None,
     idempotency_key: Annotated[
         str | None,
         typer.Option(help="Repeat a command with the same key and file to find its batch instead of creating another."),
     ] = None,
+    as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Submit a file of requests as a batch. With --follow or --results, the exit code is 0 only if all succeeded."""
     from cli.batch import run_batch
 
-    run_batch(file, follow=follow, results=results, key=idempotency_key, url=url)
+    run_batch(file, options, follow=follow, results=results, key=idempotency_key, as_json=as_json, url=url)
+
+
+@batch.command("list")
+def batch_list(limit: Limit = 20, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """Print batches, newest first."""
+    from cli.batch import list_batches
+
+    list_batches(limit=limit, as_json=as_json, url=url)
+
+
+@batch.command("status")
+def batch_status(
+    batch_id: BatchIdentifier, follow: FollowBatch = False, as_json: Json = False, url: Url = DEFAULT_URL
+) -> None:
+    """Print a batch's state and counts. With --follow, the exit code is 0 only if all its requests succeeded."""
+    from cli.batch import show_batch
+
+    show_batch(batch_id, follow=follow, as_json=as_json, url=url)
+
+
+@batch.command("results")
+def batch_results(
+    batch_id: BatchIdentifier,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File. Default: standard output.")] = None,
+    status: Annotated[str | None, typer.Option(help="Only those succeeded, failed, cancelled or expired.")] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Write the results so far, in the order of the requests, one JSON object per line."""
+    from cli.batch import write_results_of
+
+    write_results_of(batch_id, {"status": status}, output=output, url=url)
+
+
+@batch.command("retry")
+def batch_retry(batch_id: BatchIdentifier, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """Submit the requests that did not succeed again, as a new batch, and print its id."""
+    from cli.batch import retry_batch
+
+    retry_batch(batch_id, as_json=as_json, url=url)
+
+
+@batch.command("cancel")
+def batch_cancel(batch_id: BatchIdentifier, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """End all requests of a batch that have not ended. The results so far are kept."""
+    from cli.batch import cancel_batch
+
+    cancel_batch(batch_id, as_json=as_json, url=url)
+
+
+@app.command()
+def usage(
+    first: Annotated[
+        str | None, typer.Option("--from", help="First day, YYYY-MM-DD in UTC. Default: 7 days in all.")
+    ] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Last day, included. Default: today.")] = None,
+    group_by: Annotated[
+        str, typer.Option(help="Any of day, model and key, with commas; empty for one sum.")
+    ] = "day,model",
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Print the calls, tokens and cost of the key's tenant."""
+    from cli.usage import show_usage
+
+    show_usage({"from": first, "to": last, "group_by": group_by}, as_json=as_json, url=url)
 
 
 tenants = typer.Typer(
@@ -239,6 +399,7 @@ def keys_create(
     queued_jobs: KeyCount = None,
     usd_per_day: KeyDollars = None,
     usd_per_month: KeyDollars = None,
+    as_json: Json = False,
 ) -> None:
     """Create a key and print it. It is not shown again."""
     from cli.api_keys import create_key
@@ -257,15 +418,18 @@ def keys_create(
             "usd_per_day": usd_per_day,
             "usd_per_month": usd_per_month,
         },
+        as_json=as_json,
     )
 
 
 @keys.command("list")
-def keys_list(tenant: Annotated[str | None, typer.Option(help="Default: all tenants.")] = None) -> None:
+def keys_list(
+    tenant: Annotated[str | None, typer.Option(help="Default: all tenants.")] = None, as_json: Json = False
+) -> None:
     """Print the keys without their secrets; expired and revoked keys are listed for 90 more days."""
     from cli.api_keys import list_keys
 
-    list_keys(tenant)
+    list_keys(tenant, as_json=as_json)
 
 
 @keys.command("rotate")
@@ -274,19 +438,20 @@ def keys_rotate(
     grace_s: Annotated[
         int, typer.Option(min=0, max=2_592_000, help="Seconds that the old secret stays valid; 0 revokes it.")
     ] = 86_400,
+    as_json: Json = False,
 ) -> None:
     """Give a key a new secret and print it."""
     from cli.api_keys import rotate_key
 
-    rotate_key(key_id, grace_s=grace_s)
+    rotate_key(key_id, grace_s=grace_s, as_json=as_json)
 
 
 @keys.command("revoke")
-def keys_revoke(key_id: KeyId) -> None:
+def keys_revoke(key_id: KeyId, as_json: Json = False) -> None:
     """Revoke a key. Every process refuses it within 5 s."""
     from cli.api_keys import revoke_key
 
-    revoke_key(key_id)
+    revoke_key(key_id, as_json=as_json)
 
 
 @app.command(hidden=True)

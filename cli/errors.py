@@ -11,3 +11,12 @@ class CommandError(Exception):
     def __init__(self, sentence: str, exit_code: int = 1) -> None:
         super().__init__(sentence)
         self.exit_code = exit_code
+
+
+def utf8(name: str, text: str) -> str:
+    """The text. Raises CommandError if JSON cannot carry it: Python turns other bytes in arguments into half surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeError:
+        raise CommandError(f"The {name} must be UTF-8 text, but has other bytes.", 2) from None
+    return text

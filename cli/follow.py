@@ -15,6 +15,7 @@ import httpx2
 from cli.api_client import is_ours, job_in, json_object, not_tokenspool, open_client, refusal, unreachable
 from cli.errors import CommandError
 from cli.event_stream import Event, EventReader
+from cli.output import put_json
 from cli.terminal import note, one_line, printable, put
 from cli.waiting import sentence_of
 
@@ -26,16 +27,17 @@ _WORTH_WAITING = (429, 502, 503, 504)
 
 
 class _Answer:
-    """The text on standard output; knows whether its current line has begun."""
+    """The text on standard output; knows whether its current line has begun. ``as_json``: it is only in the events."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, as_json: bool = False) -> None:
+        self._as_json = as_json
         self._line_has_begun = False
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")  # half a surrogate pair is no reason to fail
 
     def write(self, text: str) -> None:
         text = printable(text)
-        if text:
+        if text and not self._as_json:
             self._line_has_begun = not text.endswith("\n")  # first, for a Ctrl-C that comes with the last byte
             put(text)
 
@@ -50,17 +52,19 @@ class _Answer:
         note(news)
 
 
-def follow_job(job_id: str, *, url: str) -> None:
-    """Print the answer. Raises CommandError unless the job succeeds."""
+def follow_job(job_id: str, *, as_json: bool, url: str) -> None:
+    """Print the answer, or with ``as_json`` each event. Raises CommandError unless the job succeeds."""
     with open_client(url) as client:
-        follow_with(client, job_id, url)
+        follow_with(client, job_id, url, as_json=as_json)
 
 
-def follow_with(client: httpx2.Client, job_id: str, url: str) -> None:
+def follow_with(client: httpx2.Client, job_id: str, url: str, *, as_json: bool = False) -> None:
     """As follow_job, with a client that is open already."""
-    answer = _Answer()
+    answer = _Answer(as_json=as_json)
     try:
         for event in _events(client, job_id, url, answer):
+            if as_json:
+                put_json({"event": event.name, "id": event.last_event_id, "data": json_object(event.data)})
             _show(event, answer)
     except KeyboardInterrupt:
         raise CommandError(

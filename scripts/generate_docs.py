@@ -16,11 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Literal, get_args, get_origin
 
+import typer.main
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from api.batches.items import BatchLine
+from api.batches.items import BatchLine, BatchOptions
 from api.http.members import Body
 from api.http.rotation import RotateRequest
 from api.jobs.filter import JobFilterRequest
@@ -30,6 +31,7 @@ from api.native.follow_tokens import FollowTokenRequest
 from api.native.operations import OperationRequest
 from api.openapi import schemas_of
 from api.ops.api_keys import KeyRequest, LimitsRequest
+from cli import job_options as options_of_commands
 from shared import errors, events, job, settings
 from shared.store import redis_keys
 from simulator import words
@@ -238,6 +240,101 @@ def _default(name: str, field: FieldInfo) -> str:
     return f"`{value}`"
 
 
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def job_options() -> str:
+    """What cli/job_options.json holds: the options of a job and of a batch, one in a line."""
+    schemas = schemas_of([JobOptions, BatchOptions])
+    forms = {"job": "JobOptions", "batch": "BatchOptions"}
+    lists = [
+        f"{json.dumps(form)}: [\n" + ",\n".join(map(json.dumps, _options_of(schemas[name], schemas))) + "\n]"
+        for form, name in forms.items()
+    ]
+    return "{\n" + ",\n".join(lists) + "\n}\n"
+
+
+def _options_of(model: dict[str, Any], schemas: dict[str, Any], prefix: str = "") -> Iterable[dict[str, Any]]:
+    for name, member in model["properties"].items():
+        schema = _resolved(member, schemas)
+        if "properties" in schema:
+            yield from _options_of(schema, schemas, f"{prefix}{name}.")
+        elif "const" not in schema:
+            meaning = _cell(member["description"]).replace("`", "")
+            default = member.get("default")
+            default_text = "" if default in (None, [], False) else f" Default: {_shown(default)}."
+            yield {"name": prefix + name, **_option_of(schema, schemas), "help": meaning + default_text}
+
+
+def _option_of(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    match schema["type"]:
+        case "integer":
+            return {"kind": "integer", "least": schema["minimum"], "most": schema["maximum"]}
+        case "array":
+            return {**_option_of(_resolved(schema["items"], schemas), schemas), "kind": "list"}
+        case "object":
+            return {"kind": "pairs"}
+        case "boolean":
+            return {"kind": "flag"}
+        case _:
+            return {"kind": "text", **({"values": schema["enum"]} if "enum" in schema else {})}
+
+
+def _resolved(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    """The schema itself for a reference to it, and for one that null is an alternative of."""
+    if "anyOf" in schema:
+        schema = next(part for part in schema["anyOf"] if part.get("type") != "null")
+    return schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def command_list() -> str:
+    """Every command with its arguments and options."""
+    from cli.app import app as command_line  # not earlier: it reads the options that are written here
+
+    return "\n\n".join(_commands_of(typer.main.get_command(command_line), "tokenspool"))
+
+
+def _commands_of(command: Any, path: str) -> Iterable[str]:
+    for name, inner in getattr(command, "commands", {}).items():
+        if not inner.hidden:
+            yield from _commands_of(inner, f"{path} {name}")
+    if not hasattr(command, "commands"):
+        shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
+        arguments = [_name_of_parameter(parameter) for parameter in shown if parameter.param_type_name == "argument"]
+        yield f"### `{' '.join((path, *arguments))}`\n\n{inspect.cleandoc(command.help)}"
+        yield _table(("argument or option", "value", "what it is"), map(_parameter_row, shown))
+
+
+def _parameter_row(parameter: Any) -> tuple[str, str, str]:
+    default = parameter.default if parameter.default not in (None, False, "") else None
+    meaning = f"{parameter.help or ''} {'' if default is None else f'Default: `{default}`.'}"
+    value = "" if getattr(parameter, "is_flag", False) else _value_of_parameter(parameter)
+    return f"`{_name_of_parameter(parameter)}`", value, meaning
+
+
+def _name_of_parameter(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return str(parameter.metavar or parameter.name.upper())
+    return ", ".join(parameter.opts)
+
+
+_VALUES: Final[dict[Any, str]] = {str: "text", int: "whole number", float: "number", Path: "path"}
+
+
+def _value_of_parameter(parameter: Any) -> str:
+    annotation = parameter.type_descriptor.annotation
+    is_list = get_origin(annotation) is list
+    (kind,) = get_args(annotation) if is_list else (annotation,)
+    value = _VALUES[kind] if kind in _VALUES else ", ".join(f"`{member.value}`" for member in kind)
+    if parameter.min is not None:
+        value += f", ≥ {parameter.min:,}" + (f", ≤ {parameter.max:,}" if parameter.max is not None else "")
+    return f"{parameter.metavar or value}; may be repeated" if is_list else value
+
+
 # --- the simulator ---------------------------------------------------------------------------------------------------
 
 
@@ -314,24 +411,32 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "problems": problem_table,
     "job-errors": job_error_table,
     "settings": setting_table,
+    "commands": command_list,
     "simulator-words": simulator_words,
     **{f"members-of-{name}": functools.partial(member_table, model) for name, model in MODELS.items()},
 }
 
 
+def stale_files() -> Iterable[tuple[Path, str]]:
+    """The files that are not as the code has them, and what they should hold."""
+    made: list[tuple[Path, Callable[[str], str]]] = [(options_of_commands.FILE, lambda _: job_options())]
+    for path, text_of in (*made, *((page, generated) for page in sorted(DOCS.glob("*.md")))):
+        before = path.read_text(encoding="utf-8")
+        if (after := text_of(before)) != before:
+            yield path, after
+
+
 def main(arguments: list[str]) -> int:
     """Rewrite, or check. Returns the exit code."""
+    is_check = "--check" in arguments
     stale = []
-    for path in sorted(DOCS.glob("*.md")):
-        before = path.read_text(encoding="utf-8")
-        after = generated(before)
-        if after != before:
-            stale.append(str(path.relative_to(ROOT)))
-            if "--check" not in arguments:
-                path.write_text(after, encoding="utf-8")
+    for path, text in stale_files():
+        stale.append(str(path.relative_to(ROOT)))
+        if not is_check:
+            path.write_text(text, encoding="utf-8")
     if stale:
-        print(("out of date: " if "--check" in arguments else "rewritten: ") + ", ".join(stale))
-    return 1 if stale and "--check" in arguments else 0
+        print(("out of date: " if is_check else "rewritten: ") + ", ".join(stale))
+    return 1 if stale and is_check else 0
 
 
 if __name__ == "__main__":

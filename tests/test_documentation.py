@@ -23,7 +23,8 @@ from api.native.limits import BudgetView, LimitsOfKey, LimitsOfTenant, LimitsVie
 from api.native.usage import UsageLine
 from api.views.job import JobView
 from cli.app import app as command_line
-from scripts.generate_docs import PARTS, generated, marked_parts
+from cli.job_options import FILE
+from scripts.generate_docs import PARTS, generated, job_options, marked_parts
 from shared.errors import JobError
 from shared.job import TERMINAL_STATES, TRANSITIONS, Usage
 from shared.settings import load_settings, unknown_variables
@@ -53,6 +54,11 @@ def test_generated_parts_are_up_to_date(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert generated(text) == text
     assert text.count("<!-- generated: ") == len(marked_parts(text)), "a mark is not closed"
+
+
+def test_the_command_line_has_every_option_of_a_job() -> None:
+    """If not, run `python -m scripts.generate_docs`."""
+    assert FILE.read_text(encoding="utf-8") == job_options()
 
 
 def test_every_generated_part_stands_in_one_place() -> None:
@@ -269,9 +275,11 @@ def _check_make(words: list[str]) -> None:
 
 def _check_tokenspool(words: list[str]) -> None:
     """Typer parses the arguments without running the command. Raises what a user would see."""
-    name, *arguments = words
-    group = typer.main.get_command(command_line)
-    group.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
+    command: Any = typer.main.get_command(command_line)
+    rest = list(words)
+    while hasattr(command, "commands"):
+        command = command.commands[rest.pop(0)]
+    command.make_context("", rest)
 
 
 def _check_curl(words: list[str]) -> None:

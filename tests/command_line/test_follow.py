@@ -411,3 +411,15 @@ def test_a_terminal_event_of_megabytes_is_read(tokenspool: Tokenspool) -> None:
         outcome = tokenspool("follow", JOB_ID, "--url", api.url)
     assert (outcome.exit_code, outcome.out) == (0, "Blue\n")
     assert json.loads(json.dumps(result)) == result
+
+
+def test_as_json_each_event_is_a_line(tokenspool: Tokenspool) -> None:
+    """The answer itself is only in the events, and the end decides the exit code."""
+    error = {"error": {"code": "timeout", "message": "Too late."}}
+    with FakeApi(stream(delta("Blue", "1-3"), frame("failed", error, "1-4"))) as api:
+        outcome = tokenspool("follow", JOB_ID, "--json", "--url", api.url)
+    assert [json.loads(line) for line in outcome.out.splitlines()] == [
+        {"event": "delta", "id": "1-3", "data": {"text": "Blue"}},
+        {"event": "failed", "id": "1-4", "data": error},
+    ]
+    assert (outcome.exit_code, outcome.err) == (1, "tokenspool: The job failed: Too late. (timeout)\n")

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -24,7 +24,9 @@ def test_each_error_has_a_line() -> None:
 )
 async def test_the_prompt_provokes_the_error(crew: Crew, code: str, prompt: str, options: str) -> None:
     """With these options, on a route that nothing has shut."""
-    members = {name.replace("-", "_"): int(value) for name, value in re.findall(r"--([a-z-]+) (\d+)", options)}
+    members: dict[str, Any] = {
+        name.replace("-", "_"): int(value) for name, value in re.findall(r"--([a-z-]+) (\d+)", options)
+    }
     await crew.worker()
     job = await crew.ended(await crew.submit(prompt, **members))
     assert job.error is not None
