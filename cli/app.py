@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from cli.errors import CommandError
-from cli.job_options import Options, takes_job_options
+from cli.job_options import Options, takes_filter, takes_job_options
 
 app = typer.Typer(
     name="tokenspool",
@@ -30,7 +30,15 @@ Json = Annotated[
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Print the answer while it is generated.")]
 FollowBatch = Annotated[bool, typer.Option("--follow", "-f", help="Print its progress until it has ended.")]
 JobIdentifier = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as printed by submit.")]
-JobIdentifiers = Annotated[list[str], typer.Argument(metavar="JOB...", help="Job ids.")]
+JobIdentifiers = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[JOB]...", help="Job ids; without them, the jobs that meet the conditions."),
+]
+AllJobs = Annotated[bool, typer.Option("--all", help="All jobs, in place of conditions.")]
+OtherTenant = Annotated[
+    str | None, typer.Option("--tenant", help="Another tenant, or * for all; needs a key with the scope operator.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count the jobs that meet the conditions.")]
 BatchIdentifier = Annotated[str, typer.Argument(metavar="BATCH", help="Batch id, as printed by batch submit.")]
 Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="How many to print at most.")]
 
@@ -146,22 +154,14 @@ app.add_typer(jobs, name="jobs")
 
 
 @jobs.command("list")
+@takes_filter
 def jobs_list(
-    status: Annotated[
-        str | None, typer.Option(help="queued, running, succeeded, failed, cancelled or expired.")
-    ] = None,
-    tag: Annotated[str | None, typer.Option(help="Only jobs with this tag.")] = None,
-    batch_id: Annotated[
-        str | None, typer.Option(help="Only items of this batch; without it a list has no items.")
-    ] = None,
-    limit: Limit = 20,
-    as_json: Json = False,
-    url: Url = DEFAULT_URL,
+    options: Options, tenant: OtherTenant = None, limit: Limit = 20, as_json: Json = False, url: Url = DEFAULT_URL
 ) -> None:
     """Print jobs, newest first."""
     from cli.jobs import list_jobs
 
-    list_jobs({"status": status, "tag": tag, "batch_id": batch_id}, limit=limit, as_json=as_json, url=url)
+    list_jobs(options, tenant=tenant, limit=limit, as_json=as_json, url=url)
 
 
 @jobs.command("show")
@@ -173,19 +173,64 @@ def jobs_show(job_id: JobIdentifier, as_json: Json = False, url: Url = DEFAULT_U
 
 
 @jobs.command("cancel")
-def jobs_cancel(job_ids: JobIdentifiers, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+@takes_filter
+def jobs_cancel(
+    options: Options,
+    job_ids: JobIdentifiers = None,
+    all_jobs: AllJobs = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
     """End jobs now, even if they run. A job that has ended does not change."""
-    from cli.jobs import cancel_jobs
+    from cli.jobs import act
 
-    cancel_jobs(job_ids, as_json=as_json, url=url)
+    act("cancel", job_ids or [], options, all_jobs=all_jobs, dry_run=dry_run, as_json=as_json, url=url)
 
 
 @jobs.command("retry")
-def jobs_retry(job_ids: JobIdentifiers, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
-    """Submit jobs that ended without success again, and print the ids of the new jobs."""
-    from cli.jobs import retry_jobs
+@takes_filter
+def jobs_retry(
+    options: Options,
+    job_ids: JobIdentifiers = None,
+    all_jobs: AllJobs = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Submit jobs that ended without success again. For single jobs, print the ids of the new ones."""
+    from cli.jobs import act
 
-    retry_jobs(job_ids, as_json=as_json, url=url)
+    act("retry", job_ids or [], options, all_jobs=all_jobs, dry_run=dry_run, as_json=as_json, url=url)
+
+
+@jobs.command("erase")
+@takes_filter
+def jobs_erase(
+    options: Options,
+    job_ids: JobIdentifiers = None,
+    all_jobs: AllJobs = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Erase jobs that have ended: their prompts, events and results."""
+    from cli.jobs import act
+
+    act("erase", job_ids or [], options, all_jobs=all_jobs, dry_run=dry_run, as_json=as_json, url=url)
+
+
+@jobs.command("operation")
+def jobs_operation(
+    operation_id: Annotated[str, typer.Argument(metavar="OPERATION", help="Id, as cancel, retry and erase print it.")],
+    cancel: Annotated[bool, typer.Option("--cancel", help="End it. What was done stays.")] = False,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Watch a cancel, retry or erase of many jobs until it has ended."""
+    from cli.operations import watch_operation
+
+    watch_operation(operation_id, cancel=cancel, as_json=as_json, url=url)
 
 
 class _SubmitsFiles(TyperGroup):
@@ -221,11 +266,11 @@ def batch_submit(
 
 
 @batch.command("list")
-def batch_list(limit: Limit = 20, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+def batch_list(tenant: OtherTenant = None, limit: Limit = 20, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
     """Print batches, newest first."""
     from cli.batch import list_batches
 
-    list_batches(limit=limit, as_json=as_json, url=url)
+    list_batches(tenant=tenant, limit=limit, as_json=as_json, url=url)
 
 
 @batch.command("status")
@@ -243,20 +288,26 @@ def batch_results(
     batch_id: BatchIdentifier,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File. Default: standard output.")] = None,
     status: Annotated[str | None, typer.Option(help="Only those succeeded, failed, cancelled or expired.")] = None,
+    custom_id: Annotated[list[str] | None, typer.Option(help="Only these requests.")] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Write the results so far, in the order of the requests, one JSON object per line."""
     from cli.batch import write_results_of
 
-    write_results_of(batch_id, {"status": status}, output=output, url=url)
+    write_results_of(batch_id, {"status": status, "custom_id": custom_id or None}, output=output, url=url)
 
 
 @batch.command("retry")
-def batch_retry(batch_id: BatchIdentifier, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+def batch_retry(
+    batch_id: BatchIdentifier,
+    retryable: Annotated[bool, typer.Option("--retryable", help="Only those whose error may pass.")] = False,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
     """Submit the requests that did not succeed again, as a new batch, and print its id."""
     from cli.batch import retry_batch
 
-    retry_batch(batch_id, as_json=as_json, url=url)
+    retry_batch(batch_id, retryable=retryable, as_json=as_json, url=url)
 
 
 @batch.command("cancel")
@@ -274,15 +325,34 @@ def usage(
     ] = None,
     last: Annotated[str | None, typer.Option("--to", help="Last day, included. Default: today.")] = None,
     group_by: Annotated[
-        str, typer.Option(help="Any of day, model and key, with commas; empty for one sum.")
+        str, typer.Option(help="Any of tenant, day, model, key and end_user, with commas; empty for one sum.")
     ] = "day,model",
+    tenant: OtherTenant = None,
+    end_user: Annotated[str | None, typer.Option(help="Only what was used for this end user.")] = None,
     as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Print the calls, tokens and cost of the key's tenant."""
     from cli.usage import show_usage
 
-    show_usage({"from": first, "to": last, "group_by": group_by}, as_json=as_json, url=url)
+    query = {"from": first, "to": last, "group_by": group_by, "tenant": tenant, "end_user": end_user}
+    show_usage(query, as_json=as_json, url=url)
+
+
+@app.command()
+def limits(as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """Print the limits of the key and its tenant, what is used of each, and when it is free again."""
+    from cli.limits import show_limits
+
+    show_limits(as_json=as_json, url=url)
+
+
+@app.command()
+def workers(as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """Print the workers that live. Needs a key with the scope operator."""
+    from cli.workers import list_workers
+
+    list_workers(as_json=as_json, url=url)
 
 
 tenants = typer.Typer(

@@ -212,10 +212,10 @@ def _fetch_results(
         time.sleep(0.2 * 2**attempt)
 
 
-def list_batches(*, limit: int, as_json: bool, url: str) -> None:
+def list_batches(*, tenant: str | None, limit: int, as_json: bool, url: str) -> None:
     """Print the newest ``limit`` batches. Raises CommandError."""
     with open_client(url) as client:
-        found = pages(client, url, "/v1/batches", {}, most=limit)
+        found = pages(client, url, "/v1/batches", {"tenant": tenant} if tenant else {}, most=limit)
         put_rows("batches", _HEAD, found, _row, limit=limit, as_json=as_json, numbers=(*_HEAD[2:5], "cost"))
 
 
@@ -254,6 +254,8 @@ def _fields_of(batch: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, count in counts.items():
         if name != "total" and count:
             yield f"  {name}", f"{count:,}"
+    for code, count in (batch.get("failures") or {}).items():
+        yield f"  {code}", f"{count:,}"
     if batch.get("invalid_lines"):
         yield "not valid", f"{batch['invalid_lines']:,} lines; their results say why"
     for name in ("created", "ended"):
@@ -266,7 +268,7 @@ def _fields_of(batch: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "metadata", " ".join(f"{name}={value}" for name, value in (batch.get("metadata") or {}).items())
 
 
-def write_results_of(batch_id: str, query: Mapping[str, str | None], *, output: Path | None, url: str) -> None:
+def write_results_of(batch_id: str, query: Mapping[str, Any], *, output: Path | None, url: str) -> None:
     """Write the results so far to a file, or to standard output. Raises CommandError."""
     given = {name: value for name, value in query.items() if value is not None}
     if output is not None:
@@ -278,11 +280,12 @@ def write_results_of(batch_id: str, query: Mapping[str, str | None], *, output: 
             _fetch_results(client, batch_id, lambda line: put_json(json_object(line)), given)
 
 
-def retry_batch(batch_id: str, *, as_json: bool, url: str) -> None:
+def retry_batch(batch_id: str, *, retryable: bool, as_json: bool, url: str) -> None:
     """Submit what did not succeed again, and print the new batch's id. Raises CommandError."""
     with open_client(url) as client:
         headers = {"Idempotency-Key": secrets.token_urlsafe(24)}  # as it may be sent again
-        batch = call(client, url, "POST", f"{_path(batch_id)}/retry", headers=headers)
+        query = {"retryable": "true"} if retryable else None
+        batch = call(client, url, "POST", f"{_path(batch_id)}/retry", params=query, headers=headers)
     put_json(batch) if as_json else put(printable(str(batch.get("id"))) + "\n")
 
 

@@ -7,7 +7,7 @@ command line needs of them to job_options.json.
 import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -21,13 +21,43 @@ FILE: Final = Path(__file__).with_name("job_options.json")
 Options = Mapping[str, Any]
 """Name in a batch's query (``timeout_s``, ``webhook.url``) → value, for the options that were given."""
 
+Rows = Sequence[Mapping[str, Any]]
+
 _enum: Final[Any] = StrEnum  # mypy knows only those whose members are written out
 _KINDS: Final[dict[str, Any]] = {"integer": int, "text": str, "flag": bool, "list": list[str], "pairs": list[str]}
 
 
+FILTER: Final[Rows] = (
+    {
+        "name": "status",
+        "kind": "text",
+        "values": ["queued", "running", "succeeded", "failed", "cancelled", "expired"],
+        "help": "Where the jobs are.",
+    },
+    {"name": "model", "kind": "text", "help": "The model that was asked for."},
+    {"name": "tag", "kind": "text", "help": "One of the jobs' tags."},
+    {"name": "metadata", "kind": "pairs", "help": "Members of the jobs' metadata, each with its whole value."},
+    {"name": "end_user", "kind": "text", "help": "The end user for whom the jobs were submitted."},
+    {"name": "key_id", "kind": "text", "help": "The API key that submitted the jobs."},
+    {"name": "error_code", "kind": "text", "help": "The error.code of failed jobs."},
+    {"name": "created_after", "kind": "text", "help": "Created at this time (RFC 3339) or later."},
+    {"name": "created_before", "kind": "text", "help": "Created before this time (RFC 3339)."},
+    {"name": "batch_id", "kind": "text", "help": "Items of this batch; without it there are no items of batches."},
+)
+"""The conditions of `jobs list`, and of `jobs cancel`, `retry` and `erase`."""
+
+
 def takes_job_options(of: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the options of a ``job`` or a ``batch``. It gets those that were given as ``options``."""
-    rows = json.loads(FILE.read_text(encoding="utf-8"))[of]
+    return _takes(json.loads(FILE.read_text(encoding="utf-8"))[of], panel="Options of the job")
+
+
+def takes_filter(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the conditions by which jobs are found, as ``options``."""
+    return _takes(FILTER, panel="Conditions, all of which the jobs meet")(command)
+
+
+def _takes(rows: Rows, *, panel: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
     def with_options(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
@@ -40,7 +70,7 @@ def takes_job_options(of: str) -> Callable[[Callable[..., None]], Callable[..., 
         parameters = [parameter for name, parameter in own.parameters.items() if name != "options"]
         parameters += [
             inspect.Parameter(
-                _parameter_of(row), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(row)
+                _parameter_of(row), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(row, panel)
             )
             for row in rows
         ]
@@ -80,7 +110,7 @@ def as_query(options: Options) -> dict[str, Any]:
     return query
 
 
-def _annotation(row: dict[str, Any]) -> Any:
+def _annotation(row: Mapping[str, Any], panel: str) -> Any:
     kind = _KINDS[row["kind"]]
     if "values" in row:
         one_of: Any = _enum("OneOf", [(value, value) for value in row["values"]])  # typer takes no list of Literal
@@ -91,13 +121,13 @@ def _annotation(row: dict[str, Any]) -> Any:
         max=row.get("most"),
         metavar="NAME=VALUE" if row["kind"] == "pairs" else None,
         help=row["help"],
-        rich_help_panel="Options of the job",
+        rich_help_panel=panel,
         show_default=False,
     )
     return Annotated[kind | None, option]
 
 
-def _parameter_of(row: dict[str, Any]) -> str:
+def _parameter_of(row: Mapping[str, Any]) -> str:
     return str(row["name"]).replace(".", "_")
 
 
@@ -105,7 +135,7 @@ def _flag_of(name: str, *, is_list: bool) -> str:
     return "--" + (name.removesuffix("s") if is_list else name).replace(".", "-").replace("_", "-")
 
 
-def _value(row: dict[str, Any], given: Any) -> Any:
+def _value(row: Mapping[str, Any], given: Any) -> Any:
     if row["kind"] == "pairs":
         pairs = [utf8(row["name"], pair).partition("=") for pair in given]
         if not all(is_pair for _, is_pair, _ in pairs):

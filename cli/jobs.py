@@ -5,19 +5,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
+import httpx2
+
 from cli.api_client import call, open_client, pages
 from cli.errors import CommandError
-from cli.output import dollars, local, put_fields, put_json, put_rows, relative, span
+from cli.job_options import Options, as_query
+from cli.operations import act_on_many
+from cli.output import dollars, local, put_fields, put_json, put_rows, put_table, relative, span
 from cli.terminal import note, printable, put
 
 _HEAD: Final = ("id", "status", "model", "created", "ran", "cost", "tags")
+_ATTEMPTS: Final = ("attempt", "outcome", "model", "worker", "begun", "tokens", "cost")
 
 
-def list_jobs(query: Mapping[str, str | None], *, limit: int, as_json: bool, url: str) -> None:
-    """Print the newest ``limit`` jobs that ``query`` matches. Raises CommandError."""
-    given = {name: value for name, value in query.items() if value is not None}
+def list_jobs(conditions: Options, *, tenant: str | None, limit: int, as_json: bool, url: str) -> None:
+    """Print the newest ``limit`` jobs that meet the conditions. Raises CommandError."""
+    query = {**as_query(conditions), **({"tenant": tenant} if tenant else {})}
     with open_client(url) as client:
-        found = pages(client, url, "/v1/jobs", given, most=limit)
+        found = pages(client, url, "/v1/jobs", query, most=limit)
         put_rows(
             "jobs", _HEAD, found, _row, limit=limit, as_json=as_json, numbers=("ran", "cost"), cut=("model", "tags")
         )
@@ -52,12 +57,42 @@ def show_job(job_id: str, *, as_json: bool, url: str) -> None:
     """Print a job and its result. Raises CommandError."""
     with open_client(url) as client:
         job = call(client, url, "GET", _path(job_id))
+        attempts = [] if as_json else _attempts_of(client, job_id, url)
     if as_json:
         put_json(job)
         return
     put_fields(_fields_of(job))
-    if isinstance(result := job.get("result"), dict):
-        put("\n" + printable(str(result.get("text"))) + "\n")
+    if attempts:
+        put("\n")
+        put_table(
+            _ATTEMPTS, map(_attempt_row, attempts), numbers=("attempt", "tokens", "cost"), cut=("worker", "model")
+        )
+    for name, title in (("result", ""), ("partial", "What came so far:\n")):
+        match job.get(name):
+            case {"text": str(text)}:
+                put(f"\n{title}{printable(text)}\n")
+
+
+def _attempts_of(client: httpx2.Client, job_id: str, url: str) -> Sequence[Mapping[str, Any]]:
+    """What was tried: the calls to the LLM that the ledger still has. None if the API is too old to say."""
+    try:
+        data = call(client, url, "GET", f"{_path(job_id)}/attempts").get("data")
+    except CommandError:
+        return []
+    return [attempt for attempt in (data if isinstance(data, list) else []) if isinstance(attempt, dict)]
+
+
+def _attempt_row(attempt: Mapping[str, Any]) -> Sequence[str]:
+    usage = attempt.get("usage") or {}
+    return (
+        str(attempt.get("attempt")),
+        attempt.get("outcome") or "running",
+        attempt.get("model") or "",
+        attempt.get("worker") or "",
+        relative(attempt.get("begun_at")),
+        f"{usage['output_tokens']:,}" if "output_tokens" in usage else "",
+        dollars(attempt.get("cost_usd")),
+    )
 
 
 def _fields_of(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -81,7 +116,7 @@ def _fields_of(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         case {"input_tokens": read, "output_tokens": written}:
             yield "tokens", f"{read:,} in, {written:,} out"
     yield "cost", dollars(job.get("cost_usd"))
-    for name in ("batch_id", "custom_id", "retry_of"):
+    for name in ("batch_id", "custom_id", "retry_of", "end_user"):
         yield name.replace("_", " "), job.get(name) or ""
     yield "tags", " ".join(job.get("tags") or ())
     yield "metadata", " ".join(f"{name}={value}" for name, value in (job.get("metadata") or {}).items())
@@ -95,47 +130,50 @@ def _took(job: Mapping[str, Any], name: str) -> str:
     return "" if milliseconds is None else span(milliseconds / 1000)
 
 
-def cancel_jobs(job_ids: Sequence[str], *, as_json: bool, url: str) -> None:
-    """End the jobs, and print how each ended. Raises CommandError, after the others, for those that it cannot end."""
-
-    def cancel(job_id: str) -> dict[str, Any]:
-        return call(client, url, "POST", f"{_path(job_id)}/cancel")
-
-    with open_client(url) as client:
-        for job in _each(job_ids, cancel):
-            if as_json:
-                put_json(job)
-            elif job.get("status") == "cancelled":
-                put(f"{printable(str(job.get('id')))} cancelled\n")
-            else:
-                put(f"{printable(str(job.get('id')))} had ended as {printable(_status_of(job))}\n")
-
-
-def retry_jobs(job_ids: Sequence[str], *, as_json: bool, url: str) -> None:
-    """Submit the jobs again, and print the new ids. Raises CommandError, after the others, for those that it cannot."""
-
-    def retry(job_id: str) -> dict[str, Any]:
-        headers = {"Idempotency-Key": secrets.token_urlsafe(24)}  # as it may be sent again
-        return call(client, url, "POST", f"{_path(job_id)}/retry", headers=headers)
-
-    with open_client(url) as client:
-        for job in _each(job_ids, retry):
-            put_json(job) if as_json else put(printable(str(job.get("id"))) + "\n")
-
-
-def _each(job_ids: Sequence[str], act: Any) -> Iterator[dict[str, Any]]:
-    """What ``act`` returns for each job. Raises CommandError: at once for one job, else after all of them."""
+def act(
+    action: str,
+    job_ids: Sequence[str],
+    conditions: Options,
+    *,
+    all_jobs: bool,
+    dry_run: bool,
+    as_json: bool,
+    url: str,
+) -> None:
+    """Cancel, retry or erase jobs. Raises CommandError, after the others, for those that it cannot change."""
+    if [bool(job_ids), bool(conditions), all_jobs].count(True) != 1 or (job_ids and dry_run):
+        raise CommandError(f"Give {action} job ids, or conditions (see --help), or --all for all jobs.", 2)
+    if not job_ids:
+        act_on_many(action, conditions, all_jobs=all_jobs, dry_run=dry_run, as_json=as_json, url=url)
+        return
     failed = 0
-    for job_id in job_ids:
-        try:
-            yield act(job_id)
-        except CommandError as error:
-            if len(job_ids) == 1:
-                raise
-            failed += 1
-            note(f"{job_id}: {error}")
+    with open_client(url) as client:
+        for job_id in job_ids:
+            try:
+                _act_on_one(client, action, job_id, as_json=as_json, url=url)
+            except CommandError as error:
+                if len(job_ids) == 1:
+                    raise
+                failed += 1
+                note(f"{job_id}: {error}")
     if failed:
         raise CommandError(f"{failed} of {len(job_ids)} jobs could not be changed; the lines above say why.")
+
+
+def _act_on_one(client: httpx2.Client, action: str, job_id: str, *, as_json: bool, url: str) -> None:
+    if action == "erase":
+        call(client, url, "DELETE", _path(job_id))
+        note(f"{job_id} is erased")
+        return
+    headers = {"Idempotency-Key": secrets.token_urlsafe(24)} if action == "retry" else {}  # as it may be sent again
+    job = call(client, url, "POST", f"{_path(job_id)}/{action}", headers=headers)
+    if as_json:
+        put_json(job)
+    elif action == "retry":
+        put(printable(str(job.get("id"))) + "\n")
+    else:
+        ended = "cancelled" if job.get("status") == "cancelled" else f"had ended as {_status_of(job)}"
+        put(printable(f"{job.get('id')} {ended}") + "\n")
 
 
 def _path(job_id: str) -> str:

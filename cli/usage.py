@@ -8,7 +8,7 @@ from cli.errors import CommandError
 from cli.output import dollars, put_json, put_table
 from cli.terminal import note
 
-_GROUPS: Final = ("day", "model", "key")
+_GROUPS: Final = ("tenant", "day", "model", "key", "end_user")
 _TOKENS: Final = (
     ("input", "input_tokens"),
     ("cache write", "cache_creation_input_tokens"),
@@ -30,7 +30,7 @@ def show_usage(query: Mapping[str, str | None], *, as_json: bool, url: str) -> N
     rows = [[*(str(line.get(name) or "") for name in groups), *_numbers_of(line)] for line in report["data"]]
     if groups:
         rows.append(["total", *("" for _ in groups[1:]), *_numbers_of(total)])
-    put_table((*groups, *_NUMBERS), rows, numbers=_NUMBERS, cut=("model",))
+    put_table((*groups, *_NUMBERS), rows, numbers=_NUMBERS, cut=("model", "tenant", "end_user"))
     if total.get("unpriced_calls"):
         note(f"the price of {total['unpriced_calls']:,} calls is unknown: their cost is not in the sums")
 

@@ -62,7 +62,7 @@ def test_show_prints_what_is_known_and_the_result(tokenspool: Tokenspool) -> Non
         "timing": {"queued_ms": 12, "running_ms": 2100},
         "metadata": {"run": "nightly"},
     }
-    with FakeApi(answer(200, done)) as api:
+    with FakeApi(answer(200, done), problem(404, "Not found.")) as api:
         outcome = tokenspool("jobs", "show", JOB_ID, "--url", api.url)
     assert api.requests[0].path == f"/v1/jobs/{JOB_ID}"
     fields, _, result = outcome.out.partition("\n\n")
@@ -72,6 +72,29 @@ def test_show_prints_what_is_known_and_the_result(tokenspool: Tokenspool) -> Non
     assert (shown["waited"], shown["ran"], shown["metadata"]) == ("12 ms", "2.1 s", "run=nightly")
     assert "cost" not in shown
     assert result == "Bl[31mue\nsky\n"
+
+
+def test_show_prints_what_was_tried_and_what_came_so_far(tokenspool: Tokenspool) -> None:
+    """A list of the calls, with the one that runs."""
+    tried = {
+        "attempt": 1,
+        "outcome": "upstream_truncated",
+        "model": "m",
+        "worker": "w-1",
+        "usage": {"output_tokens": 7},
+    }
+    running = {"attempt": 2, "outcome": None, "model": "m", "worker": "w-2", "usage": None}
+    with FakeApi(
+        answer(200, {**job("failed"), "partial": {"text": "Bl"}}), answer(200, {"data": [tried, running]})
+    ) as api:
+        outcome = tokenspool("jobs", "show", JOB_ID, "--url", api.url)
+    assert api.requests[1].path == f"/v1/jobs/{JOB_ID}/attempts"
+    _, attempts, text = outcome.out.split("\n\n")
+    assert [line.split() for line in attempts.splitlines()[1:]] == [
+        ["1", "upstream_truncated", "m", "w-1", "-", "7", "-"],
+        ["2", "running", "m", "w-2", "-", "-", "-"],
+    ]
+    assert text == "What came so far:\nBl\n"
 
 
 def test_show_as_json_is_the_document_of_the_api(tokenspool: Tokenspool) -> None:
@@ -117,6 +140,94 @@ def test_a_broken_connection_is_said_after_five_tries(tokenspool: Tokenspool, pa
     assert outcome.sentence == f"The connection to {api.url} broke 5 times; run the command again."
 
 
+# --- many jobs at once ---
+
+_OPERATION = "op_01m84bdq4t7w9k2p5x8r3n6v0c"
+
+
+def _operation(status: str = "running", **counts: int) -> dict[str, Any]:
+    return {"id": _OPERATION, "type": "operation", "status": status, "counts": counts}
+
+
+@pytest.fixture
+def moments(monkeypatch: pytest.MonkeyPatch) -> Patience:
+    """Time passes without waiting."""
+    patience = Patience()
+    monkeypatch.setattr("cli.operations.time", patience)
+    return patience
+
+
+def test_many_jobs_are_retried_as_one_operation(tokenspool: Tokenspool, moments: Patience) -> None:
+    """Its progress is noted every five seconds if it changes, and its end."""
+    looks = [_operation(matched=count, done=count) for count in (10, 20, 30, 30, 40, 50)]
+    looks[4]["waiting_for"] = "too_many_queued"
+    answers = [
+        answer(202, _operation()),
+        *(answer(200, look) for look in (*looks, _operation("ended", matched=60, done=59, skipped=1))),
+    ]
+    conditions = ("--status", "failed", "--metadata", "run=1", "--created-after", "2026-11-30T00:00:00Z")
+    with FakeApi(*answers) as api:
+        outcome = tokenspool("jobs", "retry", *conditions, "--json", "--url", api.url)
+    assert outcome.exit_code == 0
+    assert outcome.err.splitlines() == [
+        f"tokenspool: operation {_OPERATION}",
+        "tokenspool: 40 jobs found: 40 done; waiting for too_many_queued",
+        "tokenspool: ended: 60 jobs found: 59 done, 1 skipped",
+    ]
+    assert json.loads(outcome.out)["status"] == "ended"
+    begun = api.requests[0]
+    assert (begun.path, len(begun.headers["idempotency-key"]) >= 22) == ("/v1/jobs/retry", True)
+    assert json.loads(begun.body) == {
+        "filter": {"status": "failed", "metadata": {"run": "1"}, "created_after": "2026-11-30T00:00:00Z"}
+    }
+    assert {request.path for request in api.requests[1:]} == {f"/v1/operations/{_OPERATION}"}
+
+
+def test_all_jobs_must_be_meant(tokenspool: Tokenspool) -> None:
+    """Neither ids nor conditions, both, or conditions with --all: nothing is sent."""
+    for arguments in ((), (JOB_ID, "--status", "queued"), ("--all", "--tag", "x"), (JOB_ID, "--dry-run")):
+        outcome = tokenspool("jobs", "cancel", *arguments)
+        assert outcome.exit_code == 2
+        assert outcome.sentence == "Give cancel job ids, or conditions (see --help), or --all for all jobs."
+
+
+def test_a_dry_run_only_counts(tokenspool: Tokenspool) -> None:
+    with FakeApi(answer(200, {"type": "dry_run", "matched": 5000, "has_more": True})) as api:
+        outcome = tokenspool("jobs", "erase", "--all", "--dry-run", "--url", api.url)
+    assert outcome.err == "tokenspool: 5,000 or more jobs meet the conditions; nothing was changed\n"
+    assert json.loads(api.requests[0].body) == {"all": True, "dry_run": True}
+
+
+def test_jobs_that_fail_in_an_operation_are_exit_code_1(tokenspool: Tokenspool, moments: Patience) -> None:
+    with FakeApi(answer(202, _operation()), answer(200, _operation("ended", matched=3, failed=3))) as api:
+        outcome = tokenspool("jobs", "retry", "--all", "--url", api.url)
+    assert outcome.exit_code == 1
+    assert outcome.err.splitlines()[-1].startswith("tokenspool: 3 jobs could not be changed")
+
+
+def test_an_operation_that_cannot_be_watched_continues(tokenspool: Tokenspool, moments: Patience) -> None:
+    """The error says how to watch it again."""
+    with FakeApi(answer(200, _operation()), problem(503, "Redis cannot be reached.")) as api:
+        outcome = tokenspool("jobs", "operation", _OPERATION, "--url", api.url)
+    assert outcome.exit_code == 1
+    assert outcome.sentence == (
+        f"Redis cannot be reached. The operation continues. To watch it again: tokenspool jobs operation {_OPERATION}"
+    )
+
+
+def test_an_operation_is_cancelled(tokenspool: Tokenspool) -> None:
+    with FakeApi(answer(200, _operation("cancelled", matched=1, done=1))) as api:
+        outcome = tokenspool("jobs", "operation", _OPERATION, "--cancel", "--url", api.url)
+    assert (outcome.exit_code, outcome.err) == (0, "tokenspool: cancelled: 1 jobs found: 1 done\n")
+    assert (api.requests[0].method, api.requests[0].path) == ("POST", f"/v1/operations/{_OPERATION}/cancel")
+
+
+def test_single_jobs_are_erased(tokenspool: Tokenspool) -> None:
+    with FakeApi(answer(204)) as api:
+        assert tokenspool("jobs", "erase", JOB_ID, "--url", api.url).err == f"tokenspool: {JOB_ID} is erased\n"
+    assert api.requests[0].method == "DELETE"
+
+
 # --- batches ---
 
 
@@ -142,8 +253,9 @@ def test_a_batch_is_shown(tokenspool: Tokenspool, command: str, method: str) -> 
 
 def test_a_batch_is_retried_with_a_key(tokenspool: Tokenspool) -> None:
     with FakeApi(answer(202, _batch("running"))) as api:
-        outcome = tokenspool("batch", "retry", _BATCH, "--url", api.url)
+        outcome = tokenspool("batch", "retry", _BATCH, "--retryable", "--url", api.url)
     assert outcome.out == f"{_BATCH}\n"
+    assert api.requests[0].path == f"/v1/batches/{_BATCH}/retry?retryable=true"
     assert len(api.requests[0].headers["idempotency-key"]) >= 22
 
 
@@ -154,11 +266,14 @@ def test_results_go_to_standard_output_or_a_file(tokenspool: Tokenspool, tmp_pat
     file = tmp_path / "results.jsonl"
     with FakeApi(response, response) as api:
         shown = tokenspool("batch", "results", _BATCH, "--status", "failed", "--url", api.url)
-        written = tokenspool("batch", "results", _BATCH, "-o", file, "--url", api.url)
+        written = tokenspool(
+            "batch", "results", _BATCH, "-o", file, "--custom-id", "a b", "--custom-id", "c", "--url", api.url
+        )
     assert json.loads(shown.out) == json.loads(line)
     assert "\x9b" not in shown.out
     assert (written.exit_code, written.out, file.read_bytes()) == (0, "", line)
     assert api.requests[0].path == f"/v1/batches/{_BATCH}/results?status=failed&after=0"
+    assert api.requests[1].path == f"/v1/batches/{_BATCH}/results?custom_id=a+b&custom_id=c&after=0"
 
 
 # --- usage ---
@@ -187,6 +302,45 @@ def test_usage_is_a_table_with_its_total(tokenspool: Tokenspool) -> None:
     assert table.err == "tokenspool: the price of 1 calls is unknown: their cost is not in the sums\n"
     assert document == {**report, "data": [*first["data"], *last["data"]]}
     assert api.requests[1].path == "/v1/usage?from=2026-11-01&to=2026-11-02&group_by=day%2Ckey&after=x"
+
+
+# --- limits and workers ---
+
+
+def test_limits_are_a_table(tokenspool: Tokenspool) -> None:
+    """A limit that is not set has no line."""
+    limits = {
+        "read_at": "2026-11-30T12:00:00Z",
+        "tenant": {"id": "acme", "running_jobs": {"limit": 20, "used": 3, "remaining": 17, "resets_at": None}},
+        "key": {
+            "id": "key_1",
+            "requests_per_minute": None,
+            "usd_per_day": {
+                "limit_usd": 50.0,
+                "spent_usd": 1.5,
+                "held_usd": 0.5,
+                "remaining_usd": 48.0,
+                "resets_at": "soon",
+            },
+        },
+    }
+    with FakeApi(*[answer(200, limits)] * 2) as api:
+        outcome = tokenspool("limits", "--url", api.url)
+        document = tokenspool("limits", "--json", "--url", api.url)
+    assert [line.split() for line in outcome.out.splitlines()[1:]] == [
+        ["tenant", "running", "jobs", "20", "3", "-", "17", "-"],
+        ["key", "usd", "per", "day", "$50.00", "$1.50", "$0.5000", "$48.00", "soon"],
+    ]
+    assert json.loads(document.out) == limits
+
+
+def test_workers_are_a_table(tokenspool: Tokenspool) -> None:
+    worker = {"name": "w-1", "version": None, "slots": 100, "running": 7, "draining": True, "llm": "degraded"}
+    with FakeApi(answer(200, {"data": [worker]}), answer(200, {"data": []})) as api:
+        outcome = tokenspool("workers", "--url", api.url)
+        nobody = tokenspool("workers", "--url", api.url)
+    assert outcome.out.splitlines()[1].split() == ["w-1", "-", "drains", "100", "7", "degraded", "-"]
+    assert nobody.err == "tokenspool: no worker is running: start one with `tokenspool worker`\n"
 
 
 # --- for programs ---
