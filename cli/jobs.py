@@ -13,6 +13,7 @@ from cli.job_options import Options, as_query
 from cli.operations import act_on_many
 from cli.output import dollars, local, put_fields, put_json, put_rows, put_table, relative, span
 from cli.terminal import note, printable, put
+from cli.waiting import sentence_of
 
 _HEAD: Final = ("id", "status", "model", "created", "ran", "cost", "tags")
 _ATTEMPTS: Final = ("attempt", "outcome", "model", "worker", "begun", "tokens", "cost")
@@ -99,6 +100,8 @@ def _fields_of(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What is known of it, in words."""
     yield "job", str(job.get("id"))
     yield "status", _status_of(job)
+    if isinstance(reasons := job.get("waiting_for"), list):
+        yield "why", sentence_of(reasons)
     match job.get("error"):
         case {"message": message, "retryable": is_retryable}:
             yield "error", f"{message} {'A retry may succeed.' if is_retryable else 'A retry would fail again.'}"

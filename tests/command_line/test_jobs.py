@@ -1,6 +1,7 @@
 """`tokenspool jobs`, `batch` and `usage` on what an API may send."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,14 @@ def test_show_prints_what_was_tried_and_what_came_so_far(tokenspool: Tokenspool)
         ["2", "running", "m", "w-2", "-", "-", "-"],
     ]
     assert text == "What came so far:\nBl\n"
+
+
+def test_show_says_why_a_job_waits(tokenspool: Tokenspool) -> None:
+    """In the words of `tokenspool follow`."""
+    waiting = {**job(), "waiting_for": [{"reason": "no_worker"}, {"reason": "turn", "position": 7}]}
+    with FakeApi(answer(200, waiting)) as api:
+        outcome = tokenspool("jobs", "show", JOB_ID, "--url", api.url)
+    assert re.search("^why +waiting: no worker is running; position 7 in the queue$", outcome.out, re.MULTILINE)
 
 
 def test_show_as_json_is_the_document_of_the_api(tokenspool: Tokenspool) -> None:
