@@ -164,6 +164,12 @@ _NEEDED: Final = {
     "/v1/jobs/{job_id}/follow-token": {"post": Scope.READ},
     "/v1/jobs/{job_id}/cancel": {"post": Scope.CANCEL},
     "/v1/jobs/{job_id}/retry": {"post": Scope.SUBMIT},
+    "/v1/jobs/cancel": {"post": Scope.CANCEL},
+    "/v1/jobs/retry": {"post": Scope.SUBMIT},
+    "/v1/jobs/erase": {"post": Scope.CANCEL},
+    "/v1/operations": {"get": Scope.READ},
+    "/v1/operations/{operation_id}": {"get": Scope.READ},
+    "/v1/operations/{operation_id}/cancel": {"post": Scope.CANCEL},
     "/v1/batches": {"post": Scope.SUBMIT, "get": Scope.READ},
     "/v1/batches/{batch_id}": {"get": Scope.READ, "delete": Scope.CANCEL},
     "/v1/batches/{batch_id}/results": {"get": Scope.READ},
@@ -192,6 +198,8 @@ _NEEDED: Final = {
     "/complete": {"post": Scope.SUBMIT},
     "/complete/stream": {"post": Scope.SUBMIT},
 }
+_NEEDS_READ_TOO: Final = "/v1/jobs/retry"
+"""It finds jobs by what they hold."""
 
 
 async def test_every_route_asks_for_its_scope(served: Served, http: httpx2.AsyncClient) -> None:
@@ -199,10 +207,12 @@ async def test_every_route_asks_for_its_scope(served: Served, http: httpx2.Async
     runtime = served.api.runtime
     only = {scope: (await make_key(runtime, scopes=frozenset({scope}))).text for scope in Scope}
     without = {scope: (await make_key(runtime, scopes=ALL_SCOPES - {scope})).text for scope in Scope}
+    submit_and_read = (await make_key(runtime, scopes=frozenset({Scope.SUBMIT, Scope.READ}))).text
     ids = {
         "job_id": "job_01m84bdq4t7w9k2p5x8r3n6v0c",
         "batch_id": "batch_01m84bdq4t7w9k2p5x8r3n6v0c",
         "key_id": "key_01m84bdq4tyw9k2p",
+        "operation_id": "op_01m84bdq4t7w9k2p5x8r3n6v0c",
         "model_id": "a-model",
         "delivery_id": "evt_01m84bdq4t7w9k2p5x8r3n6v0c",
     }
@@ -214,7 +224,8 @@ async def test_every_route_asks_for_its_scope(served: Served, http: httpx2.Async
             where = path.format(**ids)
             refused = await http.request(method, where, headers=bearer(without[scope]), content=b"not JSON")
             assert refusal_of(refused, 403) == f"The key lacks the scope {scope}."
-            let_in = await http.request(method, where, headers=bearer(only[scope]), content=b"not JSON")
+            key = submit_and_read if path == _NEEDS_READ_TOO else only[scope]
+            let_in = await http.request(method, where, headers=bearer(key), content=b"not JSON")
             assert let_in.status_code not in (401, 403), (method, path, let_in.text)
 
 
