@@ -52,7 +52,7 @@ class Chat(BaseHTTPRequestHandler):
 
 def ask(tenant: httpx2.Client, user: str, turn: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """The URL at which the browser follows the turn's answer, or the problem that tokenspool has with it."""
-    body = {"max_tokens": 1024, "messages": turn["messages"], "job": {"metadata": {"user": user}}}
+    body = {"max_tokens": 1024, "messages": turn["messages"], "job": {"end_user": user}}
     # The user is part of the key, so that nobody finds another's answer. The same turn is the same job.
     job = tenant.post("/v1/jobs", json=body, headers={"Idempotency-Key": f"{user}/{turn['key']}"})
     if job.is_error:

@@ -141,11 +141,37 @@ async def test_the_user_stops_an_answer(page: Page, chat: str, deployment: Deplo
     assert f"{nonce}.1.5 " in await _answer(page)
 
 
+async def test_a_user_who_has_spent_a_budget_does_not_stop_another(
+    page: Page, chat: str, deployment: Deployment
+) -> None:
+    """Each user of a tenant has one of its own."""
+    async with deployment.runtime() as runtime:
+        await runtime.tenants.set("acme", {"end_user_nano_usd_per_day": 1000})
+    try:
+        await _spend(page, f"{chat}/acme/eve")
+        await _open(page, f"{chat}/acme/ann")
+        await _ask(page, "tokens=5 gap-ms=0")
+        await _shows(page, "state", "succeeded")
+    finally:
+        async with deployment.runtime() as runtime:
+            await runtime.tenants.clear("acme")
+
+
 async def test_a_spent_budget_is_shown_to_its_tenant_alone(page: Page, chat: str, deployment: Deployment) -> None:
     """The page says why and until when; the other tenant's chat goes on."""
     async with deployment.runtime() as runtime:
         await runtime.tenants.set("globex", {"nano_usd_per_day": 1000})
-    await _open(page, f"{chat}/globex/bob")
+    await _spend(page, f"{chat}/globex/bob")
+    nonce = f"other-{secrets.token_hex(3)}"
+    await _open(page, f"{chat}/acme/ann")
+    await _ask(page, f"nonce={nonce} tokens=5 gap-ms=0")
+    await _shows(page, "state", "succeeded")
+    assert await _answer(page) == _words(nonce, 5)
+
+
+async def _spend(page: Page, url: str) -> None:
+    """Asks until a budget refuses it."""
+    await _open(page, url)
     await _ask(page, "tokens=50 gap-ms=0")
     await _shows(page, "state", "succeeded")
 
@@ -158,8 +184,3 @@ async def test_a_spent_budget_is_shown_to_its_tenant_alone(page: Page, chat: str
         return "budget" in (await page.text(".state:nth-last-of-type(1)")).lower()
 
     await wait_until(is_refused, "the budget's 429", timeout_s=20)
-    nonce = f"other-{secrets.token_hex(3)}"
-    await _open(page, f"{chat}/acme/ann")
-    await _ask(page, f"nonce={nonce} tokens=5 gap-ms=0")
-    await _shows(page, "state", "succeeded")
-    assert await _answer(page) == _words(nonce, 5)
