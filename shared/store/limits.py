@@ -126,10 +126,10 @@ _DETAILS: Final = {
         + _SET_BY
     ),
     "usd_per_day": (
-        "{of} has spent {used} of its {limit} for the day. Try again at {opens}, when the next day begins (UTC)."
+        "{of} has spent {used} of its budget of {limit} for the day. Try again at {opens}, when the next day begins (UTC)."
     ),
     "usd_per_month": (
-        "{of} has spent {used} of its {limit} for the month. Try again at {opens}, when the next month begins (UTC)."
+        "{of} has spent {used} of its budget of {limit} for the month. Try again at {opens}, when the next month begins (UTC)."
     ),
 }
 

@@ -85,8 +85,8 @@ REFUSALS: list[Any] = [
     ("requests_per_minute", {"requests_per_minute": 1}, (1, 1, 1), r"The tenant has made 1 of the 1 requests .* in \d\d s\."),
     ("tokens_per_minute", {"tokens_per_minute": 1100}, (1100, 1049, 1049), r"The tenant has used 1049 of the 1100 tokens .*needs 1049\."),
     ("queued_jobs", {"queued_jobs": 1}, (1, 1, 1), r"The tenant has 1 waiting jobs and may have 1; this request adds 1\."),
-    ("usd_per_day", {"nano_usd_per_day": A_DOLLAR * 2}, (2.0, 2.5, 0), r"The tenant has spent \$2\.5 of its \$2 for the day\."),
-    ("usd_per_month", {"nano_usd_per_month": A_DOLLAR}, (1.0, 2.5, 0), r"The tenant has spent \$2\.5 of its \$1 for the month\."),
+    ("usd_per_day", {"nano_usd_per_day": A_DOLLAR * 2}, (2.0, 2.5, 0), r"The tenant has spent \$2\.5 of its budget of \$2 for the day\."),
+    ("usd_per_month", {"nano_usd_per_month": A_DOLLAR}, (1.0, 2.5, 0), r"The tenant has spent \$2\.5 of its budget of \$1 for the month\."),
 ]  # fmt: skip
 
 
@@ -158,7 +158,7 @@ async def test_of_two_limits_the_one_that_opens_last_is_named(start_api: StartAp
     document = problem_of(await api.submit(**headers), 429, "budget_exceeded")
     assert (document["limit"]["of"], document["limit"]["name"]) == ("key", "usd_per_month")
     assert document["limit"]["opens_at"][8:] == "01T00:00:00.000Z"
-    assert document["detail"].startswith("The key has spent $1 of its $1 for the month.")
+    assert document["detail"].startswith("The key has spent $1 of its budget of $1 for the month.")
 
 
 async def test_budgets_are_in_the_headers_of_each_submit(start_api: StartApi) -> None:
