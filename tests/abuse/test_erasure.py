@@ -1,4 +1,7 @@
-"""After DELETE, Redis holds nothing of a job or batch: neither requests nor answers, however it ended."""
+"""After DELETE, Redis holds nothing of a job or batch: neither requests nor answers, however it ended.
+
+The name of its end user stays in the usage and, for a day, in the ledger, as its model and its key do.
+"""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,7 +28,7 @@ def _body(words: str, **job: Any) -> dict[str, Any]:
         "max_tokens": 100,
         "system": _WORD,
         "messages": [{"role": "user", "content": f"{words} {_WORD}"}],
-        "metadata": {"user_id": _WORD},
+        "metadata": {"user_id": "an-end-user"},
         "stop_sequences": [_WORD.upper()],
         "job": {"metadata": {"note": _WORD, _WORD: "a name"}, **job},
     }

@@ -22,6 +22,7 @@ from shared.events import Event, OurEvent
 from shared.job import JobSpec, Step
 from shared.routes import ProviderName
 from shared.settings import Settings, load_settings
+from shared.store.log import Log
 from shared.store.queue import Claim, Ending, Finished, FinishReply
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger
@@ -108,13 +109,13 @@ class ScriptedBody(BodyStream):
 
 
 class _ScriptedClient:
-    """Replaces a provider's SDK: the script responds to its requests."""
+    """Replaces a provider's calls: the script responds to its requests."""
 
     def __init__(self) -> None:
         self.script: Stream | None = None
         self.body: ScriptedBody | None = None
 
-    async def post(self, path: str, **_: Any) -> httpx2.Response:
+    async def send(self, content: bytes, **_: Any) -> httpx2.Response:
         """A response with the script as its body."""
         assert self.script is not None
         self.body = ScriptedBody(self.script.pieces(), self.script.end)
@@ -136,6 +137,18 @@ class _Store:
         self.observed.events += events
         reply: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         reply.set_result(first_seq + len(events))
+        return reply
+
+    connection_number = 1
+    has_taken = staticmethod(Log.has_taken)
+
+    def extend(
+        self, job_id: str, epoch: int, first_seq: int, events: Sequence[tuple[str, bytes]], *, on: int
+    ) -> "asyncio.Future[list[object]]":
+        """See Log."""
+        self.observed.events += events
+        reply: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
+        reply.set_result([*[b"%d-%d" % (epoch, seq) for seq in range(first_seq, first_seq + len(events))], 0])
         return reply
 
     async def finish(self, claim: Claim, ending: Ending, **_: Any) -> FinishReply:
@@ -163,7 +176,7 @@ class _Governor:
         self._store.observed.calls += 1
         return Permit("call", claim.id, claim.tenant, "", chain[0], 0, is_probe=False, input_estimate=1)
 
-    def close_call(self, permit: Permit, ended: str, spent: Any, outcome: Outcome | None, *_: Any) -> int:
+    def close_call(self, permit: Permit, ended: str, spent: Any, outcome: Outcome | None, *_: Any, **__: Any) -> int:
         """See Governor."""
         if isinstance(outcome, Failure):
             self._store.observed.is_retryable = outcome.is_retryable
@@ -212,7 +225,7 @@ class WorkerUnderTest:
         }
         if client is not None:
             for provider in self.providers.values():
-                provider._client = client
+                provider._messages = provider._completions = client
         runtime = cast("Runtime", SimpleNamespace(log=self._store, queue=self._store, upstreams=self._store))
         self._contexts: dict[Dialect, RunContext] = {
             dialect: dataclasses.replace(

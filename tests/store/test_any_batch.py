@@ -903,7 +903,7 @@ class AnyBatch(RuleBasedStateMachine):
         """Of batches only Idempotency-Keys are left; other keys belong to the queue or to single jobs."""
         names = await all_keys(self.runtime._commands)
         assert {kind_of(name) for name in names} <= {
-            "job", "result", "log", "index", "idempotency", "turns", "clock", "held_bytes", "kept_bytes", "kept_due", "places", "picks", "alive", "grace", "hungry",
+            "job", "result", "log", "index", "labels", "idempotency", "turns", "clock", "held_bytes", "kept_bytes", "kept_due", "places", "picks", "alive", "grace", "hungry",
             "spend", "key_limits", "pace",
         }  # fmt: skip
         ids = {batch.id for batch in self.batches} | {job.id for batch in self.batches for job in batch.jobs}

@@ -19,12 +19,12 @@ local function add_holds_of(owner, found)
   end
   if cap[2] > 0 then return end
   local held = tonumber(call('HGET', key_held_budgets(), owner) or 0)
-  local periods = {{'day', cap[3], day_name(), ms_to_next_day}, {'month', cap[4], month_name(), ms_to_next_month}}
+  local periods = {{'day', cap[3], day_name(), ms_to_next_day}, {'month', cap[4], month_name(), month_now}}
   for _, period in ipairs(periods) do
     local period_name, limit, date, ms_to_next = unpack(period)
     local spent = limit > 0 and spent_by(owner, date) or 0
     if limit > 0 and spent + held >= limit then
-      found[#found + 1] = {kind, period_name, int(limit), int(spent), int(held), int(now + ms_to_next())}
+      found[#found + 1] = {kind, period_name, int(limit), int(spent), int(held), int(now + (ms_to_next()))}
     end
   end
 end
