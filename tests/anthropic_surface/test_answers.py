@@ -119,7 +119,7 @@ async def test_betas_may_be_sent_in_several_headers(surface: Surface) -> None:
     """As RFC 9110 allows."""
     headers: Any = [("anthropic-beta", "one"), ("anthropic-beta", "two , three")]
     async with httpx2.AsyncClient(base_url=surface.served.url) as http:
-        calling = asyncio.create_task(http.post("/v1/messages?unknown=1", json=asked(), headers=headers))
+        calling = asyncio.create_task(http.post("/v1/messages?beta=true", json=asked(), headers=headers))
         author = await author_of_next(surface.runtime)
         assert author.claim.spec.anthropic_beta == "one,two,three"
         await author.succeed()
