@@ -28,8 +28,8 @@ if is_running then
 else
   matched = matched - #ids -- it was cancelled meanwhile: nothing is done to these
 end
-for name, count in pairs({matched = matched, done = done, skipped = skipped, failed = failed}) do
-  if count > 0 then call('HINCRBY', record, name, int(count)) end
+for name, more in pairs({matched = matched, done = done, skipped = skipped, failed = failed}) do
+  if more > 0 then call('HINCRBY', record, name, int(more)) end
 end
 if not is_running then return 1 end
 if cursor ~= '' then call('HSET', record, 'cursor', cursor) end

@@ -32,29 +32,29 @@ local place = call('INCR', key_places())
 local expires = math.max(now, not_before_ms or 0) + expires_in_ms
 local record = {'state', state, 'tenant', tenant, 'flow', flow, 'place', place, 'created_ms', int(now), 'expires_ms',
   int(expires), 'timeout_ms', timeout_ms, 'request', request, 'spec', spec, 'bytes', bytes}
-local function add(field, value) record[#record + 1], record[#record + 2] = field, value end
+local function note(field, value) record[#record + 1], record[#record + 2] = field, value end
 if idempotency_hash ~= '' then
-  add('idempotency', idempotency_hash)
+  note('idempotency', idempotency_hash)
   call('HSET', key_idempotency(tenant, idempotency_hash), 'fingerprint', fingerprint, 'job', id)
 end
 count_in_limits(limits, owners, expires)
-if key ~= '' then add('key', key) end
-if estimate ~= '0' then add('estimate', estimate) end
-if webhook ~= '' then add('webhook', webhook) end
+if key ~= '' then note('key', key) end
+if estimate ~= '0' then note('estimate', estimate) end
+if webhook ~= '' then note('webhook', webhook) end
 if limits.reserved then
-  add('reserved', int(math.floor(now / BUCKET_MS)) .. ' ' .. table.concat(limits.reserved, ' '))
+  note('reserved', int(math.floor(now / BUCKET_MS)) .. ' ' .. table.concat(limits.reserved, ' '))
 end
 if attended_by ~= '' then
-  add('attended_by', attended_by)
+  note('attended_by', attended_by)
   call('SADD', key_attended(attended_by), id)
   call('ZADD', key_attendants(), 'NX', int(now + believed_ms), attended_by)
 end
 if is_quiet == '1' then
-  add('quiet', 1)
+  note('quiet', 1)
 else
   add_to_index(key_index(tenant), id, key_job)
   if labels ~= '' then
-    add('labels', labels)
+    note('labels', labels)
     add_labels(tenant, id, labels, expires + timeout_ms - now) -- and from its end on as long as its record
   end
 end

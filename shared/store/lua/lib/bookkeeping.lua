@@ -175,8 +175,8 @@ local function note_claim(record)
   local before = tonumber(string.match(claims, '%d+$') or 0)
   if last <= before then return end
   claims = claims .. ' ' .. job[2] .. ':' .. int(before + 1) .. ':' .. int(last)
-  local _, count = string.gsub(claims, ' ', '')
-  call('HSET', record, 'claims', count > MOST_CLAIMS and string.match(claims, '^ %S+(.*)') or claims)
+  local _, spaces = string.gsub(claims, ' ', '')
+  call('HSET', record, 'claims', spaces > MOST_CLAIMS and string.match(claims, '^ %S+(.*)') or claims)
 end
 
 -- Puts a job back into the queue: at its old place now, or deferred until due_ms.

@@ -60,13 +60,13 @@ end
 -- until the whole limit is free or -1, its window in s}}
 local function look_at_limits(owners, key, jobs, tokens, max_tokens, with_pace)
   local found = {wait_ms = 0, states = {}, windows = {}}
-  local function look_at(owner, name, limit, used, need, wait_ms, whole_ms, window_s)
+  local function look_at(owner, name, limit, used, need, wait_ms, free_ms, window_s)
     if wait_ms > found.wait_ms then
       local of = string.match(owner.name, '^%a+')
       found.wait_ms, found.reached = wait_ms, {of == 'user' and 'end_user' or of, name, limit, used, need}
     end
     local state, left = found.states[name], limit - used -- the key's or the tenant's, whichever leaves less
-    if not state or left < state[2] then found.states[name] = {limit, left, need, whole_ms, window_s} end
+    if not state or left < state[2] then found.states[name] = {limit, left, need, free_ms, window_s} end
   end
   local function never(name, limit) -- the smallest such limit: a client that heeds it gets through
     if not found.never or limit < found.never[2] then found.never = {name, limit} end
