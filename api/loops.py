@@ -36,6 +36,7 @@ def loops_of(api: ApiState) -> dict[str, Coroutine[Any, Any, None]]:
         "upkeep": _kept_going("upkeep", lambda: _upkeep(api.runtime)),
         "waits": _kept_going("waits", api.relay.notice_waits),
         "operate": _kept_going("operate", lambda: _operate(api)),
+        "erase": _kept_going("erase", lambda: _erase_tenants(api.runtime)),
         "memory": _kept_going("memory", api.runtime.memory.watch),
         **({"keys": _kept_going("keys", api.key_ring.attend)} if api.settings.auth is Auth.KEYS else {}),
         "stop": _stop_with_the_server(api),
@@ -90,14 +91,16 @@ async def _upkeep(runtime: Runtime) -> None:
         await asyncio.sleep(_UPKEEP_S)
 
 
-async def _operate(api: ApiState) -> None:
-    """Does the operations of tenants, piece by piece.
+async def _erase_tenants(runtime: Runtime) -> None:
+    """Erases the tenants that are marked for it, one at a time.
 
     Never returns; raises Problem if Redis fails.
     """
     while True:
-        if not await operations.advance(api):
-            await asyncio.sleep(_OPERATE_LOOK_S)
+        tenant = await runtime.erasures.next()
+        while tenant is not None and await runtime.erasures.advance(tenant):
+            pass
+        await asyncio.sleep(_UPKEEP_S)
 
 
 async def _stop_with_the_server(api: ApiState) -> None:

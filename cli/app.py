@@ -433,13 +433,15 @@ def tenants_erase(
     tenant: Tenant,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Revoke a tenant's keys and erase its jobs, batches, logs and webhook deliveries. Safe to run again."""
+    """Erase all that belongs to a tenant, its keys, usage and settings too. Safe to run again."""
     from cli.erase_tenant import erase_tenant
     from cli.tenants import check_tenant
 
     check_tenant(tenant)
     if not yes:
-        typer.confirm(f"Erase all jobs and batches of {tenant}, running ones too, and revoke its keys?", abort=True)
+        typer.confirm(
+            f"Erase all jobs and batches of {tenant}, running ones too, its keys, usage and settings?", abort=True
+        )
     erase_tenant(tenant)
 
 
@@ -457,7 +459,7 @@ def keys_create(
     name: Annotated[str, typer.Option(help="What the key is for; shown in lists.")] = "",
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="submit, read, cancel or admin; repeat for several. Default: all but admin."),
+        typer.Option(help="submit, read, cancel, admin or operator; repeat for several. Default: the first three."),
     ] = None,
     env: Annotated[str, typer.Option(help="Second part of the key's text: live, test, …")] = "live",
     expires_in_days: Annotated[

@@ -8,39 +8,17 @@ from cli.errors import CommandError
 from cli.serve import read_settings
 from shared.api_key import TENANT
 from shared.errors import Problem
-from shared.limits import TenantSettings
+from shared.limits import TenantSettings, shown_settings, stored_settings
 from shared.store.runtime import Runtime, open_runtime
 
 T = TypeVar("T")
 
-_UNITS: Final = {"nano_usd": 1_000_000_000, "_ms": 1000}
 _TIMEOUT_S: Final = 5.0
-
-OPTIONS: Final = {
-    "requests_per_minute": "requests_per_minute",
-    "tokens_per_minute": "tokens_per_minute",
-    "running_jobs": "running_jobs",
-    "queued_jobs": "queued_jobs",
-    "waiting_bytes": "waiting_bytes",
-    "usd_per_day": "nano_usd_per_day",
-    "usd_per_month": "nano_usd_per_month",
-    "end_user_running_jobs": "end_user_running_jobs",
-    "end_user_usd_per_day": "end_user_nano_usd_per_day",
-    "end_user_usd_per_month": "end_user_nano_usd_per_month",
-    "log_retention_s": "log_retention_ms",
-    "result_retention_s": "result_retention_ms",
-}
-"""Option of the command line → name in the record."""
 
 
 def set_tenant(tenant: str, chosen: Mapping[str, float | None]) -> None:
     """Set the chosen options and print the result. 0 removes a limit."""
-    changes = {
-        # A value that rounds to 0 becomes 1: a 0 would remove the limit.
-        OPTIONS[option]: round(value * _unit_of(OPTIONS[option])) or int(value > 0)
-        for option, value in chosen.items()
-        if value is not None
-    }
+    changes = stored_settings({option: value for option, value in chosen.items() if value is not None})
     if not changes:
         raise CommandError("Nothing to set: give at least one limit (see --help).", 2)
     check_tenant(tenant)
@@ -88,11 +66,5 @@ def _run(ask: Callable[[Runtime], Awaitable[T]]) -> T:
 
 
 def _show(tenant: str, settings: TenantSettings) -> None:
-    values = [(option, getattr(settings, name) / _unit_of(name)) for option, name in OPTIONS.items()]
-    shown = [f"{option}={value:.12g}" for option, value in values if value]
+    shown = [f"{option}={value:.12g}" for option, value in shown_settings(settings).items() if value]
     print(tenant, *(shown or ["(nothing set)"]))
-
-
-def _unit_of(name: str) -> int:
-    """How many of the stored unit are one of the option's."""
-    return next((unit for part, unit in _UNITS.items() if part in name), 1)

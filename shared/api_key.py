@@ -28,12 +28,17 @@ class Scope(StrEnum):
     """Cancel and erase jobs and batches."""
     ADMIN = "admin"
     """Manage the tenant's keys and its webhook secret. A secret that was replaced cannot: a thief could extend its life."""
+    OPERATOR = "operator"
+    """Read over all tenants; create, change and erase tenants. The command line alone gives it; a replaced secret lacks it."""
 
 
 ALL_SCOPES: Final = frozenset(Scope)
+"""Those of every caller under TOKENSPOOL_AUTH=off, which names its tenant itself."""
+TENANT_SCOPES: Final = ALL_SCOPES - {Scope.OPERATOR}
+"""Those that end at the key's own tenant, and that a key may give to another."""
 DEFAULT_SCOPES: Final = frozenset({Scope.SUBMIT, Scope.READ, Scope.CANCEL})
 """The scopes of a key that is created without any."""
-REPLACED: Final = "This secret of the key is being replaced and cannot manage keys: use the new one."
+REPLACED: Final = "This secret of the key is being replaced and cannot manage keys or tenants: use the new one."
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -71,6 +76,8 @@ class ApiKey(msgspec.Struct, frozen=True):
     """Until when the previous secret is accepted too."""
     made_by: str | None = None
     """The id of the key that created it; None for the command line."""
+    changes: int = 0
+    """How often its name, scopes or limits were changed."""
 
     @property
     def caller(self) -> Caller:

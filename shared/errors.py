@@ -7,6 +7,7 @@ TokenspoolError
     ├── InvalidCursor       400
     ├── Unauthenticated     401
     ├── Forbidden           403
+    │   └── TenantErased        the tenant is being erased
     ├── NotFound            404      the same for absent ids and for another tenant's
     ├── MethodNotAllowed    405
     ├── NotAcceptable       406
@@ -99,6 +100,12 @@ class Forbidden(Problem):
     """The key lacks the scope."""
 
     status, code, title = 403, "forbidden", "This key may not do that"
+
+
+class TenantErased(Forbidden):
+    """The tenant is being erased: nothing new of it is taken until that is done."""
+
+    code, title = "tenant_being_erased", "The tenant is being erased"
 
 
 class NotFound(Problem):

@@ -1,5 +1,6 @@
 """How much an API key or a tenant may do. The scripts in ``shared/store/lua/`` enforce it."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -54,6 +55,44 @@ class TenantSettings(CallerLimits, frozen=True, omit_defaults=True):
     """How long the events of an ended job are kept; overrides TOKENSPOOL_LOG_RETENTION_S."""
     result_retention_ms: int = 0
     """How long an ended job or batch and its results are kept; overrides TOKENSPOOL_RESULT_RETENTION_S."""
+
+
+TENANT_OPTIONS: Final = {
+    "requests_per_minute": "requests_per_minute",
+    "tokens_per_minute": "tokens_per_minute",
+    "running_jobs": "running_jobs",
+    "queued_jobs": "queued_jobs",
+    "waiting_bytes": "waiting_bytes",
+    "usd_per_day": "nano_usd_per_day",
+    "usd_per_month": "nano_usd_per_month",
+    "end_user_running_jobs": "end_user_running_jobs",
+    "end_user_usd_per_day": "end_user_nano_usd_per_day",
+    "end_user_usd_per_month": "end_user_nano_usd_per_month",
+    "log_retention_s": "log_retention_ms",
+    "result_retention_s": "result_retention_ms",
+}
+"""Option of the command line and member of ``/v1/tenants`` → name in the record."""
+_UNITS: Final = {"nano_usd": NANO_USD, "_ms": 1000}
+
+
+def stored_settings(chosen: Mapping[str, float | None]) -> dict[str, int]:
+    """Options as the record has them; None is 0, no limit."""
+    # A value that rounds to 0 becomes 1: a 0 would remove the limit.
+    return {
+        TENANT_OPTIONS[option]: round((value or 0) * _unit_of(TENANT_OPTIONS[option])) or int((value or 0) > 0)
+        for option, value in chosen.items()
+    }
+
+
+def shown_settings(settings: TenantSettings) -> dict[str, float | None]:
+    """The settings as options; None is no limit."""
+    pairs = [(option, getattr(settings, name), _unit_of(name)) for option, name in TENANT_OPTIONS.items()]
+    return {option: None if not value else value if unit == 1 else value / unit for option, value, unit in pairs}
+
+
+def _unit_of(name: str) -> int:
+    """How many of the stored unit are one of the option's."""
+    return next((unit for part, unit in _UNITS.items() if part in name), 1)
 
 
 WINDOW_S: Final = 60

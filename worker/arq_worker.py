@@ -25,6 +25,7 @@ from shared.store import redis_keys
 from shared.store.queue import SUSPECT_TAKEOVERS, Claim
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger
+from shared.version import version
 from worker.model_lists import ModelLists
 from worker.pacing import LOOK_S, Lag
 from worker.redis_trouble import AWAY
@@ -291,6 +292,7 @@ class ArqWorker(arq.Worker):
             self.name,
             {
                 "name": self.name,
+                "version": version(),
                 "running": self.job_counter,
                 "concurrency": self.max_jobs,
                 "draining": int(self._stopping.is_set()),

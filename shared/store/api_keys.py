@@ -2,7 +2,7 @@
 
 import hmac
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -35,7 +35,7 @@ _NO_DIGEST: Final = b"0" * 64
 
 _FIELDS: Final = (
     "tenant", "env", "name", "scopes", "limits", "created_ms", "expires_ms", "revoked_ms", "last_used_ms", "rotated_ms", "old_until_ms",
-    "made_by",
+    "made_by", "changes",
 )  # fmt: skip
 
 
@@ -57,6 +57,8 @@ class Standing(NamedTuple):
     """For how many more milliseconds, if nobody revokes or rotates the key. None: it has no end."""
     is_retiring: bool
     """Whether its secret is the one before the key's last rotation."""
+    changes: int = 0
+    """How often the key's rights were changed."""
 
 
 class FoundKey(NamedTuple):
@@ -154,7 +156,7 @@ class ApiKeys:
         left_ms = min([end_ms - now_ms for end_ms in ends if end_ms is not None], default=None)
         if key.revoked_ms is not None or (left_ms is not None and left_ms <= 0):
             return None
-        return FoundKey(key, Standing(left_ms, is_retiring=not is_newest))
+        return FoundKey(key, Standing(left_ms, is_retiring=not is_newest, changes=key.changes))
 
     async def signers(self, key_id: str) -> tuple[int, list[str]]:
         """Redis's time, and the digests that the key's follow tokens are signed with; random ones if it has none."""
@@ -166,8 +168,11 @@ class ApiKeys:
     async def check(self, believed: Sequence[PresentedKey]) -> list[Standing | None]:
         """How long keys that were looked up before stay valid; None for each that is no longer valid."""
         calls = [self._commands.run("check_api_keys", keys=portion) for portion in _portions(believed)]
-        pairs = [pair for call in calls for pair in await call]
-        return [None if left == 0 else Standing(None if left < 0 else left, bool(old)) for left, old in pairs]
+        rows = [row for call in calls for row in await call]
+        return [
+            None if left == 0 else Standing(None if left < 0 else left, bool(old), changes)
+            for left, old, changes in rows
+        ]
 
     async def note_use(self, used: Sequence[PresentedKey]) -> None:
         """Notes that these keys were used within the last minute."""
@@ -231,16 +236,49 @@ class ApiKeys:
             maker=maker.id if maker else "",
             maker_digest=maker.digest if maker else "",
         )
-        match reply:
-            case b"absent":
-                raise NotFound
-            case b"ended":
-                raise KeyEnded
-            case b"maker_ended":
-                raise Unauthenticated
-            case b"maker_replaced":
-                raise Forbidden(REPLACED)
+        _raise_if_refused(reply)
         return NewKey(await self.get(key_id, tenant), text)
+
+    async def change(
+        self,
+        key_id: str,
+        tenant: str,
+        changed: Callable[[ApiKey], ApiKey],
+        *,
+        maker: PresentedKey | None,
+        maker_tenant: str,
+    ) -> ApiKey:
+        """Gives the key the name, scopes and limits that ``changed`` returns for it as it is. Other processes follow within 5 s.
+
+        ``changed`` may raise what forbids it, and is called again if the key was changed meanwhile. ``maker``: the key
+        that asks. Raises NotFound, KeyEnded; Unauthenticated and Forbidden as ``create``.
+        """
+        while True:
+            before = await self.get(key_id, tenant)
+            after = changed(before)
+            reply = await self._commands.run(
+                "change_api_key",
+                id=key_id,
+                tenant=tenant,
+                changes=before.changes,
+                name=after.name,
+                scopes=_scopes_text(after.scopes),
+                limits=msgspec.json.encode(after.limits),
+                maker=maker.id if maker else "",
+                maker_digest=maker.digest if maker else "",
+                maker_tenant=maker_tenant,
+            )
+            if reply != b"other":
+                break
+        _raise_if_refused(reply)
+        await self._commands.run(
+            "change_key_limits",
+            key=key_id,
+            running=after.limits.running_jobs,
+            a_day=after.limits.nano_usd_per_day,
+            a_month=after.limits.nano_usd_per_month,
+        )
+        return await self.get(key_id, tenant)
 
     async def revoke(self, key_id: str, tenant: str | None) -> ApiKey:
         """Revokes the key: it is refused within 5 s. A second call changes nothing. Raises NotFound."""
@@ -248,10 +286,34 @@ class ApiKeys:
             raise NotFound
         return await self.get(key_id, tenant)
 
+    async def erase_all_of(self, tenant: str) -> None:
+        """Erases the records of the tenant's keys, and what the queue knows of each. They must be revoked."""
+        index = redis_keys.api_keys(tenant)
+        ids = [key_id.decode() for key_id in await self._commands.call("ZRANGE", index, 0, -1)]
+        for start in range(0, len(ids), _CHECKED_AT_ONCE):
+            some = ids[start : start + _CHECKED_AT_ONCE]
+            await self._commands.call("UNLINK", *[redis_keys.api_key(key_id) for key_id in some])
+            await self._commands.call("ZREM", redis_keys.plain("parked"), *[f"key:{key_id}" for key_id in some])
+        await self._commands.call("DEL", index)
+        await self._commands.call("SREM", redis_keys.plain("api_key_tenants"), tenant)
+
     async def now_ms(self) -> int:
         """Redis's time, which decides what has expired."""
         seconds, microseconds = await self._commands.call("TIME")
         return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _raise_if_refused(reply: bytes) -> None:
+    """For what ROTATE_API_KEY and CHANGE_API_KEY reply."""
+    match reply:
+        case b"absent":
+            raise NotFound
+        case b"ended":
+            raise KeyEnded
+        case b"maker_ended":
+            raise Unauthenticated
+        case b"maker_replaced":
+            raise Forbidden(REPLACED)
 
 
 def _scopes_text(scopes: frozenset[Scope]) -> str:
@@ -259,7 +321,8 @@ def _scopes_text(scopes: frozenset[Scope]) -> str:
 
 
 def _key_of(key_id: str, record: Sequence[Any]) -> ApiKey:
-    tenant, env, name, scopes, limits, created_ms, expires_ms, revoked_ms, used_ms, rotated_ms, old_ms, maker = record
+    tenant, env, name, scopes, limits, created_ms, expires_ms, revoked_ms, used_ms, *more = record
+    rotated_ms, old_ms, maker, changes = more
     words = scopes.decode().split(",")  # a newer version may have stored a scope that we do not know
     return ApiKey(
         id=key_id,
@@ -275,6 +338,7 @@ def _key_of(key_id: str, record: Sequence[Any]) -> ApiKey:
         rotated_ms=_int(rotated_ms),
         retiring_ms=_int(old_ms),
         made_by=maker.decode() if maker else None,
+        changes=int(changes or 0),
     )
 
 

@@ -5,8 +5,7 @@ that has come. ``due`` names the batches that have something left to do; whichev
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -61,7 +60,6 @@ _FIELDS: Final = (
     "tenant", "state", "spec", "created_ms", "expires_ms", "cancelled_ms", "ended_ms", "cost_nano_usd", "unpriced", "invalid",
     *_COUNTS, *_USAGE, *_FAILURES,
 )  # fmt: skip
-_ERASED_AT_ONCE: Final = 100
 _STRETCHES: Final = 25
 """A list skips so many pages of batches whose records are gone; then its page is short and its ``next`` goes on."""
 _FOLLOWED_MS: Final = 30_000
@@ -348,24 +346,29 @@ class Batches:
             "drop_batch", id=batch_id, tenant=tenant, sources=_joined(allowed), dropped=dropped, unseen=_joined(_UNSEEN)
         )
 
-    async def erase_all_of(self, tenant: str) -> AsyncIterator[str]:
-        """Erases all batches of the tenant with their items, even those that run or still arrive. Safe to repeat.
+    async def erase_some(self, tenant: str) -> tuple[int, bool]:
+        """Does the next piece of erasing all batches of the tenant with their items, even those that run or still arrive.
 
-        Yields the id of each batch when it is gone.
+        Returns how many batches no longer exist for callers, and whether there is more to do. Safe to repeat.
         """
-        for batch_id in await self._coming_in_of(tenant):
-            await self.drop(batch_id, tenant)
-            await self.advance_all(batch_id)
-            yield batch_id
-        while ids := await self._commands.call("ZRANGE", redis_keys.batch_index(tenant), 0, _ERASED_AT_ONCE - 1):
-            for batch_id in [raw_id.decode() for raw_id in ids]:
-                with contextlib.suppress(NotFound):
-                    await self.cancel(batch_id, tenant)
-                    await self.advance_all(batch_id)
-                    await self.erase(batch_id, tenant)
-                await self.advance_all(batch_id)
-                await self._commands.call("ZREM", redis_keys.batch_index(tenant), batch_id)
-                yield batch_id
+        if unseen := await self._coming_in_of(tenant):
+            dropped = await self._drop(unseen[0], tenant, BatchStep.DROP)
+            await self.advance(unseen[0])
+            return max(0, dropped), True
+        index = redis_keys.batch_index(tenant)
+        ids = await self._commands.call("ZRANGE", index, 0, 0)
+        if not ids:
+            return 0, False
+        batch_id = ids[0].decode()
+        try:
+            await self.cancel(batch_id, tenant)
+            if await self.advance(batch_id):
+                return 0, True
+            await self.erase(batch_id, tenant)
+        except NotFound:  # its record is gone
+            await self._commands.call("ZREM", index, batch_id)
+            return 0, True
+        return 1, True
 
     async def _coming_in_of(self, tenant: str) -> list[str]:
         """The tenant's batches that arrive or are being dropped: they are in no index."""

@@ -5,7 +5,15 @@ from typing import Any, Final, NamedTuple
 
 from shared.api_key import Caller
 from shared.clock import to_rfc3339
-from shared.errors import BudgetExceeded, FieldError, InvalidRequest, Problem, RateLimited, TooManyQueued
+from shared.errors import (
+    BudgetExceeded,
+    FieldError,
+    InvalidRequest,
+    Problem,
+    RateLimited,
+    TenantErased,
+    TooManyQueued,
+)
 from shared.limits import NANO_USD, LimitOf, LimitState, LimitUse, Measured, ReachedLimit, argument_of
 from shared.settings import Settings
 from shared.store.commands import Commands
@@ -63,7 +71,11 @@ def states_of(flat: Sequence[Any]) -> tuple[LimitState, ...]:
 
 
 def problem_of(reply: Sequence[Any]) -> Problem:
-    """For ``{'limited', ...}`` or ``{'never', ...}``: RateLimited, TooManyQueued, BudgetExceeded or InvalidRequest."""
+    """For ``{'limited', ...}``, ``{'never', ...}`` or ``{'erasing'}``: RateLimited, TooManyQueued, BudgetExceeded,
+    InvalidRequest or TenantErased.
+    """
+    if reply[0] == b"erasing":
+        return TenantErased()
     if reply[0] == b"never":
         return _never(reply[1].decode(), reply[2])
     _, wait_ms, opens_ms, states, of, name, limit, used, needed = reply

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from shared.api_key import Caller
-from shared.errors import IdempotencyKeyReused, NotFound, TooManyQueued
+from shared.errors import IdempotencyKeyReused, NotFound, TenantErased, TooManyQueued
 from shared.job import TERMINAL_STATES, new_id
 from shared.job_filter import JobFilter
 from shared.limits import LimitOf, ReachedLimit
@@ -80,7 +80,7 @@ class Operations:
     ) -> tuple[str, bool]:
         """The id of the operation, and whether it is the one that the Idempotency-Key already has.
 
-        Raises IdempotencyKeyReused, TooManyQueued, StorageUnavailable.
+        Raises IdempotencyKeyReused, TooManyQueued, TenantErased, StorageUnavailable.
         """
         operation_id = new_id("op")
         reply = await self._commands.run(
@@ -102,6 +102,8 @@ class Operations:
                 return other_id.decode(), True
             case [b"reused"]:
                 raise IdempotencyKeyReused
+            case [b"erasing"]:
+                raise TenantErased
         raise TooManyQueued(
             f"{_MOST_OPEN} operations of this tenant have not ended: wait for one of them, or cancel it.",
             retry_after_s=_AGAIN_S,

@@ -157,9 +157,17 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     ),
     "tenant": (
         ("tenant",),
-        "hash: a tenant's limits and retentions. No TTL: set by an operator, to hold until he changes it; some 100 bytes.",
+        "hash: a tenant's limits and retentions, and since when it is being erased. No TTL: set by an operator, to hold until he changes it; some 100 bytes.",
     ),
     "tenants": ((), "set of names: the tenants that have settings. No TTL: as those. Gone when empty."),
+    "erasures": (
+        (),
+        "zset tenant → when somebody should look (ms): the tenants that are being erased. Gone when empty.",
+    ),
+    "erasure": (
+        ("tenant",),
+        "hash: how far the erasure of a tenant is. No TTL: its last step deletes it.",
+    ),
     "delivery": (
         ("id",),
         "hash: a webhook to be sent. No TTL until it was delivered or given up, then the result's retention.",
@@ -226,6 +234,9 @@ GLOBAL_KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "end_user_usage": (
         ("tenant", "day"),
         "hash end user → lines ``model\\nkey\\tsums``: the same for calls that have an end user, at most 2,000 lines and those of ``other``. Its TTL is the usage's retention.",
+    "usage_tenants": (
+        (),
+        "zset tenant → when its last day with calls began (ms). No TTL: each new day of a tenant drops those whose usage is gone.",
     ),
     "api_key": (
         ("id",),
@@ -295,11 +306,15 @@ api_key = _by_one("api_key")
 api_keys = _by_one("api_keys")
 events = _by_one("events")
 tenant = _by_one("tenant")
+erasure = _by_one("erasure")
+tenant_running = _by_one("tenant_running")
 pace = _by_one("pace")
 spend = _by_two("spend")
 delivery = _by_one("delivery")
 delivery_index = _by_one("delivery_index")
 flow = _by_one("flow")
+ready = _by_one("ready")
+parked_flows = _by_two("parked_flows")
 
 
 def plain(kind: str) -> str:
@@ -327,6 +342,27 @@ def user_of(tenant: str, end_user: str | None) -> str:
 
 def _hash_of(end_user: str) -> str:
     return hashlib.sha256(end_user.encode()).hexdigest()[:16]
+
+
+def owner_in(name: str) -> tuple[str, str, str]:
+    """The kind of a key, and whose it is, if its name says so: ``("pace", "tenant", "acme")``. Else with two empty texts."""
+    prefix = SHARD if name.startswith(SHARD) else GLOBAL
+    kind, _, rest = name.removeprefix(prefix).partition(":")
+    parts = rest.split(":")
+    match _ALL.get(kind, ((), ""))[0][:1]:
+        case ("tenant" | "lane",):
+            return kind, "tenant", parts[0]
+        case ("flow",):
+            return kind, "tenant", parts[1]
+        case ("user",):
+            return kind, "tenant", parts[0].partition("/")[0]
+        case ("owner",) if parts[0] == "user":
+            return kind, "tenant", parts[1].partition("/")[0]
+        case ("owner",):
+            return kind, parts[0], parts[1]
+        case ("key",):
+            return kind, "key", parts[0]
+    return kind, "", ""
 
 
 def kinds_in(lua: str) -> set[str]:

@@ -12,11 +12,13 @@ from shared.store.attempts import Attempts
 from shared.store.batches import Batches
 from shared.store.commands import Commands
 from shared.store.connect import MakeConnection, connection_maker
+from shared.store.erasures import Erasures
 from shared.store.jobs import Jobs
 from shared.store.limits import Limits
 from shared.store.log import Log
 from shared.store.memory import Memory
 from shared.store.operations import Operations
+from shared.store.oversight import Oversight
 from shared.store.partials import Partials
 from shared.store.queue import Queue
 from shared.store.reads import Reads, Turns
@@ -59,6 +61,8 @@ class Runtime:
     api_keys: ApiKeys
     tenants: Tenants
     limits: Limits
+    erasures: Erasures
+    oversight: Oversight
     addresses: Addresses
     webhooks: Webhooks
     memory: Memory
@@ -116,15 +120,20 @@ async def open_runtime(
         )
         log = Log(commands, reads, urgent)
         workers, upstreams = Workers(commands, settings, urgent), Upstreams(commands, settings, urgent)
+        jobs = Jobs(commands, settings, reads, urgent, memory)
+        batches = Batches(commands, settings, reads, memory)
+        api_keys = ApiKeys(urgent, reads)
+        webhooks = Webhooks(commands, settings, reads)
+        operations = Operations(commands, settings, reads)
         yield Runtime(
             settings=settings,
             _commands=commands,
             _urgent=urgent,
             reads=reads,
-            jobs=Jobs(commands, settings, reads, urgent, memory),
+            jobs=jobs,
             waits=Waits(commands, settings, reads, upstreams, workers),
-            batches=Batches(commands, settings, reads, memory),
-            operations=Operations(commands, settings, reads),
+            batches=batches,
+            operations=operations,
             log=log,
             partials=Partials(commands, reads, log),
             attempts=Attempts(commands, reads),
@@ -132,11 +141,13 @@ async def open_runtime(
             workers=workers,
             upstreams=upstreams,
             usage=UsageBook(commands),
-            api_keys=ApiKeys(urgent, reads),
+            api_keys=api_keys,
             tenants=Tenants(commands),
             limits=Limits(commands, settings, reads, memory),
+            oversight=Oversight(commands, reads),
+            erasures=Erasures(commands, settings, api_keys, operations, batches, jobs, webhooks),
             addresses=Addresses(urgent),
-            webhooks=Webhooks(commands, settings, reads),
+            webhooks=webhooks,
             memory=memory,
             problems=problems,
             make_connection=connect,

@@ -20,16 +20,8 @@ class Workers:
 
     async def announce(self, worker: str, facts: Mapping[str, str | int]) -> None:
         """The worker is alive, and announces these facts. They are kept for three leases."""
-        key = redis_keys.worker(worker)
-        names = redis_keys.plain("workers")
-        calls = [
-            self._commands.call("HSET", key, *[part for fact in facts.items() for part in fact]),
-            self._commands.call("PEXPIRE", key, self._kept_ms),
-            self._commands.call("SADD", names, worker),
-            self._commands.call("EXPIRE", names, 3600),
-        ]
-        for call in calls:
-            await call
+        flat = [part for fact in facts.items() for part in fact]
+        await self._commands.run("announce", worker=worker, kept_ms=self._kept_ms, facts=flat)
 
     async def withdraw(self, worker: str) -> None:
         """The worker leaves."""

@@ -8,6 +8,7 @@ from shared.api_key import ALL_SCOPES, DEFAULT_SCOPES
 from shared.errors import Forbidden, KeyEnded, NotFound, TooManyKeys, Unauthenticated
 from shared.limits import CallerLimits
 from shared.store import api_keys, redis_keys
+from shared.store.api_keys import Standing
 from shared.store.runtime import Runtime
 from tests.keys.conftest import TENANT, make_key, presented
 from tests.support.store import all_keys, keys_that_leak, now_ms, ttl_ms
@@ -31,7 +32,7 @@ async def test_a_key_is_found_by_its_text_alone(runtime: Runtime) -> None:
     made = await make_key(runtime, scopes=DEFAULT_SCOPES, limits=limits)
     found = await runtime.api_keys.look_up(presented(made.text))
     assert found is not None
-    assert found.standing == (None, False)
+    assert found.standing == Standing(None, is_retiring=False)
     assert found.key == made.key
     assert (found.key.caller.tenant, found.key.caller.limits) == (TENANT, limits)
     other = await make_key(runtime)
@@ -239,6 +240,6 @@ async def test_many_keys_are_checked_in_few_calls(runtime: Runtime) -> None:
     ending = await make_key(runtime, expires_in_s=60)
     pairs = [presented(made.text), presented(ending.text), presented(made.text)._replace(digest="0" * 64)] * 200
     standings = await runtime.api_keys.check(pairs)
-    assert standings[0::3] == [(None, False)] * 200
+    assert standings[0::3] == [Standing(None, is_retiring=False)] * 200
     assert all(one is not None and one.left_ms is not None and 0 < one.left_ms <= 60_000 for one in standings[1::3])
     assert standings[2::3] == [None] * 200

@@ -3,7 +3,7 @@
 -- CREATE_OPERATION: an operation on a tenant's jobs begins, once per Idempotency-Key. It runs once those before it have
 -- ended. filter: JSON. caller: for whom it retries, as JSON. idempotency_hash: '' for none. most: how many of a tenant
 -- may be open.
--- Returns {'created'} | {'replayed', id} | {'reused'} | {'full'}
+-- Returns {'created'} | {'replayed', id} | {'reused'} | {'full'} | {'erasing'} (the tenant)
 write_without_memory()
 if idempotency_hash ~= '' then
   local known = call('HMGET', key_idempotency(tenant, idempotency_hash), 'fingerprint', 'job')
@@ -12,6 +12,7 @@ if idempotency_hash ~= '' then
     return {'replayed', known[2]}
   end
 end
+if call('HEXISTS', key_tenant(tenant), 'erasing_ms') == 1 then return {'erasing'} end
 if call('ZCARD', key_open_operations(tenant)) >= most then return {'full'} end
 call('HSET', key_operation(id), 'tenant', tenant, 'action', action, 'filter', filter, 'state', state, 'caller', caller,
   'created_ms', int(now))

@@ -1,11 +1,11 @@
 -- uses: bookkeeping, erasing
--- args: tenant, #most, sources, cancelled, retention
--- ERASE_JOBS: deletes the next jobs of a tenant, whatever they are doing. Those that have not ended are cancelled
--- first, and no webhook is sent. Their Idempotency-Keys stay, as in ERASE.
+-- args: tenant, #most, sources, cancelled, retention, ids...
+-- ERASE_JOBS: deletes these jobs of a tenant, or the next ones of its index if no id is given, whatever they are doing.
+-- Those that have not ended are cancelled first, and no webhook is sent. Their Idempotency-Keys stay, as in ERASE.
 -- Returns {how many were deleted, how many of these were cancelled, 1 if there may be more}
 write_without_memory()
 local erased, stopped = 0, 0
-local ids = call('ZRANGE', key_index(tenant), 0, most - 1)
+if #ids == 0 then ids = call('ZRANGE', key_index(tenant), 0, most - 1) end
 for _, id in ipairs(ids) do
   local is_cancelled = cancel_job(id, tenant, sources, cancelled, retention)
   if is_cancelled ~= nil then

@@ -8,16 +8,17 @@ local KEY_LIMITS_KEPT_MS = 45 * DAY_MS
 -- change holds at once. key: its id or ''. key_limits: in the order of LIMITS (shared/limits.py), separated by blanks.
 -- user: an end user, as in lib/owners.lua; '' or nil for none.
 -- Returns {{name, requests, tokens, running, queued, a_day, a_month}, ...}, where 0 is no limit; the first, the tenant,
--- has `bytes` too; `key` is the API key's.
+-- has `bytes` too, and `is_erasing` while the tenant is being erased; `key` is the API key's.
 local function owners_of(tenant, key, key_limits, user)
   local owners = {}
   local function add_owner(name, limits)
     for i = 1, 6 do limits[i] = tonumber(limits[i] or 0) end
     owners[#owners + 1] = {name = name, requests = limits[1], tokens = limits[2], running = limits[3],
-      queued = limits[4], a_day = limits[5], a_month = limits[6], bytes = tonumber(limits[7] or 0)}
+      queued = limits[4], a_day = limits[5], a_month = limits[6], bytes = tonumber(limits[7] or 0),
+      is_erasing = limits[8]}
   end
   add_owner('tenant:' .. tenant, call('HMGET', key_tenant(tenant), 'requests_per_minute', 'tokens_per_minute',
-    'running_jobs', 'queued_jobs', 'nano_usd_per_day', 'nano_usd_per_month', 'waiting_bytes'))
+    'running_jobs', 'queued_jobs', 'nano_usd_per_day', 'nano_usd_per_month', 'waiting_bytes', 'erasing_ms'))
   if key ~= '' then add_owner('key:' .. key, {string.match(key_limits, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')}) end
   owners.key = owners[2]
   if user and user ~= '' then
@@ -59,7 +60,7 @@ end
 -- limit, used, need}, never: why it is refused in any case, or nil, windows, states: name → {limit, left, need, ms
 -- until the whole limit is free or -1, its window in s}}
 local function look_at_limits(owners, key, jobs, tokens, max_tokens, with_pace)
-  local found = {wait_ms = 0, states = {}, windows = {}}
+  local found = {wait_ms = 0, states = {}, windows = {}, is_erasing = owners[1].is_erasing}
   local function look_at(owner, name, limit, used, need, wait_ms, free_ms, window_s)
     if wait_ms > found.wait_ms then
       local of = string.match(owner.name, '^%a+')
@@ -136,11 +137,17 @@ end
 -- would be accepted if nothing else came (ms; -1: time alone does not decide), states, whose limit, its name, limit,
 -- used, need}
 local function refusal_of(found)
+  if found.is_erasing then return {'erasing'} end
   if found.never then return {'never', found.never[1], found.never[2]} end
   if found.reached then
     local opens_ms = found.reached[2] == 'queued_jobs' and -1 or now + found.wait_ms
     return {'limited', found.wait_ms, opens_ms, states_of(found), unpack(found.reached)}
   end
+end
+
+-- The limits of a key as CLAIM reads them.
+local function of_claims(running, a_day, a_month)
+  return string.format('%.0f %.0f %.0f %.0f', running, a_day, a_month, today)
 end
 
 -- The submit goes ahead, and may wait until until_ms: counts it in its windows. CLAIM reads the limits of a key as its
@@ -149,11 +156,11 @@ local function count_in_limits(found, owners, until_ms)
   for _, each in ipairs(found.windows) do count_in(each[1], {1, each[2]}) end
   local key = owners.key
   if not key or (not found.key_limits and key.running + key.a_day + key.a_month == 0) then return end
-  local of_claims = string.format('%.0f %.0f %.0f %.0f', key.running, key.a_day, key.a_month, today)
+  local stored = of_claims(key.running, key.a_day, key.a_month)
   local kept_ms = math.max(KEY_LIMITS_KEPT_MS, until_ms - now)
-  if of_claims ~= found.key_limits or kept_ms > KEY_LIMITS_KEPT_MS then
+  if stored ~= found.key_limits or kept_ms > KEY_LIMITS_KEPT_MS then
     local record = key_key_limits(string.sub(key.name, 5))
-    call('SET', record, of_claims, 'PX', int(math.max(kept_ms, call('PTTL', record))))
+    call('SET', record, stored, 'PX', int(math.max(kept_ms, call('PTTL', record))))
     look_at_parked(key.name)
   end
 end

@@ -64,6 +64,7 @@ local function drop_delivery(id)
   call('ZREM', key_unsent(found[1]), id)
   if call('EXISTS', key_unsent(found[1])) == 0 then call('ZREM', key_parked_lanes(found[2]), found[1]) end
   if stop_sending(id, found[1], found[2]) then unpark_lanes(found[2], 1) end
+  if call('EXISTS', key_unsent(found[1]), key_sending(found[1])) == 0 then call('ZREM', key_lanes(), found[1]) end
   call('ZREM', key_delivery_index(found[2]), id)
   call('DEL', key_delivery(id))
 end
