@@ -49,8 +49,8 @@ async def caller_of(
     """Authenticates the caller, checks its scope, and counts the request as one of its tenant's.
 
     ``query``: the query parameters that the request may have. Any other is refused: its sender means it as a filter, and
-    would get, or change, everything. ``follow_token``: what the caller sent instead of a key. Raises Unauthenticated, Forbidden,
-    InvalidRequest, StorageUnavailable, TooManyConnections.
+    would get, or change, everything. Only an operator may name a ``tenant``. ``follow_token``: what the caller sent instead of
+    a key. Raises Unauthenticated, Forbidden, InvalidRequest, StorageUnavailable, TooManyConnections.
     """
     api = api_of(request)
     if follow_token is None:
@@ -62,6 +62,8 @@ async def caller_of(
     if request.scope["path"].startswith(_OWN_BATCHES) and is_of_openais_sdk(request.scope):
         raise InvalidRequest(_NOT_OPENAIS)
     if request.scope["query_string"]:
+        if "tenant" in query and "tenant" in request.query_params:
+            _must_have(caller, Scope.OPERATOR)
         _refuse_unknown(request, query)
     return caller
 
@@ -110,6 +112,10 @@ async def _admin(request: Request) -> Caller:
     return await caller_of(request, Scope.ADMIN, query=_declared(request))
 
 
+async def _operator(request: Request) -> Caller:
+    return await caller_of(request, Scope.OPERATOR, query=_declared(request))
+
+
 async def _job_id(job_id: Annotated[str, Path()]) -> str:
     if not JOB_ID.fullmatch(job_id):
         raise NotFound
@@ -130,6 +136,7 @@ JobReader = Annotated[Caller, Depends(_job_reader)]
 JobCanceller = Annotated[Caller, Depends(_job_canceller)]
 """Of the paths that take a follow token of their job instead of a key."""
 Admin = Annotated[Caller, Depends(_admin)]
+Operator = Annotated[Caller, Depends(_operator)]
 JobId = Annotated[str, Depends(_job_id)]
 BatchId = Annotated[str, Depends(_batch_id)]
 """Path parameters. A malformed id is a 404, like an absent one."""
@@ -138,6 +145,7 @@ BatchId = Annotated[str, Depends(_batch_id)]
 # --- who is calling ---
 
 DEFAULT_TENANT: Final = "default"
+TENANT_FORM: Final = "must be 1 to 64 characters of A-Z, a-z, 0-9, _, . and -"
 
 _OURS: Final = KEY_PREFIX.encode()
 _OF_ANOTHER_SCHEME: Final = b"-"
@@ -153,11 +161,33 @@ async def authenticate(request: Request, settings: Settings, ring: KeyRing, scop
 
 async def _with_scope(request: Request, ring: KeyRing, presented: bytes | PresentedKey, scope: Scope) -> Caller:
     caller = await ring.authenticate(request.scope, presented)
+    _must_have(caller, scope)
+    return caller
+
+
+def _must_have(caller: Caller, scope: Scope) -> None:
     if scope not in caller.scopes:
         raise Forbidden(f"The key lacks the scope {scope}.")
-    if scope is Scope.ADMIN and caller.is_retiring:
+    if caller.is_retiring and scope in (Scope.ADMIN, Scope.OPERATOR):
         raise Forbidden(REPLACED)
-    return caller
+
+
+NamedTenant = Annotated[
+    str | None, Query(alias="tenant", description="Another tenant; only for keys with the scope operator.")
+]
+ALL_TENANTS: Final = "*"
+
+
+def tenant_asked(caller: Caller, named: str | None, *, may_be_all: bool = False) -> str:
+    """The tenant that a request is about: the caller's own, or the one that an operator names; ALL_TENANTS if that may be.
+
+    Raises InvalidRequest. ``caller_of`` has refused others than operators, whatever they name.
+    """
+    if named is None:
+        return caller.tenant
+    if not TENANT.fullmatch(named) and not (may_be_all and named == ALL_TENANTS):
+        raise refuse(FieldError("tenant", TENANT_FORM))
+    return named
 
 
 async def _follower(request: Request, api: ApiState, scope: Scope, text: str) -> Caller:
@@ -226,5 +256,5 @@ def _named_caller(request: Request) -> Caller:
     if tenant is None:
         return Caller(DEFAULT_TENANT)
     if not TENANT.fullmatch(tenant):
-        raise refuse(FieldError("X-Tenant", "must be 1 to 64 characters of A-Z, a-z, 0-9, _, . and -"))
+        raise refuse(FieldError("X-Tenant", TENANT_FORM))
     return Caller(tenant)

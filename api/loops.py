@@ -91,6 +91,16 @@ async def _upkeep(runtime: Runtime) -> None:
         await asyncio.sleep(_UPKEEP_S)
 
 
+async def _operate(api: ApiState) -> None:
+    """Does the operations of tenants, piece by piece.
+
+    Never returns; raises Problem if Redis fails.
+    """
+    while True:
+        if not await operations.advance(api):
+            await asyncio.sleep(_OPERATE_LOOK_S)
+
+
 async def _erase_tenants(runtime: Runtime) -> None:
     """Erases the tenants that are marked for it, one at a time.
 

@@ -30,7 +30,8 @@ from api.native.complete import CompletionRequest
 from api.native.follow_tokens import FollowTokenRequest
 from api.native.operations import OperationRequest
 from api.openapi import schemas_of
-from api.ops.api_keys import KeyRequest, LimitsRequest
+from api.ops.api_keys import KeyChange, KeyRequest, LimitsRequest
+from api.ops.tenants import TenantRequest
 from cli import job_options as options_of_commands
 from shared import errors, events, job, settings
 from shared.store import redis_keys
@@ -396,6 +397,8 @@ MODELS: Final[dict[str, type[Body]]] = {
     "operation": OperationRequest,
     "key": KeyRequest,
     "key-limits": LimitsRequest,
+    "key-change": KeyChange,
+    "tenant": TenantRequest,
     "rotation": RotateRequest,
     "follow-token": FollowTokenRequest,
 }

@@ -74,6 +74,7 @@ class UsageRow(NamedTuple):
 class Grouping(StrEnum):
     """What rows can be grouped by. Groups are sorted in this order."""
 
+    TENANT = "tenant"
     DAY = "day"
     MODEL = "model"
     KEY = "key"
@@ -83,6 +84,7 @@ class Grouping(StrEnum):
 class Group(NamedTuple):
     """The sum of the rows that agree in each chosen Grouping. The members that were not chosen are None."""
 
+    tenant: str | None
     day: date | None
     model: str | None
     key: str | None
@@ -116,8 +118,8 @@ def rows_of_end_user(day: date, end_user: str, lines: str) -> list[UsageRow]:
     ]
 
 
-GroupName = tuple[date | None, str | None, str | None, str | None]
-"""Day, model, key and end user."""
+GroupName = tuple[str | None, date | None, str | None, str | None, str | None]
+"""Tenant, day, model, key and end user."""
 
 
 class Summary:
@@ -128,9 +130,10 @@ class Summary:
         self._found: dict[GroupName, UsageSums] = {}
         self.total = UsageSums()
 
-    def add(self, rows: Iterable[UsageRow]) -> None:
+    def add(self, rows: Iterable[UsageRow], tenant: str = "") -> None:
         for row in rows:
             name = (
+                tenant if Grouping.TENANT in self._by else None,
                 row.day if Grouping.DAY in self._by else None,
                 row.model if Grouping.MODEL in self._by else None,
                 row.key if Grouping.KEY in self._by else None,
@@ -148,7 +151,7 @@ class Summary:
         return [Group(*name, self._found[name]) for name in names[begin:end]]
 
 
-def _order_of(name: GroupName) -> tuple[date, str, str, str]:
-    day, *rest = name
+def _order_of(name: GroupName) -> tuple[str, date, str, str, str]:
+    tenant, day, *rest = name
     model, key, end_user = [text or "" for text in rest]
-    return day or date.min, model, key, end_user
+    return tenant or "", day or date.min, model, key, end_user

@@ -11,7 +11,7 @@ from api.batches import submit
 from api.batches.items import BatchLine, BatchOptions, BatchRequest, BatchWebhook, options_of_query, refuse_query
 from api.batches.results import JSON_LINES, ResultLine, results_response
 from api.batches.retry import retry
-from api.dependencies import BATCH_ID, Api, BatchId, Canceller, Reader, Submitter
+from api.dependencies import BATCH_ID, Api, BatchId, Canceller, NamedTenant, Reader, Submitter, tenant_asked
 from api.http.headers import EVENT_STREAM, idempotency_key, must_accept, one
 from api.http.pages import DEFAULT_LIMIT, Limit
 from api.http.rate_limit_headers import headers_of
@@ -122,13 +122,15 @@ async def list_batches(
     caller: Reader,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
     limit: Limit = DEFAULT_LIMIT,
+    tenant: NamedTenant = None,
 ) -> Response:
     """The caller's batches, newest first."""
+    of_tenant = tenant_asked(caller, tenant)
     if after is not None and not BATCH_ID.fullmatch(after):
         raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
-    page = await api.runtime.batches.page(caller.tenant, after=after, limit=limit)
+    page = await api.runtime.batches.page(of_tenant, after=after, limit=limit)
     await api.key_ring.still(request.scope)
-    return json_response(render_page(page.batches, page.next_after))
+    return json_response(render_page(page.batches, page.next_after, for_operator=tenant is not None))
 
 
 @router.get("/v1/batches/{batch_id}")

@@ -1,5 +1,6 @@
 """``/v1/jobs``: submit, read, list, follow, cancel, retry, erase."""
 
+from collections.abc import Collection
 from functools import partial
 from typing import Annotated, Final, Literal
 
@@ -7,7 +8,20 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.dependencies import JOB_ID, Api, Canceller, JobCanceller, JobId, JobReader, Reader, Submitter, caller_of
+from api.dependencies import (
+    ALL_TENANTS,
+    JOB_ID,
+    Api,
+    Canceller,
+    JobCanceller,
+    JobId,
+    JobReader,
+    NamedTenant,
+    Reader,
+    Submitter,
+    caller_of,
+    tenant_asked,
+)
 from api.http.body import read_body
 from api.http.disconnects import while_connected
 from api.http.headers import (
@@ -56,6 +70,7 @@ from shared.errors import FieldError, Forbidden, InvalidCursor
 from shared.events import EventId, parse_cursor
 from shared.job import Job, JobState, new_id
 from shared.store.idempotency import fingerprint_of
+from shared.store.jobs import Page
 from shared.waiting import WaitingFor
 
 router = APIRouter()
@@ -235,20 +250,41 @@ async def list_jobs(
     caller: Reader,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
     limit: Limit = DEFAULT_LIMIT,
+    tenant: NamedTenant = None,
+    sort: Annotated[
+        Literal["oldest_waiting", "longest_running"] | None,
+        Query(description="Only with tenant, which may be * for all of them, and without after and filters."),
+    ] = None,
 ) -> Response:
     """The caller's jobs, newest first, without their results. Several conditions are combined by AND. A page of large
     jobs holds fewer than ``limit``. So does a page with conditions, which looks at a few thousand jobs: it may even be empty, and
     have a ``next``.
     """
-    if after is not None and not JOB_ID.fullmatch(after):
-        raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
-    wanted = filter_of_query(request.query_params.multi_items())
-    page = await api.runtime.jobs.list(caller.tenant, wanted, after=after, limit=limit)
+    if sort is not None:
+        given = request.query_params.keys() - {"tenant", "sort", "limit"}
+        page = await _sorted(api, caller, tenant or "", sort, limit, given)
+    else:
+        of_tenant = tenant_asked(caller, tenant)
+        if after is not None and not JOB_ID.fullmatch(after):
+            raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
+        wanted = filter_of_query(request.query_params.multi_items())
+        page = await api.runtime.jobs.list(of_tenant, wanted, after=after, limit=limit)
     queued = [(job.id, job.spec.model) for job in page.jobs if job.state is JobState.QUEUED]
     waits = await api.runtime.waits.of(queued, tenant=caller.tenant)
     await api.key_ring.still(request.scope)
     waits_by_id = {job_id: waiting_for for (job_id, _), waiting_for in zip(queued, waits, strict=True)}
-    return json_response(render_page(page.jobs, waits_by_id, page.next_after))
+    return json_response(render_page(page.jobs, waits_by_id, page.next_after, for_operator=tenant is not None))
+
+
+async def _sorted(api: ApiState, caller: Caller, tenant: str, sort: str, limit: int, given: Collection[str]) -> Page:
+    """The first jobs in another order than that of their ids, for an operator; ``given``: parameters that do not go with it."""
+    of_tenant = tenant_asked(caller, tenant, may_be_all=True)
+    if given:
+        raise refuse(*[FieldError(name, "cannot be combined with sort") for name in sorted(given)])
+    oversight = api.runtime.oversight
+    read = oversight.oldest_waiting if sort == "oldest_waiting" else oversight.longest_running
+    jobs = await read(caller.tenant, tenant=None if of_tenant == ALL_TENANTS else of_tenant, limit=limit)
+    return Page(jobs, None)
 
 
 @router.get("/v1/jobs/{job_id}/events")

@@ -1,4 +1,6 @@
-"""``/v1/usage``: what the caller's tenant used and what it cost, by day, model, API key and end user."""
+"""``/v1/usage``: what the caller's tenant used and what it cost, by day, model, API key and end user; for an operator that of
+any tenant, or of all.
+"""
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -9,13 +11,14 @@ import msgspec
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api.dependencies import Api, Reader
+from api.dependencies import ALL_TENANTS, Api, Reader, tenant_asked
 from api.http.invalid import refuse
 from api.http.pages import DIGITS
 from api.http.responses import json_response
 from api.jobs.request import MOST_END_USER_CHARS
 from api.openapi import json_of, operation
 from shared.errors import FieldError, InvalidCursor
+from shared.store.usage import UsageBook
 from shared.usage import Group, Grouping, GroupName, Summary, UsageSums
 
 router = APIRouter()
@@ -24,14 +27,18 @@ MOST_DAYS: Final = 400
 MOST_DAYS_BY_END_USER: Final = 31
 DEFAULT_DAYS: Final = 7
 MOST_LINES: Final = 1000
+MOST_TENANT_DAYS: Final = 10_000
+"""Days of all tenants together that one report reads."""
+MOST_TENANT_DAYS_BY_END_USER: Final = 100
 DEFAULT_GROUPING: Final = "day,model"
 
 _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 
 
 class UsageLine(msgspec.Struct, frozen=True, kw_only=True):
-    """The sums of some calls. ``day``, ``model``, ``key`` and ``end_user`` are present if the sums are grouped by them."""
+    """The sums of some calls. ``tenant``, ``day``, ``model``, ``key`` and ``end_user`` are present if grouped by them."""
 
+    tenant: str | msgspec.UnsetType = msgspec.UNSET
     day: str | msgspec.UnsetType = msgspec.UNSET
     """UTC."""
     model: str | msgspec.UnsetType = msgspec.UNSET
@@ -84,7 +91,7 @@ _EndUser = Annotated[
 
 
 class UsageReport(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """Rows sorted by day, model, key and end user, and their total. What was not used has no row."""
+    """Rows sorted by tenant, day, model, key and end user, and their total. What was not used has no row."""
 
     from_: str
     to: str
@@ -108,20 +115,26 @@ async def read_usage(
     end_user: _EndUser = None,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=MOST_LINES, description="Rows of a page."), DIGITS] = MOST_LINES,
+    tenant: Annotated[
+        str | None, Query(description="Another tenant, or * for all; only for keys with the scope operator.")
+    ] = None,
 ) -> Response:
     """The tokens, calls and cost of the caller's tenant."""
+    of_tenant = tenant_asked(caller, tenant, may_be_all=True)
     by = _grouping_of([DEFAULT_GROUPING] if group_by is None else group_by)
     is_split = end_user is None and Grouping.END_USER in by
     most_days = MOST_DAYS_BY_END_USER if is_split else MOST_DAYS
     first_day, last_day = _days_of(first, last, today=datetime.now(UTC).date(), most_days=most_days)
     place = None if after is None else _place_of(after)
-    summary, usage = Summary(by), api.runtime.usage
-    if end_user is not None:
-        days = usage.days_of_end_user(caller.tenant, end_user, first_day, last_day)
-    else:
-        days = (usage.days_by_end_user if is_split else usage.days)(caller.tenant, first_day, last_day)
-    async for rows in days:
-        summary.add(rows)
+    summary = Summary(by)
+    usage = api.runtime.usage
+    for name in await _tenants_of(usage, of_tenant, first_day, last_day, is_split=is_split):
+        if end_user is not None:
+            days = usage.days_of_end_user(name, end_user, first_day, last_day)
+        else:
+            days = (usage.days_by_end_user if is_split else usage.days)(name, first_day, last_day)
+        async for rows in days:
+            summary.add(rows, name)
     groups = summary.groups(after=place, limit=limit + 1)
     page = groups[:limit]
     report = UsageReport(
@@ -136,9 +149,23 @@ async def read_usage(
     return json_response(msgspec.json.encode(report))
 
 
+async def _tenants_of(usage: UsageBook, tenant: str, first_day: date, last_day: date, *, is_split: bool) -> list[str]:
+    """Raises InvalidRequest if a report over all of them would read too much."""
+    if tenant != ALL_TENANTS:
+        return [tenant]
+    tenants = await usage.tenants(first_day)
+    days = (last_day - first_day).days + 1
+    if len(tenants) * days > (MOST_TENANT_DAYS_BY_END_USER if is_split else MOST_TENANT_DAYS):
+        raise refuse(
+            FieldError("tenant", f"must name one of {len(tenants)} tenants, or the report must have fewer days")
+        )
+    return tenants
+
+
 class _Place(msgspec.Struct, array_like=True):
     """The last row of a page, which its ``next`` encodes."""
 
+    tenant: str | None
     day: date | None
     model: str | None
     key: str | None
@@ -146,7 +173,7 @@ class _Place(msgspec.Struct, array_like=True):
 
 
 def _cursor_of(group: Group) -> str:
-    place = msgspec.json.encode(_Place(group.day, group.model, group.key, group.end_user))
+    place = msgspec.json.encode(_Place(*group[:-1]))
     return urlsafe_b64encode(place).decode().rstrip("=")
 
 
@@ -156,7 +183,7 @@ def _place_of(cursor: str) -> GroupName:
         place = msgspec.json.decode(urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4)), type=_Place)
     except (ValueError, msgspec.DecodeError):
         raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")]) from None
-    return place.day, place.model, place.key, place.end_user
+    return msgspec.structs.astuple(place)
 
 
 def _line_of(group: Group, by: frozenset[Grouping]) -> UsageLine:

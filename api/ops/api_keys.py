@@ -1,4 +1,5 @@
-"""``/v1/keys``: the API keys of the caller's tenant, for keys with the scope ``admin``.
+"""``/v1/keys``: the API keys of the caller's tenant, for keys with the scope ``admin``. With ``operator`` too, a key reads,
+changes and revokes those of any tenant, but never makes a secret for it: that would open the tenant's prompts.
 
 A key cannot grant more than it has: no other scope, no wider limit, no later expiry. Otherwise a key that may do
 little, but make keys, could do everything. But each key's use is counted by itself: several keys, each within the
@@ -16,7 +17,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.dependencies import Admin, Api
+from api.dependencies import Admin, Api, NamedTenant, tenant_asked
 from api.http.body import read_json
 from api.http.headers import one
 from api.http.invalid import refuse
@@ -26,8 +27,18 @@ from api.http.responses import json_response
 from api.http.rotation import RotateRequest, grace_s_of
 from api.openapi import LISTS, body_of, json_of, operation
 from api.state.api_state import ApiState
-from api.state.key_ring import credential_of
-from shared.api_key import DEFAULT_ENV, DEFAULT_SCOPES, ENV, KEY_ID, ApiKey, Caller, Scope, is_within
+from api.state.key_ring import Credential, credential_of
+from shared.api_key import (
+    DEFAULT_ENV,
+    DEFAULT_SCOPES,
+    ENV,
+    KEY_ID,
+    TENANT_SCOPES,
+    ApiKey,
+    Caller,
+    Scope,
+    is_within,
+)
 from shared.clock import to_rfc3339
 from shared.errors import FieldError, Forbidden, InvalidCursor, NotFound
 from shared.limits import CallerLimits
@@ -96,24 +107,24 @@ class KeyPage(msgspec.Struct, frozen=True):
 
 
 _Limit = Annotated[int | None, Whole(1, MOST_LIMIT, or_null=True)]
-_Dollars = Annotated[
+Dollars = Annotated[
     Annotated[float, Field(strict=True, gt=_LEAST_USD, le=MOST_USD)] | None,
     Expected(f"must be a number above 0, at most {MOST_USD}, or null"),
 ]
 
 
 class LimitsRequest(Body):
-    """Limits of a new key. Null is no limit; one that is left out is that of the key that makes it."""
+    """Limits of a key. Null is no limit; one that is left out is that of the key that makes it, or stays as it is."""
 
     requests_per_minute: _Limit = None
     tokens_per_minute: _Limit = None
     running_jobs: _Limit = None
     queued_jobs: _Limit = None
-    usd_per_day: _Dollars = None
-    usd_per_month: _Dollars = None
+    usd_per_day: Dollars = None
+    usd_per_month: Dollars = None
 
-    def of_maker(self, own: CallerLimits) -> CallerLimits:
-        """The limits, with those of the key that makes it (``own``) for all that are left out."""
+    def over(self, own: CallerLimits) -> CallerLimits:
+        """The limits, with ``own`` for all that are left out: those of the key that makes it, or the ones before."""
         named = {name: getattr(self, name) or 0 for name in self.model_fields_set}
         members = {
             f"nano_{name}" if name.startswith("usd") else name: round(limit * _NANO)
@@ -124,25 +135,40 @@ class LimitsRequest(Body):
         return msgspec.structs.replace(own, **members)
 
 
+_Name = Annotated[str, Text(most=MOST_NAME_CHARS, is_printable=True)]
+_Scopes = Annotated[
+    tuple[Scope, ...],
+    Field(min_length=1, fail_fast=True),
+    Expected("must be a list of any of: " + ", ".join(Scope)),
+]
+
+
 class KeyRequest(Body):
     """A new key. All members may be left out."""
 
-    name: Annotated[str, Text(most=MOST_NAME_CHARS, is_printable=True)] = ""
+    name: _Name = ""
     """For people."""
     env: Annotated[str, Field(pattern=f"^{ENV.pattern}$"), Expected("must be 1 to 16 characters of a-z and 0-9")] = (
         DEFAULT_ENV
     )
     """1 to 16 of a-z and 0-9: the word after ``ts_``, for people and for programs that look for leaked keys."""
-    scopes: Annotated[
-        tuple[Scope, ...],
-        Field(min_length=1, fail_fast=True),
-        Expected("must be a list of any of: " + ", ".join(Scope)),
-    ] = tuple(scope for scope in Scope if scope in DEFAULT_SCOPES)
-    """What it may do."""
+    scopes: _Scopes = tuple(scope for scope in Scope if scope in DEFAULT_SCOPES)
+    """What it may do. ``operator`` is refused: the command line alone gives it."""
     expires_in_s: Annotated[int | None, Whole(1, MOST_EXPIRES_IN_S, or_null=True)] = None
     """At most ten years. Null or left out: no end, or that of the key that makes it."""
     limits: LimitsRequest = Field(default_factory=LimitsRequest)
     """How much its jobs may use. Null is no limit; one that is left out is that of the key that makes it."""
+
+
+class KeyChange(Body):
+    """What to change of a key. What is left out stays as it is."""
+
+    name: _Name = ""
+    """For people."""
+    scopes: _Scopes = ()
+    """What it may do from now on. ``operator`` cannot be added: the command line alone gives it."""
+    limits: LimitsRequest = Field(default_factory=LimitsRequest)
+    """The limits to change. Null is no limit."""
 
 
 async def _manager(api: Api, caller: Admin) -> Caller:
@@ -180,8 +206,9 @@ async def create_key(request: Request, api: Api, caller: Manager) -> Response:
             )
         )
     asked = read(KeyRequest, await read_json(request, caller))
-    scopes, limits = frozenset(asked.scopes), asked.limits.of_maker(caller.limits)
+    scopes, limits = frozenset(asked.scopes), asked.limits.over(caller.limits)
     credential = credential_of(request.scope)
+    _must_be_given(scopes)
     if not scopes <= caller.scopes or not is_within(limits, caller.limits):
         raise _gives_too_much()
     made = await api.runtime.api_keys.create(
@@ -208,11 +235,13 @@ async def list_keys(
     caller: Manager,
     after: Annotated[str | None, Query(description="The ``next`` of the page before.")] = None,
     limit: Limit = DEFAULT_LIMIT,
+    tenant: NamedTenant = None,
 ) -> Response:
     """The tenant's keys, newest first; expired and revoked keys are listed for 90 more days."""
+    of_tenant = tenant_asked(caller, tenant)
     if after is not None and not KEY_ID.fullmatch(after):
         raise InvalidCursor(errors=[FieldError("after", "must be the next of a page")])
-    page = await api.runtime.api_keys.page(caller.tenant, after=after, limit=limit)
+    page = await api.runtime.api_keys.page(of_tenant, after=after, limit=limit)
     now_ms = await api.runtime.api_keys.now_ms()
     await api.key_ring.still(request.scope)
     views = [view_of(key, now_ms) for key in page.keys]
@@ -221,9 +250,47 @@ async def list_keys(
 
 @router.get("/v1/keys/{key_id}")
 @operation({200: json_of(KeyView, "The key, without its text.")}, _ERRORS)
-async def read_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
+async def read_key(api: Api, caller: Manager, key_id: KeyId, tenant: NamedTenant = None) -> Response:
     """A key, without its text."""
-    return await _current(api, await api.runtime.api_keys.get(key_id, caller.tenant))
+    return await _current(api, await api.runtime.api_keys.get(key_id, tenant_asked(caller, tenant)))
+
+
+@router.patch("/v1/keys/{key_id}")
+@operation(
+    {200: json_of(KeyView, "The key as it is now, without its text.")},
+    (*_ERRORS, 409, 413, 415),
+    body=body_of(KeyChange),
+)
+async def change_key(
+    request: Request, api: Api, caller: Manager, key_id: KeyId, tenant: NamedTenant = None
+) -> Response:
+    """Change the key's name, scopes or limits: every process follows within 5 s.
+
+    Neither before nor after may it have more rights than the caller's key, unless an operator names its ``tenant``.
+    """
+    of_tenant = tenant_asked(caller, tenant)
+    change = read(KeyChange, await read_json(request, caller))
+    own = credential_of(request.scope)
+
+    def changed(key: ApiKey) -> ApiKey:
+        scopes = frozenset(change.scopes) or key.scopes
+        _must_be_given(scopes - key.scopes)
+        after = msgspec.structs.replace(
+            key,
+            name=change.name if "name" in change.model_fields_set else key.name,
+            scopes=scopes,
+            limits=change.limits.over(key.limits),
+        )
+        if tenant is None:
+            _must_be_within(caller, own, key)
+            _must_be_within(caller, own, after)
+        return after
+
+    key = await api.runtime.api_keys.change(
+        key_id, of_tenant, changed, maker=None if own is None else own.presented, maker_tenant=caller.tenant
+    )
+    api.log.info("api_key_changed", key_id=key_id, by=caller.key_id)
+    return await _current(api, key)
 
 
 @router.post("/v1/keys/{key_id}/rotate")
@@ -237,9 +304,7 @@ async def rotate_key(request: Request, api: Api, caller: Manager, key_id: KeyId)
     grace_s = await grace_s_of(request, caller)
     key = await api.runtime.api_keys.get(key_id, caller.tenant)
     own = credential_of(request.scope)
-    outlives = own is not None and own.ends_ms is not None and (key.expires_ms is None or key.expires_ms > own.ends_ms)
-    if outlives or not key.scopes <= caller.scopes or not is_within(key.limits, caller.limits):
-        raise _gives_too_much()
+    _must_be_within(caller, own, key)
     made = await api.runtime.api_keys.rotate(
         key_id, caller.tenant, grace_s=grace_s, maker=None if own is None else own.presented
     )
@@ -249,20 +314,37 @@ async def rotate_key(request: Request, api: Api, caller: Manager, key_id: KeyId)
 
 @router.post("/v1/keys/{key_id}/revoke")
 @operation({200: json_of(KeyView, "The key's current state.")}, _ERRORS)
-async def revoke_key(api: Api, caller: Manager, key_id: KeyId) -> Response:
+async def revoke_key(api: Api, caller: Manager, key_id: KeyId, tenant: NamedTenant = None) -> Response:
     """Revoke the key: every process refuses it within 5 s. A key that is already revoked does not change.
 
     The caller's key must have all scopes of the other: else a lesser key could lock the tenant out.
     """
-    if not (await api.runtime.api_keys.get(key_id, caller.tenant)).scopes <= caller.scopes:
+    of_tenant = tenant_asked(caller, tenant)
+    found = await api.runtime.api_keys.get(key_id, of_tenant)
+    if tenant is None and not found.scopes <= caller.scopes:
         raise Forbidden("A key cannot revoke a key with more scopes than its own.")
-    key = await api.runtime.api_keys.revoke(key_id, caller.tenant)
+    key = await api.runtime.api_keys.revoke(key_id, of_tenant)
     api.log.info("api_key_revoked", key_id=key_id, by=caller.key_id)
     return await _current(api, key)
 
 
 async def _current(api: ApiState, key: ApiKey) -> Response:
     return json_response(render(key, await api.runtime.api_keys.now_ms()))
+
+
+def _must_be_given(scopes: frozenset[Scope]) -> None:
+    """Raises Forbidden for a scope that no key gives to another."""
+    if not scopes <= TENANT_SCOPES:
+        raise Forbidden(
+            "The scope operator is given by the command line alone: tokenspool keys create --scope operator."
+        )
+
+
+def _must_be_within(caller: Caller, own: Credential | None, key: ApiKey) -> None:
+    """Raises Forbidden for a key that has more rights than the caller's own, or has them for longer."""
+    outlives = own is not None and own.ends_ms is not None and (key.expires_ms is None or key.expires_ms > own.ends_ms)
+    if outlives or not key.scopes <= caller.scopes or not is_within(key.limits, caller.limits):
+        raise _gives_too_much()
 
 
 def _gives_too_much() -> Forbidden:
@@ -289,11 +371,11 @@ def view_of(key: ApiKey, now_ms: int, text: str | None = None) -> KeyView:
         limits=_shown(key.limits),
         created_at=to_rfc3339(key.created_ms),
         made_by=key.made_by,
-        expires_at=_time(key.expires_ms),
-        revoked_at=_time(key.revoked_ms),
-        last_used_at=_time(key.last_used_ms),
-        rotated_at=_time(key.rotated_ms),
-        old_secret_until=_time(key.retiring_ms) if is_rotating else None,
+        expires_at=time_of(key.expires_ms),
+        revoked_at=time_of(key.revoked_ms),
+        last_used_at=time_of(key.last_used_ms),
+        rotated_at=time_of(key.rotated_ms),
+        old_secret_until=time_of(key.retiring_ms) if is_rotating else None,
         key=msgspec.UNSET if text is None else text,
     )
 
@@ -316,5 +398,5 @@ def _shown(limits: CallerLimits) -> KeyLimits:
     )
 
 
-def _time(time_ms: int | None) -> str | None:
+def time_of(time_ms: int | None) -> str | None:
     return None if time_ms is None else to_rfc3339(time_ms)

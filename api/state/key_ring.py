@@ -2,7 +2,8 @@
 
 A key is found by the SHA-256 of all of it, never by its id: a wrong secret for a known id finds nothing. A key is
 believed for 2 s and then looked up again, once for all requests with it. So a revoked key is refused within 5 s, and
-its open streams end within that time too.
+its open streams end within that time too. The same holds for a key that was changed: its streams end only if it lost a
+scope.
 
 While Redis is away, a known key is believed for TOKENSPOOL_AUTH_CACHE_S after its last look-up: without Redis its
 caller can only get a 503, and that must not become a 401. Redis counts as away if there is no connection to it, not if
@@ -46,13 +47,14 @@ _log = get_logger("api")
 class Credential:
     """A key that Redis knows, as a request sent it: whose it is, and until when that is believed."""
 
-    __slots__ = ("_ring", "caller", "confirmed_s", "digest", "ends_ms", "ends_s", "fresh_until_s", "holders", "is_over", "presented", "use_noted_s")  # fmt: skip
+    __slots__ = ("_ring", "caller", "changes", "confirmed_s", "digest", "ends_ms", "ends_s", "fresh_until_s", "holders", "is_over", "presented", "use_noted_s")  # fmt: skip
 
     def __init__(self, ring: "KeyRing", digest: bytes, presented: PresentedKey, key: ApiKey) -> None:
         self._ring = ring
         self.digest = digest
         self.presented = presented
         self.caller = key.caller
+        self.changes = key.changes
         self.ends_ms = key.expires_ms
         """When the key expires, by Redis's clock."""
         self.ends_s = _NEVER_S
@@ -63,6 +65,10 @@ class Credential:
         self.is_over = False
         self.holders: set[Callable[[], object]] = set()
         """Callbacks of what goes on only while the key is valid: called when it ends."""
+
+    def follow(self, key: ApiKey) -> None:
+        """Takes over the rights that the key has now."""
+        self.caller, self.changes = key.caller, key.changes
 
     def confirm(self, asked_s: float, standing: Standing) -> None:
         """Notes that Redis, asked at ``asked_s``, confirmed the key."""
@@ -162,6 +168,8 @@ class KeyRing:
                 raise not_valid()
             if now_s >= credential.fresh_until_s:
                 await self._again(credential, now_s)
+                if credential.is_over:
+                    raise not_valid()
 
     async def _found(
         self, digest: bytes, shown: bytes | PresentedKey, credential: Credential | None, now_s: float
@@ -193,12 +201,15 @@ class KeyRing:
                 pass
             else:
                 # The look-up ends the credential that it finds in the cache. This one may have been evicted meanwhile.
-                if found is None or credential.is_over:
+                if found is None or self._is_gone(credential):
                     raise not_valid()
                 return
         spared_s = min(self._spared_s, _BELIEVED_AT_MOST_S) if self._keys.is_connected else self._spared_s
         if self._clock() >= min(credential.confirmed_s + spared_s, credential.ends_s):
             raise StorageUnavailable
+
+    def _is_gone(self, credential: Credential) -> bool:
+        return credential.is_over and self._known.get(credential.digest) in (None, credential)
 
     async def _outcome_of(self, look: "asyncio.Task[FoundKey | Problem | None]") -> FoundKey | None:
         outcome = await asyncio.shield(look)
@@ -223,12 +234,15 @@ class KeyRing:
                 self._late_s = self._clock()
             return problem
         credential = self._known.get(digest) or self._watched.get(digest)
+        if credential is not None and (found is None or not credential.caller.scopes <= found.key.scopes):
+            self._forget(credential)
+            credential = None
         if found is None:
-            if credential is not None:
-                self._forget(credential)
             return None
         if credential is None:
             credential = Credential(self, digest, presented, found.key)
+        elif credential.changes != found.key.changes:
+            credential.follow(found.key)
         credential.confirm(asked_s, found.standing)
         self._known[digest] = credential
         self._known.move_to_end(digest)
@@ -282,8 +296,10 @@ class KeyRing:
         for credential, standing in zip(due, standings, strict=True):
             if standing is None:
                 self._forget(credential)
-            else:
-                credential.confirm(asked_s, standing)
+                continue
+            credential.confirm(asked_s, standing)
+            if standing.changes != credential.changes:
+                self._look(credential.digest, credential.presented)
 
     async def _note_uses(self) -> None:
         used, self._used = self._used, {}

@@ -26,6 +26,8 @@ class BatchView(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     type: str
+    tenant: str | msgspec.UnsetType = msgspec.UNSET
+    """Only in a list that an operator reads."""
     status: BatchState
     counts: BatchCounts
     invalid_lines: int
@@ -60,9 +62,12 @@ def render(batch: Batch) -> bytes:
     return _encode(view_of(batch))
 
 
-def render_page(batches: list[Batch], next_after: str | None) -> bytes:
-    """A page of batches, as one line of JSON."""
+def render_page(batches: list[Batch], next_after: str | None, *, for_operator: bool = False) -> bytes:
+    """A page of batches, as one line of JSON. ``for_operator``: with their tenant, and without what their submitter wrote."""
     views = [view_of(batch) for batch in batches]
+    if for_operator:
+        pairs = zip(views, batches, strict=True)
+        views = [msgspec.structs.replace(view, tenant=batch.tenant, metadata={}, webhook=None) for view, batch in pairs]
     return _encode(BatchPage(data=views, has_more=next_after is not None, next=next_after))
 
 

@@ -54,6 +54,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     type: str
+    tenant: str | msgspec.UnsetType = msgspec.UNSET
+    """Only in a list that an operator reads."""
     status: JobState
     model: str
     priority: str
@@ -104,9 +106,17 @@ def render(job: Job, waiting_for: WaitingFor | None, *, with_result: bool = True
     )
 
 
-def render_page(jobs: list[Job], waits: Mapping[str, WaitingFor | None], next_after: str | None) -> bytes:
-    """A page of jobs without results, as one line of JSON. ``waits``: by id."""
+def render_page(
+    jobs: list[Job], waits: Mapping[str, WaitingFor | None], next_after: str | None, *, for_operator: bool = False
+) -> bytes:
+    """A page of jobs without results, as one line of JSON. ``waits``: by id. ``for_operator``: with their tenant, and without
+    what their submitter wrote.
+    """
     views = [view_of(job, waits.get(job.id), with_result=False) for job in jobs]
+    if for_operator:
+        unseen: dict[str, Any] = {"end_user": None, "metadata": {}, "tags": (), "custom_id": None, "webhook": None}
+        pairs = zip(views, jobs, strict=True)
+        views = [msgspec.structs.replace(view, tenant=job.tenant, **unseen) for view, job in pairs]
     return _encode(JobPage(data=views, has_more=next_after is not None, next=next_after))
 
 

@@ -187,11 +187,25 @@ class Erasures:
         await self._erase_named([name.decode() for name in names], tenant, mine)
         if after != b"0":
             return _Piece(ErasureStep.REST, after.decode())
+        await self._unpark_end_users(tenant)
         await self._api_keys.erase_all_of(tenant)
         await self._commands.call("ZREM", redis_keys.plain("usage_tenants"), tenant)
         if await self._commands.run("end_erasure", tenant=tenant):
             return None
         return _Piece(ErasureStep.OPERATIONS)
+
+    async def _unpark_end_users(self, tenant: str) -> None:
+        """CLAIM would drop them when their time comes, which may be the end of a month."""
+        parked, cursor = redis_keys.plain("parked"), b"0"
+        while True:
+            pattern = f"user:{tenant}/*"
+            cursor, found = await self._commands.call(
+                "ZSCAN", parked, cursor, "MATCH", pattern, "COUNT", _WALKED_AT_ONCE
+            )
+            if found:
+                await self._commands.call("ZREM", parked, *found[::2])
+            if cursor == b"0":
+                return
 
     async def _erase_named(self, names: Sequence[str], tenant: str, mine: set[tuple[str, str]]) -> None:
         """Erases those of these keys that are the tenant's."""

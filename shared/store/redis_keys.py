@@ -234,6 +234,7 @@ GLOBAL_KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "end_user_usage": (
         ("tenant", "day"),
         "hash end user → lines ``model\\nkey\\tsums``: the same for calls that have an end user, at most 2,000 lines and those of ``other``. Its TTL is the usage's retention.",
+    ),
     "usage_tenants": (
         (),
         "zset tenant → when its last day with calls began (ms). No TTL: each new day of a tenant drops those whose usage is gone.",

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Final
 
 from shared.store import redis_keys
@@ -20,6 +20,12 @@ class UsageBook:
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
+
+    async def tenants(self, first_day: date) -> list[str]:
+        """The tenants that may have used something since the beginning of that day."""
+        since_ms = int(datetime.combine(first_day, time(), UTC).timestamp() * 1000)
+        found = await self._commands.call("ZRANGEBYSCORE", redis_keys.plain("usage_tenants"), since_ms, "+inf")
+        return sorted(name.decode() for name in found)
 
     async def days(self, tenant: str, first_day: date, last_day: date) -> AsyncIterator[list[UsageRow]]:
         """The tenant's rows of each of these days (UTC, both included) that has any, sorted by model and key.

@@ -10,7 +10,7 @@ import pytest
 import uvloop
 from _pytest.terminal import TerminalReporter
 
-from shared.api_key import ALL_SCOPES, PresentedKey, Scope, read_key_text
+from shared.api_key import TENANT_SCOPES, PresentedKey, Scope, read_key_text
 from shared.limits import CallerLimits
 from shared.store.api_keys import NewKey
 from shared.store.runtime import Runtime
@@ -68,7 +68,7 @@ async def make_key(
     runtime: Runtime,
     *,
     tenant: str = TENANT,
-    scopes: frozenset[Scope] = ALL_SCOPES,
+    scopes: frozenset[Scope] = TENANT_SCOPES,
     expires_in_s: float | None = None,
     limits: CallerLimits = CallerLimits(),  # noqa: B008 - frozen
     maker: NewKey | None = None,

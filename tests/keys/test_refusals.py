@@ -179,9 +179,12 @@ _NEEDED: Final = {
     "/v1/usage": {"get": Scope.READ},
     "/v1/limits": {"get": Scope.READ},
     "/v1/keys": {"post": Scope.ADMIN, "get": Scope.ADMIN},
-    "/v1/keys/{key_id}": {"get": Scope.ADMIN},
+    "/v1/keys/{key_id}": {"get": Scope.ADMIN, "patch": Scope.ADMIN},
     "/v1/keys/{key_id}/rotate": {"post": Scope.ADMIN},
     "/v1/keys/{key_id}/revoke": {"post": Scope.ADMIN},
+    "/v1/tenants": {"get": Scope.OPERATOR},
+    "/v1/tenants/{name}": dict.fromkeys(("get", "put", "patch", "delete"), Scope.OPERATOR),
+    "/v1/workers": {"get": Scope.OPERATOR},
     "/v1/webhooks/secret": {"get": Scope.ADMIN},
     "/v1/webhooks/secret/rotate": {"post": Scope.ADMIN},
     "/v1/webhooks/deliveries": {"get": Scope.READ},
@@ -214,6 +217,7 @@ async def test_every_route_asks_for_its_scope(served: Served, http: httpx2.Async
         "key_id": "key_01m84bdq4tyw9k2p",
         "operation_id": "op_01m84bdq4t7w9k2p5x8r3n6v0c",
         "model_id": "a-model",
+        "name": "a-tenant",
         "delivery_id": "evt_01m84bdq4t7w9k2p5x8r3n6v0c",
     }
     paths: dict[str, Any] = create_app(load_settings(auth="off")).openapi()["paths"]

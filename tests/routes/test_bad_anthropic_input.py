@@ -73,7 +73,7 @@ def test_every_route_of_this_surface_is_known_to_these_tests() -> None:
     assert {(method, path) for method, path in found if is_on_surface(path)} == set(_OF_A_TENANT)
 
 
-_UNUSED = {"job_id": "", "code": "", "key_id": "", "delivery_id": "", "operation_id": ""}
+_UNUSED = {"job_id": "", "code": "", "key_id": "", "delivery_id": "", "operation_id": "", "name": ""}
 
 
 @pytest.mark.parametrize(("method", "path"), _OF_A_TENANT)

@@ -158,6 +158,7 @@ async def test_there_is_no_page_for_a_code_that_is_none(api: CalledApi) -> None:
     assert "canary" not in response.text
 
 
+_SOME_TENANT = "/v1/tenants/acme"
 _OF_A_TENANT = [
     ("POST", "/v1/jobs"), ("GET", "/v1/jobs"), ("GET", _A_JOB), ("DELETE", _A_JOB), ("GET", f"{_A_JOB}/events"),
     ("POST", f"{_A_JOB}/follow-token"),
@@ -167,7 +168,9 @@ _OF_A_TENANT = [
     ("POST", "/complete/stream"), ("GET", "/v1/usage"), ("GET", "/v1/limits"), ("POST", "/v1/batches"),
     ("GET", "/v1/batches"), ("GET", _A_BATCH), ("DELETE", _A_BATCH), ("GET", f"{_A_BATCH}/results"), ("GET", f"{_A_BATCH}/events"),
     ("POST", f"{_A_BATCH}/cancel"), ("POST", f"{_A_BATCH}/retry"),
-    ("POST", "/v1/keys"), ("GET", "/v1/keys"), ("GET", _A_KEY), ("POST", f"{_A_KEY}/rotate"), ("POST", f"{_A_KEY}/revoke"),
+    ("POST", "/v1/keys"), ("GET", "/v1/keys"), ("GET", _A_KEY), ("PATCH", _A_KEY), ("POST", f"{_A_KEY}/rotate"),
+    ("POST", f"{_A_KEY}/revoke"), ("GET", "/v1/tenants"), ("GET", _SOME_TENANT), ("PUT", _SOME_TENANT),
+    ("PATCH", _SOME_TENANT), ("DELETE", _SOME_TENANT), ("GET", "/v1/workers"),
     ("GET", "/v1/webhooks/secret"), ("POST", "/v1/webhooks/secret/rotate"), ("GET", "/v1/webhooks/deliveries"),
     ("GET", _A_DELIVERY), ("POST", f"{_A_DELIVERY}/redeliver"),
 ]  # fmt: skip
@@ -198,6 +201,7 @@ def test_every_route_of_a_tenant_is_known_to_these_tests() -> None:
                 key_id=_A_KEY.rpartition("/")[2],
                 delivery_id=_A_DELIVERY.rpartition("/")[2],
                 operation_id=_AN_OPERATION.rpartition("/")[2],
+                name="acme",
                 code="",
                 model_id="",
             ),

@@ -42,11 +42,11 @@ async def _path(api: CalledApi, template: str) -> str:
 async def test_an_unknown_parameter_of_a_get_is_400_and_named(api: CalledApi, template: str) -> None:
     """All unknown ones are named, but those that look like content are not quoted."""
     path = await _path(api, template)
-    response = await api.http.get(path, params={"tenant": "x", "filter": "failed", "<b>": ""})
+    response = await api.http.get(path, params={"owner": "x", "filter": "failed", "<b>": ""})
     assert response.status_code == 400
-    assert pointers_of(response) == ["tenant", "filter", "#"]
+    assert pointers_of(response) == ["owner", "filter", "#"]
     assert "<b>" not in response.text
-    assert (await api.http.head(path, params={"tenant": "x"})).status_code == 400
+    assert (await api.http.head(path, params={"owner": "x"})).status_code == 400
 
 
 @pytest.mark.parametrize("template", MESSAGES)
@@ -64,7 +64,7 @@ async def test_the_error_lists_the_paths_parameters(api: CalledApi) -> None:
     """So that a misspelling is easy to find."""
     known = (
         "his path takes after, batch_id, created_after, created_before, end_user, error_code, key_id, limit, metadata.*, model, "
-        "status, tag"
+        "sort, status, tag, tenant"
     )
     document = problem_of(await api.http.get("/v1/jobs?states=failed&x=1"), 400, "invalid_request")
     assert document["errors"] == [
@@ -154,10 +154,12 @@ async def test_every_known_parameter_is_accepted(api: CalledApi) -> None:
         "/v1/jobs?created_after=2026-01-01T00:00:00Z&created_before=2026-02-01T00:00:00Z",
         "/v1/operations?limit=5",
         f"/v1/jobs/{job}?wait=0&result=false",
-        "/v1/batches?limit=5",
+        "/v1/batches?limit=5&tenant=default",
         f"/v1/batches/{batch}/results?order=finished&status=failed&custom_id=row-1&custom_id=row-2",
         "/v1/usage?from=2026-01-01&to=2026-01-02&group_by=day&group_by=key",
         "/v1/webhooks/deliveries?status=failed&limit=1",
+        "/v1/jobs?tenant=*&sort=oldest_waiting&limit=1",
+        "/v1/tenants?limit=1&after=a",
         "/v1/models?limit=1",
         "/v1/messages/batches?limit=1",
         "/health?from=a-load-balancer",

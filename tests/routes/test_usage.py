@@ -225,7 +225,7 @@ async def test_four_hundred_days_can_be_read_at_once(api: CalledApi) -> None:
         ("group_by=end_user&from=2026-10-21&to=2026-11-21", ["from"]),
         ("end_user=", ["end_user"]),
         ("end_user=" + "x" * 65, ["end_user"]),
-        ("group_by=day,model,tenant", ["group_by"]),
+        ("group_by=day,model,team", ["group_by"]),
         ("group_by=day&group_by=x", ["group_by"]),
         ("group_by=DAY", ["group_by"]),
     ],
@@ -234,7 +234,7 @@ async def test_an_invalid_query_is_400(api: CalledApi, query: str, names: list[s
     """The error names the parameter and does not quote its value."""
     response = await api.http.get(f"/v1/usage?{query}")
     assert pointers_of(response) == names
-    for word in ("yesterday", "hour", "tenant", "20261121"):
+    for word in ("yesterday", "hour", "team", "20261121"):
         assert word not in response.text
 
 
@@ -242,12 +242,12 @@ async def test_usage_has_exactly_the_members_that_are_declared(used: CalledApi) 
     """In their order; a row has every metric."""
     document = (await used.http.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
-    report = await _read(used, group_by="day,model,key,end_user")
+    report = await _read(used, group_by="tenant,day,model,key,end_user")
     assert list(report) == list(schemas["UsageReport"]["properties"])
     assert list(report["data"][0]) == list(schemas["UsageLine"]["properties"])
     assert schemas["UsageLine"]["required"] == [*METRICS, "cost_usd"]
     assert [field.name for field in msgspec.structs.fields(UsageLine)] == [
-        "day", "model", "key", "end_user", *METRICS, "cost_usd",
+        "tenant", "day", "model", "key", "end_user", *METRICS, "cost_usd",
     ]  # fmt: skip
     operation = document["paths"]["/v1/usage"]["get"]
     assert [parameter["name"] for parameter in operation["parameters"]] == [
@@ -257,5 +257,6 @@ async def test_usage_has_exactly_the_members_that_are_declared(used: CalledApi) 
         "end_user",
         "after",
         "limit",
+        "tenant",
         "X-Tenant",
     ]

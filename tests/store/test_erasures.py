@@ -1,11 +1,15 @@
 """Erasing a tenant whole: nothing of it is left in Redis, whatever it was doing and whatever process dies."""
 
+from typing import Any
+
 import pytest
 
-from shared.api_key import TENANT_SCOPES
+from shared.api_key import TENANT_SCOPES, Caller
 from shared.errors import TenantErased
 from shared.job import JobKind, Priority, Usage
+from shared.job_filter import JobFilter
 from shared.limits import CallerLimits
+from shared.operation import OperationAction
 from shared.store import redis_keys
 from shared.store.erasures import ErasureStep
 from shared.store.runtime import Runtime
@@ -34,17 +38,25 @@ _LIMITS = CallerLimits(running_jobs=5, requests_per_minute=1000, nano_usd_per_da
 
 async def _fill(runtime: Runtime, tenant: str) -> None:
     """Everything that a tenant can have, in every state."""
-    await runtime.tenants.set(tenant, {"queued_jobs": 10_000, "requests_per_minute": 5_000}, is_created=True)
+    await runtime.tenants.set(
+        tenant,
+        {
+            "queued_jobs": 10_000,
+            "requests_per_minute": 5_000,
+            "end_user_running_jobs": 2,
+            "end_user_nano_usd_per_day": 10**9,
+        },
+        is_created=True,
+    )
     made = await runtime.api_keys.create(tenant, env="test", name="", scopes=TENANT_SCOPES, limits=_LIMITS)
     revoked = await runtime.api_keys.create(tenant, env="test", name="", scopes=TENANT_SCOPES, limits=_LIMITS)
     assert made
     assert revoked
     await runtime.api_keys.revoke(revoked.key.id, tenant)
-    limited = {"key_id": made.key.id, "limits": _LIMITS, "priority": Priority.HIGH}
+    limited: dict[str, Any] = {"key_id": made.key.id, "limits": _LIMITS, "priority": Priority.HIGH}
     await submit(runtime, tenant=tenant, webhook=a_webhook(), idempotency_key="once", **limited)
     await submit(runtime, tenant=tenant, **limited)
-    running, ended = await claim(runtime, 2)
-    assert {running.tenant, ended.tenant} == {tenant}
+    running, ended = [found for found in await claim(runtime, 10) if found.tenant == tenant][:2]
     await finish(runtime, ended)
     await append(runtime, running, a_text_delta("Hel"))
     erased_before = await submit(runtime, tenant=tenant, idempotency_key="its record is gone")
@@ -55,10 +67,17 @@ async def _fill(runtime: Runtime, tenant: str) -> None:
     await runtime._commands.call("HSET", route, "probe_tenant", tenant)
     await runtime._commands.call("EXPIRE", route, 86_400)
     for is_open in (False, True):
-        call_id, _ = await permitted(runtime, a_route(), tenant=tenant, key_id=made.key.id)
+        call_id, _ = await permitted(runtime, a_route(), tenant=tenant, key_id=made.key.id, end_user="ann")
         if not is_open:
             await closed(runtime, a_route(), call_id, usage=Usage(output_tokens=3), cost_nano_usd=5)
-    await submit_many(runtime, 120, tenant=tenant)
+    await submit_many(runtime, 120, tenant=tenant, end_user="ann", tags=("nightly",))
+    spent = await submit(runtime, tenant=tenant, end_user="bob", priority=Priority.HIGH)
+    assert spent.id in [found.id for found in await claim(runtime, 10)]
+    await submit(runtime, tenant=tenant, end_user="bob", priority=Priority.HIGH)
+    await runtime.jobs.charge(spent.id, 10**9, tenant=tenant, end_user="bob")
+    await claim(runtime, 3)
+    caller = Caller(tenant, scopes=TENANT_SCOPES)
+    await runtime.operations.create(caller, OperationAction.RETRY, JobFilter(tag="nightly"), idempotency_key="twice")
     await submit(runtime, tenant=tenant, kind=JobKind.COUNT_TOKENS)
     await submit(runtime, tenant=tenant, attended_by="an-api")
     await submit(runtime, tenant=tenant, not_before_ms=32_503_680_000_000)
@@ -99,6 +118,7 @@ async def test_nothing_is_left_of_an_erased_tenant_and_all_of_others(filled: Run
     assert {kind_of(name) for name in await _names_of(filled, _GONE)} >= {
         *("job", "batch", "delivery", "call", "usage", "spend", "api_key", "idempotency", "webhook_secret", "tenant"),
         *("index", "tenant_running", "pace", "held_bytes", "queued_jobs", "usage_tenants", "route"),
+        *("user_running", "labels", "operation", "open_operations", "end_user_usage"),
     }
     await _erase(filled, _GONE)
     assert await _names_of(filled, _GONE) == {}

@@ -12,16 +12,17 @@ from tests.tenants.wire import Line, Response
 
 _PATHS = owned_paths()
 _STREAM = "text/event-stream"
-_UNKNOWN = f"?tenant={VICTIM}"
-"""A query parameter that no route has."""
+_NAMED = f"?tenant={VICTIM}"
+"""A query parameter that only an operator may use, where a route has it."""
+_TAKES_A_TENANT = ("/v1/keys/{}", "/v1/keys/{}/revoke")
 
 
 def _manners(path: OwnedPath, end_id: str) -> list[tuple[str, dict[str, str]]]:
     """Different queries and headers for the same object. Some contain what only the owner can know."""
     if path.path.endswith("/events"):
-        return [("", {"Accept": _STREAM}), ("?format=messages", {"Last-Event-ID": end_id}), (_UNKNOWN, {})]
+        return [("", {"Accept": _STREAM}), ("?format=messages", {"Last-Event-ID": end_id}), (_NAMED, {})]
     known = {"/v1/jobs/{}": "?wait=1&result=true", "/v1/batches/{}/results": "?order=finished"}.get(path.path, "")
-    return [("", {}), (known, {"Idempotency-Key": "the-key-of-both"}), (_UNKNOWN, {})]
+    return [("", {}), (known, {"Idempotency-Key": "the-key-of-both"}), (_NAMED, {})]
 
 
 @pytest.mark.parametrize("path", _PATHS, ids=[f"{path.path}" for path in _PATHS])
@@ -45,7 +46,9 @@ async def test_foreign_and_absent_ids_get_equal_responses(
             assert {name for name, answer in responses.items() if answer != absent} == set(), method
             assert CANARY.encode() not in absent.body
             is_taken = method in path.methods or (method == "HEAD" and "GET" in path.methods)
-            refused = 400 if query == _UNKNOWN or (query and method not in ("GET", "HEAD")) else 404
+            refused = 400 if query == _NAMED or (query and method not in ("GET", "HEAD")) else 404
+            if query == _NAMED and path.path in _TAKES_A_TENANT:
+                refused = 403
             assert absent.status == (refused if is_taken else 204 if method == "OPTIONS" else 405), method
     assert (await state_of_all(runtime)).differences_to(before) == set()
     for method in sorted(

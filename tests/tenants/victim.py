@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.api_key import ALL_SCOPES, Caller, new_key_id
+from shared.api_key import TENANT_SCOPES, Caller, new_key_id
 from shared.job import JobKind, Priority, Step, new_id
 from shared.job_filter import JobFilter
 from shared.limits import CallerLimits
@@ -124,7 +124,7 @@ async def _and_keys(runtime: Runtime, victim: Victim) -> None:
 async def a_key(runtime: Runtime, tenant: str) -> NewKey:
     """A key with all scopes."""
     name = CANARY if tenant == VICTIM else "mine"
-    made = await runtime.api_keys.create(tenant, env="live", name=name, scopes=ALL_SCOPES, limits=CallerLimits())
+    made = await runtime.api_keys.create(tenant, env="live", name=name, scopes=TENANT_SCOPES, limits=CallerLimits())
     assert made is not None
     return made
 

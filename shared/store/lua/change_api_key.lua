@@ -1,7 +1,7 @@
 -- uses: api_key
 -- args: id, tenant, changes, name, scopes, limits, maker, maker_digest, maker_tenant
--- CHANGE_API_KEY: changes what a key may do, if it was changed so often before: the rights of whoever asks were compared
--- with those that it had then. maker, maker_digest, maker_tenant: the key that asks for it.
+-- CHANGE_API_KEY: changes what a key may do, if it was changed so often before: the rights of whoever asks were
+-- compared with those that it had then. maker, maker_digest, maker_tenant: the key that asks for it.
 -- Returns 'changed' | 'other' (it was changed meanwhile) | 'ended' (revoked or expired) | 'absent' | 'maker_ended' |
 -- 'maker_replaced'
 local why = refused(maker, maker_digest, maker_tenant)

@@ -1,7 +1,7 @@
 -- uses: now
 -- args: tenant, #lease_ms, #settle_ms, last, step, cursor, counts...
--- NOTE_ERASURE: a piece of an erasure is done: counts (name, how many more, name, ...) and, unless step is '', where the
--- next piece begins. A job that runs before the last step may leave traces after it is cancelled: its worker has
+-- NOTE_ERASURE: a piece of an erasure is done: counts (name, how many more, name, ...) and, unless step is '', where
+-- the next piece begins. A job that runs before the last step may leave traces after it is cancelled: its worker has
 -- settle_ms to notice.
 -- Returns {step or '', cursor or '', ms until no worker runs a job of the tenant any more} | nil if the erasure is over
 write_without_memory()
