@@ -14,8 +14,9 @@ local function stamp_alive(lease_ms)
   call('SET', key_alive(), int(now), 'EX', 3600)
 end
 
+-- A wake is only a hint, since idle workers also look by themselves: if Redis refuses it, the job is still there.
 local function wake()
-  if call('DEL', key_hungry()) == 1 then call('PUBLISH', channel_wake(), '') end
+  if call('DEL', key_hungry()) == 1 then redis.pcall('PUBLISH', channel_wake(), '') end
 end
 
 -- A flow's next turn. All flows of a tenant in a band share one sequence of turns, so that a tenant that names many
