@@ -325,6 +325,8 @@ async def test_a_worker_is_seen_while_it_announces_itself(start_runtime: StartRu
     await runtime.workers.announce("worker-1", {"name": "worker-1", "running": 3})
     await runtime.workers.announce("worker-2", {"name": "worker-2", "running": 0})
     found = sorted(await runtime.workers.living(), key=lambda facts: facts["name"])
+    seen_ms = [int(facts.pop("seen_ms")) for facts in found]
+    assert seen_ms == pytest.approx([await now_ms(runtime)] * 2, abs=5_000)
     assert found == [{"name": "worker-1", "running": "3"}, {"name": "worker-2", "running": "0"}]
     left_ms = await runtime._commands.call("PTTL", redis_keys.worker("worker-1"))
     assert left_ms == pytest.approx(30_000, abs=5_000)

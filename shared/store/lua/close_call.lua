@@ -66,7 +66,7 @@ end
 sum('calls', unmade and 0 or 1, first and 0 or 1)
 sum('estimated_calls', estimated, tonumber(row[9] or 0))
 sum('unpriced_calls', unpriced, tonumber(row[10] or 0))
-if call('PTTL', usage) < 0 then -- once a day
+if call('PTTL', usage) == -1 then -- once a day
   call('PEXPIRE', usage, usage_ms)
   call('ZADD', key_usage_tenants(), int(now), row[3])
   call('ZREMRANGEBYSCORE', key_usage_tenants(), '-inf', int(now - usage_ms))
