@@ -96,6 +96,8 @@ class UpstreamCall:
         except TimeoutError:
             if not idle.expired():
                 raise
+            if self.stream is not None and self.stream.is_guessed:
+                return self._garbled(GarbledStream("it went silent before content_block_stop"))
             return timers.failure()
         return self._outcome(claimed_s)
 

@@ -43,6 +43,12 @@ def test_a_thousand_other_streams(fact: Fact) -> None:
     judged(Campaign(SECOND_SEED).run(range(1000)), fact)
 
 
+@pytest.mark.parametrize(("seed", "number"), [(1201, 49004)])
+def test_a_stream_that_was_once_misjudged(seed: int, number: int, fact: Fact) -> None:
+    """If the mutations change, the numbers make another stream, which must be judged rightly too."""
+    judged(Campaign(seed).run([number]), fact)
+
+
 @pytest.mark.fuzz
 @pytest.mark.timeout(1800)
 def test_a_hundred_thousand_streams(fact: Fact) -> None:

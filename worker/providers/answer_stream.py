@@ -49,6 +49,11 @@ class AnswerStream:
         return f"{error}; {oddity}" if oddity and oddity not in str(error) else str(error)
 
     @property
+    def is_guessed(self) -> bool:
+        """See UpstreamStream."""
+        return bool(self._decoder.oddity) and self._decoder.missing == "content_block_stop"
+
+    @property
     def is_answered(self) -> bool:
         """See UpstreamStream."""
         return self._decoder.is_answered or self._decoder.is_over
@@ -136,8 +141,8 @@ class AnswerStream:
             raise GarbledStream(f"its {self._type} holds no event, and no {self._decoder.missing}: check its base URL")
         if not self._decoder.has_stopped:
             lacks = GarbledStream(f"it ended without {self._decoder.missing}")
-            if self._decoder.oddity and self._decoder.missing == "content_block_stop":
-                raise lacks  # a stop reason came, and a block is still open: we had to guess which one was meant
+            if self.is_guessed:
+                raise lacks
             self.lacks = self.explain(lacks)
         return events
 

@@ -49,6 +49,11 @@ class UpstreamStream(Protocol):
         """Why the answer cannot be read, with an earlier oddity that may be the cause."""
         ...
 
+    @property
+    def is_guessed(self) -> bool:
+        """Whether a stop reason came while a block is still open, because we had to guess which block was meant."""
+        ...
+
     async def read(self) -> list[UpstreamEvent]:
         """Waits for the next events and returns them. Empty at the clean end of the stream.
 
