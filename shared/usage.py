@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from datetime import date
 from enum import StrEnum
 from typing import Final, NamedTuple
+from urllib.parse import unquote
 
 import msgspec
 
@@ -107,14 +108,16 @@ def rows_of(day: date, fields: Iterable[tuple[str, int]]) -> list[UsageRow]:
     return [UsageRow(day, model, key_id or None, UsageSums(**found[model, key_id])) for model, key_id in sorted(found)]
 
 
-_LINE: Final = re.compile(r"([^\t]*)\n([^\t\n]*)\t([^\n]*)\n")
+_LINE: Final = re.compile(r"([^\t\n]*)\n([^\t\n]*)\t([^\n]*)\n")
 
 
 def rows_of_end_user(day: date, end_user: str, lines: str) -> list[UsageRow]:
     """The rows of an end user's field in the day's hash, as CLOSE_CALL writes it. Leaves out rows of nothing but 0."""
     found = [(model, key_id, UsageSums(*map(int, sums.split()))) for model, key_id, sums in _LINE.findall(lines[1:])]
     return [
-        UsageRow(day, model, key_id or None, sums, end_user) for model, key_id, sums in found if sums != UsageSums()
+        UsageRow(day, unquote(model), key_id or None, sums, end_user)
+        for model, key_id, sums in found
+        if sums != UsageSums()
     ]
 
 

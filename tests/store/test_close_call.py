@@ -1,11 +1,12 @@
 """CLOSE_CALL and HOLD: each call is counted once, with the best known usage."""
 
 import asyncio
+import random
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -233,9 +234,11 @@ _ENDS = st.fixed_dictionaries(
         "cost_nano_usd": st.none() | _SOME,
     }
 )
+_END: Any = {"ended": "succeeded", "usage": Usage(1, 2, 3, 4), "is_estimated": False, "cost_nano_usd": 5}
+_MODELS: Any = ["m\nn", "n", "m", "%0A\t"]
 _CALLS = st.tuples(
     st.sampled_from(["tenant-a", "tenant-b"]),
-    st.sampled_from(["m", "m\nn", "n"]),
+    st.sampled_from(_MODELS),
     st.sampled_from(["", "", "ann", "bob: 1 2", OTHER]),
     st.integers(0, 2),
     st.lists(_ENDS, max_size=4),
@@ -243,6 +246,7 @@ _CALLS = st.tuples(
 
 
 @hypothesis_settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(calls=[("tenant-a", model, "ann", 0, [_END]) for model in _MODELS], order=random.Random(1))
 @given(calls=st.lists(_CALLS, max_size=6), order=st.randoms(use_true_random=False))
 async def test_the_sums_are_those_of_the_rows(runtime: Runtime, calls: list[Any], order: Any) -> None:
     """By tenant, day, model and end user, for any history; and the window's tokens are those of the calls that were made."""
@@ -262,7 +266,7 @@ async def test_the_sums_are_those_of_the_rows(runtime: Runtime, calls: list[Any]
     expected: dict[tuple[str, str, int], UsageSums] = {}
     expected_by_user: dict[tuple[str, str, int, str | None], UsageSums] = {}
     window = [0, 0, 0, 0]
-    for call_id, name in made.items():
+    for call_id, (tenant, _, day) in made.items():
         row = await row_of(runtime, call_id)
         if not row:
             continue
@@ -273,8 +277,9 @@ async def test_the_sums_are_those_of_the_rows(runtime: Runtime, calls: list[Any]
         if is_closed:
             counts = {"calls": 1, "estimated_calls": int(row["estimated"]), "unpriced_calls": int(row["unpriced"])}
             sums = UsageSums(**counts, **{metric: int(row[metric]) for metric in METRICS if metric not in counts})
+            name = (tenant, row["counted"], day)
             expected[name] = expected.get(name, UsageSums()) + sums
-            name_by_user = (name[0], row["counted"], name[2], row.get("counted_user"))
+            name_by_user = (*name, row.get("counted_user"))
             expected_by_user[name_by_user] = expected_by_user.get(name_by_user, UsageSums()) + sums
     assert await sums_of(runtime, route) == window
 

@@ -73,10 +73,14 @@ if call('PTTL', usage) == -1 then -- once a day
 end
 
 -- The same sums by end user: a field for each has lines `model\nkey\tsums` after a line break, and the field '' counts
--- the lines of the day. Callers invent end users, so beyond MOST_END_USER_ROWS they are counted as USAGE_OTHER.
+-- the lines of the day. Callers invent end users, so beyond MOST_END_USER_ROWS they are counted as USAGE_OTHER. They
+-- invent models too: what separates is escaped in their names.
 local by_user = key_end_user_usage(row[3], day)
 local function line_of(user, model)
-  local text, name = call('HGET', by_user, user) or '\n', '\n' .. model .. '\n' .. row[4] .. '\t'
+  local escaped = string.gsub(model, '[%%\t\n]', function(separator)
+    return string.format('%%%02X', string.byte(separator))
+  end)
+  local text, name = call('HGET', by_user, user) or '\n', '\n' .. escaped .. '\n' .. row[4] .. '\t'
   local _, last = string.find(text, name, 1, true)
   return text, name, last
 end
