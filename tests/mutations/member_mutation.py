@@ -566,6 +566,11 @@ def an_unknown_member(stream: Stream, rng: random.Random) -> bool:
     frame = rng.choice(frames)
     value = rng.choice([None, 4711, 0.5, "c4n4ry", [], {}, [{"c4n4ry": None}], {"content": "c4n4ry"}, True])
     frame.touched("an unknown member")
-    inner = [value for path, value in _walk(frame.json) if isinstance(value, dict) and path[-1] not in _INPUTS]
+    inner = [
+        value
+        for path, value in _walk(frame.json)
+        # An empty object may stand where a list was: with a member it would no longer be empty.
+        if isinstance(value, dict) and path[-1] not in _INPUTS and (value or path[-1] == "delta")
+    ]
     rng.choice([frame.json, *inner])["novelty_of_tomorrow"] = value
     return True
