@@ -223,6 +223,7 @@ class EmbeddedRedis:
             "save": "",  # the append-only file is enough; snapshots only cost forks
             "maxmemory": str(self._maxmemory_bytes or machine_memory_bytes() // 2),
             "maxmemory-policy": "noeviction",  # a job is never evicted: submits are refused instead
+            "hash-max-listpack-value": "8192",  # a job's record in one piece: 400 bytes less
             "slowlog-log-slower-than": "-1",  # it would keep the arguments of slow commands: prompts
             **self._options,
         }

@@ -129,6 +129,9 @@ class Settings(BaseSettings):
     """Share of Redis's ``maxmemory`` that one tenant's requests may take while they wait, run, or are kept for a retry; one more is
     refused with 429. 0 is no limit. Raise it if there is only one tenant; ``tokenspool tenants set --waiting-bytes`` overrides it."""
 
+    compress_above_bytes: int = Field(1_024, ge=0, le=1 << 30)
+    """Requests and results above this many bytes are kept compressed in Redis. 0 compresses none; those that are compressed are
+    read all the same."""
     log_retention_s: Seconds = 3_600
     """How long the events of an ended job can be replayed."""
     batch_log_retention_s: Seconds = 60

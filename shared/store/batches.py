@@ -38,6 +38,7 @@ from shared.limits import NO_LIMITS, CallerLimits, LimitState, argument_of, rese
 from shared.settings import Settings, routes_of
 from shared.store import limits, redis_keys
 from shared.store.commands import Commands
+from shared.store.compression import stored
 from shared.store.idempotency import key_hash
 from shared.store.jobs import cancel_arguments, cost_usd_of, retention
 from shared.store.memory import Memory
@@ -167,7 +168,8 @@ class Batches:
                         "prompt_hash": prompt_hash_of(item.request),
                     } | ({"end_user": item.end_user} if item.end_user else {})
                     estimate = self._estimates.of(item.model, reservation_of(item.request))
-                    arguments += (item.line, item.job_id, flow, item.request, msgspec.json.encode(own), estimate)
+                    request = await stored(item.request, self._settings.compress_above_bytes)
+                    arguments += (item.line, item.job_id, flow, request, msgspec.json.encode(own), estimate)
                 case InvalidItem():
                     arguments += (item.line, "", "", "", msgspec.json.encode(item), 0)
         reply = await self._commands.run(

@@ -27,6 +27,7 @@ from shared.limits import LimitState, Reservation, argument_of
 from shared.settings import Settings, routes_of
 from shared.store import limits, redis_keys
 from shared.store.commands import Commands
+from shared.store.compression import restored, stored
 from shared.store.idempotency import key_hash
 from shared.store.memory import Memory
 from shared.store.page import Bounds, Sized, Stretch, Stretches, WantedOf, read_page, sized, stretch_of, stretches_of
@@ -166,7 +167,7 @@ class Jobs:
                 end_user=spec.end_user,
             ),
             state=JobState.QUEUED,
-            request=submission.request,
+            request=await stored(submission.request, self._settings.compress_above_bytes),
             spec=msgspec.json.encode(spec),
             timeout_ms=spec.timeout_s * 1000,
             expires_in_ms=expires_in_s * 1000,
@@ -209,6 +210,7 @@ class Jobs:
             result = self._content(job_id, tenant, "result") if with_result else None
             record = await reply
             raw = await result if result is not None else None
+            raw = raw and await restored(raw)
         if record[0] != tenant.encode():
             raise NotFound
         job = job_of(job_id, record, raw)
@@ -241,7 +243,7 @@ class Jobs:
         """The job and the upstream request that it was submitted with. Raises NotFound, TooManyReads."""
         job = await self.get(job_id, tenant)
         async with self._reads.turn(tenant, self._settings.max_body_bytes):
-            return job, await self._content(job_id, tenant, "request") or b"{}"
+            return job, await restored(await self._content(job_id, tenant, "request") or b"{}")
 
     # For jobs whose tenant was checked before: none of these checks it.
 
@@ -255,12 +257,13 @@ class Jobs:
         return int(await self._commands.call("HGET", redis_keys.job(job_id), "attempts") or 0)
 
     async def contents(self, kind: Content, job_ids: Sequence[str]) -> list[bytes | None]:
-        """Their requests or results as stored; None for each that is not there. First take a turn for their ``sizes``."""
+        """Their requests or results; None for each that is not there. First take a turn for their ``sizes``."""
         read = ("HGET", redis_keys.job, "request") if kind == "request" else ("GET", redis_keys.result)
-        return await self._each(job_ids, *read)
+        found: list[bytes | None] = await self._each(job_ids, *read)
+        return [kept and await restored(kept) for kept in found]
 
     async def sizes(self, kind: Content, job_ids: Sequence[str]) -> list[int]:
-        """The sizes of their requests or results in bytes; 0 for each that is not there."""
+        """The bytes that their requests or results take in Redis; 0 for each that is not there."""
         read = ("HSTRLEN", redis_keys.job, "request") if kind == "request" else ("STRLEN", redis_keys.result)
         return await self._each(job_ids, *read)
 

@@ -11,7 +11,9 @@ import msgspec
 from shared.events import EventId
 from shared.job import Job, JobState
 from shared.partial import Folding
+from shared.settings import Settings
 from shared.store.commands import Commands
+from shared.store.compression import restored, stored
 from shared.store.log import Log
 from shared.store.reads import RESULT_BYTES, Reads
 
@@ -24,8 +26,9 @@ _DUE_AT_ONCE: Final = 20
 class Partials:
     """The partial answers of a shard."""
 
-    def __init__(self, commands: Commands, reads: Reads, log: Log) -> None:
+    def __init__(self, commands: Commands, settings: Settings, reads: Reads, log: Log) -> None:
         self._commands = commands
+        self._compress_above_bytes = settings.compress_above_bytes
         self._reads = reads
         self._log = log
 
@@ -37,9 +40,9 @@ class Partials:
     async def _of(self, job: Job) -> bytes | None:
         if job.has_ended:
             async with self._reads.turn(job.tenant, RESULT_BYTES):
-                stored: bytes | None = await self._commands.run("content", id=job.id, tenant=job.tenant, kind="result")
-            if stored:
-                return stored
+                kept: bytes | None = await self._commands.run("content", id=job.id, tenant=job.tenant, kind="result")
+            if kept:
+                return await restored(kept)
         return await self._folded(job.id, job.claim_epoch, tenant=job.tenant)
 
     async def keep_due(self) -> bool:
@@ -47,7 +50,8 @@ class Partials:
         due = await self._commands.run("due_partials", most=_DUE_AT_ONCE)
         for job_id, claim_epoch in due:
             partial = await self._folded(job_id.decode(), int(claim_epoch))
-            await self._commands.run("keep_partial", id=job_id, partial=partial or b"")
+            partial = await stored(partial or b"", self._compress_above_bytes)
+            await self._commands.run("keep_partial", id=job_id, partial=partial)
         return len(due) == _DUE_AT_ONCE
 
     async def _folded(self, job_id: str, claim_epoch: int, *, tenant: str | None = None) -> bytes | None:

@@ -15,6 +15,7 @@ from shared.job import JobSpec, JobState, Step, Usage
 from shared.settings import Settings
 from shared.store import redis_keys
 from shared.store.commands import Commands
+from shared.store.compression import restored, stored
 from shared.store.jobs import overdue_arguments, retention
 from shared.store.script import sources, target
 from shared.telemetry import get_logger
@@ -129,7 +130,7 @@ class Queue:
             **overdue_arguments(self._settings),
             bounds=[part for quota in quotas.items() for part in quota],
         )
-        return [claim for claim in map(_readable, claims) if claim], _seconds(due_ms)
+        return [claim for fields in claims if (claim := await _readable(fields))], _seconds(due_ms)
 
     async def renew(
         self, claims: Iterable[tuple[str, int]], last_tokens_ms: Mapping[str, int] = NOTHING_CAME
@@ -213,7 +214,7 @@ class Queue:
             sources=sources(ending.step),
             state=target(ending.step),
             seq=seq,
-            result=ending.result,
+            result=await stored(ending.result, self._settings.compress_above_bytes),
             retention=retention(self._settings),
             cost="" if cost is None else cost,
             usage=msgspec.json.encode(ending.usage) if ending.usage is not None else "",
@@ -229,12 +230,12 @@ class Queue:
         return {JobState.QUEUED: await queued, JobState.RUNNING: await running}
 
 
-def _readable(fields: list[Any]) -> Claim | None:
+async def _readable(fields: list[Any]) -> Claim | None:
     """None if we cannot read the record, for example a newer release's: when its lease expires, another worker may take it."""
     try:
         job_id, tenant, *numbers, request, spec = fields  # in the order of Claim
         parsed_spec = msgspec.json.decode(spec, type=JobSpec)
-        return Claim._make((job_id.decode(), tenant.decode(), *map(int, numbers), request, parsed_spec))
+        return Claim._make((job_id.decode(), tenant.decode(), *map(int, numbers), await restored(request), parsed_spec))
     except (ValueError, TypeError):
         get_logger("queue").error("job_unreadable", job_id=fields[0].decode())
         return None

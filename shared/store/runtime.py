@@ -135,7 +135,7 @@ async def open_runtime(
             batches=batches,
             operations=operations,
             log=log,
-            partials=Partials(commands, reads, log),
+            partials=Partials(commands, settings, reads, log),
             attempts=Attempts(commands, reads),
             queue=Queue(commands, settings, urgent),
             workers=workers,

@@ -16,6 +16,7 @@ from shared.errors import NotFound
 from shared.settings import Settings
 from shared.store import redis_keys
 from shared.store.commands import Commands
+from shared.store.compression import restored
 from shared.store.page import Sized, read_page, sized, stretches_of
 from shared.store.reads import Reads, Record
 from shared.webhooks import Attempt, Delivery, DeliveryState, EventType, Next, Reason, Secrets, delivery_id_of
@@ -109,11 +110,11 @@ class Webhooks:
         return bool(reply)
 
     async def result_of(self, delivery: Delivery) -> bytes | None:
-        """The result of the delivery's job, as stored; None if it has none, or no longer has one."""
+        """The result of the delivery's job; None if it has none, or no longer has one."""
         if delivery.event is not EventType.JOB_SUCCEEDED:
             return None
         found: bytes | None = await self._commands.call("GET", redis_keys.result(delivery.subject))
-        return found
+        return found and await restored(found)
 
     async def secrets(self, tenant: str) -> Secrets:
         """The secrets that sign the tenant's deliveries. The first is created when it is first needed."""
