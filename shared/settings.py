@@ -109,6 +109,8 @@ class Settings(BaseSettings):
     keep_alive_s: Seconds = 75
     """After this time an idle connection is closed. Keep it longer than the idle timeout of the proxy in front, so that the proxy
     closes first."""
+    dashboard: bool = True
+    """Whether the API serves its page at ``/``. The page is a client of the API: it shows a caller what its key may see."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins whose pages may call this API from a browser, separated by commas, or ``*`` (not with ``TOKENSPOOL_AUTH=off``).
     Empty: CORS is off."""

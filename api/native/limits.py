@@ -9,6 +9,7 @@ from starlette.responses import Response
 from api.dependencies import Api, Reader
 from api.http.responses import json_response
 from api.openapi import LISTS, json_of, operation
+from shared.api_key import Scope
 from shared.clock import to_rfc3339
 from shared.limits import NANO_USD, LimitUse
 
@@ -60,6 +61,8 @@ class LimitsView(msgspec.Struct, frozen=True):
     """All limits that the caller's submits must keep, as they were in one moment."""
 
     read_at: str
+    scopes: list[Scope]
+    """What the caller may do."""
     tenant: LimitsOfTenant
     key: LimitsOfKey | None
     """Null for a caller without an API key."""
@@ -72,6 +75,7 @@ async def read_limits(api: Api, caller: Reader) -> Response:
     found = await api.runtime.limits.of(caller)
     view = LimitsView(
         to_rfc3339(found.now_ms),
+        [scope for scope in Scope if scope in caller.scopes],
         LimitsOfTenant(id=caller.tenant, **_views_of(found.tenant)),
         None if caller.key_id is None else LimitsOfKey(id=caller.key_id, **_views_of(found.key)),
     )

@@ -1,0 +1,92 @@
+// The shell: who is signed in, the list of pages, and which of them is shown.
+import { html, render, useEffect, useState } from "./vendor/preact.js";
+import { SignIn } from "./components/sign_in.js";
+import { Failure } from "./components/failure.js";
+import { useSession } from "./session.js";
+import { Overview } from "./pages/overview.js";
+import { Playground } from "./pages/playground.js";
+import { Jobs } from "./pages/jobs.js";
+import { JobPage } from "./pages/job.js";
+
+// needs: the scope without which the page shows nothing. A path may end with an id.
+const PAGES = [
+  { path: "overview", title: "Overview", component: Overview, needs: "read" },
+  { path: "playground", title: "Playground", component: Playground, needs: "submit" },
+  { path: "jobs", title: "Jobs", component: Jobs, needs: "read", one: JobPage },
+];
+
+// "#/jobs/job_1?status=failed" → ["jobs", "job_1", URLSearchParams]
+function placeOf(hash) {
+  const [path, search = ""] = hash.replace(/^#\/?/, "").split("?");
+  const [page = "", id = ""] = path.split("/");
+  return { page, id: decodeURIComponent(id), search: new URLSearchParams(search) };
+}
+
+function usePlace() {
+  const [place, setPlace] = useState(placeOf(location.hash));
+  useEffect(() => {
+    const changed = () => setPlace(placeOf(location.hash));
+    addEventListener("hashchange", changed);
+    return () => removeEventListener("hashchange", changed);
+  }, []);
+  return place;
+}
+
+const THEME = "tokenspool.theme";
+
+function useTheme() {
+  const [theme, setTheme] = useState(localStorage.getItem(THEME) || "auto");
+  useEffect(() => {
+    document.documentElement.dataset.theme = theme;
+    localStorage.setItem(THEME, theme);
+  }, [theme]);
+  return [theme, setTheme];
+}
+
+function App() {
+  const session = useSession();
+  const place = usePlace();
+  const [theme, setTheme] = useTheme();
+  const { who } = session;
+  if (session.error) return html`<main class="alone"><${Failure} error=${session.error} again=${session.again} /></main>`;
+  if (who === undefined) return html`<main class="alone" aria-busy="true"></main>`;
+  if (who === null) return html`<${SignIn} signIn=${session.signIn} />`;
+  const pages = PAGES.filter((page) => who.scopes.includes(page.needs));
+  const page = pages.find((one) => one.path === place.page) ?? pages[0];
+  const Shown = place.id && page?.one ? page.one : page?.component;
+  return html`
+    <a class="skip" href="#main">To the content</a>
+    <header>
+      <a class="name" href="#/">tokenspool</a>
+      <nav aria-label="Pages">
+        ${pages.map(
+          (one) => html`<a href=${`#/${one.path}`} aria-current=${one === page ? "page" : null}>${one.title}</a>`,
+        )}
+      </nav>
+      <div class="aside">
+        <${Tenant} session=${session} />
+        <select aria-label="Theme" value=${theme} onChange=${(event) => setTheme(event.target.value)}>
+          <option value="auto">System theme</option><option value="light">Light</option><option value="dark">Dark</option>
+        </select>
+      </div>
+    </header>
+    <main id="main" tabindex="-1">
+      ${Shown
+        ? html`<${Shown} key=${place.page + place.id + who.tenant} who=${who} id=${place.id} search=${place.search} />`
+        : html`<p class="empty">This key may neither read nor submit: there is nothing to show.</p>`}
+    </main>
+  `;
+}
+
+function Tenant({ session }) {
+  const { who } = session;
+  if (who.hasKey) {
+    return html`<span class="tenant" title="The tenant of the key">${who.tenant}</span>
+      <button type="button" class="plain" onClick=${session.signOut}>Sign out</button>`;
+  }
+  return html`<label class="tenant">Tenant
+    <input value=${who.tenant} size="10" spellcheck="false" onChange=${(event) => session.actFor(event.target.value)} />
+  </label>`;
+}
+
+render(html`<${App} />`, document.getElementById("app"));

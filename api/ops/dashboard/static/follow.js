@@ -1,0 +1,59 @@
+// Follows a job through cut connections: one state for each page that shows tokens as they come.
+import { events } from "./api.js";
+
+export const ENDS = ["succeeded", "failed", "cancelled", "expired"];
+const AGAIN_MS = 1000;
+
+// Calls on(event) for each event, over as many connections as it takes, until the job's end.
+// on({name: "connected" | "cut"}) says how the connection does; neither has data. Returns {cut(), stop()}.
+export function follow(path, on) {
+  let last = null;
+  let connection = null;
+  let isOver = false;
+
+  async function run() {
+    while (!isOver) {
+      connection = new AbortController();
+      try {
+        for await (const event of events(path, { after: last, signal: connection.signal })) {
+          if (event.id) last = event.id;
+          if (isOver) return;
+          on(event);
+          if (ENDS.includes(event.name)) isOver = true;
+        }
+      } catch (error) {
+        if (!isOver && error.status >= 400 && error.status < 500) {
+          isOver = true;
+          on({ name: "refused", error });
+        }
+      }
+      if (!isOver) {
+        on({ name: "cut", id: last });
+        await new Promise((resume) => setTimeout(resume, AGAIN_MS));
+      }
+    }
+  }
+
+  run();
+  return {
+    cut: () => connection?.abort(),
+    stop() {
+      isOver = true;
+      connection?.abort();
+    },
+  };
+}
+
+// The answer so far, from the events so far. reset begins it anew, snapshot replaces it.
+export function answerAfter(answer, event) {
+  switch (event.name) {
+    case "delta":
+      return answer + JSON.parse(event.data).text;
+    case "snapshot":
+      return JSON.parse(event.data).text ?? answer;
+    case "reset":
+      return "";
+    default:
+      return answer;
+  }
+}
