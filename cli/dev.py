@@ -93,6 +93,7 @@ def _run(
         **_environment_without(*_UPSTREAM_VARIABLES),
         "TOKENSPOOL_AUTH": os.environ.get("TOKENSPOOL_AUTH") or Auth.OFF,  # only this machine reaches it
         "TOKENSPOOL_REDIS_URL": redis.url,
+        "TOKENSPOOL_DEV_CONTROLS": "on",  # the page has a button that kills the worker
         "PYTHONUNBUFFERED": "1",
     }
     settings = read_settings(redis_url=redis.url)

@@ -111,6 +111,8 @@ class Settings(BaseSettings):
     closes first."""
     dashboard: bool = True
     """Whether the API serves its page at ``/``. The page is a client of the API: it shows a caller what its key may see."""
+    dev_controls: bool = False
+    """Whether the page may kill workers of this machine, to show what happens then. ``tokenspool dev`` sets it; set it nowhere else."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins whose pages may call this API from a browser, separated by commas, or ``*`` (not with ``TOKENSPOOL_AUTH=off``).
     Empty: CORS is off."""

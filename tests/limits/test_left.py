@@ -42,7 +42,11 @@ async def test_without_limits_all_are_null(start_api: StartApi) -> None:
     before = await all_keys(api.runtime._commands)
     found = await read(api)
     assert await all_keys(api.runtime._commands) == before
-    assert (list(found), found["key"], found["tenant"].pop("id")) == (["read_at", "tenant", "key"], None, "default")
+    assert (list(found), found["key"], found["tenant"].pop("id")) == (
+        ["read_at", "scopes", "tenant", "key"],
+        None,
+        "default",
+    )
     assert found["tenant"] == dict.fromkeys([*NAMES, "waiting_bytes"])
     assert abs(from_rfc3339(found["read_at"]) - await now_ms(api.runtime)) < 5_000
 

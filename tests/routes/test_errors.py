@@ -24,8 +24,8 @@ _AN_OPERATION = "/v1/operations/op_" + "0" * 26
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/nope",
+        "/dev/kill-worker",
         "/v1",
         "/v1/jobs/",
         "/v1/jobs/a/b/c",

@@ -10,7 +10,9 @@ from shared.settings import load_settings
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
-NO_TENANTS: Final = frozenset({"/v1/models/{model_id:path}", "/problems/{code}", "/v1/tenants/{name}"})
+NO_TENANTS: Final = frozenset(
+    {"/v1/models/{model_id:path}", "/problems/{code}", "/v1/tenants/{name}", "/dashboard/{path:path}"}
+)
 """Paths whose parameters belong to no tenant. Those of operators have tests of their own in test_operator.py."""
 OF_OPERATORS: Final = ("/v1/tenants", "/v1/workers")
 """What only keys with the scope operator may ask for."""

@@ -9,27 +9,24 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.dependencies import Api
 from api.http.headers import one
+from api.http.responses import json_response
 from shared.errors import NotFound
 
 router = APIRouter(include_in_schema=False)
 
 STATIC: Final = Path(__file__).parent / "static"
 
-_POLICY: Final = "; ".join((
-    "default-src 'none'",
-    "script-src 'self'",
-    "style-src 'self'",
-    "connect-src 'self'",
-    "img-src 'self'",
-    "base-uri 'none'",
-    "form-action 'none'",
-    "frame-ancestors 'none'",
-))  # fmt: skip
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
 """No inline script or style, and nothing from elsewhere: an image in an answer would tell its host who reads it."""
 
 
@@ -61,6 +58,18 @@ _FILES: Final = {path.relative_to(STATIC).as_posix(): _read(path) for path in ST
 async def read_page(request: Request) -> Response:
     """The page."""
     return _response(request, "index.html")
+
+
+class Config(msgspec.Struct, frozen=True):
+    """What the page must know of its server, and no route of the API says."""
+
+    dev_controls: bool
+
+
+@router.get("/dashboard/config.json")
+async def read_config(api: Api) -> Response:
+    """Needs no key: it says nothing of any tenant."""
+    return json_response(msgspec.json.encode(Config(api.settings.dev_controls)))
 
 
 @router.get("/dashboard/{path:path}")

@@ -51,10 +51,12 @@ export function Playground({ who }) {
   const [request, setRequest] = useState({ prompt: PROMPT, max_tokens: 1024 });
   const following = useRef(null);
   const form = useRef(null);
+  const [canKill, setCanKill] = useState(false);
   const isRunning = view.status !== null && !ENDS.includes(view.status);
 
   useEffect(() => {
     if (who.scopes.includes("read")) get("/v1/models").then((page) => setModels(page.data)).catch(() => {});
+    get("/dashboard/config.json").then((config) => setCanKill(config.dev_controls && who.scopes.includes("operator"))).catch(() => {});
     return () => following.current?.stop();
   }, []);
 
@@ -86,6 +88,17 @@ export function Playground({ who }) {
       setJob(created);
       setView({ answer: "", story: [{ at: new Date(), text: `submitted as ${created.id}` }], status: "queued", tokens: 0, first: null });
       following.current = follow(created.urls.events, show(begunMs));
+    } catch (failure) {
+      setError(failure);
+    }
+  }
+
+  async function kill() {
+    try {
+      const { data } = await get(`${job.urls.self}/attempts`);
+      const { worker } = data.findLast((one) => one.ended_at === null) ?? data.at(-1);
+      await post("/dev/kill-worker", { worker });
+      setView((last) => ({ ...last, story: [...last.story, { at: new Date(), text: `you killed ${worker}: another one takes over` }] }));
     } catch (failure) {
       setError(failure);
     }
@@ -136,6 +149,7 @@ export function Playground({ who }) {
           ${view.tokens > 0 && html`<span class="hint">${view.tokens} events</span>`}
           <span class="push"></span>
           <button type="button" disabled=${!isRunning} onClick=${() => following.current.cut()}>Cut my connection</button>
+          ${canKill && html`<button type="button" disabled=${view.status !== "running"} onClick=${kill}>Kill the worker</button>`}
           <button type="button" disabled=${!isRunning || !who.scopes.includes("cancel")} onClick=${cancel}>Cancel</button>
         </div>
         <${Answer} text=${view.answer} isLive=${isRunning} />
