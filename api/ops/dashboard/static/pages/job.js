@@ -100,7 +100,7 @@ function Timeline({ job, attempts }) {
     bars.push({ name: first === null ? name : "", kind: one.outcome ?? "running", from: first ?? from, to, ms });
   }
   return html`
-    <svg class="timeline" viewBox=${`0 0 100 ${bars.length * 6}`} preserveAspectRatio="none" role="img"
+    <svg class="timeline" viewBox=${`0 0 100 ${bars.length * 6}`} height=${bars.length * 18} preserveAspectRatio="none" role="img"
       aria-label=${`Waited ${duration(job.timing.queued_ms)}, in all ${duration(job.timing.total_ms)}`}>
       ${bars.map((bar, number) => html`
         <rect class=${`bar ${bar.kind}`} x=${bar.from} y=${number * 6 + 1} height="4" width=${Math.max(bar.to - bar.from, 0.4)}>
@@ -108,7 +108,7 @@ function Timeline({ job, attempts }) {
         </rect>`)}
     </svg>
     <dl class="row spans">
-      <div><dt>Waited</dt><dd>${duration(job.timing.queued_ms)}</dd></div>
+      <div><dt>Waited</dt><dd>${duration(job.timing.queued_ms ?? Date.now() - begin)}</dd></div>
       <div><dt>First token</dt><dd>${duration(job.timing.first_token_ms)}</dd></div>
       <div><dt>Ran</dt><dd>${duration(job.timing.running_ms)}</dd></div>
       <div><dt>In all</dt><dd>${duration(job.timing.total_ms)}</dd></div>
