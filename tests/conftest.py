@@ -4,6 +4,7 @@
 ``own_server`` instead.
 """
 
+import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -30,6 +31,14 @@ def pytest_configure() -> None:
     # No deadline: a busy machine must not fail a test.
     hypothesis_settings.register_profile("tests", deadline=None, max_examples=50)
     hypothesis_settings.load_profile("tests")
+
+
+def pytest_collection_finish() -> None:
+    """Excepts the modules and the thousands of tests from garbage collection: they stay, and would be looked through
+    again by each collection, which some tests force.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
