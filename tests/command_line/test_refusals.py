@@ -65,7 +65,7 @@ def test_an_invalid_redis_url_is_reported_but_not_printed(
         ),
         (
             ("keys", "create", "--tenant", "acme", "--scope", "all"),
-            "--scope must be one of: submit, read, cancel, admin.",
+            "--scope must be one of: submit, read, cancel, admin, operator.",
         ),
         (("keys", "create", "--tenant", "acme", "--env", "Live"), "--env must be 1 to 16 characters of a-z and 0-9."),
         (("keys", "revoke", "x"), "A key id must be key_ and 16 characters, as shown by `tokenspool keys list`."),

@@ -11,8 +11,9 @@ import structlog
 from shared.errors import StorageFull, StorageUnavailable
 from shared.job import JobState, Priority
 from shared.store import redis_keys
+from shared.version import version
 from tests.running.crew import STEADY, TENANT, Crew, Hand, replace
-from tests.support.store import make_overdue, submit_many
+from tests.support.store import make_overdue, now_ms, submit_many
 from tests.support.wait import wait_until
 from worker import arq_worker
 
@@ -204,8 +205,10 @@ async def test_an_unreadable_record_is_logged_and_delays_no_other_job(crew: Crew
 async def test_what_a_worker_reports_about_itself(crew: Crew) -> None:
     hand = await crew.worker(concurrency=7)
     (told,) = await crew.runtime.workers.living()
+    assert int(told.pop("seen_ms")) == pytest.approx(await now_ms(crew.runtime), abs=5_000)
     assert told == {
         "name": hand.worker.name,
+        "version": version(),
         "running": "0",
         "concurrency": "7",
         "draining": "0",
