@@ -34,8 +34,9 @@ from tests.support.store import (
 
 @pytest.fixture(autouse=True)
 def settings_of_the_shell(real_redis: RedisUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sets Redis's URL in the environment."""
+    """Sets Redis's URL in the environment, and a short lease, because an erasure waits for one."""
     monkeypatch.setenv("TOKENSPOOL_REDIS_URL", real_redis.url)
+    monkeypatch.setenv("TOKENSPOOL_LEASE_S", "1")
 
 
 def test_a_tiny_limit_does_not_count_as_no_limit(tokenspool: Tokenspool) -> None:

@@ -1,4 +1,4 @@
-"""A deployment for the examples: an API and a worker with the default settings, and the stand-in for the LLM."""
+"""A deployment for the examples: an API, a worker that tries again soon, and the stand-in for the LLM."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +16,7 @@ def _deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment
     settings = {
         "TOKENSPOOL_WEBHOOK_ALLOW_NETWORKS": "127.0.0.0/8",
         "TOKENSPOOL_CORS_ORIGINS": f"http://127.0.0.1:{CHAT_PORT}",
+        "TOKENSPOOL_UPSTREAM_RETRY_BASE_S": "0.1",
         "TOKENSPOOL_PRICES": '{"sim*": {"input": 1, "output": 1}}',
     }
     with a_simulator(Path(tmp_path_factory.mktemp("simulator"))) as url, a_deployment(url, **settings) as deployment:

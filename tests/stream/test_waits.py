@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from api.anthropic_compat import message_stream
 from shared.events import OurEvent
 from shared.store.runtime import Runtime
 from tests.stream.conftest import Follow, Serve
@@ -137,8 +138,11 @@ async def test_a_job_that_a_drain_put_back_waits_for_its_turn(serve: Serve, runt
     assert [frame.event for frame in follower.frames] == ["started", "waiting", "started", "succeeded"]
 
 
-async def test_the_other_surfaces_streams_are_not_sent_it(runtime: Runtime, served: Served) -> None:
+async def test_the_other_surfaces_streams_are_not_sent_it(
+    runtime: Runtime, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`/v1/messages` and `/complete/stream` have no such event."""
+    monkeypatch.setattr(message_stream, "HOLD_S", 0.1)  # its head would come so late, as nobody has begun the answer
     message = {"model": "a-model", "max_tokens": 9, "messages": [{"role": "user", "content": "Why?"}], "stream": True}
     for path, body in (("/v1/messages", message), ("/complete/stream", {"prompt": "Why?"})):
         async with asking(served.url, path, method="POST", body=body) as response:

@@ -1,6 +1,7 @@
 """What reaches beyond a tenant: for keys with the scope operator alone, and without what the tenants wrote."""
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from shared.api_key import ALL_SCOPES, Scope
 from shared.limits import CallerLimits
 from shared.store.runtime import Runtime
-from tests.support.served import Served
+from tests.support.redis_servers import RedisUnderTest
+from tests.support.served import Served, serving
 from tests.support.wait import wait_until
 from tests.tenants.table import METHODS, OF_OPERATORS, routes
 from tests.tenants.victim import ATTACKER, CANARY, VICTIM, Victim, a_key, state_of_all
@@ -18,6 +20,13 @@ _OPERATOR = "tenant-of-operators"
 _NAMES = (VICTIM, ATTACKER, "nobody", "*", "a:b", "a b", "", "x" * 65, "..", f"{VICTIM}&tenant={ATTACKER}")
 """Tenants that exist, the caller's own, one that does not, and texts that are no names."""
 _OF_LISTS = ("/v1/jobs", "/v1/batches", "/v1/usage", "/v1/keys", "/v1/jobs?sort=oldest_waiting")
+
+
+@pytest.fixture
+async def served(victim: Victim, real_redis: RedisUnderTest) -> AsyncIterator[Served]:
+    """An API with a short lease, because an erasure waits for one."""
+    async with serving(real_redis.url, auth="keys", lease_s=1) as running:
+        yield running
 
 
 @pytest.fixture
