@@ -7,6 +7,7 @@ as an orphan, and never twice on one directory. Acknowledged writes are in its a
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ _HOST = "127.0.0.1"
 _LONGEST_SOCKET_PATH_BYTES = 103
 _SOCKET_NAME = "redis.sock"
 _POLL_S = 0.005
+_PORTS = range(20_000, 32_000)
 
 
 class EmbeddedRedisError(Exception):
@@ -331,8 +333,13 @@ def _is_too_long(path: Path) -> bool:
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port that nothing listens on now.
+
+    It is below those that the kernel gives to clients: a connection could take one of these before the server listens,
+    or while it restarts.
+    """
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((_HOST, port))
+            return port

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cli.embedded_redis import free_port
 from shared.api_key import ALL_SCOPES, new_key_text
 from shared.limits import CallerLimits
 from tests.chaos.conftest import HistoryOf
@@ -22,7 +23,6 @@ from tests.support.deployment import (
     Deployment,
     Process,
     away,
-    free_port,
 )
 from tests.support.facts import Fact
 from tests.support.follower import ask, asking

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
+from cli.embedded_redis import free_port
 from tests.command_line.dev_terminal import CTRL_C, DevTerminal, kill
-from tests.support.deployment import free_port
 from tests.support.facts import Fact
 from tests.support.follower import ask
 from tests.support.interruptible import INTERRUPTIBLE

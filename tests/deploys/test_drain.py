@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from cli.embedded_redis import free_port
 from cli.serve import _PARTING_S
 from shared.job import JobKind, JobState, Step
 from shared.store import redis_keys
@@ -20,7 +21,7 @@ from shared.store.queue import Ending
 from shared.store.runtime import Runtime
 from tests.support.author import Author
 from tests.support.builders import a_text_delta, an_answer, block_start, encoded, message_start, wired
-from tests.support.deployment import Api, Deployment, a_deployment, free_port
+from tests.support.deployment import Api, Deployment, a_deployment
 from tests.support.follower import Cut, Follower, Response, ask, asking, following
 from tests.support.store import claim, state_of
 from tests.support.wait import wait_until

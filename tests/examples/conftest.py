@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.deployment import Deployment, a_deployment, a_simulator, free_port
+from cli.embedded_redis import free_port
+from tests.support.deployment import Deployment, a_deployment, a_simulator
 
 CHAT_PORT = free_port()
 """Of the example of a chat: the API allows pages of that origin."""

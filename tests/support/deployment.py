@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ import psutil
 import redis
 
 from cli.child import Child, start_child
-from cli.embedded_redis import EmbeddedRedis
+from cli.embedded_redis import EmbeddedRedis, free_port
 from shared.api_key import new_key_text
 from shared.settings import load_settings
 from shared.store.runtime import Runtime, open_runtime
@@ -350,13 +349,6 @@ def a_deployment(simulator_url: str, **settings: str) -> Iterator[Deployment]:
         if not leaked:
             shutil.rmtree(directory, ignore_errors=True)
     assert leaked == [], leaked
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def away(redis: EmbeddedRedis, seconds: float) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from cli.child import start_child
-from cli.embedded_redis import EmbeddedRedis
+from cli.embedded_redis import EmbeddedRedis, free_port
 from shared.api_key import new_key_id
 from shared.job import Step, new_id
 from shared.settings import load_settings
@@ -25,7 +25,6 @@ from shared.store.queue import Ending
 from shared.store.runtime import Runtime, open_runtime
 from tests.support.batches import a_result, fail
 from tests.support.builders import a_text_delta, lines
-from tests.support.deployment import free_port
 from tests.support.store import append, begin, claim_one, finish, make_overdue, receive, start, start_batch, submit
 from tests.tenants.table import OwnedPath, owned_paths
 from tests.tenants.victim import ATTACKER, VICTIM, a_key
