@@ -13,6 +13,7 @@ from tests.support.served import Served, serving
 
 NO_REDIS = "redis://127.0.0.1:1/0"
 """Nothing listens there: these tests need no Redis."""
+_FIRST_BYTE_S = 5.0
 A_HEAD = b"GET /health/live HTTP/1.1\r\nHost: api\r\n\r\n"
 
 
@@ -49,19 +50,26 @@ async def say(served: Served, raw: bytes, *, patience_s: float = 0.3) -> Heard:
 
 
 async def hear(reader: asyncio.StreamReader, *, patience_s: float = 5.0) -> Heard:
-    """Reads until the connection ends, or nothing arrives for ``patience_s``."""
-    heard = b""
-    while True:
+    """Reads until the connection ends, or nothing more arrives for ``patience_s``; the first byte may take longer.
+
+    Waits twice for half of it: this loop is the API's too, so after a standstill of the machine one wait ends before
+    the API could write.
+    """
+    heard, silences = b"", 0
+    while silences < 2:
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(patience_s / 2 if heard else _FIRST_BYTE_S):
                 piece = await reader.read(1 << 16)
         except TimeoutError:
-            return Heard(heard, closed=False)
+            silences += 1
+            continue
         except ConnectionError:
             return Heard(heard, closed=True)
         if not piece:
             return Heard(heard, closed=True)
         heard += piece
+        silences = 0
+    return Heard(heard, closed=False)
 
 
 @contextlib.asynccontextmanager
