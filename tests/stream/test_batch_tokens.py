@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -74,7 +75,12 @@ async def _all_run(runtime: Runtime, count: int) -> None:
 
 
 async def test_every_item_of_a_batch_is_complete(
-    served: Served, runtime: Runtime, simulator: Simulator, redis_under_test: RedisUnderTest, fact: Fact
+    served: Served,
+    runtime: Runtime,
+    simulator: Simulator,
+    redis_under_test: RedisUnderTest,
+    fact: Fact,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Twenty items, as many at once as the worker runs on this busy loop.
 
@@ -89,12 +95,28 @@ async def test_every_item_of_a_batch_is_complete(
     ]
     staying, broken, late = followers[0::3], followers[1::3], followers[2::3]
 
+    seen_before = {id(follower): 0 for follower in (*staying, *late)}
+    """The number of frames before a follower's last connection, once it makes that."""
+
     async def break_off(follower: BatchFollower) -> BatchFollower:
-        for most_bytes in (1, 700, 3000, 9000, 20_000, 5_000):
+        for most_bytes in (1, 700, 3000, 2000, 4000, 1500):  # _BEGUN items have more bytes than any of these
             await follower.follow_once(most_bytes=most_bytes)
+        seen_before[id(follower)] = len(follower.frames)
         return await follower.follow()
 
-    async with working(redis_under_test.url, simulator.url, concurrency=40, low_priority_share=1):
+    def is_there(follower: BatchFollower) -> bool:
+        before = seen_before.get(id(follower), len(follower.frames))
+        return any(frame.event != "progress" for frame in follower.frames[before:])
+
+    async with working(redis_under_test.url, simulator.url, concurrency=40, low_priority_share=1) as worker:
+        finish = worker._runtime.queue.finish
+        all_are_there = asyncio.Event()
+
+        async def finish_late(*arguments: Any, **named: Any) -> Any:
+            await all_are_there.wait()  # who is away at an item's end is not sent it
+            return await finish(*arguments, **named)
+
+        monkeypatch.setattr(worker._runtime.queue, "finish", finish_late)
         tasks = [asyncio.create_task(follower.follow()) for follower in staying]
         await _all_run(runtime, _BEGUN)
         tasks += [asyncio.create_task(break_off(follower)) for follower in broken]
@@ -103,6 +125,8 @@ async def test_every_item_of_a_batch_is_complete(
         for _ in range(4):
             await every_pubsub_connection_cut(runtime)
             await asyncio.sleep(0.2)
+        await wait_until(lambda: all(map(is_there, followers)), "the followers", timeout_s=20)
+        all_are_there.set()
         await asyncio.gather(*tasks)
     for follower in followers:
         assert follower.ended is not None
