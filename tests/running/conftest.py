@@ -25,7 +25,7 @@ from tests.running.ledger import assert_ledger_matches
 from tests.support.redis_servers import RedisUnderTest
 from tests.support.store import assert_consistent, keys_that_leak
 
-LONGEST_TEST_S = 25
+LONGEST_TEST_S = 50
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -16,6 +16,8 @@ from tests.support.served import Served
 from tests.support.story import assert_saw
 from tests.support.wait import wait_until
 
+pytestmark = pytest.mark.timeout(120)  # takes some seconds; a busy machine needs more
+
 
 @pytest.fixture(autouse=True)
 def enough_files() -> None:
