@@ -36,6 +36,9 @@ async def _of_a_shut_route(crew: Crew, _hand: Hand) -> str:
 
 async def _of_a_full_route(crew: Crew, hand: Hand) -> str:
     await crew.ended(await crew.submit())
+    async with hand.worker._claiming:  # what it knew from before the call was reserved would let a second job start
+        hand.worker._governor._gates.forget()
+        await hand.worker._governor.quotas()
     await look_anew(hand.runtime)
     job_id = await crew.submit()
     await let_pass(crew.runtime, 58)
