@@ -148,7 +148,14 @@ def least_heard(call: Call) -> int:
     """The smallest number of sent tokens that the worker must have read."""
     if _UNREAD & set(call.faults):  # tokens in the same piece are not read, and the simulator may send more after it
         return 0
-    return call.tokens_sent - (1 if call.ended == "fault" else _LATE)
+    return call.tokens_sent - (1 if call.ended == "fault" else _LATE + _sent_late(call))
+
+
+def _sent_late(call: Call) -> int:
+    """How many tokens the simulator sent at once after the event loop, which is the worker's too, had stood still."""
+    if call.first_token_s is None or call.ended_s is None:
+        return 0
+    return int(call.tokens_sent * min(1, call.max_late_s / max(1e-6, call.ended_s - call.first_token_s)))
 
 
 def estimate_of(script: str, call: Call, tokens: int) -> int | None:
