@@ -1,5 +1,5 @@
 """The background loops of an API process: they expire overdue jobs, clean up after processes that died, watch Redis's
-memory, check that API keys are still valid, and notice the server's stop.
+memory, sample the figures and show them, check that API keys are still valid, and notice the server's stop.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ from typing import Any, Final
 from api.edge.server import Server
 from api.edge.uvicorn_internals import running_server
 from api.jobs import operations
+from api.ops import stats
 from api.state.api_state import ApiState
 from api.state.drain import Phase
 from shared.errors import Problem
@@ -21,6 +22,8 @@ _EXPIRED_AT_ONCE: Final = 200
 _ATTEND_S: Final = 2.0
 _UPKEEP_S: Final = 1.0
 _OPERATE_LOOK_S: Final = 1.0
+_SAMPLE_LATE_S: Final = 0.01
+"""The sample is taken this long after a bucket has begun."""
 _STOP_LOOK_S: Final = 0.1
 _AFTER_A_FAILURE_S: Final = 1.0
 _LOGGED_EVERY_S: Final = 60.0
@@ -37,6 +40,8 @@ def loops_of(api: ApiState) -> dict[str, Coroutine[Any, Any, None]]:
         "waits": _kept_going("waits", api.relay.notice_waits),
         "operate": _kept_going("operate", lambda: _operate(api)),
         "erase": _kept_going("erase", lambda: _erase_tenants(api.runtime)),
+        "sample": _kept_going("sample", lambda: _sample(api.runtime)),
+        "live": _kept_going("live", lambda: stats.show(api)),
         "memory": _kept_going("memory", api.runtime.memory.watch),
         **({"keys": _kept_going("keys", api.key_ring.attend)} if api.settings.auth is Auth.KEYS else {}),
         "stop": _stop_with_the_server(api),
@@ -76,8 +81,18 @@ async def _attend(api: ApiState) -> None:
     Never returns; raises Problem if Redis fails.
     """
     while True:
-        await api.runtime.jobs.attend(api.name)
+        await api.runtime.jobs.attend(api.name, api.relay.follower_count + api.batch_relay.follower_count)
         await asyncio.sleep(_ATTEND_S)
+
+
+async def _sample(runtime: Runtime) -> None:
+    """Samples the queue for the figures of the last hour, if no other process does.
+
+    Never returns; raises Problem if Redis fails.
+    """
+    while True:
+        left_s = await runtime.figures.sample()
+        await asyncio.sleep(left_s + _SAMPLE_LATE_S)
 
 
 async def _upkeep(runtime: Runtime) -> None:

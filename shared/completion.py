@@ -143,6 +143,11 @@ class Completion:
             raise GarbledStream("the usage does not fit") from error
 
     @property
+    def pieces(self) -> int:
+        """How many deltas have come: about one for each token. Costs the same however many they are."""
+        return sum([block.pieces for block in self._blocks.values()])
+
+    @property
     def tokens_heard(self) -> int:
         """Estimated tokens of the answer so far, where the upstream has reported none.
 
@@ -196,6 +201,10 @@ class _Block:
                 self.start["signature"] = _needed(delta.signature)  # replaces the one before, as in the official SDKs
             case "citations_delta":
                 self._citations.append(_needed(delta.citation))
+
+    @property
+    def pieces(self) -> int:
+        return len(self.text) + len(self._partial_json) + len(self._thinking)
 
     def parts(self) -> list[str]:
         """The text of every delta, of whatever kind."""

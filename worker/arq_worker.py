@@ -297,10 +297,12 @@ class ArqWorker(arq.Worker):
                 "concurrency": self.max_jobs,
                 "draining": int(self._stopping.is_set()),
                 "strays": self._strays,
+                "tokens_per_s": round(self._context.tokens_per_s(), 1),
                 "redis_problems": msgspec.json.encode(self._runtime.problems.current).decode(),
                 **self._context.llm_state.facts,
             },
         )
+        await self._context.figures.send()
         return _TICK_S
 
     async def _govern(self) -> float:
@@ -343,6 +345,7 @@ class ArqWorker(arq.Worker):
         await delivering
         try:
             async with asyncio.timeout(1):
+                await self._context.figures.send(at_once=True)
                 await self._runtime.workers.withdraw(self.name)
         except (*AWAY, TimeoutError):
             pass

@@ -23,6 +23,7 @@ from shared.store.runtime import Runtime
 from shared.store.upstreams import Obstacle
 from shared.telemetry import Logger
 from worker.count_tokens import count_tokens
+from worker.figures import WorkerFigures
 from worker.governor import Governor, Permit
 from worker.llm_state import LlmState
 from worker.log_writer import JobLog, LogWriter
@@ -62,6 +63,7 @@ class RunContext:
     writer: LogWriter
     governor: Governor
     llm_state: LlmState
+    figures: WorkerFigures
     logger: Logger
     runs: "dict[str, _Run]" = field(default_factory=dict)
     """By job id, those under way."""
@@ -71,19 +73,25 @@ class RunContext:
         newest = {claim.id: self.runs[claim.id].last_token_ms for claim in claims if claim.id in self.runs}
         return {job_id: last_ms for job_id, last_ms in newest.items() if last_ms is not None}
 
+    def tokens_per_s(self) -> float:
+        """Counts the tokens of the calls under way. Returns the rate of all over the last seconds."""
+        return self.figures.look(run.call for run in self.runs.values() if run.call is not None)
+
 
 def run_context(
     runtime: Runtime, settings: Settings, providers: Mapping[ProviderName, Provider], logger: Logger
 ) -> RunContext:
     """Made once, in a running event loop."""
     outage = Outage(logger)
+    now_s = asyncio.get_running_loop().time
     return RunContext(
         settings=settings,
         routes=routes_of(settings),
         providers=providers,
         writer=LogWriter(runtime, outage),
-        governor=Governor(runtime, settings, outage, logger, asyncio.get_running_loop().time),
+        governor=Governor(runtime, settings, outage, logger, now_s),
         llm_state=LlmState(),
+        figures=WorkerFigures(runtime.figures, now_s),
         logger=logger,
     )
 
@@ -128,7 +136,7 @@ class _Run:
         self._overloaded: set[str] = set()
         self._route: str | None = None
         """The name of the newest call's route."""
-        self._call: UpstreamCall | None = None
+        self.call: UpstreamCall | None = None
         """The newest call."""
         self._earlier_content_s: float | None = None
         """When the newest content of the calls before it arrived."""
@@ -159,7 +167,7 @@ class _Run:
         permit = await self._permit()
         self._begun += 1
         self._earlier_content_s = self._last_content_s
-        self._call = call = UpstreamCall(permit, Completion())
+        self.call = call = UpstreamCall(permit, Completion())
         begun_s = self._loop.time()
         outcome: Outcome | None = None
         try:
@@ -170,7 +178,7 @@ class _Run:
                     self._settings,
                     self._log,
                     claimed_s=self._claimed_s,
-                    on_first_content=self._context.governor.on_first_content,
+                    on_first_content=self._on_first_content,
                     on_answered=self._await_last_words,
                 )
             )
@@ -192,6 +200,11 @@ class _Run:
             outcome = outcome._replace(has_stand_in=self._chain()[0].name not in self._overloaded)
         return outcome
 
+    def _on_first_content(self, permit: Permit) -> None:
+        self._context.governor.on_first_content(permit)
+        if self._earlier_content_s is None:
+            self._context.figures.first_token((self._loop.time() - self._claimed_s) * 1000)
+
     @property
     def _cannot_retract(self) -> bool:
         return self._log.has_published and not self._claim.spec.may_start_over
@@ -204,7 +217,7 @@ class _Run:
 
     @property
     def _last_content_s(self) -> float | None:
-        of_newest_s = None if self._call is None else self._call.last_content_s
+        of_newest_s = None if self.call is None else self.call.last_content_s
         return self._earlier_content_s if of_newest_s is None else of_newest_s
 
     async def _one_count(self) -> Outcome:
@@ -261,6 +274,7 @@ class _Run:
     def _close_call(self, call: UpstreamCall, outcome: Outcome | None, begun_s: float) -> None:
         """Closes the call's row in the ledger. No outcome: it was interrupted, since the job ended or another worker has it."""
         spent = call.spent(outcome)
+        self._context.figures.call_ended(call, spent.usage.output_tokens)
         first_token_ms = None if call.first_content_s is None else int((call.first_content_s - begun_s) * 1000)
         cost = self._context.governor.close_call(
             call.permit, call.ended(outcome), spent, outcome, call.allowance, first_token_ms

@@ -37,6 +37,8 @@ class UpstreamCall:
     first_content_s: float | None = None
     """By the loop's clock."""
     last_content_s: float | None = None
+    tokens_counted: int | None = 0
+    """How many of its tokens are in the figures; None when all are."""
 
     async def run(
         self,

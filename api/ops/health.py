@@ -153,20 +153,24 @@ async def _as_told_to(tenant: str, report: HealthReport, api: ApiState) -> Healt
     """
     if not report.routes:
         return report
+    shown = await routes_shown_to(tenant, [route.route for route in report.routes], api)
+    return msgspec.structs.replace(report, routes=[route for route in report.routes if route.route in shown])
+
+
+async def routes_shown_to(tenant: str, names: Iterable[str], api: ApiState) -> set[str]:
+    """Those of the routes whose models this tenant has used since yesterday, or requested in its last jobs."""
     today = datetime.now(UTC).date()
     used = api.runtime.usage.days(tenant, today - timedelta(days=1), today)
     models = {row.model async for rows in used for row in rows}
     page = await api.runtime.jobs.list(tenant, after=None, limit=_LAST_JOBS)
     chains = [api.routes.chain_of(model) for model in models | {job.spec.model for job in page.jobs}]
-    own = {route.name for chain in chains for route in chain} | {
-        route.route for route in report.routes if route.route.partition("/")[2] in models
-    }
-    return msgspec.structs.replace(report, routes=[route for route in report.routes if route.route in own])
+    own = {route.name for chain in chains for route in chain}
+    return {name for name in names if name in own or name.partition("/")[2] in models}
 
 
 async def _report_of(api: ApiState) -> HealthReport:
     try:
-        routes = [_health_of(state) for state in await api.runtime.upstreams.look() if _is_troubled(state)]
+        routes = [health_of(state) for state in await api.runtime.upstreams.look() if _is_troubled(state)]
         depth = await api.runtime.queue.depth()
         workers = await api.runtime.workers.living()
     except Problem:
@@ -175,9 +179,7 @@ async def _report_of(api: ApiState) -> HealthReport:
     llm, since_ms = _merged(map(_llm_note_of, workers))
     if llm is LlmState.REACHABLE and any(route.circuit is Circuit.OPEN for route in routes):
         llm = LlmState.DEGRADED
-    problems = _distinct(
-        [*api.runtime.problems.current, *(each for worker in workers for each in _problems_of(worker))]
-    )
+    problems = problems_of(api.runtime.problems.current, workers)
     redis = "full" if api.runtime.memory.is_full else "ok" if all(each.is_warning for each in problems) else "refusing"
     is_ok = bool(workers) and llm in {LlmState.REACHABLE, LlmState.UNKNOWN} and redis == "ok"
     return HealthReport(
@@ -238,15 +240,17 @@ def _problems_of(worker: Mapping[str, str]) -> list[RedisProblem]:
         return []
 
 
-def _distinct(problems: Iterable[RedisProblem]) -> list[RedisProblem]:
-    return list(dict.fromkeys(problems))
+def problems_of(own: Iterable[RedisProblem], workers: Iterable[Mapping[str, str]]) -> list[RedisProblem]:
+    """What this process and the workers have against Redis, each once."""
+    return list(dict.fromkeys([*own, *(each for worker in workers for each in _problems_of(worker))]))
 
 
 def _is_troubled(state: RouteState) -> bool:
     return state.open_ms is not None or (state.shut_s > 0 and state.why != "full")
 
 
-def _health_of(state: RouteState) -> RouteHealth:
+def health_of(state: RouteState) -> RouteHealth:
+    """Whether a route may be called freely."""
     return RouteHealth(
         route=state.name,
         circuit=Circuit.CLOSED if state.open_ms is None else Circuit.OPEN,

@@ -1,5 +1,7 @@
 """``/v1/workers``: the workers that live, for keys with the scope ``operator``."""
 
+from collections.abc import Mapping
+
 import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -37,17 +39,19 @@ class WorkerList(msgspec.Struct, frozen=True):
 @operation({200: json_of(WorkerList, "The workers, sorted by name.")}, (400, 401, 503))
 async def list_workers(api: Api, _caller: Operator) -> Response:
     """The workers that live: their versions, slots and running jobs, and whether they drain."""
-    found = [
-        WorkerView(
-            name=facts.get("name", ""),
-            type="worker",
-            version=facts.get("version"),
-            slots=int(facts.get("concurrency", 0)),
-            running=int(facts.get("running", 0)),
-            draining=facts.get("draining") == "1",
-            last_seen_at=to_rfc3339(int(facts["seen_ms"])) if "seen_ms" in facts else None,
-            llm=facts.get("llm"),
-        )
-        for facts in await api.runtime.workers.living()
-    ]
+    found = [view_of(facts) for facts in await api.runtime.workers.living()]
     return json_response(msgspec.json.encode(WorkerList(sorted(found, key=lambda worker: worker.name))))
+
+
+def view_of(facts: Mapping[str, str]) -> WorkerView:
+    """A worker, by what it announces."""
+    return WorkerView(
+        name=facts.get("name", ""),
+        type="worker",
+        version=facts.get("version"),
+        slots=int(facts.get("concurrency", 0)),
+        running=int(facts.get("running", 0)),
+        draining=facts.get("draining") == "1",
+        last_seen_at=to_rfc3339(int(facts["seen_ms"])) if "seen_ms" in facts else None,
+        llm=facts.get("llm"),
+    )

@@ -16,6 +16,7 @@ from api.state.parsers import Parsers
 from api.state.relay import Relay
 from api.state.unsent_bytes import UnsentBytes
 from api.state.upload_slots import Uploads
+from api.state.viewers import Viewers
 from shared.routes import Routes
 from shared.settings import Settings
 from shared.store.runtime import Runtime
@@ -39,11 +40,12 @@ class BodyBudget:
 
 
 @dataclass
-class LastHealth:
-    """The last health report, and when it was made by the loop's clock, in seconds."""
+class LastReport:
+    """The last report of its kind, and when it was made by the loop's clock, in seconds."""
 
     report: Any = None
     at_s: float = 0.0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,11 @@ class ApiState:
     """See api/edge/uvicorn_internals.py."""
     let_past: LetPast = field(default_factory=LetPast)
     bodies: BodyBudget = field(default_factory=BodyBudget)
-    last_health: LastHealth = field(default_factory=LastHealth)
+    viewers: Viewers = field(default_factory=Viewers)
+    last_health: LastReport = field(default_factory=LastReport)
+    last_stats: LastReport = field(default_factory=LastReport)
+    last_history: LastReport = field(default_factory=LastReport)
+    """``at_s`` is the number of its newest bucket."""
 
     def wind_down(self, *, is_hurried: bool) -> Phase:
         """Advances the drain. Call it a few times a second after the stop signal, until it returns OVER.
@@ -80,6 +86,7 @@ class ApiState:
         self.drain.begin(now_s)
         self.relay.dismiss()
         self.batch_relay.dismiss()
+        self.viewers.dismiss()
         phase = Phase.OVER if is_hurried else self.drain.phase(now_s)
         if phase is Phase.OVER:
             self.stop()
@@ -91,6 +98,7 @@ class ApiState:
         self.shutdown.set()
         self.relay.close()
         self.batch_relay.dismiss()
+        self.viewers.dismiss()
 
 
 def api_of(request: Request) -> ApiState:

@@ -422,9 +422,9 @@ class Jobs:
             raise NotFound
         return bool(reply)
 
-    async def attend(self, name: str) -> None:
-        """The API process of that name is alive: its clients still wait for the jobs that name it."""
-        await self._urgent.run("attend", name=name, believed_ms=_BELIEVED_MS)
+    async def attend(self, name: str, followers: int = 0) -> None:
+        """The API process of that name is alive: its clients still wait for the jobs that name it. It has so many followers."""
+        await self._urgent.run("attend", name=name, believed_ms=_BELIEVED_MS, followers=followers)
 
     async def abandon(self) -> Sequence[str]:
         """Cancels jobs whose client waited at an API process that is gone. Returns their ids."""

@@ -1,13 +1,26 @@
 """How much memory Redis uses, and how much it may use."""
 
 import asyncio
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.errors import StorageFull, StorageUnavailable
 from shared.store.commands import Commands
 from shared.store.redis_problems import MAY_EVICT, NOT_PERSISTENT, RedisProblems
 
 _LOOK_S: Final = 1.0
+_PERSISTENCE: Final = {"1": "aof", "0": "none"}
+
+
+class RedisFacts(NamedTuple):
+    """What Redis said of itself at the last look; None: it did not say."""
+
+    used_bytes: int | None = None
+    max_bytes: int | None = None
+    """None, too, if it has no ``maxmemory``."""
+    policy: str | None = None
+    """Its ``maxmemory-policy``."""
+    persistence: str | None = None
+    """``aof`` or ``none``: only an append-only file keeps all acknowledged jobs."""
 
 
 class Memory:
@@ -21,6 +34,7 @@ class Memory:
         self._tenant_share = tenant_share
         self._problems = problems
         self.is_full = False
+        self.facts = RedisFacts()
         self.tenant_bytes = 0
         """What the requests of one tenant may take by default. 0 is no limit: none is set, or Redis has no ``maxmemory``."""
 
@@ -40,6 +54,12 @@ class Memory:
         most = int(facts.get("maxmemory", 0))
         self.tenant_bytes = int(most * self._tenant_share)
         self.is_full = most > 0 and int(facts.get("used_memory", 0)) > self._high_water * most
+        self.facts = RedisFacts(
+            int(facts["used_memory"]) if "used_memory" in facts else None,
+            most or None,
+            facts.get("maxmemory_policy"),
+            _PERSISTENCE.get(facts.get("aof_enabled", "")),
+        )
         if facts.get("maxmemory_policy", "noeviction") != "noeviction":
             self._problems.note(MAY_EVICT)
         if facts.get("aof_enabled") == "0":

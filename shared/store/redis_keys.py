@@ -110,6 +110,14 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "waiting": ((), "zset id → when it ends by itself (ms): every queued job. Gone when empty."),
     "deferred": ((), "zset id → when it is due (ms): queued jobs that are not in a flow yet. Gone when empty."),
     "running": ((), "zset id → when its lease expires (ms). Gone when empty."),
+    "ended": (
+        (),
+        "hash outcome, and the error's code where there is one → how many jobs have ended so. No TTL: counters must not fall, and they are a few hundred bytes.",
+    ),
+    "followers": (
+        (),
+        "hash API process → how many followers it has, if any. One minute TTL, renewed by those that have some.",
+    ),
     "unfolded": (
         (),
         "zset id → when a worker should fold its log (ms): jobs that ended without success after followers saw content. Gone when empty.",
@@ -239,6 +247,10 @@ GLOBAL_KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         (),
         "zset tenant → when its last day with calls began (ms). No TTL: each new day of a tenant drops those whose usage is gone.",
     ),
+    "figures": (
+        ("bucket",),
+        "hash: the figures of ten seconds: what waited, ran and had ended at their beginning, tokens, and first tokens by how long they took. A little over an hour TTL.",
+    ),
     "api_key": (
         ("id",),
         "hash: an API key, its secrets as SHA-256. No TTL: who holds it must be let in. If it has an end, 90 days beyond it.",
@@ -303,6 +315,7 @@ worker = _by_one("worker")
 usage = _by_two("usage")
 call = _by_one("call")
 end_user_usage = _by_two("end_user_usage")
+figures = _by_one("figures")
 api_key = _by_one("api_key")
 api_keys = _by_one("api_keys")
 events = _by_one("events")

@@ -13,6 +13,7 @@ from shared.store.batches import Batches
 from shared.store.commands import Commands
 from shared.store.connect import MakeConnection, connection_maker
 from shared.store.erasures import Erasures
+from shared.store.figures import Figures
 from shared.store.jobs import Jobs
 from shared.store.limits import Limits
 from shared.store.log import Log
@@ -66,6 +67,7 @@ class Runtime:
     addresses: Addresses
     webhooks: Webhooks
     memory: Memory
+    figures: Figures
     problems: RedisProblems
     make_connection: MakeConnection
 
@@ -149,6 +151,7 @@ async def open_runtime(
             addresses=Addresses(urgent),
             webhooks=webhooks,
             memory=memory,
+            figures=Figures(commands, urgent),
             problems=problems,
             make_connection=connect,
         )

@@ -22,6 +22,7 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple, cast
 
 from shared.batch import BatchCounts, BatchState
+from shared.figures import BUCKET_MS, KEPT_MS
 from shared.job import BANDS, LONGEST_WAIT_IN_SLOT_S, TRANSITIONS, Step, Usage
 from shared.limits import WINDOW_S
 from shared.store import redis_keys
@@ -48,6 +49,8 @@ _CONSTANTS: Final = {
     "LOST": LOST,
     "UNMADE": UNMADE,
     "WINDOW_MS": WINDOW_S * 1000,
+    "FIGURES_BUCKET_MS": BUCKET_MS,
+    "FIGURES_KEPT_MS": KEPT_MS,
 }
 """Constants that the scripts use by these names."""
 

@@ -111,6 +111,13 @@ class CallEnd(NamedTuple):
     upstream_status: int | None = None
 
 
+class Left(NamedTuple):
+    """A limit of a minute, and how much of it is left now."""
+
+    limit: int
+    left: int
+
+
 class RouteState(NamedTuple):
     name: str
     shut_s: float
@@ -121,6 +128,10 @@ class RouteState(NamedTuple):
     """Since when its circuit is open."""
     room: int | None
     """How many more calls its limits allow now; None: any number."""
+    requests: Left | None = None
+    """Its limits of a minute as far as they are known, from the settings or from the upstream."""
+    input_tokens: Left | None = None
+    output_tokens: Left | None = None
 
 
 class Abandoned(NamedTuple):
@@ -232,13 +243,15 @@ def _arguments(limits: Limits) -> tuple[str | int, ...]:
     return tuple(["" if limit is None else limit for limit in limits])
 
 
-def _state_of(name: bytes, shut_ms: Any, why: bytes, open_ms: Any, room: Any) -> RouteState:
+def _state_of(name: bytes, shut_ms: Any, why: bytes, open_ms: Any, room: Any, *minute: int) -> RouteState:
+    limits = [Left(*pair) if pair[0] >= 0 else None for pair in zip(minute[::2], minute[1::2], strict=True)]
     return RouteState(
         name.decode(),
         int(shut_ms) / 1000,
         why.decode(),
         int(open_ms) or None,
         int(room) if int(room) >= 0 else None,
+        *limits,
     )
 
 

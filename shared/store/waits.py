@@ -1,7 +1,7 @@
 """Why queued jobs wait: what their tenants, their API keys, their routes and the workers hold back."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Final, NamedTuple
 
@@ -52,6 +52,8 @@ class Waits:
         self._until_ms: dict[str, int] = {}
         self._is_served = True
         """Whether a worker lives that does not drain."""
+        self.workers: list[dict[str, str]] = []
+        """The facts that each living worker announces."""
         self._looked_s = 0.0
         self._look_lock = asyncio.Lock()
 
@@ -108,8 +110,14 @@ class Waits:
             states, workers = await asyncio.gather(self._upstreams.look(self._limited.values()), self._workers.living())
             self._states = {state.name: state for state in states}
             self._until_ms = {name: until_ms for name, until_ms in self._until_ms.items() if name in self._states}
+            self.workers = workers
             self._is_served = any(worker.get("draining") != "1" for worker in workers)
             self._looked_s = clock()
+
+    @property
+    def routes(self) -> Mapping[str, RouteState]:
+        """The routes that were called within the hour, by name, as ``look`` saw them."""
+        return self._states
 
     def _shut(self, chain: Sequence[Route], now_ms: int) -> list[_Hold]:
         """The route of the chain that may be called first, unless one may be called now: as CLAIM skips a gated flow."""

@@ -18,7 +18,7 @@ class Workers:
         self._urgent = urgent
         self._kept_ms = int(settings.lease_s * 3000)
 
-    async def announce(self, worker: str, facts: Mapping[str, str | int]) -> None:
+    async def announce(self, worker: str, facts: Mapping[str, str | float]) -> None:
         """The worker is alive, and announces these facts. They are kept for three leases."""
         flat = [part for fact in facts.items() for part in fact]
         await self._commands.run("announce", worker=worker, kept_ms=self._kept_ms, facts=flat)

@@ -55,11 +55,11 @@ def test_every_call_names_the_arguments_of_its_script() -> None:
 def test_a_call_with_other_names_fails_before_redis_sees_it() -> None:
     """As a function would."""
     in_order = script("attend").in_order
-    assert in_order({"believed_ms": 5, "name": "api-1"}) == ("api-1", 5)
+    assert in_order({"believed_ms": 5, "name": "api-1", "followers": 2}) == ("api-1", 5, 2)
     with pytest.raises(TypeError, match="attend needs 'believed_ms'"):
-        in_order({"name": "api-1"})
+        in_order({"name": "api-1", "followers": 2})
     with pytest.raises(TypeError, match=r"attend takes no \{'names'\}"):
-        in_order({"name": "api-1", "believed_ms": 5, "names": ["api-2"]})
+        in_order({"name": "api-1", "believed_ms": 5, "followers": 2, "names": ["api-2"]})
     in_order = script("renew").in_order
     assert in_order({"lease_ms": 1, "sources": "running", "claims": ["a", 1]}) == (1, "running", "a", 1)
 

@@ -16,7 +16,10 @@ local promoted = call('ZRANGEBYSCORE', key_deferred(), '-inf', int(now), 'LIMIT'
 for _, id in ipairs(promoted) do
   call('ZREM', key_deferred(), id)
   local job = call('HMGET', key_job(id), 'flow', 'place')
-  if job[1] then enqueue(id, job[1], job[2]) end
+  if job[1] then
+    call('HSET', key_job(id), 'due_ms', int(now)) -- since then it waits for a worker
+    enqueue(id, job[1], job[2])
+  end
 end
 
 local bands = {}

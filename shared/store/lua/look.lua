@@ -4,7 +4,8 @@
 -- to drop what is too old.
 -- limited: for each route with limits its name, requests, input tokens, output tokens, concurrency ('' for none)
 -- Returns for each {route, ms until it may be called (0: now), why, since when its circuit is open or 0, how many more
--- calls its limits allow or -1 for any number}
+-- calls its limits allow or -1 for any number, and of its requests, input tokens and output tokens of a minute each the
+-- limit and what is left of it, -1 for no limit}
 local limits = {}
 for at = 1, #limited, 5 do limits[limited[at]] = {unpack(limited, at + 1, at + 4)} end
 write_without_memory()
@@ -28,7 +29,7 @@ for _, route in ipairs(routes) do
   local shut, reason, open = gate_of(route)
   local set = limits[route] or {'', '', '', ''}
   local requests, input, output = limits_of(route, set[1], set[2], set[3])
-  local room = -1
+  local room, left = -1, {-1, -1, -1, -1, -1, -1}
   local function at_most(number)
     if room < 0 or number < room then room = math.max(0, number) end
   end
@@ -36,6 +37,10 @@ for _, route in ipairs(routes) do
     local window = window_of(ASKED, key_window(route))
     local wait = requests and room_ms(window, CALLS, 1, requests) or 0
     if requests then at_most(requests - window.sums[CALLS]) end
+    for at, pair in ipairs({{requests, CALLS}, {input, INPUT}, {output, OUTPUT}}) do
+      local limit, place = unpack(pair, 1, 2)
+      if limit then left[2 * at - 1], left[2 * at] = limit, math.max(0, limit - window.sums[place]) end
+    end
     for place, limit in pairs({[INPUT] = input, [OUTPUT] = output}) do
       if window.sums[place] >= limit then at_most(0) end
       wait = math.max(wait, room_ms(window, place, 1, limit))
@@ -48,6 +53,6 @@ for _, route in ipairs(routes) do
     if room == 0 and shut == 0 then shut, reason = 50, 'full' end
   end
   if open and shut == 0 then at_most(1) end -- ready for its probe
-  reply[#reply + 1] = {route, int(shut), reason, int(open or 0), int(room)}
+  reply[#reply + 1] = {route, int(shut), reason, int(open or 0), int(room), unpack(left)}
 end
 return reply

@@ -226,8 +226,8 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
   if job[10] then
     give_tokens_back(job[10], {'tenant:' .. job[2], job[11] and 'key:' .. job[11]}, usage, job[12])
   end
+  local code
   if not result and not job[9] then
-    local code
     for at = 1, #extra, 2 do
       if extra[at] == 'error' then code = cjson.decode(extra[at + 1]).code end
     end
@@ -238,6 +238,7 @@ local function end_job(id, state, epoch, seq, retention, extra, result, usage)
       extra[#extra + 1], extra[#extra + 2] = 'labels', labels
     end
   end
+  if not job[9] then call('HINCRBY', key_ended(), code and state .. ' ' .. code or state, 1) end
   call('HSET', record, 'state', state, 'epoch', int(epoch), 'ended_ms', int(now), 'end_id', end_id, unpack(extra))
   local data = '{"status":"' .. state .. '"}'
   local heard = append(id, batch, epoch, seq, false, {state, data})
