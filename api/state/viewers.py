@@ -36,8 +36,9 @@ class Viewer:
         """Sends a frame when the client reads."""
         if len(self._unsent) >= _MOST_UNSENT:
             self.end(TOO_SLOW)
-        self._unsent.append(frame)
-        self._wake.set()
+        else:
+            self._unsent.append(frame)
+            self._wake.set()
 
     def end(self, last: bytes) -> None:
         """Ends the stream with this comment. Calls after the first change nothing."""

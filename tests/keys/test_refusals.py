@@ -178,6 +178,8 @@ _NEEDED: Final = {
     "/v1/batches/{batch_id}/retry": {"post": Scope.SUBMIT},
     "/v1/usage": {"get": Scope.READ},
     "/v1/limits": {"get": Scope.READ},
+    "/v1/stats": {"get": Scope.READ},
+    "/v1/live": {"get": Scope.READ},
     "/v1/keys": {"post": Scope.ADMIN, "get": Scope.ADMIN},
     "/v1/keys/{key_id}": {"get": Scope.ADMIN, "patch": Scope.ADMIN},
     "/v1/keys/{key_id}/rotate": {"post": Scope.ADMIN},

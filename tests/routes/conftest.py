@@ -58,7 +58,7 @@ class CalledApi:
     async def keys_count(self) -> int:
         """The number of keys in Redis, without those that the process's own loops write."""
         names = await all_keys(self.runtime._commands)
-        return sum(kind_of(name) not in ("attendants", "spared") for name in names)
+        return sum(kind_of(name) not in ("attendants", "spared", "figures") for name in names)
 
 
 class StartApi(Protocol):

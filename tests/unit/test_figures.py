@@ -2,7 +2,17 @@
 
 import pytest
 
-from shared.figures import BUCKET_MS, BUCKETS, Bucket, bucket_of, class_of, ended_since, fields_of, percentile, points_of
+from shared.figures import (
+    BUCKET_MS,
+    BUCKETS,
+    Bucket,
+    bucket_of,
+    class_of,
+    ended_since,
+    fields_of,
+    percentile,
+    points_of,
+)
 
 
 def _ended(succeeded: int, failed: int = 0) -> dict[str, int]:
