@@ -300,7 +300,7 @@ async def test_a_client_that_leaves_in_its_body_leaves_nothing_behind(served: Se
     assert {line["event"] for line in lines if line["log_level"] in ("warning", "error")} <= {"redis_problem"}
     # Without the keys that the process's own loops write.
     names = await all_keys(served.api.runtime._commands)
-    assert {kind_of(name) for name in names} <= {"attendants", "spared"}
+    assert {kind_of(name) for name in names} <= {"attendants", "spared", "figures"}
 
 
 @pytest.mark.parametrize("route", ROUTES)

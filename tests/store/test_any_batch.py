@@ -904,7 +904,7 @@ class AnyBatch(RuleBasedStateMachine):
         names = await all_keys(self.runtime._commands)
         assert {kind_of(name) for name in names} <= {
             "job", "result", "log", "index", "labels", "idempotency", "turns", "clock", "held_bytes", "kept_bytes", "kept_due", "places", "picks", "alive", "grace", "hungry",
-            "spend", "key_limits", "pace",
+            "spend", "key_limits", "pace", "ended",
         }  # fmt: skip
         ids = {batch.id for batch in self.batches} | {job.id for batch in self.batches for job in batch.jobs}
         assert [name for name in names if name.rpartition(":")[2] in ids] == []

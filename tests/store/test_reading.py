@@ -353,4 +353,4 @@ async def test_nothing_is_left_of_jobs_that_ended_but_what_ages_away(runtime: Ru
         "kept_bytes:tenant-a",
         "kept_due",
     }  # EXPIRE ends them after the requests of these jobs have expired
-    assert for_ever <= {"index:tenant-a", "clock:normal", "places", "picks", "turns:normal", *kept}
+    assert for_ever <= {"index:tenant-a", "clock:normal", "places", "picks", "turns:normal", "ended", *kept}

@@ -16,6 +16,8 @@ NO_TENANTS: Final = frozenset(
 """Paths whose parameters belong to no tenant. Those of operators have tests of their own in test_operator.py."""
 OF_OPERATORS: Final = ("/v1/tenants", "/v1/workers")
 """What only keys with the scope operator may ask for."""
+ENDLESS: Final = "/v1/live"
+"""A stream of what /v1/stats shows, which does not end by itself."""
 
 _OWNED: Final = {
     "/v1/jobs/": ("job_id", "job"),

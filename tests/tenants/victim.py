@@ -200,7 +200,7 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
 end
 return found
 """
-_OF_THE_PROCESS = ("attendants", "spared", "alive")
+_OF_THE_PROCESS = ("attendants", "spared", "alive", "figures")
 
 
 class State(dict[str, tuple[bytes, int]]):
