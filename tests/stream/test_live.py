@@ -126,7 +126,7 @@ async def test_a_viewer_ends_with_its_key_and_sees_only_its_tenants_routes(real_
             _, once, _ = await ask(served.url, "/v1/stats", headers=bearer(reader.text))
             assert once["upstreams"] == []
             await runtime.api_keys.revoke(reader.key.id, "tenant-a")
-            assert " the api key is not valid any more" in await client.end()
+            assert "the api key is not valid any more" in await client.end()
             assert await other.next("stats")
 
 
@@ -135,7 +135,7 @@ async def test_a_drain_asks_viewers_to_connect_again_at_once(real_redis: RedisUn
     async with serving(real_redis.url) as served, watching(served) as client:
         await client.next("stats")
         served.api.wind_down(is_hurried=False)
-        assert " the server is restarting, connect again" in await client.end()
+        assert "the server is restarting, connect again" in await client.end()
 
 
 async def test_a_head_request_opens_no_stream(real_redis: RedisUnderTest) -> None:
