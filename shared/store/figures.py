@@ -11,7 +11,7 @@ from shared.store.commands import Commands
 from shared.store.waits import FLOWS_COUNTED
 
 _SETTLED_MS: Final = 2_000
-"""So long after its end, a bucket and the sample after it are in Redis."""
+"""This long after its end, a bucket and the sample after it are in Redis."""
 _READ_AT_ONCE: Final = 60
 
 
