@@ -16,7 +16,7 @@ BUCKETS: Final = 360
 """An hour of them."""
 KEPT_MS: Final = (BUCKETS + 10) * BUCKET_MS
 
-OUTCOMES: Final = tuple(sorted(TERMINAL_STATES))
+OUTCOMES: Final = tuple(sorted(state.value for state in TERMINAL_STATES))
 
 _LEAST_MS: Final = 10.0
 _STEPS_PER_DOUBLING: Final = 4
@@ -66,7 +66,7 @@ def percentile(counts: Mapping[int, int], share: float) -> float | None:
     for number in sorted(counts):
         if counts[number] >= left > 0:
             within = left / counts[number]
-            return round(_LEAST_MS * 2.0 ** ((number - 1 + within) / _STEPS_PER_DOUBLING), 1)
+            return round(_LEAST_MS * math.exp2((number - 1 + within) / _STEPS_PER_DOUBLING), 1)
         left -= counts[number]
     return None
 
@@ -119,7 +119,8 @@ def points_of(buckets: Mapping[int, Bucket], last: int) -> list[Point]:
                 waiting,
                 running,
                 max(0, bucket.tokens),
-                *[max(0, then.get(outcome, 0) - ended.get(outcome, 0)) for outcome in ("succeeded", "failed")],
+                max(0, then.get("succeeded", 0) - ended.get("succeeded", 0)),
+                max(0, then.get("failed", 0) - ended.get("failed", 0)),
                 percentile(bucket.first_tokens, 0.5),
                 percentile(bucket.first_tokens, 0.95),
             )

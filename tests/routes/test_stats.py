@@ -54,7 +54,7 @@ async def test_the_history_has_a_value_for_each_bucket(api: CalledApi) -> None:
     """Only if it is asked for."""
     now_ms = (await api.runtime.figures.depths()).now_ms
     number = now_ms // 1000 // BUCKET_S - 3
-    fields = ["waiting", 4, "running", 2, "succeeded", 7, "tokens", 50, "t16", 3]
+    fields: list[str | int] = ["waiting", 4, "running", 2, "succeeded", 7, "tokens", 50, "t16", 3]
     await api.runtime._commands.call("HSET", f"ts:{{g}}:figures:{number}", *fields)
     await api.runtime._commands.call(
         "HSET", f"ts:{{g}}:figures:{number + 1}", "waiting", 1, "running", 0, "succeeded", 9
@@ -73,7 +73,14 @@ async def test_the_history_has_a_value_for_each_bucket(api: CalledApi) -> None:
 
 async def test_workers_routes_and_redis_are_shown(api: CalledApi) -> None:
     """With what is left of a route's limits."""
-    facts = {"name": "worker-1", "version": "1", "concurrency": 20, "running": 3, "draining": 0, "tokens_per_s": 12.5}
+    facts: dict[str, Any] = {
+        "name": "worker-1",
+        "version": "1",
+        "concurrency": 20,
+        "running": 3,
+        "draining": 0,
+        "tokens_per_s": 12.5,
+    }
     await api.runtime.workers.announce("worker-1", facts)
     await api.runtime.workers.announce("worker-2", {"name": "worker-2", "tokens_per_s": "from the future"})
     await permitted(api.runtime, a_route("a-model"))

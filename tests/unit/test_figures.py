@@ -1,5 +1,7 @@
 """The figures of the last hour: percentiles, what ended since when, and the points of the charts."""
 
+from typing import Any
+
 import pytest
 
 from shared.figures import (
@@ -19,7 +21,7 @@ def _ended(succeeded: int, failed: int = 0) -> dict[str, int]:
     return {"cancelled": 0, "expired": 0, "failed": failed, "succeeded": succeeded}
 
 
-def _sampled(succeeded: int, *, failed: int = 0, waiting: int = 0, **more: object) -> Bucket:
+def _sampled(succeeded: int, *, failed: int = 0, waiting: int = 0, **more: Any) -> Bucket:
     return Bucket(waiting, 0, _ended(succeeded, failed))._replace(**more)
 
 
