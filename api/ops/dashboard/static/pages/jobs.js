@@ -53,11 +53,11 @@ function Filter({ filter, apply }) {
           ${STATES.map((state) => html`<option value=${state}>${state}</option>`)}
         </select>
       </label>
-      <label>Model <input name="model" value=${filter.model ?? ""} size="16" spellcheck="false" /></label>
-      <label>Tag <input name="tag" value=${filter.tag ?? ""} size="10" /></label>
-      <label>End user <input name="end_user" value=${filter.end_user ?? ""} size="10" /></label>
-      <label>Error <input name="error_code" value=${filter.error_code ?? ""} size="14" spellcheck="false" /></label>
-      <label>Batch <input name="batch_id" value=${filter.batch_id ?? ""} size="14" spellcheck="false" /></label>
+      <label>Model <input name="model" defaultValue=${filter.model ?? ""} size="16" spellcheck="false" /></label>
+      <label>Tag <input name="tag" defaultValue=${filter.tag ?? ""} size="10" /></label>
+      <label>End user <input name="end_user" defaultValue=${filter.end_user ?? ""} size="10" /></label>
+      <label>Error <input name="error_code" defaultValue=${filter.error_code ?? ""} size="14" spellcheck="false" /></label>
+      <label>Batch <input name="batch_id" defaultValue=${filter.batch_id ?? ""} size="14" spellcheck="false" /></label>
       <button type="submit">Filter</button>
       <a class="hint" href="#/jobs">Clear</a>
     </form>
