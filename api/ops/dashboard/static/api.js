@@ -17,14 +17,14 @@ export class ApiError extends Error {
   }
 }
 
-function headersOf(more) {
+export function headersOf(more) {
   const headers = { ...more };
   if (authorization) headers.Authorization = authorization;
   if (tenant) headers["X-Tenant"] = tenant;
   return headers;
 }
 
-async function checked(response) {
+export async function checked(response) {
   if (response.ok) return response;
   let problem = {};
   try {

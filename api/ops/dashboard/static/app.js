@@ -7,12 +7,24 @@ import { Overview } from "./pages/overview.js";
 import { Playground } from "./pages/playground.js";
 import { Jobs } from "./pages/jobs.js";
 import { JobPage } from "./pages/job.js";
+import { Batches } from "./pages/batches.js";
+import { BatchPage } from "./pages/batch.js";
+import { Webhooks } from "./pages/webhooks.js";
+import { Usage } from "./pages/usage.js";
+import { Keys } from "./pages/keys.js";
+import { Tenants } from "./pages/tenants.js";
 
-// needs: the scope without which the page shows nothing. A path may end with an id.
+// needs: the scope without which the page shows nothing. needsKey: the API refuses it where no key is needed.
+// A path may end with an id.
 const PAGES = [
   { path: "overview", title: "Overview", component: Overview, needs: "read" },
   { path: "playground", title: "Playground", component: Playground, needs: "submit" },
   { path: "jobs", title: "Jobs", component: Jobs, needs: "read", one: JobPage },
+  { path: "batches", title: "Batches", component: Batches, needs: "read", one: BatchPage },
+  { path: "webhooks", title: "Webhooks", component: Webhooks, needs: "read" },
+  { path: "usage", title: "Usage", component: Usage, needs: "read" },
+  { path: "keys", title: "Keys", component: Keys, needs: "admin", needsKey: true },
+  { path: "tenants", title: "Tenants", component: Tenants, needs: "operator" },
 ];
 
 // "#/jobs/job_1?status=failed" → ["jobs", "job_1", URLSearchParams]
@@ -51,7 +63,7 @@ function App() {
   if (session.error) return html`<main class="alone"><${Failure} error=${session.error} again=${session.again} /></main>`;
   if (who === undefined) return html`<main class="alone" aria-busy="true"></main>`;
   if (who === null) return html`<${SignIn} signIn=${session.signIn} />`;
-  const pages = PAGES.filter((page) => who.scopes.includes(page.needs));
+  const pages = PAGES.filter((page) => who.scopes.includes(page.needs) && (who.hasKey || !page.needsKey));
   const page = pages.find((one) => one.path === place.page) ?? pages[0];
   const Shown = place.id && page?.one ? page.one : page?.component;
   return html`

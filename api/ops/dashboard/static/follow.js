@@ -4,9 +4,9 @@ import { events } from "./api.js";
 export const ENDS = ["succeeded", "failed", "cancelled", "expired"];
 const AGAIN_MS = 1000;
 
-// Calls on(event) for each event, over as many connections as it takes, until the job's end.
+// Calls on(event) for each event, over as many connections as it takes, until the job's end (a batch's: ["ended"]).
 // on({name: "connected" | "cut"}) says how the connection does; neither has data. Returns {cut(), stop()}.
-export function follow(path, on) {
+export function follow(path, on, ends = ENDS) {
   let last = null;
   let connection = null;
   let isOver = false;
@@ -19,7 +19,7 @@ export function follow(path, on) {
           if (event.id) last = event.id;
           if (isOver) return;
           on(event);
-          if (ENDS.includes(event.name)) isOver = true;
+          if (ends.includes(event.name)) isOver = true;
         }
       } catch (error) {
         if (!isOver && error.status >= 400 && error.status < 500) {
