@@ -21,9 +21,11 @@ class Page:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._calls = 0
+        self.events: list[dict[str, Any]] = []
+        """What the browser reported up to the last call, of the domains that are enabled."""
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Sends one command of the protocol and returns its reply; events in between are skipped."""
+        """Sends one command of the protocol and returns its reply; events in between are kept."""
         self._calls += 1
         await self._socket.send_json({"id": self._calls, "method": method, "params": parameters})
         async with asyncio.timeout(20):
@@ -33,6 +35,7 @@ class Page:
                     assert "error" not in answer, answer
                     result: dict[str, Any] = answer["result"]
                     return result
+                self.events.append(answer)
 
     async def open(self, url: str) -> None:
         """Starts to load the URL."""
