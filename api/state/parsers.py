@@ -1,20 +1,23 @@
 """Parses large or otherwise costly bodies in a process of their own.
 
 Decoding holds the GIL, so a thread would not help: 31 MB of text stop every other request for 0.18 s, 64 KB of nested
-lists for 35 ms (measured). The process is started for the first such body, and parses one at a time. A tenant has at
-most one body in the queue, so that its next one comes after those of others.
+lists for 35 ms (measured). Neither is a body pickled, which stops them for 50 ms if it has 31 MB: it goes through a
+socket. The process is started for the first such body, and parses one at a time. A tenant has at most one body in the
+queue, so that its next one comes after those of others.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
-from typing import Any, Final, Self, TypeVar
+from typing import IO, Any, Final, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from shared.errors import QueueFull
@@ -37,7 +40,7 @@ _NICE: Final = 10
 _log = get_logger("api")
 
 
-def is_costly(raw: bytes) -> bool:
+def is_costly(raw: bytes | bytearray) -> bool:
     """Whether parsing it could block the event loop for more than about 10 ms."""
     if len(raw) <= _FEW_BYTES:
         return False
@@ -49,6 +52,10 @@ class Parsers:
 
     def __init__(self) -> None:
         self._executor: ProcessPoolExecutor | None = None
+        self._bodies: socket.socket | None = None
+        """The process reads the bodies from its other end."""
+        self._running: asyncio.Task[Any] | None = None
+        self._is_over = False
         self._slot = asyncio.Semaphore(1)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -56,16 +63,19 @@ class Parsers:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+        self._is_over = True
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait((self._running,))
+        self._stop()
 
-    async def parse(self, tenant: str, raw: bytes, parse: Callable[[bytes], T]) -> T:
+    async def parse(self, tenant: str, raw: bytes | bytearray, parse: Callable[[bytes], T]) -> T:
         """``parse(raw)``, run here if that is cheap, else in the process, so ``parse`` and what it returns are pickled.
 
         Raises what ``parse`` does, and QueueFull.
         """
         if not is_costly(raw):
-            return parse(raw)
+            return parse(bytes(raw))
         try:
             async with asyncio.timeout(_LONGEST_WAIT_S):
                 return await self._parse(tenant, raw, parse)
@@ -75,46 +85,70 @@ class Parsers:
                 "Too many large request bodies are being read; retry in 5 s.", retry_after_s=_RETRY_AFTER_S
             ) from None
 
-    async def _parse(self, tenant: str, raw: bytes, parse: Callable[[bytes], T]) -> T:
+    async def _parse(self, tenant: str, raw: bytes | bytearray, parse: Callable[[bytes], T]) -> T:
         turn = self._turns.setdefault(tenant, asyncio.Lock())
         async with turn:
             await self._slot.acquire()
-            try:
-                running = self._submit(raw, parse)
-            except BaseException:
-                self._slot.release()
-                raise
-            # If the caller gives up, the process still parses: the slot is free only when the process is.
-            outcome = asyncio.wrap_future(running)
-            outcome.add_done_callback(self._on_parsed)
-            return await asyncio.shield(outcome)
+            # If the caller gives up, the process still reads and parses: the slot is free only when the process is.
+            running = self._running = asyncio.create_task(self._run(raw, parse), name="parser")
+            running.add_done_callback(self._on_parsed)
+            return await asyncio.shield(running)
 
-    def _on_parsed(self, outcome: "asyncio.Future[Any]") -> None:
+    def _on_parsed(self, running: "asyncio.Task[Any]") -> None:
+        self._running = None
         self._slot.release()
-        if not outcome.cancelled():
-            outcome.exception()  # or asyncio would log it as never retrieved if the caller has gone
+        if not running.cancelled():
+            running.exception()  # or asyncio would log it as never retrieved if the caller has gone
 
-    def _submit(self, raw: bytes, parse: Callable[[bytes], T]) -> "Future[T]":
+    async def _run(self, raw: bytes | bytearray, parse: Callable[[bytes], T]) -> T:
         try:
-            return self._running().submit(parse, raw)
+            bodies, parsed = self._submit(parse, len(raw))
         except BrokenProcessPool:  # it died after the body before
-            self._executor = None
-            return self._running().submit(parse, raw)
+            self._stop()
+            bodies, parsed = self._submit(parse, len(raw))
+        outcome = asyncio.wrap_future(parsed)
+        with contextlib.suppress(OSError):  # it died, which ``outcome`` says too
+            await asyncio.get_running_loop().sock_sendall(bodies, raw)
+        return await outcome
 
-    def _running(self) -> ProcessPoolExecutor:
-        if self._executor is None:
-            self._executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin)
-        return self._executor
+    def _submit(self, parse: Callable[[bytes], T], size: int) -> "tuple[socket.socket, Future[T]]":
+        if self._executor is not None and self._bodies is not None:
+            return self._bodies, self._executor.submit(_parse_next, parse, size)
+        if self._is_over:
+            raise BrokenProcessPool
+        self._bodies, theirs = socket.socketpair()
+        self._bodies.setblocking(False)
+        with theirs:  # ours is closed once the process is started: then its death breaks the socket
+            self._executor = ProcessPoolExecutor(
+                1, mp_context=get_context("spawn"), initializer=_begin, initargs=(theirs,)
+            )
+            return self._bodies, self._executor.submit(_parse_next, parse, size)
+
+    def _stop(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+        if self._bodies is not None:
+            self._bodies.close()
+        self._executor = self._bodies = None
 
 
-def _begin() -> None:
+_sent: Final[list[IO[bytes]]] = []
+"""In the process: the stream of all bodies. Elsewhere nothing."""
+
+
+def _begin(bodies: socket.socket) -> None:
     """Runs first in the new process, which ends with its parent and ignores signals: the parent may drain for long."""
+    _sent.append(bodies.makefile("rb"))
     for number in (signal.SIGINT, signal.SIGTERM):  # systemd sends them to each process of a service
         signal.signal(number, signal.SIG_IGN)
     os.nice(_NICE)
     if sys.platform == "linux":
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _parse_next(parse: Callable[[bytes], T], size: int) -> T:
+    return parse(_sent[0].read(size))
 
 
 def _end_with_parent() -> None:
