@@ -311,10 +311,11 @@ class Watch(BufferedWatch[Event]):
             if from_now:
                 yield []  # a ping: from now on the client misses nothing
         while True:
-            async for batch in self._catch_up():
-                yield batch
-                if batch[-1].is_terminal:
-                    return
+            if self._is_behind:
+                async for batch in self._catch_up():
+                    yield batch
+                    if batch[-1].is_terminal:
+                        return
             if batch := self._contiguous():
                 yield batch
                 if batch[-1].is_terminal:
