@@ -22,6 +22,7 @@ from arq.worker import func
 
 from shared.settings import Settings
 from shared.store import redis_keys
+from shared.store.presence import LOOK_S as PRESENCE_S
 from shared.store.queue import SUSPECT_TAKEOVERS, Claim
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger
@@ -74,6 +75,7 @@ class ArqWorker(arq.Worker):
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._died = asyncio.Event()
         self._strays = 0
         self._swept_to = 0
 
@@ -95,10 +97,12 @@ class ArqWorker(arq.Worker):
         async with subscriber, self._deliverer, self._group as group:
             for channel in ("wake", "control", "gates", "deliveries"):
                 subscriber.subscribe(redis_keys.plain(channel))
+            subscriber.subscribe(redis_keys.presence(self.name))
             loops = [
                 group.create_task(self._loop("claim", self._claim, woken_by=self._wake)),
                 group.create_task(self._loop("renew", partial(self._renew_all, subscriber.stands))),
-                group.create_task(self._loop("reap", self._reap)),
+                group.create_task(self._loop("reap", self._reap, woken_by=self._died)),
+                group.create_task(self._loop("look", self._look)),
                 group.create_task(self._loop("pace", self._pace)),
                 group.create_task(self._loop("expire", self._expire)),
                 group.create_task(self._loop("upkeep", self._upkeep)),
@@ -264,6 +268,13 @@ class ArqWorker(arq.Worker):
         if reaped.back:
             self._wake.set()
         return min(_soon(reaped.next_expiry_s), self._settings.lease_s / 4)
+
+    async def _look(self) -> float:
+        """Notices workers that died before their leases expire."""
+        for name in await self._runtime.presence.look():
+            self._logger.warning("worker_died", worker=name)
+            self._died.set()
+        return PRESENCE_S
 
     async def _expire(self) -> float:
         _, next_due_s = await self._runtime.jobs.expire()

@@ -267,6 +267,7 @@ CHANNELS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "batch_events": (("id",), "``<job id>\\n`` and the same message, for the items of a batch while it is followed."),
     "wake": ((), "empty messages: a job is ready, and some worker was hungry."),
     "control": ((), "``cancel <id>``: to whichever worker runs it."),
+    "presence": (("name",), "nothing: a worker subscribes to its own, and Redis drops that when the process dies."),
     "gates": ((), "names of routes whose gate or circuit changed."),
     "deliveries": ((), "empty messages: a webhook is due."),
 }
@@ -312,6 +313,7 @@ batch_followed = _by_one("batch_followed")
 batch_index = _by_one("batch_index")
 batch_events = _by_one("batch_events")
 worker = _by_one("worker")
+presence = _by_one("presence")
 usage = _by_two("usage")
 call = _by_one("call")
 end_user_usage = _by_two("end_user_usage")

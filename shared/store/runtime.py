@@ -21,6 +21,7 @@ from shared.store.memory import Memory
 from shared.store.operations import Operations
 from shared.store.oversight import Oversight
 from shared.store.partials import Partials
+from shared.store.presence import Presence
 from shared.store.queue import Queue
 from shared.store.reads import Reads, Turns
 from shared.store.redis_problems import RedisProblem, RedisProblems
@@ -57,6 +58,7 @@ class Runtime:
     attempts: Attempts
     queue: Queue
     workers: Workers
+    presence: Presence
     upstreams: Upstreams
     usage: UsageBook
     api_keys: ApiKeys
@@ -141,6 +143,7 @@ async def open_runtime(
             attempts=Attempts(commands, reads),
             queue=Queue(commands, settings, urgent),
             workers=workers,
+            presence=Presence(commands, settings),
             upstreams=upstreams,
             usage=UsageBook(commands),
             api_keys=api_keys,
