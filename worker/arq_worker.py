@@ -23,7 +23,7 @@ from arq.worker import func
 from shared.settings import Settings
 from shared.store import redis_keys
 from shared.store.presence import LOOK_S as PRESENCE_S
-from shared.store.queue import SUSPECT_TAKEOVERS, Claim
+from shared.store.queue import ALONE_TAKEOVERS, Claim
 from shared.store.runtime import Runtime
 from shared.telemetry import Logger
 from shared.version import version
@@ -167,7 +167,7 @@ class ArqWorker(arq.Worker):
                 self.name,
                 count=free,
                 low_count=max(0, self._lag.room - self._low_running()),
-                takes_suspect=all(claim.takeovers < SUSPECT_TAKEOVERS for claim in running),
+                takes_suspect=all(claim.takeovers < ALONE_TAKEOVERS for claim in running),
                 quotas=quotas,
             )
             self._governor.claimed(claims, quotas)

@@ -21,9 +21,11 @@ from shared.store.script import sources, target
 from shared.telemetry import get_logger
 
 SUSPECT_TAKEOVERS: Final = 2
-"""A job whose workers died this often is a suspect: a worker runs at most one of them at a time."""
+"""A job whose workers died this often is a suspect. Suspects run together until a worker dies that ran several."""
+ALONE_TAKEOVERS: Final = 3
+"""Such a job died together with other suspects: a worker runs at most one of these at a time."""
 FATAL_TAKEOVERS: Final = 3
-"""A job whose workers died this often fails: it may be what kills them."""
+"""A job whose workers died this often fails, if none of its last worker's other jobs is as suspect."""
 
 WORKER_LOST: Final = JobError("worker_lost", "The workers that ran the job died repeatedly.", retryable=False)
 
@@ -123,8 +125,9 @@ class Queue:
             most=count,
             low_left=low_count,
             tenant_limit=self._settings.tenant_running_jobs,
-            suspects_left=int(takes_suspect),
             suspect_at=SUSPECT_TAKEOVERS,
+            alone_left=int(takes_suspect),
+            alone_at=ALONE_TAKEOVERS,
             sources=sources(Step.CLAIM),
             target=target(Step.CLAIM),
             **overdue_arguments(self._settings),

@@ -122,6 +122,10 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         (),
         "zset id → when a worker should fold its log (ms): jobs that ended without success after followers saw content. Gone when empty.",
     ),
+    "suspects": (
+        ("worker",),
+        "hash id → its takeovers: the suspects that a worker runs. One day TTL from the last; a minute from when REAP takes them.",
+    ),
     "tenant_running": (("tenant",), "set of ids: the tenant's running jobs. Gone when empty."),
     "key_running": (
         ("key",),

@@ -117,7 +117,7 @@ async def test_workers_and_redis_killed_again_and_again_during_a_batch(quick: De
             assert calls[line["custom_id"]] <= 1 + count, line
             if line["status"] != "succeeded":
                 assert line["error"]["code"] == "worker_lost", line
-                assert count == FATAL_TAKEOVERS, line
+                assert count >= FATAL_TAKEOVERS, line
             else:
                 assert line["result"]["text"], line
     fact(

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,9 +12,9 @@ import pytest
 
 from shared.job import JobState
 from shared.store import redis_keys
-from shared.store.queue import FATAL_TAKEOVERS
+from shared.store.queue import ALONE_TAKEOVERS, FATAL_TAKEOVERS
 from tests.running.crew import STEADY, Crew, replace
-from tests.support.store import claim, submit_many
+from tests.support.store import claim, confirm, expire_leases, submit_many
 from tests.support.wait import wait_until
 
 LEASE_S = 0.6
@@ -116,11 +117,11 @@ async def is_confirmed(crew: Crew, job_id: str) -> bool:
     return await crew.field(job_id, "confirmed") == "1"
 
 
-async def test_two_suspects_never_run_on_one_worker_together(crew: Crew) -> None:
+async def test_suspects_that_died_together_run_apart(crew: Crew) -> None:
     """If one of them kills the worker, the other is not blamed. Jobs without suspicion are not delayed."""
     suspects = [await crew.submit("tokens=30 gap-ms=10") for _ in range(3)]
     for job_id in suspects:
-        await crew.runtime._commands.call("HSET", redis_keys.job(job_id), "takeovers", 2)
+        await crew.runtime._commands.call("HSET", redis_keys.job(job_id), "takeovers", ALONE_TAKEOVERS)
     others = [await crew.submit("tokens=30 gap-ms=10") for _ in range(3)]
     hand = await crew.worker()
     together: list[int] = []
@@ -135,6 +136,21 @@ async def test_two_suspects_never_run_on_one_worker_together(crew: Crew) -> None
     assert max(together, default=0) <= 1
     spans = sorted((call.started_s, call.ended_s or 0) for job_id in suspects for call in crew.calls(job_id))
     assert all(end <= start + 0.05 for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+async def test_hundreds_of_jobs_that_lost_two_workers_do_not_wait_for_each_other(crew: Crew) -> None:
+    """By random kills. One after the other they would take over a minute."""
+    ids = [await crew.submit("tokens=30 gap-ms=10") for _ in range(200)]
+    for name in ("one that dies", "another that dies"):
+        for found in await claim(crew.runtime, len(ids), worker=name):
+            await confirm(crew.runtime, found)
+        await expire_leases(crew.runtime, *ids)
+        while (await crew.runtime.queue.reap()).back:
+            pass
+    begun_s = time.monotonic()
+    await crew.worker()
+    await crew.all_ended(ids, timeout_s=30)
+    assert time.monotonic() - begun_s < 12
 
 
 @pytest.mark.parametrize("lease_s", [0.5, 8])

@@ -32,7 +32,7 @@ from shared.settings import load_settings
 from shared.store import redis_keys
 from shared.store.jobs import Created, Replayed
 from shared.store.log import REFUSED
-from shared.store.queue import FATAL_TAKEOVERS, SUSPECT_TAKEOVERS, Claim, Ending, Finished
+from shared.store.queue import ALONE_TAKEOVERS, FATAL_TAKEOVERS, SUSPECT_TAKEOVERS, Claim, Ending, Finished
 from shared.store.runtime import Runtime, open_runtime
 from tests.support.builders import a_submission, a_text_delta
 from tests.support.redis_servers import RedisUnderTest
@@ -104,6 +104,9 @@ class AnyHistory(RuleBasedStateMachine):
         """The tenants' limits; 0 means no limit."""
         self.end_user_running_jobs = dict.fromkeys(TENANTS, 0)
         self.waiting_bytes = dict.fromkeys(TENANTS, 0)
+        self.suspects: dict[str, int] = {}
+        """Takeovers of the suspects that the worker runs, or ran when it was taken for dead."""
+        self.fallen: set[str] = set()
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(coroutine)
@@ -244,7 +247,10 @@ class AnyHistory(RuleBasedStateMachine):
             assert found.next_seq == (2 if job.is_published else 1)  # started, and reset
             job.is_published = False
             assert all(found.epoch > old.epoch for old in job.over)
-            suspects_left -= job.takeovers >= SUSPECT_TAKEOVERS
+            suspects_left -= job.takeovers >= ALONE_TAKEOVERS
+            if job.takeovers >= SUSPECT_TAKEOVERS:
+                self.suspects[job.id] = job.takeovers
+                self.fallen.discard(job.id)
             job.state, job.held, job.next_seq = JobState.RUNNING, found, found.next_seq
             job.attempts += 1
         lows = sum(self.jobs[found.id].priority is Priority.LOW for found in claims)
@@ -255,7 +261,7 @@ class AnyHistory(RuleBasedStateMachine):
             for job in self.jobs.values():
                 if job.state is JobState.QUEUED and not job.is_deferred:
                     is_kept_back = job.priority is Priority.LOW and lows == low_count
-                    is_suspect = job.takeovers >= SUSPECT_TAKEOVERS and suspects_left == 0
+                    is_suspect = job.takeovers >= ALONE_TAKEOVERS and suspects_left == 0
                     assert is_kept_back or is_suspect or self.is_full(job)
 
     @precondition(lambda self: any(job.held or job.over for job in self.jobs.values()))
@@ -403,15 +409,18 @@ class AnyHistory(RuleBasedStateMachine):
             return await self.runtime.queue.reap()
 
         reaped = self.run(reap())
+        company = {name: n for name, n in self.suspects.items() if name in self.fallen or self.jobs[name].held}
         failed = set()
         for job in dead:
             if job.is_confirmed:
                 job.takeovers += 1
             else:
                 job.attempts -= 1
-            if job.takeovers >= FATAL_TAKEOVERS:
+            others = [n for name, n in company.items() if name != job.id]
+            if job.takeovers >= FATAL_TAKEOVERS and all(n < job.takeovers - 1 for n in others):
                 failed.add(job.id)
             job.stop(JobState.FAILED if job.id in failed else JobState.QUEUED)
+        self.fallen |= {job.id for job in dead if job.id in company}
         assert set(reaped.failed) == failed
         assert set(reaped.back) == {job.id for job in dead} - failed
 

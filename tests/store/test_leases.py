@@ -4,7 +4,7 @@ import pytest
 
 from shared.job import JobState
 from shared.store import redis_keys
-from shared.store.queue import FATAL_TAKEOVERS, Claim, Finished
+from shared.store.queue import ALONE_TAKEOVERS, FATAL_TAKEOVERS, SUSPECT_TAKEOVERS, Claim, Finished
 from shared.store.runtime import Runtime
 from tests.conftest import StartRuntime
 from tests.support.builders import a_text_delta, an_id
@@ -295,3 +295,49 @@ async def test_an_idle_system_needs_no_grace(runtime: Runtime) -> None:
     await expire_leases(runtime, claimed.id)
     assert (await runtime.queue.reap()).back == [claimed.id]
     assert "reset" not in await names_in_log(runtime, claimed.id)
+
+
+async def _die_together(runtime: Runtime, claims: list[Claim]) -> tuple[list[str], list[str]]:
+    for claimed in claims:
+        await confirm(runtime, claimed)
+    await expire_leases(runtime, *(claimed.id for claimed in claims))
+    reaped = await runtime.queue.reap()
+    return reaped.back, reaped.failed
+
+
+async def test_of_suspects_that_die_together_none_is_blamed(runtime: Runtime) -> None:
+    """One of them may be what kills its workers. It is found when it dies apart from the others, which then succeed."""
+    poison, *innocents = await submit_many(runtime, 4)
+    for _ in range(SUSPECT_TAKEOVERS + 1):
+        assert (await _die_together(runtime, await claim(runtime, 4)))[1] == []
+    (alone,) = await claim(runtime, 4, worker="worker-2")
+    assert (alone.id, alone.takeovers) == (poison, ALONE_TAKEOVERS)
+    assert await _die_together(runtime, [alone]) == ([], [poison])
+    for number, innocent in enumerate(innocents):
+        (found,) = await claim(runtime, 4, worker=f"worker-{number + 3}")
+        assert found.id == innocent
+        await finish(runtime, found)
+
+
+async def test_the_most_suspect_of_a_dead_workers_jobs_is_blamed(runtime: Runtime) -> None:
+    """Suspects that lost fewer workers are not; also if they are reaped later."""
+    first, second = await submit_many(runtime, 2)
+    for _ in range(SUSPECT_TAKEOVERS + 1):
+        await _die_together(runtime, await claim(runtime, 2))
+    bystander = await submit(runtime)
+    await runtime._commands.call("HSET", redis_keys.job(bystander.id), "takeovers", SUSPECT_TAKEOVERS)
+    one, other = await claim(runtime, 3, worker="worker-2")
+    assert {one.id, other.id} == {first, bystander.id}
+    assert (await _die_together(runtime, [one]))[1] == [first]
+    assert await _die_together(runtime, [other]) == ([bystander.id], [])
+    assert await state_of(runtime, second) is JobState.QUEUED
+
+
+async def test_a_suspect_that_ended_is_no_company(runtime: Runtime) -> None:
+    """The one that still ran when the worker died is to blame."""
+    ids = await submit_many(runtime, 2)
+    for job_id in ids:
+        await runtime._commands.call("HSET", redis_keys.job(job_id), "takeovers", SUSPECT_TAKEOVERS)
+    ended, poison = await claim(runtime, 2)
+    await finish(runtime, ended)
+    assert await _die_together(runtime, [poison]) == ([], [poison.id])

@@ -6,7 +6,7 @@ import pytest
 
 from shared.job import Priority
 from shared.store import redis_keys
-from shared.store.queue import SUSPECT_TAKEOVERS
+from shared.store.queue import ALONE_TAKEOVERS, SUSPECT_TAKEOVERS
 from shared.store.runtime import Runtime
 from tests.conftest import StartRuntime
 from tests.support.redis_servers import RedisUnderTest
@@ -215,9 +215,9 @@ async def test_being_passed_over_costs_no_turn(start_runtime: StartRuntime) -> N
 
 
 async def _suspects(runtime: Runtime, count: int) -> list[str]:
-    """Jobs whose workers have died often enough to make them suspects."""
+    """Jobs that lost their workers together, often enough that each must run apart."""
     ids = await submit_many(runtime, count)
-    for _ in range(SUSPECT_TAKEOVERS):
+    for _ in range(ALONE_TAKEOVERS):
         for claimed in await claim(runtime, count):
             await confirm(runtime, claimed)
         await expire_leases(runtime, *ids)
@@ -225,19 +225,36 @@ async def _suspects(runtime: Runtime, count: int) -> list[str]:
     return ids
 
 
+async def _lone_suspect(runtime: Runtime) -> list[str]:
+    suspect, other = await _suspects(runtime, 2)
+    await runtime.jobs.cancel(other, "tenant-a")
+    return [suspect]
+
+
+async def test_suspects_start_together_until_they_died_together(runtime: Runtime) -> None:
+    """Jobs that lost two workers by chance do not wait for each other."""
+    ids = await submit_many(runtime, 20)
+    for _ in range(SUSPECT_TAKEOVERS):
+        for claimed in await claim(runtime, 20):
+            await confirm(runtime, claimed)
+        await expire_leases(runtime, *ids)
+        assert (await runtime.queue.reap()).back == ids
+    assert len(await claim(runtime, 20, takes_suspect=False)) == 20
+
+
 async def test_a_worker_runs_at_most_one_suspect(runtime: Runtime) -> None:
-    """A suspect's workers have died twice: if the worker dies again, the suspect is known to be the cause."""
+    """Of those that died together: if the worker dies again, the suspect is known to be the cause."""
     one, other = await _suspects(runtime, 2)
     harmless = await submit(runtime)
     assert [found.id for found in await claim(runtime, 10, takes_suspect=True)] == [one, harmless.id]
     assert await claim(runtime, 10, takes_suspect=False) == []
     (found,) = await claim(runtime, 10, worker="worker-2", takes_suspect=True)
-    assert (found.id, found.takeovers) == (other, SUSPECT_TAKEOVERS)
+    assert (found.id, found.takeovers) == (other, ALONE_TAKEOVERS)
 
 
 async def test_a_suspect_does_not_delay_jobs_after_it(runtime: Runtime) -> None:
     """A worker that may not claim it skips it, in the same flow and in others."""
-    (suspect,) = await _suspects(runtime, 1)
+    (suspect,) = await _lone_suspect(runtime)
     same_flow = await submit(runtime)
     other_flow = await submit(runtime, tenant="tenant-b")
     started = {found.id for found in await claim(runtime, 10, takes_suspect=False)}
@@ -247,7 +264,7 @@ async def test_a_suspect_does_not_delay_jobs_after_it(runtime: Runtime) -> None:
 
 async def test_a_suspect_alone_in_its_flow_does_not_delay_other_flows(runtime: Runtime) -> None:
     """Its flow is the next in turn, but has no other job."""
-    await _suspects(runtime, 1)
+    await _lone_suspect(runtime)
     earlier, later = await submit_many(runtime, 2, tenant="tenant-z")
     assert [found.id for found in await claim(runtime, 1, takes_suspect=False)] == [earlier]
     first_flow, second_flow = await members(runtime, f"{redis_keys.SHARD}ready:normal")

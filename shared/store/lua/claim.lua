@@ -1,11 +1,12 @@
 -- uses: bookkeeping, caps, overdue
--- args: worker, #lease_ms, #most, #low_left, #tenant_limit, #suspects_left, #suspect_at, sources, target,
+-- args: worker, #lease_ms, #most, #low_left, #tenant_limit, #suspect_at, #alone_left, #alone_at, sources, target,
 --   expire_sources, expired, time_out_sources, failed, timeout_error, retention, bounds...
 -- CLAIM: gives a worker its next jobs in the fair order, each with a new epoch and its `started` event.
 -- most: how many jobs. low_left: how many of them may be of the lowest band. tenant_limit: running jobs of a tenant
 -- that has no limit of its own (0: no limit).
--- suspect_at: a job with so many takeovers is a suspect, which may be what kills its workers. suspects_left: how many
--- suspects may start (1 or 0). expire_sources to retention: as in EXPIRE.
+-- suspect_at: a job with so many takeovers is a suspect, which may be what kills its workers. alone_at: with so many it
+-- died together with other suspects, and runs apart from its like. alone_left: how many of these may start (1 or 0).
+-- expire_sources to retention: as in EXPIRE.
 -- bounds: name, bound, name, bound, ... of the routes that have one: how many of their jobs may start, or -1 (shut). A
 -- bound with the name '' holds for each route that is not named.
 -- Returns {ms until CLAIM should run again or -1, claim...}, claim = {id, tenant, epoch, now, attempt, next seq,
@@ -170,9 +171,9 @@ for _, owner in ipairs(call('ZRANGEBYSCORE', key_parked(), '-inf', int(now), 'LI
   end
 end
 
--- The flow with the lowest turn of a band that may start a job, and that job. If no suspect may start, up to 32 of them
--- in a flow are skipped. Flows at the front that may not start are looked at only once per script: thousands may wait
--- for a shut route.
+-- The flow with the lowest turn of a band that may start a job, and that job. Up to 32 jobs of a flow that must
+-- run apart are skipped if none may start. Flows at the front that may not start are looked at only once per script:
+-- thousands may wait for a shut route.
 local skipped = {}
 local function first_of(band)
   if band == lowest and low_left <= 0 then return nil end
@@ -196,10 +197,10 @@ local function first_of(band)
       else
         at_front = false
         local id = call('ZRANGE', key_flow(flow), 0, 0)[1]
-        local takeovers = suspects_left > 0 and 0 or call('HGET', key_job(id), 'takeovers')
-        if tonumber(takeovers or 0) < suspect_at then return flow, id end
+        local takeovers = alone_left > 0 and 0 or call('HGET', key_job(id), 'takeovers')
+        if tonumber(takeovers or 0) < alone_at then return flow, id end
         for _, other in ipairs(call('ZRANGE', key_flow(flow), 0, 32)) do
-          if tonumber(call('HGET', key_job(other), 'takeovers') or 0) < suspect_at then return flow, other end
+          if tonumber(call('HGET', key_job(other), 'takeovers') or 0) < alone_at then return flow, other end
         end
         passed_over[flow] = true
       end
@@ -269,7 +270,12 @@ local function start(id, was, flow)
   else
     append(id, job[13], epoch, 0, true, events)
   end
-  if tonumber(job[10] or 0) >= suspect_at then suspects_left = suspects_left - 1 end
+  local takeovers = tonumber(job[10] or 0)
+  if takeovers >= suspect_at then
+    call('HSET', key_suspects(worker), id, int(takeovers))
+    call('EXPIRE', key_suspects(worker), 86400)
+  end
+  if takeovers >= alone_at then alone_left = alone_left - 1 end
   return {id, job[1], int(epoch), int(now), int(attempt), int(#events / 2), started_ms, job[7], job[8],
     job[9] or '0', job[10] or '0', job[11], job[12]}
 end

@@ -1,7 +1,7 @@
 -- uses: bookkeeping
 -- args: #lease_ms, most, sources, queued, #fatal_takeovers, failed, error, retention
 -- REAP: puts jobs whose lease expired back at their old places in the queue. A job that reaches fatal_takeovers fails
--- instead.
+-- instead, unless its worker ran another suspect that may as well be what killed it: one with as many takeovers or more.
 -- Returns {ms until the next lease expires or -1, id, what became of it ('back' or 'failed'), ...}
 write_without_memory()
 stamp_alive(lease_ms)
@@ -11,9 +11,32 @@ if now < grace then
   reply[1] = int(grace - now)
   return reply
 end
+-- The most takeovers that a suspect of the worker had, and how many had as many. Those that this death has put back
+-- still count, so each worker is looked at once.
+local suspects_of = {}
+local function most_suspect(worker)
+  if not suspects_of[worker] then
+    local highest, as_high = 0, 0
+    for _, takeovers in ipairs(call('HVALS', key_suspects(worker))) do
+      takeovers = tonumber(takeovers)
+      if takeovers > highest then highest, as_high = takeovers, 0 end
+      if takeovers == highest then as_high = as_high + 1 end
+    end
+    suspects_of[worker] = {highest, as_high}
+    call('EXPIRE', key_suspects(worker), 60)
+  end
+  return suspects_of[worker][1], suspects_of[worker][2]
+end
+
+local function is_to_blame(worker, takeovers_before)
+  if not worker then return true end
+  local highest, as_high = most_suspect(worker)
+  return highest < takeovers_before or (highest == takeovers_before and as_high <= 1)
+end
+
 for _, id in ipairs(call('ZRANGEBYSCORE', key_running(), '-inf', int(now), 'LIMIT', 0, most)) do
   local job = call('HMGET', key_job(id), 'state', 'tenant', 'flow', 'place', 'epoch', 'started_ms', 'timeout_ms',
-    'confirmed', 'takeovers', 'attempts', 'batch')
+    'confirmed', 'takeovers', 'attempts', 'batch', 'worker')
   if not job[1] or not contains(sources, job[1]) then
     call('ZREM', key_running(), id)
   else
@@ -24,7 +47,8 @@ for _, id in ipairs(call('ZRANGEBYSCORE', key_running(), '-inf', int(now), 'LIMI
     else -- the worker died before it began: no attempt was made
       call('HSET', key_job(id), 'attempts', int(math.max(0, tonumber(job[10] or 1) - 1)))
     end
-    if takeovers >= fatal_takeovers then
+    call('HDEL', key_job(id), 'worker') -- before leave(), so that it stays among the suspects of this death
+    if takeovers >= fatal_takeovers and job[8] and is_to_blame(job[12], takeovers - 1) then
       leave(id, job[2], job[3])
       end_job(id, failed, next_epoch(job[5]), 0, retention, {'error', error})
       reply[#reply + 1] = id

@@ -162,8 +162,9 @@ local function leave(id, tenant, flow)
   stop_waiting(id, tenant)
   call('ZREM', key_deferred(), id)
   dequeue(id, flow)
-  local held = call('HGET', key_job(id), 'held')
-  if held then hold_budget(owners, -held) end
+  local job = call('HMGET', key_job(id), 'held', 'takeovers', 'worker')
+  if job[1] then hold_budget(owners, -job[1]) end
+  if job[2] and job[3] then call('HDEL', key_suspects(job[3]), id) end
   call('HDEL', key_job(id), 'worker', 'confirmed', 'held')
 end
 
