@@ -143,7 +143,7 @@ async def simulator() -> AsyncIterator[Simulator]:
 @pytest.fixture
 async def window(real_redis: RedisUnderTest, simulator: Simulator) -> AsyncIterator[Window]:
     """An API that asks for keys, a worker, and a browser's tab."""
-    settings = {"webhook_allow_networks": "127.0.0.0/8", "webhook_retry_s": (0.05,)}
+    settings: dict[str, Any] = {"webhook_allow_networks": "127.0.0.0/8", "webhook_retry_s": (0.05,)}
     async with (
         serving(real_redis.url, auth="keys", **settings) as served,
         working(real_redis.url, simulator.url, upstream_retry_base_s=0.01, idle_check_s=0, **settings),

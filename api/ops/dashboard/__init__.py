@@ -57,7 +57,8 @@ _FILES: Final = {path.relative_to(STATIC).as_posix(): _read(path) for path in ST
 @router.get("/")
 async def read_page(request: Request) -> Response:
     """The page."""
-    return _response(request, "index.html")
+    # The router takes "/\n" for "/" too: its pattern ends with $.
+    return _response(request, "index.html" if request.scope["path"] == "/" else "")
 
 
 class Config(msgspec.Struct, frozen=True):

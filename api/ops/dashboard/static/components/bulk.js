@@ -2,6 +2,7 @@
 import { html, useEffect, useRef, useState } from "../vendor/preact.js";
 import { get, post } from "../api.js";
 import { number } from "../format.js";
+import { newKey } from "../transfer.js";
 import { Failure } from "./failure.js";
 
 const LOOK_MS = 700;
@@ -35,7 +36,7 @@ export function Bulk({ who, filter }) {
   async function begin() {
     dialog.current.close();
     try {
-      setOperation(await post(`/v1/jobs/${asked.action}`, { filter }, { headers: { "Idempotency-Key": crypto.randomUUID() } }));
+      setOperation(await post(`/v1/jobs/${asked.action}`, { filter }, { headers: { "Idempotency-Key": newKey() } }));
     } catch (failure) {
       setError(failure);
     }

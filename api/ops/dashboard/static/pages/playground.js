@@ -128,7 +128,7 @@ export function Playground({ who }) {
             <input name="model" list="models" placeholder="the default" spellcheck="false" />
             <datalist id="models">${models.map((model) => html`<option value=${model.id}></option>`)}</datalist>
           </label>
-          <label>Most tokens <input name="max_tokens" type="number" min="1" value="1024" /></label>
+          <label>Most tokens <input name="max_tokens" type="number" min="1" defaultValue="1024" /></label>
           <label>Priority
             <select name="priority">
               ${["normal", "high", "low"].map((name) => html`<option value=${name}>${name}</option>`)}
