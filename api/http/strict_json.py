@@ -113,7 +113,7 @@ def _refuse_depth_and_nul(data: Any) -> None:
                 continue
             for name, child in node.items():
                 open_nodes.append((name, depth + 1, where))
-                open_nodes.append((child, depth + 1, pointer(where, name) if depth < 3 else where))
+                open_nodes.append((child, depth + 1, pointer(where, name) if depth == 1 else where))
 
 
 def _members_of(data: Any) -> int:

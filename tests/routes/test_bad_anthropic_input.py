@@ -288,6 +288,15 @@ async def _assert_whole(api: CalledApi, path: str, batch_id: str) -> None:
     assert (await api.http.post(f"{path}/{batch_id}/cancel")).status_code == 200
 
 
+async def test_no_name_inside_an_unknown_member_is_repeated(api: CalledApi) -> None:
+    """What is in it is the caller's own: only the member itself is named."""
+    for inside in ({"requests": "\0"}, [{CANARY: "\0"}], {CANARY: {"a": "\0"}}):
+        for path in (_MESSAGES, "/v1/jobs"):
+            response = await api.http.post(path, json={CANARY: inside, "model": "m"})
+            _assert_answered(response, path)
+            assert response.status_code == 400
+
+
 @pytest.mark.timeout(120)
 @_some
 @given(body=_bodies)
