@@ -93,9 +93,14 @@ async def retry_jobs(request: Request, api: Api, caller: Submitter) -> Response:
 
     Needs the scope ``read`` too. A limit makes it wait.
     """
+    _check_may_read(caller)
+    return await _begin(request, api, caller, OperationAction.RETRY)
+
+
+def _check_may_read(caller: Caller) -> None:
+    """Raises Forbidden without the scope. A count of the jobs that a filter finds says what is in them."""
     if Scope.READ not in caller.scopes:
         raise Forbidden(f"The key lacks the scope {Scope.READ}.")
-    return await _begin(request, api, caller, OperationAction.RETRY)
 
 
 async def _begin(request: Request, api: ApiState, caller: Caller, action: OperationAction) -> Response:
@@ -104,6 +109,7 @@ async def _begin(request: Request, api: ApiState, caller: Caller, action: Operat
     asked = read(OperationRequest, body)
     wanted = asked.wanted
     if asked.dry_run:
+        _check_may_read(caller)
         return json_response(await _dry_run(api, caller, action, wanted))
     operation_id, is_replayed = await api.runtime.operations.create(
         caller,

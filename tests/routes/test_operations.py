@@ -248,6 +248,17 @@ async def test_each_action_needs_its_scopes(start_api: StartApi) -> None:
             assert response.status_code == (202 if action in allowed else 403), (scopes, action)
 
 
+async def test_a_dry_run_needs_read_too(start_api: StartApi) -> None:
+    """A count by a filter says what is in the jobs."""
+    api = await start_api(auth="keys")
+    for scopes, status in (({Scope.CANCEL}, 403), ({Scope.CANCEL, Scope.READ}, 200)):
+        headers = {"x-api-key": (await _key(api, scopes)).text}
+        for action in ("cancel", "erase"):
+            body = {"all": True, "dry_run": True}
+            response = await api.http.post(f"/v1/jobs/{action}", json=body, headers=headers)
+            assert response.status_code == status, (scopes, action)
+
+
 async def test_an_operation_ends_with_its_key(start_api: StartApi) -> None:
     """A stolen key that is revoked retries nothing more."""
     api = await start_api(auth="keys")
