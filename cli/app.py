@@ -381,6 +381,7 @@ def tenants_set(
     end_user_usd_per_month: Dollars = None,
     log_retention_s: Retention = None,
     result_retention_s: Retention = None,
+    as_json: Json = False,
 ) -> None:
     """Set the given options and keep the others. 0 removes a limit. The limits of end users hold for each of them."""
     from cli.tenants import set_tenant
@@ -401,37 +402,39 @@ def tenants_set(
             "log_retention_s": log_retention_s,
             "result_retention_s": result_retention_s,
         },
+        as_json=as_json,
     )
 
 
 @tenants.command("show")
-def tenants_show(tenant: Tenant) -> None:
+def tenants_show(tenant: Tenant, as_json: Json = False) -> None:
     """Print a tenant's settings."""
     from cli.tenants import show_tenant
 
-    show_tenant(tenant)
+    show_tenant(tenant, as_json=as_json)
 
 
 @tenants.command("list")
-def tenants_list() -> None:
+def tenants_list(as_json: Json = False) -> None:
     """Print all tenants that have settings."""
     from cli.tenants import list_tenants
 
-    list_tenants()
+    list_tenants(as_json=as_json)
 
 
 @tenants.command("clear")
-def tenants_clear(tenant: Tenant) -> None:
+def tenants_clear(tenant: Tenant, as_json: Json = False) -> None:
     """Remove all settings of a tenant."""
     from cli.tenants import clear_tenant
 
-    clear_tenant(tenant)
+    clear_tenant(tenant, as_json=as_json)
 
 
 @tenants.command("erase")
 def tenants_erase(
     tenant: Tenant,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Erase all that belongs to a tenant, its keys, usage and settings too. Safe to run again."""
     from cli.erase_tenant import erase_tenant
@@ -442,7 +445,7 @@ def tenants_erase(
         typer.confirm(
             f"Erase all jobs and batches of {tenant}, running ones too, its keys, usage and settings?", abort=True
         )
-    erase_tenant(tenant)
+    erase_tenant(tenant, as_json=as_json)
 
 
 keys = typer.Typer(help="API keys. Connects to Redis, not to the API.", no_args_is_help=True)

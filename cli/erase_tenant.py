@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 from cli.errors import CommandError
+from cli.output import put_json
 from cli.serve import read_settings
 from cli.terminal import note
 from shared.errors import Problem
@@ -16,17 +17,20 @@ from shared.store.runtime import open_runtime
 
 _TIMEOUT_S: Final = 10.0
 _PROGRESS_EVERY_S: Final = 1.0
+_COUNTS: Final = [name for name in Erasure._fields if name not in ("since_ms", "step")]
 
 
-def erase_tenant(tenant: str) -> None:
+def erase_tenant(tenant: str, *, as_json: bool) -> None:
     """Erase the tenant and note the progress. Raises CommandError if Redis fails; it can then be run again."""
     try:
-        asyncio.run(_erase(tenant))
+        last = asyncio.run(_erase(tenant))
     except Problem as problem:
         raise CommandError(f"{problem.detail} {tenant} is erased only in part: run the command again.") from None
+    if as_json:
+        put_json({"name": tenant, "erased": {name: getattr(last, name, 0) for name in _COUNTS}})
 
 
-async def _erase(tenant: str) -> None:
+async def _erase(tenant: str) -> Erasure | None:
     async with open_runtime(read_settings(), process_name="tokenspool-erase", timeout_s=_TIMEOUT_S) as runtime:
         erasures = runtime.erasures
         await erasures.begin(tenant)
@@ -39,6 +43,7 @@ async def _erase(tenant: str) -> None:
     if last:
         note(_text(last))
     note(f"nothing is left of {tenant}")
+    return last
 
 
 def _text(erasure: Erasure) -> str:

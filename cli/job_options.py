@@ -1,6 +1,6 @@
-"""The options of a job and of a batch, as options of the commands that submit one.
+"""The options of a job and of a batch, and the conditions by which jobs are found, as options of commands.
 
-They are declared once, in api/jobs/request.py, which needs half a second of imports. So `python -m scripts.generate_docs` writes what a
+They are declared once, in api/jobs/, which needs half a second of imports. So `python -m scripts.generate_docs` writes what a
 command line needs of them to job_options.json.
 """
 
@@ -27,34 +27,19 @@ _enum: Final[Any] = StrEnum  # mypy knows only those whose members are written o
 _KINDS: Final[dict[str, Any]] = {"integer": int, "text": str, "flag": bool, "list": list[str], "pairs": list[str]}
 
 
-FILTER: Final[Rows] = (
-    {
-        "name": "status",
-        "kind": "text",
-        "values": ["queued", "running", "succeeded", "failed", "cancelled", "expired"],
-        "help": "Where the jobs are.",
-    },
-    {"name": "model", "kind": "text", "help": "The model that was asked for."},
-    {"name": "tag", "kind": "text", "help": "One of the jobs' tags."},
-    {"name": "metadata", "kind": "pairs", "help": "Members of the jobs' metadata, each with its whole value."},
-    {"name": "end_user", "kind": "text", "help": "The end user for whom the jobs were submitted."},
-    {"name": "key_id", "kind": "text", "help": "The API key that submitted the jobs."},
-    {"name": "error_code", "kind": "text", "help": "The error.code of failed jobs."},
-    {"name": "created_after", "kind": "text", "help": "Created at this time (RFC 3339) or later."},
-    {"name": "created_before", "kind": "text", "help": "Created before this time (RFC 3339)."},
-    {"name": "batch_id", "kind": "text", "help": "Items of this batch; without it there are no items of batches."},
-)
-"""The conditions of `jobs list`, and of `jobs cancel`, `retry` and `erase`."""
-
-
 def takes_job_options(of: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the options of a ``job`` or a ``batch``. It gets those that were given as ``options``."""
-    return _takes(json.loads(FILE.read_text(encoding="utf-8"))[of], panel="Options of the job")
+    return _takes(_rows(of), panel="Options of the job")
 
 
 def takes_filter(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the conditions by which jobs are found, as ``options``."""
-    return _takes(FILTER, panel="Conditions, all of which the jobs meet")(command)
+    """Gives a command the conditions of `jobs list` and of operations, as ``options``."""
+    return _takes(_rows("filter"), panel="Conditions, all of which the jobs meet")(command)
+
+
+def _rows(of: str) -> Rows:
+    rows: Rows = json.loads(FILE.read_text(encoding="utf-8"))[of]
+    return rows
 
 
 def _takes(rows: Rows, *, panel: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
 from cli.errors import CommandError
+from cli.output import put_json
 from cli.serve import read_settings
 from shared.api_key import TENANT
 from shared.errors import Problem
@@ -16,30 +17,30 @@ T = TypeVar("T")
 _TIMEOUT_S: Final = 5.0
 
 
-def set_tenant(tenant: str, chosen: Mapping[str, float | None]) -> None:
+def set_tenant(tenant: str, chosen: Mapping[str, float | None], *, as_json: bool) -> None:
     """Set the chosen options and print the result. 0 removes a limit."""
     changes = stored_settings({option: value for option, value in chosen.items() if value is not None})
     if not changes:
         raise CommandError("Nothing to set: give at least one limit (see --help).", 2)
     check_tenant(tenant)
-    _show(tenant, _run(lambda runtime: runtime.tenants.set(tenant, changes)))
+    _show(tenant, _run(lambda runtime: runtime.tenants.set(tenant, changes)), as_json=as_json)
 
 
-def show_tenant(tenant: str) -> None:
+def show_tenant(tenant: str, *, as_json: bool) -> None:
     check_tenant(tenant)
-    _show(tenant, _run(lambda runtime: runtime.tenants.get(tenant)))
+    _show(tenant, _run(lambda runtime: runtime.tenants.get(tenant)), as_json=as_json)
 
 
-def list_tenants() -> None:
+def list_tenants(*, as_json: bool) -> None:
     """Print every tenant that has settings, with them."""
     for tenant, settings in _run(lambda runtime: runtime.tenants.list()).items():
-        _show(tenant, settings)
+        _show(tenant, settings, as_json=as_json)
 
 
-def clear_tenant(tenant: str) -> None:
+def clear_tenant(tenant: str, *, as_json: bool) -> None:
     check_tenant(tenant)
     _run(lambda runtime: runtime.tenants.clear(tenant))
-    _show(tenant, TenantSettings())
+    _show(tenant, TenantSettings(), as_json=as_json)
 
 
 def check_tenant(tenant: str) -> None:
@@ -65,6 +66,9 @@ def _run(ask: Callable[[Runtime], Awaitable[T]]) -> T:
     return ask_redis(ask, process_name="tokenspool-tenants")
 
 
-def _show(tenant: str, settings: TenantSettings) -> None:
+def _show(tenant: str, settings: TenantSettings, *, as_json: bool) -> None:
+    if as_json:
+        put_json({"name": tenant, "settings": shown_settings(settings)})
+        return
     shown = [f"{option}={value:.12g}" for option, value in shown_settings(settings).items() if value]
     print(tenant, *(shown or ["(nothing set)"]))

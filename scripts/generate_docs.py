@@ -245,9 +245,9 @@ def _default(name: str, field: FieldInfo) -> str:
 
 
 def job_options() -> str:
-    """What cli/job_options.json holds: the options of a job and of a batch, one in a line."""
-    schemas = schemas_of([JobOptions, BatchOptions])
-    forms = {"job": "JobOptions", "batch": "BatchOptions"}
+    """What cli/job_options.json holds: the options of a job and of a batch, and the conditions of a filter, one in a line."""
+    schemas = schemas_of([JobOptions, BatchOptions, JobFilterRequest])
+    forms = {"job": "JobOptions", "batch": "BatchOptions", "filter": "JobFilterRequest"}
     lists = [
         f"{json.dumps(form)}: [\n" + ",\n".join(map(json.dumps, _options_of(schemas[name], schemas))) + "\n]"
         for form, name in forms.items()

@@ -50,11 +50,11 @@ class JobFilterRequest(Body):
     error_code: Annotated[str | None, BeforeValidator(_code)] = None
     """The ``error.code`` of failed jobs."""
     created_after_ms: Annotated[_Time, Field(alias="created_after")] = None
-    """Created at this time or later."""
+    """Created at this time (RFC 3339) or later."""
     created_before_ms: Annotated[_Time, Field(alias="created_before")] = None
-    """Created before this time."""
+    """Created before this time (RFC 3339)."""
     batch_id: Annotated[str | None, Text()] = None
-    """Items of this batch, the last line first."""
+    """Items of this batch, the last line first; without it there are no items of batches."""
 
     @property
     def wanted(self) -> JobFilter:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import re
 import sys
 from collections.abc import Awaitable, Callable
@@ -44,6 +45,23 @@ def test_a_tiny_limit_does_not_count_as_no_limit(tokenspool: Tokenspool) -> None
     tokenspool("tenants", "set", "acme", "--usd-per-day", "1e-10", "--queued-jobs", "5")
     assert tokenspool("tenants", "show", "acme").out == "acme queued_jobs=5 usd_per_day=1e-09\n"
     assert tokenspool("tenants", "set", "acme", "--usd-per-day", "0").out == "acme queued_jobs=5\n"
+
+
+def test_each_subcommand_prints_json(tokenspool: Tokenspool) -> None:
+    """All settings by name, null where none is set; of an erasure, the counts."""
+    shown = json.loads(tokenspool("tenants", "set", "acme", "--queued-jobs", "5", "--usd-per-day", "0.5", "--json").out)
+    assert shown["name"] == "acme"
+    assert {name: value for name, value in shown["settings"].items() if value is not None} == {
+        "queued_jobs": 5,
+        "usd_per_day": 0.5,
+    }
+    assert json.loads(tokenspool("tenants", "show", "acme", "--json").out) == shown
+    assert [json.loads(line) for line in tokenspool("tenants", "list", "--json").out.splitlines()] == [shown]
+    cleared = json.loads(tokenspool("tenants", "clear", "acme", "--json").out)
+    assert (cleared["name"], set(cleared["settings"].values())) == ("acme", {None})
+    erased = json.loads(tokenspool("tenants", "erase", "acme", "--yes", "--json").out)
+    assert erased["name"] == "acme"
+    assert erased["erased"]["jobs_erased"] == 0
 
 
 def test_limits_of_each_end_user_are_set_and_shown(tokenspool: Tokenspool) -> None:
