@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+from typing import Final
 
 import msgspec
 from fastapi import APIRouter
@@ -14,6 +15,8 @@ from api.http.body import read_json
 from api.http.members import Body, read
 from api.http.responses import json_response
 from shared.errors import NotFound
+
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1"})
 
 router = APIRouter(include_in_schema=False)
 
@@ -33,7 +36,9 @@ class Killed(msgspec.Struct, frozen=True):
 
 @router.post("/dev/kill-worker")
 async def kill_worker(request: Request, api: Api, caller: Operator) -> Response:
-    """Kill a worker of this machine by SIGKILL. 404 if no such worker lives here."""
+    """Kill a worker of this machine by SIGKILL. 404 if no such worker lives here, and for a caller from elsewhere."""
+    if request.client is None or request.client.host not in _LOOPBACK:
+        raise NotFound
     name = read(KillRequest, await read_json(request, caller)).worker
     host, pid = _place_of(name)
     living = [facts["name"] for facts in await api.runtime.workers.living()]

@@ -12,6 +12,7 @@ from shared.api_key import DEFAULT_SCOPES, Scope
 from shared.limits import NO_LIMITS
 from tests.dashboard.conftest import MODEL, Serve, Tab, a_tab
 from tests.support.browser import CHROMIUM
+from tests.support.deployment import a_deployment, a_simulator
 from tests.support.follower import ask
 from tests.support.served import Served
 from tests.support.wait import wait_until
@@ -130,7 +131,11 @@ async def test_one_job_shows_why_it_waits_and_what_was_tried(serve: Serve) -> No
         await tab.shows("upstream_truncated")
         assert await tab.page.run("document.querySelectorAll('.timeline rect').length") >= 4
         await tab.press("Replay")
-        await tab.shows("w.2.4")
+
+        async def is_replayed() -> bool:
+            return await tab.page.text("dialog .answer") == "".join(f"w.2.{number} " for number in range(5))
+
+        await wait_until(is_replayed, "the answer of the second attempt alone")
         await _picture(tab, "job-ended")
 
 
@@ -202,3 +207,21 @@ async def test_the_overview_shows_what_the_api_says(serve: Serve) -> None:
         assert await tab.page.run("document.querySelectorAll('.lines svg[role=img]').length") == 4
         await tab.shows(stats["workers"][0]["name"])
         await _picture(tab, "overview")
+
+
+async def test_a_killed_worker_is_replaced_before_ones_eyes(tmp_path: Path) -> None:
+    """Real processes: the button kills the worker that writes, the other one takes over, and the text is whole."""
+    with a_simulator(tmp_path) as llm, a_deployment(llm, TOKENSPOOL_DEV_CONTROLS="on") as deployment:
+        await deployment.make_whole(apis=1, workers=2)
+        async with a_tab(deployment.apis[0].url) as tab:
+            await tab.open("playground")
+            await tab.shows("No job yet")
+            await tab.fill("textarea", "nonce=k tokens=100 gap-ms=50")
+            await tab.press("Submit")
+            await tab.shows("k.1.5")
+            await tab.press("Kill the worker")
+            await tab.shows("you killed")
+            await tab.shows("begins anew (worker_lost)")
+            await tab.shows("succeeded")
+            assert (await tab.page.text(".answer")).split() == [f"k.2.{number}" for number in range(100)]
+            await _picture(tab, "takeover")

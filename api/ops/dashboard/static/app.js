@@ -31,7 +31,20 @@ const PAGES = [
 function placeOf(hash) {
   const [path, search = ""] = hash.replace(/^#\/?/, "").split("?");
   const [page = "", id = ""] = path.split("/");
-  return { page, id: decodeURIComponent(id), search: new URLSearchParams(search) };
+  return { page, id: decoded(id), search: new URLSearchParams(search) };
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // "%" alone
+  }
+}
+
+function toContent(event) {
+  event.preventDefault(); // the hash names the page
+  document.getElementById("main").focus();
 }
 
 function usePlace() {
@@ -67,7 +80,7 @@ function App() {
   const page = pages.find((one) => one.path === place.page) ?? pages[0];
   const Shown = place.id && page?.one ? page.one : page?.component;
   return html`
-    <a class="skip" href="#main">To the content</a>
+    <a class="skip" href="#main" onClick=${toContent}>To the content</a>
     <header>
       <a class="name" href="#/">tokenspool</a>
       <nav aria-label="Pages">
@@ -96,8 +109,17 @@ function Tenant({ session }) {
     return html`<span class="tenant" title="The tenant of the key">${who.tenant}</span>
       <button type="button" class="plain" onClick=${session.signOut}>Sign out</button>`;
   }
+  async function change({ target }) {
+    try {
+      await session.actFor(target.value);
+      target.setCustomValidity("");
+    } catch (failure) {
+      target.setCustomValidity(failure.problem?.errors?.[0]?.detail ?? failure.message);
+      target.reportValidity();
+    }
+  }
   return html`<label class="tenant">Tenant
-    <input value=${who.tenant} size="10" spellcheck="false" onChange=${(event) => session.actFor(event.target.value)} />
+    <input defaultValue=${who.tenant} size="10" spellcheck="false" onChange=${change} onInput=${({ target }) => target.setCustomValidity("")} />
   </label>`;
 }
 

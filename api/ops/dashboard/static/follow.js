@@ -3,6 +3,7 @@ import { events } from "./api.js";
 
 export const ENDS = ["succeeded", "failed", "cancelled", "expired"];
 const AGAIN_MS = 1000;
+const LONGEST_PAUSE_MS = 15_000;
 
 // Calls on(event) for each event, over as many connections as it takes, until the job's end (a batch's: ["ended"]).
 // on({name: "connected" | "cut"}) says how the connection does; neither has data. Returns {cut(), stop()}.
@@ -10,6 +11,7 @@ export function follow(path, on, ends = ENDS) {
   let last = null;
   let connection = null;
   let isOver = false;
+  let pauseMs = AGAIN_MS;
 
   async function run() {
     while (!isOver) {
@@ -17,19 +19,22 @@ export function follow(path, on, ends = ENDS) {
       try {
         for await (const event of events(path, { after: last, signal: connection.signal })) {
           if (event.id) last = event.id;
+          pauseMs = AGAIN_MS;
           if (isOver) return;
           on(event);
           if (ends.includes(event.name)) isOver = true;
         }
       } catch (error) {
-        if (!isOver && error.status >= 400 && error.status < 500) {
+        // A rate limit passes; any other refusal stays.
+        if (!isOver && error.status >= 400 && error.status < 500 && error.status !== 429) {
           isOver = true;
           on({ name: "refused", error });
         }
       }
       if (!isOver) {
         on({ name: "cut", id: last });
-        await new Promise((resume) => setTimeout(resume, AGAIN_MS));
+        await new Promise((resume) => setTimeout(resume, pauseMs * (0.75 + Math.random() / 2)));
+        pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS);
       }
     }
   }

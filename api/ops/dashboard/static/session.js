@@ -51,9 +51,15 @@ export function useSession() {
       actAs(null, null);
       setWho(null);
     },
-    actFor(tenant) {
+    // Throws if the API refuses the name; then everything stays as it is.
+    async actFor(tenant) {
       actAs(null, tenant);
-      ask();
+      try {
+        setWho(await look());
+      } catch (failure) {
+        actAs(null, who.tenant);
+        throw failure;
+      }
     },
   };
 }

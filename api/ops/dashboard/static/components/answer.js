@@ -16,7 +16,7 @@ export function Answer({ text, isLive }) {
     isAtEnd.current = target.scrollTop + target.clientHeight >= target.scrollHeight - 30;
   };
   return html`
-    <div class=${`answer${isLive ? " live" : ""}`} ref=${box} onScroll=${onScroll} tabindex="0" aria-label="Answer">
+    <div class=${`answer${isLive ? " live" : ""}`} ref=${box} onScroll=${onScroll} tabindex="0" role="region" aria-label="Answer">
       ${pieces.map((piece, number) => html`<span key=${number}>${piece}</span>`)}${isLive && html`<i class="caret"></i>`}
     </div>
   `;

@@ -20,7 +20,9 @@ export function useLive(on = []) {
           }
           if (!isOver) setLive((before) => ({ ...before, isCut: true }));
         } catch (error) {
-          if (!isOver) setLive((before) => ({ ...before, isCut: true, error: error.status ? error : null }));
+          if (isOver) return;
+          if ([401, 403].includes(error.status)) isOver = true;
+          setLive((before) => ({ ...before, isCut: true, error: error.status ? error : null }));
         }
         if (!isOver) await new Promise((resume) => setTimeout(resume, AGAIN_MS));
       }

@@ -21,16 +21,18 @@ export function JobPage({ who, id }) {
       if (found.result) setAnswer(textOf(found.result));
       else if (found.partial) setAnswer(found.partial.text);
       setAttempts((await get(`/v1/jobs/${encodeURIComponent(id)}/attempts`)).data);
+      return ENDS.includes(found.status);
     } catch (failure) {
       setError(failure);
+      return false;
     }
   }
 
   useEffect(() => {
     let following = null;
     let isOver = false;
-    load().then(() => {
-      if (isOver) return;
+    load().then((isEnded) => {
+      if (isOver || isEnded) return;
       following = follow(`/v1/jobs/${encodeURIComponent(id)}/events`, (event) => {
         if (isOver || event.name === "refused") return;
         if (["delta", "reset", "snapshot"].includes(event.name)) setAnswer((text) => answerAfter(text, event));
@@ -168,18 +170,20 @@ function Replay({ job }) {
   function play() {
     dialog.current.showModal();
     setText("");
-    const deltas = [];
+    const shown = [];
     const playing = follow(`/v1/jobs/${job.id}/events`, (event) => {
-      if (event.name === "delta") deltas.push(JSON.parse(event.data).text);
-      if (event.name === "snapshot") deltas.push(JSON.parse(event.data).text ?? "");
+      if (["delta", "reset", "snapshot"].includes(event.name)) shown.push(event);
       if (!ENDS.includes(event.name)) return;
       playing.stop();
-      const pauseMs = (job.timing.total_ms - job.timing.first_token_ms) / Math.max(deltas.length, 1);
+      const pauseMs = (job.timing.total_ms - job.timing.first_token_ms) / Math.max(shown.length, 1);
       const begun = performance.now();
+      let answer = "";
+      let at = 0;
       const step = () => {
-        const due = Math.min(deltas.length, Math.ceil((performance.now() - begun) / pauseMs));
-        setText(deltas.slice(0, due).join(""));
-        if (due < deltas.length) timer.current = setTimeout(step, Math.max(pauseMs, 16));
+        const due = Math.min(shown.length, Math.ceil((performance.now() - begun) / pauseMs));
+        while (at < due) answer = answerAfter(answer, shown[at++]);
+        setText(answer);
+        if (at < shown.length) timer.current = setTimeout(step, Math.max(pauseMs, 16));
       };
       step();
     });

@@ -96,7 +96,9 @@ export function Playground({ who }) {
   async function kill() {
     try {
       const { data } = await get(`${job.urls.self}/attempts`);
-      const { worker } = data.findLast((one) => one.ended_at === null) ?? data.at(-1);
+      const attempt = data.findLast((one) => one.ended_at === null);
+      if (!attempt) return; // it has just ended
+      const { worker } = attempt;
       await post("/dev/kill-worker", { worker });
       setView((last) => ({ ...last, story: [...last.story, { at: new Date(), text: `you killed ${worker}: another one takes over` }] }));
     } catch (failure) {
