@@ -226,7 +226,9 @@ class WorkerUnderTest:
         if client is not None:
             for provider in self.providers.values():
                 provider._messages = provider._completions = client
-        runtime = cast("Runtime", SimpleNamespace(log=self._store, queue=self._store, upstreams=self._store))
+        runtime = cast(
+            "Runtime", SimpleNamespace(log=self._store, queue=self._store, upstreams=self._store, figures=None)
+        )
         self._contexts: dict[Dialect, RunContext] = {
             dialect: dataclasses.replace(
                 run_context(runtime, settings[dialect], {PROVIDER_OF[dialect]: provider}, cast("Logger", _Silent())),

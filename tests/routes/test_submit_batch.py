@@ -289,7 +289,7 @@ async def test_a_batch_larger_than_the_queue_is_503_and_leaves_nothing(start_api
 
 async def test_an_api_that_reads_a_batch_serves_others_meanwhile(served: Served) -> None:
     """Parsing yields to the event loop every few milliseconds."""
-    async with httpx2.AsyncClient(base_url=served.url) as client:
+    async with httpx2.AsyncClient(base_url=served.url, timeout=50) as client:
         submitting = asyncio.create_task(client.post("/v1/batches", content=as_lines(20_000), headers=LINES))
         answered = 0
         while not submitting.done():

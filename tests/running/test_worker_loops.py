@@ -213,6 +213,7 @@ async def test_what_a_worker_reports_about_itself(crew: Crew) -> None:
         "concurrency": "7",
         "draining": "0",
         "strays": "0",
+        "tokens_per_s": "0.0",
         "redis_problems": "[]",
     }
     await hand.drained()

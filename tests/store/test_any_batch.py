@@ -36,7 +36,16 @@ from shared.store.batches import Known, Order
 from shared.store.idempotency import fingerprint_of
 from shared.store.jobs import Created, Replayed
 from shared.store.log import REFUSED
-from shared.store.queue import FATAL_TAKEOVERS, SUSPECT_TAKEOVERS, UNPRICED, Claim, Cost, Ending, Finished
+from shared.store.queue import (
+    ALONE_TAKEOVERS,
+    FATAL_TAKEOVERS,
+    SUSPECT_TAKEOVERS,
+    UNPRICED,
+    Claim,
+    Cost,
+    Ending,
+    Finished,
+)
 from shared.store.runtime import Runtime, open_runtime
 from tests.support.builders import a_bad_line, a_batch_id, a_line, a_submission, a_text_delta
 from tests.support.redis_servers import RedisUnderTest
@@ -251,6 +260,9 @@ class AnyBatch(RuleBasedStateMachine):
         """All jobs by id, including items."""
         self.batches: list[Sent] = []
         self.keys: dict[tuple[str, str], Known] = {}
+        self.suspects: dict[str, int] = {}
+        """Takeovers of the suspects that the worker runs, or ran when it was taken for dead."""
+        self.fallen: set[str] = set()
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(coroutine)
@@ -545,7 +557,10 @@ class AnyBatch(RuleBasedStateMachine):
             assert (job.state, job.is_deferred) == (JobState.QUEUED, False)
             assert found.takeovers == job.takeovers
             assert (found.spec.batch_id, found.tenant) == (job.batch and job.batch.id, job.tenant)
-            suspects_left -= job.takeovers >= SUSPECT_TAKEOVERS
+            suspects_left -= job.takeovers >= ALONE_TAKEOVERS
+            if job.takeovers >= SUSPECT_TAKEOVERS:
+                self.suspects[job.id] = job.takeovers
+                self.fallen.discard(job.id)
             job.state, job.held, job.next_seq, job.has_started = JobState.RUNNING, found, found.next_seq, True
         lows = sum(self.jobs[found.id].priority is Priority.LOW for found in claims)
         assert len(claims) <= count
@@ -554,7 +569,7 @@ class AnyBatch(RuleBasedStateMachine):
         if len(claims) < count:  # no job is passed over without a reason
             for job in self.jobs_in(JobState.QUEUED):
                 is_kept_back = job.priority is Priority.LOW and lows == low_count
-                is_suspect = job.takeovers >= SUSPECT_TAKEOVERS and suspects_left == 0
+                is_suspect = job.takeovers >= ALONE_TAKEOVERS and suspects_left == 0
                 assert job.is_deferred or is_kept_back or is_suspect
         return claims
 
@@ -676,13 +691,17 @@ class AnyBatch(RuleBasedStateMachine):
             return await self.runtime.queue.reap()
 
         reaped = self.run(die())
+        company = {name: n for name, n in self.suspects.items() if name in self.fallen or self.jobs[name].held}
         failed = set()
         for job in dead:
-            job.takeovers += have_renewed or job.is_confirmed
-            if job.takeovers >= FATAL_TAKEOVERS:
+            had_begun = have_renewed or job.is_confirmed
+            job.takeovers += had_begun
+            others = [n for name, n in company.items() if name != job.id]
+            if had_begun and job.takeovers >= FATAL_TAKEOVERS and all(n < job.takeovers - 1 for n in others):
                 failed.add(job.id)
-                event("an item cost three workers" if job.batch else "a job cost three workers")
+                event("an item cost its workers" if job.batch else "a job cost its workers")
             job.stop(JobState.FAILED if job.id in failed else JobState.QUEUED)
+        self.fallen |= {job.id for job in dead if job.id in company}
         assert set(reaped.failed) == failed
         assert set(reaped.back) == {job.id for job in dead} - failed
 
@@ -904,7 +923,7 @@ class AnyBatch(RuleBasedStateMachine):
         names = await all_keys(self.runtime._commands)
         assert {kind_of(name) for name in names} <= {
             "job", "result", "log", "index", "labels", "idempotency", "turns", "clock", "held_bytes", "kept_bytes", "kept_due", "places", "picks", "alive", "grace", "hungry",
-            "spend", "key_limits", "pace", "ended",
+            "spend", "key_limits", "pace", "ended", "suspects",
         }  # fmt: skip
         ids = {batch.id for batch in self.batches} | {job.id for batch in self.batches for job in batch.jobs}
         assert [name for name in names if name.rpartition(":")[2] in ids] == []

@@ -1,7 +1,8 @@
 -- uses: bookkeeping
 -- args: #lease_ms, most, sources, queued, #fatal_takeovers, failed, error, retention
 -- REAP: puts jobs whose lease expired back at their old places in the queue. A job that reaches fatal_takeovers fails
--- instead, unless its worker ran another suspect that may as well be what killed it: one with as many takeovers or more.
+-- instead, unless its worker ran another suspect that may as well be what killed it: one with as many takeovers or
+-- more.
 -- Returns {ms until the next lease expires or -1, id, what became of it ('back' or 'failed'), ...}
 write_without_memory()
 stamp_alive(lease_ms)
