@@ -13,7 +13,7 @@ from tests.support.story import assert_saw
 from tests.support.wait import wait_until
 
 LEASE_S = 0.6
-LONG = "tokens=60 gap-ms=10"
+LONG = "tokens=150 gap-ms=20"
 """Longer than a lease."""
 
 
