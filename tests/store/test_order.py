@@ -243,7 +243,7 @@ async def test_suspects_start_together_until_they_died_together(runtime: Runtime
 
 
 async def test_a_worker_runs_at_most_one_suspect(runtime: Runtime) -> None:
-    """Of those that died together: if the worker dies again, the suspect is known to be the cause."""
+    """Jobs that lost a worker together run apart afterwards, so the next death shows which of them was the cause."""
     one, other = await _suspects(runtime, 2)
     harmless = await submit(runtime)
     assert [found.id for found in await claim(runtime, 10, takes_suspect=True)] == [one, harmless.id]

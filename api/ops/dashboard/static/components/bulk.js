@@ -7,8 +7,8 @@ import { Failure } from "./failure.js";
 
 const LOOK_MS = 700;
 const ACTIONS = {
-  retry: { title: "Retry all that match", scopes: ["submit", "read"], done: "retried", counted: "retried" },
-  cancel: { title: "Cancel all that match", scopes: ["cancel"], done: "cancelled", counted: "cancelled" },
+  retry: { title: "Retry all that match", scopes: ["submit", "read"] },
+  cancel: { title: "Cancel all that match", scopes: ["cancel"] },
 };
 
 export function Bulk({ who, filter }) {

@@ -158,8 +158,8 @@ function Attempts({ attempts }) {
   `;
 }
 
-// Plays the job's log again at its own speed, as a follower saw it. The ids of events are times in the log's epoch, so the
-// pace is that of the text: equal parts of the time from the first token to the end.
+// Plays the job's log again, as a follower saw it. The log has no time of each event, so they come evenly, in the time that
+// the answer took from its first token to the end.
 function Replay({ job }) {
   const [text, setText] = useState(null);
   const timer = useRef(null);
